@@ -1,0 +1,13 @@
+//! What is known: the model and its shapes, the plan of a step, parameters and their slices, the counter-based random
+//! numbers, the learning-rate schedule, and the conversion between wire and domain.
+//!
+//! Not here: sockets, clocks, threads of our own, files, tokio. Everything is a value or a pure function.
+
+pub mod batch;
+pub mod model;
+pub mod parameters;
+pub mod plan;
+pub mod random;
+pub mod schedule;
+pub mod suggest;
+pub mod wire;

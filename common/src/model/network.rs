@@ -1,0 +1,511 @@
+//! The checked network: every layer with its shapes, its slice for each tower, its parameters and its cost. Once a
+//! [`Network`] exists, its shapes fit and its groups fall whole into towers; nobody checks that again.
+
+use std::ops::Range;
+
+use super::file::{self, RawInit, RawInput, RawKind, RawLayer, RawModel};
+use crate::batch::part;
+
+/// No side, channel count, kernel or unit count may be larger: a bound for what arrives over the network.
+const LENGTH_MAX: usize = 1 << 20;
+/// No feature map of one image, and no tensor of weights, may have more elements.
+const ELEMENTS_MAX: usize = 1 << 31;
+/// No model has more layers.
+const LAYERS_MAX: usize = 1000;
+
+/// A network whose parts fit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Network {
+    /// The model's name.
+    pub name: String,
+    /// How many equal slices every layer's channels fall into.
+    pub towers: usize,
+    /// What an image is.
+    pub input: Input,
+    /// The layers, first to last.
+    pub layers: Vec<Layer>,
+    /// The file that it was read from, word for word: what a checkpoint keeps, and what travels to workers.
+    pub source: String,
+}
+
+/// The images that a network takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Input {
+    /// Channels, height and width.
+    pub shape: Shape,
+    /// Subtracted from a pixel in 0 to 1, a value a channel.
+    pub mean: Vec<f64>,
+    /// What the difference is divided by, a value a channel.
+    pub std: Vec<f64>,
+}
+
+/// The size of one sample's activations: a feature map, or units with height and width 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Channels, or units.
+    pub channels: usize,
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+/// One layer with the shapes of the whole layer, all towers together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    /// Its name, unique in the network.
+    pub name: String,
+    /// What it does.
+    pub kind: LayerKind,
+    /// What goes in.
+    pub input: Shape,
+    /// What comes out.
+    pub output: Shape,
+}
+
+/// What a layer does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LayerKind {
+    /// A convolution.
+    Conv(Conv),
+    /// A fully connected layer.
+    Linear(Linear),
+    /// Zero for what is negative.
+    Relu,
+    /// Local response normalisation over the channels of one tower.
+    Lrn(Lrn),
+    /// The largest of each window.
+    MaxPool(Pool),
+    /// The mean of each window.
+    AvgPool(Pool),
+    /// Drops a unit with probability `p` in training.
+    Dropout {
+        /// The probability, at least 0 and below 1.
+        p: f64,
+    },
+}
+
+/// A convolution's parameters, square kernels alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conv {
+    /// Output channels.
+    pub filters: usize,
+    /// Side of the kernel.
+    pub kernel: usize,
+    /// Step between windows.
+    pub stride: usize,
+    /// Zeros around the input.
+    pub pad: usize,
+    /// Groups: each filter sees `channels / groups` input channels.
+    pub groups: usize,
+    /// Whether a bias is added.
+    pub bias: bool,
+    /// How its parameters start.
+    pub init: Init,
+}
+
+/// A fully connected layer's parameters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Linear {
+    /// Output units.
+    pub units: usize,
+    /// Whether a bias is added.
+    pub bias: bool,
+    /// How its parameters start.
+    pub init: Init,
+}
+
+/// How a layer's parameters start.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Init {
+    /// Standard deviation of the normal weights.
+    pub std: f64,
+    /// Value of every bias.
+    pub bias: f64,
+}
+
+/// `y = x / (k + alpha * sum x^2)^beta` over `size` neighbouring channels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lrn {
+    /// Channels in a window.
+    pub size: usize,
+    /// Weight of the sum; not divided by `size`.
+    pub alpha: f64,
+    /// The exponent.
+    pub beta: f64,
+    /// The constant.
+    pub k: f64,
+}
+
+/// A pooling window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Side of the window.
+    pub kernel: usize,
+    /// Step between windows.
+    pub stride: usize,
+    /// Padding around the input.
+    pub pad: usize,
+}
+
+/// What is wrong with a model file.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum ModelError {
+    /// The text isn't TOML.
+    #[error("the model file isn't valid TOML: {0}")]
+    Syntax(String),
+    /// A key that nothing knows.
+    #[error("{place}: unknown key \"{key}\"{hint}")]
+    UnknownKey {
+        /// Where it stands.
+        place: String,
+        /// The key.
+        key: String,
+        /// The nearest known ones.
+        hint: String,
+    },
+    /// A layer of a kind that nothing knows.
+    #[error("{place}: unknown layer kind \"{kind}\"{hint}")]
+    UnknownKind {
+        /// Where it stands.
+        place: String,
+        /// The kind.
+        kind: String,
+        /// The nearest known ones.
+        hint: String,
+    },
+    /// A value that can't be.
+    #[error("{place}: {reason}")]
+    Value {
+        /// Where it stands.
+        place: String,
+        /// Why, with the value and what would be right.
+        reason: String,
+    },
+    /// There are no layers.
+    #[error("the model has no [[layer]] tables; it needs at least one linear layer, with a unit for each class")]
+    NoLayers,
+}
+
+impl Shape {
+    /// Elements of one sample.
+    pub fn len(&self) -> usize {
+        self.channels * self.height * self.width
+    }
+
+    /// Whether it has no elements. A checked network has no such shape.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rows times columns.
+    pub fn pixels(&self) -> usize {
+        self.height * self.width
+    }
+
+    /// The same rows and columns with other channels.
+    pub fn with_channels(self, channels: usize) -> Self {
+        Self { channels, ..self }
+    }
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.height, self.width) {
+            (1, 1) => write!(f, "{}", self.channels),
+            (height, width) => write!(f, "{}x{height}x{width}", self.channels),
+        }
+    }
+}
+
+impl Layer {
+    /// Whether it holds weights.
+    pub fn has_weights(&self) -> bool {
+        matches!(self.kind, LayerKind::Conv(_) | LayerKind::Linear(_))
+    }
+
+    /// The kind's name in a model file.
+    pub fn kind_name(&self) -> &'static str {
+        match self.kind {
+            LayerKind::Conv(_) => "conv",
+            LayerKind::Linear(_) => "linear",
+            LayerKind::Relu => "relu",
+            LayerKind::Lrn(_) => "lrn",
+            LayerKind::MaxPool(_) => "max_pool",
+            LayerKind::AvgPool(_) => "avg_pool",
+            LayerKind::Dropout { .. } => "dropout",
+        }
+    }
+
+    /// Groups of a convolution, and 1 for everything else.
+    pub fn groups(&self) -> usize {
+        match &self.kind {
+            LayerKind::Conv(conv) => conv.groups,
+            _ => 1,
+        }
+    }
+
+    /// Whether every output element wants every input channel.
+    pub fn sees_all_channels(&self) -> bool {
+        match &self.kind {
+            LayerKind::Conv(conv) => conv.groups == 1,
+            LayerKind::Linear(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Terms in the chain of one output element; 0 for a layer without weights.
+    pub fn fan_in(&self) -> usize {
+        match &self.kind {
+            LayerKind::Conv(conv) => self.input.channels / conv.groups * conv.kernel * conv.kernel,
+            LayerKind::Linear(_) => self.input.len(),
+            _ => 0,
+        }
+    }
+
+    /// Multiply-adds of one image forward, all towers together.
+    pub fn multiply_adds(&self) -> u64 {
+        self.fan_in() as u64 * self.output.len() as u64
+    }
+}
+
+impl Network {
+    /// Reads and checks the text of a model file.
+    ///
+    /// # Errors
+    /// Names the layer, the value and what would be right.
+    pub fn parse(text: &str) -> Result<Self, ModelError> {
+        let RawModel { name, towers, input, layers } = file::parse(text)?;
+        check(!name.is_empty() && name.len() <= 100, "name", || "must have 1 to 100 characters".to_owned())?;
+        check((1..=1024).contains(&towers), "towers", || format!("{towers} towers; 1 to 1024 can be had"))?;
+        check(!layers.is_empty(), "the model", || "has no layers".to_owned())?;
+        check(layers.len() <= LAYERS_MAX, "the model", || {
+            format!("{} layers; at most {LAYERS_MAX} can be had", layers.len())
+        })?;
+        let input = check_input(input)?;
+        let mut network = Self { name, towers, input, layers: Vec::new(), source: text.to_owned() };
+        for raw in layers {
+            network.push(raw)?;
+        }
+        network.check_last()?;
+        Ok(network)
+    }
+
+    /// Units of the last layer.
+    pub fn classes(&self) -> usize {
+        self.layers.last().map_or(0, |layer| layer.output.channels)
+    }
+
+    /// The channels of `tower` where a layer has `channels` in all: the first towers get one more where they don't divide.
+    pub fn slice(&self, channels: usize, tower: usize) -> Range<usize> {
+        part(channels, self.towers, tower)
+    }
+
+    /// Multiply-adds of one image forward.
+    pub fn multiply_adds(&self) -> u64 {
+        self.layers.iter().map(Layer::multiply_adds).sum()
+    }
+
+    fn push(&mut self, raw: RawLayer) -> Result<(), ModelError> {
+        let name = self.name_of(&raw);
+        let place = format!("layer {} (\"{name}\")", raw.position);
+        check(!self.layers.iter().any(|l| l.name == name), &place, || "another layer has this name".to_owned())?;
+        check(is_sound_name(&name), &place, || "a name has 1 to 100 letters, digits, \"_\" or \"-\"".to_owned())?;
+        let input = self.layers.last().map_or(self.input.shape, |layer| layer.output);
+        let first = self.layers.is_empty();
+        let weighs = matches!(raw.kind, RawKind::Conv(_) | RawKind::Linear(_));
+        check(!first || weighs, &place, || "the first layer must be a conv or a linear".to_owned())?;
+        let (kind, output) = Builder { place: &place, towers: self.towers, input, first }.build(raw.kind)?;
+        self.layers.push(Layer { name, kind, input, output });
+        Ok(())
+    }
+
+    /// A layer without a name is called by its kind and how many of that kind came before.
+    fn name_of(&self, raw: &RawLayer) -> String {
+        if let Some(name) = &raw.name {
+            return name.clone();
+        }
+        let (stem, kind) = match raw.kind {
+            RawKind::Conv(_) => ("conv", "conv"),
+            RawKind::Linear(_) => ("linear", "linear"),
+            RawKind::Relu => ("relu", "relu"),
+            RawKind::Lrn(_) => ("norm", "lrn"),
+            RawKind::MaxPool(_) => ("maxpool", "max_pool"),
+            RawKind::AvgPool(_) => ("avgpool", "avg_pool"),
+            RawKind::Dropout { .. } => ("drop", "dropout"),
+        };
+        let earlier = self.layers.iter().filter(|layer| layer.kind_name() == kind).count();
+        format!("{stem}{}", earlier + 1)
+    }
+
+    fn check_last(&self) -> Result<(), ModelError> {
+        let last = self.layers.last().ok_or(ModelError::NoLayers)?;
+        let is_linear = matches!(last.kind, LayerKind::Linear(_));
+        check(is_linear, &format!("layer {} (\"{}\")", self.layers.len(), last.name), || {
+            format!("the last layer must be a linear with one unit per class, not a {}", last.kind_name())
+        })?;
+        check(last.output.channels <= usize::from(u16::MAX), &last.name, || {
+            format!("{} classes; at most {} can be had", last.output.channels, u16::MAX)
+        })
+    }
+}
+
+/// Turns one written layer into a checked one.
+struct Builder<'a> {
+    place: &'a str,
+    towers: usize,
+    input: Shape,
+    first: bool,
+}
+
+impl Builder<'_> {
+    fn build(&self, raw: RawKind) -> Result<(LayerKind, Shape), ModelError> {
+        match raw {
+            RawKind::Conv(raw) => self.conv(raw),
+            RawKind::Linear(raw) => self.linear(raw),
+            RawKind::Relu => Ok((LayerKind::Relu, self.input)),
+            RawKind::Lrn(raw) => self.lrn(&raw),
+            RawKind::MaxPool(raw) => self.pool(&raw).map(|(pool, output)| (LayerKind::MaxPool(pool), output)),
+            RawKind::AvgPool(raw) => self.pool(&raw).map(|(pool, output)| (LayerKind::AvgPool(pool), output)),
+            RawKind::Dropout { p } => {
+                self.check((0.0..1.0).contains(&p), || format!("p = {p}; must be at least 0 and below 1"))?;
+                Ok((LayerKind::Dropout { p }, self.input))
+            }
+        }
+    }
+
+    fn conv(&self, raw: file::RawConv) -> Result<(LayerKind, Shape), ModelError> {
+        let (filters, groups, towers, channels) = (raw.filters, raw.groups, self.towers, self.input.channels);
+        self.check((1..=LENGTH_MAX).contains(&filters), || format!("filters = {filters}; must be 1 to {LENGTH_MAX}"))?;
+        self.check(groups >= 1, || "groups = 0; must be at least 1".to_owned())?;
+        self.check(filters % towers == 0, || format!("{filters} filters don't divide into {towers} towers"))?;
+        self.check(channels % groups == 0 && filters % groups == 0, || {
+            format!("groups = {groups} must divide its {channels} input channels and its {filters} filters")
+        })?;
+        self.check(groups == 1 || groups % towers == 0, || {
+            format!("groups = {groups} don't fall whole into {towers} towers; must be 1 or a multiple of {towers}")
+        })?;
+        self.check(groups == 1 || self.first || channels % towers == 0, || {
+            format!("its {channels} input channels don't divide into {towers} towers, as groups = {groups} needs")
+        })?;
+        let output = self.window(raw.kernel, raw.stride, raw.pad)?.with_channels(filters);
+        let fan_in = channels / groups * raw.kernel * raw.kernel;
+        let init = self.init(raw.init, fan_in, filters)?;
+        self.check_size(output)?;
+        let conv = Conv { filters, kernel: raw.kernel, stride: raw.stride, pad: raw.pad, groups, bias: raw.bias, init };
+        Ok((LayerKind::Conv(conv), output))
+    }
+
+    fn linear(&self, raw: file::RawLinear) -> Result<(LayerKind, Shape), ModelError> {
+        let units = raw.units;
+        self.check((1..=LENGTH_MAX).contains(&units), || format!("units = {units}; must be 1 to {LENGTH_MAX}"))?;
+        self.check(units >= self.towers, || {
+            format!("units = {units}; each of {} towers needs at least one", self.towers)
+        })?;
+        let init = self.init(raw.init, self.input.len(), units)?;
+        let output = Shape { channels: units, height: 1, width: 1 };
+        Ok((LayerKind::Linear(Linear { units, bias: raw.bias, init }), output))
+    }
+
+    fn lrn(&self, raw: &file::RawLrn) -> Result<(LayerKind, Shape), ModelError> {
+        let lrn = Lrn { size: raw.size, alpha: raw.alpha, beta: raw.beta, k: raw.k };
+        self.check((1..=LENGTH_MAX).contains(&lrn.size), || format!("size = {}; must be at least 1", lrn.size))?;
+        let sound =
+            lrn.alpha.is_finite() && lrn.alpha >= 0.0 && lrn.beta.is_finite() && lrn.k.is_finite() && lrn.k > 0.0;
+        self.check(sound, || {
+            format!(
+                "alpha = {}, beta = {}, k = {}; must be finite, alpha not negative, k above 0",
+                lrn.alpha, lrn.beta, lrn.k
+            )
+        })?;
+        Ok((LayerKind::Lrn(lrn), self.input))
+    }
+
+    fn pool(&self, raw: &file::RawPool) -> Result<(Pool, Shape), ModelError> {
+        self.check(raw.pad * 2 <= raw.kernel, || {
+            format!(
+                "pad = {} with kernel = {}; at most half of the kernel, or a window would hold padding alone",
+                raw.pad, raw.kernel
+            )
+        })?;
+        let output = self.window(raw.kernel, raw.stride, raw.pad)?;
+        Ok((Pool { kernel: raw.kernel, stride: raw.stride, pad: raw.pad }, output))
+    }
+
+    /// The output's rows and columns; sizes round down, as in PyTorch.
+    fn window(&self, kernel: usize, stride: usize, pad: usize) -> Result<Shape, ModelError> {
+        let Shape { channels, height, width } = self.input;
+        let sound = |length: usize| (1..=LENGTH_MAX).contains(&length);
+        self.check(sound(kernel) && sound(stride) && pad <= LENGTH_MAX, || {
+            format!("kernel = {kernel}, stride = {stride}, pad = {pad}; kernel and stride must be at least 1")
+        })?;
+        self.check(kernel <= height + 2 * pad && kernel <= width + 2 * pad, || {
+            format!("the shape runs out: a kernel of {kernel} doesn't fit into {height}x{width} with pad = {pad}")
+        })?;
+        let side = |length: usize| (length + 2 * pad - kernel) / stride + 1;
+        Ok(Shape { channels, height: side(height), width: side(width) })
+    }
+
+    fn init(&self, raw: Option<RawInit>, fan_in: usize, outputs: usize) -> Result<Init, ModelError> {
+        self.check(fan_in.checked_mul(outputs).is_some_and(|n| n <= ELEMENTS_MAX), || {
+            format!("{fan_in} x {outputs} weights; at most {ELEMENTS_MAX} can be had")
+        })?;
+        let (std, bias) = raw.map_or((None, None), |raw| (raw.std, raw.bias));
+        let he = libm::sqrt(2.0 / fan_in as f64);
+        let init = Init { std: std.unwrap_or(he), bias: bias.unwrap_or(0.0) };
+        self.check(init.std.is_finite() && init.std >= 0.0 && init.bias.is_finite(), || {
+            format!("init = {{ std = {}, bias = {} }}; must be finite, std not negative", init.std, init.bias)
+        })?;
+        Ok(init)
+    }
+
+    fn check_size(&self, shape: Shape) -> Result<(), ModelError> {
+        check_elements(shape, self.place)
+    }
+
+    fn check(&self, sound: bool, reason: impl FnOnce() -> String) -> Result<(), ModelError> {
+        check(sound, self.place, reason)
+    }
+}
+
+fn check_input(raw: RawInput) -> Result<Input, ModelError> {
+    let shape = Shape { channels: raw.channels, height: raw.height, width: raw.width };
+    let lengths = [shape.channels, shape.height, shape.width];
+    check(lengths.iter().all(|n| (1..=LENGTH_MAX).contains(n)), "input", || {
+        format!("{shape}; every length must be 1 to {LENGTH_MAX}")
+    })?;
+    check_elements(shape, "input")?;
+    let mean = raw.mean.unwrap_or_else(|| vec![0.0; shape.channels]);
+    let std = raw.std.unwrap_or_else(|| vec![1.0; shape.channels]);
+    check(mean.len() == shape.channels && std.len() == shape.channels, "input", || {
+        format!(
+            "{} means and {} stds for {} channels; there must be one of each a channel",
+            mean.len(),
+            std.len(),
+            shape.channels
+        )
+    })?;
+    check(mean.iter().all(|m| m.is_finite()) && std.iter().all(|s| s.is_finite() && *s > 0.0), "input", || {
+        format!("mean = {mean:?}, std = {std:?}; must be finite, std above 0")
+    })?;
+    Ok(Input { shape, mean, std })
+}
+
+fn check_elements(shape: Shape, place: &str) -> Result<(), ModelError> {
+    let elements = shape.channels.checked_mul(shape.height).and_then(|n| n.checked_mul(shape.width));
+    check(elements.is_some_and(|n| n <= ELEMENTS_MAX), place, || {
+        format!("{shape} elements; at most {ELEMENTS_MAX} can be had")
+    })
+}
+
+fn is_sound_name(name: &str) -> bool {
+    (1..=100).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c))
+}
+
+fn check(sound: bool, place: &str, reason: impl FnOnce() -> String) -> Result<(), ModelError> {
+    if sound { Ok(()) } else { Err(ModelError::Value { place: place.to_owned(), reason: reason() }) }
+}
+
+#[cfg(test)]
+#[path = "network_tests.rs"]
+mod tests;

@@ -1,0 +1,27 @@
+//! The models that come with the program: the TOML files of the repository's `models/` folder, embedded.
+
+use crate::suggest;
+
+/// The preset that a job trains where nothing else is said.
+pub const DEFAULT: &str = "alexnet-fashion";
+
+const PRESETS: [(&str, &str); 3] = [
+    ("alexnet-fashion", include_str!("../../../models/alexnet-fashion.toml")),
+    ("alexnet-fashion-dense", include_str!("../../../models/alexnet-fashion-dense.toml")),
+    ("alexnet", include_str!("../../../models/alexnet.toml")),
+];
+
+/// The names of all presets.
+pub fn names() -> [&'static str; PRESETS.len()] {
+    PRESETS.map(|(name, _)| name)
+}
+
+/// A preset's TOML text.
+pub fn text(name: &str) -> Option<&'static str> {
+    PRESETS.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
+}
+
+/// The tail of an error about a preset that isn't known.
+pub fn hint(name: &str) -> String {
+    suggest::hint(name, &names())
+}

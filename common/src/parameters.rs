@@ -1,0 +1,168 @@
+//! Parameters by name: their shapes, the slice that each tower holds, how they start, and the hash over all of them.
+//! Names and layouts are PyTorch's: `conv2.weight` [out, in/groups, kh, kw], `fc6.weight` [out, in], `conv2.bias` [out].
+//!
+//! Not here: files (the coordinator's checkpoints) and the packed forms that kernels like (the worker's).
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::model::{LayerKind, Network};
+use crate::random::Source;
+
+/// Tensors by parameter name, in order of name.
+pub type Tensors = BTreeMap<String, ArrayD<f32>>;
+
+/// One parameter of a network.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parameter {
+    /// `LAYER.weight` or `LAYER.bias`.
+    pub name: String,
+    /// Index of its layer.
+    pub layer: usize,
+    /// The whole tensor's shape, outputs first.
+    pub shape: Vec<usize>,
+    /// How its elements start.
+    pub start: Start,
+}
+
+/// How a parameter's elements start.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Start {
+    /// Normal numbers of this standard deviation.
+    Normal(f64),
+    /// All this value.
+    Constant(f64),
+}
+
+impl Parameter {
+    /// Elements of the whole tensor.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it has no elements. A checked network has no such parameter.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The outputs of `tower`.
+    pub fn slice(&self, network: &Network, tower: usize) -> Range<usize> {
+        network.slice(self.shape[0], tower)
+    }
+
+    /// The shape of the part that `tower` holds.
+    pub fn slice_shape(&self, network: &Network, tower: usize) -> Vec<usize> {
+        let mut shape = self.shape.clone();
+        shape[0] = self.slice(network, tower).len();
+        shape
+    }
+
+    /// `tower`'s part of the whole tensor.
+    pub fn slice_of<'a>(&self, network: &Network, tower: usize, whole: &'a ArrayD<f32>) -> ArrayViewD<'a, f32> {
+        whole.slice_axis(Axis(0), Slice::from(self.slice(network, tower)))
+    }
+
+    /// The whole tensor as it is before the first step.
+    pub fn initial(&self, seed: u64) -> ArrayD<f32> {
+        let values = match self.start {
+            Start::Constant(value) => vec![value as f32; self.len()],
+            Start::Normal(std) => {
+                let source = Source::new(seed, &format!("init:{}", self.name));
+                (0..self.len()).into_par_iter().map(|i| (source.normal(i as u64) * std) as f32).collect()
+            }
+        };
+        ArrayD::from_shape_vec(IxDyn(&self.shape), values).expect("as many values as the shape has elements")
+    }
+}
+
+impl Network {
+    /// Every parameter, in the order of the layers, weight before bias.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        self.layers.iter().enumerate().flat_map(|(layer, _)| self.parameters_of(layer)).collect()
+    }
+
+    /// The parameters of one layer.
+    pub fn parameters_of(&self, layer: usize) -> Vec<Parameter> {
+        let described = &self.layers[layer];
+        let (shape, bias, init) = match &described.kind {
+            LayerKind::Conv(conv) => {
+                let shape = vec![conv.filters, described.input.channels / conv.groups, conv.kernel, conv.kernel];
+                (shape, conv.bias, conv.init)
+            }
+            LayerKind::Linear(linear) => (vec![linear.units, described.input.len()], linear.bias, linear.init),
+            _ => return Vec::new(),
+        };
+        let name = &described.name;
+        let bias_shape = vec![shape[0]];
+        let weight = Parameter { name: format!("{name}.weight"), layer, shape, start: Start::Normal(init.std) };
+        let bias = bias.then(|| Parameter {
+            name: format!("{name}.bias"),
+            layer,
+            shape: bias_shape,
+            start: Start::Constant(init.bias),
+        });
+        std::iter::once(weight).chain(bias).collect()
+    }
+
+    /// All parameters before the first step.
+    pub fn initial_weights(&self, seed: u64) -> Tensors {
+        self.parameters().into_iter().map(|p| (p.name.clone(), p.initial(seed))).collect()
+    }
+
+    /// All zero, in the shapes of the parameters: momentum before the first step.
+    pub fn zeros(&self) -> Tensors {
+        self.parameters().into_iter().map(|p| (p.name, ArrayD::zeros(IxDyn(&p.shape)))).collect()
+    }
+}
+
+/// SHA-256 over every tensor in order of name: the name's bytes, then its raw little-endian bytes. In hexadecimal.
+pub fn sha256(tensors: &Tensors) -> String {
+    let mut hash = Sha256::new();
+    for (name, tensor) in tensors {
+        hash.update(name.as_bytes());
+        for value in tensor.iter() {
+            hash.update(value.to_le_bytes());
+        }
+    }
+    hex(&hash.finalize())
+}
+
+/// Bytes as lowercase hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::presets;
+
+    #[test]
+    fn towers_slices_tile_each_parameter() {
+        let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
+        for parameter in network.parameters() {
+            let mut at = 0;
+            for tower in 0..network.towers {
+                let slice = parameter.slice(&network, tower);
+                assert_eq!(slice.start, at);
+                at = slice.end;
+            }
+            assert_eq!(at, parameter.shape[0], "{}", parameter.name);
+        }
+    }
+
+    #[test]
+    fn he_normal_weights_have_the_deviation_that_he_asks_for() {
+        let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
+        let weights = network.initial_weights(1);
+        let fc6 = &weights["fc6.weight"];
+        let variance = fc6.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>() / fc6.len() as f64;
+        assert!((variance / (2.0 / 576.0) - 1.0).abs() < 0.02, "{variance}");
+        assert!(weights["fc6.bias"].iter().all(|b| *b == 0.0));
+        assert_ne!(sha256(&weights), sha256(&network.initial_weights(2)));
+    }
+}

@@ -1,0 +1,284 @@
+//! The plan: a network on a cluster. Which layers form a segment, where towers must hear of each other, who holds which
+//! tower, and what a step costs in multiply-adds and bytes. Pure.
+//!
+//! Not here: time. What a step *took* is the run's record.
+
+use std::ops::Range;
+
+use serde::Serialize;
+
+use crate::model::{Layer, Network, Shape};
+
+/// A network, cut into segments and placed on workers.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The network.
+    pub network: Network,
+    /// Runs of layers between exchanges, first to last.
+    pub segments: Vec<Segment>,
+    /// Tower t is held by worker `placement[t]`.
+    pub placement: Vec<usize>,
+    /// How many workers there are.
+    pub workers: usize,
+}
+
+/// The longest run of layers that a tower computes without hearing of another tower.
+///
+/// Exchange i lies behind segment i. The last exchange is the logits', with the coordinator on its other side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Indices of its layers.
+    pub layers: Range<usize>,
+    /// What goes in: the whole image for the first segment, and all channels after an exchange.
+    pub input: Shape,
+    /// What comes out, all towers together.
+    pub output: Shape,
+}
+
+/// A cluster that can't hold a network.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PlanError {
+    /// Some workers would have nothing to do.
+    #[error(
+        "{workers} workers for the {towers} towers of \"{model}\": at most one worker a tower can be used; \
+         give --workers {towers} or fewer"
+    )]
+    MoreWorkersThanTowers {
+        /// Workers asked for.
+        workers: usize,
+        /// Towers of the model.
+        towers: usize,
+        /// The model's name.
+        model: String,
+    },
+    /// No workers at all.
+    #[error("a job needs at least one worker; --workers 0 was given")]
+    NoWorkers,
+    /// A placement that doesn't fit the network.
+    #[error("a placement of {given} towers on {workers} workers doesn't fit the {towers} towers of the model")]
+    Placement {
+        /// Entries of the placement.
+        given: usize,
+        /// Workers that it names.
+        workers: usize,
+        /// Towers of the model.
+        towers: usize,
+    },
+}
+
+/// Bytes that cross sockets in a step, all crossings counted: payload, without headers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// From workers to the coordinator.
+    pub up: u64,
+    /// From the coordinator to workers.
+    pub down: u64,
+}
+
+impl Traffic {
+    /// Both ways together.
+    pub fn total(&self) -> u64 {
+        self.up + self.down
+    }
+
+    fn plus(self, other: Traffic) -> Traffic {
+        Traffic { up: self.up + other.up, down: self.down + other.down }
+    }
+
+    fn floats(up: usize, down: usize, samples: usize) -> Traffic {
+        let bytes = |floats: usize| (floats * samples * size_of::<f32>()) as u64;
+        Traffic { up: bytes(up), down: bytes(down) }
+    }
+}
+
+impl Plan {
+    /// Deals the towers of `network` to `workers` workers, as evenly as can be, neighbours together.
+    ///
+    /// # Errors
+    /// When there are more workers than towers, or none.
+    pub fn new(network: Network, workers: usize) -> Result<Self, PlanError> {
+        let towers = network.towers;
+        if workers == 0 {
+            return Err(PlanError::NoWorkers);
+        }
+        if workers > towers {
+            return Err(PlanError::MoreWorkersThanTowers { workers, towers, model: network.name });
+        }
+        let placement = (0..workers).flat_map(|w| crate::batch::part(towers, workers, w).map(move |_| w)).collect();
+        Self::placed(network, placement)
+    }
+
+    /// A plan with the given placement, as a worker is told it.
+    ///
+    /// # Errors
+    /// When the placement has another number of towers than the network, or leaves out a worker.
+    pub fn placed(network: Network, placement: Vec<usize>) -> Result<Self, PlanError> {
+        let workers = placement.iter().max().map_or(0, |w| w.saturating_add(1));
+        let all_used = workers <= placement.len() && (0..workers).all(|w| placement.contains(&w));
+        if placement.len() != network.towers || !all_used {
+            return Err(PlanError::Placement { given: placement.len(), workers, towers: network.towers });
+        }
+        let segments = segments(&network);
+        Ok(Self { network, segments, placement, workers })
+    }
+
+    /// The towers of `worker`, ascending.
+    pub fn towers_of(&self, worker: usize) -> Vec<usize> {
+        (0..self.network.towers).filter(|tower| self.placement[*tower] == worker).collect()
+    }
+
+    /// The index of the exchange that carries logits, the last one.
+    pub fn logits_exchange(&self) -> usize {
+        self.segments.len() - 1
+    }
+
+    /// The channels of segment `index`'s output that `tower` computes.
+    pub fn output_slice(&self, index: usize, tower: usize) -> Range<usize> {
+        self.network.slice(self.segments[index].output.channels, tower)
+    }
+
+    /// Floats of one image that `tower` hands to exchange `index`, forward.
+    pub fn slice_floats(&self, index: usize, tower: usize) -> usize {
+        self.output_slice(index, tower).len() * self.segments[index].output.pixels()
+    }
+
+    /// Images and their way to every worker.
+    pub fn image_traffic(&self, samples: usize) -> Traffic {
+        Traffic { up: 0, down: (self.network.input.shape.len() * samples * self.workers) as u64 }
+    }
+
+    /// What exchange `index` moves forward for `samples` images.
+    pub fn forward_traffic(&self, index: usize, samples: usize) -> Traffic {
+        let (mut up, mut down) = (0, 0);
+        for tower in 0..self.network.towers {
+            let floats = self.slice_floats(index, tower);
+            if index == self.logits_exchange() {
+                up += floats;
+            } else if self.workers > 1 {
+                up += floats;
+                down += floats * (self.workers - 1);
+            }
+        }
+        Traffic::floats(up, down, samples)
+    }
+
+    /// What exchange `index` moves backward for `samples` images.
+    pub fn backward_traffic(&self, index: usize, samples: usize) -> Traffic {
+        let (mut up, mut down) = (0, 0);
+        for to in 0..self.network.towers {
+            let floats = self.slice_floats(index, to);
+            if index == self.logits_exchange() {
+                down += floats;
+            } else {
+                let strangers = self.placement.iter().filter(|worker| **worker != self.placement[to]).count();
+                up += floats * strangers;
+                down += floats * strangers;
+            }
+        }
+        Traffic::floats(up, down, samples)
+    }
+
+    /// What a whole training step moves: images, every exchange there and back.
+    pub fn step_traffic(&self, samples: usize) -> Traffic {
+        (0..self.segments.len())
+            .flat_map(|i| [self.forward_traffic(i, samples), self.backward_traffic(i, samples)])
+            .fold(self.image_traffic(samples), Traffic::plus)
+    }
+
+    /// Floats of one image that leave `tower` forward over a socket, logits aside.
+    pub fn floats_leaving(&self, tower: usize) -> usize {
+        if self.workers == 1 {
+            return 0;
+        }
+        (0..self.logits_exchange()).map(|index| self.slice_floats(index, tower)).sum()
+    }
+
+    /// Why a layer starts a segment, or why it needn't.
+    pub fn reason(&self, layer: usize) -> &'static str {
+        let described = &self.network.layers[layer];
+        if layer == 0 {
+            "the image is everywhere"
+        } else if self.needs_exchange(layer) {
+            match described.kind_name() {
+                "linear" => "each unit sees every channel",
+                _ => "one group: each filter sees every channel",
+            }
+        } else if self.network.towers == 1 {
+            "one tower holds everything"
+        } else if described.groups() > 1 {
+            "each group lies within a tower"
+        } else {
+            "each channel by itself"
+        }
+    }
+
+    /// Whether an exchange lies before `layer`.
+    pub fn needs_exchange(&self, layer: usize) -> bool {
+        self.segments.iter().skip(1).any(|segment| segment.layers.start == layer)
+    }
+}
+
+/// The shape of `tower`'s part of what `layer` puts out.
+pub fn tower_output(network: &Network, layer: &Layer, tower: usize) -> Shape {
+    layer.output.with_channels(network.slice(layer.output.channels, tower).len())
+}
+
+fn segments(network: &Network) -> Vec<Segment> {
+    let several = network.towers > 1;
+    let starts_one = |index: usize| index == 0 || (several && network.layers[index].sees_all_channels());
+    let starts: Vec<usize> = (0..network.layers.len()).filter(|index| starts_one(*index)).collect();
+    let ends = starts.iter().skip(1).copied().chain([network.layers.len()]);
+    let ranges = starts.iter().copied().zip(ends).map(|(start, end)| start..end);
+    ranges
+        .map(|layers| Segment {
+            input: network.layers[layers.start].input,
+            output: network.layers[layers.end - 1].output,
+            layers,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::presets;
+
+    fn plan(model: &str, workers: usize) -> Plan {
+        Plan::new(Network::parse(presets::text(model).unwrap()).unwrap(), workers).unwrap()
+    }
+
+    /// Krizhevsky's figures: conv3 and the three linear layers hear of the other tower, and nothing else does.
+    #[test]
+    fn alexnet_in_two_towers_exchanges_before_conv3_and_the_linear_layers() {
+        let plan = plan("alexnet", 2);
+        let firsts: Vec<_> = plan.segments.iter().map(|s| plan.network.layers[s.layers.start].name.as_str()).collect();
+        assert_eq!(firsts, ["conv1", "conv3", "fc6", "fc7", "fc8"]);
+        assert_eq!((plan.floats_leaving(0), plan.floats_leaving(1)), (30_336, 30_336));
+        let step = plan.step_traffic(128);
+        let images = 227 * 227 * 3 * 128 * 2;
+        let exchanged = 30_336 * 2 * 2 * 2 * 4 * 128;
+        let logits = 1000 * 4 * 128 * 2;
+        assert_eq!(step.total(), images + exchanged + logits);
+    }
+
+    #[test]
+    fn one_worker_moves_images_and_logits_alone() {
+        let plan = plan("alexnet-fashion", 1);
+        assert_eq!(plan.step_traffic(10), Traffic { up: 10 * 10 * 4, down: 10 * 784 + 10 * 10 * 4 });
+    }
+
+    #[test]
+    fn the_dense_twin_exchanges_before_every_convolution_but_the_first() {
+        assert_eq!(plan("alexnet-fashion-dense", 2).segments.len(), 8);
+        assert_eq!(plan("alexnet-fashion", 2).segments.len(), 5);
+    }
+
+    #[test]
+    fn more_workers_than_towers_is_an_error_that_says_how_many() {
+        let network = Network::parse(presets::text("alexnet").unwrap()).unwrap();
+        let error = Plan::new(network.clone(), 3).unwrap_err().to_string();
+        assert!(error.contains("3 workers for the 2 towers of \"alexnet\""), "{error}");
+        assert!(Plan::placed(network.clone(), vec![0, 2]).is_err());
+        assert!(Plan::placed(network, vec![0, usize::MAX]).is_err());
+    }
+}

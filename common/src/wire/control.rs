@@ -1,0 +1,299 @@
+//! Control messages as domain values.
+
+use convoy_proto::v1;
+
+use super::tensor::{micro_batch_from, micro_batch_to};
+use super::{WireError, nonzero, required};
+use crate::batch::{Division, MicroBatch};
+
+/// What a worker says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FromWorker {
+    /// Who it is.
+    Hello(Hello),
+    /// All weights have arrived.
+    Ready,
+    /// A tower's backward pass of a micro-batch is done.
+    BackwardDone {
+        /// Which micro-batch.
+        micro_batch: MicroBatch,
+        /// Which tower.
+        tower: usize,
+    },
+    /// The step's gradients are applied.
+    Committed {
+        /// Which step.
+        step: u64,
+    },
+    /// It can't go on.
+    Failure(Failure),
+    /// Its last words in a job.
+    Finished {
+        /// Threads of its pool that did any work.
+        busy_threads: usize,
+    },
+}
+
+/// What the coordinator says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToWorker {
+    /// The worker is taken in.
+    Welcome {
+        /// Names its tensor connection.
+        session: u64,
+    },
+    /// The job and the towers to hold.
+    Assign(Assignment),
+    /// Apply the step's gradients.
+    Commit {
+        /// Which step.
+        step: u64,
+        /// At which learning rate.
+        rate: f32,
+    },
+    /// Send weights and momentum of every tower.
+    SendState {
+        /// As of which step.
+        step: u64,
+    },
+    /// The job is over.
+    EndJob {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Who a worker is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The protocol that it speaks.
+    pub protocol_version: u32,
+    /// The program's version.
+    pub convoy_version: String,
+    /// Its process.
+    pub process_id: u32,
+    /// Threads of its compute pool.
+    pub threads: usize,
+    /// What its kernels use.
+    pub instruction_set: String,
+    /// The machine's name.
+    pub host: String,
+}
+
+/// A job as a worker needs to know it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assignment {
+    /// Names the job on every tensor.
+    pub job: u64,
+    /// The model file.
+    pub model: String,
+    /// Tower t is held by worker `placement[t]`.
+    pub placement: Vec<usize>,
+    /// Which worker the receiver is.
+    pub worker: usize,
+    /// The job's seed.
+    pub seed: u64,
+    /// SGD's momentum.
+    pub momentum: f64,
+    /// SGD's weight decay.
+    pub weight_decay: f64,
+    /// Samples of a full batch: no micro-batch is larger.
+    pub batch: usize,
+    /// Slots and micro-batches.
+    pub division: Division,
+    /// Whether weights will be learnt.
+    pub train: bool,
+}
+
+/// Why a worker can't go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Of which kind.
+    pub kind: FailureKind,
+    /// For a person.
+    pub message: String,
+    /// The layer at which it began.
+    pub layer: Option<String>,
+    /// The tower.
+    pub tower: Option<usize>,
+    /// The step.
+    pub step: Option<u64>,
+}
+
+/// Kinds of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// A number is no longer finite.
+    NotFinite,
+    /// A message made no sense.
+    BadMessage,
+    /// A bug.
+    Internal,
+}
+
+impl TryFrom<v1::FromWorker> for FromWorker {
+    type Error = WireError;
+
+    fn try_from(message: v1::FromWorker) -> Result<Self, WireError> {
+        use v1::from_worker::Message;
+        Ok(match required("message", message.message)? {
+            Message::Hello(m) => FromWorker::Hello(Hello {
+                protocol_version: m.protocol_version,
+                convoy_version: m.convoy_version,
+                process_id: m.process_id,
+                threads: m.threads as usize,
+                instruction_set: m.instruction_set,
+                host: m.host,
+            }),
+            Message::Ready(_) => FromWorker::Ready,
+            Message::BackwardDone(m) => {
+                FromWorker::BackwardDone { micro_batch: micro_batch_from(m.micro_batch)?, tower: m.tower as usize }
+            }
+            Message::Committed(m) => FromWorker::Committed { step: nonzero("step", m.step)? },
+            Message::Failure(m) => FromWorker::Failure(m.try_into()?),
+            Message::Finished(m) => FromWorker::Finished { busy_threads: m.busy_threads as usize },
+        })
+    }
+}
+
+impl From<FromWorker> for v1::FromWorker {
+    fn from(message: FromWorker) -> Self {
+        use v1::from_worker::Message;
+        let message = match message {
+            FromWorker::Hello(hello) => Message::Hello(v1::Hello {
+                protocol_version: hello.protocol_version,
+                convoy_version: hello.convoy_version,
+                process_id: hello.process_id,
+                threads: hello.threads as u32,
+                instruction_set: hello.instruction_set,
+                host: hello.host,
+            }),
+            FromWorker::Ready => Message::Ready(v1::Ready {}),
+            FromWorker::BackwardDone { micro_batch, tower } => Message::BackwardDone(v1::BackwardDone {
+                micro_batch: Some(micro_batch_to(&micro_batch)),
+                tower: tower as u32,
+            }),
+            FromWorker::Committed { step } => Message::Committed(v1::Committed { step }),
+            FromWorker::Failure(failure) => Message::Failure(failure.into()),
+            FromWorker::Finished { busy_threads } => {
+                Message::Finished(v1::Finished { busy_threads: busy_threads as u32 })
+            }
+        };
+        Self { message: Some(message) }
+    }
+}
+
+impl TryFrom<v1::ToWorker> for ToWorker {
+    type Error = WireError;
+
+    fn try_from(message: v1::ToWorker) -> Result<Self, WireError> {
+        use v1::to_worker::Message;
+        Ok(match required("message", message.message)? {
+            Message::Welcome(m) => ToWorker::Welcome { session: nonzero("session", m.session)? },
+            Message::Assign(m) => ToWorker::Assign(m.try_into()?),
+            Message::Commit(m) => ToWorker::Commit { step: nonzero("step", m.step)?, rate: m.rate },
+            Message::SendState(m) => ToWorker::SendState { step: m.step },
+            Message::EndJob(m) => ToWorker::EndJob { reason: m.reason },
+        })
+    }
+}
+
+impl From<ToWorker> for v1::ToWorker {
+    fn from(message: ToWorker) -> Self {
+        use v1::to_worker::Message;
+        let message = match message {
+            ToWorker::Welcome { session } => Message::Welcome(v1::Welcome { session }),
+            ToWorker::Assign(assignment) => Message::Assign(assignment.into()),
+            ToWorker::Commit { step, rate } => Message::Commit(v1::Commit { step, rate }),
+            ToWorker::SendState { step } => Message::SendState(v1::SendState { step }),
+            ToWorker::EndJob { reason } => Message::EndJob(v1::EndJob { reason }),
+        };
+        Self { message: Some(message) }
+    }
+}
+
+impl TryFrom<v1::Assign> for Assignment {
+    type Error = WireError;
+
+    fn try_from(m: v1::Assign) -> Result<Self, WireError> {
+        for (field, value) in [("momentum", m.momentum), ("weight_decay", m.weight_decay)] {
+            if !value.is_finite() || value < 0.0 {
+                return Err(WireError::Value {
+                    field,
+                    value: value.to_string(),
+                    expected: "it must be finite and not negative",
+                });
+            }
+        }
+        Ok(Assignment {
+            job: nonzero("job", m.job)?,
+            model: m.model,
+            placement: m.placement.into_iter().map(|worker| worker as usize).collect(),
+            worker: m.worker as usize,
+            seed: m.seed,
+            momentum: m.momentum,
+            weight_decay: m.weight_decay,
+            batch: nonzero("batch", m.batch.into())? as usize,
+            division: Division {
+                slots: nonzero("slots", m.slots.into())? as usize,
+                micro_batches: nonzero("micro_batches", m.micro_batches.into())? as usize,
+            },
+            train: m.train,
+        })
+    }
+}
+
+impl From<Assignment> for v1::Assign {
+    fn from(assignment: Assignment) -> Self {
+        Self {
+            job: assignment.job,
+            model: assignment.model,
+            placement: assignment.placement.into_iter().map(|worker| worker as u32).collect(),
+            worker: assignment.worker as u32,
+            seed: assignment.seed,
+            momentum: assignment.momentum,
+            weight_decay: assignment.weight_decay,
+            batch: assignment.batch as u32,
+            slots: assignment.division.slots as u32,
+            micro_batches: assignment.division.micro_batches as u32,
+            train: assignment.train,
+        }
+    }
+}
+
+impl TryFrom<v1::Failure> for Failure {
+    type Error = WireError;
+
+    fn try_from(m: v1::Failure) -> Result<Self, WireError> {
+        let kind = match m.kind() {
+            v1::FailureKind::NotFinite => FailureKind::NotFinite,
+            v1::FailureKind::BadMessage => FailureKind::BadMessage,
+            v1::FailureKind::Internal => FailureKind::Internal,
+            v1::FailureKind::Unspecified => return Err(WireError::Missing("kind")),
+        };
+        Ok(Failure {
+            kind,
+            message: m.message,
+            layer: m.layer,
+            tower: m.tower.map(|tower| tower as usize),
+            step: m.step,
+        })
+    }
+}
+
+impl From<Failure> for v1::Failure {
+    fn from(failure: Failure) -> Self {
+        let kind = match failure.kind {
+            FailureKind::NotFinite => v1::FailureKind::NotFinite,
+            FailureKind::BadMessage => v1::FailureKind::BadMessage,
+            FailureKind::Internal => v1::FailureKind::Internal,
+        };
+        Self {
+            kind: kind.into(),
+            message: failure.message,
+            layer: failure.layer,
+            tower: failure.tower.map(|tower| tower as u32),
+            step: failure.step,
+        }
+    }
+}

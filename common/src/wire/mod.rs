@@ -1,0 +1,74 @@
+//! The boundary between what travels and what we mean: every message as a domain value, checked on the way in. The only
+//! place that names generated types beside domain types.
+//!
+//! Not here: sockets, and whether a message fits the job at hand (its receiver knows).
+
+mod control;
+mod tensor;
+
+pub use control::{Assignment, Failure, FailureKind, FromWorker, Hello, ToWorker};
+pub use tensor::{Assembler, CHUNK_BYTES, Chunk, Direction, Elements, FRAME_BYTES_MAX, Payload, State, TensorKey};
+pub use tensor::{chunk_from_frame, frames, open_frame, session_from_frame};
+
+/// A message that makes no sense.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum WireError {
+    /// A field that must be there isn't.
+    #[error("a message without \"{0}\"")]
+    Missing(&'static str),
+    /// A field has a value that can't be.
+    #[error("a message whose \"{field}\" is {value}; {expected}")]
+    Value {
+        /// Which field.
+        field: &'static str,
+        /// What it holds.
+        value: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// The bytes of a chunk aren't those that were sent.
+    #[error("a chunk of {key} at byte {offset} has checksum {found:#010x}, and its header says {stated:#010x}")]
+    Checksum {
+        /// Which tensor.
+        key: String,
+        /// Where the chunk starts.
+        offset: u64,
+        /// Of the bytes as they came.
+        found: u32,
+        /// As the header has it.
+        stated: u32,
+    },
+    /// The chunk doesn't go on where the last one ended, or runs over the tensor's end.
+    #[error("a chunk of {key} at byte {offset} of {length} bytes, where {expected} of {total} had come")]
+    Offset {
+        /// Which tensor.
+        key: String,
+        /// Where the chunk starts.
+        offset: u64,
+        /// The chunk's own bytes.
+        length: usize,
+        /// What had come before.
+        expected: usize,
+        /// Bytes of the whole tensor.
+        total: usize,
+    },
+    /// The tensor has another shape than the plan says.
+    #[error("{key} came with shape {found:?}; the plan says {expected:?}")]
+    Shape {
+        /// Which tensor.
+        key: String,
+        /// The shape in its header.
+        found: Vec<usize>,
+        /// The shape that it should have.
+        expected: Vec<usize>,
+    },
+}
+
+fn required<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {
+    value.ok_or(WireError::Missing(field))
+}
+
+/// Zero is proto3's "not set".
+fn nonzero(field: &'static str, value: u64) -> Result<u64, WireError> {
+    if value == 0 { Err(WireError::Missing(field)) } else { Ok(value) }
+}

@@ -1,0 +1,341 @@
+//! Tensors as chunks of raw little-endian bytes under a header: cutting, checking and putting together again.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use bytes::Bytes;
+use convoy_proto::v1;
+
+use super::{WireError, nonzero, required};
+use crate::batch::{MicroBatch, MicroBatchId, Phase};
+
+#[cfg(target_endian = "big")]
+compile_error!("tensors travel as the memory of a little-endian machine");
+
+/// Payload of one chunk: the fastest over Unix sockets, and as good as any over TCP.
+pub const CHUNK_BYTES: usize = 256 << 10;
+
+/// No frame is larger: a chunk and its header.
+pub const FRAME_BYTES_MAX: usize = CHUNK_BYTES + (64 << 10);
+
+/// Which tensor a chunk belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum TensorKey {
+    /// Pixels of a micro-batch, (sample, channel, row, column).
+    Images(MicroBatch),
+    /// What crosses an exchange, (sample, row, column, channel).
+    Activations {
+        /// Whose.
+        micro_batch: MicroBatch,
+        /// Index of the exchange.
+        exchange: usize,
+        /// There or back.
+        direction: Direction,
+        /// The tower that computed it.
+        from_tower: usize,
+        /// Backward, the tower whose channels they are. Forward, all others want the same.
+        to_tower: Option<usize>,
+    },
+    /// A tower's slice of a parameter or of its momentum.
+    Parameter {
+        /// As of which step.
+        step: u64,
+        /// PyTorch's name.
+        name: String,
+        /// Whose slice.
+        tower: usize,
+        /// Weights or momentum.
+        state: State,
+    },
+}
+
+/// Forward or backward over an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// Activations.
+    Forward,
+    /// Gradients.
+    Backward,
+}
+
+/// What of a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum State {
+    /// Its values.
+    Weights,
+    /// SGD's velocity.
+    Momentum,
+}
+
+/// A part of a tensor, checked as far as it can be without knowing the plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chunk {
+    /// The job that it belongs to.
+    pub job: u64,
+    /// Which tensor.
+    pub key: TensorKey,
+    /// The whole tensor's shape.
+    pub shape: Vec<usize>,
+    /// Where `data` starts in the whole tensor's bytes.
+    pub offset: u64,
+    /// The bytes.
+    pub data: Bytes,
+}
+
+/// What a tensor's elements are.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Elements {
+    /// Pixels.
+    Bytes(Vec<u8>),
+    /// Everything else.
+    Floats(Vec<f32>),
+}
+
+/// A whole tensor, on its way out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Payload {
+    /// Which tensor.
+    pub key: TensorKey,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its bytes.
+    pub data: Bytes,
+}
+
+impl Payload {
+    /// A tensor of floats, without copying them.
+    pub fn floats(key: TensorKey, shape: Vec<usize>, values: Vec<f32>) -> Self {
+        struct Owner(Vec<f32>);
+        impl AsRef<[u8]> for Owner {
+            fn as_ref(&self) -> &[u8] {
+                bytemuck::cast_slice(&self.0)
+            }
+        }
+        debug_assert_eq!(shape.iter().product::<usize>(), values.len());
+        Self { key, shape, data: Bytes::from_owner(Owner(values)) }
+    }
+
+    /// A tensor of bytes.
+    pub fn bytes(key: TensorKey, shape: Vec<usize>, values: Vec<u8>) -> Self {
+        debug_assert_eq!(shape.iter().product::<usize>(), values.len());
+        Self { key, shape, data: values.into() }
+    }
+}
+
+impl TensorKey {
+    /// Bytes of an element.
+    pub fn element_bytes(&self) -> usize {
+        if matches!(self, TensorKey::Images(_)) { 1 } else { size_of::<f32>() }
+    }
+}
+
+impl fmt::Display for TensorKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TensorKey::Images(m) => write!(f, "images of step {} micro-batch {}", m.id.step, m.id.micro_batch),
+            TensorKey::Activations { micro_batch: m, exchange, direction, from_tower, to_tower } => {
+                let what = if *direction == Direction::Forward { "activations" } else { "gradients" };
+                write!(f, "{what} of step {} slot {} micro-batch {}", m.id.step, m.id.slot, m.id.micro_batch)?;
+                write!(f, " at exchange {exchange} from tower {from_tower}")?;
+                to_tower.map_or(Ok(()), |to| write!(f, " to tower {to}"))
+            }
+            TensorKey::Parameter { step, name, tower, state } => {
+                let what = if *state == State::Weights { "weights" } else { "momentum" };
+                write!(f, "{what} {name} of tower {tower} at step {step}")
+            }
+        }
+    }
+}
+
+/// Puts tensors together out of their chunks, which come in order. One tensor is under way for each key that the plan
+/// allows, so its memory is bounded by the plan.
+#[derive(Debug, Default)]
+pub struct Assembler {
+    under_way: HashMap<TensorKey, Partial>,
+}
+
+#[derive(Debug)]
+struct Partial {
+    elements: Elements,
+    received: usize,
+}
+
+impl Assembler {
+    /// Takes a chunk of a tensor whose shape the plan says is `expected`. The whole tensor, when this was the last one.
+    ///
+    /// # Errors
+    /// When the shape isn't the expected one, or the chunk doesn't go on where the last one ended.
+    pub fn accept(&mut self, chunk: Chunk, expected: &[usize]) -> Result<Option<(TensorKey, Elements)>, WireError> {
+        if chunk.shape != expected {
+            return Err(WireError::Shape {
+                key: chunk.key.to_string(),
+                found: chunk.shape,
+                expected: expected.to_vec(),
+            });
+        }
+        let elements: usize = expected.iter().product();
+        let total = elements * chunk.key.element_bytes();
+        let partial = self.under_way.entry(chunk.key.clone()).or_insert_with(|| Partial {
+            elements: match chunk.key {
+                TensorKey::Images(_) => Elements::Bytes(vec![0; elements]),
+                _ => Elements::Floats(vec![0.0; elements]),
+            },
+            received: 0,
+        });
+        let end = partial.received + chunk.data.len();
+        if chunk.offset != partial.received as u64 || end > total || (chunk.data.is_empty() && total > 0) {
+            let expected = partial.received;
+            self.under_way.remove(&chunk.key);
+            let (key, length) = (chunk.key.to_string(), chunk.data.len());
+            return Err(WireError::Offset { key, offset: chunk.offset, length, expected, total });
+        }
+        let target = match &mut partial.elements {
+            Elements::Bytes(bytes) => &mut bytes[partial.received..end],
+            Elements::Floats(floats) => &mut bytemuck::cast_slice_mut(floats)[partial.received..end],
+        };
+        target.copy_from_slice(&chunk.data);
+        partial.received = end;
+        if end < total {
+            return Ok(None);
+        }
+        Ok(self.under_way.remove(&chunk.key).map(|partial| (chunk.key, partial.elements)))
+    }
+}
+
+/// A tensor as frames of at most [`CHUNK_BYTES`] of payload, in order.
+pub fn frames(job: u64, payload: Payload) -> impl Iterator<Item = v1::Frame> {
+    let Payload { key, shape, data } = payload;
+    let count = data.len().div_ceil(CHUNK_BYTES).max(1);
+    (0..count).map(move |index| {
+        let offset = index * CHUNK_BYTES;
+        let part = data.slice(offset..data.len().min(offset + CHUNK_BYTES));
+        frame(Chunk { job, key: key.clone(), shape: shape.clone(), offset: offset as u64, data: part })
+    })
+}
+
+/// The first frame of a worker's tensor connection.
+pub fn open_frame(session: u64) -> v1::Frame {
+    v1::Frame { frame: Some(v1::frame::Frame::Open(session)) }
+}
+
+/// The session that a first frame names.
+///
+/// # Errors
+/// When it is a chunk, or empty.
+pub fn session_from_frame(frame: v1::Frame) -> Result<u64, WireError> {
+    match frame.frame {
+        Some(v1::frame::Frame::Open(session)) => nonzero("open", session),
+        _ => Err(WireError::Missing("open")),
+    }
+}
+
+/// The chunk of any later frame, its checksum checked.
+///
+/// # Errors
+/// When a field is missing or can't be, or the bytes aren't those that were sent.
+pub fn chunk_from_frame(frame: v1::Frame) -> Result<Chunk, WireError> {
+    let Some(v1::frame::Frame::Chunk(chunk)) = frame.frame else { return Err(WireError::Missing("chunk")) };
+    let key = key_from(required("tensor", chunk.tensor)?)?;
+    let found = crc32c::crc32c(&chunk.data);
+    if found != chunk.crc32c {
+        return Err(WireError::Checksum { key: key.to_string(), offset: chunk.offset, found, stated: chunk.crc32c });
+    }
+    let shape = chunk.shape.into_iter().map(|length| length as usize).collect();
+    Ok(Chunk { job: nonzero("job", chunk.job)?, key, shape, offset: chunk.offset, data: chunk.data })
+}
+
+fn frame(chunk: Chunk) -> v1::Frame {
+    let chunk = v1::Chunk {
+        job: chunk.job,
+        tensor: Some(key_to(chunk.key)),
+        shape: chunk.shape.into_iter().map(|length| length as u32).collect(),
+        offset: chunk.offset,
+        crc32c: crc32c::crc32c(&chunk.data),
+        data: chunk.data,
+    };
+    v1::Frame { frame: Some(v1::frame::Frame::Chunk(chunk)) }
+}
+
+fn key_from(tensor: v1::chunk::Tensor) -> Result<TensorKey, WireError> {
+    Ok(match tensor {
+        v1::chunk::Tensor::Images(m) => TensorKey::Images(micro_batch_from(m.micro_batch)?),
+        v1::chunk::Tensor::Activations(m) => TensorKey::Activations {
+            direction: match m.direction() {
+                v1::Direction::Forward => Direction::Forward,
+                v1::Direction::Backward => Direction::Backward,
+                v1::Direction::Unspecified => return Err(WireError::Missing("direction")),
+            },
+            micro_batch: micro_batch_from(m.micro_batch)?,
+            exchange: m.exchange as usize,
+            from_tower: m.from_tower as usize,
+            to_tower: m.to_tower.map(|tower| tower as usize),
+        },
+        v1::chunk::Tensor::Parameter(m) => TensorKey::Parameter {
+            state: match m.state() {
+                v1::State::Weights => State::Weights,
+                v1::State::Momentum => State::Momentum,
+                v1::State::Unspecified => return Err(WireError::Missing("state")),
+            },
+            step: m.step,
+            name: m.name,
+            tower: m.tower as usize,
+        },
+    })
+}
+
+fn key_to(key: TensorKey) -> v1::chunk::Tensor {
+    match key {
+        TensorKey::Images(m) => v1::chunk::Tensor::Images(v1::Images { micro_batch: Some(micro_batch_to(&m)) }),
+        TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower } => {
+            let direction = match direction {
+                Direction::Forward => v1::Direction::Forward,
+                Direction::Backward => v1::Direction::Backward,
+            };
+            v1::chunk::Tensor::Activations(v1::Activations {
+                micro_batch: Some(micro_batch_to(&micro_batch)),
+                exchange: exchange as u32,
+                direction: direction.into(),
+                from_tower: from_tower as u32,
+                to_tower: to_tower.map(|tower| tower as u32),
+            })
+        }
+        TensorKey::Parameter { step, name, tower, state } => {
+            let state = match state {
+                State::Weights => v1::State::Weights,
+                State::Momentum => v1::State::Momentum,
+            };
+            v1::chunk::Tensor::Parameter(v1::Parameter { step, name, tower: tower as u32, state: state.into() })
+        }
+    }
+}
+
+pub(super) fn micro_batch_from(message: Option<v1::MicroBatch>) -> Result<MicroBatch, WireError> {
+    let m = required("micro_batch", message)?;
+    let phase = match m.phase() {
+        v1::Phase::Train => Phase::Train,
+        v1::Phase::Evaluate => Phase::Evaluate,
+        v1::Phase::Unspecified => return Err(WireError::Missing("phase")),
+    };
+    let first = m.first_sample as usize;
+    let samples = first..first + nonzero("samples", m.samples.into())? as usize;
+    Ok(MicroBatch { id: MicroBatchId { step: m.step, phase, slot: m.slot, micro_batch: m.micro_batch }, samples })
+}
+
+pub(super) fn micro_batch_to(m: &MicroBatch) -> v1::MicroBatch {
+    let phase = match m.id.phase {
+        Phase::Train => v1::Phase::Train,
+        Phase::Evaluate => v1::Phase::Evaluate,
+    };
+    v1::MicroBatch {
+        step: m.id.step,
+        phase: phase.into(),
+        slot: m.id.slot,
+        micro_batch: m.id.micro_batch,
+        first_sample: m.samples.start as u32,
+        samples: m.samples.len() as u32,
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,95 @@
+//! Round trips, and what is said to chunks that are cut, forged, out of order or too long.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn micro_batch() -> MicroBatch {
+    MicroBatch { id: MicroBatchId { step: 3, phase: Phase::Train, slot: 1, micro_batch: 2 }, samples: 8..12 }
+}
+
+fn activations() -> TensorKey {
+    TensorKey::Activations {
+        micro_batch: micro_batch(),
+        exchange: 1,
+        direction: Direction::Backward,
+        from_tower: 0,
+        to_tower: Some(1),
+    }
+}
+
+fn chunks(payload: Payload) -> Vec<Chunk> {
+    frames(7, payload).map(|frame| chunk_from_frame(frame).unwrap()).collect()
+}
+
+proptest! {
+    /// Tensors of any length arrive as they left, over however many chunks.
+    #[test]
+    fn a_tensor_survives_the_way(length in 1usize..200_000, start in any::<u32>()) {
+        let values: Vec<f32> = (0..length).map(|i| f32::from_bits(start.wrapping_add(i as u32))).collect();
+        let mut assembler = Assembler::default();
+        let mut whole = None;
+        for chunk in chunks(Payload::floats(activations(), vec![length], values.clone())) {
+            prop_assert!(whole.is_none());
+            whole = assembler.accept(chunk, &[length]).unwrap();
+        }
+        let Some((key, Elements::Floats(found))) = whole else { panic!("not whole") };
+        prop_assert_eq!(key, activations());
+        prop_assert!(found.iter().zip(&values).all(|(a, b)| a.to_bits() == b.to_bits()));
+    }
+}
+
+#[test]
+fn a_changed_byte_is_found_by_the_checksum() {
+    let mut frame = frames(7, Payload::floats(activations(), vec![2], vec![1.0, 2.0])).next().unwrap();
+    if let Some(v1::frame::Frame::Chunk(chunk)) = &mut frame.frame {
+        chunk.data = Bytes::from_static(&[0, 0, 128, 63, 0, 0, 0, 65]);
+    }
+    assert!(matches!(chunk_from_frame(frame), Err(WireError::Checksum { .. })));
+}
+
+#[test]
+fn another_shape_a_gap_and_an_overrun_are_refused() {
+    let cut = chunks(Payload::bytes(TensorKey::Images(micro_batch()), vec![CHUNK_BYTES * 2], vec![1; CHUNK_BYTES * 2]));
+    let mut assembler = Assembler::default();
+    assert!(matches!(assembler.accept(cut[0].clone(), &[5]), Err(WireError::Shape { .. })));
+    let shape = [CHUNK_BYTES * 2];
+    assert!(matches!(assembler.accept(cut[1].clone(), &shape), Err(WireError::Offset { .. })));
+    assembler.accept(cut[0].clone(), &shape).unwrap();
+    assert!(matches!(assembler.accept(cut[0].clone(), &shape), Err(WireError::Offset { .. })));
+    let mut long = cut[0].clone();
+    long.shape = vec![5];
+    assert!(matches!(assembler.accept(long, &[5]), Err(WireError::Offset { .. })));
+}
+
+#[test]
+fn frames_without_a_needed_field_are_refused_by_name() {
+    assert_eq!(chunk_from_frame(v1::Frame { frame: None }), Err(WireError::Missing("chunk")));
+    assert_eq!(session_from_frame(open_frame(0)), Err(WireError::Missing("open")));
+    let chunk = v1::Chunk { job: 1, ..Default::default() };
+    let frame = v1::Frame { frame: Some(v1::frame::Frame::Chunk(chunk)) };
+    assert_eq!(chunk_from_frame(frame), Err(WireError::Missing("tensor")));
+    let images = v1::chunk::Tensor::Images(v1::Images { micro_batch: Some(v1::MicroBatch::default()) });
+    let chunk = v1::Chunk { job: 1, tensor: Some(images), ..Default::default() };
+    let frame = v1::Frame { frame: Some(v1::frame::Frame::Chunk(chunk)) };
+    assert_eq!(chunk_from_frame(frame), Err(WireError::Missing("phase")));
+}
+
+proptest! {
+    /// Whatever bytes pass for a frame, the answer is a chunk or an error.
+    #[test]
+    fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        use prost::Message;
+        if let Ok(frame) = v1::Frame::decode(bytes.as_slice()) {
+            if let Ok(chunk) = chunk_from_frame(frame) {
+                let _ = Assembler::default().accept(chunk, &[3]);
+            }
+        }
+        if let Ok(message) = v1::ToWorker::decode(bytes.as_slice()) {
+            let _ = super::super::ToWorker::try_from(message);
+        }
+        if let Ok(message) = v1::FromWorker::decode(bytes.as_slice()) {
+            let _ = super::super::FromWorker::try_from(message);
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! What is said between coordinator and workers: the generated messages and services, and the protocol's version.
+//! Nothing else: whether a message makes sense is for `convoy-common`'s wire module to say.
+
+/// Both sides must name the same version before anything else is said. Raise it with any change that an older program
+/// would misread or miss.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Version 1 of the messages, generated.
+pub mod v1 {
+    tonic::include_proto!("convoy.v1");
+}
