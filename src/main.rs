@@ -1,1 +1,76 @@
-fn main() {}
+//! The program: reads the command line, calls the crates, prints. One file a command; no logic.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this package is for")]
+
+mod console;
+mod eval;
+mod plan;
+mod settings;
+mod signals;
+mod train;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+// glibc's allocator gives large blocks back to the system at once, and every tensor then costs page faults anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Trains convolutional networks with each convolution group on a worker process of its own: the same bits on any
+/// cluster.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a training job
+    Train(Box<train::Arguments>),
+    /// Serve towers for a coordinator
+    Worker(worker::Arguments),
+    /// Measure a checkpoint or a weights file on a data set's test images
+    Eval(Box<eval::Arguments>),
+    /// Show what a step will cost on a given cluster, without one
+    Plan(plan::Arguments),
+}
+
+/// How a command ended without an error.
+pub(crate) enum Outcome {
+    Done,
+    /// By Ctrl-C, with a checkpoint written.
+    Interrupted,
+}
+
+/// 128 + SIGINT, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    signals::forgive_closed_pipes();
+    let arguments = Arguments::parse();
+    log_to_stderr();
+    let result = match arguments.command {
+        Command::Train(arguments) => train::run(*arguments),
+        Command::Worker(arguments) => worker::run(&arguments),
+        Command::Eval(arguments) => eval::run(*arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
+    };
+    match result {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
+        Err(error) => {
+            eprintln!("error: {}", settings::chain(error.as_ref()));
+            ExitCode::from(if error.is::<settings::Misuse>() { 2 } else { 1 })
+        }
+    }
+}
+
+/// Warnings alone, unless RUST_LOG says otherwise.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

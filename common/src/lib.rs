@@ -3,6 +3,7 @@
 //!
 //! Not here: sockets, clocks, threads of our own, files, tokio. Everything is a value or a pure function.
 
+pub mod address;
 pub mod batch;
 pub mod model;
 pub mod parameters;

@@ -85,6 +85,11 @@ impl Network {
         self.layers.iter().enumerate().flat_map(|(layer, _)| self.parameters_of(layer)).collect()
     }
 
+    /// The parameter of this name.
+    pub fn parameter(&self, name: &str) -> Option<Parameter> {
+        self.parameters().into_iter().find(|parameter| parameter.name == name)
+    }
+
     /// The parameters of one layer.
     pub fn parameters_of(&self, layer: usize) -> Vec<Parameter> {
         let described = &self.layers[layer];

@@ -1,1 +1,21 @@
-//! Skeleton.
+//! What decides: who is in the cluster, what a step does, the exchanges, the data, the loss, checkpoints, and the run's
+//! records.
+//!
+//! Not here: computing on activations (the worker), and printing (the program): what happens is told to an
+//! [`observe::Observer`].
+
+pub mod checkpoint;
+pub mod cluster;
+pub mod data;
+pub mod error;
+pub mod evaluate;
+pub mod exchange;
+pub mod job;
+pub mod loss;
+pub mod observe;
+pub mod order;
+pub mod record;
+pub mod step;
+pub mod train;
+
+pub use error::JobError;

@@ -1,1 +1,8 @@
-//! Skeleton.
+//! What computes: kernels, a tower's state and segments, and the service that holds towers for a coordinator.
+//!
+//! Not here: anything that decides. A worker doesn't know the data, the schedule, or the other workers.
+
+pub mod engine;
+pub mod kernels;
+pub mod service;
+pub mod tower;

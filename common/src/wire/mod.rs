@@ -4,11 +4,32 @@
 //! Not here: sockets, and whether a message fits the job at hand (its receiver knows).
 
 mod control;
+mod fit;
 mod tensor;
 
+pub use fit::expected_shape;
 pub use control::{Assignment, Failure, FailureKind, FromWorker, Hello, ToWorker};
 pub use tensor::{Assembler, CHUNK_BYTES, Chunk, Direction, Elements, FRAME_BYTES_MAX, Payload, State, TensorKey};
-pub use tensor::{chunk_from_frame, frames, open_frame, session_from_frame};
+pub use tensor::{chunk_from_frame, chunk_to_frame, frames, open_frame, session_from_frame};
+
+/// HTTP/2 windows and frames, the same on both sides: the receiver's setting governs the sender. Measured: larger frames
+/// without larger windows gain nothing.
+pub mod tuning {
+    use std::time::Duration;
+
+    /// Bytes that one stream may have on the way.
+    pub const STREAM_WINDOW: u32 = 16 << 20;
+    /// Bytes that one connection may have on the way.
+    pub const CONNECTION_WINDOW: u32 = 64 << 20;
+    /// Bytes of an HTTP/2 frame.
+    pub const FRAME: u32 = 256 << 10;
+    /// Send buffer of a Unix socket: the system's default is smaller than a chunk.
+    pub const SOCKET_BUFFER: usize = 4 << 20;
+    /// A silent peer is asked this often whether it lives,
+    pub const PING_EVERY: Duration = Duration::from_secs(1);
+    /// and is given up after so long without an answer: a stopped process is found within five seconds.
+    pub const PING_TIMEOUT: Duration = Duration::from_secs(3);
+}
 
 /// A message that makes no sense.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -80,6 +80,8 @@ pub struct Chunk {
     pub offset: u64,
     /// The bytes.
     pub data: Bytes,
+    /// CRC-32C of the bytes, which has been checked.
+    pub checksum: u32,
 }
 
 /// What a tensor's elements are.
@@ -209,7 +211,8 @@ pub fn frames(job: u64, payload: Payload) -> impl Iterator<Item = v1::Frame> {
     (0..count).map(move |index| {
         let offset = index * CHUNK_BYTES;
         let part = data.slice(offset..data.len().min(offset + CHUNK_BYTES));
-        frame(Chunk { job, key: key.clone(), shape: shape.clone(), offset: offset as u64, data: part })
+        let checksum = crc32c::crc32c(&part);
+        chunk_to_frame(Chunk { job, key: key.clone(), shape: shape.clone(), offset: offset as u64, data: part, checksum })
     })
 }
 
@@ -241,16 +244,18 @@ pub fn chunk_from_frame(frame: v1::Frame) -> Result<Chunk, WireError> {
         return Err(WireError::Checksum { key: key.to_string(), offset: chunk.offset, found, stated: chunk.crc32c });
     }
     let shape = chunk.shape.into_iter().map(|length| length as usize).collect();
-    Ok(Chunk { job: nonzero("job", chunk.job)?, key, shape, offset: chunk.offset, data: chunk.data })
+    let job = nonzero("job", chunk.job)?;
+    Ok(Chunk { job, key, shape, offset: chunk.offset, data: chunk.data, checksum: found })
 }
 
-fn frame(chunk: Chunk) -> v1::Frame {
+/// A chunk as the frame that it came in, for whoever passes it on.
+pub fn chunk_to_frame(chunk: Chunk) -> v1::Frame {
     let chunk = v1::Chunk {
         job: chunk.job,
         tensor: Some(key_to(chunk.key)),
         shape: chunk.shape.into_iter().map(|length| length as u32).collect(),
         offset: chunk.offset,
-        crc32c: crc32c::crc32c(&chunk.data),
+        crc32c: chunk.checksum,
         data: chunk.data,
     };
     v1::Frame { frame: Some(v1::frame::Frame::Chunk(chunk)) }

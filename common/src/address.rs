@@ -1,0 +1,57 @@
+//! Where a coordinator is found: `HOST:PORT`, or `unix:PATH` on the same machine. A value; nobody is called here.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// An address to dial or to listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// `HOST:PORT`.
+    Tcp(String),
+    /// `unix:PATH`.
+    Unix(PathBuf),
+}
+
+/// An address that can't be read.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("address \"{0}\" is neither HOST:PORT, such as 10.0.0.7:7878, nor unix:PATH")]
+pub struct AddressError(String);
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let wrong = || AddressError(text.to_owned());
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.is_empty() { Err(wrong()) } else { Ok(Address::Unix(path.into())) };
+        }
+        let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+        let sound = !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok();
+        if sound { Ok(Address::Tcp(text.to_owned())) } else { Err(wrong()) }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => f.write_str(address),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_read_back_as_they_are_written() {
+        for text in ["10.0.0.7:7878", "[::1]:80", "coordinator:1", "unix:/run/x.sock"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        for text in ["", "host", "host:", ":80", "host:99999", "unix:", "http://host:80"] {
+            assert!(text.parse::<Address>().is_err(), "{text}");
+        }
+    }
+}

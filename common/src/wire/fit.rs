@@ -1,0 +1,54 @@
+//! Whether a tensor is one that the job has, and the shape that the plan gives it. Both sides ask before they set aside
+//! any memory for what arrives.
+
+use super::{Direction, TensorKey, WireError};
+use crate::batch::MicroBatch;
+use crate::plan::Plan;
+
+/// The shape of the tensor that `key` names, in a job on `plan` whose micro-batches have at most `samples_max` samples.
+///
+/// # Errors
+/// When the job has no such tensor.
+pub fn expected_shape(plan: &Plan, samples_max: usize, key: &TensorKey) -> Result<Vec<usize>, WireError> {
+    match key {
+        TensorKey::Images(micro_batch) => {
+            let input = plan.network.input.shape;
+            Ok(vec![samples(micro_batch, samples_max)?, input.channels, input.height, input.width])
+        }
+        TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower } => {
+            below("exchange", *exchange, plan.segments.len())?;
+            below("from_tower", *from_tower, plan.network.towers)?;
+            let owner = match (direction, to_tower) {
+                (Direction::Forward, None) => *from_tower,
+                (Direction::Backward, Some(to)) => *to,
+                (Direction::Forward, Some(to)) => return Err(unfit("to_tower", to, "forward it isn't set")),
+                (Direction::Backward, None) => return Err(WireError::Missing("to_tower")),
+            };
+            below("to_tower", owner, plan.network.towers)?;
+            let output = plan.segments[*exchange].output;
+            let channels = plan.output_slice(*exchange, owner).len();
+            Ok(vec![samples(micro_batch, samples_max)?, output.height, output.width, channels])
+        }
+        TensorKey::Parameter { name, tower, .. } => {
+            below("tower", *tower, plan.network.towers)?;
+            let parameter = plan.network.parameter(name).ok_or_else(|| unfit("name", name, "the model has no such parameter"))?;
+            Ok(parameter.slice_shape(&plan.network, *tower))
+        }
+    }
+}
+
+fn samples(micro_batch: &MicroBatch, samples_max: usize) -> Result<usize, WireError> {
+    let count = micro_batch.samples.len();
+    if count == 0 || count > samples_max || micro_batch.samples.end > u32::MAX as usize {
+        return Err(unfit("samples", &count, "it must be at least 1 and at most a batch"));
+    }
+    Ok(count)
+}
+
+fn below(field: &'static str, value: usize, limit: usize) -> Result<(), WireError> {
+    if value < limit { Ok(()) } else { Err(unfit(field, &value, "the plan has no such one")) }
+}
+
+fn unfit(field: &'static str, value: &dyn std::fmt::Display, expected: &'static str) -> WireError {
+    WireError::Value { field, value: value.to_string(), expected }
+}

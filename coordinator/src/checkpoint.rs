@@ -1,0 +1,328 @@
+//! Checkpoints: everything that is needed to go on, and nothing of the cluster that wrote it. A folder
+//! `step-NNNNNN` with `weights.safetensors`, `optimizer.safetensors` and `manifest.json`, written under another name, synced,
+//! and renamed: it is there whole, or not at all.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use convoy_common::model::Network;
+use convoy_common::parameters::{Tensors, hex, sha256};
+use ndarray::{ArrayD, IxDyn};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::cluster::JobState;
+use crate::job::Job;
+
+/// Of the manifest's form. Raise it when an older program would misread it.
+const FORMAT: u32 = 1;
+const WEIGHTS: &str = "weights.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const MANIFEST: &str = "manifest.json";
+
+/// A checkpoint's manifest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Of this file's form.
+    pub format: u32,
+    /// The program that wrote it.
+    pub convoy: String,
+    /// Everything that decides the job's bits.
+    pub job: Job,
+    /// Where the job stands.
+    pub progress: Progress,
+    /// Over all weights.
+    pub weights_sha256: String,
+    /// SHA-256 of the two tensor files.
+    pub files: HashMap<String, String>,
+}
+
+/// Where a job stands: the data position follows from the step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Steps committed.
+    pub step: u64,
+    /// Sum of the losses of the images of the epoch at hand, in the order in which they were learnt.
+    pub epoch_loss_sum: f64,
+    /// How many images that were.
+    pub epoch_images: u64,
+    /// The mean loss of the last whole epoch.
+    pub train_loss: Option<f64>,
+    /// The last test accuracy.
+    pub test_accuracy: Option<f64>,
+}
+
+/// A checkpoint that was read.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Its tensors.
+    pub state: JobState,
+}
+
+/// What is wrong with a checkpoint or a weights file.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A file can't be read.
+    #[error("read {path}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file can't be written.
+    #[error("write {path}")]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// There is no checkpoint where one was asked for.
+    #[error("{path} holds no checkpoint: neither {MANIFEST} nor checkpoints/step-NNNNNN/{MANIFEST} is there")]
+    None {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The manifest can't be read.
+    #[error("{path} isn't a manifest of format {FORMAT}")]
+    Manifest {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The manifest is of another form.
+    #[error("{path} is of format {found}; this program reads format {FORMAT}")]
+    Format {
+        /// Which.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// A tensor file isn't the one that the manifest names.
+    #[error("{path} is damaged: its SHA-256 is {found}, and the manifest says {stated}")]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// As it is.
+        found: String,
+        /// As it should be.
+        stated: String,
+    },
+    /// A tensor file can't be read.
+    #[error("{path} isn't a safetensors file: {reason}")]
+    Tensors {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A tensor isn't the model's.
+    #[error("{path}: {reason}")]
+    Fit {
+        /// Which.
+        path: PathBuf,
+        /// What the file has and what the model wants.
+        reason: String,
+    },
+}
+
+/// Writes a checkpoint into `folder`, the run's `checkpoints`. Where it is.
+///
+/// # Errors
+/// When the disk doesn't take it; then nothing of it is left.
+pub fn write(folder: &Path, job: &Job, progress: Progress, state: &JobState) -> Result<PathBuf, CheckpointError> {
+    let path = folder.join(format!("step-{:06}", progress.step));
+    let temporary = folder.join(format!(".step-{:06}.tmp", progress.step));
+    let result = write_into(&temporary, job, progress, state).and_then(|()| {
+        if path.exists() {
+            fs::remove_dir_all(&path)?;
+        }
+        fs::rename(&temporary, &path)?;
+        sync_folder(folder)
+    });
+    result.map_err(|source| {
+        // The error at hand says more than a second one would.
+        let _ = fs::remove_dir_all(&temporary);
+        CheckpointError::Write { path: path.clone(), source }
+    })?;
+    Ok(path)
+}
+
+fn write_into(temporary: &Path, job: &Job, progress: Progress, state: &JobState) -> std::io::Result<()> {
+    if temporary.exists() {
+        fs::remove_dir_all(temporary)?;
+    }
+    fs::create_dir_all(temporary)?;
+    let mut files = HashMap::new();
+    for (name, tensors) in [(WEIGHTS, &state.weights), (OPTIMIZER, &state.momentum)] {
+        let bytes = serialized(tensors)?;
+        files.insert(name.to_owned(), hex(&Sha256::digest(&bytes)));
+        write_synced(&temporary.join(name), &bytes)?;
+    }
+    let manifest = Manifest {
+        format: FORMAT,
+        convoy: env!("CARGO_PKG_VERSION").to_owned(),
+        job: job.clone(),
+        progress,
+        weights_sha256: sha256(&state.weights),
+        files,
+    };
+    write_synced(&temporary.join(MANIFEST), &serde_json::to_vec_pretty(&manifest)?)?;
+    sync_folder(temporary)
+}
+
+/// Finds the checkpoint that `path` means: itself, or the newest of the run whose folder it is.
+///
+/// # Errors
+/// When there is none.
+pub fn find(path: &Path) -> Result<PathBuf, CheckpointError> {
+    if path.join(MANIFEST).is_file() {
+        return Ok(path.to_owned());
+    }
+    newest(path)?.ok_or_else(|| CheckpointError::None { path: path.to_owned() })
+}
+
+/// The newest checkpoint of the run in `run`, if it has one.
+///
+/// # Errors
+/// When the folder is there and can't be read.
+pub fn newest(run: &Path) -> Result<Option<PathBuf>, CheckpointError> {
+    let folder = run.join("checkpoints");
+    if !folder.is_dir() {
+        return Ok(None);
+    }
+    let entries = fs::read_dir(&folder).map_err(|source| CheckpointError::Read { path: folder.clone(), source })?;
+    let steps = entries.flatten().filter_map(|entry| {
+        let step = entry.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok()?;
+        entry.path().join(MANIFEST).is_file().then(|| (step, entry.path()))
+    });
+    Ok(steps.max().map(|(_, path)| path))
+}
+
+/// Reads a checkpoint whole, every file checked against its manifest.
+///
+/// # Errors
+/// Names the file and what is wrong with it.
+pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    let manifest = read_manifest(path)?;
+    let network = Network::parse(&manifest.job.model).map_err(|error| fit(&path.join(MANIFEST), error.to_string()))?;
+    let load = |name: &str| {
+        let file = path.join(name);
+        let bytes = read_file(&file)?;
+        let found = hex(&Sha256::digest(&bytes));
+        let stated = manifest.files.get(name).cloned().unwrap_or_default();
+        if found != stated {
+            return Err(CheckpointError::Damaged { path: file, found, stated });
+        }
+        deserialized(&file, &bytes, &network)
+    };
+    let state = JobState { weights: load(WEIGHTS)?, momentum: load(OPTIMIZER)? };
+    Ok(Checkpoint { path: path.to_owned(), manifest, state })
+}
+
+/// Reads a manifest alone.
+///
+/// # Errors
+/// When it isn't there or isn't one.
+pub fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
+    let file = path.join(MANIFEST);
+    let bytes = read_file(&file)?;
+    let manifest: Manifest =
+        serde_json::from_slice(&bytes).map_err(|source| CheckpointError::Manifest { path: file.clone(), source })?;
+    if manifest.format != FORMAT {
+        return Err(CheckpointError::Format { path: file, found: manifest.format });
+    }
+    Ok(manifest)
+}
+
+/// Reads a weights file for `network`.
+///
+/// # Errors
+/// Names the tensor that is missing, unknown, or of another shape.
+pub fn read_weights(path: &Path, network: &Network) -> Result<Tensors, CheckpointError> {
+    deserialized(path, &read_file(path)?, network)
+}
+
+/// Writes tensors to a safetensors file of their own, atomically.
+///
+/// # Errors
+/// When the disk doesn't take it.
+pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), CheckpointError> {
+    let wrong = |source| CheckpointError::Write { path: path.to_owned(), source };
+    write_atomically(path, &serialized(tensors).map_err(wrong)?).map_err(wrong)
+}
+
+/// Writes a file under another name, syncs it, and renames it.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let name = path.file_name().map_or_else(|| "file".into(), |name| name.to_string_lossy().into_owned());
+    let temporary = path.with_file_name(format!(".{name}.tmp"));
+    write_synced(&temporary, bytes)?;
+    fs::rename(&temporary, path)?;
+    sync_folder(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn sync_folder(path: &Path) -> std::io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, CheckpointError> {
+    fs::read(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })
+}
+
+fn serialized(tensors: &Tensors) -> std::io::Result<Vec<u8>> {
+    let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let bytes = tensor.iter().flat_map(|value| value.to_le_bytes()).collect();
+            (name.clone(), tensor.shape().to_vec(), bytes)
+        })
+        .collect();
+    let views: Result<Vec<_>, _> = bytes
+        .iter()
+        .map(|(name, shape, bytes)| TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (name.clone(), view)))
+        .collect();
+    let views = views.map_err(std::io::Error::other)?;
+    safetensors::serialize(views, None).map_err(std::io::Error::other)
+}
+
+fn deserialized(path: &Path, bytes: &[u8], network: &Network) -> Result<Tensors, CheckpointError> {
+    let unreadable = |error: safetensors::SafeTensorError| CheckpointError::Tensors { path: path.to_owned(), reason: error.to_string() };
+    let file = SafeTensors::deserialize(bytes).map_err(unreadable)?;
+    let parameters = network.parameters();
+    if let Some(extra) = file.names().into_iter().find(|name| parameters.iter().all(|p| p.name != **name)) {
+        let known: Vec<_> = parameters.iter().map(|p| p.name.as_str()).collect();
+        let hint = convoy_common::suggest::hint(extra, &known);
+        return Err(fit(path, format!("the model \"{}\" has no parameter \"{extra}\"{hint}", network.name)));
+    }
+    let read = |name: &str, shape: &[usize]| {
+        let Ok(view) = file.tensor(name) else {
+            return Err(fit(path, format!("\"{name}\" is missing; the model \"{}\" needs it", network.name)));
+        };
+        if view.dtype() != Dtype::F32 || view.shape() != shape {
+            let found = format!("{:?} of shape {:?}", view.dtype(), view.shape());
+            return Err(fit(path, format!("\"{name}\" is {found}; the model \"{}\" wants F32 of shape {shape:?}", network.name)));
+        }
+        let values = view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+        Ok(ArrayD::from_shape_vec(IxDyn(shape), values.collect()).expect("as many values as the shape has elements"))
+    };
+    parameters.iter().map(|p| read(&p.name, &p.shape).map(|tensor| (p.name.clone(), tensor))).collect()
+}
+
+fn fit(path: &Path, reason: String) -> CheckpointError {
+    CheckpointError::Fit { path: path.to_owned(), reason }
+}

@@ -1,0 +1,260 @@
+//! The doors that workers come in by: the gRPC service, on TCP or on a Unix socket. It greets, checks versions, pairs a
+//! worker's two connections, and passes on what it hears. Who belongs to the job is decided here by number alone.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use convoy_common::address::Address;
+use convoy_common::wire::{FRAME_BYTES_MAX, FromWorker, Hello, ToWorker, chunk_from_frame, session_from_frame, tuning};
+use convoy_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
+use convoy_proto::{PROTOCOL_VERSION, v1};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::time::timeout;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnixListenerStream};
+use tokio_stream::{Stream, StreamExt};
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Heard, Member, Message};
+
+/// Frames that may wait for one worker's socket.
+const FRAMES_QUEUED: usize = 64;
+/// Orders that may wait for one worker's socket.
+const ORDERS_QUEUED: usize = 32;
+/// Messages of all workers that may wait for the coordinator.
+const MESSAGES_QUEUED: usize = 256;
+/// Control messages are small; a model file is the largest.
+const CONTROL_BYTES_MAX: usize = 4 << 20;
+/// A worker that has dialled says who it is within this.
+const GREETING_MAX: Duration = Duration::from_secs(10);
+
+/// An address that is listened on.
+pub enum Listening {
+    /// TCP, and the address with the port that was really given.
+    Tcp(TcpListener, String),
+    /// A Unix socket.
+    Unix(UnixListener, String),
+}
+
+impl Listening {
+    /// Opens the address.
+    ///
+    /// # Errors
+    /// When it is in use, or isn't this machine's.
+    pub async fn open(address: &Address) -> std::io::Result<Self> {
+        match address {
+            Address::Tcp(host) => {
+                let listener = TcpListener::bind(host.as_str()).await?;
+                let bound = listener.local_addr()?.to_string();
+                Ok(Listening::Tcp(listener, bound))
+            }
+            Address::Unix(path) => Ok(Listening::Unix(UnixListener::bind(path)?, address.to_string())),
+        }
+    }
+
+    /// What to dial.
+    pub fn address(&self) -> &str {
+        match self {
+            Listening::Tcp(_, address) | Listening::Unix(_, address) => address,
+        }
+    }
+}
+
+/// Serves on `listening` for as long as the runtime lives. What is heard comes out of the receiver.
+///
+/// `room` workers are let in; further ones are asked to come back later.
+pub fn serve(listening: Listening, room: usize) -> Receiver<Message> {
+    let (heard, messages) = channel(MESSAGES_QUEUED);
+    let doors = Doors { heard, room, sessions: Arc::default() };
+    let control_limit = FRAME_BYTES_MAX.max(CONTROL_BYTES_MAX);
+    let service = CoordinatorServer::new(doors).max_decoding_message_size(control_limit);
+    let router = Server::builder()
+        .initial_stream_window_size(tuning::STREAM_WINDOW)
+        .initial_connection_window_size(tuning::CONNECTION_WINDOW)
+        .max_frame_size(tuning::FRAME)
+        .http2_keepalive_interval(Some(tuning::PING_EVERY))
+        .http2_keepalive_timeout(Some(tuning::PING_TIMEOUT))
+        .add_service(service);
+    tokio::spawn(async move {
+        let served = match listening {
+            Listening::Tcp(listener, _) => {
+                let tuned = TcpListenerStream::new(listener).map(|stream| {
+                    stream.inspect(|stream| {
+                        // Slower without, but no less right.
+                        let _ = stream.set_nodelay(true);
+                    })
+                });
+                router.serve_with_incoming(tuned).await
+            }
+            Listening::Unix(listener, _) => {
+                let tuned = UnixListenerStream::new(listener).map(|stream| {
+                    stream.inspect(|stream| {
+                        let _ = socket2::SockRef::from(stream).set_send_buffer_size(tuning::SOCKET_BUFFER);
+                    })
+                });
+                router.serve_with_incoming(tuned).await
+            }
+        };
+        if let Err(error) = served {
+            tracing::error!("the coordinator's doors closed: {}", crate::error::chain(&error));
+        }
+    });
+    messages
+}
+
+struct Doors {
+    heard: Sender<Message>,
+    room: usize,
+    // A std mutex: it is never held across an await.
+    sessions: Arc<Mutex<HashMap<u64, Option<Arrival>>>>,
+}
+
+/// A worker whose tensor connection hasn't come yet.
+struct Arrival {
+    hello: Hello,
+    address: String,
+    control: Sender<v1::ToWorker>,
+}
+
+type Replies<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Coordinator for Doors {
+    type ControlStream = Replies<v1::ToWorker>;
+    type TensorsStream = Replies<v1::Frame>;
+
+    async fn control(&self, request: Request<Streaming<v1::FromWorker>>) -> Result<Response<Self::ControlStream>, Status> {
+        let address = peer(&request);
+        let mut messages = request.into_inner();
+        let hello = greeting(&mut messages).await?;
+        check_version(&hello)?;
+        let (control, orders) = channel(ORDERS_QUEUED);
+        let session = self.let_in(Arrival { hello, address, control: control.clone() })?;
+        let _ = control.send(ToWorker::Welcome { session }.into()).await;
+        let (heard, sessions) = (self.heard.clone(), self.sessions.clone());
+        tokio::spawn(async move {
+            let why = listen(&mut messages, session, &heard).await;
+            sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
+            // The coordinator itself may be gone, and then nobody asks.
+            let _ = heard.send((session, Heard::Lost(why))).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(orders).map(Ok))))
+    }
+
+    async fn tensors(&self, request: Request<Streaming<v1::Frame>>) -> Result<Response<Self::TensorsStream>, Status> {
+        let mut incoming = request.into_inner();
+        let first = timeout(GREETING_MAX, incoming.message()).await.map_err(|_| late())??;
+        let first = first.ok_or_else(|| Status::invalid_argument("a tensor connection without a first frame"))?;
+        let session = session_from_frame(first).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (frames, outgoing) = channel(FRAMES_QUEUED);
+        let member = self.pair(session, frames)?;
+        let heard = self.heard.clone();
+        tokio::spawn(async move {
+            if heard.send((session, Heard::Joined(Box::new(member)))).await.is_err() {
+                return;
+            }
+            let why = pass_on(&mut incoming, session, &heard).await;
+            let _ = heard.send((session, Heard::Lost(why))).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing).map(Ok))))
+    }
+}
+
+impl Doors {
+    fn let_in(&self, arrival: Arrival) -> Result<u64, Status> {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        if sessions.len() >= self.room {
+            return Err(Status::unavailable(format!("the job has all its {} workers; try again later", self.room)));
+        }
+        let session = loop {
+            let number = unguessable();
+            if number != 0 && !sessions.contains_key(&number) {
+                break number;
+            }
+        };
+        sessions.insert(session, Some(arrival));
+        Ok(session)
+    }
+
+    fn pair(&self, session: u64, frames: Sender<v1::Frame>) -> Result<Member, Status> {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let arrival = sessions.get_mut(&session).and_then(Option::take);
+        let arrival = arrival.ok_or_else(|| Status::invalid_argument("a tensor connection of no known worker"))?;
+        let Arrival { hello, address, control } = arrival;
+        Ok(Member { session, hello, address, control, frames })
+    }
+}
+
+async fn greeting(messages: &mut Streaming<v1::FromWorker>) -> Result<Hello, Status> {
+    let first = timeout(GREETING_MAX, messages.message()).await.map_err(|_| late())??;
+    let first = first.ok_or_else(|| Status::invalid_argument("a worker that left without a word"))?;
+    match FromWorker::try_from(first).map_err(|error| Status::invalid_argument(error.to_string()))? {
+        FromWorker::Hello(hello) => Ok(hello),
+        _ => Err(Status::invalid_argument("a worker's first message must be Hello")),
+    }
+}
+
+/// A worker of another protocol would misread what it is told: it is refused for good.
+fn check_version(hello: &Hello) -> Result<(), Status> {
+    if hello.protocol_version == PROTOCOL_VERSION {
+        return Ok(());
+    }
+    Err(Status::failed_precondition(format!(
+        "the worker speaks protocol version {} (convoy {}), the coordinator version {PROTOCOL_VERSION} (convoy {}); \
+         use the same program for both",
+        hello.protocol_version,
+        hello.convoy_version,
+        env!("CARGO_PKG_VERSION"),
+    )))
+}
+
+/// Passes on what a worker says until it is gone. Why it is.
+async fn listen(messages: &mut Streaming<v1::FromWorker>, session: u64, heard: &Sender<Message>) -> String {
+    loop {
+        let message = match messages.message().await {
+            Ok(Some(message)) => FromWorker::try_from(message),
+            Ok(None) => return "it left".to_owned(),
+            Err(status) => return format!("its control connection broke: {}", status.message()),
+        };
+        let said = match message {
+            Ok(message) => Heard::Said(message),
+            Err(error) => return error.to_string(),
+        };
+        if heard.send((session, said)).await.is_err() {
+            return "the coordinator is gone".to_owned();
+        }
+    }
+}
+
+async fn pass_on(incoming: &mut Streaming<v1::Frame>, session: u64, heard: &Sender<Message>) -> String {
+    loop {
+        let chunk = match incoming.message().await {
+            Ok(Some(frame)) => chunk_from_frame(frame),
+            Ok(None) => return "it left".to_owned(),
+            Err(status) => return format!("its tensor connection broke: {}", status.message()),
+        };
+        let sent = match chunk {
+            Ok(chunk) => Heard::Chunk(chunk),
+            Err(error) => return error.to_string(),
+        };
+        if heard.send((session, sent)).await.is_err() {
+            return "the coordinator is gone".to_owned();
+        }
+    }
+}
+
+fn late() -> Status {
+    Status::deadline_exceeded(format!("nothing came within {GREETING_MAX:?}"))
+}
+
+fn peer<T>(request: &Request<T>) -> String {
+    request.remote_addr().map_or_else(|| "a Unix socket".to_owned(), |address| address.to_string())
+}
+
+/// Keys of the standard library's hasher are seeded by the system.
+pub(crate) fn unguessable() -> u64 {
+    std::hash::RandomState::new().build_hasher().finish()
+}

@@ -1,0 +1,390 @@
+//! The cluster of a run: the workers that came, what is said to each, and what is heard from all of them, in one place
+//! and with a bound on every wait. The doors that workers come in by are in [`doors`]; workers of our own in [`local`].
+//!
+//! Not here: what a message means for the job.
+
+pub mod doors;
+pub mod local;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use convoy_common::batch::MicroBatch;
+use convoy_common::parameters::Tensors;
+use convoy_common::plan::Plan;
+use convoy_common::wire::{
+    Assembler, Assignment, Chunk, Elements, FailureKind, FromWorker, Hello, Payload, State, TensorKey, ToWorker,
+    chunk_to_frame, expected_shape, frames,
+};
+use convoy_proto::v1;
+use ndarray::{ArrayD, Axis, IxDyn, Slice};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc::{Receiver, Sender};
+
+use crate::data::Split;
+use crate::error::JobError;
+use local::LocalWorkers;
+
+/// A worker that owes something and says nothing for so long has hung. A step of the largest model on the slowest
+/// supported machine takes far less.
+const SILENCE_MAX: Duration = Duration::from_secs(300);
+/// How often a wait looks around: for worker processes that ended before they came.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long a worker may take for its last words.
+const FAREWELL_MAX: Duration = Duration::from_secs(2);
+
+/// What is heard of a worker.
+#[derive(Debug)]
+pub enum Heard {
+    /// It has come, with both connections.
+    Joined(Box<Member>),
+    /// It says something.
+    Said(FromWorker),
+    /// It sends a part of a tensor.
+    Chunk(Chunk),
+    /// It is gone.
+    Lost(String),
+}
+
+/// What was heard, and in which session.
+pub type Message = (u64, Heard);
+
+/// A worker that has come.
+#[derive(Debug)]
+pub struct Member {
+    session: u64,
+    /// Who it is.
+    pub hello: Hello,
+    /// Where it dialled in from.
+    pub address: String,
+    control: Sender<v1::ToWorker>,
+    frames: Sender<v1::Frame>,
+}
+
+/// The workers of a run.
+pub struct Cluster {
+    job: u64,
+    plan: Arc<Plan>,
+    members: Vec<Member>,
+    heard: Receiver<Message>,
+    local: Option<LocalWorkers>,
+    /// Bytes of weights and momentum given to each worker.
+    state_bytes: Vec<u64>,
+    runtime: Runtime,
+}
+
+/// Weights and momentum of all towers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobState {
+    /// By parameter name.
+    pub weights: Tensors,
+    /// By parameter name; empty where nothing is learnt.
+    pub momentum: Tensors,
+}
+
+/// What a cluster is made of, before anybody has come.
+pub struct Founding {
+    /// Names the job on every tensor.
+    pub job: u64,
+    /// Who is to hold what.
+    pub plan: Arc<Plan>,
+    /// Where messages come in.
+    pub heard: Receiver<Message>,
+    /// Workers of our own.
+    pub local: Option<LocalWorkers>,
+    /// What the doors run on.
+    pub runtime: Runtime,
+    /// How long to wait for workers.
+    pub patience: Duration,
+    /// Where they dial.
+    pub address: String,
+}
+
+impl Founding {
+    /// Waits until every worker of the plan has come; `tell` hears how many have.
+    ///
+    /// # Errors
+    /// When too few come in time, or a process of our own ends.
+    pub fn gather(mut self, mut tell: impl FnMut(usize)) -> Result<Cluster, JobError> {
+        let (start, want) = (Instant::now(), self.plan.workers);
+        let mut members: Vec<Member> = Vec::new();
+        tell(0);
+        while members.len() < want {
+            match receive(&self.runtime, &mut self.heard, LOOK_EVERY) {
+                Some((_, Heard::Joined(member))) => {
+                    members.push(*member);
+                    tell(members.len());
+                }
+                Some((session, Heard::Lost(_))) => members.retain(|member| member.session != session),
+                Some(_) => {}
+                None => {
+                    if let Some(local) = &mut self.local {
+                        local.check_alive()?;
+                    }
+                }
+            }
+            if start.elapsed() > self.patience {
+                let (have, seconds, address) = (members.len(), self.patience.as_secs(), self.address);
+                return Err(JobError::TooFewWorkers { have, want, seconds, address });
+            }
+        }
+        if let Some(local) = &mut self.local {
+            // Processes are numbered as they were started, whoever was the first to dial.
+            members.sort_by_key(|member| local.position_of(member.hello.process_id));
+            local.all_have_come();
+        }
+        let state_bytes = vec![0; want];
+        Ok(Cluster { job: self.job, plan: self.plan, members, heard: self.heard, local: self.local, state_bytes, runtime: self.runtime })
+    }
+}
+
+impl Cluster {
+    /// Who holds what.
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// The workers, by number.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// Bytes of weights and momentum given to `worker`.
+    pub fn state_bytes(&self, worker: usize) -> u64 {
+        self.state_bytes[worker]
+    }
+
+    /// Tells every worker its towers, gives it their state as of `step`, and waits until all have it.
+    ///
+    /// # Errors
+    /// When a worker is lost or can't hold its towers.
+    pub fn assign(&mut self, assignment: &Assignment, state: &JobState, step: u64) -> Result<(), JobError> {
+        let plan = self.plan.clone();
+        for worker in 0..plan.workers {
+            self.tell(worker, ToWorker::Assign(Assignment { worker, ..assignment.clone() }), step)?;
+            for tower in plan.towers_of(worker) {
+                for (kind, tensors) in [(State::Weights, &state.weights), (State::Momentum, &state.momentum)] {
+                    for (name, tensor) in tensors {
+                        let parameter = plan.network.parameter(name).expect("a state's names are the network's");
+                        let slice = parameter.slice_of(&plan.network, tower, tensor);
+                        let key = TensorKey::Parameter { step, name: name.clone(), tower, state: kind };
+                        let payload = Payload::floats(key, slice.shape().to_vec(), slice.iter().copied().collect());
+                        self.state_bytes[worker] += payload.data.len() as u64;
+                        self.send(worker, payload, step)?;
+                    }
+                }
+            }
+        }
+        for _ in 0..plan.workers {
+            match self.next(step, || "all workers to take their weights".to_owned())? {
+                (_, Heard::Said(FromWorker::Ready)) => {}
+                (worker, other) => return Err(self.out_of_turn(worker, step, other)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the images of a micro-batch, which are `rows` of `split` or those listed, once to every worker.
+    ///
+    /// # Errors
+    /// When a worker is lost.
+    pub fn send_images(
+        &mut self,
+        split: &Split,
+        micro_batch: &MicroBatch,
+        images: impl IntoIterator<Item = usize>,
+    ) -> Result<(), JobError> {
+        let input = self.plan.network.input.shape;
+        let mut bytes = Vec::with_capacity(micro_batch.samples.len() * input.len());
+        images.into_iter().for_each(|image| bytes.extend_from_slice(split.image(image)));
+        let shape = vec![micro_batch.samples.len(), input.channels, input.height, input.width];
+        let payload = Payload::bytes(TensorKey::Images(micro_batch.clone()), shape, bytes);
+        (0..self.members.len()).try_for_each(|worker| self.send(worker, payload.clone(), micro_batch.id.step))
+    }
+
+    /// Sends a tensor.
+    ///
+    /// # Errors
+    /// When the worker is lost.
+    pub fn send(&mut self, worker: usize, payload: Payload, step: u64) -> Result<(), JobError> {
+        for frame in frames(self.job, payload) {
+            if self.members[worker].frames.blocking_send(frame).is_err() {
+                return Err(self.lost(worker, step));
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes a chunk on.
+    ///
+    /// # Errors
+    /// When a worker is lost.
+    pub fn relay(&mut self, to: &[usize], chunk: Chunk, step: u64) -> Result<(), JobError> {
+        let frame = chunk_to_frame(chunk);
+        for worker in to {
+            if self.members[*worker].frames.blocking_send(frame.clone()).is_err() {
+                return Err(self.lost(*worker, step));
+            }
+        }
+        Ok(())
+    }
+
+    /// Says something to a worker.
+    ///
+    /// # Errors
+    /// When it is lost.
+    pub fn tell(&mut self, worker: usize, message: ToWorker, step: u64) -> Result<(), JobError> {
+        let sent = self.members[worker].control.blocking_send(message.into());
+        sent.map_err(|_| self.lost(worker, step))
+    }
+
+    /// Says something to all.
+    ///
+    /// # Errors
+    /// When one is lost.
+    pub fn tell_all(&mut self, message: &ToWorker, step: u64) -> Result<(), JobError> {
+        (0..self.members.len()).try_for_each(|worker| self.tell(worker, message.clone(), step))
+    }
+
+    /// The next thing that any worker says or sends.
+    ///
+    /// # Errors
+    /// When one is lost or fails, or when all are silent for too long; `waiting_for` says what is owed.
+    pub fn next(&mut self, step: u64, waiting_for: impl Fn() -> String) -> Result<(usize, Heard), JobError> {
+        loop {
+            let Some((session, heard)) = receive(&self.runtime, &mut self.heard, SILENCE_MAX) else {
+                return Err(JobError::Silence { seconds: SILENCE_MAX.as_secs(), step, waiting_for: waiting_for() });
+            };
+            let Some(worker) = self.members.iter().position(|member| member.session == session) else { continue };
+            return match heard {
+                Heard::Lost(why) => Err(self.lost_because(worker, step, why)),
+                Heard::Said(FromWorker::Failure(failure)) if failure.kind == FailureKind::NotFinite => {
+                    Err(JobError::NotFinite { what: format!("{} (worker {worker})", failure.message) })
+                }
+                Heard::Said(FromWorker::Failure(failure)) => {
+                    Err(JobError::WorkerFailed { worker, step, message: failure.message })
+                }
+                Heard::Chunk(chunk) if chunk.job != self.job => continue,
+                // A commit is decided once, here. That it arrived shows in whatever the worker does next.
+                Heard::Said(FromWorker::Committed { .. }) => continue,
+                heard => Ok((worker, heard)),
+            };
+        }
+    }
+
+    /// Weights and momentum of every tower, as of `step`.
+    ///
+    /// # Errors
+    /// When a worker is lost, or sends something else.
+    pub fn collect(&mut self, step: u64, train: bool) -> Result<JobState, JobError> {
+        let plan = self.plan.clone();
+        self.tell_all(&ToWorker::SendState { step }, step)?;
+        let zeros = plan.network.zeros();
+        let mut state = JobState { momentum: if train { zeros.clone() } else { Tensors::new() }, weights: zeros };
+        let mut owed = plan.network.parameters().len() * plan.network.towers * if train { 2 } else { 1 };
+        let mut assembler = Assembler::default();
+        while owed > 0 {
+            let (worker, heard) = self.next(step, || format!("{owed} tensors of the checkpoint"))?;
+            let chunk = match heard {
+                Heard::Chunk(chunk) => chunk,
+                other => return Err(self.out_of_turn(worker, step, other)),
+            };
+            let desync = |source| JobError::Desync { worker, step, source };
+            let shape = expected_shape(&plan, 0, &chunk.key).map_err(desync)?;
+            if let Some((TensorKey::Parameter { name, tower, state: kind, .. }, Elements::Floats(values))) =
+                assembler.accept(chunk, &shape).map_err(desync)?
+            {
+                let tensors = if kind == State::Weights { &mut state.weights } else { &mut state.momentum };
+                let parameter = plan.network.parameter(&name).expect("its shape was found by name");
+                if let Some(tensor) = tensors.get_mut(&name) {
+                    let part = ArrayD::from_shape_vec(IxDyn(&shape), values).expect("assembled in this shape");
+                    let slice = Slice::from(parameter.slice(&plan.network, tower));
+                    tensor.slice_axis_mut(Axis(0), slice).assign(&part);
+                }
+                owed -= 1;
+            }
+        }
+        Ok(state)
+    }
+
+    /// The error for something that a worker says when it isn't its turn.
+    pub fn out_of_turn(&self, worker: usize, step: u64, heard: Heard) -> JobError {
+        let message = match heard {
+            Heard::Said(message) => format!("it said {message:?} out of turn"),
+            Heard::Chunk(chunk) => format!("it sent {} out of turn", chunk.key),
+            Heard::Joined(_) | Heard::Lost(_) => "it came or went out of turn".to_owned(),
+        };
+        JobError::WorkerFailed { worker, step, message }
+    }
+
+    /// Ends the job for every worker. How many threads of each did any work, where it said so in time.
+    pub fn dismiss(mut self, reason: &str) -> Vec<Option<usize>> {
+        let mut busy = vec![None; self.members.len()];
+        for member in &self.members {
+            // One that is gone needs no farewell.
+            let _ = member.control.blocking_send(ToWorker::EndJob { reason: reason.to_owned() }.into());
+        }
+        let start = Instant::now();
+        while busy.iter().any(Option::is_none) {
+            let left = FAREWELL_MAX.saturating_sub(start.elapsed());
+            match receive(&self.runtime, &mut self.heard, left) {
+                Some((session, Heard::Said(FromWorker::Finished { busy_threads }))) => {
+                    if let Some(worker) = self.members.iter().position(|member| member.session == session) {
+                        busy[worker] = Some(busy_threads);
+                    }
+                }
+                Some((_, Heard::Lost(_))) | None => break,
+                Some(_) => {}
+            }
+        }
+        if let Some(local) = self.local.take() {
+            local.end();
+        }
+        // Connections end with their runtime; waiting for peers that are gone would take for ever.
+        self.runtime.shutdown_timeout(Duration::from_millis(200));
+        busy
+    }
+
+    /// A worker whose connection is closed: why, if that can be learnt.
+    fn lost(&mut self, worker: usize, step: u64) -> JobError {
+        let session = self.members[worker].session;
+        let start = Instant::now();
+        while start.elapsed() < LOOK_EVERY * 5 {
+            match receive(&self.runtime, &mut self.heard, LOOK_EVERY) {
+                Some((from, Heard::Lost(why))) if from == session => return self.lost_because(worker, step, why),
+                Some((from, Heard::Said(FromWorker::Failure(failure)))) if from == session => {
+                    return JobError::WorkerFailed { worker, step, message: failure.message };
+                }
+                _ => {}
+            }
+        }
+        self.lost_because(worker, step, "its connection closed".to_owned())
+    }
+
+    fn lost_because(&mut self, worker: usize, step: u64, why: String) -> JobError {
+        let hello = &self.members[worker].hello;
+        let ended = self.local.as_mut().and_then(|local| local.how_it_ended(hello.process_id));
+        let towers: Vec<_> = self.plan.towers_of(worker).iter().map(|tower| format!("tower {tower}")).collect();
+        JobError::WorkerLost {
+            worker,
+            process_id: hello.process_id,
+            host: hello.host.clone(),
+            towers: towers.join(" and "),
+            step,
+            why: ended.unwrap_or(why),
+        }
+    }
+}
+
+/// The range of images of a whole split: a shorthand for those who send all of it.
+pub fn all(split: &Split) -> Range<usize> {
+    0..split.len()
+}
+
+fn receive(runtime: &Runtime, heard: &mut Receiver<Message>, patience: Duration) -> Option<Message> {
+    if let Ok(message) = heard.try_recv() {
+        return Some(message);
+    }
+    runtime.block_on(async { tokio::time::timeout(patience, heard.recv()).await.ok().flatten() })
+}

@@ -1,0 +1,75 @@
+//! Noise in the shape of a data set: for measuring speed, and for models whose data isn't at hand.
+//!
+//! The formula is in `docs/NUMERICS.md`, under *Random numbers*. There is nothing to learn in it, on purpose.
+
+use convoy_common::random::Source;
+use ndarray::Array4;
+use sha2::{Digest, Sha256};
+
+use super::{DataError, DataSet, Split, Wanted, hex};
+
+/// The most that both splits may take together.
+const BYTES_MAX: u64 = 512 << 20;
+/// From this size on, an image is big, and half as many do.
+const BIG_IMAGE_BYTES: u64 = 100_000;
+/// Labels are 16 bits wide.
+const CLASSES_MAX: usize = 1 << 16;
+
+/// How many images each split gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) train: usize,
+    pub(super) test: usize,
+}
+
+/// Makes both splits. The fingerprint is over the parameters, since they say everything.
+pub(super) fn make(wanted: &Wanted) -> Result<DataSet, DataError> {
+    if wanted.classes == 0 || wanted.classes > CLASSES_MAX {
+        return Err(DataError::SyntheticClasses { classes: wanted.classes, limit: CLASSES_MAX });
+    }
+    let counts = fitting_counts(wanted)?;
+    let (shape, classes, seed) = (wanted.shape(), wanted.classes, wanted.seed);
+    let origin = format!(
+        "synthetic noise of seed {seed}: {} train and {} test images of {shape}, {classes} classes",
+        counts.train, counts.test
+    );
+    Ok(DataSet {
+        train: split(wanted, "synthetic:train", counts.train),
+        test: split(wanted, "synthetic:test", counts.test),
+        fingerprint: hex(&Sha256::digest(&origin)),
+        origin,
+        notice: None,
+    })
+}
+
+fn fitting_counts(wanted: &Wanted) -> Result<Counts, DataError> {
+    let shape = wanted.shape();
+    let bytes = [shape.channels, shape.height, shape.width]
+        .iter()
+        .fold(1u128, |product, &extent| product.saturating_mul(extent as u128));
+    let fitting = u64::try_from(bytes).ok().filter(|&bytes| bytes > 0).and_then(counts);
+    fitting.ok_or(DataError::SyntheticSize { shape, bytes, limit: BYTES_MAX / 5 })
+}
+
+/// 2,048 and 512, or half of that for big images, and then halved until both splits fit; the ratio stays.
+pub(super) fn counts(image_bytes: u64) -> Option<Counts> {
+    let first: u64 = if image_bytes < BIG_IMAGE_BYTES { 512 } else { 256 };
+    let mut halves = std::iter::successors(Some(first), |test| Some(test / 2).filter(|&test| test > 0));
+    let test = halves.find(|test| image_bytes.saturating_mul(5 * test) <= BYTES_MAX)? as usize;
+    Some(Counts { train: 4 * test, test })
+}
+
+fn split(wanted: &Wanted, purpose: &str, count: usize) -> Split {
+    let shape = (count, wanted.channels, wanted.height, wanted.width);
+    let source = Source::new(wanted.seed, purpose);
+    let mut bytes = vec![0; count * wanted.channels * wanted.height * wanted.width];
+    for (block, four) in bytes.chunks_mut(4).enumerate() {
+        let words = source.words(block as u64);
+        for (byte, word) in four.iter_mut().zip(words) {
+            *byte = word.to_le_bytes()[0];
+        }
+    }
+    let images = Array4::from_shape_vec(shape, bytes).expect("the bytes were counted from the shape");
+    let label = |image| u16::try_from(image % wanted.classes).expect("classes were checked against CLASSES_MAX");
+    Split::new(images, (0..count).map(label).collect())
+}

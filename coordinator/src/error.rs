@@ -1,0 +1,159 @@
+//! Everything that can stop a job, in one enum: fields rather than formatted text, so that whoever decides can look.
+
+use std::path::PathBuf;
+
+use convoy_common::model::ModelError;
+use convoy_common::plan::PlanError;
+use convoy_common::wire::WireError;
+
+use crate::checkpoint::CheckpointError;
+use crate::data::DataError;
+
+/// Why a job can't start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// A setting has a value that can't be.
+    #[error("{flag} {value}: must be {expected}")]
+    Setting {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// A resumed job can't have other settings than it had.
+    #[error("{key} is {asked}, and the checkpoint's job has {before}; a resumed job must keep it")]
+    ResumeDiffers {
+        /// Which setting.
+        key: &'static str,
+        /// As asked for now.
+        asked: String,
+        /// As in the checkpoint.
+        before: String,
+    },
+    /// The end lies before the checkpoint.
+    #[error("the job is to end after step {end}, and the checkpoint is of step {step}; give a later end")]
+    EndsBeforeItStarts {
+        /// The last step asked for.
+        end: u64,
+        /// The checkpoint's.
+        step: u64,
+    },
+    /// The model.
+    #[error("the model")]
+    Model(#[from] ModelError),
+    /// The cluster.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The data.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A checkpoint or a weights file.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A file of the run can't be written.
+    #[error("write {path}")]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The address can't be listened on.
+    #[error("listen on {address}")]
+    Listen {
+        /// Which.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The system gives no runtime.
+    #[error("start the coordinator's network threads")]
+    Runtime(#[source] std::io::Error),
+    /// A worker process can't be started.
+    #[error("start a worker process, {program}")]
+    Spawn {
+        /// What was to be started.
+        program: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Too few workers came in time.
+    #[error("{have} of {want} workers came within {seconds} s; start more with: convoy worker --join {address}")]
+    TooFewWorkers {
+        /// How many came.
+        have: usize,
+        /// How many are wanted.
+        want: usize,
+        /// How long was waited.
+        seconds: u64,
+        /// Where they are to dial.
+        address: String,
+    },
+    /// A worker is gone.
+    #[error("worker {worker} (process {process_id} on {host}), which held {towers}, was lost at step {step}: {why}")]
+    WorkerLost {
+        /// Which.
+        worker: usize,
+        /// Its process.
+        process_id: u32,
+        /// Its machine.
+        host: String,
+        /// Its towers, as a list for a person.
+        towers: String,
+        /// The step at hand.
+        step: u64,
+        /// How it was noticed.
+        why: String,
+    },
+    /// A worker said that it can't go on.
+    #[error("worker {worker} can't go on at step {step}: {message}")]
+    WorkerFailed {
+        /// Which.
+        worker: usize,
+        /// The step at hand.
+        step: u64,
+        /// As it said.
+        message: String,
+    },
+    /// A worker sent something that its part in the job doesn't have.
+    #[error("worker {worker} sent what makes no sense at step {step}")]
+    Desync {
+        /// Which.
+        worker: usize,
+        /// The step at hand.
+        step: u64,
+        /// What.
+        source: WireError,
+    },
+    /// Nothing was heard for too long.
+    #[error("nothing was heard for {seconds} s at step {step}, waiting for {waiting_for}")]
+    Silence {
+        /// How long.
+        seconds: u64,
+        /// The step at hand.
+        step: u64,
+        /// Who owes what.
+        waiting_for: String,
+    },
+    /// A number is no longer finite.
+    #[error(
+        "{what}; nothing of this step was applied. A smaller --lr is the usual cure; the last checkpoint is still good"
+    )]
+    NotFinite {
+        /// Which, and where it began.
+        what: String,
+    },
+}
+
+/// An error and its causes on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

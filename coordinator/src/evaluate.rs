@@ -1,0 +1,90 @@
+//! Measuring on a set of images, over the same towers: a few micro-batches under way at a time, forward alone.
+
+use convoy_common::batch::{MicroBatch, MicroBatchId, Phase};
+
+use crate::cluster::{Cluster, Heard};
+use crate::data::Split;
+use crate::error::JobError;
+use crate::exchange::{Exchanges, Routed};
+use crate::loss::cross_entropy;
+
+/// Micro-batches under way: enough that no worker waits for images.
+const UNDER_WAY: usize = 3;
+
+/// What a network makes of a set of images.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// Images whose largest logit was their label's.
+    pub correct: usize,
+    /// Images in all.
+    pub images: usize,
+    /// The mean loss.
+    pub loss: f64,
+    /// (image, class).
+    pub logits: Vec<f32>,
+}
+
+impl Measured {
+    /// The share that was classified rightly.
+    pub fn accuracy(&self) -> f64 {
+        self.correct as f64 / self.images.max(1) as f64
+    }
+}
+
+/// Sends all of `split` through the towers in micro-batches of `size`, with the weights as of `step`.
+///
+/// # Errors
+/// When a worker is lost, fails, or sends what makes no sense.
+pub fn evaluate(
+    cluster: &mut Cluster,
+    exchanges: &mut Exchanges,
+    split: &Split,
+    step: u64,
+    size: usize,
+) -> Result<Measured, JobError> {
+    let classes = cluster.plan().network.classes();
+    let mut measured = Measured { correct: 0, images: split.len(), loss: 0.0, logits: vec![0.0; split.len() * classes] };
+    let mut losses = vec![0.0; split.len()];
+    let mut waiting = micro_batches(split.len(), size, step);
+    let mut under_way = 0;
+    loop {
+        while under_way < UNDER_WAY {
+            let Some(micro_batch) = waiting.next() else { break };
+            exchanges.open(&micro_batch);
+            cluster.send_images(split, &micro_batch, micro_batch.samples.clone())?;
+            under_way += 1;
+        }
+        if under_way == 0 {
+            break;
+        }
+        let (worker, heard) = cluster.next(step, || "logits of test images".to_owned())?;
+        let chunk = match heard {
+            Heard::Chunk(chunk) => chunk,
+            other => return Err(cluster.out_of_turn(worker, step, other)),
+        };
+        match exchanges.route(worker, chunk).map_err(|source| JobError::Desync { worker, step, source })? {
+            Routed::Kept => {}
+            Routed::Relay { to, chunk } => cluster.relay(&to, chunk, step)?,
+            Routed::Logits { micro_batch, logits } => {
+                exchanges.close(micro_batch.id);
+                under_way -= 1;
+                for (image, logits) in micro_batch.samples.clone().zip(logits.chunks_exact(classes)) {
+                    let label = usize::from(split.label(image));
+                    let verdict = cross_entropy(logits, label, 1, &mut vec![0.0; classes]);
+                    measured.correct += usize::from(verdict.predicted == label);
+                    losses[image] = verdict.loss;
+                    measured.logits[image * classes..][..classes].copy_from_slice(logits);
+                }
+            }
+        }
+    }
+    measured.loss = losses.iter().fold(0.0, |sum, loss| sum + loss) / split.len().max(1) as f64;
+    Ok(measured)
+}
+
+fn micro_batches(images: usize, size: usize, step: u64) -> impl Iterator<Item = MicroBatch> {
+    (0..images.div_ceil(size)).map(move |index| MicroBatch {
+        id: MicroBatchId { step, phase: Phase::Evaluate, slot: 0, micro_batch: index as u32 },
+        samples: index * size..images.min((index + 1) * size),
+    })
+}

@@ -1,0 +1,177 @@
+//! The exchanges, seen from the middle: every chunk that a worker sends is checked against the plan, counted, and either
+//! passed on to the workers that want it or, where it holds logits, kept. Pure: nothing is sent from here.
+//!
+//! Chunks are passed on as they come, so that a large tensor is on its way down while it is still on its way up.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use convoy_common::batch::{MicroBatch, MicroBatchId};
+use convoy_common::plan::Plan;
+use convoy_common::wire::{Assembler, Chunk, Direction, Elements, TensorKey, WireError, expected_shape};
+use serde::Serialize;
+
+/// What is to be done with a chunk.
+#[derive(Debug)]
+pub enum Routed {
+    /// Pass it on to these workers.
+    Relay {
+        /// Who wants it.
+        to: Vec<usize>,
+        /// The chunk.
+        chunk: Chunk,
+    },
+    /// All towers' logits of a micro-batch are there.
+    Logits {
+        /// Which.
+        micro_batch: MicroBatch,
+        /// (sample, class).
+        logits: Vec<f32>,
+    },
+    /// Nothing yet.
+    Kept,
+}
+
+/// What went over an exchange in one direction, as it arrived here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counted {
+    /// Whole tensors.
+    pub tensors: u64,
+    /// Bytes of payload.
+    pub bytes: u64,
+}
+
+/// The state of all exchanges of a run.
+#[derive(Debug)]
+pub struct Exchanges {
+    plan: Arc<Plan>,
+    samples_max: usize,
+    live: HashMap<MicroBatchId, MicroBatch>,
+    /// Bytes that have come of each tensor of the live micro-batches.
+    received: HashMap<TensorKey, u64>,
+    assembler: Assembler,
+    logits: HashMap<MicroBatchId, Gathered>,
+    counted: BTreeMap<(usize, Direction), Counted>,
+}
+
+#[derive(Debug)]
+struct Gathered {
+    values: Vec<f32>,
+    towers: usize,
+}
+
+impl Exchanges {
+    /// The exchanges of a job whose batches have at most `samples_max` samples.
+    pub fn new(plan: Arc<Plan>, samples_max: usize) -> Self {
+        Self {
+            plan,
+            samples_max,
+            live: HashMap::new(),
+            received: HashMap::new(),
+            assembler: Assembler::default(),
+            logits: HashMap::new(),
+            counted: BTreeMap::new(),
+        }
+    }
+
+    /// From now on tensors of this micro-batch are expected.
+    pub fn open(&mut self, micro_batch: &MicroBatch) {
+        self.live.insert(micro_batch.id, micro_batch.clone());
+    }
+
+    /// No more tensors of this micro-batch are expected.
+    pub fn close(&mut self, id: MicroBatchId) {
+        self.live.remove(&id);
+        self.received.retain(|key, _| micro_batch_of(key).is_none_or(|m| m.id != id));
+    }
+
+    /// What went over each exchange, forward and backward.
+    pub fn counted(&self) -> &BTreeMap<(usize, Direction), Counted> {
+        &self.counted
+    }
+
+    /// Checks a chunk from `worker`, and says what is to be done with it.
+    ///
+    /// # Errors
+    /// When the worker has no business sending it.
+    pub fn route(&mut self, worker: usize, chunk: Chunk) -> Result<Routed, WireError> {
+        let expected = expected_shape(&self.plan, self.samples_max, &chunk.key)?;
+        let TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower } = chunk.key.clone() else {
+            return Err(unfit("tensor", &chunk.key, "workers send activations in a step"));
+        };
+        if self.plan.placement[from_tower] != worker {
+            return Err(unfit("from_tower", &from_tower, "the worker doesn't hold it"));
+        }
+        if self.live.get(&micro_batch.id) != Some(&micro_batch) {
+            return Err(unfit("micro_batch", &chunk.key, "it isn't under way"));
+        }
+        let whole = self.count(&chunk, &expected, exchange, direction)?;
+        if exchange == self.plan.logits_exchange() {
+            return self.keep_logits(micro_batch, from_tower, chunk, &expected);
+        }
+        debug_assert!(whole || !chunk.data.is_empty());
+        let to = match to_tower {
+            Some(tower) => vec![self.plan.placement[tower]],
+            None => (0..self.plan.workers).filter(|other| *other != worker).collect(),
+        };
+        if to.contains(&worker) {
+            return Err(unfit("to_tower", &chunk.key, "the worker holds that tower itself"));
+        }
+        Ok(Routed::Relay { to, chunk })
+    }
+
+    /// Counts a chunk; whether its tensor is whole now.
+    fn count(&mut self, chunk: &Chunk, expected: &[usize], exchange: usize, direction: Direction) -> Result<bool, WireError> {
+        if chunk.shape != expected {
+            return Err(WireError::Shape { key: chunk.key.to_string(), found: chunk.shape.clone(), expected: expected.to_vec() });
+        }
+        let total = expected.iter().product::<usize>() * chunk.key.element_bytes();
+        let received = self.received.entry(chunk.key.clone()).or_default();
+        let end = *received + chunk.data.len() as u64;
+        if chunk.offset != *received || end > total as u64 || chunk.data.is_empty() {
+            return Err(WireError::Offset {
+                key: chunk.key.to_string(),
+                offset: chunk.offset,
+                length: chunk.data.len(),
+                expected: *received as usize,
+                total,
+            });
+        }
+        *received = end;
+        let counted = self.counted.entry((exchange, direction)).or_default();
+        counted.bytes += chunk.data.len() as u64;
+        counted.tensors += u64::from(end == total as u64);
+        Ok(end == total as u64)
+    }
+
+    fn keep_logits(&mut self, micro_batch: MicroBatch, tower: usize, chunk: Chunk, expected: &[usize]) -> Result<Routed, WireError> {
+        let Some((_, Elements::Floats(values))) = self.assembler.accept(chunk, expected)? else { return Ok(Routed::Kept) };
+        let classes = self.plan.network.classes();
+        let towers = self.plan.network.towers;
+        let slice = self.plan.output_slice(self.plan.logits_exchange(), tower);
+        let gathered = self
+            .logits
+            .entry(micro_batch.id)
+            .or_insert_with(|| Gathered { values: vec![0.0; classes * micro_batch.samples.len()], towers: 0 });
+        for (row, own) in gathered.values.chunks_exact_mut(classes).zip(values.chunks_exact(slice.len())) {
+            row[slice.clone()].copy_from_slice(own);
+        }
+        gathered.towers += 1;
+        if gathered.towers < towers {
+            return Ok(Routed::Kept);
+        }
+        let logits = self.logits.remove(&micro_batch.id).map_or_else(Vec::new, |gathered| gathered.values);
+        Ok(Routed::Logits { micro_batch, logits })
+    }
+}
+
+fn micro_batch_of(key: &TensorKey) -> Option<&MicroBatch> {
+    match key {
+        TensorKey::Images(micro_batch) | TensorKey::Activations { micro_batch, .. } => Some(micro_batch),
+        TensorKey::Parameter { .. } => None,
+    }
+}
+
+fn unfit(field: &'static str, value: &dyn std::fmt::Display, expected: &'static str) -> WireError {
+    WireError::Value { field, value: value.to_string(), expected }
+}

@@ -1,0 +1,266 @@
+//! What a job is: the settings that decide its bits ([`Job`]), the settings that don't ([`Running`]), and how both come
+//! from what was asked for, what a checkpoint says, and the defaults.
+//!
+//! Not here: reading flags (the program), and whether the model or the data are sound.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use convoy_common::address::Address;
+use convoy_common::batch::Division;
+use convoy_common::schedule::{Schedule, Span};
+use convoy_common::suggest;
+use serde::{Deserialize, Serialize};
+
+use crate::error::JobError;
+
+/// What is taken where nothing is said. `convoy train --help` prints these.
+pub mod defaults {
+    use convoy_common::schedule::Schedule;
+
+    /// Passes over the training images.
+    pub const EPOCHS: u64 = 8;
+    /// Images a step.
+    pub const BATCH: usize = 64;
+    /// The base learning rate.
+    pub const RATE: f64 = 0.02;
+    /// SGD's momentum.
+    pub const MOMENTUM: f64 = 0.9;
+    /// SGD's weight decay, on every parameter.
+    pub const WEIGHT_DECAY: f64 = 5e-4;
+    /// How the rate changes.
+    pub const SCHEDULE: Schedule = Schedule::OneCycle;
+    /// The job's seed.
+    pub const SEED: u64 = 1;
+    /// Slots a batch.
+    pub const SLOTS: usize = 1;
+    /// Micro-batches a slot.
+    pub const MICRO_BATCHES: usize = 2;
+}
+
+/// The order in which an epoch visits the images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// A new permutation each epoch, a function of seed and epoch.
+    Shuffled,
+    /// As they lie in the files.
+    Sequential,
+}
+
+impl FromStr for Order {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "shuffled" => Ok(Order::Shuffled),
+            "sequential" => Ok(Order::Sequential),
+            _ => Err(format!("unknown order \"{text}\"{}", suggest::hint(text, &["shuffled", "sequential"]))),
+        }
+    }
+}
+
+/// How long a job is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Length {
+    /// So many passes over the training images.
+    Epochs(u64),
+    /// So many updates.
+    Steps(u64),
+}
+
+impl Length {
+    /// In steps, of which an epoch has `steps_per_epoch`.
+    pub fn steps(self, steps_per_epoch: u64) -> u64 {
+        match self {
+            Length::Epochs(epochs) => epochs.saturating_mul(steps_per_epoch),
+            Length::Steps(steps) => steps,
+        }
+    }
+}
+
+/// Everything that decides a job's bits. It is kept in every checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// The model file, word for word.
+    pub model: String,
+    /// SHA-256 over the data's dimensions, bytes and labels.
+    pub data: String,
+    /// Images a step.
+    pub batch: usize,
+    /// The base learning rate.
+    pub lr: f64,
+    /// SGD's momentum.
+    pub momentum: f64,
+    /// SGD's weight decay.
+    pub weight_decay: f64,
+    /// How the rate changes.
+    pub schedule: Schedule,
+    /// The lengths that the schedule was made for.
+    pub span: Span,
+    /// The order of the images.
+    pub order: Order,
+    /// The seed of everything random.
+    pub seed: u64,
+    /// Slots a batch.
+    pub slots: usize,
+    /// SHA-256 of the weights that the job started from, where `--init` gave them.
+    pub init: Option<String>,
+}
+
+/// What a job was asked to be: what is left out comes from the checkpoint, or else from [`defaults`].
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    /// The model file's text.
+    pub model: Option<String>,
+    /// How long.
+    pub length: Option<Length>,
+    /// Images a step.
+    pub batch: Option<usize>,
+    /// The base learning rate.
+    pub lr: Option<f64>,
+    /// SGD's momentum.
+    pub momentum: Option<f64>,
+    /// SGD's weight decay.
+    pub weight_decay: Option<f64>,
+    /// How the rate changes.
+    pub schedule: Option<Schedule>,
+    /// The order of the images.
+    pub order: Option<Order>,
+    /// The seed.
+    pub seed: Option<u64>,
+    /// Slots a batch.
+    pub slots: Option<usize>,
+}
+
+/// Where a job runs and what it leaves behind: nothing here changes its bits.
+#[derive(Clone, Debug)]
+pub struct Running {
+    /// Worker processes; one a tower where nothing is said.
+    pub workers: Option<usize>,
+    /// Threads of each embedded worker; the cores shared out where nothing is said.
+    pub threads: Option<usize>,
+    /// Waits here for workers instead of starting them.
+    pub listen: Option<Address>,
+    /// Micro-batches a slot.
+    pub micro_batches: usize,
+    /// Steps between checkpoints; an epoch where nothing is said.
+    pub checkpoint_every: Option<u64>,
+    /// The program to start as a worker.
+    pub program: PathBuf,
+}
+
+impl Asked {
+    /// The job, for data of `steps_per_epoch(batch)` steps an epoch, and its last step.
+    ///
+    /// # Errors
+    /// When a value can't be, or isn't the one that `before`, the job of the checkpoint, had.
+    pub fn resolve(
+        &self,
+        before: Option<&Job>,
+        data: String,
+        init: Option<String>,
+        steps_per_epoch: impl Fn(usize) -> u64,
+    ) -> Result<(Job, u64), JobError> {
+        let batch = settle("batch", self.batch, before.map(|job| job.batch), defaults::BATCH)?;
+        check("--batch", batch, (1..=1 << 20).contains(&batch), "1 to 1048576")?;
+        let steps_per_epoch = steps_per_epoch(batch);
+        let length = self.length.unwrap_or(before.map_or(Length::Epochs(defaults::EPOCHS), |job| Length::Steps(job.span.steps)));
+        let end = length.steps(steps_per_epoch);
+        check("--epochs or --steps", end, end >= 1, "at least 1")?;
+        let span = before.map_or(Span { steps: end, steps_per_epoch }, |job| job.span);
+        let job = Job {
+            model: settle("model", self.model.clone(), before.map(|job| job.model.clone()), String::new())?,
+            data: settle("data", Some(data), before.map(|job| job.data.clone()), String::new())?,
+            batch,
+            lr: settle("lr", self.lr, before.map(|job| job.lr), defaults::RATE)?,
+            momentum: settle("momentum", self.momentum, before.map(|job| job.momentum), defaults::MOMENTUM)?,
+            weight_decay: settle("weight-decay", self.weight_decay, before.map(|job| job.weight_decay), defaults::WEIGHT_DECAY)?,
+            schedule: settle("schedule", self.schedule, before.map(|job| job.schedule), defaults::SCHEDULE)?,
+            span,
+            order: settle("order", self.order, before.map(|job| job.order), Order::Shuffled)?,
+            seed: settle("seed", self.seed, before.map(|job| job.seed), defaults::SEED)?,
+            slots: settle("slots", self.slots, before.map(|job| job.slots), defaults::SLOTS)?,
+            init: before.map_or(init, |job| job.init.clone()),
+        };
+        job.check()?;
+        Ok((job, end))
+    }
+}
+
+impl Job {
+    fn check(&self) -> Result<(), JobError> {
+        let sound = |value: f64| value.is_finite() && value >= 0.0;
+        check("--lr", self.lr, sound(self.lr) && self.lr > 0.0, "a number above 0")?;
+        check("--momentum", self.momentum, sound(self.momentum) && self.momentum < 1.0, "at least 0 and below 1")?;
+        check("--weight-decay", self.weight_decay, sound(self.weight_decay), "at least 0")?;
+        check("--slots", self.slots, (1..=self.batch).contains(&self.slots), "at least 1 and at most the batch")
+    }
+
+    /// Slots and micro-batches of a run of this job.
+    pub fn division(&self, micro_batches: usize) -> Division {
+        Division { slots: self.slots, micro_batches }
+    }
+}
+
+/// The value that was asked for, the checkpoint's, or the default. Asked for and different from the checkpoint's: an error.
+fn settle<T: PartialEq + std::fmt::Debug>(key: &'static str, asked: Option<T>, before: Option<T>, default: T) -> Result<T, JobError> {
+    match (asked, before) {
+        (Some(asked), Some(before)) if asked != before => {
+            Err(JobError::ResumeDiffers { key, asked: shown(&asked), before: shown(&before) })
+        }
+        (asked, before) => Ok(asked.or(before).unwrap_or(default)),
+    }
+}
+
+/// A value for an error message: a long text by its first line.
+fn shown(value: &impl std::fmt::Debug) -> String {
+    let text = format!("{value:?}");
+    let text = match (text.find("name = "), text.len() > 100) {
+        (Some(at), true) => format!("the model with {}", text[at..].split("\\n").next().unwrap_or_default().replace('\\', "")),
+        _ => text,
+    };
+    text.trim_matches('"').to_owned()
+}
+
+fn check(flag: &'static str, value: impl std::fmt::Display, sound: bool, expected: &'static str) -> Result<(), JobError> {
+    if sound { Ok(()) } else { Err(JobError::Setting { flag, value: value.to_string(), expected }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> Job {
+        Asked::default().resolve(None, "d".to_owned(), None, |batch| 1000 / batch as u64).unwrap().0
+    }
+
+    #[test]
+    fn what_is_left_out_comes_from_the_checkpoint_and_what_differs_is_refused_with_both_values() {
+        let before = Job { lr: 0.5, ..job() };
+        let resolve = |asked: Asked| asked.resolve(Some(&before), "d".to_owned(), None, |batch| 1000 / batch as u64);
+        assert_eq!(resolve(Asked::default()).unwrap().0, before);
+        let error = resolve(Asked { lr: Some(0.1), ..Asked::default() }).unwrap_err().to_string();
+        assert!(error.contains("0.1") && error.contains("0.5") && error.contains("lr"), "{error}");
+        let later = resolve(Asked { length: Some(Length::Steps(500)), ..Asked::default() }).unwrap();
+        assert_eq!((later.0.span, later.1), (before.span, 500), "a later end leaves the schedule's span as it was");
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused_with_what_would_be_right() {
+        let cases = [
+            Asked { lr: Some(-1.0), ..Asked::default() },
+            Asked { lr: Some(f64::NAN), ..Asked::default() },
+            Asked { momentum: Some(1.0), ..Asked::default() },
+            Asked { batch: Some(0), ..Asked::default() },
+            Asked { slots: Some(0), ..Asked::default() },
+            Asked { slots: Some(65), ..Asked::default() },
+            Asked { length: Some(Length::Epochs(0)), ..Asked::default() },
+        ];
+        for asked in cases {
+            let error = asked.resolve(None, String::new(), None, |_| 10).unwrap_err().to_string();
+            assert!(error.contains("must be"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Softmax and cross-entropy, in f64 with a platform-independent `exp` and `log`: the one place where towers' logits meet.
+
+/// What one sample's logits say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Verdict {
+    /// Cross-entropy.
+    pub loss: f64,
+    /// The first class of the largest logit.
+    pub predicted: usize,
+}
+
+/// The loss of one sample, and the gradient of its logits divided by `batch`, into `gradient`.
+pub fn cross_entropy(logits: &[f32], label: usize, batch: usize, gradient: &mut [f32]) -> Verdict {
+    let (predicted, largest) = first_maximum(logits);
+    let exponentials: Vec<f64> = logits.iter().map(|l| libm::exp(f64::from(*l) - largest)).collect();
+    let sum = exponentials.iter().fold(0.0, |sum, e| sum + e);
+    for (class, (slot, e)) in gradient.iter_mut().zip(&exponentials).enumerate() {
+        let target = if class == label { 1.0 } else { 0.0 };
+        *slot = ((e / sum - target) / batch as f64) as f32;
+    }
+    Verdict { loss: libm::log(sum) - (f64::from(logits[label]) - largest), predicted }
+}
+
+fn first_maximum(logits: &[f32]) -> (usize, f64) {
+    let first = (0, f64::NEG_INFINITY);
+    logits.iter().map(|l| f64::from(*l)).enumerate().fold(first, |best, next| if next.1 > best.1 { next } else { best })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_logits_lose_the_logarithm_of_the_classes_and_predict_the_first() {
+        let mut gradient = [0.0; 4];
+        let verdict = cross_entropy(&[2.0; 4], 1, 2, &mut gradient);
+        assert!((verdict.loss - 4f64.ln()).abs() < 1e-12);
+        assert_eq!(verdict.predicted, 0);
+        assert_eq!(gradient, [0.125, -0.375, 0.125, 0.125]);
+    }
+
+    #[test]
+    fn large_logits_neither_overflow_nor_vanish() {
+        let mut gradient = [0.0; 2];
+        let verdict = cross_entropy(&[1e30, -1e30], 1, 1, &mut gradient);
+        assert!(verdict.loss.is_finite() && verdict.loss > 1e30);
+        assert!(cross_entropy(&[f32::NAN, 1.0], 0, 1, &mut gradient).loss.is_nan());
+    }
+}

@@ -1,0 +1,206 @@
+//! What a run leaves behind beside its checkpoints: `run.json`, replaced whole whenever it changes, and `metrics.jsonl`,
+//! which grows by a line a step and is cut back when a job is resumed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use convoy_common::plan::Traffic;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::checkpoint::write_atomically;
+use crate::error::JobError;
+use crate::job::Job;
+use crate::observe::{EpochRecord, WorkerRecord};
+
+/// `run.json`.
+#[derive(Clone, Debug, Serialize)]
+pub struct RunRecord {
+    /// `running`, `done`, `interrupted` or `failed`.
+    pub status: &'static str,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The model's name.
+    pub model: String,
+    /// Everything that decides the job's bits.
+    pub configuration: Job,
+    /// What doesn't.
+    pub running: RunningRecord,
+    /// What the data are and where they came from.
+    pub data: String,
+    /// Machine and program.
+    pub environment: BTreeMap<&'static str, String>,
+    /// Who computed.
+    pub workers: Vec<WorkerRecord>,
+    /// What crossed each exchange, as it arrived at the coordinator.
+    pub exchanges: Vec<ExchangeRecord>,
+    /// Bytes over sockets in a full training step, as planned.
+    pub planned_step_traffic: Option<Traffic>,
+    /// Training images a second in this run.
+    pub images_per_second: Option<f64>,
+    /// Faults as the job saw them. None can be mended yet, so a job that sees one ends with it.
+    pub incidents: Vec<Value>,
+    /// How it ended.
+    #[serde(rename = "final")]
+    pub ended: Option<FinalRecord>,
+}
+
+/// The settings that don't change a job's bits.
+#[derive(Clone, Debug, Serialize)]
+pub struct RunningRecord {
+    /// Worker processes.
+    pub workers: usize,
+    /// Threads of each embedded worker.
+    pub threads: Option<usize>,
+    /// Where workers dial in, if they do.
+    pub listen: Option<String>,
+    /// Micro-batches a slot.
+    pub micro_batches: usize,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// The last step.
+    pub last_step: u64,
+    /// The checkpoint that the run went on from, and its step.
+    pub resumed: Option<(PathBuf, u64)>,
+}
+
+/// What crossed an exchange in one direction.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExchangeRecord {
+    /// Index of the exchange; the last is the logits'.
+    pub exchange: usize,
+    /// `forward` or `backward`.
+    pub direction: &'static str,
+    /// Whole tensors.
+    pub tensors: u64,
+    /// Bytes of payload.
+    pub bytes: u64,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, Serialize)]
+pub struct FinalRecord {
+    /// Steps committed.
+    pub steps: u64,
+    /// Mean loss of the last epoch's images.
+    pub train_loss: Option<f64>,
+    /// On the test images.
+    pub test_accuracy: Option<f64>,
+    /// Over all weights.
+    pub weights_sha256: String,
+}
+
+/// The run's folder.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    metrics: BufWriter<File>,
+}
+
+impl RunFolder {
+    /// Opens the folder, with what `metrics` of an earlier run says of steps up to `keep_through`.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn open(path: &Path, earlier: Option<&Path>, keep_through: u64) -> Result<Self, JobError> {
+        let wrong = |at: &Path| {
+            let path = at.to_owned();
+            move |source| JobError::Write { path, source }
+        };
+        let checkpoints = path.join("checkpoints");
+        fs::create_dir_all(&checkpoints).map_err(wrong(&checkpoints))?;
+        let file = path.join("metrics.jsonl");
+        let kept = earlier.map_or(Ok(Vec::new()), |run| kept_lines(&run.join("metrics.jsonl"), keep_through));
+        write_atomically(&file, &kept.map_err(wrong(&file))?).map_err(wrong(&file))?;
+        let metrics = OpenOptions::new().append(true).open(&file).map_err(wrong(&file))?;
+        Ok(Self { path: path.to_owned(), metrics: BufWriter::new(metrics) })
+    }
+
+    /// Where checkpoints go.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Replaces `run.json`.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write(&self, record: &RunRecord) -> Result<(), JobError> {
+        let path = self.path.join("run.json");
+        let text = serde_json::to_vec_pretty(record).map_err(std::io::Error::other);
+        text.and_then(|text| write_atomically(&path, &text)).map_err(|source| JobError::Write { path, source })
+    }
+
+    /// Adds a step's line to the metrics.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn add_step(&mut self, step: u64, epoch: u64, loss: f64, lr: f64) -> Result<(), JobError> {
+        self.add(&json!({ "step": step, "epoch": epoch, "loss": loss, "lr": lr }))
+    }
+
+    /// Adds an epoch's line to the metrics.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn add_epoch(&mut self, epoch: &EpochRecord) -> Result<(), JobError> {
+        self.add(epoch)
+    }
+
+    /// Makes sure that the metrics are on disk, before a checkpoint says that they are.
+    ///
+    /// # Errors
+    /// When they can't be written.
+    pub fn sync(&mut self) -> Result<(), JobError> {
+        let synced = self.metrics.flush().and_then(|()| self.metrics.get_ref().sync_data());
+        synced.map_err(|source| self.wrong(source))
+    }
+
+    fn add(&mut self, line: &impl Serialize) -> Result<(), JobError> {
+        let text = serde_json::to_string(line).map_err(std::io::Error::other);
+        let written = text.and_then(|text| writeln!(self.metrics, "{text}")).and_then(|()| self.metrics.flush());
+        written.map_err(|source| self.wrong(source))
+    }
+
+    fn wrong(&self, source: std::io::Error) -> JobError {
+        JobError::Write { path: self.path.join("metrics.jsonl"), source }
+    }
+}
+
+/// Lines that tell of steps up to `through`. A line that was cut short by a crash, and all after it, is left out.
+fn kept_lines(path: &Path, through: u64) -> std::io::Result<Vec<u8>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        file => file?,
+    };
+    let mut kept = Vec::new();
+    for line in BufReader::new(file).lines() {
+        let line = line?;
+        let Ok(value) = serde_json::from_str::<Value>(&line) else { break };
+        let step = value.get("step").or_else(|| value.get("through_step")).and_then(Value::as_u64);
+        if step.is_none_or(|step| step > through) {
+            break;
+        }
+        writeln!(kept, "{line}")?;
+    }
+    Ok(kept)
+}
+
+/// Machine and program.
+pub fn environment() -> BTreeMap<&'static str, String> {
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    BTreeMap::from([
+        ("convoy", env!("CARGO_PKG_VERSION").to_owned()),
+        ("system", std::env::consts::OS.to_owned()),
+        ("architecture", std::env::consts::ARCH.to_owned()),
+        ("cores", cores.to_string()),
+    ])
+}

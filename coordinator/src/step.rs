@@ -1,0 +1,91 @@
+//! One step as a state machine: from logits to the gradients that go back, until every tower has finished its backward
+//! pass and the step may be committed. Pure: what comes out are values to send.
+//!
+//! ```text
+//! Computing --all logits, all BackwardDone--> done --(the driver sends Commit)
+//!     \--a loss that isn't finite--> NotFinite: nothing of the step is applied
+//! ```
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use convoy_common::batch::{MicroBatch, MicroBatchId};
+use convoy_common::plan::Plan;
+use convoy_common::wire::{Direction, Payload, TensorKey};
+
+use crate::loss::cross_entropy;
+
+/// A step under way.
+#[derive(Debug)]
+pub struct Step {
+    plan: Arc<Plan>,
+    /// Labels by position in the batch.
+    labels: Vec<u16>,
+    /// Losses by position in the batch, as they come to be known.
+    losses: Vec<f64>,
+    /// Backward passes that haven't been finished.
+    owed: BTreeSet<(MicroBatchId, usize)>,
+}
+
+impl Step {
+    /// A step over a batch with these labels, cut into these micro-batches.
+    pub fn new(plan: Arc<Plan>, labels: Vec<u16>, micro_batches: &[MicroBatch]) -> Self {
+        let towers = 0..plan.network.towers;
+        let owed = micro_batches.iter().flat_map(|m| towers.clone().map(move |tower| (m.id, tower))).collect();
+        let losses = vec![f64::NAN; labels.len()];
+        Self { plan, labels, losses, owed }
+    }
+
+    /// The losses of a micro-batch, and for every tower the gradient of its logits. Nothing when a loss isn't finite.
+    pub fn on_logits(&mut self, micro_batch: &MicroBatch, logits: &[f32]) -> Option<Vec<(usize, Payload)>> {
+        let classes = self.plan.network.classes();
+        let mut gradient = vec![0.0; logits.len()];
+        let rows = logits.chunks_exact(classes).zip(gradient.chunks_exact_mut(classes));
+        for (position, (logits, gradient)) in micro_batch.samples.clone().zip(rows) {
+            let label = usize::from(self.labels[position]);
+            self.losses[position] = cross_entropy(logits, label, self.labels.len(), gradient).loss;
+        }
+        let finite = self.losses[micro_batch.samples.clone()].iter().all(|loss| loss.is_finite());
+        finite.then(|| (0..self.plan.network.towers).map(|tower| (tower, self.slice(micro_batch, tower, &gradient))).collect())
+    }
+
+    /// A tower has finished a micro-batch's backward pass. Whether it was owed.
+    pub fn on_backward_done(&mut self, id: MicroBatchId, tower: usize) -> bool {
+        self.owed.remove(&(id, tower))
+    }
+
+    /// Whether every tower has finished.
+    pub fn is_done(&self) -> bool {
+        self.owed.is_empty()
+    }
+
+    /// A tower that hasn't finished.
+    pub fn waiting_for(&self) -> Option<usize> {
+        self.owed.first().map(|(_, tower)| *tower)
+    }
+
+    /// The sum of the samples' losses, in sample order.
+    pub fn loss_sum(&self) -> f64 {
+        self.losses.iter().fold(0.0, |sum, loss| sum + loss)
+    }
+
+    /// The batch's mean loss.
+    pub fn loss(&self) -> f64 {
+        self.loss_sum() / self.labels.len() as f64
+    }
+
+    fn slice(&self, micro_batch: &MicroBatch, tower: usize, gradient: &[f32]) -> Payload {
+        let exchange = self.plan.logits_exchange();
+        let slice = self.plan.output_slice(exchange, tower);
+        let rows = gradient.chunks_exact(self.plan.network.classes());
+        let values: Vec<f32> = rows.flat_map(|row| &row[slice.clone()]).copied().collect();
+        let key = TensorKey::Activations {
+            micro_batch: micro_batch.clone(),
+            exchange,
+            direction: Direction::Backward,
+            from_tower: tower,
+            to_tower: Some(tower),
+        };
+        Payload::floats(key, vec![micro_batch.samples.len(), 1, 1, slice.len()], values)
+    }
+}

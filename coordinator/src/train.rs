@@ -1,0 +1,489 @@
+//! A training run from beginning to end: what was asked for becomes a job, workers come, steps are driven one after
+//! another, checkpoints and records are written. The one loop that does the talking.
+//!
+//! Not here: what a step decides (`step`), who may send what (`exchange`), and printing (an [`Observer`]).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use convoy_common::batch::MicroBatch;
+use convoy_common::model::Network;
+use convoy_common::parameters::sha256;
+use convoy_common::plan::{Plan, PlanError};
+use convoy_common::wire::{Assignment, Direction, FromWorker, ToWorker};
+
+use crate::checkpoint::{self, Checkpoint, Progress};
+use crate::cluster::doors::{self, Listening, unguessable};
+use crate::cluster::local::{LocalPlan, LocalWorkers, SocketFolder};
+use crate::cluster::{Cluster, Founding, Heard, JobState};
+use crate::data::{DataSet, Wanted};
+use crate::error::{JobError, chain};
+use crate::evaluate::{Measured, evaluate};
+use crate::exchange::{Exchanges, Routed};
+use crate::job::{Asked, Job, Running};
+use crate::observe::{Ended, EpochRecord, Event, Observer, Started, WorkerRecord};
+use crate::order::DataOrder;
+use crate::record::{ExchangeRecord, FinalRecord, RunFolder, RunRecord, RunningRecord, environment};
+use crate::step::Step;
+
+/// Our own processes come within this.
+const LOCAL_PATIENCE: Duration = Duration::from_secs(30);
+/// Workers that are started by others come within this.
+const REMOTE_PATIENCE: Duration = Duration::from_secs(600);
+
+/// Everything that a training run is told.
+pub struct Training {
+    /// What decides the bits.
+    pub asked: Asked,
+    /// What doesn't.
+    pub running: Running,
+    /// The model's text where neither flag nor checkpoint says one.
+    pub default_model: String,
+    /// The images, for the model that they are wanted by.
+    pub data: Box<dyn Fn(&Wanted) -> Result<DataSet, crate::data::DataError>>,
+    /// The checkpoint to go on from.
+    pub resume: Option<Checkpoint>,
+    /// A weights file to start from.
+    pub init: Option<PathBuf>,
+    /// The run's folder.
+    pub out: PathBuf,
+}
+
+/// Trains until the end, or until `stop` is set; then a checkpoint is written and the run counts as interrupted.
+///
+/// # Errors
+/// Whatever stops the job; its last checkpoint stays.
+pub fn train(training: Training, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Ended, JobError> {
+    let mut run = Run::prepare(training, observer)?;
+    let result = run.carry_out(observer, stop);
+    if let Err(error) = &result {
+        run.record.status = "failed";
+        run.record.error = Some(chain(error));
+        // The error at hand says more than a second one would.
+        let _ = run.folder.write(&run.record);
+    }
+    result
+}
+
+/// A run, ready to begin.
+struct Run {
+    job: Job,
+    data: DataSet,
+    plan: Arc<Plan>,
+    running: Running,
+    threads: usize,
+    progress: Progress,
+    state: JobState,
+    last_step: u64,
+    checkpoint_every: u64,
+    folder: RunFolder,
+    record: RunRecord,
+}
+
+impl Run {
+    fn prepare(training: Training, observer: &mut dyn Observer) -> Result<Self, JobError> {
+        let Training { mut asked, running, default_model, data, resume, init, out } = training;
+        let before = resume.as_ref().map(|checkpoint| &checkpoint.manifest.job);
+        let text = asked.model.clone().or(before.map(|job| job.model.clone())).unwrap_or(default_model);
+        let network = Network::parse(&text)?;
+        asked.model = Some(text);
+        let input = network.input.shape;
+        let seed = asked.seed.or(before.map(|job| job.seed)).unwrap_or(crate::job::defaults::SEED);
+        let (channels, height, width, classes) = (input.channels, input.height, input.width, network.classes());
+        let workers = running.workers.unwrap_or(network.towers);
+        let plan = Plan::new(network.clone(), workers)?;
+        let data = data(&Wanted { channels, height, width, classes, seed })?;
+        if let Some(text) = data.notice.clone() {
+            observer.on(Event::Notice { text });
+        }
+        let weights = init.map(|path| checkpoint::read_weights(&path, &network)).transpose()?;
+        let images = data.train.len();
+        let steps_per_epoch = |batch| DataOrder::steps_per_epoch(images, batch);
+        let (job, last_step) = asked.resolve(before, data.fingerprint.clone(), weights.as_ref().map(sha256), steps_per_epoch)?;
+        let resumed = resume.as_ref().map(|checkpoint| (checkpoint.path.clone(), checkpoint.manifest.progress.step));
+        let (progress, state) = match resume {
+            Some(checkpoint) => (checkpoint.manifest.progress, checkpoint.state),
+            None => {
+                let weights = weights.unwrap_or_else(|| network.initial_weights(job.seed));
+                (Progress::default(), JobState { weights, momentum: network.zeros() })
+            }
+        };
+        if last_step < progress.step {
+            return Err(JobError::EndsBeforeItStarts { end: last_step, step: progress.step });
+        }
+        if running.micro_batches == 0 || running.micro_batches > job.batch {
+            let value = running.micro_batches.to_string();
+            return Err(JobError::Setting { flag: "--micro-batches", value, expected: "at least 1 and at most the batch" });
+        }
+        let earlier = resumed.as_ref().and_then(|(path, _)| path.parent()?.parent());
+        let folder = RunFolder::open(&out, earlier, progress.step)?;
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = running.threads.unwrap_or((cores / workers).max(1));
+        let checkpoint_every = running.checkpoint_every.unwrap_or(job.span.steps_per_epoch).max(1);
+        let record = RunRecord {
+            status: "running",
+            error: None,
+            model: network.name.clone(),
+            running: RunningRecord {
+                workers,
+                threads: running.listen.is_none().then_some(threads),
+                listen: running.listen.as_ref().map(ToString::to_string),
+                micro_batches: running.micro_batches,
+                checkpoint_every,
+                last_step,
+                resumed,
+            },
+            configuration: job.clone(),
+            data: data.origin.clone(),
+            environment: environment(),
+            workers: Vec::new(),
+            exchanges: Vec::new(),
+            planned_step_traffic: Some(plan.step_traffic(job.batch)),
+            images_per_second: None,
+            incidents: Vec::new(),
+            ended: None,
+        };
+        folder.write(&record)?;
+        let plan = Arc::new(plan);
+        Ok(Self { job, data, plan, running, threads, progress, state, last_step, checkpoint_every, folder, record })
+    }
+
+    fn carry_out(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Ended, JobError> {
+        let job_number = unguessable().max(1);
+        let mut cluster = found(job_number, self.plan.clone(), &self.running, self.threads, observer)?;
+        let assignment = self.assignment(job_number);
+        cluster.assign(&assignment, &self.state, self.progress.step)?;
+        self.record.workers = worker_records(&cluster);
+        self.folder.write(&self.record)?;
+        observer.on(Event::Started(Box::new(self.started())));
+        let mut drive = Drive {
+            cluster,
+            exchanges: Exchanges::new(self.plan.clone(), self.job.batch),
+            order: DataOrder::new(self.job.seed, self.job.order, self.data.train.len(), self.job.batch),
+            sent: None,
+            seconds: 0.0,
+            epoch_seconds: 0.0,
+            epoch_images: 0,
+            images: 0,
+            checkpoint: None,
+        };
+        let driven = self.drive(&mut drive, observer, stop);
+        self.record.exchanges = exchange_records(&drive.exchanges);
+        let reason = match &driven {
+            Ok(true) => "interrupted".to_owned(),
+            Ok(false) => "done".to_owned(),
+            Err(error) => chain(error),
+        };
+        let busy = drive.cluster.dismiss(&reason);
+        for (record, busy_threads) in self.record.workers.iter_mut().zip(busy) {
+            record.busy_threads = busy_threads;
+        }
+        let interrupted = driven?;
+        let rate = if drive.seconds > 0.0 { drive.images as f64 / drive.seconds } else { 0.0 };
+        let ended = Ended {
+            interrupted,
+            steps: self.progress.step,
+            train_loss: self.train_loss(),
+            test_accuracy: self.progress.test_accuracy,
+            weights_sha256: sha256(&self.state.weights),
+            images_per_second: rate,
+            checkpoint: drive.checkpoint.unwrap_or_default(),
+            out: self.folder.path().to_owned(),
+        };
+        self.record.status = if interrupted { "interrupted" } else { "done" };
+        self.record.images_per_second = Some(rate);
+        self.record.ended = Some(FinalRecord {
+            steps: ended.steps,
+            train_loss: ended.train_loss,
+            test_accuracy: ended.test_accuracy,
+            weights_sha256: ended.weights_sha256.clone(),
+        });
+        self.folder.write(&self.record)?;
+        observer.on(Event::Ended(Box::new(ended.clone())));
+        Ok(ended)
+    }
+
+    /// All steps that are left. Whether it was interrupted.
+    fn drive(&mut self, drive: &mut Drive, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<bool, JobError> {
+        while self.progress.step < self.last_step {
+            if stop.load(Ordering::Relaxed) {
+                self.checkpoint(drive, observer)?;
+                return Ok(true);
+            }
+            self.step(drive, observer)?;
+            let step = self.progress.step;
+            let ends_epoch = drive.order.ends_epoch(step);
+            if ends_epoch || step == self.last_step {
+                self.measure(drive, observer, ends_epoch)?;
+            }
+            if step.is_multiple_of(self.checkpoint_every) || step == self.last_step {
+                self.checkpoint(drive, observer)?;
+            }
+        }
+        if drive.checkpoint.is_none() {
+            self.checkpoint(drive, observer)?;
+        }
+        Ok(false)
+    }
+
+    /// One step, from images to commit.
+    fn step(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
+        let began = Instant::now();
+        let number = self.progress.step + 1;
+        let (images, micro_batches) = match drive.sent.take() {
+            Some(sent) => sent,
+            None => self.send_images(drive, number)?,
+        };
+        // While this step is computed the next one's images are on their way, unless something comes in between.
+        if number < self.last_step && !drive.order.ends_epoch(number) && !number.is_multiple_of(self.checkpoint_every) {
+            drive.sent = Some(self.send_images(drive, number + 1)?);
+        }
+        let labels = images.iter().map(|image| self.data.train.label(*image)).collect();
+        let mut step = Step::new(self.plan.clone(), labels, &micro_batches);
+        while !step.is_done() {
+            self.hear(drive, &mut step, number)?;
+        }
+        let lr = self.job.schedule.rate(self.job.lr, number, self.job.span);
+        drive.cluster.tell_all(&ToWorker::Commit { step: number, rate: lr as f32 }, number)?;
+        micro_batches.iter().for_each(|micro_batch| drive.exchanges.close(micro_batch.id));
+        self.progress.step = number;
+        self.progress.epoch_loss_sum += step.loss_sum();
+        self.progress.epoch_images += images.len() as u64;
+        let (epoch, loss) = (drive.order.epoch(number), step.loss());
+        self.folder.add_step(number, epoch, loss, lr)?;
+        drive.count(images.len(), began.elapsed());
+        observer.on(Event::Step { step: number, epoch, loss, lr, images: images.len() });
+        Ok(())
+    }
+
+    fn send_images(&self, drive: &mut Drive, number: u64) -> Result<(Vec<usize>, Vec<MicroBatch>), JobError> {
+        let images = drive.order.images(number);
+        let micro_batches = self.job.division(self.running.micro_batches).of(number, images.len());
+        for micro_batch in &micro_batches {
+            drive.exchanges.open(micro_batch);
+            let held = images[micro_batch.samples.clone()].iter().copied();
+            drive.cluster.send_images(&self.data.train, micro_batch, held)?;
+        }
+        Ok((images, micro_batches))
+    }
+
+    /// One message of a worker in a step.
+    fn hear(&self, drive: &mut Drive, step: &mut Step, number: u64) -> Result<(), JobError> {
+        let placement = &self.plan.placement;
+        let waiting_for = || match step.waiting_for() {
+            Some(tower) => format!("tower {tower} on worker {}", placement[tower]),
+            None => "nobody".to_owned(),
+        };
+        let (worker, heard) = drive.cluster.next(number, waiting_for)?;
+        match heard {
+            Heard::Chunk(chunk) => {
+                let routed = drive.exchanges.route(worker, chunk);
+                match routed.map_err(|source| JobError::Desync { worker, step: number, source })? {
+                    Routed::Kept => Ok(()),
+                    Routed::Relay { to, chunk } => drive.cluster.relay(&to, chunk, number),
+                    Routed::Logits { micro_batch, logits } => {
+                        let gradients = step.on_logits(&micro_batch, &logits).ok_or_else(|| JobError::NotFinite {
+                            what: format!("the loss of step {number} is no longer finite; it began at the softmax, every logit being finite"),
+                        })?;
+                        let mut send = |(tower, payload): (usize, _)| drive.cluster.send(placement[tower], payload, number);
+                        gradients.into_iter().try_for_each(&mut send)
+                    }
+                }
+            }
+            Heard::Said(FromWorker::BackwardDone { micro_batch, tower })
+                if placement.get(tower) == Some(&worker) && step.on_backward_done(micro_batch.id, tower) =>
+            {
+                Ok(())
+            }
+            other => Err(drive.cluster.out_of_turn(worker, number, other)),
+        }
+    }
+
+    /// The test images, at the end of an epoch and of the job.
+    fn measure(&mut self, drive: &mut Drive, observer: &mut dyn Observer, ends_epoch: bool) -> Result<(), JobError> {
+        let step = self.progress.step;
+        let size = self.job.batch;
+        let measured: Measured = evaluate(&mut drive.cluster, &mut drive.exchanges, &self.data.test, step, size)?;
+        let train_loss = self.progress.epoch_loss_sum / self.progress.epoch_images.max(1) as f64;
+        self.progress.test_accuracy = Some(measured.accuracy());
+        let seconds = drive.epoch_seconds;
+        let record = EpochRecord {
+            epoch: drive.order.epoch(step),
+            through_step: step,
+            train_loss,
+            test_accuracy: measured.accuracy(),
+            test_loss: measured.loss,
+            seconds,
+            images_per_second: if seconds > 0.0 { drive.epoch_images as f64 / seconds } else { 0.0 },
+        };
+        self.folder.add_epoch(&record)?;
+        observer.on(Event::Epoch(record));
+        if ends_epoch {
+            self.progress.train_loss = Some(train_loss);
+            (self.progress.epoch_loss_sum, self.progress.epoch_images) = (0.0, 0);
+            (drive.epoch_seconds, drive.epoch_images) = (0.0, 0);
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
+        let step = self.progress.step;
+        self.state = drive.cluster.collect(step, true)?;
+        self.folder.sync()?;
+        let path = checkpoint::write(&self.folder.checkpoints(), &self.job, self.progress, &self.state)?;
+        drive.checkpoint = Some(path.clone());
+        observer.on(Event::Checkpoint { step, path });
+        Ok(())
+    }
+
+    /// The mean loss of the epoch at hand, or of the last one.
+    fn train_loss(&self) -> Option<f64> {
+        let at_hand = self.progress.epoch_loss_sum / self.progress.epoch_images as f64;
+        if self.progress.epoch_images > 0 { Some(at_hand) } else { self.progress.train_loss }
+    }
+
+    fn assignment(&self, job: u64) -> Assignment {
+        Assignment {
+            job,
+            model: self.job.model.clone(),
+            placement: self.plan.placement.clone(),
+            worker: 0,
+            seed: self.job.seed,
+            momentum: self.job.momentum,
+            weight_decay: self.job.weight_decay,
+            batch: self.job.batch,
+            division: self.job.division(self.running.micro_batches),
+            train: true,
+        }
+    }
+
+    fn started(&self) -> Started {
+        let network = &self.plan.network;
+        Started {
+            model: network.name.clone(),
+            parameters: network.parameters().iter().map(|parameter| parameter.len()).sum(),
+            multiply_adds: network.multiply_adds(),
+            data: self.data.origin.clone(),
+            train_images: self.data.train.len(),
+            test_images: self.data.test.len(),
+            first_step: self.progress.step + 1,
+            last_step: self.last_step,
+            steps_per_epoch: DataOrder::steps_per_epoch(self.data.train.len(), self.job.batch),
+            batch: self.job.batch,
+            step_bytes: self.plan.step_traffic(self.job.batch).total(),
+            workers: self.record.workers.clone(),
+            out: self.folder.path().to_owned(),
+        }
+    }
+}
+
+/// What changes while steps are driven.
+struct Drive {
+    cluster: Cluster,
+    exchanges: Exchanges,
+    order: DataOrder,
+    /// The next step's images, where they have been sent already.
+    sent: Option<(Vec<usize>, Vec<MicroBatch>)>,
+    /// Of training in this run, without evaluation and checkpoints.
+    seconds: f64,
+    epoch_seconds: f64,
+    epoch_images: u64,
+    images: u64,
+    checkpoint: Option<PathBuf>,
+}
+
+impl Drive {
+    fn count(&mut self, images: usize, time: Duration) {
+        self.seconds += time.as_secs_f64();
+        self.epoch_seconds += time.as_secs_f64();
+        self.images += images as u64;
+        self.epoch_images += images as u64;
+    }
+}
+
+/// A cluster with every worker of the plan: our own processes, or those that dial in.
+///
+/// # Errors
+/// When the address can't be listened on, or too few workers come.
+pub fn found(
+    job: u64,
+    plan: Arc<Plan>,
+    running: &Running,
+    threads: usize,
+    observer: &mut dyn Observer,
+) -> Result<Cluster, JobError> {
+    if threads == 0 {
+        return Err(JobError::Setting { flag: "--threads", value: "0".to_owned(), expected: "at least 1" });
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.map_err(JobError::Runtime)?;
+    let unusable = |address: &str| {
+        let address = address.to_owned();
+        move |source| JobError::Listen { address, source }
+    };
+    let (address, folder) = match &running.listen {
+        Some(address) => (address.clone(), None),
+        None => {
+            let folder = SocketFolder::create().map_err(unusable("a Unix socket in the system's temporary folder"))?;
+            (folder.address(), Some(folder))
+        }
+    };
+    let room = plan.workers;
+    let opened = runtime.block_on(Listening::open(&address));
+    let listening = opened.map_err(unusable(&address.to_string()))?;
+    let address = listening.address().to_owned();
+    let heard = runtime.block_on(async { doors::serve(listening, room) });
+    let is_local = folder.is_some();
+    let local = folder.map(|folder| {
+        let plan = LocalPlan { program: running.program.clone(), workers: room, threads };
+        LocalWorkers::start(&plan, folder)
+    });
+    let patience = if is_local { LOCAL_PATIENCE } else { REMOTE_PATIENCE };
+    let founding = Founding { job, plan, heard, local: local.transpose()?, runtime, patience, address: address.clone() };
+    founding.gather(|have| {
+        if !is_local {
+            observer.on(Event::Waiting { address: address.clone(), have, want: room });
+        }
+    })
+}
+
+/// Who computes, as the records have it.
+pub fn worker_records(cluster: &Cluster) -> Vec<WorkerRecord> {
+    let each = cluster.members().iter().enumerate();
+    each.map(|(worker, member)| WorkerRecord {
+        worker,
+        towers: cluster.plan().towers_of(worker),
+        process_id: member.hello.process_id,
+        host: member.hello.host.clone(),
+        address: member.address.clone(),
+        threads: member.hello.threads,
+        busy_threads: None,
+        instruction_set: member.hello.instruction_set.clone(),
+        state_bytes: cluster.state_bytes(worker),
+    })
+    .collect()
+}
+
+fn exchange_records(exchanges: &Exchanges) -> Vec<ExchangeRecord> {
+    let each = exchanges.counted().iter();
+    each.map(|((exchange, direction), counted)| ExchangeRecord {
+        exchange: *exchange,
+        direction: if *direction == Direction::Forward { "forward" } else { "backward" },
+        tensors: counted.tensors,
+        bytes: counted.bytes,
+    })
+    .collect()
+}
+
+/// Errors of a plan are errors of a job; here for those who plan without one.
+pub fn plan_of(network: Network, workers: Option<usize>) -> Result<Plan, PlanError> {
+    let workers = workers.unwrap_or(network.towers);
+    Plan::new(network, workers)
+}
+
+/// The folder that a run without `--out` gets: `runs/MODEL-TIME`.
+pub fn default_out(model: &str, time: &str) -> PathBuf {
+    Path::new("runs").join(format!("{model}-{time}"))
+}

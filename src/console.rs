@@ -1,0 +1,141 @@
+//! What a person sees of a job: a progress bar on a terminal, plain lines elsewhere, JSON objects for programs.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use convoy_coordinator::observe::{Ended, Event, Observer, Started};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Without a terminal, a line about progress comes this often.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Prints events.
+pub(crate) struct Console {
+    json: bool,
+    bar: Option<ProgressBar>,
+    started: Option<Box<Started>>,
+    images: u64,
+    began: Instant,
+    last_line: Instant,
+}
+
+impl Console {
+    pub(crate) fn new(json: bool) -> Self {
+        let now = Instant::now();
+        Self { json, bar: None, started: None, images: 0, began: now, last_line: now }
+    }
+
+    fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| println!("{text}")),
+            None => println!("{text}"),
+        }
+    }
+
+    fn start(&mut self, started: Box<Started>) {
+        self.say(&described(&started));
+        if std::io::stdout().is_terminal() && std::io::stderr().is_terminal() {
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} steps  {msg}  {eta} left");
+            let bar = ProgressBar::new(started.last_step + 1 - started.first_step);
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            self.bar = Some(bar);
+        }
+        (self.began, self.last_line) = (Instant::now(), Instant::now());
+        self.started = Some(started);
+    }
+
+    fn step(&mut self, step: u64, epoch: u64, loss: f64, images: usize) {
+        self.images += images as u64;
+        let rate = self.images as f64 / self.began.elapsed().as_secs_f64().max(1e-9);
+        if let Some(bar) = &self.bar {
+            bar.inc(1);
+            bar.set_message(format!("epoch {epoch}  {rate:.0} images/s  loss {loss:.4}"));
+        } else if self.last_line.elapsed() >= LINE_EVERY {
+            self.last_line = Instant::now();
+            let last = self.started.as_ref().map_or(step, |started| started.last_step);
+            self.say(&format!("step {step}/{last}  epoch {epoch}  {rate:.0} images/s  loss {loss:.4}"));
+        }
+    }
+
+    fn end(&mut self, ended: &Ended) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+        let how = if ended.interrupted { "interrupted" } else { "done" };
+        println!("{how} after {} steps at {:.0} images/s", ended.steps, ended.images_per_second);
+        if let Some(accuracy) = ended.test_accuracy {
+            println!("  test accuracy   {:.2} %", accuracy * 100.0);
+        }
+        println!("  weights_sha256  {}", ended.weights_sha256);
+        println!("  checkpoint      {}", ended.checkpoint.display());
+        println!("  records         {}/run.json, metrics.jsonl", ended.out.display());
+        if ended.interrupted {
+            println!("  go on with      convoy train --resume {}", ended.out.display());
+        }
+    }
+}
+
+impl Observer for Console {
+    fn on(&mut self, event: Event) {
+        if self.json {
+            // An event is made of numbers and strings: it always has a JSON form.
+            println!("{}", serde_json::to_string(&event).unwrap_or_default());
+            return;
+        }
+        match event {
+            Event::Notice { text } => self.say(&format!("note: {text}")),
+            Event::Waiting { address, have, want } if have < want => self.say(&format!(
+                "waiting for workers at {address}: {have} of {want} have come; start more with: convoy worker --join {address}"
+            )),
+            Event::Waiting { have, want, .. } => self.say(&format!("{have} of {want} workers have come")),
+            Event::Started(started) => self.start(started),
+            Event::Step { step, epoch, loss, images, .. } => self.step(step, epoch, loss, images),
+            Event::Epoch(epoch) => self.say(&format!(
+                "epoch {}  loss {:.4}  test accuracy {:.2} %  {:.1} s  {:.0} images/s",
+                epoch.epoch,
+                epoch.train_loss,
+                epoch.test_accuracy * 100.0,
+                epoch.seconds,
+                epoch.images_per_second
+            )),
+            Event::Checkpoint { .. } => {}
+            Event::Ended(ended) => self.end(&ended),
+        }
+    }
+}
+
+fn described(started: &Started) -> String {
+    let mut lines = vec![
+        format!(
+            "model    {}: {} parameters, {:.1} M multiply-adds an image",
+            started.model,
+            started.parameters,
+            started.multiply_adds as f64 / 1e6
+        ),
+        format!("data     {}: {} training and {} test images", started.data, started.train_images, started.test_images),
+        format!(
+            "steps    {} to {}, {} images each, {} steps an epoch, {:.2} MB over sockets a step",
+            started.first_step,
+            started.last_step,
+            started.batch,
+            started.steps_per_epoch,
+            started.step_bytes as f64 / 1e6
+        ),
+    ];
+    for worker in &started.workers {
+        let towers: Vec<_> = worker.towers.iter().map(|tower| format!("tower {tower}")).collect();
+        lines.push(format!(
+            "worker {} {} on {} (process {} at {}), {} thread{}, {}",
+            worker.worker,
+            towers.join(" and "),
+            worker.host,
+            worker.process_id,
+            worker.address,
+            worker.threads,
+            if worker.threads == 1 { "" } else { "s" },
+            worker.instruction_set
+        ));
+    }
+    lines.push(format!("run      {}", started.out.display()));
+    lines.join("\n")
+}

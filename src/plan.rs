@@ -1,0 +1,161 @@
+//! `convoy plan`: parses, plans, and prints a table or JSON.
+
+use std::error::Error;
+
+use convoy_common::model::Network;
+use convoy_common::plan::Plan;
+use serde_json::{Value, json};
+
+use crate::{Outcome, settings};
+
+/// Show what a step will cost on a given cluster, without one: per layer and per exchange.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// A preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or a model file
+    #[arg(long, value_name = "NAME|FILE", default_value = "alexnet-fashion")]
+    model: String,
+    /// Worker processes, at most one a tower [default: one a tower]
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+    /// Images a step
+    #[arg(long, value_name = "N", default_value_t = convoy_coordinator::job::defaults::BATCH)]
+    batch: usize,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
+    let network = Network::parse(&settings::model_text(&arguments.model)?)?;
+    let workers = arguments.workers.unwrap_or(network.towers);
+    let plan = Plan::new(network, workers)?;
+    if arguments.json {
+        println!("{:#}", as_json(&plan, arguments.batch));
+    } else {
+        print!("{}", as_table(&plan, arguments.batch));
+    }
+    Ok(Outcome::Done)
+}
+
+fn as_json(plan: &Plan, batch: usize) -> Value {
+    let network = &plan.network;
+    let layers = network.layers.iter().enumerate().map(|(index, layer)| {
+        let parameters: usize = network.parameters_of(index).iter().map(|parameter| parameter.len()).sum();
+        json!({
+            "name": layer.name, "kind": layer.kind_name(), "groups": layer.groups(),
+            "input": [layer.input.channels, layer.input.height, layer.input.width],
+            "output": [layer.output.channels, layer.output.height, layer.output.width],
+            "parameters": parameters, "multiply_adds": layer.multiply_adds(),
+            "multiply_adds_a_tower": multiply_adds_a_tower(plan, index),
+            "exchange_before": plan.needs_exchange(index), "reason": plan.reason(index),
+        })
+    });
+    let layers = layers.collect::<Vec<_>>();
+    let exchanges = (0..plan.segments.len()).map(|index| {
+        json!({
+            "exchange": index, "before": name_behind(plan, index),
+            "forward": plan.forward_traffic(index, batch), "backward": plan.backward_traffic(index, batch),
+        })
+    });
+    let exchanges = exchanges.collect::<Vec<_>>();
+    let total = plan.step_traffic(batch);
+    let leaving: Vec<_> = (0..network.towers).map(|tower| plan.floats_leaving(tower)).collect();
+    json!({
+        "model": network.name, "towers": network.towers, "workers": plan.workers, "placement": plan.placement,
+        "batch": batch, "parameters": network.parameters().iter().map(|p| p.len()).sum::<usize>(),
+        "multiply_adds": network.multiply_adds(), "layers": Value::Array(layers), "images": plan.image_traffic(batch),
+        "exchanges": Value::Array(exchanges), "step": total, "floats_leaving_a_tower_an_image": leaving,
+    })
+}
+
+fn as_table(plan: &Plan, batch: usize) -> String {
+    let network = &plan.network;
+    let mut text = format!(
+        "{} in {} towers on {} worker{}, {batch} images a step\n\n",
+        network.name,
+        network.towers,
+        plan.workers,
+        if plan.workers == 1 { "" } else { "s" }
+    );
+    let mut rows = vec![["layer", "kind", "output", "groups", "parameters", "multiply-adds", "a tower", "input"].map(str::to_owned).to_vec()];
+    for (index, layer) in network.layers.iter().enumerate() {
+        let parameters: usize = network.parameters_of(index).iter().map(|parameter| parameter.len()).sum();
+        let some = |number: u64| if number == 0 { String::new() } else { number.to_string() };
+        let way = if plan.needs_exchange(index) { "exchanged" } else { "local" };
+        rows.push(vec![
+            layer.name.clone(),
+            layer.kind_name().to_owned(),
+            layer.output.to_string(),
+            if layer.has_weights() { layer.groups().to_string() } else { String::new() },
+            some(parameters as u64),
+            some(layer.multiply_adds()),
+            some(multiply_adds_a_tower(plan, index)),
+            format!("{way}: {}", plan.reason(index)),
+        ]);
+    }
+    let parameters: usize = network.parameters().iter().map(|parameter| parameter.len()).sum();
+    let a_tower: u64 = (0..network.layers.len()).map(|index| multiply_adds_a_tower(plan, index)).sum();
+    let totals = ["total", "", "", "", &parameters.to_string(), &network.multiply_adds().to_string(), &a_tower.to_string(), ""];
+    rows.push(totals.map(str::to_owned).to_vec());
+    text += &aligned(&rows, &[0, 1, 7]);
+    text += "\n";
+    text += &exchange_table(plan, batch);
+    text
+}
+
+/// Bytes a step, every socket crossing counted.
+fn exchange_table(plan: &Plan, batch: usize) -> String {
+    let mut rows = vec![["exchange", "before", "forward up", "forward down", "backward up", "backward down"].map(str::to_owned).to_vec()];
+    let images = plan.image_traffic(batch);
+    let row = |name: String, before: String, bytes: [u64; 4]| {
+        [name, before].into_iter().chain(bytes.map(|bytes| bytes.to_string())).collect::<Vec<_>>()
+    };
+    rows.push(row("images".to_owned(), name_of_first(plan), [images.up, images.down, 0, 0]));
+    for index in 0..plan.segments.len() {
+        let (forward, backward) = (plan.forward_traffic(index, batch), plan.backward_traffic(index, batch));
+        let name = if index == plan.logits_exchange() { "logits".to_owned() } else { index.to_string() };
+        rows.push(row(name, name_behind(plan, index), [forward.up, forward.down, backward.up, backward.down]));
+    }
+    let total = plan.step_traffic(batch);
+    let leaving: Vec<_> = (0..plan.network.towers).map(|tower| plan.floats_leaving(tower).to_string()).collect();
+    format!(
+        "bytes a step between workers and coordinator (up to it, down from it), every socket crossing counted\n{}\
+         total {} bytes a step: {} up, {} down\nfloats an image that leave a tower forward, logits aside: {}\n",
+        aligned(&rows, &[0, 1]),
+        total.total(),
+        total.up,
+        total.down,
+        leaving.join(", ")
+    )
+}
+
+/// Of the first tower, which has the most where slices are uneven.
+fn multiply_adds_a_tower(plan: &Plan, index: usize) -> u64 {
+    let layer = &plan.network.layers[index];
+    let own = plan.network.slice(layer.output.channels, 0).len();
+    layer.fan_in() as u64 * (own * layer.output.pixels()) as u64
+}
+
+fn name_of_first(plan: &Plan) -> String {
+    plan.network.layers.first().map_or_else(String::new, |layer| layer.name.clone())
+}
+
+/// The layer that an exchange lies before; behind the last one there is the loss.
+fn name_behind(plan: &Plan, exchange: usize) -> String {
+    let next = plan.segments.get(exchange + 1);
+    next.map_or_else(|| "the loss".to_owned(), |segment| plan.network.layers[segment.layers.start].name.clone())
+}
+
+/// Columns of equal width, numbers to the right; those listed, to the left.
+fn aligned(rows: &[Vec<String>], left: &[usize]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..rows.first().map_or(0, Vec::len)).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().enumerate().map(|(column, cell)| {
+            let width = widths[column];
+            if left.contains(&column) { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+        });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
+}

@@ -1,0 +1,57 @@
+//! What several commands are told in the same way: a model by preset or file, data by name or folder.
+
+use std::error::Error;
+use std::path::Path;
+
+use convoy_common::model::presets;
+use convoy_coordinator::data::{self, DataSet, DataSource, Places, Wanted};
+
+/// The command line asks for what can't be: exit code 2.
+#[derive(Debug)]
+pub(crate) struct Misuse(pub(crate) String);
+
+impl std::fmt::Display for Misuse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for Misuse {}
+
+/// The text of a model: a preset's name, or a file's path.
+pub(crate) fn model_text(name: &str) -> Result<String, Misuse> {
+    if let Some(text) = presets::text(name) {
+        return Ok(text.to_owned());
+    }
+    let path = Path::new(name);
+    let looks_like_a_path = name.contains('/') || name.contains('.') || path.exists();
+    if !looks_like_a_path {
+        return Err(Misuse(format!("unknown model \"{name}\"{}; or the path of a model file", presets::hint(name))));
+    }
+    std::fs::read_to_string(path).map_err(|error| Misuse(format!("read the model file {name}: {error}")))
+}
+
+/// A reader of data, to be called when the model is known.
+pub(crate) fn data_reader(source: DataSource) -> impl Fn(&Wanted) -> Result<DataSet, data::DataError> {
+    let offline = std::env::var_os("CONVOY_OFFLINE").is_some_and(|value| value != "0");
+    move |wanted| data::load(&source, wanted, &Places::of_this_machine(offline))
+}
+
+/// This program, which embedded workers are.
+pub(crate) fn program() -> Result<std::path::PathBuf, Misuse> {
+    std::env::current_exe().map_err(|error| Misuse(format!("find this program's own file: {error}")))
+}
+
+/// An error and its causes on one line; a cause that its error has already told isn't told again.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

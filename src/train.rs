@@ -1,0 +1,177 @@
+//! `convoy train`: parses, finds the checkpoint to go on from, and prints what happens.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::builder::NonEmptyStringValueParser;
+use convoy_common::address::Address;
+use convoy_common::model::{Network, presets};
+use convoy_common::schedule::Schedule;
+use convoy_coordinator::checkpoint;
+use convoy_coordinator::data::DataSource;
+use convoy_coordinator::job::{Asked, Length, Order, Running, defaults};
+use convoy_coordinator::train::{Training, default_out, train};
+
+use crate::console::Console;
+use crate::settings::{self, Misuse};
+use crate::{Outcome, signals};
+
+/// Run a training job: over worker processes started on this machine, or over workers that dial in (--listen).
+///
+/// What decides the bits of the result is the model, the data, the seed and the hyperparameters, and nothing else: not
+/// the number of workers, threads or micro-batches.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// A preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or a model file [default: alexnet-fashion]
+    #[arg(long, value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
+    model: Option<String>,
+    /// auto (Fashion-MNIST: looked for, else downloaded, else the bundled subset), a folder of IDX files, bundled, or
+    /// synthetic
+    #[arg(long, value_name = "auto|DIR|bundled|synthetic", default_value = "auto")]
+    data: DataSource,
+    /// Passes over the training images [default: 8]
+    #[arg(long, value_name = "N", conflicts_with = "steps")]
+    epochs: Option<u64>,
+    /// Updates, instead of epochs
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// Images a step [default: 64]
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Base learning rate [default: 0.02]
+    #[arg(long, value_name = "RATE")]
+    lr: Option<f64>,
+    /// SGD's momentum, in PyTorch's form [default: 0.9]
+    #[arg(long, value_name = "M")]
+    momentum: Option<f64>,
+    /// SGD's weight decay, on every parameter [default: 0.0005]
+    #[arg(long, value_name = "D")]
+    weight_decay: Option<f64>,
+    /// constant, step:EPOCHS:FACTOR, cosine or one-cycle [default: one-cycle]
+    #[arg(long, value_name = "SCHEDULE")]
+    schedule: Option<Schedule>,
+    /// shuffled or sequential [default: shuffled]
+    #[arg(long, value_name = "ORDER")]
+    order: Option<Order>,
+    /// Seed of weights, order and dropout [default: 1]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Fixed shares of the batch whose gradients are added up; they change the bits [default: 1]
+    #[arg(long, value_name = "N")]
+    slots: Option<usize>,
+    /// Parts of a slot that are under way at once, so that workers compute while data travels; they don't change the bits
+    #[arg(long, value_name = "N", default_value_t = defaults::MICRO_BATCHES)]
+    micro_batches: usize,
+    /// Worker processes, at most one a tower [default: one a tower]
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+    /// Threads of each worker that is started here [default: the machine's cores shared out]
+    #[arg(long, value_name = "N", conflicts_with = "listen")]
+    threads: Option<usize>,
+    /// Wait here for workers to dial in, rather than start them
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<Address>,
+    /// A safetensors file of weights to start from
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    init: Option<PathBuf>,
+    /// Go on from a checkpoint, or from the newest one of a run's folder; auto: of --out, if there is one
+    #[arg(long, value_name = "DIR|auto")]
+    resume: Option<PathBuf>,
+    /// Steps between checkpoints; one is written at the end and on Ctrl-C too [default: an epoch]
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
+    checkpoint_every: Option<u64>,
+    /// The run's folder [default: the resumed run's, or runs/MODEL-TIME]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print one JSON object an event instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
+    let resume = arguments.checkpoint()?;
+    let default_model = presets::text(presets::DEFAULT).unwrap_or_default().to_owned();
+    let model = arguments.model.as_deref().map(settings::model_text).transpose()?;
+    let out = match (&arguments.out, &resume) {
+        (Some(out), _) => out.clone(),
+        (None, Some(path)) => run_of(path),
+        (None, None) => {
+            let network = Network::parse(model.as_deref().unwrap_or(&default_model))?;
+            free_out(&network.name)
+        }
+    };
+    let resume = resume.map(|path| checkpoint::read(&path)).transpose()?;
+    let training = Training {
+        running: Running {
+            workers: arguments.workers,
+            threads: arguments.threads,
+            listen: arguments.listen,
+            micro_batches: arguments.micro_batches,
+            checkpoint_every: arguments.checkpoint_every,
+            program: settings::program()?,
+        },
+        asked: Asked {
+            model,
+            length: arguments.epochs.map(Length::Epochs).or(arguments.steps.map(Length::Steps)),
+            batch: arguments.batch,
+            lr: arguments.lr,
+            momentum: arguments.momentum,
+            weight_decay: arguments.weight_decay,
+            schedule: arguments.schedule,
+            order: arguments.order,
+            seed: arguments.seed,
+            slots: arguments.slots,
+        },
+        default_model,
+        data: Box::new(settings::data_reader(arguments.data)),
+        resume,
+        init: arguments.init,
+        out,
+    };
+    let stop = signals::stop_flag()?;
+    let mut console = Console::new(arguments.json);
+    let ended = train(training, &mut console, &stop)?;
+    Ok(if ended.interrupted { Outcome::Interrupted } else { Outcome::Done })
+}
+
+impl Arguments {
+    /// The checkpoint that `--resume` means. With `auto` there may be none.
+    fn checkpoint(&self) -> Result<Option<PathBuf>, Box<dyn Error>> {
+        match &self.resume {
+            None => Ok(None),
+            Some(auto) if auto == Path::new("auto") => {
+                let out = self.out.as_ref().ok_or_else(|| Misuse("--resume auto needs --out: the folder to look in".to_owned()))?;
+                Ok(checkpoint::newest(out)?)
+            }
+            Some(path) => Ok(Some(checkpoint::find(path)?)),
+        }
+    }
+}
+
+/// The run that a checkpoint belongs to: RUN/checkpoints/step-NNNNNN.
+fn run_of(checkpoint: &Path) -> PathBuf {
+    let run = checkpoint.parent().and_then(Path::parent);
+    run.filter(|run| !run.as_os_str().is_empty()).map_or_else(|| PathBuf::from("."), Path::to_owned)
+}
+
+/// A folder that isn't there yet, named after the model and the time.
+fn free_out(model: &str) -> PathBuf {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let first = default_out(model, &stamp(seconds));
+    let others = (2..1000).map(|n| PathBuf::from(format!("{}-{n}", first.display())));
+    std::iter::once(first.clone()).chain(others).find(|path| !path.exists()).unwrap_or(first)
+}
+
+/// YYYYMMDD-HHMMSS in UTC, by Howard Hinnant's civil-from-days.
+fn stamp(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}", rest / 3600, rest / 60 % 60, rest % 60)
+}

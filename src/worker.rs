@@ -1,0 +1,43 @@
+//! `convoy worker`: parses, listens for signals, and serves.
+
+use std::error::Error;
+use std::io::Read;
+use std::num::NonZeroUsize;
+use std::thread;
+
+use convoy_common::address::Address;
+use convoy_worker::service::{self, WorkerConfig};
+
+use crate::{Outcome, signals};
+
+/// Serve towers for a coordinator, one job after another, until told to leave (SIGTERM or Ctrl-C).
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The coordinator's address, HOST:PORT (or unix:PATH on the same machine); a missing coordinator is tried again
+    #[arg(long, value_name = "HOST:PORT")]
+    join: Address,
+    /// Threads that compute [default: the machine's cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// End when standard input closes: for workers that a coordinator starts itself
+    #[arg(long, hide = true)]
+    lifeline: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
+    let cores = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let threads = arguments.threads.map_or_else(cores, NonZeroUsize::get);
+    if arguments.lifeline {
+        thread::Builder::new().name("lifeline".to_owned()).spawn(end_with_input)?;
+    }
+    service::run(&WorkerConfig { join: arguments.join.clone(), threads }, signals::any())?;
+    Ok(Outcome::Done)
+}
+
+/// A coordinator that has gone, however it went, has closed the pipe. What is being computed is for nobody.
+fn end_with_input() {
+    let mut input = std::io::stdin().lock();
+    let mut bytes = [0; 64];
+    while !matches!(input.read(&mut bytes), Ok(0) | Err(_)) {}
+    std::process::exit(0);
+}

@@ -1,0 +1,50 @@
+//! Dialling a coordinator: TCP or a Unix socket, tuned alike.
+
+use std::path::Path;
+use std::time::Duration;
+
+use convoy_common::address::Address;
+use convoy_common::wire::tuning;
+use convoy_common::wire::FRAME_BYTES_MAX;
+use convoy_proto::v1::coordinator_client::CoordinatorClient;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection of its own: control and tensors never share one.
+pub(super) async fn dial(address: &Address) -> Result<CoordinatorClient<Channel>, tonic::transport::Error> {
+    let channel = match address {
+        Address::Tcp(host) => tuned(Endpoint::from_shared(format!("http://{host}"))?).connect().await?,
+        Address::Unix(path) => {
+            let path = path.clone();
+            let connector = tower::service_fn(move |_: Uri| {
+                let path = path.clone();
+                async move { open_unix(&path).await.map(TokioIo::new) }
+            });
+            // The URI is never looked at: the connector knows its path.
+            tuned(Endpoint::from_static("http://unix.invalid")).connect_with_connector(connector).await?
+        }
+    };
+    Ok(CoordinatorClient::new(channel).max_decoding_message_size(FRAME_BYTES_MAX))
+}
+
+fn tuned(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(tuning::STREAM_WINDOW)
+        .initial_connection_window_size(tuning::CONNECTION_WINDOW)
+        .max_frame_size(tuning::FRAME)
+        .http2_keep_alive_interval(tuning::PING_EVERY)
+        .keep_alive_timeout(tuning::PING_TIMEOUT)
+        .keep_alive_while_idle(true)
+}
+
+async fn open_unix(path: &Path) -> std::io::Result<UnixStream> {
+    let stream = UnixStream::connect(path).await?;
+    // A smaller buffer is slower and no less right.
+    let _ = socket2::SockRef::from(&stream).set_send_buffer_size(tuning::SOCKET_BUFFER);
+    Ok(stream)
+}

@@ -1,0 +1,230 @@
+//! One visit to a coordinator: hello, a job, and the end of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use convoy_common::plan::Plan;
+use convoy_common::wire::{
+    Assembler, Assignment, Failure, FailureKind, FromWorker, Hello, ToWorker, WireError, chunk_from_frame,
+    expected_shape, frames, open_frame,
+};
+use convoy_proto::{PROTOCOL_VERSION, v1};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+use super::WorkerConfig;
+use super::compute::{Command, Job, bytes};
+use super::connection::dial;
+use crate::engine::{Engine, Out};
+use crate::kernels::isa::Isa;
+
+/// Messages and frames between two tasks: enough that neither waits for the other's next turn.
+const QUEUE: usize = 32;
+/// A coordinator answers a greeting within this.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A visit that ended badly.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SessionError {
+    #[error("no coordinator at the address given")]
+    Dial(#[from] tonic::transport::Error),
+    #[error("the coordinator gave no answer within {GREETING_TIMEOUT:?}")]
+    Greeting,
+    #[error("refused: {reason}")]
+    Refused { reason: String },
+    #[error("the connection to the coordinator broke")]
+    Broken(#[source] Status),
+    #[error("the coordinator left in the middle of a job")]
+    Left,
+    #[error("a message from the coordinator")]
+    Wire(#[from] WireError),
+    #[error("{0} came before the job was assigned")]
+    Early(&'static str),
+    #[error("more tensors wait to be computed than a step has: {queued} bytes of {limit}")]
+    Flood { queued: usize, limit: usize },
+    #[error("the computing thread is gone")]
+    NoCompute,
+}
+
+impl From<Status> for SessionError {
+    fn from(status: Status) -> Self {
+        match status.code() {
+            Code::FailedPrecondition => SessionError::Refused { reason: status.message().to_owned() },
+            _ => SessionError::Broken(status),
+        }
+    }
+}
+
+impl SessionError {
+    /// Whether a coordinator was there and had taken this worker in.
+    pub(super) fn was_in_a_job(&self) -> bool {
+        !matches!(self, SessionError::Dial(_) | SessionError::Greeting | SessionError::Broken(_))
+    }
+}
+
+/// What the tasks of a visit share.
+pub(super) struct Session<'a> {
+    commands: &'a mpsc::Sender<Command>,
+    control: Sender<v1::FromWorker>,
+    queued: Arc<AtomicUsize>,
+}
+
+/// A job, as the network side knows it.
+struct Terms {
+    job: u64,
+    plan: Arc<Plan>,
+    batch: usize,
+    /// Bytes of tensors that may wait to be computed.
+    queue_limit: usize,
+}
+
+impl<'a> Session<'a> {
+    /// Dials, serves one job, and returns when the coordinator has ended it.
+    pub(super) async fn run(config: &WorkerConfig, isa: Isa, commands: &'a mpsc::Sender<Command>) -> Result<(), SessionError> {
+        let (control, requests) = channel(QUEUE);
+        let session = Session { commands, control, queued: Arc::new(AtomicUsize::new(0)) };
+        session.say(FromWorker::Hello(hello(config, isa))).await?;
+        let mut client = dial(&config.join).await?;
+        let greeting = async {
+            let mut orders = client.control(ReceiverStream::new(requests)).await?.into_inner();
+            let first = next(&mut orders).await?;
+            Ok::<_, SessionError>((orders, first))
+        };
+        let (orders, first) = timeout(GREETING_TIMEOUT, greeting).await.map_err(|_| SessionError::Greeting)??;
+        let Some(ToWorker::Welcome { session: number }) = first else { return Err(SessionError::Early("no welcome")) };
+        let (frames, outgoing) = channel(QUEUE);
+        let _ = frames.send(open_frame(number)).await;
+        let mut tensors = dial(&config.join).await?;
+        let incoming = timeout(GREETING_TIMEOUT, tensors.tensors(ReceiverStream::new(outgoing)));
+        let incoming = incoming.await.map_err(|_| SessionError::Greeting)??.into_inner();
+        let result = session.serve(orders, incoming, frames).await;
+        session.commands.send(Command::Forget).map_err(|_| SessionError::NoCompute)?;
+        result
+    }
+
+    async fn serve(
+        &self,
+        mut orders: Streaming<v1::ToWorker>,
+        incoming: Streaming<v1::Frame>,
+        frames: Sender<v1::Frame>,
+    ) -> Result<(), SessionError> {
+        let assignment = match next(&mut orders).await? {
+            Some(ToWorker::Assign(assignment)) => assignment,
+            Some(ToWorker::EndJob { .. }) | None => return Ok(()),
+            Some(_) => return Err(SessionError::Early("an order")),
+        };
+        tracing::info!(job = assignment.job, worker = assignment.worker, "assigned");
+        let (out, computed) = channel(QUEUE);
+        let terms = match self.begin(assignment, out) {
+            Ok(terms) => terms,
+            Err(failure) => return self.say(FromWorker::Failure(failure)).await,
+        };
+        // The three must not wait for each other: a worker that reads only when it has written could wait for ever.
+        tokio::select! {
+            result = self.follow(orders) => result,
+            result = self.receive(incoming, &terms) => result,
+            result = self.send(computed, frames, terms.job) => result,
+        }
+    }
+
+    fn begin(&self, assignment: Assignment, out: Sender<Out>) -> Result<Terms, Failure> {
+        let (job, batch) = (assignment.job, assignment.batch);
+        let engine = Engine::new(assignment).map_err(|error| super::compute::failure(&error))?;
+        let plan = engine.plan();
+        let parameters: usize = plan.network.parameters().iter().map(|p| p.len() * size_of::<f32>()).sum();
+        let queue_limit = plan.step_traffic(batch).down as usize * 2 + parameters * 2;
+        let begun = self.commands.send(Command::Begin(Box::new(Job { engine, out, queued: self.queued.clone() })));
+        begun.map_err(|_| internal("the computing thread is gone"))?;
+        Ok(Terms { job, plan, batch, queue_limit })
+    }
+
+    /// Orders, until the job ends.
+    async fn follow(&self, mut orders: Streaming<v1::ToWorker>) -> Result<(), SessionError> {
+        let mut ended = false;
+        loop {
+            let command = match next(&mut orders).await {
+                Ok(Some(ToWorker::Commit { step, rate })) => Command::Commit { step, rate },
+                Ok(Some(ToWorker::SendState { .. })) => Command::SendState,
+                Ok(Some(ToWorker::EndJob { reason })) => {
+                    tracing::info!(reason, "the job is over");
+                    ended = true;
+                    Command::End
+                }
+                Ok(Some(ToWorker::Welcome { .. } | ToWorker::Assign(_))) => return Err(SessionError::Early("a second welcome")),
+                // After the end nothing more is owed, however the connection goes.
+                _ if ended => return Ok(()),
+                Ok(None) => return Err(SessionError::Left),
+                Err(error) => return Err(error),
+            };
+            self.commands.send(command).map_err(|_| SessionError::NoCompute)?;
+        }
+    }
+
+    /// Tensors, put together and handed to the computing side.
+    async fn receive(&self, mut incoming: Streaming<v1::Frame>, terms: &Terms) -> Result<(), SessionError> {
+        let mut assembler = Assembler::default();
+        while let Some(frame) = incoming.message().await? {
+            let chunk = chunk_from_frame(frame)?;
+            if chunk.job != terms.job {
+                continue; // What is left of an earlier job concerns nobody any more.
+            }
+            let shape = expected_shape(&terms.plan, terms.batch, &chunk.key)?;
+            if let Some((key, elements)) = assembler.accept(chunk, &shape)? {
+                let queued = self.queued.fetch_add(bytes(&elements), Ordering::Relaxed) + bytes(&elements);
+                if queued > terms.queue_limit {
+                    return Err(SessionError::Flood { queued, limit: terms.queue_limit });
+                }
+                self.commands.send(Command::Tensor(key, elements)).map_err(|_| SessionError::NoCompute)?;
+            }
+        }
+        // The control connection tells whether this was the end; it follows at once.
+        std::future::pending().await
+    }
+
+    /// What the computing side puts out.
+    async fn send(&self, mut computed: Receiver<Out>, frames_out: Sender<v1::Frame>, job: u64) -> Result<(), SessionError> {
+        while let Some(out) = computed.recv().await {
+            match out {
+                Out::Say(message) => self.say(message).await?,
+                Out::Tensor(payload) => {
+                    for frame in frames(job, payload) {
+                        frames_out.send(frame).await.map_err(|_| SessionError::Left)?;
+                    }
+                }
+            }
+        }
+        // The job is over or has failed; the coordinator closes.
+        std::future::pending().await
+    }
+
+    async fn say(&self, message: FromWorker) -> Result<(), SessionError> {
+        self.control.send(message.into()).await.map_err(|_| SessionError::Left)
+    }
+}
+
+async fn next(orders: &mut Streaming<v1::ToWorker>) -> Result<Option<ToWorker>, SessionError> {
+    orders.message().await?.map(ToWorker::try_from).transpose().map_err(SessionError::from)
+}
+
+fn hello(config: &WorkerConfig, isa: Isa) -> Hello {
+    Hello {
+        protocol_version: PROTOCOL_VERSION,
+        convoy_version: env!("CARGO_PKG_VERSION").to_owned(),
+        process_id: std::process::id(),
+        threads: config.threads,
+        instruction_set: isa.to_string(),
+        host: hostname(),
+    }
+}
+
+fn hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+}
+
+fn internal(message: &str) -> Failure {
+    Failure { kind: FailureKind::Internal, message: message.to_owned(), layer: None, tower: None, step: None }
+}
