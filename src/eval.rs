@@ -1,7 +1,89 @@
-//! x
+//! `convoy eval`: parses, measures, and prints what was found.
+
 use std::error::Error;
-use crate::Outcome;
-/// x
+use std::path::PathBuf;
+
+use convoy_common::address::Address;
+use convoy_coordinator::data::DataSource;
+use convoy_coordinator::job::{Running, defaults};
+use convoy_coordinator::measure::{Measuring, measure};
+use convoy_coordinator::observe::{Event, Observer};
+
+use crate::console::Console;
+use crate::{Outcome, settings};
+
+/// Measure a checkpoint or a weights file on a data set's test images, over the same towers as in training.
 #[derive(clap::Args)]
-pub(crate) struct Arguments {}
-pub(crate) fn run(_: Arguments) -> Result<Outcome, Box<dyn Error>> { Ok(Outcome::Done) }
+pub(crate) struct Arguments {
+    /// A checkpoint's folder, a run's folder (its newest checkpoint), or a safetensors file
+    path: PathBuf,
+    /// A preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or a model file; needed for a safetensors file
+    #[arg(long, value_name = "NAME|FILE")]
+    model: Option<String>,
+    /// auto (Fashion-MNIST: looked for, else downloaded, else the bundled subset), a folder of IDX files, bundled, or
+    /// synthetic
+    #[arg(long, value_name = "auto|DIR|bundled|synthetic", default_value = "auto")]
+    data: DataSource,
+    /// Worker processes, at most one a tower [default: one a tower]
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+    /// Threads of each worker that is started here [default: the machine's cores shared out]
+    #[arg(long, value_name = "N", conflicts_with = "listen")]
+    threads: Option<usize>,
+    /// Wait here for workers to dial in, rather than start them
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<Address>,
+    /// Write all logits, (image, class), to this safetensors file
+    #[arg(long, value_name = "FILE")]
+    logits: Option<PathBuf>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
+    let measuring = Measuring {
+        path: arguments.path,
+        model: arguments.model.as_deref().map(settings::model_text).transpose()?,
+        data: Box::new(settings::data_reader(arguments.data)),
+        running: Running {
+            workers: arguments.workers,
+            threads: arguments.threads,
+            listen: arguments.listen,
+            micro_batches: defaults::MICRO_BATCHES,
+            checkpoint_every: None,
+            program: settings::program()?,
+        },
+        logits: arguments.logits,
+    };
+    let mut console = Quiet { console: Console::new(false), json: arguments.json };
+    let found = measure(measuring, &mut console)?;
+    if arguments.json {
+        println!("{:#}", serde_json::to_value(&found)?);
+    } else {
+        println!("model           {}", found.model);
+        println!("weights         {} ({})", found.weights.display(), found.weights_sha256);
+        println!("data            {}", found.data);
+        println!("test accuracy   {:.2} %: {} of {} images", found.accuracy * 100.0, found.correct, found.images);
+        println!("loss            {:.4}", found.loss);
+    }
+    Ok(Outcome::Done)
+}
+
+/// With `--json` one object alone goes to standard output; what else there is to say goes to standard error.
+struct Quiet {
+    console: Console,
+    json: bool,
+}
+
+impl Observer for Quiet {
+    fn on(&mut self, event: Event) {
+        match event {
+            Event::Notice { text } if self.json => eprintln!("note: {text}"),
+            Event::Waiting { address, have, want } if self.json => {
+                eprintln!("{have} of {want} workers have come to {address}")
+            }
+            event => self.console.on(event),
+        }
+    }
+}

@@ -77,7 +77,11 @@ fn as_table(plan: &Plan, batch: usize) -> String {
         plan.workers,
         if plan.workers == 1 { "" } else { "s" }
     );
-    let mut rows = vec![["layer", "kind", "output", "groups", "parameters", "multiply-adds", "a tower", "input"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["layer", "kind", "output", "groups", "parameters", "multiply-adds", "a tower", "input"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for (index, layer) in network.layers.iter().enumerate() {
         let parameters: usize = network.parameters_of(index).iter().map(|parameter| parameter.len()).sum();
         let some = |number: u64| if number == 0 { String::new() } else { number.to_string() };
@@ -95,7 +99,8 @@ fn as_table(plan: &Plan, batch: usize) -> String {
     }
     let parameters: usize = network.parameters().iter().map(|parameter| parameter.len()).sum();
     let a_tower: u64 = (0..network.layers.len()).map(|index| multiply_adds_a_tower(plan, index)).sum();
-    let totals = ["total", "", "", "", &parameters.to_string(), &network.multiply_adds().to_string(), &a_tower.to_string(), ""];
+    let totals =
+        ["total", "", "", "", &parameters.to_string(), &network.multiply_adds().to_string(), &a_tower.to_string(), ""];
     rows.push(totals.map(str::to_owned).to_vec());
     text += &aligned(&rows, &[0, 1, 7]);
     text += "\n";
@@ -105,7 +110,11 @@ fn as_table(plan: &Plan, batch: usize) -> String {
 
 /// Bytes a step, every socket crossing counted.
 fn exchange_table(plan: &Plan, batch: usize) -> String {
-    let mut rows = vec![["exchange", "before", "forward up", "forward down", "backward up", "backward down"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["exchange", "before", "forward up", "forward down", "backward up", "backward down"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     let images = plan.image_traffic(batch);
     let row = |name: String, before: String, bytes: [u64; 4]| {
         [name, before].into_iter().chain(bytes.map(|bytes| bytes.to_string())).collect::<Vec<_>>()

@@ -26,7 +26,8 @@ pub(crate) fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
 
 /// Waits for Ctrl-C or SIGTERM.
 pub(crate) async fn any() {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
         // Without signals there is nothing to wait for; the system's own handling ends the process.
         return std::future::pending().await;
     };

@@ -141,7 +141,10 @@ impl Arguments {
         match &self.resume {
             None => Ok(None),
             Some(auto) if auto == Path::new("auto") => {
-                let out = self.out.as_ref().ok_or_else(|| Misuse("--resume auto needs --out: the folder to look in".to_owned()))?;
+                let out = self
+                    .out
+                    .as_ref()
+                    .ok_or_else(|| Misuse("--resume auto needs --out: the folder to look in".to_owned()))?;
                 Ok(checkpoint::newest(out)?)
             }
             Some(path) => Ok(Some(checkpoint::find(path)?)),

@@ -301,7 +301,10 @@ fn serialized(tensors: &Tensors) -> std::io::Result<Vec<u8>> {
 }
 
 fn deserialized(path: &Path, bytes: &[u8], network: &Network) -> Result<Tensors, CheckpointError> {
-    let unreadable = |error: safetensors::SafeTensorError| CheckpointError::Tensors { path: path.to_owned(), reason: error.to_string() };
+    let unreadable = |error: safetensors::SafeTensorError| CheckpointError::Tensors {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
     let file = SafeTensors::deserialize(bytes).map_err(unreadable)?;
     let parameters = network.parameters();
     if let Some(extra) = file.names().into_iter().find(|name| parameters.iter().all(|p| p.name != **name)) {
@@ -315,9 +318,13 @@ fn deserialized(path: &Path, bytes: &[u8], network: &Network) -> Result<Tensors,
         };
         if view.dtype() != Dtype::F32 || view.shape() != shape {
             let found = format!("{:?} of shape {:?}", view.dtype(), view.shape());
-            return Err(fit(path, format!("\"{name}\" is {found}; the model \"{}\" wants F32 of shape {shape:?}", network.name)));
+            return Err(fit(
+                path,
+                format!("\"{name}\" is {found}; the model \"{}\" wants F32 of shape {shape:?}", network.name),
+            ));
         }
-        let values = view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+        let values =
+            view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
         Ok(ArrayD::from_shape_vec(IxDyn(shape), values.collect()).expect("as many values as the shape has elements"))
     };
     parameters.iter().map(|p| read(&p.name, &p.shape).map(|tensor| (p.name.clone(), tensor))).collect()

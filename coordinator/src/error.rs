@@ -43,6 +43,22 @@ pub enum JobError {
     /// The model.
     #[error("the model")]
     Model(#[from] ModelError),
+    /// A weights file says nothing of its model.
+    #[error("{path} is no checkpoint's folder; to read it as a weights file, say which model's with --model")]
+    ModelWanted {
+        /// Which.
+        path: PathBuf,
+    },
+    /// A checkpoint is of another model than the one that was named.
+    #[error("{path} is a checkpoint of \"{own}\", and --model says \"{asked}\", which differs; leave --model out")]
+    OtherModel {
+        /// Which.
+        path: PathBuf,
+        /// Its model.
+        own: String,
+        /// The one asked for.
+        asked: String,
+    },
     /// The cluster.
     #[error(transparent)]
     Plan(#[from] PlanError),

@@ -43,7 +43,8 @@ pub fn evaluate(
     size: usize,
 ) -> Result<Measured, JobError> {
     let classes = cluster.plan().network.classes();
-    let mut measured = Measured { correct: 0, images: split.len(), loss: 0.0, logits: vec![0.0; split.len() * classes] };
+    let mut measured =
+        Measured { correct: 0, images: split.len(), loss: 0.0, logits: vec![0.0; split.len() * classes] };
     let mut losses = vec![0.0; split.len()];
     let mut waiting = micro_batches(split.len(), size, step);
     let mut under_way = 0;

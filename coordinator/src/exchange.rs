@@ -96,7 +96,8 @@ impl Exchanges {
     /// When the worker has no business sending it.
     pub fn route(&mut self, worker: usize, chunk: Chunk) -> Result<Routed, WireError> {
         let expected = expected_shape(&self.plan, self.samples_max, &chunk.key)?;
-        let TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower } = chunk.key.clone() else {
+        let TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower } = chunk.key.clone()
+        else {
             return Err(unfit("tensor", &chunk.key, "workers send activations in a step"));
         };
         if self.plan.placement[from_tower] != worker {
@@ -121,9 +122,19 @@ impl Exchanges {
     }
 
     /// Counts a chunk; whether its tensor is whole now.
-    fn count(&mut self, chunk: &Chunk, expected: &[usize], exchange: usize, direction: Direction) -> Result<bool, WireError> {
+    fn count(
+        &mut self,
+        chunk: &Chunk,
+        expected: &[usize],
+        exchange: usize,
+        direction: Direction,
+    ) -> Result<bool, WireError> {
         if chunk.shape != expected {
-            return Err(WireError::Shape { key: chunk.key.to_string(), found: chunk.shape.clone(), expected: expected.to_vec() });
+            return Err(WireError::Shape {
+                key: chunk.key.to_string(),
+                found: chunk.shape.clone(),
+                expected: expected.to_vec(),
+            });
         }
         let total = expected.iter().product::<usize>() * chunk.key.element_bytes();
         let received = self.received.entry(chunk.key.clone()).or_default();
@@ -144,8 +155,16 @@ impl Exchanges {
         Ok(end == total as u64)
     }
 
-    fn keep_logits(&mut self, micro_batch: MicroBatch, tower: usize, chunk: Chunk, expected: &[usize]) -> Result<Routed, WireError> {
-        let Some((_, Elements::Floats(values))) = self.assembler.accept(chunk, expected)? else { return Ok(Routed::Kept) };
+    fn keep_logits(
+        &mut self,
+        micro_batch: MicroBatch,
+        tower: usize,
+        chunk: Chunk,
+        expected: &[usize],
+    ) -> Result<Routed, WireError> {
+        let Some((_, Elements::Floats(values))) = self.assembler.accept(chunk, expected)? else {
+            return Ok(Routed::Kept);
+        };
         let classes = self.plan.network.classes();
         let towers = self.plan.network.towers;
         let slice = self.plan.output_slice(self.plan.logits_exchange(), tower);

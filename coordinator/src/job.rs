@@ -151,6 +151,14 @@ pub struct Running {
     pub program: PathBuf,
 }
 
+impl Running {
+    /// Threads of each embedded worker: as asked for, or the machine's cores shared out.
+    pub fn threads_of_each(&self, workers: usize) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.threads.unwrap_or_else(|| (cores() / workers).max(1))
+    }
+}
+
 impl Asked {
     /// The job, for data of `steps_per_epoch(batch)` steps an epoch, and its last step.
     ///
@@ -166,7 +174,8 @@ impl Asked {
         let batch = settle("batch", self.batch, before.map(|job| job.batch), defaults::BATCH)?;
         check("--batch", batch, (1..=1 << 20).contains(&batch), "1 to 1048576")?;
         let steps_per_epoch = steps_per_epoch(batch);
-        let length = self.length.unwrap_or(before.map_or(Length::Epochs(defaults::EPOCHS), |job| Length::Steps(job.span.steps)));
+        let length =
+            self.length.unwrap_or(before.map_or(Length::Epochs(defaults::EPOCHS), |job| Length::Steps(job.span.steps)));
         let end = length.steps(steps_per_epoch);
         check("--epochs or --steps", end, end >= 1, "at least 1")?;
         let span = before.map_or(Span { steps: end, steps_per_epoch }, |job| job.span);
@@ -176,7 +185,12 @@ impl Asked {
             batch,
             lr: settle("lr", self.lr, before.map(|job| job.lr), defaults::RATE)?,
             momentum: settle("momentum", self.momentum, before.map(|job| job.momentum), defaults::MOMENTUM)?,
-            weight_decay: settle("weight-decay", self.weight_decay, before.map(|job| job.weight_decay), defaults::WEIGHT_DECAY)?,
+            weight_decay: settle(
+                "weight-decay",
+                self.weight_decay,
+                before.map(|job| job.weight_decay),
+                defaults::WEIGHT_DECAY,
+            )?,
             schedule: settle("schedule", self.schedule, before.map(|job| job.schedule), defaults::SCHEDULE)?,
             span,
             order: settle("order", self.order, before.map(|job| job.order), Order::Shuffled)?,
@@ -205,7 +219,12 @@ impl Job {
 }
 
 /// The value that was asked for, the checkpoint's, or the default. Asked for and different from the checkpoint's: an error.
-fn settle<T: PartialEq + std::fmt::Debug>(key: &'static str, asked: Option<T>, before: Option<T>, default: T) -> Result<T, JobError> {
+fn settle<T: PartialEq + std::fmt::Debug>(
+    key: &'static str,
+    asked: Option<T>,
+    before: Option<T>,
+    default: T,
+) -> Result<T, JobError> {
     match (asked, before) {
         (Some(asked), Some(before)) if asked != before => {
             Err(JobError::ResumeDiffers { key, asked: shown(&asked), before: shown(&before) })
@@ -218,13 +237,20 @@ fn settle<T: PartialEq + std::fmt::Debug>(key: &'static str, asked: Option<T>, b
 fn shown(value: &impl std::fmt::Debug) -> String {
     let text = format!("{value:?}");
     let text = match (text.find("name = "), text.len() > 100) {
-        (Some(at), true) => format!("the model with {}", text[at..].split("\\n").next().unwrap_or_default().replace('\\', "")),
+        (Some(at), true) => {
+            format!("the model with {}", text[at..].split("\\n").next().unwrap_or_default().replace('\\', ""))
+        }
         _ => text,
     };
     text.trim_matches('"').to_owned()
 }
 
-fn check(flag: &'static str, value: impl std::fmt::Display, sound: bool, expected: &'static str) -> Result<(), JobError> {
+fn check(
+    flag: &'static str,
+    value: impl std::fmt::Display,
+    sound: bool,
+    expected: &'static str,
+) -> Result<(), JobError> {
     if sound { Ok(()) } else { Err(JobError::Setting { flag, value: value.to_string(), expected }) }
 }
 

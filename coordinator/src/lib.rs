@@ -12,6 +12,7 @@ pub mod evaluate;
 pub mod exchange;
 pub mod job;
 pub mod loss;
+pub mod measure;
 pub mod observe;
 pub mod order;
 pub mod record;

@@ -46,7 +46,9 @@ impl Step {
             self.losses[position] = cross_entropy(logits, label, self.labels.len(), gradient).loss;
         }
         let finite = self.losses[micro_batch.samples.clone()].iter().all(|loss| loss.is_finite());
-        finite.then(|| (0..self.plan.network.towers).map(|tower| (tower, self.slice(micro_batch, tower, &gradient))).collect())
+        finite.then(|| {
+            (0..self.plan.network.towers).map(|tower| (tower, self.slice(micro_batch, tower, &gradient))).collect()
+        })
     }
 
     /// A tower has finished a micro-batch's backward pass. Whether it was owed.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use convoy_common::batch::MicroBatch;
 use convoy_common::model::Network;
 use convoy_common::parameters::sha256;
-use convoy_common::plan::{Plan, PlanError};
+use convoy_common::plan::Plan;
 use convoy_common::wire::{Assignment, Direction, FromWorker, ToWorker};
 
 use crate::checkpoint::{self, Checkpoint, Progress};
@@ -101,7 +101,8 @@ impl Run {
         let weights = init.map(|path| checkpoint::read_weights(&path, &network)).transpose()?;
         let images = data.train.len();
         let steps_per_epoch = |batch| DataOrder::steps_per_epoch(images, batch);
-        let (job, last_step) = asked.resolve(before, data.fingerprint.clone(), weights.as_ref().map(sha256), steps_per_epoch)?;
+        let (job, last_step) =
+            asked.resolve(before, data.fingerprint.clone(), weights.as_ref().map(sha256), steps_per_epoch)?;
         let resumed = resume.as_ref().map(|checkpoint| (checkpoint.path.clone(), checkpoint.manifest.progress.step));
         let (progress, state) = match resume {
             Some(checkpoint) => (checkpoint.manifest.progress, checkpoint.state),
@@ -115,12 +116,15 @@ impl Run {
         }
         if running.micro_batches == 0 || running.micro_batches > job.batch {
             let value = running.micro_batches.to_string();
-            return Err(JobError::Setting { flag: "--micro-batches", value, expected: "at least 1 and at most the batch" });
+            return Err(JobError::Setting {
+                flag: "--micro-batches",
+                value,
+                expected: "at least 1 and at most the batch",
+            });
         }
         let earlier = resumed.as_ref().and_then(|(path, _)| path.parent()?.parent());
         let folder = RunFolder::open(&out, earlier, progress.step)?;
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let threads = running.threads.unwrap_or((cores / workers).max(1));
+        let threads = running.threads_of_each(workers);
         let checkpoint_every = running.checkpoint_every.unwrap_or(job.span.steps_per_epoch).max(1);
         let record = RunRecord {
             status: "running",
@@ -287,7 +291,8 @@ impl Run {
                         let gradients = step.on_logits(&micro_batch, &logits).ok_or_else(|| JobError::NotFinite {
                             what: format!("the loss of step {number} is no longer finite; it began at the softmax, every logit being finite"),
                         })?;
-                        let mut send = |(tower, payload): (usize, _)| drive.cluster.send(placement[tower], payload, number);
+                        let mut send =
+                            |(tower, payload): (usize, _)| drive.cluster.send(placement[tower], payload, number);
                         gradients.into_iter().try_for_each(&mut send)
                     }
                 }
@@ -441,7 +446,8 @@ pub fn found(
         LocalWorkers::start(&plan, folder)
     });
     let patience = if is_local { LOCAL_PATIENCE } else { REMOTE_PATIENCE };
-    let founding = Founding { job, plan, heard, local: local.transpose()?, runtime, patience, address: address.clone() };
+    let founding =
+        Founding { job, plan, heard, local: local.transpose()?, runtime, patience, address: address.clone() };
     founding.gather(|have| {
         if !is_local {
             observer.on(Event::Waiting { address: address.clone(), have, want: room });
@@ -475,12 +481,6 @@ fn exchange_records(exchanges: &Exchanges) -> Vec<ExchangeRecord> {
         bytes: counted.bytes,
     })
     .collect()
-}
-
-/// Errors of a plan are errors of a job; here for those who plan without one.
-pub fn plan_of(network: Network, workers: Option<usize>) -> Result<Plan, PlanError> {
-    let workers = workers.unwrap_or(network.towers);
-    Plan::new(network, workers)
 }
 
 /// The folder that a run without `--out` gets: `runs/MODEL-TIME`.

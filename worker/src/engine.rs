@@ -183,11 +183,18 @@ impl Engine {
             return Ok(Vec::new());
         }
         match (&key, elements) {
-            (TensorKey::Images(micro_batch), Elements::Bytes(bytes)) => self.accept_images(micro_batch.clone(), bytes, &key)?,
-            (TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower }, Elements::Floats(values)) => {
+            (TensorKey::Images(micro_batch), Elements::Bytes(bytes)) => {
+                self.accept_images(micro_batch.clone(), bytes, &key)?
+            }
+            (
+                TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower },
+                Elements::Floats(values),
+            ) => {
                 self.check_current(micro_batch, &key)?;
                 match (direction, to_tower) {
-                    (Direction::Forward, _) => self.accept_channels(micro_batch.clone(), *exchange, *from_tower, values, &key)?,
+                    (Direction::Forward, _) => {
+                        self.accept_channels(micro_batch.clone(), *exchange, *from_tower, values, &key)?
+                    }
                     (Direction::Backward, Some(to)) => {
                         self.accept_partial(micro_batch.clone(), *exchange, *from_tower, *to, values, &key)?;
                     }
@@ -209,8 +216,12 @@ impl Engine {
     pub fn work(&mut self, compute: &Compute) -> Result<Option<Vec<Out>>, EngineError> {
         let Some(task) = self.tasks.pop_front() else { return Ok(None) };
         match task {
-            Task::Forward { micro_batch, segment, tower, whole } => self.forward(compute, micro_batch, segment, tower, whole),
-            Task::Backward { micro_batch, segment, tower, dy } => self.backward(compute, micro_batch, segment, tower, dy),
+            Task::Forward { micro_batch, segment, tower, whole } => {
+                self.forward(compute, micro_batch, segment, tower, whole)
+            }
+            Task::Backward { micro_batch, segment, tower, dy } => {
+                self.backward(compute, micro_batch, segment, tower, dy)
+            }
         }
         .map(Some)
     }
@@ -244,7 +255,10 @@ impl Engine {
     pub fn state(&self) -> Vec<Out> {
         let parameters = self.plan.network.parameters();
         let train = self.assignment.train;
-        let each = self.towers.iter().flat_map(|(index, tower)| parameters.iter().map(move |parameter| (index, tower, parameter)));
+        let each = self
+            .towers
+            .iter()
+            .flat_map(|(index, tower)| parameters.iter().map(move |parameter| (index, tower, parameter)));
         each.flat_map(|(index, tower, parameter)| {
             states(train).map(move |state| {
                 let (name, step) = (parameter.name.clone(), self.committed);
@@ -343,12 +357,19 @@ impl Engine {
         self.gather(micro_batch, exchange, from, &values).map_err(|why| unasked(key, why))
     }
 
-    fn gather(&mut self, micro_batch: MicroBatch, exchange: usize, from: usize, values: &[f32]) -> Result<(), &'static str> {
+    fn gather(
+        &mut self,
+        micro_batch: MicroBatch,
+        exchange: usize,
+        from: usize,
+        values: &[f32],
+    ) -> Result<(), &'static str> {
         let output = self.plan.segments[exchange].output;
         let towers = self.plan.network.towers;
         let id = (micro_batch.id, exchange);
         let length = output.len() * micro_batch.samples.len();
-        let gather = self.gathers.entry(id).or_insert_with(|| Gather { whole: vec![0.0; length], arrived: vec![false; towers] });
+        let gather =
+            self.gathers.entry(id).or_insert_with(|| Gather { whole: vec![0.0; length], arrived: vec![false; towers] });
         let slice = self.plan.output_slice(exchange, from);
         if std::mem::replace(&mut gather.arrived[from], true) {
             return Err("it has come before");
@@ -393,7 +414,14 @@ impl Engine {
     }
 
     /// Partials are added up once all have come, in tower order, so that the order of their arrival leaves no trace.
-    fn add_partial(&mut self, micro_batch: MicroBatch, exchange: usize, from: usize, to: usize, values: Vec<f32>) -> Result<(), &'static str> {
+    fn add_partial(
+        &mut self,
+        micro_batch: MicroBatch,
+        exchange: usize,
+        from: usize,
+        to: usize,
+        values: Vec<f32>,
+    ) -> Result<(), &'static str> {
         let id = (micro_batch.id, exchange, to);
         let towers = self.plan.network.towers;
         let partials = self.sums.entry(id).or_insert_with(|| Partials((0..towers).map(|_| None).collect()));
@@ -465,7 +493,8 @@ impl Engine {
         for to in 0..plan.network.towers {
             let values = channels_of(&whole, plan.segments[exchange].output.channels, plan.output_slice(exchange, to));
             if self.towers.contains_key(&to) {
-                self.add_partial(micro_batch.clone(), exchange, tower, to, values).expect("each tower computes a partial once");
+                self.add_partial(micro_batch.clone(), exchange, tower, to, values)
+                    .expect("each tower computes a partial once");
             } else {
                 let key = TensorKey::Activations {
                     micro_batch: micro_batch.clone(),

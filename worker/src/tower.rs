@@ -45,7 +45,8 @@ pub(crate) struct Tower {
 impl Tower {
     /// Tower `index` of a job, its weights all zero until they arrive.
     pub(crate) fn new(plan: &Plan, assignment: &Assignment, index: usize) -> Self {
-        let layers = (0..plan.network.layers.len()).map(|layer| TowerLayer::new(plan, layer, index, assignment.train)).collect();
+        let layers =
+            (0..plan.network.layers.len()).map(|layer| TowerLayer::new(plan, layer, index, assignment.train)).collect();
         Self { index, seed: assignment.seed, layers }
     }
 
@@ -73,7 +74,8 @@ impl Tower {
         let mut kept = Vec::new();
         let mut x = whole;
         for layer in plan.segments[segment].layers.clone() {
-            let (y, keep) = self.layers[layer].forward(&context, x).map_err(|what| self.not_finite(what, layer, micro_batch))?;
+            let (y, keep) =
+                self.layers[layer].forward(&context, x).map_err(|what| self.not_finite(what, layer, micro_batch))?;
             x = y;
             if micro_batch.id.phase == Phase::Train {
                 kept.push(keep);

@@ -31,7 +31,8 @@ pub fn expected_shape(plan: &Plan, samples_max: usize, key: &TensorKey) -> Resul
         }
         TensorKey::Parameter { name, tower, .. } => {
             below("tower", *tower, plan.network.towers)?;
-            let parameter = plan.network.parameter(name).ok_or_else(|| unfit("name", name, "the model has no such parameter"))?;
+            let parameter =
+                plan.network.parameter(name).ok_or_else(|| unfit("name", name, "the model has no such parameter"))?;
             Ok(parameter.slice_shape(&plan.network, *tower))
         }
     }

@@ -7,8 +7,8 @@ mod control;
 mod fit;
 mod tensor;
 
-pub use fit::expected_shape;
 pub use control::{Assignment, Failure, FailureKind, FromWorker, Hello, ToWorker};
+pub use fit::expected_shape;
 pub use tensor::{Assembler, CHUNK_BYTES, Chunk, Direction, Elements, FRAME_BYTES_MAX, Payload, State, TensorKey};
 pub use tensor::{chunk_from_frame, chunk_to_frame, frames, open_frame, session_from_frame};
 

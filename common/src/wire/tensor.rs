@@ -212,7 +212,14 @@ pub fn frames(job: u64, payload: Payload) -> impl Iterator<Item = v1::Frame> {
         let offset = index * CHUNK_BYTES;
         let part = data.slice(offset..data.len().min(offset + CHUNK_BYTES));
         let checksum = crc32c::crc32c(&part);
-        chunk_to_frame(Chunk { job, key: key.clone(), shape: shape.clone(), offset: offset as u64, data: part, checksum })
+        chunk_to_frame(Chunk {
+            job,
+            key: key.clone(),
+            shape: shape.clone(),
+            offset: offset as u64,
+            data: part,
+            checksum,
+        })
     })
 }
 

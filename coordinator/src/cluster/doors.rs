@@ -126,7 +126,10 @@ impl Coordinator for Doors {
     type ControlStream = Replies<v1::ToWorker>;
     type TensorsStream = Replies<v1::Frame>;
 
-    async fn control(&self, request: Request<Streaming<v1::FromWorker>>) -> Result<Response<Self::ControlStream>, Status> {
+    async fn control(
+        &self,
+        request: Request<Streaming<v1::FromWorker>>,
+    ) -> Result<Response<Self::ControlStream>, Status> {
         let address = peer(&request);
         let mut messages = request.into_inner();
         let hello = greeting(&mut messages).await?;

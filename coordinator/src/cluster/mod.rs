@@ -6,7 +6,6 @@
 pub mod doors;
 pub mod local;
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -135,7 +134,15 @@ impl Founding {
             local.all_have_come();
         }
         let state_bytes = vec![0; want];
-        Ok(Cluster { job: self.job, plan: self.plan, members, heard: self.heard, local: self.local, state_bytes, runtime: self.runtime })
+        Ok(Cluster {
+            job: self.job,
+            plan: self.plan,
+            members,
+            heard: self.heard,
+            local: self.local,
+            state_bytes,
+            runtime: self.runtime,
+        })
     }
 }
 
@@ -375,11 +382,6 @@ impl Cluster {
             why: ended.unwrap_or(why),
         }
     }
-}
-
-/// The range of images of a whole split: a shorthand for those who send all of it.
-pub fn all(split: &Split) -> Range<usize> {
-    0..split.len()
 }
 
 fn receive(runtime: &Runtime, heard: &mut Receiver<Message>, patience: Duration) -> Option<Message> {

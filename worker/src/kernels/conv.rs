@@ -92,7 +92,8 @@ impl Geometry {
     fn taps(&self) -> Vec<usize> {
         let padded = self.padded_input(1);
         let side = 0..self.kernel;
-        let order = (0..self.group_channels()).flat_map(|c| side.clone().flat_map(move |y| (0..self.kernel).map(move |x| (c, y, x))));
+        let order = (0..self.group_channels())
+            .flat_map(|c| side.clone().flat_map(move |y| (0..self.kernel).map(move |x| (c, y, x))));
         order.map(|(c, y, x)| padded.at(0, y, x) + c).collect()
     }
 
@@ -172,7 +173,13 @@ pub fn forward(compute: &Compute, g: &Geometry, weights: &PackedWeights, padded_
 }
 
 /// The gradient with respect to the unpadded input, (sample, row, column, channel), before its `+ 0.0`.
-pub fn input_gradient(compute: &Compute, g: &Geometry, weights: &PackedWeights, dy: &[f32], samples: usize) -> Vec<f32> {
+pub fn input_gradient(
+    compute: &Compute,
+    g: &Geometry,
+    weights: &PackedWeights,
+    dy: &[f32],
+    samples: usize,
+) -> Vec<f32> {
     let (padded_dy, maps) = padded(compute, dy, g.output(samples), g.lead(), g.trail(), 0.0);
     let mut dx = vec![0.0; g.input(samples).len()];
     for (index, phase) in g.phases().enumerate() {
@@ -202,7 +209,8 @@ struct Pixel {
 
 fn phase_pixels(g: &Geometry, phase: Phase, samples: usize) -> Vec<Pixel> {
     let input = g.input(samples);
-    let of_phase = move |phase: usize, length: usize| (0..length).filter(move |line| (line + g.pad) % g.stride == phase);
+    let of_phase =
+        move |phase: usize, length: usize| (0..length).filter(move |line| (line + g.pad) % g.stride == phase);
     let mut pixels = Vec::new();
     for sample in 0..samples {
         for row in of_phase(phase.row, g.height) {

@@ -113,7 +113,11 @@ fn accumulate_rows(isa: Isa, left: Left, right: Right, c: &mut [f32], target: Ta
             let start = panel * right.panel_stride + block * BLOCK_TERMS * right.term_stride;
             let b = &right.data[start..];
             let whole = width == PANEL || b.len() >= (terms.len() - 1) * right.term_stride + PANEL;
-            let b = if whole { Block { data: b, stride: right.term_stride } } else { widen(b, right.term_stride, width, terms.len(), &mut narrow) };
+            let b = if whole {
+                Block { data: b, stride: right.term_stride }
+            } else {
+                widen(b, right.term_stride, width, terms.len(), &mut narrow)
+            };
             for (tile, rows) in left.rows.chunks(TILE_ROWS).enumerate() {
                 let at = tile * TILE_ROWS * target.stride + target.first + panel * PANEL;
                 let place = Place { stride: target.stride, rows: rows.len(), width };
@@ -202,7 +206,9 @@ unsafe fn tile_avx2(
     c: *mut f32,
     c_stride: usize,
 ) {
-    use std::arch::x86_64::{_mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps};
+    use std::arch::x86_64::{
+        _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+    };
     // SAFETY: the caller vouches for every address; see above.
     unsafe {
         let rows: [*const f32; TILE_ROWS] = starts.map(|start| a.add(start));

@@ -79,7 +79,9 @@ pub fn backward(compute: &Compute, g: &Geometry, kept: Kept, dy: &[f32], samples
         let mut ratio = vec![0.0; length];
         ratios(compute.isa, y, s, dy, &mut ratio);
         divide(compute.isa, g.beta, dy, s, dx);
-        for ((x, ratio), dx) in x.chunks_exact(g.channels).zip(ratio.chunks_exact(g.channels)).zip(dx.chunks_exact_mut(g.channels)) {
+        for ((x, ratio), dx) in
+            x.chunks_exact(g.channels).zip(ratio.chunks_exact(g.channels)).zip(dx.chunks_exact_mut(g.channels))
+        {
             add_neighbours(compute.isa, *g, x, ratio, dx);
         }
     });

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use convoy_common::address::Address;
-use convoy_common::wire::tuning;
 use convoy_common::wire::FRAME_BYTES_MAX;
+use convoy_common::wire::tuning;
 use convoy_proto::v1::coordinator_client::CoordinatorClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;

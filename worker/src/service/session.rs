@@ -84,7 +84,11 @@ struct Terms {
 
 impl<'a> Session<'a> {
     /// Dials, serves one job, and returns when the coordinator has ended it.
-    pub(super) async fn run(config: &WorkerConfig, isa: Isa, commands: &'a mpsc::Sender<Command>) -> Result<(), SessionError> {
+    pub(super) async fn run(
+        config: &WorkerConfig,
+        isa: Isa,
+        commands: &'a mpsc::Sender<Command>,
+    ) -> Result<(), SessionError> {
         let (control, requests) = channel(QUEUE);
         let session = Session { commands, control, queued: Arc::new(AtomicUsize::new(0)) };
         session.say(FromWorker::Hello(hello(config, isa))).await?;
@@ -154,7 +158,9 @@ impl<'a> Session<'a> {
                     ended = true;
                     Command::End
                 }
-                Ok(Some(ToWorker::Welcome { .. } | ToWorker::Assign(_))) => return Err(SessionError::Early("a second welcome")),
+                Ok(Some(ToWorker::Welcome { .. } | ToWorker::Assign(_))) => {
+                    return Err(SessionError::Early("a second welcome"));
+                }
                 // After the end nothing more is owed, however the connection goes.
                 _ if ended => return Ok(()),
                 Ok(None) => return Err(SessionError::Left),
@@ -186,7 +192,12 @@ impl<'a> Session<'a> {
     }
 
     /// What the computing side puts out.
-    async fn send(&self, mut computed: Receiver<Out>, frames_out: Sender<v1::Frame>, job: u64) -> Result<(), SessionError> {
+    async fn send(
+        &self,
+        mut computed: Receiver<Out>,
+        frames_out: Sender<v1::Frame>,
+        job: u64,
+    ) -> Result<(), SessionError> {
         while let Some(out) = computed.recv().await {
             match out {
                 Out::Say(message) => self.say(message).await?,
@@ -222,7 +233,8 @@ fn hello(config: &WorkerConfig, isa: Isa) -> Hello {
 }
 
 fn hostname() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }
 
 fn internal(message: &str) -> Failure {

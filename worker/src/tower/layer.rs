@@ -235,7 +235,11 @@ impl TowerLayer {
     }
 
     /// The layer's output and what its backward pass will need. An error says what is no longer finite.
-    pub(super) fn forward(&mut self, context: &Context, x: Arc<Vec<f32>>) -> Result<(Arc<Vec<f32>>, Kept), &'static str> {
+    pub(super) fn forward(
+        &mut self,
+        context: &Context,
+        x: Arc<Vec<f32>>,
+    ) -> Result<(Arc<Vec<f32>>, Kept), &'static str> {
         let (compute, samples) = (context.compute, context.samples());
         let x = match self.picks {
             Some(picks) => Arc::new(pick(&x, picks, self.input.channels)),
@@ -310,8 +314,8 @@ impl TowerLayer {
                 learnt.enter_slot(compute, slot);
                 linear::weight_gradient(compute, geometry, &x, &dy, samples, &mut learnt.weight.chain);
                 learnt.end_backward(compute, &dy)?;
-                let flat = wants_input
-                    .then(|| linear::input_gradient(compute, geometry, &learnt.weight.values, &dy, samples));
+                let flat =
+                    wants_input.then(|| linear::input_gradient(compute, geometry, &learnt.weight.values, &dy, samples));
                 flat.map(|dx| if self.input.pixels() == 1 { dx } else { unflatten(&dx, self.input) })
             }
             (Work::Relu, Kept::Output(y)) => {
