@@ -3,8 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+
+/// Signals closer together than this count as one.
+const ECHO: Duration = Duration::from_millis(200);
 
 /// A flag that the first Ctrl-C or SIGTERM sets. The second one ends the program, and with it its workers.
 pub(crate) fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
@@ -16,6 +20,8 @@ pub(crate) fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
             any().await;
             set.store(true, Ordering::Relaxed);
             eprintln!("stopping after this step, with a checkpoint; once more to stop at once");
+            // Shells and supervisors may signal the process and then its group: that is one wish, not two.
+            tokio::time::sleep(ECHO).await;
             any().await;
             // Nothing is lost that a checkpoint doesn't have, and the workers' pipes close with the process.
             std::process::exit(i32::from(crate::INTERRUPTED));

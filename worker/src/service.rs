@@ -97,6 +97,8 @@ async fn serve(config: &WorkerConfig, isa: Isa, commands: mpsc::Sender<compute::
                 if error.was_in_a_job() {
                     (pause, complained) = (PAUSE_MIN, None);
                 }
+                // A worker that ends with its coordinator is gone before the pause is over, and has nothing to complain of.
+                sleep(pause).await;
                 if complained.is_none_or(|then| then.elapsed() > COMPLAINT_EVERY) {
                     tracing::warn!("{}; trying again", chain(&error));
                     complained = Some(Instant::now());

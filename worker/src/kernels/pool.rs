@@ -79,7 +79,8 @@ for_each_isa! {
     /// Where `x` is larger than `y`, or not a number, it and its place take over.
     pub fn keep_larger(x: &[f32], place: u32, y: &mut [f32], places: &mut [u32]) {
         for ((x, y), p) in x.iter().zip(y.iter_mut()).zip(places.iter_mut()) {
-            let larger = *x > *y || x.is_nan();
+            // No short circuit: a branch would keep the loop from being vectorised.
+            let larger = (*x > *y) | x.is_nan();
             *y = if larger { *x } else { *y };
             *p = if larger { place } else { *p };
         }
