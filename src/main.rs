@@ -46,6 +46,10 @@ pub(crate) enum Outcome {
     Interrupted,
 }
 
+/// Something went wrong.
+const FAILED: u8 = 1;
+/// The command line asks for what can't be.
+const MISUSED: u8 = 2;
 /// 128 + SIGINT, as shells have it.
 const INTERRUPTED: u8 = 130;
 
@@ -64,7 +68,7 @@ fn main() -> ExitCode {
         Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => {
             eprintln!("error: {}", settings::chain(error.as_ref()));
-            ExitCode::from(if error.is::<settings::Misuse>() { 2 } else { 1 })
+            ExitCode::from(if settings::is_misuse(error.as_ref()) { MISUSED } else { FAILED })
         }
     }
 }

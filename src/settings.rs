@@ -4,7 +4,9 @@ use std::error::Error;
 use std::path::Path;
 
 use convoy_common::model::presets;
-use convoy_coordinator::data::{self, DataSet, DataSource, Places, Wanted};
+use convoy_common::plan::PlanError;
+use convoy_coordinator::JobError;
+use convoy_coordinator::data::{self, DataSource, Places};
 
 /// The command line asks for what can't be: exit code 2.
 #[derive(Debug)]
@@ -17,6 +19,12 @@ impl std::fmt::Display for Misuse {
 }
 
 impl Error for Misuse {}
+
+/// Whether an error is the command line's.
+pub(crate) fn is_misuse(error: &(dyn Error + 'static)) -> bool {
+    let job = error.downcast_ref::<JobError>();
+    error.is::<Misuse>() || error.is::<PlanError>() || job.is_some_and(JobError::is_misuse)
+}
 
 /// The text of a model: a preset's name, or a file's path.
 pub(crate) fn model_text(name: &str) -> Result<String, Misuse> {
@@ -32,9 +40,9 @@ pub(crate) fn model_text(name: &str) -> Result<String, Misuse> {
 }
 
 /// A reader of data, to be called when the model is known.
-pub(crate) fn data_reader(source: DataSource) -> impl Fn(&Wanted) -> Result<DataSet, data::DataError> {
+pub(crate) fn data_reader(source: DataSource) -> data::Reader {
     let offline = std::env::var_os("CONVOY_OFFLINE").is_some_and(|value| value != "0");
-    move |wanted| data::load(&source, wanted, &Places::of_this_machine(offline))
+    Box::new(move |wanted| data::load(&source, wanted, &Places::of_this_machine(offline)))
 }
 
 /// This program, which embedded workers are.

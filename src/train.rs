@@ -124,7 +124,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
             slots: arguments.slots,
         },
         default_model,
-        data: Box::new(settings::data_reader(arguments.data)),
+        data: settings::data_reader(arguments.data),
         resume,
         init: arguments.init,
         out,

@@ -163,6 +163,21 @@ pub enum JobError {
     },
 }
 
+impl JobError {
+    /// Whether the command line asks for what can't be, rather than something having gone wrong.
+    pub fn is_misuse(&self) -> bool {
+        matches!(
+            self,
+            JobError::Setting { .. }
+                | JobError::ResumeDiffers { .. }
+                | JobError::EndsBeforeItStarts { .. }
+                | JobError::ModelWanted { .. }
+                | JobError::OtherModel { .. }
+                | JobError::Plan(_)
+        )
+    }
+}
+
 /// An error and its causes on one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::checkpoint;
 use crate::cluster::JobState;
 use crate::cluster::doors::unguessable;
-use crate::data::{DataError, DataSet, Wanted};
+use crate::data::{Reader, Wanted};
 use crate::error::JobError;
 use crate::evaluate::evaluate;
 use crate::exchange::Exchanges;
@@ -33,7 +33,7 @@ pub struct Measuring {
     /// The model's text: needed for a weights file, and checked against a checkpoint's own.
     pub model: Option<String>,
     /// The images.
-    pub data: Box<dyn Fn(&Wanted) -> Result<DataSet, DataError>>,
+    pub data: Reader,
     /// Where to run.
     pub running: Running,
     /// Where to put the logits, (image, class).
@@ -69,11 +69,10 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer) -> Result<Find
     let Measuring { path, model, data, running, logits } = measuring;
     let (text, weights_path, weights) = weights_at(&path, model)?;
     let network = Network::parse(&text)?;
-    let input = network.input.shape;
-    let (channels, height, width, classes) = (input.channels, input.height, input.width, network.classes());
+    let classes = network.classes();
     let workers = running.workers.unwrap_or(network.towers);
     let plan = Arc::new(Plan::new(network.clone(), workers)?);
-    let data = data(&Wanted { channels, height, width, classes, seed: defaults::SEED })?;
+    let data = data(&Wanted::by(&network, defaults::SEED))?;
     if let Some(text) = data.notice.clone() {
         observer.on(Event::Notice { text });
     }

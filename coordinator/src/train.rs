@@ -18,7 +18,7 @@ use crate::checkpoint::{self, Checkpoint, Progress};
 use crate::cluster::doors::{self, Listening, unguessable};
 use crate::cluster::local::{LocalPlan, LocalWorkers, SocketFolder};
 use crate::cluster::{Cluster, Founding, Heard, JobState};
-use crate::data::{DataSet, Wanted};
+use crate::data::{DataSet, Reader, Wanted};
 use crate::error::{JobError, chain};
 use crate::evaluate::{Measured, evaluate};
 use crate::exchange::{Exchanges, Routed};
@@ -42,7 +42,7 @@ pub struct Training {
     /// The model's text where neither flag nor checkpoint says one.
     pub default_model: String,
     /// The images, for the model that they are wanted by.
-    pub data: Box<dyn Fn(&Wanted) -> Result<DataSet, crate::data::DataError>>,
+    pub data: Reader,
     /// The checkpoint to go on from.
     pub resume: Option<Checkpoint>,
     /// A weights file to start from.
@@ -89,12 +89,10 @@ impl Run {
         let text = asked.model.clone().or(before.map(|job| job.model.clone())).unwrap_or(default_model);
         let network = Network::parse(&text)?;
         asked.model = Some(text);
-        let input = network.input.shape;
         let seed = asked.seed.or(before.map(|job| job.seed)).unwrap_or(crate::job::defaults::SEED);
-        let (channels, height, width, classes) = (input.channels, input.height, input.width, network.classes());
         let workers = running.workers.unwrap_or(network.towers);
         let plan = Plan::new(network.clone(), workers)?;
-        let data = data(&Wanted { channels, height, width, classes, seed })?;
+        let data = data(&Wanted::by(&network, seed))?;
         if let Some(text) = data.notice.clone() {
             observer.on(Event::Notice { text });
         }

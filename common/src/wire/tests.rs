@@ -80,10 +80,8 @@ proptest! {
     #[test]
     fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         use prost::Message;
-        if let Ok(frame) = v1::Frame::decode(bytes.as_slice()) {
-            if let Ok(chunk) = chunk_from_frame(frame) {
-                let _ = Assembler::default().accept(chunk, &[3]);
-            }
+        if let Ok(Ok(chunk)) = v1::Frame::decode(bytes.as_slice()).map(chunk_from_frame) {
+            let _ = Assembler::default().accept(chunk, &[3]);
         }
         if let Ok(message) = v1::ToWorker::decode(bytes.as_slice()) {
             let _ = super::super::ToWorker::try_from(message);

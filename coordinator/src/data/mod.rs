@@ -16,6 +16,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use convoy_common::model::Network;
 use ndarray::{Array4, ArrayView4};
 use sha2::{Digest, Sha256};
 
@@ -51,6 +52,9 @@ pub struct Wanted {
     /// The job's seed, which synthetic images are made of.
     pub seed: u64,
 }
+
+/// Loads the images, when the model that wants them is known.
+pub type Reader = Box<dyn Fn(&Wanted) -> Result<DataSet, DataError>>;
 
 /// The extents of one image. Displays as `3x227x227`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,6 +187,13 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 impl Wanted {
+    /// What `network` needs, in a job with this seed.
+    pub fn by(network: &Network, seed: u64) -> Self {
+        let input = network.input.shape;
+        let (channels, height, width) = (input.channels, input.height, input.width);
+        Self { channels, height, width, classes: network.classes(), seed }
+    }
+
     /// The extents of one image.
     pub fn shape(&self) -> ImageShape {
         ImageShape { channels: self.channels, height: self.height, width: self.width }
