@@ -1,5 +1,5 @@
 //! Parameters by name: their shapes, the slice that each tower holds, how they start, and the hash over all of them.
-//! Names and layouts are PyTorch's: `conv2.weight` [out, in/groups, kh, kw], `fc6.weight` [out, in], `conv2.bias` [out].
+//! Names and layouts are PyTorch's: `conv2.weight` (out, in/groups, kh, kw), `fc6.weight` (out, in), `conv2.bias` (out).
 //!
 //! Not here: files (the coordinator's checkpoints) and the packed forms that kernels like (the worker's).
 

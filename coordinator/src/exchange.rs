@@ -194,3 +194,7 @@ fn micro_batch_of(key: &TensorKey) -> Option<&MicroBatch> {
 fn unfit(field: &'static str, value: &dyn std::fmt::Display, expected: &'static str) -> WireError {
     WireError::Value { field, value: value.to_string(), expected }
 }
+
+#[cfg(test)]
+#[path = "exchange_tests.rs"]
+mod tests;

@@ -532,3 +532,6 @@ fn channels_of(whole: &[f32], channels: usize, slice: std::ops::Range<usize>) ->
 fn unasked(key: &TensorKey, why: &'static str) -> EngineError {
     EngineError::Unasked { key: key.to_string(), why }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! The model: its file as written ([`file`]), the checked network that it becomes ([`network`]), and the presets that
+//! The model: its file as written ([`mod@file`]), the checked network that it becomes ([`network`]), and the presets that
 //! come with the program ([`presets`]).
 //!
 //! Not here: where its towers are placed and what a step costs (see [`crate::plan`]), and any arithmetic on weights.

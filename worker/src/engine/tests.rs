@@ -1,0 +1,207 @@
+//! The engine on its own: tensors in any order that a network may bring, tensors that nobody asked for, and commits.
+
+use convoy_common::batch::Division;
+
+use super::*;
+use crate::kernels::isa::Isa;
+
+const MODEL: &str = r#"
+name = "small"
+towers = 2
+input = { channels = 1, height = 4, width = 4 }
+[[layer]]
+kind = "conv"
+name = "c"
+filters = 4
+kernel = 3
+pad = 1
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "linear"
+name = "fc"
+units = 3
+"#;
+
+fn assignment(placement: Vec<usize>) -> Assignment {
+    Assignment {
+        job: 1,
+        model: MODEL.to_owned(),
+        placement,
+        worker: 0,
+        seed: 1,
+        momentum: 0.9,
+        weight_decay: 0.0,
+        batch: 2,
+        division: Division { slots: 1, micro_batches: 2 },
+        train: true,
+    }
+}
+
+fn micro_batch(step: u64, index: u32) -> MicroBatch {
+    let first = index as usize;
+    MicroBatch {
+        id: MicroBatchId { step, phase: Phase::Train, slot: 0, micro_batch: index },
+        samples: first..first + 1,
+    }
+}
+
+/// An engine with its weights: those of the job's seed.
+fn ready(placement: Vec<usize>) -> Engine {
+    let mut engine = Engine::new(assignment(placement)).unwrap();
+    let plan = engine.plan();
+    let mut last = Vec::new();
+    for tower in plan.towers_of(0) {
+        for parameter in plan.network.parameters() {
+            for state in [State::Weights, State::Momentum] {
+                let whole = parameter.initial(1);
+                let slice = parameter.slice_of(&plan.network, tower, &whole);
+                let values = slice.iter().map(|value| if state == State::Weights { *value } else { 0.0 }).collect();
+                let key = TensorKey::Parameter { step: 0, name: parameter.name.clone(), tower, state };
+                last = engine.accept(key, Elements::Floats(values)).unwrap();
+            }
+        }
+    }
+    assert!(matches!(last.as_slice(), [Out::Say(FromWorker::Ready)]));
+    engine
+}
+
+fn images(step: u64, index: u32) -> (TensorKey, Elements) {
+    (TensorKey::Images(micro_batch(step, index)), Elements::Bytes((0..16).map(|i| i * 9 + index as u8).collect()))
+}
+
+fn gradient(step: u64, index: u32, tower: usize) -> (TensorKey, Elements) {
+    let key = TensorKey::Activations {
+        micro_batch: micro_batch(step, index),
+        exchange: 1,
+        direction: Direction::Backward,
+        from_tower: tower,
+        to_tower: Some(tower),
+    };
+    let units = if tower == 0 { 2 } else { 1 };
+    (key, Elements::Floats(vec![0.25; units]))
+}
+
+fn work_all(engine: &mut Engine, compute: &Compute) -> Vec<Out> {
+    let mut all = Vec::new();
+    while let Some(out) = engine.work(compute).unwrap() {
+        all.extend(out);
+    }
+    all
+}
+
+/// `rayon` lets a thread belong to one pool alone, so every test computes on a thread of its own.
+fn on_a_pool(test: impl FnOnce(&Compute) + Send + 'static) {
+    std::thread::spawn(move || test(&Compute::new(1, Isa::detect()).unwrap())).join().unwrap();
+}
+
+#[test]
+fn two_towers_on_one_worker_exchange_nothing_but_logits() {
+    on_a_pool(|compute| {
+        let mut engine = ready(vec![0, 0]);
+        let (key, elements) = images(1, 0);
+        engine.accept(key, elements).unwrap();
+        let out = work_all(&mut engine, compute);
+        let logits =
+            |out: &Out| matches!(out, Out::Tensor(Payload { key: TensorKey::Activations { exchange: 1, .. }, .. }));
+        assert!(out.len() == 2 && out.iter().all(logits), "{out:?}");
+    });
+}
+
+/// A tensor may overtake the commit before it; it waits for it, and the step after is computed with the new weights.
+#[test]
+fn images_that_come_before_their_commit_wait_for_it() {
+    on_a_pool(|compute| {
+        let mut engine = ready(vec![0, 0]);
+        for (key, elements) in [images(1, 0), images(2, 0)] {
+            engine.accept(key, elements).unwrap();
+        }
+        assert_eq!(work_all(&mut engine, compute).len(), 2, "one micro-batch's logits of two towers");
+        for tower in 0..2 {
+            let (key, elements) = gradient(1, 0, tower);
+            engine.accept(key, elements).unwrap();
+        }
+        let done = work_all(&mut engine, compute);
+        assert!(done.iter().all(|out| matches!(out, Out::Say(FromWorker::BackwardDone { .. }))) && done.len() == 2);
+        assert!(!engine.has_work(), "the second step waits");
+        engine.commit(compute, 1, 0.1).unwrap();
+        assert_eq!(work_all(&mut engine, compute).len(), 2);
+    });
+}
+
+/// The chains of weight gradients go on in sample order: an earlier micro-batch after a later one is refused.
+#[test]
+fn a_backward_pass_out_of_order_is_refused() {
+    on_a_pool(|compute| {
+        let mut engine = ready(vec![0, 0]);
+        for index in 0..2 {
+            let (key, elements) = images(1, index);
+            engine.accept(key, elements).unwrap();
+        }
+        work_all(&mut engine, compute);
+        for index in [1, 0] {
+            let (key, elements) = gradient(1, index, 0);
+            engine.accept(key, elements).unwrap();
+        }
+        engine.work(compute).unwrap();
+        assert!(matches!(engine.work(compute), Err(EngineError::OutOfOrder { .. })));
+    });
+}
+
+#[test]
+fn what_nobody_asked_for_is_refused() {
+    on_a_pool(|compute| {
+        let mut engine = ready(vec![0, 1]);
+        let refused = |engine: &mut Engine, (key, elements): (TensorKey, Elements)| {
+            let text = key.to_string();
+            assert!(matches!(engine.accept(key, elements), Err(EngineError::Unasked { .. })), "{text}");
+        };
+        refused(&mut engine, images(9, 0));
+        refused(&mut engine, gradient(1, 0, 0));
+        refused(&mut engine, gradient(1, 0, 1));
+        let weights = TensorKey::Parameter { step: 0, name: "c.bias".to_owned(), tower: 1, state: State::Weights };
+        refused(&mut engine, (weights, Elements::Floats(vec![0.0; 2])));
+        let own = TensorKey::Activations {
+            micro_batch: micro_batch(1, 0),
+            exchange: 0,
+            direction: Direction::Forward,
+            from_tower: 0,
+            to_tower: None,
+        };
+        refused(&mut engine, (own, Elements::Floats(vec![0.0; 32])));
+        assert!(matches!(engine.commit(compute, 5, 0.1), Err(EngineError::Commit { step: 5, committed: 0 })));
+    });
+}
+
+#[test]
+fn committing_a_step_twice_does_it_once() {
+    on_a_pool(|compute| {
+        let mut engine = ready(vec![0, 0]);
+        let (key, elements) = images(1, 0);
+        engine.accept(key, elements).unwrap();
+        work_all(&mut engine, compute);
+        for tower in 0..2 {
+            let (key, elements) = gradient(1, 0, tower);
+            engine.accept(key, elements).unwrap();
+        }
+        work_all(&mut engine, compute);
+        let weights = |engine: &Engine| {
+            engine.towers[&0].read(&engine.plan.network.parameter("c.weight").unwrap(), State::Weights)
+        };
+        let before = weights(&engine);
+        engine.commit(compute, 1, 0.1).unwrap();
+        let once = weights(&engine);
+        engine.commit(compute, 1, 0.1).unwrap();
+        assert_ne!(before, once);
+        assert_eq!(once, weights(&engine));
+    });
+}
+
+#[test]
+fn an_assignment_that_makes_no_sense_is_refused() {
+    for placement in [vec![0], vec![0, 2], vec![1, 2], vec![]] {
+        assert!(Engine::new(assignment(placement)).is_err());
+    }
+    assert!(Engine::new(Assignment { worker: 7, ..assignment(vec![0, 1]) }).is_err());
+    assert!(Engine::new(Assignment { model: "x".to_owned(), ..assignment(vec![0, 1]) }).is_err());
+}
