@@ -10,7 +10,7 @@ use convoy_coordinator::measure::{Measuring, measure};
 use convoy_coordinator::observe::{Event, Observer};
 
 use crate::console::Console;
-use crate::{Outcome, settings};
+use crate::{Outcome, settings, signals};
 
 /// Measure a checkpoint or a weights file on a data set's test images, over the same towers as in training.
 #[derive(clap::Args)]
@@ -57,7 +57,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
         logits: arguments.logits,
     };
     let mut console = Quiet { console: Console::new(false), json: arguments.json };
-    let found = measure(measuring, &mut console)?;
+    let stop = signals::stop_flag()?;
+    let found = measure(measuring, &mut console, &stop)?;
     if arguments.json {
         println!("{:#}", serde_json::to_value(&found)?);
     } else {

@@ -13,6 +13,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use convoy_coordinator::JobError;
 
 // glibc's allocator gives large blocks back to the system at once, and every tensor then costs page faults anew.
 #[global_allocator]
@@ -68,7 +69,11 @@ fn main() -> ExitCode {
         Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => {
             eprintln!("error: {}", settings::chain(error.as_ref()));
-            ExitCode::from(if settings::is_misuse(error.as_ref()) { MISUSED } else { FAILED })
+            ExitCode::from(match error.downcast_ref::<JobError>() {
+                Some(JobError::Interrupted) => INTERRUPTED,
+                _ if settings::is_misuse(error.as_ref()) => MISUSED,
+                _ => FAILED,
+            })
         }
     }
 }

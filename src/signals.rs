@@ -19,7 +19,7 @@ pub(crate) fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
         runtime.block_on(async {
             any().await;
             set.store(true, Ordering::Relaxed);
-            eprintln!("stopping after this step, with a checkpoint; once more to stop at once");
+            eprintln!("stopping as soon as nothing is lost by it; once more to stop at once");
             // Shells and supervisors may signal the process and then its group: that is one wish, not two.
             tokio::time::sleep(ECHO).await;
             any().await;

@@ -101,6 +101,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
             free_out(&network.name)
         }
     };
+    let goes_on = arguments.resume.is_some() && resume.as_ref().is_none_or(|path| same_place(&run_of(path), &out));
     let resume = resume.map(|path| checkpoint::read(&path)).transpose()?;
     let training = Training {
         running: Running {
@@ -128,6 +129,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
         resume,
         init: arguments.init,
         out,
+        goes_on,
     };
     let stop = signals::stop_flag()?;
     let mut console = Console::new(arguments.json);
@@ -156,6 +158,10 @@ impl Arguments {
 fn run_of(checkpoint: &Path) -> PathBuf {
     let run = checkpoint.parent().and_then(Path::parent);
     run.filter(|run| !run.as_os_str().is_empty()).map_or_else(|| PathBuf::from("."), Path::to_owned)
+}
+
+fn same_place(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
 /// A folder that isn't there yet, named after the model and the time.

@@ -141,13 +141,18 @@ pub enum CheckpointError {
 /// When the disk doesn't take it; then nothing of it is left.
 pub fn write(folder: &Path, job: &Job, progress: Progress, state: &JobState) -> Result<PathBuf, CheckpointError> {
     let path = folder.join(format!("step-{:06}", progress.step));
+    if is_already_there(&path, job, progress, state) {
+        return Ok(path);
+    }
     let temporary = folder.join(format!(".step-{:06}.tmp", progress.step));
     let result = write_into(&temporary, job, progress, state).and_then(|()| {
+        let outdated = folder.join(format!(".step-{:06}.old", progress.step));
         if path.exists() {
-            fs::remove_dir_all(&path)?;
+            fs::rename(&path, &outdated)?;
         }
         fs::rename(&temporary, &path)?;
-        sync_folder(folder)
+        sync_folder(folder)?;
+        if outdated.exists() { fs::remove_dir_all(&outdated) } else { Ok(()) }
     });
     result.map_err(|source| {
         // The error at hand says more than a second one would.
@@ -155,6 +160,14 @@ pub fn write(folder: &Path, job: &Job, progress: Progress, state: &JobState) -> 
         CheckpointError::Write { path: path.clone(), source }
     })?;
     Ok(path)
+}
+
+/// A job that is resumed at its end has nothing new to write.
+fn is_already_there(path: &Path, job: &Job, progress: Progress, state: &JobState) -> bool {
+    let same = |manifest: &Manifest| {
+        manifest.job == *job && manifest.progress == progress && manifest.weights_sha256 == sha256(&state.weights)
+    };
+    path.is_dir() && read(path).is_ok_and(|checkpoint| same(&checkpoint.manifest))
 }
 
 fn write_into(temporary: &Path, job: &Job, progress: Progress, state: &JobState) -> std::io::Result<()> {

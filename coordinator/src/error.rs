@@ -43,6 +43,15 @@ pub enum JobError {
     /// The model.
     #[error("the model")]
     Model(#[from] ModelError),
+    /// The folder belongs to another run.
+    #[error("{path} holds a run already; go on with it by --resume {path}, or give another --out")]
+    OutTaken {
+        /// Which.
+        path: PathBuf,
+    },
+    /// It was told to stop before anything had begun.
+    #[error("interrupted before the first step")]
+    Interrupted,
     /// A weights file says nothing of its model.
     #[error("{path} is no checkpoint's folder; to read it as a weights file, say which model's with --model")]
     ModelWanted {
@@ -171,6 +180,7 @@ impl JobError {
             JobError::Setting { .. }
                 | JobError::ResumeDiffers { .. }
                 | JobError::EndsBeforeItStarts { .. }
+                | JobError::OutTaken { .. }
                 | JobError::ModelWanted { .. }
                 | JobError::OtherModel { .. }
                 | JobError::Plan(_)

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use convoy_common::model::Network;
 use convoy_common::parameters::{Tensors, sha256};
@@ -65,7 +66,7 @@ pub struct Finding {
 ///
 /// # Errors
 /// Whatever keeps the weights, the data or the workers from coming together.
-pub fn measure(measuring: Measuring, observer: &mut dyn Observer) -> Result<Finding, JobError> {
+pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Finding, JobError> {
     let Measuring { path, model, data, running, logits } = measuring;
     let (text, weights_path, weights) = weights_at(&path, model)?;
     let network = Network::parse(&text)?;
@@ -78,7 +79,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer) -> Result<Find
     }
     let job = unguessable().max(1);
     let threads = running.threads_of_each(workers);
-    let mut cluster = found(job, plan.clone(), &running, threads, observer)?;
+    let mut cluster = found(job, plan.clone(), &running, threads, observer, stop)?;
     let assignment = Assignment {
         job,
         model: text,

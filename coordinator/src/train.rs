@@ -49,6 +49,8 @@ pub struct Training {
     pub init: Option<PathBuf>,
     /// The run's folder.
     pub out: PathBuf,
+    /// Whether that folder may hold a run already, which this one goes on with.
+    pub goes_on: bool,
 }
 
 /// Trains until the end, or until `stop` is set; then a checkpoint is written and the run counts as interrupted.
@@ -59,7 +61,7 @@ pub fn train(training: Training, observer: &mut dyn Observer, stop: &AtomicBool)
     let mut run = Run::prepare(training, observer)?;
     let result = run.carry_out(observer, stop);
     if let Err(error) = &result {
-        run.record.status = "failed";
+        run.record.status = if matches!(error, JobError::Interrupted) { "interrupted" } else { "failed" };
         run.record.error = Some(chain(error));
         // The error at hand says more than a second one would.
         let _ = run.folder.write(&run.record);
@@ -84,7 +86,10 @@ struct Run {
 
 impl Run {
     fn prepare(training: Training, observer: &mut dyn Observer) -> Result<Self, JobError> {
-        let Training { mut asked, running, default_model, data, resume, init, out } = training;
+        let Training { mut asked, running, default_model, data, resume, init, out, goes_on } = training;
+        if !goes_on && out.join("run.json").exists() {
+            return Err(JobError::OutTaken { path: out });
+        }
         let before = resume.as_ref().map(|checkpoint| &checkpoint.manifest.job);
         let text = asked.model.clone().or(before.map(|job| job.model.clone())).unwrap_or(default_model);
         let network = Network::parse(&text)?;
@@ -154,7 +159,7 @@ impl Run {
 
     fn carry_out(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Ended, JobError> {
         let job_number = unguessable().max(1);
-        let mut cluster = found(job_number, self.plan.clone(), &self.running, self.threads, observer)?;
+        let mut cluster = found(job_number, self.plan.clone(), &self.running, self.threads, observer, stop)?;
         let assignment = self.assignment(job_number);
         cluster.assign(&assignment, &self.state, self.progress.step)?;
         self.record.workers = worker_records(&cluster);
@@ -409,13 +414,14 @@ impl Drive {
 /// A cluster with every worker of the plan: our own processes, or those that dial in.
 ///
 /// # Errors
-/// When the address can't be listened on, or too few workers come.
+/// When the address can't be listened on, too few workers come, or `stop` is set first.
 pub fn found(
     job: u64,
     plan: Arc<Plan>,
     running: &Running,
     threads: usize,
     observer: &mut dyn Observer,
+    stop: &AtomicBool,
 ) -> Result<Cluster, JobError> {
     if threads == 0 {
         return Err(JobError::Setting { flag: "--threads", value: "0".to_owned(), expected: "at least 1" });
@@ -446,7 +452,7 @@ pub fn found(
     let patience = if is_local { LOCAL_PATIENCE } else { REMOTE_PATIENCE };
     let founding =
         Founding { job, plan, heard, local: local.transpose()?, runtime, patience, address: address.clone() };
-    founding.gather(|have| {
+    founding.gather(stop, |have| {
         if !is_local {
             observer.on(Event::Waiting { address: address.clone(), have, want: room });
         }

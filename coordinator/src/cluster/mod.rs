@@ -7,6 +7,7 @@ pub mod doors;
 pub mod local;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use convoy_common::batch::MicroBatch;
@@ -104,12 +105,15 @@ impl Founding {
     /// Waits until every worker of the plan has come; `tell` hears how many have.
     ///
     /// # Errors
-    /// When too few come in time, or a process of our own ends.
-    pub fn gather(mut self, mut tell: impl FnMut(usize)) -> Result<Cluster, JobError> {
+    /// When too few come in time, a process of our own ends, or `stop` is set.
+    pub fn gather(mut self, stop: &AtomicBool, mut tell: impl FnMut(usize)) -> Result<Cluster, JobError> {
         let (start, want) = (Instant::now(), self.plan.workers);
         let mut members: Vec<Member> = Vec::new();
         tell(0);
         while members.len() < want {
+            if stop.load(Ordering::Relaxed) {
+                return Err(JobError::Interrupted);
+            }
             match receive(&self.runtime, &mut self.heard, LOOK_EVERY) {
                 Some((_, Heard::Joined(member))) => {
                     members.push(*member);
