@@ -32,6 +32,8 @@ pub struct Manifest {
     pub convoy: String,
     /// Everything that decides the job's bits.
     pub job: Job,
+    /// The last step that the job was to have. A resumed job may have a later end.
+    pub last_step: u64,
     /// Where the job stands.
     pub progress: Progress,
     /// Over all weights.
@@ -135,18 +137,30 @@ pub enum CheckpointError {
     },
 }
 
+/// What a checkpoint is of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Described {
+    /// Everything that decides the job's bits.
+    pub job: Job,
+    /// The last step that the job is to have.
+    pub last_step: u64,
+    /// Where it stands.
+    pub progress: Progress,
+}
+
 /// Writes a checkpoint into `folder`, the run's `checkpoints`. Where it is.
 ///
 /// # Errors
 /// When the disk doesn't take it; then nothing of it is left.
-pub fn write(folder: &Path, job: &Job, progress: Progress, state: &JobState) -> Result<PathBuf, CheckpointError> {
-    let path = folder.join(format!("step-{:06}", progress.step));
-    if is_already_there(&path, job, progress, state) {
+pub fn write(folder: &Path, described: &Described, state: &JobState) -> Result<PathBuf, CheckpointError> {
+    let step = described.progress.step;
+    let path = folder.join(format!("step-{step:06}"));
+    if is_already_there(&path, described, state) {
         return Ok(path);
     }
-    let temporary = folder.join(format!(".step-{:06}.tmp", progress.step));
-    let result = write_into(&temporary, job, progress, state).and_then(|()| {
-        let outdated = folder.join(format!(".step-{:06}.old", progress.step));
+    let temporary = folder.join(format!(".step-{step:06}.tmp"));
+    let result = write_into(&temporary, described, state).and_then(|()| {
+        let outdated = folder.join(format!(".step-{step:06}.old"));
         if path.exists() {
             fs::rename(&path, &outdated)?;
         }
@@ -163,14 +177,15 @@ pub fn write(folder: &Path, job: &Job, progress: Progress, state: &JobState) -> 
 }
 
 /// A job that is resumed at its end has nothing new to write.
-fn is_already_there(path: &Path, job: &Job, progress: Progress, state: &JobState) -> bool {
+fn is_already_there(path: &Path, described: &Described, state: &JobState) -> bool {
     let same = |manifest: &Manifest| {
-        manifest.job == *job && manifest.progress == progress && manifest.weights_sha256 == sha256(&state.weights)
+        let Manifest { job, last_step, progress, .. } = manifest.clone();
+        Described { job, last_step, progress } == *described && manifest.weights_sha256 == sha256(&state.weights)
     };
     path.is_dir() && read(path).is_ok_and(|checkpoint| same(&checkpoint.manifest))
 }
 
-fn write_into(temporary: &Path, job: &Job, progress: Progress, state: &JobState) -> std::io::Result<()> {
+fn write_into(temporary: &Path, described: &Described, state: &JobState) -> std::io::Result<()> {
     if temporary.exists() {
         fs::remove_dir_all(temporary)?;
     }
@@ -184,8 +199,9 @@ fn write_into(temporary: &Path, job: &Job, progress: Progress, state: &JobState)
     let manifest = Manifest {
         format: FORMAT,
         convoy: env!("CARGO_PKG_VERSION").to_owned(),
-        job: job.clone(),
-        progress,
+        job: described.job.clone(),
+        last_step: described.last_step,
+        progress: described.progress,
         weights_sha256: sha256(&state.weights),
         files,
     };

@@ -163,19 +163,20 @@ impl Asked {
     /// The job, for data of `steps_per_epoch(batch)` steps an epoch, and its last step.
     ///
     /// # Errors
-    /// When a value can't be, or isn't the one that `before`, the job of the checkpoint, had.
+    /// When a value can't be, or isn't the one that `before`, the checkpoint's job and its last step, had.
     pub fn resolve(
         &self,
-        before: Option<&Job>,
+        before: Option<(&Job, u64)>,
         data: String,
         init: Option<String>,
         steps_per_epoch: impl Fn(usize) -> u64,
     ) -> Result<(Job, u64), JobError> {
+        let last_step = before.map(|(_, last_step)| last_step);
+        let before = before.map(|(job, _)| job);
         let batch = settle("batch", self.batch, before.map(|job| job.batch), defaults::BATCH)?;
         check("--batch", batch, (1..=1 << 20).contains(&batch), "1 to 1048576")?;
         let steps_per_epoch = steps_per_epoch(batch);
-        let length =
-            self.length.unwrap_or(before.map_or(Length::Epochs(defaults::EPOCHS), |job| Length::Steps(job.span.steps)));
+        let length = self.length.unwrap_or(last_step.map_or(Length::Epochs(defaults::EPOCHS), Length::Steps));
         let end = length.steps(steps_per_epoch);
         check("--epochs or --steps", end, end >= 1, "at least 1")?;
         let span = before.map_or(Span { steps: end, steps_per_epoch }, |job| job.span);
@@ -265,7 +266,8 @@ mod tests {
     #[test]
     fn what_is_left_out_comes_from_the_checkpoint_and_what_differs_is_refused_with_both_values() {
         let before = Job { lr: 0.5, ..job() };
-        let resolve = |asked: Asked| asked.resolve(Some(&before), "d".to_owned(), None, |batch| 1000 / batch as u64);
+        let resolve =
+            |asked: Asked| asked.resolve(Some((&before, 100)), "d".to_owned(), None, |batch| 1000 / batch as u64);
         assert_eq!(resolve(Asked::default()).unwrap().0, before);
         let error = resolve(Asked { lr: Some(0.1), ..Asked::default() }).unwrap_err().to_string();
         assert!(error.contains("0.1") && error.contains("0.5") && error.contains("lr"), "{error}");

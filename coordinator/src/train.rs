@@ -14,7 +14,7 @@ use convoy_common::parameters::sha256;
 use convoy_common::plan::Plan;
 use convoy_common::wire::{Assignment, Direction, FromWorker, ToWorker};
 
-use crate::checkpoint::{self, Checkpoint, Progress};
+use crate::checkpoint::{self, Checkpoint, Described, Progress};
 use crate::cluster::doors::{self, Listening, unguessable};
 use crate::cluster::local::{LocalPlan, LocalWorkers, SocketFolder};
 use crate::cluster::{Cluster, Founding, Heard, JobState};
@@ -104,6 +104,8 @@ impl Run {
         let weights = init.map(|path| checkpoint::read_weights(&path, &network)).transpose()?;
         let images = data.train.len();
         let steps_per_epoch = |batch| DataOrder::steps_per_epoch(images, batch);
+        let last_step = resume.as_ref().map_or(0, |checkpoint| checkpoint.manifest.last_step);
+        let before = before.map(|job| (job, last_step));
         let (job, last_step) =
             asked.resolve(before, data.fingerprint.clone(), weights.as_ref().map(sha256), steps_per_epoch)?;
         let resumed = resume.as_ref().map(|checkpoint| (checkpoint.path.clone(), checkpoint.manifest.progress.step));
@@ -340,7 +342,8 @@ impl Run {
         let step = self.progress.step;
         self.state = drive.cluster.collect(step, true)?;
         self.folder.sync()?;
-        let path = checkpoint::write(&self.folder.checkpoints(), &self.job, self.progress, &self.state)?;
+        let described = Described { job: self.job.clone(), last_step: self.last_step, progress: self.progress };
+        let path = checkpoint::write(&self.folder.checkpoints(), &described, &self.state)?;
         drive.checkpoint = Some(path.clone());
         observer.on(Event::Checkpoint { step, path });
         Ok(())

@@ -26,7 +26,7 @@ pub mod tuning {
     /// Send buffer of a Unix socket: the system's default is smaller than a chunk.
     pub const SOCKET_BUFFER: usize = 4 << 20;
     /// A silent peer is asked this often whether it lives,
-    pub const PING_EVERY: Duration = Duration::from_secs(1);
+    pub const PING_EVERY: Duration = Duration::from_millis(500);
     /// and is given up after so long without an answer: a stopped process is found within five seconds.
     pub const PING_TIMEOUT: Duration = Duration::from_secs(3);
 }

@@ -111,11 +111,15 @@ impl LocalWorkers {
         self.folder = None;
     }
 
-    /// How a process ended, if it has.
-    pub fn how_it_ended(&mut self, process_id: u32) -> Option<String> {
+    /// How a process ended, if it has. One that hasn't will never answer again, and is killed.
+    pub fn give_up(&mut self, process_id: u32) -> Option<String> {
         let child = self.children.iter_mut().find(|child| child.process.id() == process_id)?;
-        let status = wait(&mut child.process, REAP_MAX)?;
-        Some(format!("its process {}", described(status)))
+        let status = wait(&mut child.process, REAP_MAX);
+        if status.is_none() {
+            // If it can't be killed, the end of all workers will wait for it, with a bound.
+            let _ = child.process.kill();
+        }
+        status.map(|status| format!("its process {}", described(status)))
     }
 
     /// Lets all processes leave, and waits for them.

@@ -298,6 +298,8 @@ impl Cluster {
         while owed > 0 {
             let (worker, heard) = self.next(step, || format!("{owed} tensors of the checkpoint"))?;
             let chunk = match heard {
+                // A job that stops early has sent the next step's images already; what comes of them is for nobody.
+                Heard::Chunk(Chunk { key: TensorKey::Activations { .. }, .. }) => continue,
                 Heard::Chunk(chunk) => chunk,
                 other => return Err(self.out_of_turn(worker, step, other)),
             };
@@ -375,7 +377,7 @@ impl Cluster {
 
     fn lost_because(&mut self, worker: usize, step: u64, why: String) -> JobError {
         let hello = &self.members[worker].hello;
-        let ended = self.local.as_mut().and_then(|local| local.how_it_ended(hello.process_id));
+        let ended = self.local.as_mut().and_then(|local| local.give_up(hello.process_id));
         let towers: Vec<_> = self.plan.towers_of(worker).iter().map(|tower| format!("tower {tower}")).collect();
         JobError::WorkerLost {
             worker,

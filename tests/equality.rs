@@ -1,0 +1,268 @@
+//! The same bits on any cluster: final weights and every step's loss, over workers, threads, micro-batches, transport and
+//! interruptions. Every case proves that its setting took effect.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use serde_json::Value;
+use support::{hash, losses, record, signal, succeed, wait_for, worker_processes};
+use tempfile::TempDir;
+
+const STEPS: u64 = 6;
+
+/// Four towers, groups of 4 and 8, ten classes: slices of the last layer are uneven.
+const FOUR_TOWERS: &str = r#"
+name = "four-towers"
+towers = 4
+input = { channels = 1, height = 28, width = 28, mean = [0.286], std = [0.353] }
+[[layer]]
+kind = "conv"
+name = "conv1"
+filters = 16
+kernel = 5
+stride = 2
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "conv"
+name = "conv2"
+filters = 32
+kernel = 3
+pad = 1
+groups = 4
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "conv"
+name = "conv3"
+filters = 32
+kernel = 3
+pad = 1
+groups = 8
+[[layer]]
+kind = "max_pool"
+kernel = 3
+stride = 2
+[[layer]]
+kind = "conv"
+name = "conv4"
+filters = 16
+kernel = 3
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "linear"
+name = "fc5"
+units = 30
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "dropout"
+name = "drop5"
+p = 0.5
+[[layer]]
+kind = "linear"
+name = "fc6"
+units = 10
+"#;
+
+/// A job whose bits are compared over many ways to run it.
+struct Case {
+    folder: TempDir,
+    model: String,
+    slots: usize,
+}
+
+/// One way to run it.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    workers: usize,
+    threads: usize,
+    micro_batches: usize,
+    seed: u64,
+}
+
+const PLAIN: Way = Way { workers: 1, threads: 1, micro_batches: 1, seed: 5 };
+
+impl Case {
+    fn new(model: &str, slots: usize) -> Self {
+        let folder = TempDir::new().unwrap();
+        let model = if model == "four-towers" {
+            let path = folder.path().join("model.toml");
+            std::fs::write(&path, FOUR_TOWERS).unwrap();
+            path.to_str().unwrap().to_owned()
+        } else {
+            model.to_owned()
+        };
+        Self { folder, model, slots }
+    }
+
+    fn out(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn arguments(&self, way: Way) -> String {
+        let Way { workers, micro_batches, seed, .. } = way;
+        format!(
+            "train --model {} --data bundled --steps {STEPS} --batch 24 --slots {} --seed {seed} --workers {workers} --micro-batches {micro_batches}",
+            self.model, self.slots
+        )
+    }
+
+    /// Runs the job over workers of its own, and checks that it was run that way.
+    fn embedded(&self, name: &str, way: Way) -> (String, Vec<(u64, u64)>) {
+        let out = self.out(name);
+        succeed(&format!("{} --threads {}", self.arguments(way), way.threads), &[("--out", &out)]);
+        self.check(&out, way);
+        (hash(&out), losses(&out))
+    }
+
+    fn check(&self, out: &Path, way: Way) {
+        let record = record(out);
+        let mut processes = worker_processes(out);
+        processes.dedup();
+        assert_eq!(processes.len(), way.workers, "distinct processes");
+        assert!(!processes.contains(&std::process::id()));
+        for worker in record["workers"].as_array().unwrap() {
+            assert_eq!(worker["busy_threads"], way.threads, "{way:?}: {worker}");
+        }
+        let towers = if self.model.ends_with("toml") { 4 } else { 2 };
+        let logits = tensors(&record, "backward", None);
+        assert_eq!(logits, 0, "gradients of logits go down, not up");
+        let micro_batches = STEPS * (self.slots * way.micro_batches) as u64;
+        if way.workers == towers {
+            // Each tower computes a partial gradient for every other one.
+            let expected = micro_batches * (towers * (towers - 1)) as u64;
+            assert_eq!(tensors(&record, "backward", Some(0)), expected, "{way:?}");
+        }
+        assert_eq!(losses(out).len() as u64, STEPS);
+    }
+}
+
+/// Tensors that crossed an exchange; of none, the last one.
+fn tensors(record: &Value, direction: &str, exchange: Option<u64>) -> u64 {
+    let all = record["exchanges"].as_array().unwrap();
+    let last = all.iter().map(|e| e["exchange"].as_u64().unwrap()).max();
+    let wanted = exchange.or(last).unwrap();
+    let found = all.iter().filter(|e| e["direction"] == direction && e["exchange"] == wanted);
+    found.map(|e| e["tensors"].as_u64().unwrap()).sum()
+}
+
+/// Workers, threads and micro-batches leave no trace; another seed does.
+fn check_ways(model: &str, slots: usize, workers: &[usize]) -> String {
+    let case = Case::new(model, slots);
+    let plain = case.embedded("plain", PLAIN);
+    let mut ways: Vec<Way> =
+        workers.iter().map(|workers| Way { workers: *workers, micro_batches: 2, ..PLAIN }).collect();
+    ways.push(Way { threads: 2, ..PLAIN });
+    ways.push(Way { threads: 3, ..PLAIN });
+    ways.push(Way { workers: 2, micro_batches: 4, ..PLAIN });
+    for (index, way) in ways.into_iter().enumerate() {
+        assert_eq!(plain, case.embedded(&format!("way-{index}"), way), "{model} with {slots} slots, {way:?}");
+    }
+    let other = case.embedded("other-seed", Way { seed: 6, ..PLAIN });
+    assert_ne!(plain.0, other.0, "another seed");
+    plain.0
+}
+
+#[test]
+fn alexnet_fashion_has_one_result_for_each_number_of_slots() {
+    let one = check_ways("alexnet-fashion", 1, &[2]);
+    let two = check_ways("alexnet-fashion", 2, &[2]);
+    assert_ne!(one, two, "slots belong to the job");
+}
+
+#[test]
+fn the_dense_twin_has_one_result_for_each_number_of_slots() {
+    assert_ne!(check_ways("alexnet-fashion-dense", 1, &[2]), check_ways("alexnet-fashion-dense", 2, &[2]));
+}
+
+#[test]
+fn four_towers_have_one_result_for_each_number_of_slots() {
+    assert_ne!(check_ways("four-towers", 1, &[2, 3, 4]), check_ways("four-towers", 2, &[4]));
+}
+
+fn worker(address: &str) -> Child {
+    let mut command = support::convoy();
+    command.args(["worker", "--join", address, "--threads", "1"]).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// Workers that dialled in over TCP give the bits of those that the coordinator started itself; two jobs one after
+/// another find the same workers.
+#[test]
+fn workers_that_dialled_in_give_the_same_bits_job_after_job() {
+    for (model, count) in [("alexnet-fashion", 2), ("alexnet-fashion-dense", 2), ("four-towers", 4)] {
+        let case = Case::new(model, 1);
+        let embedded = case.embedded("embedded", PLAIN);
+        let way = Way { workers: count, ..PLAIN };
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let address = format!("127.0.0.1:{port}");
+        let mut workers: Vec<Child> = (0..count).map(|_| worker(&address)).collect();
+        for name in ["first", "second"] {
+            let out = case.out(name);
+            succeed(&format!("{} --listen {address}", case.arguments(way)), &[("--out", &out)]);
+            case.check(&out, way);
+            assert_eq!(embedded, (hash(&out), losses(&out)), "{model}, {name} job");
+            let mut held = worker_processes(&out);
+            let mut ours: Vec<u32> = workers.iter().map(Child::id).collect();
+            held.sort_unstable();
+            ours.sort_unstable();
+            assert_eq!(held, ours, "the workers that dialled in did the work");
+        }
+        for worker in &mut workers {
+            signal(worker.id(), "TERM");
+            assert_eq!(worker.wait().unwrap().code(), Some(0), "a worker leaves cleanly on SIGTERM");
+        }
+    }
+}
+
+/// Ctrl-C in mid-epoch, and on with another number of workers, threads and micro-batches: the bits of a job that was never
+/// interrupted.
+#[test]
+fn an_interrupted_job_ends_in_the_bits_of_one_that_was_not() {
+    for (model, slots) in [("alexnet-fashion", 1), ("alexnet-fashion-dense", 2), ("four-towers", 1)] {
+        let case = Case::new(model, slots);
+        let steps = 60;
+        let arguments = case
+            .arguments(Way { workers: 2, micro_batches: 2, ..PLAIN })
+            .replace(&format!("--steps {STEPS}"), &format!("--steps {steps}"));
+        let whole = case.out("whole");
+        succeed(&arguments, &[("--out", &whole)]);
+        let out = case.out("cut");
+        let mut command = support::convoy();
+        command.args(arguments.split_whitespace()).arg("--out").arg(&out);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for("the fifth step", || (losses(&out).len() >= 5).then_some(()));
+        signal(child.id(), "INT");
+        let output = support::finish(child);
+        assert_eq!(output.status.code(), Some(130), "{}", support::said(&output));
+        let cut = record(&out);
+        assert_eq!(cut["status"], "interrupted");
+        let at = cut["final"]["steps"].as_u64().unwrap();
+        assert!((5..steps).contains(&at), "interrupted at step {at} of {steps}");
+        succeed("train --data bundled --workers 1 --threads 2 --micro-batches 3", &[("--resume", &out)]);
+        assert_eq!(record(&out)["running"]["resumed"][1], at);
+        assert_eq!(hash(&whole), hash(&out), "{model}");
+        assert_eq!(losses(&whole), losses(&out), "{model}: each step once");
+    }
+}
+
+/// From a checkpoint in the middle the metrics are cut back; and a later end goes on as if it had been the end from the
+/// start.
+#[test]
+fn a_job_goes_on_from_an_older_checkpoint_and_to_a_later_end() {
+    let case = Case::new("alexnet-fashion", 1);
+    let base = case.arguments(PLAIN).replace(&format!("--steps {STEPS}"), "--schedule constant --lr 0.01");
+    let (whole, out) = (case.out("whole"), case.out("out"));
+    succeed(&format!("{base} --steps 9"), &[("--out", &whole)]);
+    succeed(&format!("{base} --steps 6 --checkpoint-every 2"), &[("--out", &out)]);
+    assert_ne!(hash(&whole), hash(&out));
+    let older = out.join("checkpoints/step-000004");
+    succeed("train --data bundled --steps 9 --workers 2", &[("--resume", &older), ("--out", &out)]);
+    assert_eq!(record(&out)["running"]["resumed"][1], 4);
+    assert_eq!(hash(&whole), hash(&out));
+    assert_eq!(losses(&whole), losses(&out));
+}

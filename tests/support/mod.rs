@@ -1,0 +1,187 @@
+//! What the whole-system suites share: running the built program with a bound on its time, reading what it leaves behind,
+//! and writing data and weights for it. Nothing here knows what a right answer is.
+#![allow(dead_code, reason = "each suite uses a part of it")]
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// No run of these suites takes nearly as long.
+pub(crate) const LIMIT: Duration = Duration::from_secs(240);
+
+/// The built program.
+pub(crate) fn convoy() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_convoy"));
+    command.env("CONVOY_OFFLINE", "1").env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+/// Runs the program to its end. Arguments are split at spaces; paths come extra.
+pub(crate) fn run(arguments: &str, paths: &[(&str, &Path)]) -> Output {
+    let mut command = convoy();
+    command.args(arguments.split_whitespace());
+    for (flag, path) in paths {
+        command.arg(flag).arg(path);
+    }
+    output_of(&mut command)
+}
+
+/// Runs the program, and fails with what it said unless it succeeds. Its standard output.
+pub(crate) fn succeed(arguments: &str, paths: &[(&str, &Path)]) -> String {
+    let output = run(arguments, paths);
+    assert!(output.status.success(), "convoy {arguments} ended with {:?}\n{}", output.status.code(), said(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Everything that a run said.
+pub(crate) fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Runs a command to its end, and ends it when that takes too long.
+pub(crate) fn output_of(command: &mut Command) -> Output {
+    finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+}
+
+/// Waits for a started program, and ends it when that takes too long.
+pub(crate) fn finish(mut child: Child) -> Output {
+    let read = |pipe: Option<Box<dyn Read + Send>>| {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
+            bytes
+        })
+    };
+    let stdout = read(child.stdout.take().map(|pipe| Box::new(pipe) as _));
+    let stderr = read(child.stderr.take().map(|pipe| Box::new(pipe) as _));
+    let began = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if began.elapsed() > LIMIT {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("still running after {LIMIT:?}:\n{}", String::from_utf8_lossy(&stderr.join().unwrap()));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
+}
+
+/// Waits until `found` finds something, and fails when that takes too long.
+pub(crate) fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(thing) = found() {
+            return thing;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "waited a minute for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A run's `run.json`.
+pub(crate) fn record(out: &Path) -> Value {
+    let text = std::fs::read(out.join("run.json")).unwrap();
+    serde_json::from_slice(&text).unwrap()
+}
+
+/// A run's final hash.
+pub(crate) fn hash(out: &Path) -> String {
+    let record = record(out);
+    record["final"]["weights_sha256"].as_str().unwrap_or_else(|| panic!("no final hash in {record:#}")).to_owned()
+}
+
+/// The lines of a run's metrics that tell of steps: number and the loss's bits.
+pub(crate) fn losses(out: &Path) -> Vec<(u64, u64)> {
+    let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.filter_map(|line| Some((line["step"].as_u64()?, line["loss"].as_f64()?.to_bits()))).collect()
+}
+
+/// The processes of a run's workers, as it has recorded them.
+pub(crate) fn worker_processes(out: &Path) -> Vec<u32> {
+    let text = std::fs::read(out.join("run.json")).unwrap_or_default();
+    let record: Value = serde_json::from_slice(&text).unwrap_or_default();
+    let workers = record["workers"].as_array().cloned().unwrap_or_default();
+    workers.iter().map(|worker| worker["process_id"].as_u64().unwrap() as u32).collect()
+}
+
+/// Whether a process is there and not merely waiting to be reaped.
+pub(crate) fn is_alive(process: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).is_some_and(|state| state != "Z")
+}
+
+/// Sends a signal to a process.
+pub(crate) fn signal(process: u32, name: &str) {
+    assert!(
+        Command::new("kill").args(["-s", name, &process.to_string()]).status().unwrap().success(),
+        "kill -s {name} {process}"
+    );
+}
+
+/// Images (count, channel, row, column) and labels.
+pub(crate) struct Images {
+    /// Bytes of all images.
+    pub(crate) pixels: Vec<u8>,
+    /// Channels, rows and columns of one.
+    pub(crate) shape: [usize; 3],
+    /// One an image.
+    pub(crate) labels: Vec<u8>,
+}
+
+/// Writes training and test images under MNIST's names, as IDX files.
+pub(crate) fn write_data(folder: &Path, train: &Images, test: &Images) {
+    for (name, images) in [("train", train), ("t10k", test)] {
+        let [channels, rows, columns] = images.shape;
+        let count = images.labels.len();
+        assert_eq!(images.pixels.len(), count * channels * rows * columns);
+        let dimensions = if channels == 1 { vec![count, rows, columns] } else { vec![count, channels, rows, columns] };
+        let file = format!("{name}-images-idx{}-ubyte", dimensions.len());
+        write_idx(&folder.join(file), &dimensions, &images.pixels);
+        write_idx(&folder.join(format!("{name}-labels-idx1-ubyte")), &[count], &images.labels);
+    }
+}
+
+fn write_idx(path: &Path, dimensions: &[usize], bytes: &[u8]) {
+    let mut file = vec![0, 0, 8, dimensions.len() as u8];
+    dimensions.iter().for_each(|length| file.extend((*length as u32).to_be_bytes()));
+    file.extend(bytes);
+    std::fs::write(path, file).unwrap();
+}
+
+/// A tensor of a safetensors file.
+pub(crate) type Tensor = (String, Vec<usize>, Vec<f32>);
+
+/// Writes a safetensors file.
+pub(crate) fn write_tensors(path: &Path, tensors: &[Tensor]) {
+    let bytes: Vec<Vec<u8>> =
+        tensors.iter().map(|(_, _, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap();
+        (name.clone(), view)
+    });
+    std::fs::write(path, safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()).unwrap();
+}
+
+/// Reads a tensor of a safetensors file.
+pub(crate) fn read_tensor(path: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
+    let bytes = std::fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let view = file.tensor(name).unwrap_or_else(|_| panic!("no tensor {name} in {}", path.display()));
+    let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    (view.shape().to_vec(), values)
+}
+
+/// The newest checkpoint of a run.
+pub(crate) fn checkpoint(out: &Path) -> PathBuf {
+    let mut all: Vec<_> =
+        std::fs::read_dir(out.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    all.sort();
+    all.pop().unwrap()
+}
