@@ -130,7 +130,7 @@ def units():
     yield small("relu", conv(1, 8, 3), RELU, linear(2, 10), RELU, linear(3, 6), weight_decay=0.0, lr=0.002)
     layers = [drop(1, 0.3), conv(2, 8, 3, groups=2), RELU, linear(3, 11), RELU, drop(3, 0.5), linear(4, 6)]
     yield small("dropout", conv(1, 8, 3), RELU, *layers, seed=BIG_SEED)
-    layers = [linear(2, 11), RELU, drop(2, 0.25), linear(3, 9), RELU, linear(4, 7)]
+    layers = [linear(2, 11), RELU, drop(2, 0.25), linear(3, 9), RELU, linear(4, 5)]
     yield small("linear-uneven", conv(1, 8, 3), RELU, *layers, lr=0.001)
     yield small("linear-only", linear(1, 13), RELU, linear(2, 5), height=6, width=5)
 
