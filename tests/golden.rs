@@ -1,7 +1,7 @@
 //! PyTorch's second opinion: losses, logits and every gradient by name, against the golden files of `tests/golden/`, over
 //! worker processes of the built program. The only tolerances of these suites, since somebody else's arithmetic is on the
 //! other side; where they come from is in `tests/golden/README.md`, as are the formulas of data and weights.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 mod support;
 
