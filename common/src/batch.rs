@@ -6,6 +6,9 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+/// Images that a step may have at most.
+pub const BATCH_MAX: usize = 1 << 20;
+
 /// `count` things dealt to `parts`: part `index`'s range. The first parts get one more where it doesn't divide.
 pub fn part(count: usize, parts: usize, index: usize) -> Range<usize> {
     let (each, extra) = (count / parts, count % parts);

@@ -82,7 +82,7 @@ impl Traffic {
     }
 
     fn plus(self, other: Traffic) -> Traffic {
-        Traffic { up: self.up + other.up, down: self.down + other.down }
+        Traffic { up: self.up.saturating_add(other.up), down: self.down.saturating_add(other.down) }
     }
 
     fn floats(up: usize, down: usize, samples: usize) -> Traffic {

@@ -63,6 +63,17 @@ pub enum EngineError {
         /// As placed.
         workers: usize,
     },
+    /// The machine is too small.
+    #[error(
+        "the job takes at least {needed} bytes of memory here, and the machine has {memory}; use more workers, a \
+             smaller --batch or more --slots"
+    )]
+    Memory {
+        /// Bytes of weights, momentum and gradients, and of one segment's input and output.
+        needed: u64,
+        /// Bytes that there are.
+        memory: u64,
+    },
     /// A tensor came that isn't wanted now.
     #[error("{key} came unasked: {why}")]
     Unasked {
@@ -132,15 +143,19 @@ struct Gather {
 struct Partials(Vec<Option<Vec<f32>>>);
 
 impl Engine {
-    /// An engine for what the coordinator assigned.
+    /// An engine for what the coordinator assigned, on a machine with `memory` bytes.
     ///
     /// # Errors
-    /// When the assignment makes no sense.
-    pub fn new(assignment: Assignment) -> Result<Self, EngineError> {
+    /// When the assignment makes no sense, or can't fit.
+    pub fn new(assignment: Assignment, memory: u64) -> Result<Self, EngineError> {
         let network = Network::parse(&assignment.model)?;
         let plan = Plan::placed(network, assignment.placement.clone())?;
         if assignment.worker >= plan.workers {
             return Err(EngineError::Worker { worker: assignment.worker, workers: plan.workers });
+        }
+        let needed = least_memory(&plan, &assignment);
+        if needed > memory {
+            return Err(EngineError::Memory { needed, memory });
         }
         let own = plan.towers_of(assignment.worker);
         let towers = own.iter().map(|tower| (*tower, Tower::new(&plan, &assignment, *tower))).collect();
@@ -520,6 +535,19 @@ impl Engine {
 }
 
 /// What of a parameter a worker holds.
+/// A lower bound: weights, momentum and gradients of the worker's towers, and one micro-batch at the widest segment.
+fn least_memory(plan: &Plan, assignment: &Assignment) -> u64 {
+    let states = if assignment.train { 3 } else { 1 };
+    let own = plan.towers_of(assignment.worker);
+    let slices = plan.network.parameters().into_iter().flat_map(|parameter| {
+        own.iter().map(move |tower| parameter.slice_shape(&plan.network, *tower).iter().product::<usize>() as u64)
+    });
+    let widest = plan.segments.iter().map(|segment| (segment.input.len() + segment.output.len()) as u64).max();
+    let samples = assignment.division.largest_micro_batch(assignment.batch) as u64;
+    let floats = slices.sum::<u64>() * states + samples * widest.unwrap_or(0);
+    floats * size_of::<f32>() as u64
+}
+
 fn states(train: bool) -> impl Iterator<Item = State> {
     [State::Weights, State::Momentum].into_iter().take(if train { 2 } else { 1 })
 }

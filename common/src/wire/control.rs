@@ -4,7 +4,7 @@ use convoy_proto::v1;
 
 use super::tensor::{micro_batch_from, micro_batch_to};
 use super::{WireError, nonzero, required};
-use crate::batch::{Division, MicroBatch};
+use crate::batch::{BATCH_MAX, Division, MicroBatch};
 
 /// What a worker says.
 #[derive(Clone, Debug, PartialEq)]
@@ -224,6 +224,10 @@ impl TryFrom<v1::Assign> for Assignment {
                     expected: "it must be finite and not negative",
                 });
             }
+        }
+        if m.batch as usize > BATCH_MAX {
+            let value = m.batch.to_string();
+            return Err(WireError::Value { field: "batch", value, expected: "it must be at most 1048576" });
         }
         Ok(Assignment {
             job: nonzero("job", m.job)?,

@@ -83,6 +83,24 @@ pub enum WireError {
         /// The shape that it should have.
         expected: Vec<usize>,
     },
+    /// More tensors are under way at once than the job has.
+    #[error("{key} of {bytes} bytes came while others were under way; together at most {limit} bytes may be")]
+    Flood {
+        /// Which tensor.
+        key: String,
+        /// Its bytes.
+        bytes: usize,
+        /// What may be under way at once.
+        limit: usize,
+    },
+    /// The system has no memory for a tensor.
+    #[error("no memory for {key} of {bytes} bytes")]
+    Memory {
+        /// Which tensor.
+        key: String,
+        /// Its bytes.
+        bytes: usize,
+    },
 }
 
 fn required<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {

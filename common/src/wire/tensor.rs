@@ -93,6 +93,26 @@ pub enum Elements {
     Floats(Vec<f32>),
 }
 
+impl Elements {
+    /// Bytes that they take.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Elements::Bytes(bytes) => bytes.len(),
+            Elements::Floats(floats) => size_of_val(floats.as_slice()),
+        }
+    }
+
+    /// Adds elements from their bytes, of which there must be whole ones.
+    fn extend(&mut self, data: &[u8]) {
+        match self {
+            Elements::Bytes(bytes) => bytes.extend_from_slice(data),
+            Elements::Floats(floats) => {
+                floats.extend(data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+            }
+        }
+    }
+}
+
 /// A whole tensor, on its way out.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Payload {
@@ -149,24 +169,26 @@ impl fmt::Display for TensorKey {
     }
 }
 
-/// Puts tensors together out of their chunks, which come in order. One tensor is under way for each key that the plan
-/// allows, so its memory is bounded by the plan.
-#[derive(Debug, Default)]
-pub struct Assembler {
-    under_way: HashMap<TensorKey, Partial>,
-}
-
+/// Puts tensors together out of their chunks, which come in order. What is under way at once has a limit, and memory
+/// fills as bytes arrive.
 #[derive(Debug)]
-struct Partial {
-    elements: Elements,
-    received: usize,
+pub struct Assembler {
+    under_way: HashMap<TensorKey, Elements>,
+    /// Bytes that the tensors under way will have when they are whole.
+    promised: usize,
+    limit: usize,
 }
 
 impl Assembler {
+    /// An assembler of tensors that have at most `limit` bytes together while they are under way.
+    pub fn new(limit: usize) -> Self {
+        Self { under_way: HashMap::new(), promised: 0, limit }
+    }
+
     /// Takes a chunk of a tensor whose shape the plan says is `expected`. The whole tensor, when this was the last one.
     ///
     /// # Errors
-    /// When the shape isn't the expected one, or the chunk doesn't go on where the last one ended.
+    /// When the shape isn't the expected one, the chunk doesn't go on where the last one ended, or there is no room.
     pub fn accept(&mut self, chunk: Chunk, expected: &[usize]) -> Result<Option<(TensorKey, Elements)>, WireError> {
         if chunk.shape != expected {
             return Err(WireError::Shape {
@@ -175,32 +197,46 @@ impl Assembler {
                 expected: expected.to_vec(),
             });
         }
-        let elements: usize = expected.iter().product();
-        let total = elements * chunk.key.element_bytes();
-        let partial = self.under_way.entry(chunk.key.clone()).or_insert_with(|| Partial {
-            elements: match chunk.key {
-                TensorKey::Images(_) => Elements::Bytes(vec![0; elements]),
-                _ => Elements::Floats(vec![0.0; elements]),
-            },
-            received: 0,
-        });
-        let end = partial.received + chunk.data.len();
-        if chunk.offset != partial.received as u64 || end > total || (chunk.data.is_empty() && total > 0) {
-            let expected = partial.received;
-            self.under_way.remove(&chunk.key);
-            let (key, length) = (chunk.key.to_string(), chunk.data.len());
-            return Err(WireError::Offset { key, offset: chunk.offset, length, expected, total });
-        }
-        let target = match &mut partial.elements {
-            Elements::Bytes(bytes) => &mut bytes[partial.received..end],
-            Elements::Floats(floats) => &mut bytemuck::cast_slice_mut(floats)[partial.received..end],
+        let total = expected.iter().product::<usize>() * chunk.key.element_bytes();
+        let mut elements = match self.under_way.remove(&chunk.key) {
+            Some(elements) => elements,
+            None => self.begin(&chunk.key, total)?,
         };
-        target.copy_from_slice(&chunk.data);
-        partial.received = end;
-        if end < total {
+        let received = elements.bytes();
+        let fits = chunk.offset == received as u64 && received + chunk.data.len() <= total;
+        if !fits || chunk.data.is_empty() || !chunk.data.len().is_multiple_of(chunk.key.element_bytes()) {
+            self.promised -= total;
+            let (key, length) = (chunk.key.to_string(), chunk.data.len());
+            return Err(WireError::Offset { key, offset: chunk.offset, length, expected: received, total });
+        }
+        elements.extend(&chunk.data);
+        if elements.bytes() < total {
+            self.under_way.insert(chunk.key, elements);
             return Ok(None);
         }
-        Ok(self.under_way.remove(&chunk.key).map(|partial| (chunk.key, partial.elements)))
+        self.promised -= total;
+        Ok(Some((chunk.key, elements)))
+    }
+
+    fn begin(&mut self, key: &TensorKey, bytes: usize) -> Result<Elements, WireError> {
+        if self.promised.checked_add(bytes).is_none_or(|promised| promised > self.limit) {
+            return Err(WireError::Flood { key: key.to_string(), bytes, limit: self.limit });
+        }
+        let (elements, reserved) = match key {
+            TensorKey::Images(_) => {
+                let mut room = Vec::new();
+                let reserved = room.try_reserve_exact(bytes);
+                (Elements::Bytes(room), reserved)
+            }
+            _ => {
+                let mut room = Vec::new();
+                let reserved = room.try_reserve_exact(bytes / size_of::<f32>());
+                (Elements::Floats(room), reserved)
+            }
+        };
+        reserved.map_err(|_| WireError::Memory { key: key.to_string(), bytes })?;
+        self.promised += bytes;
+        Ok(elements)
     }
 }
 

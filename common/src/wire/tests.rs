@@ -27,7 +27,7 @@ proptest! {
     #[test]
     fn a_tensor_survives_the_way(length in 1usize..200_000, start in any::<u32>()) {
         let values: Vec<f32> = (0..length).map(|i| f32::from_bits(start.wrapping_add(i as u32))).collect();
-        let mut assembler = Assembler::default();
+        let mut assembler = Assembler::new(1 << 20);
         let mut whole = None;
         for chunk in chunks(Payload::floats(activations(), vec![length], values.clone())) {
             prop_assert!(whole.is_none());
@@ -51,7 +51,7 @@ fn a_changed_byte_is_found_by_the_checksum() {
 #[test]
 fn another_shape_a_gap_and_an_overrun_are_refused() {
     let cut = chunks(Payload::bytes(TensorKey::Images(micro_batch()), vec![CHUNK_BYTES * 2], vec![1; CHUNK_BYTES * 2]));
-    let mut assembler = Assembler::default();
+    let mut assembler = Assembler::new(1 << 20);
     assert!(matches!(assembler.accept(cut[0].clone(), &[5]), Err(WireError::Shape { .. })));
     let shape = [CHUNK_BYTES * 2];
     assert!(matches!(assembler.accept(cut[1].clone(), &shape), Err(WireError::Offset { .. })));
@@ -60,6 +60,28 @@ fn another_shape_a_gap_and_an_overrun_are_refused() {
     let mut long = cut[0].clone();
     long.shape = vec![5];
     assert!(matches!(assembler.accept(long, &[5]), Err(WireError::Offset { .. })));
+}
+
+#[test]
+fn what_is_under_way_at_once_has_a_limit_and_elements_come_whole() {
+    let tensor = |step| {
+        let id = MicroBatchId { step, ..micro_batch().id };
+        let key = TensorKey::Images(MicroBatch { id, ..micro_batch() });
+        chunks(Payload::bytes(key, vec![CHUNK_BYTES * 2], vec![1; CHUNK_BYTES * 2]))
+    };
+    let mut assembler = Assembler::new(CHUNK_BYTES * 4);
+    let shape = [CHUNK_BYTES * 2];
+    for step in [1, 2] {
+        assert_eq!(assembler.accept(tensor(step)[0].clone(), &shape), Ok(None));
+    }
+    assert!(matches!(assembler.accept(tensor(3)[0].clone(), &shape), Err(WireError::Flood { .. })));
+    assert!(assembler.accept(tensor(1)[1].clone(), &shape).unwrap().is_some());
+    assert_eq!(assembler.accept(tensor(3)[0].clone(), &shape), Ok(None), "there is room again");
+    let mut split = chunks(Payload::floats(activations(), vec![2], vec![1.0, 2.0])).remove(0);
+    split.data.truncate(3);
+    assert!(matches!(assembler.accept(split, &[2]), Err(WireError::Offset { .. })));
+    let endless = Chunk { shape: vec![1 << 40], ..tensor(4)[0].clone() };
+    assert!(matches!(Assembler::new(usize::MAX).accept(endless, &[1 << 40]), Err(WireError::Memory { .. })));
 }
 
 #[test]
@@ -81,7 +103,7 @@ proptest! {
     fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         use prost::Message;
         if let Ok(Ok(chunk)) = v1::Frame::decode(bytes.as_slice()).map(chunk_from_frame) {
-            let _ = Assembler::default().accept(chunk, &[3]);
+            let _ = Assembler::new(1 << 20).accept(chunk, &[3]);
         }
         if let Ok(message) = v1::ToWorker::decode(bytes.as_slice()) {
             let _ = super::super::ToWorker::try_from(message);

@@ -48,7 +48,7 @@ fn micro_batch(step: u64, index: u32) -> MicroBatch {
 
 /// An engine with its weights: those of the job's seed.
 fn ready(placement: Vec<usize>) -> Engine {
-    let mut engine = Engine::new(assignment(placement)).unwrap();
+    let mut engine = Engine::new(assignment(placement), u64::MAX).unwrap();
     let plan = engine.plan();
     let mut last = Vec::new();
     for tower in plan.towers_of(0) {
@@ -200,8 +200,10 @@ fn committing_a_step_twice_does_it_once() {
 #[test]
 fn an_assignment_that_makes_no_sense_is_refused() {
     for placement in [vec![0], vec![0, 2], vec![1, 2], vec![]] {
-        assert!(Engine::new(assignment(placement)).is_err());
+        assert!(Engine::new(assignment(placement), u64::MAX).is_err());
     }
-    assert!(Engine::new(Assignment { worker: 7, ..assignment(vec![0, 1]) }).is_err());
-    assert!(Engine::new(Assignment { model: "x".to_owned(), ..assignment(vec![0, 1]) }).is_err());
+    assert!(Engine::new(Assignment { worker: 7, ..assignment(vec![0, 1]) }, u64::MAX).is_err());
+    assert!(Engine::new(Assignment { model: "x".to_owned(), ..assignment(vec![0, 1]) }, u64::MAX).is_err());
+    let error = Engine::new(assignment(vec![0, 1]), 1000).unwrap_err().to_string();
+    assert!(error.contains("memory") && error.contains("1000"), "{error}");
 }

@@ -70,7 +70,7 @@ fn advance(compute: &Compute, mut job: Box<Job>, command: Option<Command>) -> Op
     let engine = &mut job.engine;
     let result = match command {
         Some(Command::Tensor(key, elements)) => {
-            job.queued.fetch_sub(bytes(&elements), Ordering::Relaxed);
+            job.queued.fetch_sub(elements.bytes(), Ordering::Relaxed);
             engine.accept(key, elements)
         }
         Some(Command::Commit { step, rate }) => engine.commit(compute, step, rate),
@@ -87,14 +87,6 @@ fn advance(compute: &Compute, mut job: Box<Job>, command: Option<Command>) -> Op
             let _ = job.out.blocking_send(Out::Say(FromWorker::Failure(failure(&error))));
             None
         }
-    }
-}
-
-/// Bytes that elements take.
-pub(super) fn bytes(elements: &Elements) -> usize {
-    match elements {
-        Elements::Bytes(bytes) => bytes.len(),
-        Elements::Floats(floats) => size_of_val(floats.as_slice()),
     }
 }
 

@@ -12,12 +12,12 @@ use convoy_common::wire::{
 };
 use convoy_proto::{PROTOCOL_VERSION, v1};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
 use super::WorkerConfig;
-use super::compute::{Command, Job, bytes};
+use super::compute::{Command, Job};
 use super::connection::dial;
 use crate::engine::{Engine, Out};
 use crate::kernels::isa::Isa;
@@ -26,6 +26,9 @@ use crate::kernels::isa::Isa;
 const QUEUE: usize = 32;
 /// A coordinator answers a greeting within this.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A coordinator that has heard of a failure ends the job within this.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A visit that ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +49,8 @@ pub(super) enum SessionError {
     Early(&'static str),
     #[error("more tensors wait to be computed than a step has: {queued} bytes of {limit}")]
     Flood { queued: usize, limit: usize },
+    #[error("this worker couldn't go on with the job, and the coordinator didn't end it within {FAREWELL:?}")]
+    Failed,
     #[error("the computing thread is gone")]
     NoCompute,
 }
@@ -125,7 +130,7 @@ impl<'a> Session<'a> {
         let (out, computed) = channel(QUEUE);
         let terms = match self.begin(assignment, out) {
             Ok(terms) => terms,
-            Err(failure) => return self.say(FromWorker::Failure(failure)).await,
+            Err(failure) => return self.give_up(failure, &mut orders).await,
         };
         // The three must not wait for each other: a worker that reads only when it has written could wait for ever.
         tokio::select! {
@@ -137,10 +142,10 @@ impl<'a> Session<'a> {
 
     fn begin(&self, assignment: Assignment, out: Sender<Out>) -> Result<Terms, Failure> {
         let (job, batch) = (assignment.job, assignment.batch);
-        let engine = Engine::new(assignment).map_err(|error| super::compute::failure(&error))?;
+        let engine = Engine::new(assignment, memory()).map_err(|error| super::compute::failure(&error))?;
         let plan = engine.plan();
         let parameters: usize = plan.network.parameters().iter().map(|p| p.len() * size_of::<f32>()).sum();
-        let queue_limit = plan.step_traffic(batch).down as usize * 2 + parameters * 2;
+        let queue_limit = (plan.step_traffic(batch).down as usize).saturating_add(parameters).saturating_mul(2);
         let begun = self.commands.send(Command::Begin(Box::new(Job { engine, out, queued: self.queued.clone() })));
         begun.map_err(|_| internal("the computing thread is gone"))?;
         Ok(Terms { job, plan, batch, queue_limit })
@@ -172,7 +177,7 @@ impl<'a> Session<'a> {
 
     /// Tensors, put together and handed to the computing side.
     async fn receive(&self, mut incoming: Streaming<v1::Frame>, terms: &Terms) -> Result<(), SessionError> {
-        let mut assembler = Assembler::default();
+        let mut assembler = Assembler::new(terms.queue_limit);
         while let Some(frame) = incoming.message().await? {
             let chunk = chunk_from_frame(frame)?;
             if chunk.job != terms.job {
@@ -180,7 +185,7 @@ impl<'a> Session<'a> {
             }
             let shape = expected_shape(&terms.plan, terms.batch, &chunk.key)?;
             if let Some((key, elements)) = assembler.accept(chunk, &shape)? {
-                let queued = self.queued.fetch_add(bytes(&elements), Ordering::Relaxed) + bytes(&elements);
+                let queued = self.queued.fetch_add(elements.bytes(), Ordering::Relaxed) + elements.bytes();
                 if queued > terms.queue_limit {
                     return Err(SessionError::Flood { queued, limit: terms.queue_limit });
                 }
@@ -200,6 +205,11 @@ impl<'a> Session<'a> {
     ) -> Result<(), SessionError> {
         while let Some(out) = computed.recv().await {
             match out {
+                Out::Say(FromWorker::Failure(failure)) => {
+                    self.say(FromWorker::Failure(failure)).await?;
+                    sleep(FAREWELL).await;
+                    return Err(SessionError::Failed);
+                }
                 Out::Say(message) => self.say(message).await?,
                 Out::Tensor(payload) => {
                     for frame in frames(job, payload) {
@@ -208,8 +218,15 @@ impl<'a> Session<'a> {
                 }
             }
         }
-        // The job is over or has failed; the coordinator closes.
+        // The job is over; the coordinator closes.
         std::future::pending().await
+    }
+
+    /// Says why there can be no job, and waits to be told that there is none.
+    async fn give_up(&self, failure: Failure, orders: &mut Streaming<v1::ToWorker>) -> Result<(), SessionError> {
+        self.say(FromWorker::Failure(failure)).await?;
+        let ended = async { while !matches!(next(orders).await, Ok(None | Some(ToWorker::EndJob { .. })) | Err(_)) {} };
+        timeout(FAREWELL, ended).await.map_err(|_| SessionError::Failed)
     }
 
     async fn say(&self, message: FromWorker) -> Result<(), SessionError> {
@@ -235,6 +252,14 @@ fn hello(config: &WorkerConfig, isa: Isa) -> Hello {
 fn hostname() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+}
+
+/// Bytes of memory that the machine has; without a limit where the system doesn't say.
+fn memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kilobytes =
+        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
+    kilobytes.map_or(u64::MAX, |kilobytes: u64| kilobytes.saturating_mul(1024))
 }
 
 fn internal(message: &str) -> Failure {
