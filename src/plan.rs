@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use convoy_common::batch::BATCH_MAX;
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
     /// Images a step
-    #[arg(long, value_name = "N", default_value_t = convoy_coordinator::job::defaults::BATCH)]
+    #[arg(long, value_name = "N", default_value_t = convoy_coordinator::job::defaults::BATCH, value_parser = batch_in_range)]
     batch: usize,
     /// Print JSON instead of a table
     #[arg(long)]
@@ -35,6 +36,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
         print!("{}", as_table(&plan, arguments.batch));
     }
     Ok(Outcome::Done)
+}
+
+/// The range that `train` accepts too: a plan for a batch that can't be trained would mislead.
+fn batch_in_range(text: &str) -> Result<usize, String> {
+    let expected = format!("expected 1 to {BATCH_MAX} images");
+    text.parse().ok().filter(|batch| (1..=BATCH_MAX).contains(batch)).ok_or(expected)
 }
 
 fn as_json(plan: &Plan, batch: usize) -> Value {

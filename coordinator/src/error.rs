@@ -49,6 +49,12 @@ pub enum JobError {
         /// Which.
         path: PathBuf,
     },
+    /// Another process is at work in the folder.
+    #[error("{path} is in use by a run that goes on; wait for its end, or give another --out")]
+    OutBusy {
+        /// Which.
+        path: PathBuf,
+    },
     /// It was told to stop before anything had begun.
     #[error("interrupted before the first step")]
     Interrupted,
@@ -181,6 +187,7 @@ impl JobError {
                 | JobError::ResumeDiffers { .. }
                 | JobError::EndsBeforeItStarts { .. }
                 | JobError::OutTaken { .. }
+                | JobError::OutBusy { .. }
                 | JobError::ModelWanted { .. }
                 | JobError::OtherModel { .. }
                 | JobError::Plan(_)

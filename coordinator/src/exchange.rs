@@ -49,6 +49,7 @@ pub struct Exchanges {
     live: HashMap<MicroBatchId, MicroBatch>,
     /// Bytes that have come of each tensor of the live micro-batches.
     received: HashMap<TensorKey, u64>,
+    /// Its limit is the live micro-batches: no other's logits come so far.
     assembler: Assembler,
     logits: HashMap<MicroBatchId, Gathered>,
     counted: BTreeMap<(usize, Direction), Counted>,
@@ -68,7 +69,7 @@ impl Exchanges {
             samples_max,
             live: HashMap::new(),
             received: HashMap::new(),
-            assembler: Assembler::default(),
+            assembler: Assembler::new(usize::MAX),
             logits: HashMap::new(),
             counted: BTreeMap::new(),
         }
@@ -105,6 +106,9 @@ impl Exchanges {
         }
         if self.live.get(&micro_batch.id) != Some(&micro_batch) {
             return Err(unfit("micro_batch", &chunk.key, "it isn't under way"));
+        }
+        if exchange == self.plan.logits_exchange() && direction == Direction::Backward {
+            return Err(unfit("direction", &chunk.key, "the loss is the coordinator's own"));
         }
         let whole = self.count(&chunk, &expected, exchange, direction)?;
         if exchange == self.plan.logits_exchange() {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use convoy_common::address::Address;
-use convoy_common::batch::Division;
+use convoy_common::batch::{BATCH_MAX, Division};
 use convoy_common::schedule::{Schedule, Span};
 use convoy_common::suggest;
 use serde::{Deserialize, Serialize};
@@ -153,13 +153,26 @@ pub struct Running {
 
 impl Running {
     /// Threads of each embedded worker: as asked for, or the machine's cores shared out.
-    pub fn threads_of_each(&self, workers: usize) -> usize {
+    ///
+    /// # Errors
+    /// When none were asked for.
+    pub fn threads_of_each(&self, workers: usize) -> Result<usize, JobError> {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        self.threads.unwrap_or_else(|| (cores() / workers).max(1))
+        let threads = self.threads.unwrap_or_else(|| (cores() / workers).max(1));
+        check("--threads", threads, threads >= 1, "at least 1")?;
+        Ok(threads)
     }
 }
 
 impl Asked {
+    /// The model's text: as asked for, the checkpoint's, or else `default`.
+    ///
+    /// # Errors
+    /// When it isn't the one that the checkpoint's job, `before`, had.
+    pub fn model_of(&self, before: Option<&Job>, default: String) -> Result<String, JobError> {
+        settle("model", self.model.clone(), before.map(|job| job.model.clone()), default)
+    }
+
     /// The job, for data of `steps_per_epoch(batch)` steps an epoch, and its last step.
     ///
     /// # Errors
@@ -174,7 +187,7 @@ impl Asked {
         let last_step = before.map(|(_, last_step)| last_step);
         let before = before.map(|(job, _)| job);
         let batch = settle("batch", self.batch, before.map(|job| job.batch), defaults::BATCH)?;
-        check("--batch", batch, (1..=1 << 20).contains(&batch), "1 to 1048576")?;
+        check("--batch", batch, (1..=BATCH_MAX).contains(&batch), "1 to 1048576")?;
         let steps_per_epoch = steps_per_epoch(batch);
         let length = self.length.unwrap_or(last_step.map_or(Length::Epochs(defaults::EPOCHS), Length::Steps));
         let end = length.steps(steps_per_epoch);

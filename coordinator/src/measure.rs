@@ -16,13 +16,13 @@ use serde::Serialize;
 use crate::checkpoint;
 use crate::cluster::JobState;
 use crate::cluster::doors::unguessable;
+use crate::cluster::founding::found;
 use crate::data::{Reader, Wanted};
 use crate::error::JobError;
 use crate::evaluate::evaluate;
 use crate::exchange::Exchanges;
 use crate::job::{Running, defaults};
 use crate::observe::{Event, Observer};
-use crate::train::found;
 
 /// Images that travel together.
 const MICRO_BATCH: usize = 64;
@@ -78,7 +78,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         observer.on(Event::Notice { text });
     }
     let job = unguessable().max(1);
-    let threads = running.threads_of_each(workers);
+    let threads = running.threads_of_each(workers)?;
     let mut cluster = found(job, plan.clone(), &running, threads, observer, stop)?;
     let assignment = Assignment {
         job,

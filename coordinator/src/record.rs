@@ -2,7 +2,7 @@
 //! which grows by a line a step and is cut back when a job is resumed.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -97,6 +97,8 @@ pub struct FinalRecord {
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
+    /// The folder itself, locked for as long as the run goes on.
+    _lock: File,
     metrics: BufWriter<File>,
 }
 
@@ -104,7 +106,7 @@ impl RunFolder {
     /// Opens the folder, with what `metrics` of an earlier run says of steps up to `keep_through`.
     ///
     /// # Errors
-    /// When it can't be written.
+    /// When it can't be written, or another run is at work in it.
     pub fn open(path: &Path, earlier: Option<&Path>, keep_through: u64) -> Result<Self, JobError> {
         let wrong = |at: &Path| {
             let path = at.to_owned();
@@ -112,11 +114,17 @@ impl RunFolder {
         };
         let checkpoints = path.join("checkpoints");
         fs::create_dir_all(&checkpoints).map_err(wrong(&checkpoints))?;
+        let lock = File::open(path).map_err(wrong(path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(JobError::OutBusy { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(wrong(path)(source)),
+        }
         let file = path.join("metrics.jsonl");
         let kept = earlier.map_or(Ok(Vec::new()), |run| kept_lines(&run.join("metrics.jsonl"), keep_through));
         write_atomically(&file, &kept.map_err(wrong(&file))?).map_err(wrong(&file))?;
         let metrics = OpenOptions::new().append(true).open(&file).map_err(wrong(&file))?;
-        Ok(Self { path: path.to_owned(), metrics: BufWriter::new(metrics) })
+        Ok(Self { path: path.to_owned(), _lock: lock, metrics: BufWriter::new(metrics) })
     }
 
     /// Where checkpoints go.

@@ -15,9 +15,9 @@ use convoy_common::plan::Plan;
 use convoy_common::wire::{Assignment, Direction, FromWorker, ToWorker};
 
 use crate::checkpoint::{self, Checkpoint, Described, Progress};
-use crate::cluster::doors::{self, Listening, unguessable};
-use crate::cluster::local::{LocalPlan, LocalWorkers, SocketFolder};
-use crate::cluster::{Cluster, Founding, Heard, JobState};
+use crate::cluster::doors::unguessable;
+use crate::cluster::founding::found;
+use crate::cluster::{Cluster, Heard, JobState};
 use crate::data::{DataSet, Reader, Wanted};
 use crate::error::{JobError, chain};
 use crate::evaluate::{Measured, evaluate};
@@ -27,11 +27,6 @@ use crate::observe::{Ended, EpochRecord, Event, Observer, Started, WorkerRecord}
 use crate::order::DataOrder;
 use crate::record::{ExchangeRecord, FinalRecord, RunFolder, RunRecord, RunningRecord, environment};
 use crate::step::Step;
-
-/// Our own processes come within this.
-const LOCAL_PATIENCE: Duration = Duration::from_secs(30);
-/// Workers that are started by others come within this.
-const REMOTE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Everything that a training run is told.
 pub struct Training {
@@ -87,16 +82,17 @@ struct Run {
 impl Run {
     fn prepare(training: Training, observer: &mut dyn Observer) -> Result<Self, JobError> {
         let Training { mut asked, running, default_model, data, resume, init, out, goes_on } = training;
-        if !goes_on && out.join("run.json").exists() {
+        if !goes_on && checkpoint::newest(&out)?.is_some() {
             return Err(JobError::OutTaken { path: out });
         }
         let before = resume.as_ref().map(|checkpoint| &checkpoint.manifest.job);
-        let text = asked.model.clone().or(before.map(|job| job.model.clone())).unwrap_or(default_model);
+        let text = asked.model_of(before, default_model)?;
         let network = Network::parse(&text)?;
         asked.model = Some(text);
         let seed = asked.seed.or(before.map(|job| job.seed)).unwrap_or(crate::job::defaults::SEED);
         let workers = running.workers.unwrap_or(network.towers);
         let plan = Plan::new(network.clone(), workers)?;
+        let threads = running.threads_of_each(workers)?;
         let data = data(&Wanted::by(&network, seed))?;
         if let Some(text) = data.notice.clone() {
             observer.on(Event::Notice { text });
@@ -129,7 +125,6 @@ impl Run {
         }
         let earlier = resumed.as_ref().and_then(|(path, _)| path.parent()?.parent());
         let folder = RunFolder::open(&out, earlier, progress.step)?;
-        let threads = running.threads_of_each(workers);
         let checkpoint_every = running.checkpoint_every.unwrap_or(job.span.steps_per_epoch).max(1);
         let record = RunRecord {
             status: "running",
@@ -412,54 +407,6 @@ impl Drive {
         self.images += images as u64;
         self.epoch_images += images as u64;
     }
-}
-
-/// A cluster with every worker of the plan: our own processes, or those that dial in.
-///
-/// # Errors
-/// When the address can't be listened on, too few workers come, or `stop` is set first.
-pub fn found(
-    job: u64,
-    plan: Arc<Plan>,
-    running: &Running,
-    threads: usize,
-    observer: &mut dyn Observer,
-    stop: &AtomicBool,
-) -> Result<Cluster, JobError> {
-    if threads == 0 {
-        return Err(JobError::Setting { flag: "--threads", value: "0".to_owned(), expected: "at least 1" });
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let runtime = runtime.map_err(JobError::Runtime)?;
-    let unusable = |address: &str| {
-        let address = address.to_owned();
-        move |source| JobError::Listen { address, source }
-    };
-    let (address, folder) = match &running.listen {
-        Some(address) => (address.clone(), None),
-        None => {
-            let folder = SocketFolder::create().map_err(unusable("a Unix socket in the system's temporary folder"))?;
-            (folder.address(), Some(folder))
-        }
-    };
-    let room = plan.workers;
-    let opened = runtime.block_on(Listening::open(&address));
-    let listening = opened.map_err(unusable(&address.to_string()))?;
-    let address = listening.address().to_owned();
-    let heard = runtime.block_on(async { doors::serve(listening, room) });
-    let is_local = folder.is_some();
-    let local = folder.map(|folder| {
-        let plan = LocalPlan { program: running.program.clone(), workers: room, threads };
-        LocalWorkers::start(&plan, folder)
-    });
-    let patience = if is_local { LOCAL_PATIENCE } else { REMOTE_PATIENCE };
-    let founding =
-        Founding { job, plan, heard, local: local.transpose()?, runtime, patience, address: address.clone() };
-    founding.gather(stop, |have| {
-        if !is_local {
-            observer.on(Event::Waiting { address: address.clone(), have, want: room });
-        }
-    })
 }
 
 /// Who computes, as the records have it.

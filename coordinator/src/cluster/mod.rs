@@ -1,13 +1,15 @@
 //! The cluster of a run: the workers that came, what is said to each, and what is heard from all of them, in one place
-//! and with a bound on every wait. The doors that workers come in by are in [`doors`]; workers of our own in [`local`].
+//! and with a bound on every wait. How it comes to be is in [`founding`], the doors that workers come in by in [`doors`], and
+//! workers of our own in [`local`].
 //!
 //! Not here: what a message means for the job.
 
 pub mod doors;
+pub mod founding;
 pub mod local;
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use convoy_common::batch::MicroBatch;
@@ -15,7 +17,7 @@ use convoy_common::parameters::Tensors;
 use convoy_common::plan::Plan;
 use convoy_common::wire::{
     Assembler, Assignment, Chunk, Elements, FailureKind, FromWorker, Hello, Payload, State, TensorKey, ToWorker,
-    chunk_to_frame, expected_shape, frames,
+    WireError, chunk_to_frame, expected_shape, frames,
 };
 use convoy_proto::v1;
 use ndarray::{ArrayD, Axis, IxDyn, Slice};
@@ -81,73 +83,6 @@ pub struct JobState {
     pub weights: Tensors,
     /// By parameter name; empty where nothing is learnt.
     pub momentum: Tensors,
-}
-
-/// What a cluster is made of, before anybody has come.
-pub struct Founding {
-    /// Names the job on every tensor.
-    pub job: u64,
-    /// Who is to hold what.
-    pub plan: Arc<Plan>,
-    /// Where messages come in.
-    pub heard: Receiver<Message>,
-    /// Workers of our own.
-    pub local: Option<LocalWorkers>,
-    /// What the doors run on.
-    pub runtime: Runtime,
-    /// How long to wait for workers.
-    pub patience: Duration,
-    /// Where they dial.
-    pub address: String,
-}
-
-impl Founding {
-    /// Waits until every worker of the plan has come; `tell` hears how many have.
-    ///
-    /// # Errors
-    /// When too few come in time, a process of our own ends, or `stop` is set.
-    pub fn gather(mut self, stop: &AtomicBool, mut tell: impl FnMut(usize)) -> Result<Cluster, JobError> {
-        let (start, want) = (Instant::now(), self.plan.workers);
-        let mut members: Vec<Member> = Vec::new();
-        tell(0);
-        while members.len() < want {
-            if stop.load(Ordering::Relaxed) {
-                return Err(JobError::Interrupted);
-            }
-            match receive(&self.runtime, &mut self.heard, LOOK_EVERY) {
-                Some((_, Heard::Joined(member))) => {
-                    members.push(*member);
-                    tell(members.len());
-                }
-                Some((session, Heard::Lost(_))) => members.retain(|member| member.session != session),
-                Some(_) => {}
-                None => {
-                    if let Some(local) = &mut self.local {
-                        local.check_alive()?;
-                    }
-                }
-            }
-            if start.elapsed() > self.patience {
-                let (have, seconds, address) = (members.len(), self.patience.as_secs(), self.address);
-                return Err(JobError::TooFewWorkers { have, want, seconds, address });
-            }
-        }
-        if let Some(local) = &mut self.local {
-            // Processes are numbered as they were started, whoever was the first to dial.
-            members.sort_by_key(|member| local.position_of(member.hello.process_id));
-            local.all_have_come();
-        }
-        let state_bytes = vec![0; want];
-        Ok(Cluster {
-            job: self.job,
-            plan: self.plan,
-            members,
-            heard: self.heard,
-            local: self.local,
-            state_bytes,
-            runtime: self.runtime,
-        })
-    }
 }
 
 impl Cluster {
@@ -294,7 +229,8 @@ impl Cluster {
         let zeros = plan.network.zeros();
         let mut state = JobState { momentum: if train { zeros.clone() } else { Tensors::new() }, weights: zeros };
         let mut owed = plan.network.parameters().len() * plan.network.towers * if train { 2 } else { 1 };
-        let mut assembler = Assembler::default();
+        let mut assembler = Assembler::new(plan.network.parameters().iter().map(|p| p.len() * 8).sum());
+        let mut seen = HashSet::new();
         while owed > 0 {
             let (worker, heard) = self.next(step, || format!("{owed} tensors of the checkpoint"))?;
             let chunk = match heard {
@@ -305,6 +241,10 @@ impl Cluster {
             };
             let desync = |source| JobError::Desync { worker, step, source };
             let shape = expected_shape(&plan, 0, &chunk.key).map_err(desync)?;
+            if !is_owed(&chunk.key, &plan, worker, step) {
+                return Err(self.out_of_turn(worker, step, Heard::Chunk(chunk)));
+            }
+            let key = chunk.key.clone();
             if let Some((TensorKey::Parameter { name, tower, state: kind, .. }, Elements::Floats(values))) =
                 assembler.accept(chunk, &shape).map_err(desync)?
             {
@@ -314,6 +254,13 @@ impl Cluster {
                     let part = ArrayD::from_shape_vec(IxDyn(&shape), values).expect("assembled in this shape");
                     let slice = Slice::from(parameter.slice(&plan.network, tower));
                     tensor.slice_axis_mut(Axis(0), slice).assign(&part);
+                }
+                if !seen.insert(key.clone()) {
+                    return Err(desync(WireError::Value {
+                        field: "tensor",
+                        value: key.to_string(),
+                        expected: "it has come already",
+                    }));
                 }
                 owed -= 1;
             }
@@ -388,6 +335,11 @@ impl Cluster {
             why: ended.unwrap_or(why),
         }
     }
+}
+
+/// Whether a worker owes this tensor to the state as of `step`.
+fn is_owed(key: &TensorKey, plan: &Plan, worker: usize, at: u64) -> bool {
+    matches!(key, TensorKey::Parameter { step, tower, .. } if *step == at && plan.placement[*tower] == worker)
 }
 
 fn receive(runtime: &Runtime, heard: &mut Receiver<Message>, patience: Duration) -> Option<Message> {

@@ -1,0 +1,125 @@
+//! How a cluster comes to be: doors are opened, processes of our own are started or others waited for, until every worker
+//! of the plan is there.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use convoy_common::plan::Plan;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc::Receiver;
+
+use super::doors::{self, Listening};
+use super::local::{LocalPlan, LocalWorkers, SocketFolder};
+use super::{Cluster, Heard, LOOK_EVERY, Member, Message, receive};
+use crate::error::JobError;
+use crate::job::Running;
+use crate::observe::{Event, Observer};
+
+/// Our own processes come within this.
+const LOCAL_PATIENCE: Duration = Duration::from_secs(30);
+/// Workers that are started by others come within this.
+const REMOTE_PATIENCE: Duration = Duration::from_secs(600);
+
+/// A cluster with every worker of the plan: our own processes, or those that dial in.
+///
+/// # Errors
+/// When the address can't be listened on, too few workers come, or `stop` is set first.
+pub fn found(
+    job: u64,
+    plan: Arc<Plan>,
+    running: &Running,
+    threads: usize,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Cluster, JobError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.map_err(JobError::Runtime)?;
+    let unusable = |address: &str| {
+        let address = address.to_owned();
+        move |source| JobError::Listen { address, source }
+    };
+    let (address, folder) = match &running.listen {
+        Some(address) => (address.clone(), None),
+        None => {
+            let folder = SocketFolder::create().map_err(unusable("a Unix socket in the system's temporary folder"))?;
+            (folder.address(), Some(folder))
+        }
+    };
+    let room = plan.workers;
+    let opened = runtime.block_on(Listening::open(&address));
+    let listening = opened.map_err(unusable(&address.to_string()))?;
+    let address = listening.address().to_owned();
+    let heard = runtime.block_on(async { doors::serve(listening, room) });
+    let is_local = folder.is_some();
+    let local = folder.map(|folder| {
+        let plan = LocalPlan { program: running.program.clone(), workers: room, threads };
+        LocalWorkers::start(&plan, folder)
+    });
+    let patience = if is_local { LOCAL_PATIENCE } else { REMOTE_PATIENCE };
+    let founding =
+        Founding { job, plan, heard, local: local.transpose()?, runtime, patience, address: address.clone() };
+    founding.gather(stop, |have| {
+        if !is_local {
+            observer.on(Event::Waiting { address: address.clone(), have, want: room });
+        }
+    })
+}
+
+/// What a cluster is made of, before all have come.
+struct Founding {
+    job: u64,
+    plan: Arc<Plan>,
+    heard: Receiver<Message>,
+    local: Option<LocalWorkers>,
+    runtime: Runtime,
+    patience: Duration,
+    /// Where workers dial.
+    address: String,
+}
+
+impl Founding {
+    /// Waits until every worker of the plan has come; `tell` hears how many have.
+    fn gather(mut self, stop: &AtomicBool, mut tell: impl FnMut(usize)) -> Result<Cluster, JobError> {
+        let (start, want) = (Instant::now(), self.plan.workers);
+        let mut members: Vec<Member> = Vec::new();
+        tell(0);
+        while members.len() < want {
+            if stop.load(Ordering::Relaxed) {
+                return Err(JobError::Interrupted);
+            }
+            match receive(&self.runtime, &mut self.heard, LOOK_EVERY) {
+                Some((_, Heard::Joined(member))) => {
+                    members.push(*member);
+                    tell(members.len());
+                }
+                Some((session, Heard::Lost(_))) => members.retain(|member| member.session != session),
+                Some(_) => {}
+                None => {
+                    if let Some(local) = &mut self.local {
+                        local.check_alive()?;
+                    }
+                }
+            }
+            if start.elapsed() > self.patience {
+                let (have, seconds, address) = (members.len(), self.patience.as_secs(), self.address);
+                return Err(JobError::TooFewWorkers { have, want, seconds, address });
+            }
+        }
+        if let Some(local) = &mut self.local {
+            // Processes are numbered as they were started, whoever was the first to dial.
+            members.sort_by_key(|member| local.position_of(member.hello.process_id));
+            local.all_have_come();
+        }
+        let state_bytes = vec![0; want];
+        Ok(Cluster {
+            job: self.job,
+            plan: self.plan,
+            members,
+            heard: self.heard,
+            local: self.local,
+            state_bytes,
+            runtime: self.runtime,
+        })
+    }
+}
