@@ -1,0 +1,304 @@
+//! Bad input of every kind, given to the built program: flags, model files, data, checkpoints, folders and addresses. Each
+//! case ends with the right exit code and a line that names what is wrong and what would be right; nothing is half-written.
+//! What comes over the wire is `tests/strangers.rs`'s.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use support::{Images, checkpoint, finish, hash, losses, record, run, said, signal, succeed, wait_for, write_data};
+use tempfile::TempDir;
+
+const FAILED: i32 = 1;
+const MISUSED: i32 = 2;
+
+/// Runs the program, which has to refuse, in words that hold every one of `parts`.
+fn refused(arguments: &str, paths: &[(&str, &Path)], code: i32, parts: &[&str]) {
+    let output = run(arguments, paths);
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(code), "convoy {arguments} {paths:?}:\n{text}");
+    for part in parts {
+        assert!(text.contains(part), "convoy {arguments} {paths:?}: no \"{part}\" in\n{text}");
+    }
+    for bad in ["panicked", "RUST_BACKTRACE", "src/"] {
+        assert!(!text.contains(bad), "convoy {arguments}: \"{bad}\" in\n{text}");
+    }
+}
+
+#[test]
+fn slips_of_the_command_line_are_answered_with_what_would_be_right() {
+    let cases: &[(&str, &[&str])] = &[
+        ("trian", &["trian", "train"]),
+        ("train --epoch 3", &["--epoch", "--epochs"]),
+        ("train --model alexnet-fashon", &["alexnet-fashon", "alexnet-fashion"]),
+        ("train --model nowhere/net.toml", &["nowhere/net.toml", "No such file"]),
+        ("train --schedule cosin", &["cosin", "cosine"]),
+        ("train --order shufled", &["shufled", "shuffled"]),
+        ("train --data bundled --workers 3", &["3 workers", "2 towers", "alexnet-fashion", "--workers 2"]),
+        ("train --data bundled --workers 0", &["--workers 0", "at least one"]),
+        ("train --data bundled --threads 0", &["--threads 0", "at least 1"]),
+        ("train --data bundled --steps 0", &["0", "at least 1"]),
+        ("train --data bundled --epochs 0", &["0", "at least 1"]),
+        ("train --data bundled --steps 3 --epochs 2", &["--steps", "--epochs", "cannot be used with"]),
+        ("train --data bundled --batch 0", &["--batch 0", "1 to 1048576"]),
+        ("train --data bundled --slots 65", &["--slots 65", "at most the batch"]),
+        ("train --data bundled --micro-batches 0", &["--micro-batches", "0", "at least 1"]),
+        ("train --data bundled --lr=-1", &["--lr -1", "above 0"]),
+        ("train --data bundled --lr nan", &["--lr NaN", "above 0"]),
+        ("train --data bundled --momentum 1", &["--momentum 1", "below 1"]),
+        ("train --data bundled --weight-decay=-1", &["--weight-decay -1", "at least 0"]),
+        ("train --data bundled --checkpoint-every 0", &["--checkpoint-every", "0"]),
+        ("train --resume auto", &["--resume auto", "--out"]),
+        ("train --listen nowhere", &["nowhere", "HOST:PORT"]),
+        ("worker --join 7878", &["7878", "HOST:PORT"]),
+        ("worker --join 127.0.0.1:1 --threads 0", &["--threads", "0"]),
+        ("plan --workers 3", &["3 workers", "2 towers"]),
+        ("plan --model alexnot", &["alexnot", "alexnet"]),
+        ("plan --batch 0", &["--batch", "0"]),
+    ];
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    for (arguments, parts) in cases {
+        let paths: &[(&str, &Path)] = if arguments.starts_with("train") { &[("--out", &out)] } else { &[] };
+        let paths = if arguments.contains("--resume auto") { &[] } else { paths };
+        refused(arguments, paths, MISUSED, parts);
+        assert!(!out.exists(), "convoy {arguments} left something behind");
+    }
+}
+
+/// A sound model of two towers; each case spoils one thing.
+const MODEL: &str = r#"name = "small"
+towers = 2
+input = { channels = 1, height = 8, width = 8 }
+[[layer]]
+kind = "conv"
+name = "conv1"
+filters = 8
+kernel = 3
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "conv"
+name = "conv2"
+filters = 8
+kernel = 3
+groups = 2
+[[layer]]
+kind = "max_pool"
+kernel = 2
+stride = 2
+[[layer]]
+kind = "linear"
+name = "fc"
+units = 3
+"#;
+
+#[test]
+fn a_wrong_model_file_is_refused_by_layer_and_key() {
+    let cases: &[(&str, &str, &[&str])] = &[
+        ("towers = 2", "towrs = 2", &["towrs", "towers"]),
+        ("towers = 2", "towers = 0", &["towers", "0", "1 to 1024"]),
+        ("towers = 2", "towers = \"two\"", &["towers", "two"]),
+        ("towers = 2", "", &["towers", "missing"]),
+        ("towers = 2", "towers = = 2", &["isn't valid TOML", "line 2"]),
+        ("kernel = 3\ngroups", "kernal = 3\ngroups", &["layer 3", "conv2", "kernal", "kernel"]),
+        ("kind = \"max_pool\"", "kind = \"maxpool\"", &["layer 4", "maxpool", "max_pool"]),
+        ("groups = 2", "groups = 3", &["layer 3", "conv2", "groups = 3", "8 input channels"]),
+        ("towers = 2", "towers = 4", &["layer 3", "conv2", "groups = 2", "4 towers", "multiple of 4"]),
+        ("filters = 8\nkernel = 3\n[", "filters = 7\nkernel = 3\n[", &["layer 1", "conv1", "7 filters", "2 towers"]),
+        ("height = 8", "height = 3", &["layer 3", "conv2", "shape runs out", "kernel of 3", "1x6"]),
+        ("kernel = 2\nstride = 2", "kernel = 9\nstride = 2", &["layer 4", "shape runs out", "kernel of 9", "4x4"]),
+        ("kernel = 2\nstride = 2", "kernel = 2\nstride = 0", &["layer 4", "stride = 0", "at least 1"]),
+        ("units = 3", "units = 1", &["layer 5", "fc", "units = 1", "2 towers"]),
+        ("units = 3", "units = 3\n[[layer]]\nkind = \"relu\"", &["layer 6", "last layer must be a linear", "relu"]),
+        ("name = \"conv2\"", "name = \"conv1\"", &["layer 3", "conv1", "another layer has this name"]),
+        ("filters = 8\nkernel = 3\ngroups", "filters = 9999999999999\nkernel = 3\ngroups", &["conv2", "9999999999999"]),
+        ("units = 3", "units = 3\ninit = { sdt = 0.1 }", &["layer 5", "sdt", "std"]),
+    ];
+    let folder = TempDir::new().unwrap();
+    let (model, out) = (folder.path().join("model.toml"), folder.path().join("run"));
+    fs::write(&model, MODEL).unwrap();
+    succeed("plan", &[("--model", &model)]);
+    for (from, to, parts) in cases {
+        assert_eq!(MODEL.matches(from).count(), 1, "\"{from}\" is there once");
+        fs::write(&model, MODEL.replace(from, to)).unwrap();
+        refused("plan", &[("--model", &model)], FAILED, parts);
+        refused("train --data synthetic --steps 1", &[("--model", &model), ("--out", &out)], FAILED, parts);
+        assert!(!out.exists(), "{to}");
+    }
+    fs::write(&model, [0xff, 0xfe, 0]).unwrap();
+    refused("plan", &[("--model", &model)], MISUSED, &["model.toml", "UTF-8"]);
+    refused("plan", &[("--model", folder.path())], MISUSED, &["directory"]);
+}
+
+fn images(count: usize, side: usize, classes: u8) -> Images {
+    let labels = (0..count).map(|index| index as u8 % classes).collect();
+    Images { pixels: (0..count * side * side).map(|i| (i * 37 % 251) as u8).collect(), shape: [1, side, side], labels }
+}
+
+/// A folder with a model and data that fit each other.
+fn sound() -> (TempDir, PathBuf, PathBuf) {
+    let folder = TempDir::new().unwrap();
+    let (model, data) = (folder.path().join("model.toml"), folder.path().join("data"));
+    fs::write(&model, MODEL).unwrap();
+    fs::create_dir(&data).unwrap();
+    write_data(&data, &images(30, 8, 3), &images(9, 8, 3));
+    (folder, model, data)
+}
+
+#[test]
+fn damaged_missing_and_unfitting_data_are_refused_by_file() {
+    let (folder, model, data) = sound();
+    let out = folder.path().join("run");
+    let train = |code, parts: &[&str]| {
+        let paths: &[(&str, &Path)] = &[("--model", &model), ("--data", &data), ("--out", &out)];
+        refused("train --steps 1 --batch 5", paths, code, parts);
+        assert!(!out.exists(), "{parts:?}");
+    };
+    let pixels = data.join("train-images-idx3-ubyte");
+    let labels = data.join("train-labels-idx1-ubyte");
+    let whole = fs::read(&pixels).unwrap();
+    let spoil = |path: &Path, bytes: &[u8], parts: &[&str]| {
+        let before = fs::read(path).unwrap();
+        fs::write(path, bytes).unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        train(FAILED, &[parts, &[name]].concat());
+        fs::write(path, before).unwrap();
+    };
+    spoil(&pixels, &whole[..whole.len() - 1], &["ends after", "1935", "1936"]);
+    spoil(&pixels, &whole[..7], &["ends after 7 bytes"]);
+    spoil(&pixels, &[], &["ends after 0 bytes"]);
+    spoil(&pixels, &[&whole[..], &[0]].concat(), &["goes on after the 1936 bytes"]);
+    spoil(&pixels, &[b"GIF8", &whole[4..]].concat(), &["starts with 0x47494638", "0x00000803"]);
+    let huge = [&[0, 0, 8, 3][..], &[0xff; 12]].concat();
+    spoil(&pixels, &huge, &["claims to hold"]);
+    spoil(&pixels, &[&[0, 0, 8, 3][..], &[0; 12]].concat(), &["each must be at least 1"]);
+    let of_labels = |labels: &[u8]| [&[0, 0, 8, 1, 0, 0, 0, labels.len() as u8][..], labels].concat();
+    let mut out_of_range = images(30, 8, 3).labels;
+    out_of_range[17] = 3;
+    spoil(&labels, &of_labels(&out_of_range), &["label 3 at index 17", "3 classes", "0 to 2"]);
+    spoil(&labels, &of_labels(&[0; 29]), &["30 images", "29 labels"]);
+    spoil(&labels, &of_labels(&[0; 30]), &["has 1 classes", "the model has 3", "`units`"]);
+
+    let zipped = data.join("train-images-idx3-ubyte.gz");
+    fs::rename(&pixels, folder.path().join("aside")).unwrap();
+    train(FAILED, &["lacks", "train-images-idx3-ubyte"]);
+    fs::write(&zipped, b"\x1f\x8b\x08 this was cut short").unwrap();
+    train(FAILED, &["train-images-idx3-ubyte.gz"]);
+    fs::remove_file(&zipped).unwrap();
+    fs::rename(folder.path().join("aside"), &pixels).unwrap();
+
+    write_data(&data, &images(30, 9, 3), &images(9, 9, 3));
+    train(FAILED, &["1x9x9", "1x8x8"]);
+    let paths: &[(&str, &Path)] = &[("--model", &model), ("--out", &out)];
+    refused("train --data bundled", paths, FAILED, &["Fashion-MNIST", "1x28x28", "1x8x8", "--data DIR"]);
+    refused("train --data ./no-such-folder", paths, FAILED, &["no-such-folder", "isn't there"]);
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_checkpoint_that_does_not_fit_or_is_damaged_is_refused_and_left_as_it_is() {
+    let (folder, model, data) = sound();
+    let run = folder.path().join("run");
+    let fitting: &[(&str, &Path)] = &[("--model", &model), ("--data", &data), ("--out", &run)];
+    succeed("train --steps 4 --batch 5 --checkpoint-every 2", fitting);
+    let before = hash(&run);
+    let resume: &[(&str, &Path)] = &[("--resume", &run), ("--data", &data)];
+    refused("train --steps 8 --lr 0.5", resume, MISUSED, &["lr is 0.5", "0.02", "must keep it"]);
+    refused("train --steps 8 --batch 6", resume, MISUSED, &["batch is 6", "has 5"]);
+    refused("train --steps 8 --seed 2", resume, MISUSED, &["seed is 2", "has 1"]);
+    refused("train --steps 8 --slots 2", resume, MISUSED, &["slots is 2", "has 1"]);
+    refused("train --steps 8 --model alexnet-fashion", resume, MISUSED, &["alexnet-fashion", "small"]);
+    refused("train --steps 3", resume, MISUSED, &["after step 3", "of step 4", "later end"]);
+    refused("train --steps 4 --batch 5", fitting, MISUSED, &["holds a run already", "--resume", "--out"]);
+    refused("train --resume ./no-such-run", &[], FAILED, &["no-such-run"]);
+    let other_data = folder.path().join("other");
+    fs::create_dir(&other_data).unwrap();
+    write_data(&other_data, &images(29, 8, 3), &images(9, 8, 3));
+    refused("train --steps 8", &[("--resume", &run), ("--data", &other_data)], MISUSED, &["data is", "must keep it"]);
+    assert_eq!(hash(&run), before, "a refusal changes nothing");
+
+    let newest = checkpoint(&run);
+    let weights = newest.join("weights.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    let mut flipped = whole.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    for (bytes, parts) in [
+        (&flipped[..], ["weights.safetensors", "is damaged", "SHA-256"]),
+        (&whole[..whole.len() / 2], ["weights.safetensors", "is damaged", "SHA-256"]),
+    ] {
+        fs::write(&weights, bytes).unwrap();
+        refused("train --steps 8", resume, FAILED, &parts);
+    }
+    fs::write(&weights, &whole).unwrap();
+    let manifest = newest.join("manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, &text[..text.len() / 2]).unwrap();
+    refused(
+        "train --steps 8",
+        &[("--resume", &newest), ("--data", &data)],
+        FAILED,
+        &["manifest.json", "isn't a manifest"],
+    );
+    fs::write(&manifest, &text).unwrap();
+    succeed("train --steps 8", resume);
+
+    let init = |bytes: &[u8], parts: &[&str]| {
+        let (file, out) = (folder.path().join("init.safetensors"), folder.path().join("from-init"));
+        fs::write(&file, bytes).unwrap();
+        let paths: &[(&str, &Path)] = &[("--model", &model), ("--data", &data), ("--init", &file), ("--out", &out)];
+        refused("train --steps 1 --batch 5", paths, FAILED, parts);
+        assert!(!out.exists(), "{parts:?}");
+    };
+    init(&whole[..40], &["init.safetensors", "safetensors file"]);
+    init(&[0xff; 64], &["init.safetensors", "safetensors file"]);
+    let stranger = folder.path().join("stranger.safetensors");
+    support::write_tensors(&stranger, &[("conv9.weight".to_owned(), vec![2, 2], vec![0.5; 4])]);
+    init(&fs::read(stranger).unwrap(), &["init.safetensors", "conv"]);
+    refused("eval", &[("--data", &data), ("--model", &model)], MISUSED, &["<PATH>"]);
+}
+
+#[test]
+fn a_folder_or_an_address_that_cannot_be_had_is_named() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("a-file");
+    fs::write(&file, "here first").unwrap();
+    let below = file.join("run");
+    refused(
+        "train --data bundled --steps 1",
+        &[("--out", &below)],
+        FAILED,
+        &["write", "a-file/run", "Not a directory"],
+    );
+    assert_eq!(fs::read_to_string(&file).unwrap(), "here first");
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let out = folder.path().join("run");
+    let arguments = format!("train --data bundled --steps 1 --listen {address}");
+    refused(&arguments, &[("--out", &out)], FAILED, &["listen on", &address, "in use"]);
+    let elsewhere = "train --data bundled --steps 1 --listen 203.0.113.7:7878";
+    refused(elsewhere, &[("--out", &out)], FAILED, &["listen on 203.0.113.7:7878", "assign requested address"]);
+    assert_eq!(record(&out)["status"], "failed");
+    drop(taken);
+    succeed("train --data bundled --steps 1", &[("--out", &out)]);
+    assert_eq!(record(&out)["status"], "done", "a run that never began doesn't keep its folder");
+}
+
+#[test]
+fn a_folder_in_which_a_run_goes_on_is_not_touched() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let mut command = support::convoy();
+    command.args("train --data bundled --epochs 50 --checkpoint-every 2".split_whitespace()).arg("--out").arg(&out);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("a checkpoint", || (losses(&out).len() > 2).then_some(()));
+    refused("train --data bundled --steps 9", &[("--resume", &out)], MISUSED, &["is in use by a run that goes on"]);
+    refused("train --data bundled --steps 9", &[("--out", &out)], MISUSED, &["holds a run already"]);
+    assert_eq!(record(&out)["status"], "running");
+    signal(child.id(), "INT");
+    assert_eq!(finish(child).status.code(), Some(130));
+}

@@ -1,0 +1,391 @@
+//! What comes over the wire from somebody who isn't a worker, or isn't a coordinator, or is one that has gone mad: the real
+//! programs refuse it in words, neither crash nor hang, and whoever was at work goes on.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::pin::Pin;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use convoy_proto::v1::coordinator_client::CoordinatorClient;
+use convoy_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
+use convoy_proto::{PROTOCOL_VERSION, v1};
+use support::{finish, hash, is_alive, said, signal, succeed};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::{Stream, StreamExt};
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+const JOB: &str = "train --data bundled --batch 16 --steps 4 --schedule constant";
+
+/// No answer takes nearly as long.
+const SOON: Duration = Duration::from_secs(20);
+
+fn free_port() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+fn coordinator(address: &str, out: &Path) -> Child {
+    let mut command = support::convoy();
+    command.args(JOB.split_whitespace()).args(["--workers", "2", "--listen", address]).arg("--out").arg(out);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn worker(address: &str) -> Child {
+    let mut command = support::convoy();
+    command.args(["worker", "--join", address, "--threads", "1"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+async fn dial(address: &str) -> CoordinatorClient<Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    let began = std::time::Instant::now();
+    loop {
+        match endpoint.connect().await {
+            Ok(channel) => return CoordinatorClient::new(channel),
+            Err(error) => assert!(began.elapsed() < SOON, "nobody at {address}: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn hello(protocol_version: u32) -> v1::FromWorker {
+    let hello = v1::Hello {
+        protocol_version,
+        convoy_version: "77.7".to_owned(),
+        process_id: 1,
+        threads: 1,
+        instruction_set: "abacus".to_owned(),
+        host: "elsewhere".to_owned(),
+    };
+    v1::FromWorker { message: Some(v1::from_worker::Message::Hello(hello)) }
+}
+
+/// What the coordinator answers to a first word.
+async fn answer_to(address: &str, first: v1::FromWorker) -> Status {
+    let stream = tokio_stream::once(first).chain(tokio_stream::pending());
+    let answer = tokio::time::timeout(SOON, async { dial(address).await.control(stream).await });
+    answer.await.expect("an answer in time").expect_err("a refusal")
+}
+
+/// Garbage, silence, browsers and workers of another version, all before the real ones: the job doesn't notice.
+#[tokio::test]
+async fn strangers_at_the_coordinators_door_are_refused_and_the_job_goes_on() {
+    let folder = TempDir::new().unwrap();
+    let (out, embedded) = (folder.path().join("run"), folder.path().join("embedded"));
+    let address = free_port();
+    let child = coordinator(&address, &out);
+
+    let status = answer_to(&address, hello(PROTOCOL_VERSION + 98)).await;
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    for part in ["version 99", "convoy 77.7", &format!("version {PROTOCOL_VERSION} (convoy"), "same program"] {
+        assert!(status.message().contains(part), "no \"{part}\" in {status}");
+    }
+    let status = answer_to(&address, v1::FromWorker { message: None }).await;
+    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "a message without \"message\""));
+    let ready = v1::FromWorker { message: Some(v1::from_worker::Message::Ready(v1::Ready {})) };
+    let status = answer_to(&address, ready).await;
+    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "a worker's first message must be Hello"));
+    let mut endless = hello(PROTOCOL_VERSION);
+    if let Some(v1::from_worker::Message::Hello(hello)) = &mut endless.message {
+        hello.host = "x".repeat(16 << 20);
+    }
+    assert_eq!(answer_to(&address, endless).await.code(), Code::OutOfRange, "a message of 16 MiB isn't read");
+
+    let forged = v1::Frame { frame: Some(v1::frame::Frame::Open(12345)) };
+    let stream = tokio_stream::once(forged).chain(tokio_stream::pending());
+    let status = dial(&address).await.tensors(stream).await.expect_err("a refusal");
+    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "a tensor connection of no known worker"));
+
+    let silent = TcpStream::connect(&address).unwrap();
+    for garbage in
+        [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &[0xff; 4096], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff"]
+    {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.write_all(garbage).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        // Whatever comes back, the connection ends.
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+
+    let mut workers = [worker(&address), worker(&address)];
+    let output = finish(child);
+    drop(silent);
+    for worker in &mut workers {
+        signal(worker.id(), "TERM");
+        worker.wait().unwrap();
+    }
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(!said(&output).contains("panicked"), "{}", said(&output));
+    succeed(JOB, &[("--out", &embedded)]);
+    assert_eq!(hash(&out), hash(&embedded));
+}
+
+/// Two fake workers that take their towers, and then one of them sends `frames`.
+async fn towers_taken_then(frames: impl FnOnce(u64, &v1::Chunk) -> Vec<v1::Frame>) -> String {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let address = free_port();
+    let child = coordinator(&address, &out);
+    let (mut lines, mut tensors) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let (say, words) = mpsc::channel(8);
+        let (send, chunks) = mpsc::channel(64);
+        say.send(hello(PROTOCOL_VERSION)).await.unwrap();
+        let mut orders = dial(&address).await.control(ReceiverStream::new(words)).await.unwrap().into_inner();
+        let welcome = orders.next().await.unwrap().unwrap();
+        let Some(v1::to_worker::Message::Welcome(welcome)) = welcome.message else { panic!("{welcome:?}") };
+        send.send(v1::Frame { frame: Some(v1::frame::Frame::Open(welcome.session)) }).await.unwrap();
+        let incoming = dial(&address).await.tensors(ReceiverStream::new(chunks)).await.unwrap().into_inner();
+        lines.push((say, orders));
+        tensors.push((send, incoming));
+    }
+    let mut job = 0;
+    for (say, orders) in &mut lines {
+        let order = orders.next().await.unwrap().unwrap();
+        let Some(v1::to_worker::Message::Assign(assign)) = order.message else { panic!("{order:?}") };
+        job = assign.job;
+        say.send(v1::FromWorker { message: Some(v1::from_worker::Message::Ready(v1::Ready {})) }).await.unwrap();
+    }
+    // Images show that the first step has begun, and what its micro-batches are called.
+    let images = loop {
+        let frame = tensors[1].1.next().await.unwrap().unwrap();
+        if let Some(v1::frame::Frame::Chunk(chunk)) = frame.frame
+            && matches!(chunk.tensor, Some(v1::chunk::Tensor::Images(_)))
+        {
+            break chunk;
+        }
+    };
+    for frame in frames(job, &images) {
+        // The coordinator may have hung up on an earlier one.
+        let _ = tensors[1].0.send(frame).await;
+    }
+    let output = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!text.contains("panicked") && text.contains("worker 1"), "{text}");
+    text
+}
+
+fn activations(images: &v1::Chunk, exchange: u32, from_tower: u32) -> v1::chunk::Tensor {
+    let Some(v1::chunk::Tensor::Images(images)) = &images.tensor else { panic!("images") };
+    v1::chunk::Tensor::Activations(v1::Activations {
+        micro_batch: images.micro_batch,
+        exchange,
+        direction: v1::Direction::Forward.into(),
+        from_tower,
+        to_tower: None,
+    })
+}
+
+fn frame(job: u64, tensor: v1::chunk::Tensor, shape: &[u32], offset: u64, data: &[u8]) -> v1::Frame {
+    let chunk = v1::Chunk {
+        job,
+        tensor: Some(tensor),
+        shape: shape.to_vec(),
+        offset,
+        crc32c: crc32c::crc32c(data),
+        data: data.to_vec().into(),
+    };
+    v1::Frame { frame: Some(v1::frame::Frame::Chunk(chunk)) }
+}
+
+/// What a hostile worker answers to the first images, given the number of the job.
+type Answer = Box<dyn FnOnce(u64, &v1::Chunk) -> Vec<v1::Frame>>;
+
+/// A worker that sends what isn't its to send ends the job, by name, at once.
+#[tokio::test]
+async fn a_worker_that_sends_nonsense_is_named_with_what_it_sent() {
+    // conv2's output after its pool: 8 samples of 7x7, 32 channels of the tower's own.
+    let shape = [8, 7, 7, 32];
+    let wrong: Vec<(&str, Answer)> = vec![
+        (
+            "the plan says [8, 7, 7, 32]",
+            Box::new(|job, images| vec![frame(job, activations(images, 0, 1), &[8, 7, 7, 33], 0, &[0; 4])]),
+        ),
+        (
+            "the plan says [8, 7, 7, 32]",
+            Box::new(|job, images| vec![frame(job, activations(images, 0, 1), &[u32::MAX; 9], 0, &[0; 4])]),
+        ),
+        ("at byte 4", Box::new(move |job, images| vec![frame(job, activations(images, 0, 1), &shape, 4, &[0; 4])])),
+        (
+            "doesn't hold it",
+            Box::new(move |job, images| vec![frame(job, activations(images, 0, 0), &shape, 0, &[0; 4])]),
+        ),
+        ("no such one", Box::new(move |job, images| vec![frame(job, activations(images, 99, 1), &shape, 0, &[0; 4])])),
+        (
+            "checksum",
+            Box::new(move |job, images| {
+                let mut forged = frame(job, activations(images, 0, 1), &shape, 0, &[0; 4]);
+                if let Some(v1::frame::Frame::Chunk(chunk)) = &mut forged.frame {
+                    chunk.crc32c ^= 1;
+                }
+                vec![forged]
+            }),
+        ),
+        ("\"chunk\"", Box::new(|_, _| vec![v1::Frame { frame: None }])),
+        (
+            "isn't under way",
+            Box::new(move |job, images| {
+                let mut other = activations(images, 0, 1);
+                if let v1::chunk::Tensor::Activations(activations) = &mut other {
+                    activations.micro_batch.as_mut().unwrap().step = 77;
+                }
+                vec![frame(job, other, &shape, 0, &[0; 4])]
+            }),
+        ),
+    ];
+    for (part, frames) in wrong {
+        let text = towers_taken_then(frames).await;
+        assert!(text.contains(part), "no \"{part}\" in {text}");
+    }
+}
+
+/// A coordinator that answers each visit with the next of its scripts, and tells how far it came.
+struct Impostor {
+    scripts: tokio::sync::Mutex<std::collections::VecDeque<Script>>,
+    visits: mpsc::Sender<Option<v1::FromWorker>>,
+}
+
+/// What it says: a refusal, or messages after the welcome and then tensors.
+enum Script {
+    Refuse(Status),
+    Say(Vec<v1::ToWorker>, Vec<v1::Frame>),
+}
+
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Coordinator for Impostor {
+    type ControlStream = Replies<v1::ToWorker>;
+    type TensorsStream = Replies<v1::Frame>;
+
+    async fn control(
+        &self,
+        request: Request<Streaming<v1::FromWorker>>,
+    ) -> Result<Response<Self::ControlStream>, Status> {
+        let script = self.scripts.lock().await;
+        let words = match script.front() {
+            Some(Script::Refuse(status)) => return Err(status.clone()),
+            Some(Script::Say(words, _)) => words.clone(),
+            None => return Err(Status::unavailable("no more scripts")),
+        };
+        let visits = self.visits.clone();
+        let mut messages = request.into_inner();
+        tokio::spawn(async move {
+            // A Failure is the worker's last word on what it can't do; otherwise its leaving is.
+            let mut last = None;
+            while let Some(Ok(message)) = messages.next().await {
+                let failed = matches!(message.message, Some(v1::from_worker::Message::Failure(_)));
+                last = Some(message);
+                if failed {
+                    break;
+                }
+            }
+            let _ = visits.send(last).await;
+        });
+        let welcome = v1::to_worker::Message::Welcome(v1::Welcome { session: 9 });
+        let words = std::iter::once(v1::ToWorker { message: Some(welcome) }).chain(words).map(Ok);
+        Ok(Response::new(Box::pin(tokio_stream::iter(words.collect::<Vec<_>>()).chain(tokio_stream::pending()))))
+    }
+
+    async fn tensors(&self, _: Request<Streaming<v1::Frame>>) -> Result<Response<Self::TensorsStream>, Status> {
+        let frames = match self.scripts.lock().await.pop_front() {
+            Some(Script::Say(_, frames)) => frames,
+            _ => Vec::new(),
+        };
+        let frames = frames.into_iter().map(Ok).collect::<Vec<_>>();
+        Ok(Response::new(Box::pin(tokio_stream::iter(frames).chain(tokio_stream::pending()))))
+    }
+}
+
+fn assign(change: impl FnOnce(&mut v1::Assign)) -> v1::ToWorker {
+    let mut assign = v1::Assign {
+        job: 5,
+        model: std::fs::read_to_string("models/alexnet-fashion.toml").unwrap(),
+        placement: vec![0, 1],
+        worker: 0,
+        seed: 1,
+        momentum: 0.9,
+        weight_decay: 0.0,
+        batch: 16,
+        slots: 1,
+        micro_batches: 2,
+        train: true,
+    };
+    change(&mut assign);
+    v1::ToWorker { message: Some(v1::to_worker::Message::Assign(assign)) }
+}
+
+fn parameter(step: u64, name: &str, tower: u32) -> v1::chunk::Tensor {
+    let state = v1::State::Weights.into();
+    v1::chunk::Tensor::Parameter(v1::Parameter { step, name: name.to_owned(), tower, state })
+}
+
+/// A worker outlives coordinators that talk nonsense: it gives each up, and is there for the next.
+#[tokio::test]
+async fn a_worker_survives_a_coordinator_that_talks_nonsense() {
+    let giant = "name = \"giant\"\ntowers = 1\ninput = { channels = 1, height = 1, width = 1000000 }\n\
+                 [[layer]]\nkind = \"linear\"\nunits = 2000\n"
+        .to_owned();
+    let commit = v1::to_worker::Message::Commit(v1::Commit { step: 4, rate: f32::NAN });
+    let sound = || vec![assign(|_| ())];
+    let tower_0 = |offset: u64| frame(5, parameter(0, "conv1.weight", 0), &[16, 1, 5, 5], offset, &[0; 8]);
+    let scripts = [
+        Script::Say(vec![v1::ToWorker { message: None }], vec![]),
+        Script::Say(vec![v1::ToWorker { message: Some(commit.clone()) }], vec![]),
+        Script::Say(vec![assign(|a| a.model = "not TOML".to_owned())], vec![]),
+        Script::Say(vec![assign(|a| a.placement = vec![0, 7])], vec![]),
+        Script::Say(vec![assign(|a| a.placement = vec![u32::MAX; 1000])], vec![]),
+        Script::Say(vec![assign(|a| a.worker = 9)], vec![]),
+        Script::Say(vec![assign(|a| a.batch = u32::MAX)], vec![]),
+        Script::Say(vec![assign(|a| a.momentum = f64::NAN)], vec![]),
+        Script::Say(
+            vec![assign(|a| {
+                a.model = giant;
+                a.placement = vec![0];
+                a.batch = 1 << 20;
+            })],
+            vec![],
+        ),
+        Script::Say([sound(), vec![v1::ToWorker { message: Some(commit) }]].concat(), vec![]),
+        Script::Say(sound(), vec![v1::Frame { frame: None }]),
+        Script::Say(sound(), vec![tower_0(4)]),
+        Script::Say(sound(), vec![frame(5, parameter(0, "conv9.weight", 0), &[1], 0, &[0; 4])]),
+        Script::Say(sound(), vec![frame(5, parameter(0, "conv1.weight", 1), &[16, 1, 5, 5], 0, &[0; 1600])]),
+        // Thousands of tensors begun and never finished: what may be under way has a limit.
+        Script::Say(
+            sound(),
+            (0..40_000u64).map(|step| frame(5, parameter(step, "fc6.weight", 0), &[128, 576], 0, &[0; 4])).collect(),
+        ),
+        Script::Refuse(Status::failed_precondition("you speak version 1, we speak version 0")),
+    ];
+    let nonsense = scripts.len() - 1;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (visits, mut heard) = mpsc::channel(64);
+    let impostor = Impostor { scripts: tokio::sync::Mutex::new(scripts.into_iter().collect()), visits };
+    let router = Server::builder().add_service(CoordinatorServer::new(impostor));
+    tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+
+    let child = worker(&address);
+    let process = child.id();
+    for visit in 0..nonsense {
+        let last = tokio::time::timeout(SOON, heard.recv()).await;
+        let last = last.unwrap_or_else(|_| panic!("visit {visit} doesn't end"));
+        assert!(is_alive(process) || visit == nonsense - 1, "it crashed in visit {visit} after {last:?}");
+    }
+    let output = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("refuses this worker: you speak version 1, we speak version 0"), "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+}

@@ -1,0 +1,115 @@
+//! What crosses the wire, counted by an outsider: a proxy between coordinator and workers that knows nothing of gRPC. A
+//! step's bytes are those that the plan foretells, and no worker is ever sent another tower's weights.
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use serde_json::Value;
+use support::{finish, hash, record, said, signal, succeed};
+use tempfile::TempDir;
+
+/// Headers, checksums, acknowledgements and pings, as a share of what they carry.
+const TOLERANCE: f64 = 0.02;
+
+/// Bytes that went through a proxy.
+#[derive(Default)]
+struct Counted {
+    up: AtomicU64,
+    down: AtomicU64,
+}
+
+/// Listens on a port of its own and passes everything on to `coordinator`, counting.
+fn proxy(coordinator: String) -> (String, Arc<Counted>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let counted = Arc::new(Counted::default());
+    let all = counted.clone();
+    thread::spawn(move || {
+        for worker in listener.incoming() {
+            let worker = worker.unwrap();
+            // A worker that comes before its coordinator is hung up on, and tries again.
+            let Ok(coordinator) = TcpStream::connect(&coordinator) else { continue };
+            for stream in [&worker, &coordinator] {
+                stream.set_nodelay(true).unwrap();
+            }
+            let (up, down) = (all.clone(), all.clone());
+            pass(worker.try_clone().unwrap(), coordinator.try_clone().unwrap(), move |n| {
+                up.up.fetch_add(n, Ordering::SeqCst)
+            });
+            pass(coordinator, worker, move |n| down.down.fetch_add(n, Ordering::SeqCst));
+        }
+    });
+    (address, counted)
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, count: impl Fn(u64) -> u64 + Send + 'static) {
+    thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok(length @ 1..) = from.read(&mut buffer) {
+            count(length as u64);
+            if to.write_all(&buffer[..length]).is_err() {
+                break;
+            }
+        }
+        // The other side may be gone already.
+        let _ = to.shutdown(Shutdown::Write);
+    });
+}
+
+/// What a job of so many steps moved through the proxy, up and down, and its record.
+fn moved(model: &str, steps: u64) -> ([u64; 2], Value) {
+    let folder = TempDir::new().unwrap();
+    let (out, embedded) = (folder.path().join("run"), folder.path().join("embedded"));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let (door, counted) = proxy(address.clone());
+    let mut workers = [(); 2].map(|()| {
+        let mut command = support::convoy();
+        command.args(["worker", "--join", &door, "--threads", "1"]).stderr(Stdio::null()).spawn().unwrap()
+    });
+    let job = format!("train --model {model} --data bundled --batch 64 --schedule constant --steps {steps}");
+    let mut command = support::convoy();
+    command.args(job.split_whitespace()).args(["--listen", &address]).arg("--out").arg(&out);
+    let output = finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    for worker in &mut workers {
+        signal(worker.id(), "TERM");
+        worker.wait().unwrap();
+    }
+    assert!(output.status.success(), "{}", said(&output));
+    succeed(&job, &[("--out", &embedded)]);
+    assert_eq!(hash(&out), hash(&embedded));
+    ([&counted.up, &counted.down].map(|bytes| bytes.load(Ordering::SeqCst)), record(&out))
+}
+
+#[test]
+fn a_step_moves_the_bytes_that_the_plan_foretells() {
+    for model in ["alexnet-fashion", "alexnet-fashion-dense"] {
+        let plan = succeed(&format!("plan --json --model {model} --batch 64"), &[]);
+        let plan: Value = serde_json::from_str(&plan).unwrap();
+        // Weights, evaluation and farewells are the same in both, and cancel.
+        let ((short, _), (long, record)) = (moved(model, 2), moved(model, 22));
+        for (way, short, long) in [("up", short[0], long[0]), ("down", short[1], long[1])] {
+            let (found, planned) = ((long - short) as f64 / 20.0, plan["step"][way].as_u64().unwrap() as f64);
+            let off = found / planned - 1.0;
+            eprintln!("{model}, {way}: {found:.0} bytes a step counted, {planned:.0} planned, {:+.2} %", off * 100.0);
+            assert!(planned > 1e6 && off.abs() < TOLERANCE, "{model}, {way}");
+        }
+        let parameters = plan["parameters"].as_u64().unwrap();
+        let given: Vec<_> = record["workers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|worker| worker["state_bytes"].as_u64().unwrap())
+            .collect();
+        // Weights and momentum of four bytes each, and both towers' slices are the same size.
+        assert_eq!(given, [parameters / 2 * 8; 2], "each worker holds its own tower's state and no other's");
+    }
+}
