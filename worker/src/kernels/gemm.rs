@@ -4,11 +4,13 @@
 //! term k is `a[rows[r] + terms[k]]`. A vector lies over columns; each element of `c` is one chain of fused multiply-adds in
 //! the order of `terms`, whatever the blocking. Not here: what the matrices mean.
 
+mod tile;
+
 use super::Compute;
 use super::isa::Isa;
+use tile::Block;
+pub(super) use tile::rows_of as tile_rows;
 
-/// Rows of a register tile: 6 x 16 floats are 12 of AVX2's 16 registers.
-pub const TILE_ROWS: usize = 6;
 /// Columns of a register tile, and of a panel of `b`.
 pub const PANEL: usize = 16;
 /// Terms taken at once: a block of a panel is 16 KiB, half of a first-level cache.
@@ -106,6 +108,7 @@ fn check(left: &Left, right: &Right) {
 }
 
 fn accumulate_rows(isa: Isa, left: Left, right: Right, c: &mut [f32], target: Target) {
+    let height = tile::rows_of(isa);
     let mut narrow = vec![0.0; BLOCK_TERMS * PANEL];
     for panel in 0..right.columns.div_ceil(PANEL) {
         let width = PANEL.min(right.columns - panel * PANEL);
@@ -118,20 +121,13 @@ fn accumulate_rows(isa: Isa, left: Left, right: Right, c: &mut [f32], target: Ta
             } else {
                 widen(b, right.term_stride, width, terms.len(), &mut narrow)
             };
-            for (tile, rows) in left.rows.chunks(TILE_ROWS).enumerate() {
-                let at = tile * TILE_ROWS * target.stride + target.first + panel * PANEL;
-                let place = Place { stride: target.stride, rows: rows.len(), width };
-                tile_of(isa, Left { rows, terms, ..left }, b, &mut c[at..], place);
+            for (index, rows) in left.rows.chunks(height).enumerate() {
+                let at = index * height * target.stride + target.first + panel * PANEL;
+                let place = Place { stride: target.stride, width };
+                tile_of(isa, &Left { rows, terms, ..left }, b, &mut c[at..], place);
             }
         }
     }
-}
-
-/// A block of a panel of `b`, 16 floats readable at every term.
-#[derive(Clone, Copy)]
-struct Block<'a> {
-    data: &'a [f32],
-    stride: usize,
 }
 
 /// Copies a panel that ends within its slice, so that whole vectors can be read.
@@ -142,93 +138,26 @@ fn widen<'s>(b: &[f32], stride: usize, width: usize, terms: usize, scratch: &'s 
     Block { data: scratch, stride: PANEL }
 }
 
-/// How much of a tile lies in `c`.
+/// Where a tile lies in `c`.
 #[derive(Clone, Copy)]
 struct Place {
+    /// From one row to the next.
     stride: usize,
-    rows: usize,
+    /// Columns that count.
     width: usize,
 }
 
-/// One tile: whole ones in place, ragged ones by way of a buffer.
-fn tile_of(isa: Isa, left: Left, b: Block, c: &mut [f32], place: Place) {
-    let mut starts = [*left.rows.last().expect("a tile has a row"); TILE_ROWS];
-    starts[..left.rows.len()].copy_from_slice(left.rows);
-    if place.rows == TILE_ROWS && place.width == PANEL {
-        return tile(isa, &left, &starts, b, c, place.stride);
+/// One tile: whole panels in place, narrow ones by way of a buffer.
+fn tile_of(isa: Isa, left: &Left, b: Block, c: &mut [f32], place: Place) {
+    if place.width == PANEL {
+        return tile::go_on(isa, left, b, c, place.stride);
     }
-    let mut buffer = [0.0; TILE_ROWS * PANEL];
-    for row in 0..place.rows {
+    let mut buffer = [0.0; tile::MOST_ROWS * PANEL];
+    for row in 0..left.rows.len() {
         buffer[row * PANEL..][..place.width].copy_from_slice(&c[row * place.stride..][..place.width]);
     }
-    tile(isa, &left, &starts, b, &mut buffer, PANEL);
-    for row in 0..place.rows {
+    tile::go_on(isa, left, b, &mut buffer, PANEL);
+    for row in 0..left.rows.len() {
         c[row * place.stride..][..place.width].copy_from_slice(&buffer[row * PANEL..][..place.width]);
-    }
-}
-
-fn tile(isa: Isa, left: &Left, starts: &[usize; TILE_ROWS], b: Block, c: &mut [f32], stride: usize) {
-    assert!((TILE_ROWS - 1) * stride + PANEL <= c.len(), "a tile leads out of c");
-    match isa {
-        Isa::Scalar => tile_scalar(left, starts, b, c, stride),
-        // SAFETY: Isa::Avx2 exists only where avx2 and fma do. `check` has bounded every offset into a, the caller every
-        // offset into b, and the assertion above every offset into c.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe {
-            tile_avx2(left.data.as_ptr(), starts, left.terms, b.data.as_ptr(), b.stride, c.as_mut_ptr(), stride);
-        },
-    }
-}
-
-fn tile_scalar(left: &Left, starts: &[usize; TILE_ROWS], b: Block, c: &mut [f32], stride: usize) {
-    for (row, start) in starts.iter().enumerate() {
-        let c = &mut c[row * stride..][..PANEL];
-        for (k, term) in left.terms.iter().enumerate() {
-            let a = left.data[start + term];
-            for (sum, b) in c.iter_mut().zip(&b.data[k * b.stride..][..PANEL]) {
-                *sum = a.mul_add(*b, *sum);
-            }
-        }
-    }
-}
-
-/// # Safety
-/// The machine has avx2 and fma; `a + starts[r] + terms[k]`, `b + k * b_stride + 0..16` and `c + r * c_stride + 0..16` are
-/// valid for every row and term, and `c` overlaps neither `a` nor `b`.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn tile_avx2(
-    a: *const f32,
-    starts: &[usize; TILE_ROWS],
-    terms: &[usize],
-    b: *const f32,
-    b_stride: usize,
-    c: *mut f32,
-    c_stride: usize,
-) {
-    use std::arch::x86_64::{
-        _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps,
-    };
-    // SAFETY: the caller vouches for every address; see above.
-    unsafe {
-        let rows: [*const f32; TILE_ROWS] = starts.map(|start| a.add(start));
-        let mut sums = [[_mm256_setzero_ps(); 2]; TILE_ROWS];
-        for (r, sum) in sums.iter_mut().enumerate() {
-            *sum = [_mm256_loadu_ps(c.add(r * c_stride)), _mm256_loadu_ps(c.add(r * c_stride + 8))];
-        }
-        let mut b = b;
-        for term in terms {
-            let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
-            for r in 0..TILE_ROWS {
-                let a = _mm256_broadcast_ss(&*rows[r].add(*term));
-                sums[r][0] = _mm256_fmadd_ps(a, b0, sums[r][0]);
-                sums[r][1] = _mm256_fmadd_ps(a, b1, sums[r][1]);
-            }
-            b = b.wrapping_add(b_stride);
-        }
-        for (r, sum) in sums.iter().enumerate() {
-            _mm256_storeu_ps(c.add(r * c_stride), sum[0]);
-            _mm256_storeu_ps(c.add(r * c_stride + 8), sum[1]);
-        }
     }
 }

@@ -12,16 +12,28 @@ pub enum Isa {
     /// 256-bit vectors with fused multiply-add.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// 512-bit vectors for the matrix engine, and those of AVX2 for the rest, which waits for memory.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
 impl Isa {
-    /// The best that this machine has.
-    pub fn detect() -> Self {
+    /// Those that this machine has, the best one last.
+    pub fn available() -> Vec<Self> {
+        let mut found = vec![Isa::Scalar];
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-            return Isa::Avx2;
+            found.push(Isa::Avx2);
+            if std::arch::is_x86_feature_detected!("avx512f") {
+                found.push(Isa::Avx512);
+            }
         }
-        Isa::Scalar
+        found
+    }
+
+    /// The best that this machine has.
+    pub fn detect() -> Self {
+        Self::available().pop().unwrap_or(Isa::Scalar)
     }
 }
 
@@ -31,6 +43,8 @@ impl fmt::Display for Isa {
             Isa::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => "avx512",
         })
     }
 }
@@ -38,9 +52,9 @@ impl fmt::Display for Isa {
 /// Compiles a function's body once for each instruction set, and picks one by its first argument. The bodies hold only
 /// operations that IEEE 754 rounds one by one, so every version gives the same bits.
 macro_rules! for_each_isa {
-    ($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? $body:block) => {
+    ($(#[$doc:meta])* $visible:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? $body:block) => {
         $(#[$doc])*
-        pub fn $name(isa: $crate::kernels::isa::Isa, $($arg: $type),*) $(-> $out)? {
+        $visible fn $name(isa: $crate::kernels::isa::Isa, $($arg: $type),*) $(-> $out)? {
             #[inline(always)]
             fn body($($arg: $type),*) $(-> $out)? $body
 
@@ -52,9 +66,9 @@ macro_rules! for_each_isa {
 
             match isa {
                 $crate::kernels::isa::Isa::Scalar => body($($arg),*),
-                // SAFETY: Isa::Avx2 exists only where detection found avx2 and fma.
+                // SAFETY: Isa::Avx2 and Isa::Avx512 exist only where detection found avx2 and fma.
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::kernels::isa::Isa::Avx2 | $crate::kernels::isa::Isa::Avx512 => unsafe { avx2($($arg),*) },
             }
         }
     };

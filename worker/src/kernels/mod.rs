@@ -61,8 +61,8 @@ impl Compute {
             return;
         }
         let length = output.len() / rows;
-        // Tiles are six rows high: a run that isn't a multiple would leave a ragged tile in every part.
-        let run = rows.div_ceil(self.threads).next_multiple_of(gemm::TILE_ROWS);
+        // A run that isn't a multiple of a tile's height would leave a ragged tile in every part.
+        let run = rows.div_ceil(self.threads).next_multiple_of(gemm::tile_rows(self.isa));
         if run >= rows {
             self.mark_busy();
             return work(0..rows, output);

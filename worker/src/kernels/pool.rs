@@ -1,7 +1,7 @@
 //! Max and average pooling over (sample, row, column, channel). Padding is never read: minus infinity loses against
 //! everything, and zero adds nothing.
 
-use super::isa::{Isa, for_each_isa};
+use super::isa::for_each_isa;
 use super::{Compute, Maps};
 
 /// A pooling window over maps.
@@ -21,7 +21,7 @@ pub struct Geometry {
     pub pad: usize,
 }
 
-/// What max pooling found: the maxima, and for each the place within its window, row-major.
+/// What max pooling found: the maxima, and for each the index of its place in its window, row-major.
 pub type Maxima = (Vec<f32>, Vec<u32>);
 
 impl Geometry {
@@ -29,86 +29,113 @@ impl Geometry {
         Maps { height: self.out_height, width: self.out_width, ..self.input }
     }
 
-    /// The places of one window that lie within one sample's input, row-major: index in the window, offset in the input.
-    fn places(&self, row: usize, column: usize) -> impl Iterator<Item = (u32, usize)> + '_ {
-        let within = move |k: usize| {
-            let (y, x) = (row * self.stride + k / self.kernel, column * self.stride + k % self.kernel);
-            let (y, x) = (y.checked_sub(self.pad)?, x.checked_sub(self.pad)?);
-            (y < self.input.height && x < self.input.width).then(|| (k as u32, self.input.at(0, y, x)))
-        };
-        (0..self.kernel * self.kernel).filter_map(within)
+    /// One sample's windows, row-major. Found once for all samples: divisions are dear beside a comparison.
+    fn windows(&self) -> Vec<Window> {
+        let (height, width, channels) = (self.out_height, self.out_width, self.input.channels);
+        let window = |index: usize| Window { at: index * channels, places: self.places(index / width, index % width) };
+        (0..height * width).map(window).collect()
     }
 
-    fn windows(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
-        let (height, width, channels) = (self.out_height, self.out_width, self.input.channels);
-        (0..height * width).map(move |index| (index / width, index % width, index * channels))
+    /// The places of one window that lie within one sample's input, row-major.
+    fn places(&self, row: usize, column: usize) -> Vec<Place> {
+        let within = |k: usize| {
+            let (y, x) = (row * self.stride + k / self.kernel, column * self.stride + k % self.kernel);
+            let (y, x) = (y.checked_sub(self.pad)?, x.checked_sub(self.pad)?);
+            let inside = y < self.input.height && x < self.input.width;
+            inside.then(|| Place { index: k as u32, at: self.input.at(0, y, x) })
+        };
+        (0..self.kernel * self.kernel).filter_map(within).collect()
     }
+}
+
+/// A window: where its output lies in one sample, and what it reads.
+struct Window {
+    at: usize,
+    places: Vec<Place>,
+}
+
+/// A place of a window: its index in the window, and where it lies in one sample's input.
+#[derive(Clone, Copy)]
+struct Place {
+    index: u32,
+    at: usize,
 }
 
 /// The largest of each window, the first one where several are.
 pub fn max_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Maxima {
-    let output = g.output();
-    let (mut y, mut places) = (vec![f32::NEG_INFINITY; output.len()], vec![0u32; output.len()]);
+    let (output, windows) = (g.output(), g.windows());
+    let (mut y, mut indices) = (vec![f32::NEG_INFINITY; output.len()], vec![0u32; output.len()]);
     let (length, out_length) = (x.len() / g.input.samples, output.len() / g.input.samples);
-    let mut parts: Vec<_> = y.chunks_mut(out_length).zip(places.chunks_mut(out_length)).collect();
+    let mut parts: Vec<_> = y.chunks_mut(out_length).zip(indices.chunks_mut(out_length)).collect();
     compute.for_samples(&mut parts, g.input.samples, |sample, part| {
         let x = &x[sample * length..][..length];
-        for (y, places) in part {
-            max_of_sample(compute.isa, g, x, y, places);
+        for (y, indices) in part {
+            max_of_sample(compute.isa, &windows, g.input.channels, x, y, indices);
         }
     });
-    (y, places)
+    (y, indices)
 }
 
-fn max_of_sample(isa: Isa, g: &Geometry, x: &[f32], y: &mut [f32], places: &mut [u32]) {
-    for (row, column, at) in g.windows() {
-        let channels = at..at + g.input.channels;
-        let (y, places) = (&mut y[channels.clone()], &mut places[channels]);
-        let mut window = g.places(row, column);
-        if let Some((first, from)) = window.next() {
-            y.copy_from_slice(&x[from..from + g.input.channels]);
-            places.fill(first);
-        }
-        for (k, from) in window {
-            keep_larger(isa, &x[from..from + g.input.channels], k, y, places);
+/// Channels taken at once: their maxima and indices stay in registers over a window.
+const LANES: usize = 16;
+
+for_each_isa! {
+    /// One sample's maxima, and the index of each in its window.
+    fn max_of_sample(windows: &[Window], channels: usize, x: &[f32], y: &mut [f32], indices: &mut [u32]) {
+        for window in windows {
+            let (y, indices) = (&mut y[window.at..][..channels], &mut indices[window.at..][..channels]);
+            let (y, y_rest) = y.as_chunks_mut::<LANES>();
+            let (indices, indices_rest) = indices.as_chunks_mut::<LANES>();
+            for (block, (y, indices)) in y.iter_mut().zip(indices).enumerate() {
+                let (mut largest, mut found) = (*y, [window.places[0].index; LANES]);
+                for place in &window.places {
+                    keep_larger(&x[place.at + block * LANES..][..LANES], place.index, &mut largest, &mut found);
+                }
+                (*y, *indices) = (largest, found);
+            }
+            indices_rest.fill(window.places[0].index);
+            for place in &window.places {
+                let x = &x[place.at + channels - y_rest.len()..][..y_rest.len()];
+                keep_larger(x, place.index, y_rest, indices_rest);
+            }
         }
     }
 }
 
-for_each_isa! {
-    /// Where `x` is larger than `y`, or not a number, it and its place take over.
-    pub fn keep_larger(x: &[f32], place: u32, y: &mut [f32], places: &mut [u32]) {
-        for ((x, y), p) in x.iter().zip(y.iter_mut()).zip(places.iter_mut()) {
-            // No short circuit: a branch would keep the loop from being vectorised.
-            let larger = (*x > *y) | x.is_nan();
-            *y = if larger { *x } else { *y };
-            *p = if larger { place } else { *p };
-        }
+/// Where `x` is larger than `largest`, or not a number, it and its index take over.
+#[inline(always)]
+fn keep_larger(x: &[f32], index: u32, largest: &mut [f32], found: &mut [u32]) {
+    for ((x, largest), found) in x.iter().zip(largest).zip(found) {
+        // No short circuit: a branch would keep the loop from being vectorised.
+        let larger = (*x > *largest) | x.is_nan();
+        *largest = if larger { *x } else { *largest };
+        *found = if larger { index } else { *found };
     }
 }
 
 /// Hands each window's gradient to the place of its maximum, windows in row-major order.
-pub fn max_backward(compute: &Compute, g: &Geometry, dy: &[f32], places: &[u32]) -> Vec<f32> {
+pub fn max_backward(compute: &Compute, g: &Geometry, dy: &[f32], indices: &[u32]) -> Vec<f32> {
+    let windows = g.windows();
     let mut dx = vec![0.0; g.input.len()];
     let length = dy.len() / g.input.samples;
     compute.for_samples(&mut dx, g.input.samples, |sample, dx| {
-        let (dy, places) = (&dy[sample * length..][..length], &places[sample * length..][..length]);
-        for (row, column, at) in g.windows() {
-            let (dy, places) = (&dy[at..at + g.input.channels], &places[at..at + g.input.channels]);
-            for (k, to) in g.places(row, column) {
-                add_where(compute.isa, dy, places, k, &mut dx[to..to + g.input.channels]);
-            }
-        }
+        let (dy, indices) = (&dy[sample * length..][..length], &indices[sample * length..][..length]);
+        hand_back(compute.isa, &windows, g.input.channels, dy, indices, dx);
     });
     dx
 }
 
 for_each_isa! {
-    /// Adds `dy` to `dx` where the maximum was at `place`. Elsewhere it adds +0.0, which changes nothing: a sum that starts
-    /// from +0.0 is never -0.0.
-    pub fn add_where(dy: &[f32], places: &[u32], place: u32, dx: &mut [f32]) {
-        for ((dy, p), dx) in dy.iter().zip(places).zip(dx.iter_mut()) {
-            *dx += if *p == place { *dy } else { 0.0 };
+    /// One sample's gradient. Where a maximum was not it adds +0.0, which changes nothing: a sum that starts from +0.0 is
+    /// never -0.0.
+    fn hand_back(windows: &[Window], channels: usize, dy: &[f32], indices: &[u32], dx: &mut [f32]) {
+        for window in windows {
+            let (dy, indices) = (&dy[window.at..][..channels], &indices[window.at..][..channels]);
+            for place in &window.places {
+                for ((dy, found), dx) in dy.iter().zip(indices).zip(&mut dx[place.at..]) {
+                    *dx += if *found == place.index { *dy } else { 0.0 };
+                }
+            }
         }
     }
 }
@@ -117,13 +144,13 @@ for_each_isa! {
 pub fn avg_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Vec<f32> {
     let mut y = vec![0.0; g.output().len()];
     let length = x.len() / g.input.samples;
-    let divisor = (g.kernel * g.kernel) as f32;
+    let (windows, divisor) = (g.windows(), (g.kernel * g.kernel) as f32);
     compute.for_samples(&mut y, g.input.samples, |sample, y| {
         let x = &x[sample * length..][..length];
-        for (row, column, at) in g.windows() {
-            let y = &mut y[at..at + g.input.channels];
-            for (_, from) in g.places(row, column) {
-                y.iter_mut().zip(&x[from..]).for_each(|(y, x)| *y += x);
+        for window in &windows {
+            let y = &mut y[window.at..][..g.input.channels];
+            for place in &window.places {
+                y.iter_mut().zip(&x[place.at..]).for_each(|(y, x)| *y += x);
             }
             y.iter_mut().for_each(|y| *y /= divisor);
         }
@@ -135,12 +162,13 @@ pub fn avg_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Vec<f32> {
 pub fn avg_backward(compute: &Compute, g: &Geometry, dy: &[f32]) -> Vec<f32> {
     let mut dx = vec![0.0; g.input.len()];
     let length = dy.len() / g.input.samples;
-    let divisor = (g.kernel * g.kernel) as f32;
+    let (windows, divisor) = (g.windows(), (g.kernel * g.kernel) as f32);
     compute.for_samples(&mut dx, g.input.samples, |sample, dx| {
         let dy = &dy[sample * length..][..length];
-        for (row, column, at) in g.windows() {
-            for (_, to) in g.places(row, column) {
-                dx[to..].iter_mut().zip(&dy[at..at + g.input.channels]).for_each(|(dx, dy)| *dx += dy / divisor);
+        for window in &windows {
+            let dy = &dy[window.at..][..g.input.channels];
+            for place in &window.places {
+                dx[place.at..].iter_mut().zip(dy).for_each(|(dx, dy)| *dx += dy / divisor);
             }
         }
     });

@@ -36,7 +36,7 @@ fn bits(values: impl IntoIterator<Item = f32>) -> Vec<u32> {
 
 /// Runs `check` on every instruction set and number of threads, each on a thread that belongs to no other pool.
 fn on_every_compute(check: impl Fn(&Compute) + Sync) {
-    for isa in [Isa::Scalar, Isa::detect()] {
+    for isa in Isa::available() {
         for threads in 1..=3 {
             std::thread::scope(|scope| {
                 scope
@@ -212,7 +212,7 @@ proptest! {
         let expected: Vec<_> = (0..count).map(|i| reference::sgd(rates, g[i], v[i], w[i])).collect();
         let dy = Array2::from_shape_vec((rows, count), values(seed ^ 3, rows * count)).unwrap();
         let sums: Vec<f32> = dy.axis_iter(Axis(1)).map(|column| column.iter().fold(0.0, |sum, dy| sum + dy)).collect();
-        for isa in [Isa::Scalar, Isa::detect()] {
+        for isa in Isa::available() {
             let (mut momentum, mut weights) = (v.clone(), w.clone());
             elementwise::sgd(isa, rates, &g, &mut momentum, &mut weights);
             assert_eq!(bits(momentum), bits(expected.iter().map(|e| e.0)));
@@ -234,7 +234,7 @@ fn a_layer_larger_than_every_block_equals_the_reference() {
 #[test]
 fn a_nan_goes_through_relu_and_max_pooling() {
     std::thread::spawn(|| {
-        for isa in [Isa::Scalar, Isa::detect()] {
+        for isa in Isa::available() {
             let compute = Compute::new(1, isa);
             let mut x = [f32::NAN, -1.0, -0.0, 2.0];
             elementwise::relu(isa, &mut x);
@@ -256,7 +256,7 @@ fn a_nan_goes_through_relu_and_max_pooling() {
 /// A chain that underflows to -0.0 ends as +0.0, and what is not finite is told.
 #[test]
 fn ends_of_chains_lose_the_sign_of_zero_and_tell_what_is_not_finite() {
-    for isa in [Isa::Scalar, Isa::detect()] {
+    for isa in Isa::available() {
         let mut x = [f32::MIN_POSITIVE.mul_add(-f32::MIN_POSITIVE, 0.0), 1.0];
         assert_eq!(x[0].to_bits(), (-0.0f32).to_bits());
         assert!(elementwise::end_chains(isa, &mut x));
