@@ -1,6 +1,6 @@
 //! What a person sees of a job: a progress bar on a terminal, plain lines elsewhere, JSON objects for programs.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use convoy_coordinator::observe::{Ended, Event, Observer, Started};
@@ -27,8 +27,8 @@ impl Console {
 
     fn say(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| println!("{text}")),
-            None => println!("{text}"),
+            Some(bar) => bar.suspend(|| print_line(text)),
+            None => print_line(text),
         }
     }
 
@@ -62,15 +62,15 @@ impl Console {
             bar.finish_and_clear();
         }
         let how = if ended.interrupted { "interrupted" } else { "done" };
-        println!("{how} after {} steps at {:.0} images/s", ended.steps, ended.images_per_second);
+        print_line(&format!("{how} after {} steps at {:.0} images/s", ended.steps, ended.images_per_second));
         if let Some(accuracy) = ended.test_accuracy {
-            println!("  test accuracy   {:.2} %", accuracy * 100.0);
+            print_line(&format!("  test accuracy   {:.2} %", accuracy * 100.0));
         }
-        println!("  weights_sha256  {}", ended.weights_sha256);
-        println!("  checkpoint      {}", ended.checkpoint.display());
-        println!("  records         {}/run.json, metrics.jsonl", ended.out.display());
+        print_line(&format!("  weights_sha256  {}", ended.weights_sha256));
+        print_line(&format!("  checkpoint      {}", ended.checkpoint.display()));
+        print_line(&format!("  records         {}/run.json, metrics.jsonl", ended.out.display()));
         if ended.interrupted {
-            println!("  go on with      convoy train --resume {}", ended.out.display());
+            print_line(&format!("  go on with      convoy train --resume {}", ended.out.display()));
         }
     }
 }
@@ -79,7 +79,7 @@ impl Observer for Console {
     fn on(&mut self, event: Event) {
         if self.json {
             // An event is made of numbers and strings: it always has a JSON form.
-            println!("{}", serde_json::to_string(&event).unwrap_or_default());
+            print_line(&serde_json::to_string(&event).unwrap_or_default());
             return;
         }
         match event {
@@ -104,6 +104,11 @@ impl Observer for Console {
     }
 }
 
+/// A job doesn't end because nobody reads on: what matters is in the run's folder.
+fn print_line(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
 fn described(started: &Started) -> String {
     let mut lines = vec![
         format!(
@@ -112,7 +117,7 @@ fn described(started: &Started) -> String {
             started.parameters,
             started.multiply_adds as f64 / 1e6
         ),
-        format!("data     {}: {} training and {} test images", started.data, started.train_images, started.test_images),
+        format!("data     {}", started.data),
         format!(
             "steps    {} to {}, {} images each, {} steps an epoch, {:.2} MB over sockets a step",
             started.first_step,

@@ -1,4 +1,5 @@
 //! The program: reads the command line, calls the crates, prints. One file a command; no logic.
+#![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this package is for")]
 
 mod console;
@@ -13,6 +14,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use convoy_common::chain::chain;
 use convoy_coordinator::JobError;
 
 // glibc's allocator gives large blocks back to the system at once, and every tensor then costs page faults anew.
@@ -55,7 +57,6 @@ const MISUSED: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    signals::forgive_closed_pipes();
     let arguments = Arguments::parse();
     log_to_stderr();
     let result = match arguments.command {
@@ -68,7 +69,7 @@ fn main() -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => {
-            eprintln!("error: {}", settings::chain(error.as_ref()));
+            eprintln!("error: {}", chain(error.as_ref()));
             ExitCode::from(match error.downcast_ref::<JobError>() {
                 Some(JobError::Interrupted) => INTERRUPTED,
                 _ if settings::is_misuse(error.as_ref()) => MISUSED,

@@ -49,17 +49,3 @@ pub(crate) fn data_reader(source: DataSource) -> data::Reader {
 pub(crate) fn program() -> Result<std::path::PathBuf, Misuse> {
     std::env::current_exe().map_err(|error| Misuse(format!("find this program's own file: {error}")))
 }
-
-/// An error and its causes on one line; a cause that its error has already told isn't told again.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
-}

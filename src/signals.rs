@@ -43,7 +43,8 @@ pub(crate) async fn any() {
     }
 }
 
-/// `convoy plan | head` is no error: a reader that has seen enough may close the pipe.
+/// `convoy plan | head` is no error: a reader that has seen enough may close the pipe. For commands whose only work is to
+/// print.
 pub(crate) fn forgive_closed_pipes() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

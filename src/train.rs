@@ -93,16 +93,19 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
     let resume = arguments.checkpoint()?;
     let default_model = presets::text(presets::DEFAULT).unwrap_or_default().to_owned();
     let model = arguments.model.as_deref().map(settings::model_text).transpose()?;
-    let out = match (&arguments.out, &resume) {
+    let run = resume.as_deref().and_then(checkpoint::run_of);
+    let resume = resume.map(|path| checkpoint::read(&path)).transpose()?;
+    let out = match (&arguments.out, &run) {
         (Some(out), _) => out.clone(),
-        (None, Some(path)) => run_of(path),
+        (None, Some(run)) => run.clone(),
         (None, None) => {
-            let network = Network::parse(model.as_deref().unwrap_or(&default_model))?;
-            free_out(&network.name)
+            let of_checkpoint = resume.as_ref().map(|checkpoint| checkpoint.manifest.job.model.as_str());
+            let text = model.as_deref().or(of_checkpoint).unwrap_or(&default_model);
+            free_out(&Network::parse(text)?.name)
         }
     };
-    let goes_on = arguments.resume.is_some() && resume.as_ref().is_none_or(|path| same_place(&run_of(path), &out));
-    let resume = resume.map(|path| checkpoint::read(&path)).transpose()?;
+    // `--resume auto` that found nothing begins in --out; else the run goes on where it was, or as a new one elsewhere.
+    let goes_on = arguments.resume.is_some() && (resume.is_none() || run.is_some_and(|run| same_place(&run, &out)));
     let training = Training {
         running: Running {
             workers: arguments.workers,
@@ -152,12 +155,6 @@ impl Arguments {
             Some(path) => Ok(Some(checkpoint::find(path)?)),
         }
     }
-}
-
-/// The run that a checkpoint belongs to: RUN/checkpoints/step-NNNNNN.
-fn run_of(checkpoint: &Path) -> PathBuf {
-    let run = checkpoint.parent().and_then(Path::parent);
-    run.filter(|run| !run.as_os_str().is_empty()).map_or_else(|| PathBuf::from("."), Path::to_owned)
 }
 
 fn same_place(a: &Path, b: &Path) -> bool {

@@ -260,6 +260,11 @@ fn a_job_goes_on_from_an_older_checkpoint_and_to_a_later_end() {
     succeed(&format!("{base} --steps 9"), &[("--out", &whole)]);
     succeed(&format!("{base} --steps 6 --checkpoint-every 2"), &[("--out", &out)]);
     assert_ne!(hash(&whole), hash(&out));
+    let epochs = |out: &Path| {
+        let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        text.lines().filter(|line| line.contains("through_step")).count()
+    };
+    assert_eq!(epochs(&out), 1, "a part of an epoch, measured because the job ended there");
     let older = out.join("checkpoints/step-000004");
     succeed("train --data bundled --steps 9 --workers 2", &[("--resume", &older), ("--out", &out)]);
     assert_eq!(record(&out)["running"]["resumed"][1], 4);

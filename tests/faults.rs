@@ -154,4 +154,10 @@ fn a_number_that_is_no_longer_finite_stops_the_job_before_the_commit() {
     let steps = losses(&out).len() as u64;
     assert!(steps < 9, "the fault fired");
     assert!(checkpoint(&out).ends_with(format!("step-{steps:06}")), "the last commit's checkpoint is the last");
+    let bytes = std::fs::read(checkpoint(&out).join("weights.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    for (name, tensor) in file.tensors() {
+        let values = tensor.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
+        assert!(values.into_iter().all(f32::is_finite), "{name} is good to go on from");
+    }
 }

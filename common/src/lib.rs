@@ -2,9 +2,11 @@
 //! numbers, the learning-rate schedule, and the conversion between wire and domain.
 //!
 //! Not here: sockets, clocks, threads of our own, files, tokio. Everything is a value or a pure function.
+#![forbid(unsafe_code)]
 
 pub mod address;
 pub mod batch;
+pub mod chain;
 pub mod model;
 pub mod parameters;
 pub mod plan;

@@ -22,6 +22,8 @@ const FORMAT: u32 = 1;
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const MANIFEST: &str = "manifest.json";
+/// Where a run keeps its checkpoints.
+pub const FOLDER: &str = "checkpoints";
 
 /// A checkpoint's manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -160,20 +162,29 @@ pub fn write(folder: &Path, described: &Described, state: &JobState) -> Result<P
     }
     let temporary = folder.join(format!(".step-{step:06}.tmp"));
     let result = write_into(&temporary, described, state).and_then(|()| {
-        let outdated = folder.join(format!(".step-{step:06}.old"));
-        if path.exists() {
-            fs::rename(&path, &outdated)?;
-        }
-        fs::rename(&temporary, &path)?;
-        sync_folder(folder)?;
-        if outdated.exists() { fs::remove_dir_all(&outdated) } else { Ok(()) }
+        put_in_place(&temporary, &path)?;
+        sync_folder(folder)
     });
-    result.map_err(|source| {
-        // The error at hand says more than a second one would.
-        let _ = fs::remove_dir_all(&temporary);
-        CheckpointError::Write { path: path.clone(), source }
-    })?;
+    // What is left under the temporary name is a checkpoint that was replaced, or one that couldn't be written. If it
+    // stays, the next one removes it; the error at hand says more than a second one would.
+    let _ = fs::remove_dir_all(&temporary);
+    result.map_err(|source| CheckpointError::Write { path: path.clone(), source })?;
     Ok(path)
+}
+
+/// Renames `new` to `path`. A folder that is there already changes places with it, so that at each moment one of the two
+/// is there.
+fn put_in_place(new: &Path, path: &Path) -> std::io::Result<()> {
+    if !path.exists() {
+        return fs::rename(new, path);
+    }
+    match rustix::fs::renameat_with(rustix::fs::CWD, new, rustix::fs::CWD, path, rustix::fs::RenameFlags::EXCHANGE) {
+        // A file system that knows no exchange: the older one goes first, to come again when the job is resumed.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            fs::remove_dir_all(path).and_then(|()| fs::rename(new, path))
+        }
+        exchanged => Ok(exchanged?),
+    }
 }
 
 /// A job that is resumed at its end has nothing new to write.
@@ -220,17 +231,29 @@ pub fn find(path: &Path) -> Result<PathBuf, CheckpointError> {
     newest(path)?.ok_or_else(|| CheckpointError::None { path: path.to_owned() })
 }
 
+/// The run that a checkpoint lies in: RUN for RUN/checkpoints/step-NNNNNN. None for one that was copied out of its run.
+pub fn run_of(checkpoint: &Path) -> Option<PathBuf> {
+    let path = checkpoint.canonicalize().ok()?;
+    let folder = path.parent().filter(|folder| folder.ends_with(FOLDER))?;
+    let run = folder.parent()?;
+    // As it was named, where that is possible: people know their own words best.
+    let named = checkpoint.parent().and_then(Path::parent).filter(|named| !named.as_os_str().is_empty());
+    Some(named.filter(|named| named.canonicalize().is_ok_and(|named| named == run)).unwrap_or(run).to_owned())
+}
+
 /// The newest checkpoint of the run in `run`, if it has one.
 ///
 /// # Errors
 /// When the folder is there and can't be read.
 pub fn newest(run: &Path) -> Result<Option<PathBuf>, CheckpointError> {
-    let folder = run.join("checkpoints");
+    let folder = run.join(FOLDER);
     if !folder.is_dir() {
         return Ok(None);
     }
-    let entries = fs::read_dir(&folder).map_err(|source| CheckpointError::Read { path: folder.clone(), source })?;
-    let steps = entries.flatten().filter_map(|entry| {
+    let unreadable = |source| CheckpointError::Read { path: folder.clone(), source };
+    // A folder that can't be read to its end may hide the newest: going on without it would lose steps.
+    let entries = fs::read_dir(&folder).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(unreadable)?;
+    let steps = entries.into_iter().filter_map(|entry| {
         let step = entry.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok()?;
         entry.path().join(MANIFEST).is_file().then(|| (step, entry.path()))
     });

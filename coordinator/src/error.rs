@@ -169,9 +169,7 @@ pub enum JobError {
         waiting_for: String,
     },
     /// A number is no longer finite.
-    #[error(
-        "{what}; nothing of this step was applied. A smaller --lr is the usual cure; the last checkpoint is still good"
-    )]
+    #[error("{what}. A smaller --lr is the usual cure; the last checkpoint, if there is one, is still good")]
     NotFinite {
         /// Which, and where it began.
         what: String,
@@ -193,15 +191,4 @@ impl JobError {
                 | JobError::Plan(_)
         )
     }
-}
-
-/// An error and its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -219,10 +219,16 @@ impl Asked {
 
 impl Job {
     fn check(&self) -> Result<(), JobError> {
-        let sound = |value: f64| value.is_finite() && value >= 0.0;
-        check("--lr", self.lr, sound(self.lr) && self.lr > 0.0, "a number above 0")?;
+        // Workers compute with f32: what is infinite there is no number.
+        let sound = |value: f64| (value as f32).is_finite() && value >= 0.0;
+        check("--lr", self.lr, sound(self.lr) && self.lr as f32 > 0.0, "a number above 0 that f32 can hold")?;
         check("--momentum", self.momentum, sound(self.momentum) && self.momentum < 1.0, "at least 0 and below 1")?;
-        check("--weight-decay", self.weight_decay, sound(self.weight_decay), "at least 0")?;
+        check(
+            "--weight-decay",
+            self.weight_decay,
+            sound(self.weight_decay),
+            "at least 0, and no more than f32 can hold",
+        )?;
         check("--slots", self.slots, (1..=self.batch).contains(&self.slots), "at least 1 and at most the batch")
     }
 
@@ -293,6 +299,8 @@ mod tests {
         let cases = [
             Asked { lr: Some(-1.0), ..Asked::default() },
             Asked { lr: Some(f64::NAN), ..Asked::default() },
+            Asked { lr: Some(1e39), ..Asked::default() },
+            Asked { weight_decay: Some(1e39), ..Asked::default() },
             Asked { momentum: Some(1.0), ..Asked::default() },
             Asked { batch: Some(0), ..Asked::default() },
             Asked { slots: Some(0), ..Asked::default() },

@@ -3,6 +3,7 @@
 //!
 //! Not here: computing on activations (the worker), and printing (the program): what happens is told to an
 //! [`observe::Observer`].
+#![forbid(unsafe_code)]
 
 pub mod checkpoint;
 pub mod cluster;

@@ -68,12 +68,12 @@ pub struct Finding {
 /// Whatever keeps the weights, the data or the workers from coming together.
 pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Finding, JobError> {
     let Measuring { path, model, data, running, logits } = measuring;
-    let (text, weights_path, weights) = weights_at(&path, model)?;
+    let Found { text, path: weights_path, weights, seed } = weights_at(&path, model)?;
     let network = Network::parse(&text)?;
     let classes = network.classes();
     let workers = running.workers.unwrap_or(network.towers);
     let plan = Arc::new(Plan::new(network.clone(), workers)?);
-    let data = data(&Wanted::by(&network, defaults::SEED))?;
+    let data = data(&Wanted::by(&network, seed))?;
     if let Some(text) = data.notice.clone() {
         observer.on(Event::Notice { text });
     }
@@ -115,8 +115,18 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     })
 }
 
-/// The model's text, the file or folder that the weights are in, and the weights.
-fn weights_at(path: &Path, model: Option<String>) -> Result<(String, PathBuf, Tensors), JobError> {
+/// Weights, and what is known of them.
+struct Found {
+    /// The model's text.
+    text: String,
+    /// The file or folder that they are in.
+    path: PathBuf,
+    weights: Tensors,
+    /// Their job's; it decides what synthetic images look like.
+    seed: u64,
+}
+
+fn weights_at(path: &Path, model: Option<String>) -> Result<Found, JobError> {
     if path.is_dir() {
         let found = checkpoint::find(path)?;
         let checkpoint = checkpoint::read(&found)?;
@@ -128,11 +138,12 @@ fn weights_at(path: &Path, model: Option<String>) -> Result<(String, PathBuf, Te
                 asked: name_of(&model.unwrap_or_default()),
             });
         }
-        return Ok((own, found, checkpoint.state.weights));
+        let seed = checkpoint.manifest.job.seed;
+        return Ok(Found { text: own, path: found, weights: checkpoint.state.weights, seed });
     }
     let text = model.ok_or_else(|| JobError::ModelWanted { path: path.to_owned() })?;
     let weights = checkpoint::read_weights(path, &Network::parse(&text)?)?;
-    Ok((text, path.to_owned(), weights))
+    Ok(Found { text, path: path.to_owned(), weights, seed: defaults::SEED })
 }
 
 fn name_of(text: &str) -> String {

@@ -10,7 +10,7 @@ use convoy_common::plan::Traffic;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::checkpoint::write_atomically;
+use crate::checkpoint::{FOLDER, write_atomically};
 use crate::error::JobError;
 use crate::job::Job;
 use crate::observe::{EpochRecord, WorkerRecord};
@@ -93,6 +93,14 @@ pub struct FinalRecord {
     pub weights_sha256: String,
 }
 
+/// What a resumed run keeps of the metrics before it.
+pub struct Kept<'a> {
+    /// Lines of steps up to this one.
+    pub steps_through: u64,
+    /// Of the lines of epochs, those through steps of which this is true.
+    pub epoch: &'a dyn Fn(u64) -> bool,
+}
+
 /// The run's folder.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -103,16 +111,16 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Opens the folder, with what `metrics` of an earlier run says of steps up to `keep_through`.
+    /// Opens the folder, with what is to be `kept` of an earlier run's metrics.
     ///
     /// # Errors
     /// When it can't be written, or another run is at work in it.
-    pub fn open(path: &Path, earlier: Option<&Path>, keep_through: u64) -> Result<Self, JobError> {
+    pub fn open(path: &Path, earlier: Option<&Path>, kept: &Kept) -> Result<Self, JobError> {
         let wrong = |at: &Path| {
             let path = at.to_owned();
             move |source| JobError::Write { path, source }
         };
-        let checkpoints = path.join("checkpoints");
+        let checkpoints = path.join(FOLDER);
         fs::create_dir_all(&checkpoints).map_err(wrong(&checkpoints))?;
         let lock = File::open(path).map_err(wrong(path))?;
         match lock.try_lock() {
@@ -121,15 +129,15 @@ impl RunFolder {
             Err(TryLockError::Error(source)) => return Err(wrong(path)(source)),
         }
         let file = path.join("metrics.jsonl");
-        let kept = earlier.map_or(Ok(Vec::new()), |run| kept_lines(&run.join("metrics.jsonl"), keep_through));
-        write_atomically(&file, &kept.map_err(wrong(&file))?).map_err(wrong(&file))?;
+        let lines = earlier.map_or(Ok(Vec::new()), |run| kept_lines(&run.join("metrics.jsonl"), kept));
+        write_atomically(&file, &lines.map_err(wrong(&file))?).map_err(wrong(&file))?;
         let metrics = OpenOptions::new().append(true).open(&file).map_err(wrong(&file))?;
         Ok(Self { path: path.to_owned(), _lock: lock, metrics: BufWriter::new(metrics) })
     }
 
     /// Where checkpoints go.
     pub fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoints")
+        self.path.join(FOLDER)
     }
 
     /// Where it is.
@@ -183,23 +191,29 @@ impl RunFolder {
     }
 }
 
-/// Lines that tell of steps up to `through`. A line that was cut short by a crash, and all after it, is left out.
-fn kept_lines(path: &Path, through: u64) -> std::io::Result<Vec<u8>> {
+/// The lines that are to be kept. A line that was cut short by a crash, and all after it, is left out.
+fn kept_lines(path: &Path, kept: &Kept) -> std::io::Result<Vec<u8>> {
     let file = match File::open(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         file => file?,
     };
-    let mut kept = Vec::new();
+    let mut lines = Vec::new();
     for line in BufReader::new(file).lines() {
         let line = line?;
         let Ok(value) = serde_json::from_str::<Value>(&line) else { break };
-        let step = value.get("step").or_else(|| value.get("through_step")).and_then(Value::as_u64);
-        if step.is_none_or(|step| step > through) {
-            break;
+        let number = |key| value.get(key).and_then(Value::as_u64);
+        match (number("step"), number("through_step")) {
+            (Some(step), _) if step <= kept.steps_through => writeln!(lines, "{line}")?,
+            // A part of an epoch that was measured because the job was to end there is measured again, whole.
+            (None, Some(through)) if through <= kept.steps_through => {
+                if (kept.epoch)(through) {
+                    writeln!(lines, "{line}")?;
+                }
+            }
+            _ => break,
         }
-        writeln!(kept, "{line}")?;
     }
-    Ok(kept)
+    Ok(lines)
 }
 
 /// Machine and program.

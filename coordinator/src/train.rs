@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use convoy_common::batch::MicroBatch;
+use convoy_common::chain::chain;
 use convoy_common::model::Network;
-use convoy_common::parameters::sha256;
+use convoy_common::parameters::{Tensors, sha256};
 use convoy_common::plan::Plan;
 use convoy_common::wire::{Assignment, Direction, FromWorker, ToWorker};
 
@@ -19,13 +20,13 @@ use crate::cluster::doors::unguessable;
 use crate::cluster::founding::found;
 use crate::cluster::{Cluster, Heard, JobState};
 use crate::data::{DataSet, Reader, Wanted};
-use crate::error::{JobError, chain};
+use crate::error::JobError;
 use crate::evaluate::{Measured, evaluate};
 use crate::exchange::{Exchanges, Routed};
 use crate::job::{Asked, Job, Running};
 use crate::observe::{Ended, EpochRecord, Event, Observer, Started, WorkerRecord};
 use crate::order::DataOrder;
-use crate::record::{ExchangeRecord, FinalRecord, RunFolder, RunRecord, RunningRecord, environment};
+use crate::record::{ExchangeRecord, FinalRecord, Kept, RunFolder, RunRecord, RunningRecord, environment};
 use crate::step::Step;
 
 /// Everything that a training run is told.
@@ -123,8 +124,10 @@ impl Run {
                 expected: "at least 1 and at most the batch",
             });
         }
-        let earlier = resumed.as_ref().and_then(|(path, _)| path.parent()?.parent());
-        let folder = RunFolder::open(&out, earlier, progress.step)?;
+        let earlier = resumed.as_ref().and_then(|(path, _)| checkpoint::run_of(path));
+        let ends_epoch = |step: u64| step.is_multiple_of(job.span.steps_per_epoch.max(1));
+        let keep = |through| ends_epoch(through) || through == last_step;
+        let folder = RunFolder::open(&out, earlier.as_deref(), &Kept { steps_through: progress.step, epoch: &keep })?;
         let checkpoint_every = running.checkpoint_every.unwrap_or(job.span.steps_per_epoch).max(1);
         let record = RunRecord {
             status: "running",
@@ -335,7 +338,9 @@ impl Run {
 
     fn checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
         let step = self.progress.step;
-        self.state = drive.cluster.collect(step, true)?;
+        let state = drive.cluster.collect(step)?;
+        check_finite(&state, step)?;
+        self.state = state;
         self.folder.sync()?;
         let described = Described { job: self.job.clone(), last_step: self.last_step, progress: self.progress };
         let path = checkpoint::write(&self.folder.checkpoints(), &described, &self.state)?;
@@ -383,6 +388,16 @@ impl Run {
             out: self.folder.path().to_owned(),
         }
     }
+}
+
+/// Updates that overflow show here first: what can't be gone on from isn't worth a checkpoint.
+fn check_finite(state: &JobState, step: u64) -> Result<(), JobError> {
+    let named = |(what, tensors): (&'static str, &Tensors)| {
+        let spoilt = tensors.iter().find(|(_, tensor)| !tensor.iter().all(|value| value.is_finite()));
+        spoilt.map(|(name, _)| format!("the {what} of {name} is no longer finite after step {step}"))
+    };
+    let found = [("weight", &state.weights), ("momentum", &state.momentum)].into_iter().find_map(named);
+    found.map_or(Ok(()), |what| Err(JobError::NotFinite { what }))
 }
 
 /// What changes while steps are driven.

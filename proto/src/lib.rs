@@ -1,5 +1,6 @@
 //! What is said between coordinator and workers: the generated messages and services, and the protocol's version.
 //! Nothing else: whether a message makes sense is for `convoy-common`'s wire module to say.
+#![forbid(unsafe_code)]
 
 /// Both sides must name the same version before anything else is said. Raise it with any change that an older program
 /// would misread or miss.

@@ -13,6 +13,7 @@
 //! Not here: which tensors are sent when by others (the coordinator decides), and the arithmetic (`tower`).
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use convoy_common::batch::{MicroBatch, MicroBatchId, Phase};
@@ -36,7 +37,7 @@ const EVALUATIONS_AHEAD: usize = 8;
 
 /// What an engine puts out.
 #[derive(Debug)]
-pub enum Out {
+pub(crate) enum Out {
     /// To go over the tensor connection.
     Tensor(Payload),
     /// To go over the control connection.
@@ -45,7 +46,7 @@ pub enum Out {
 
 /// Why an engine can't go on.
 #[derive(Debug, thiserror::Error)]
-pub enum EngineError {
+pub(crate) enum EngineError {
     /// A number is no longer finite.
     #[error(transparent)]
     NotFinite(#[from] NotFinite),
@@ -94,6 +95,20 @@ pub enum EngineError {
         /// What came before.
         last: Option<MicroBatchId>,
     },
+    /// Weights as of a step that isn't the last one.
+    #[error("asked for the weights as of step {step} after step {committed}")]
+    State {
+        /// Asked for.
+        step: u64,
+        /// Done so far.
+        committed: u64,
+    },
+    /// A commit in the middle of a step.
+    #[error("commit of step {step}, of which a micro-batch is still under way")]
+    Unfinished {
+        /// Asked for.
+        step: u64,
+    },
     /// A commit that doesn't follow the last one.
     #[error("commit of step {step} after step {committed}")]
     Commit {
@@ -106,7 +121,7 @@ pub enum EngineError {
 
 /// Towers at work.
 #[derive(Debug)]
-pub struct Engine {
+pub(crate) struct Engine {
     assignment: Assignment,
     plan: Arc<Plan>,
     pixels: Pixels,
@@ -118,6 +133,8 @@ pub struct Engine {
     tasks: VecDeque<Task>,
     /// Tensors that overtook the commit before them, which comes over another connection.
     early: Vec<(TensorKey, Elements)>,
+    /// Micro-batches whose images have come, and the samples that they hold: all else about them must agree.
+    under_way: HashMap<MicroBatchId, Range<usize>>,
     gathers: HashMap<(MicroBatchId, usize), Gather>,
     sums: HashMap<(MicroBatchId, usize, usize), Partials>,
     kept: HashMap<(MicroBatchId, usize, usize), KeptSegment>,
@@ -127,8 +144,19 @@ pub struct Engine {
 
 #[derive(Debug)]
 enum Task {
-    Forward { micro_batch: MicroBatch, segment: usize, tower: usize, whole: Arc<Vec<f32>> },
-    Backward { micro_batch: MicroBatch, segment: usize, tower: usize, dy: Vec<f32> },
+    Forward {
+        micro_batch: MicroBatch,
+        segment: usize,
+        tower: usize,
+        whole: Arc<Vec<f32>>,
+    },
+    /// The gradient of the segment's output is the sum of `partials`, in this order.
+    Backward {
+        micro_batch: MicroBatch,
+        segment: usize,
+        tower: usize,
+        partials: Vec<Vec<f32>>,
+    },
 }
 
 /// All channels at an exchange, as they come together.
@@ -147,7 +175,7 @@ impl Engine {
     ///
     /// # Errors
     /// When the assignment makes no sense, or can't fit.
-    pub fn new(assignment: Assignment, memory: u64) -> Result<Self, EngineError> {
+    pub(crate) fn new(assignment: Assignment, memory: u64) -> Result<Self, EngineError> {
         let network = Network::parse(&assignment.model)?;
         let plan = Plan::placed(network, assignment.placement.clone())?;
         if assignment.worker >= plan.workers {
@@ -172,6 +200,7 @@ impl Engine {
             committed: 0,
             tasks: VecDeque::new(),
             early: Vec::new(),
+            under_way: HashMap::new(),
             gathers: HashMap::new(),
             sums: HashMap::new(),
             kept: HashMap::new(),
@@ -181,7 +210,7 @@ impl Engine {
     }
 
     /// The plan that the assignment makes.
-    pub fn plan(&self) -> Arc<Plan> {
+    pub(crate) fn plan(&self) -> Arc<Plan> {
         self.plan.clone()
     }
 
@@ -189,7 +218,7 @@ impl Engine {
     ///
     /// # Errors
     /// When it isn't one that this worker should get, or not now.
-    pub fn accept(&mut self, key: TensorKey, elements: Elements) -> Result<Vec<Out>, EngineError> {
+    pub(crate) fn accept(&mut self, key: TensorKey, elements: Elements) -> Result<Vec<Out>, EngineError> {
         if self.is_early(&key) {
             if self.early.len() >= self.early_max() {
                 return Err(unasked(&key, "too many tensors came before their commit"));
@@ -205,7 +234,7 @@ impl Engine {
                 TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower },
                 Elements::Floats(values),
             ) => {
-                self.check_current(micro_batch, &key)?;
+                self.check_under_way(micro_batch, &key)?;
                 match (direction, to_tower) {
                     (Direction::Forward, _) => {
                         self.accept_channels(micro_batch.clone(), *exchange, *from_tower, values, &key)?
@@ -228,35 +257,41 @@ impl Engine {
     ///
     /// # Errors
     /// When a number is no longer finite.
-    pub fn work(&mut self, compute: &Compute) -> Result<Option<Vec<Out>>, EngineError> {
+    pub(crate) fn work(&mut self, compute: &Compute) -> Result<Option<Vec<Out>>, EngineError> {
         let Some(task) = self.tasks.pop_front() else { return Ok(None) };
         match task {
             Task::Forward { micro_batch, segment, tower, whole } => {
                 self.forward(compute, micro_batch, segment, tower, whole)
             }
-            Task::Backward { micro_batch, segment, tower, dy } => {
-                self.backward(compute, micro_batch, segment, tower, dy)
+            Task::Backward { micro_batch, segment, tower, partials } => {
+                self.backward(compute, micro_batch, segment, tower, partials)
             }
         }
         .map(Some)
     }
 
     /// Whether there is work to do.
-    pub fn has_work(&self) -> bool {
+    pub(crate) fn has_work(&self) -> bool {
         !self.tasks.is_empty()
     }
 
     /// Applies the gradients of `step`. Doing so twice does it once.
     ///
     /// # Errors
-    /// When `step` is neither the next step nor the last.
-    pub fn commit(&mut self, compute: &Compute, step: u64, learning: f32) -> Result<Vec<Out>, EngineError> {
+    /// When `step` is neither the next step nor the last, or its backward passes haven't all been.
+    pub(crate) fn commit(&mut self, compute: &Compute, step: u64, learning: f32) -> Result<Vec<Out>, EngineError> {
         if step == self.committed + 1 {
+            if self.has_work() || !self.kept.is_empty() {
+                return Err(EngineError::Unfinished { step });
+            }
             let (momentum, weight_decay) = (self.assignment.momentum as f32, self.assignment.weight_decay as f32);
             for tower in self.towers.values_mut() {
                 tower.commit(compute, Rates { learning, momentum, weight_decay });
             }
             self.committed = step;
+            self.under_way.clear();
+            self.gathers.clear();
+            self.sums.clear();
             for (key, elements) in std::mem::take(&mut self.early) {
                 self.accept(key, elements)?;
             }
@@ -266,23 +301,29 @@ impl Engine {
         Ok(vec![Out::Say(FromWorker::Committed { step })])
     }
 
-    /// Every tower's weights, and its momentum where there is one.
-    pub fn state(&self) -> Vec<Out> {
+    /// Every tower's weights, and its momentum where there is one, as of `step`.
+    ///
+    /// # Errors
+    /// When the last commit was of another step.
+    pub(crate) fn state(&self, step: u64) -> Result<Vec<Out>, EngineError> {
+        if step != self.committed {
+            return Err(EngineError::State { step, committed: self.committed });
+        }
         let parameters = self.plan.network.parameters();
         let train = self.assignment.train;
         let each = self
             .towers
             .iter()
             .flat_map(|(index, tower)| parameters.iter().map(move |parameter| (index, tower, parameter)));
-        each.flat_map(|(index, tower, parameter)| {
+        let out = each.flat_map(|(index, tower, parameter)| {
             states(train).map(move |state| {
                 let (name, step) = (parameter.name.clone(), self.committed);
                 let key = TensorKey::Parameter { step, name, tower: *index, state };
                 let shape = parameter.slice_shape(&self.plan.network, *index);
                 Out::Tensor(Payload::floats(key, shape, tower.read(parameter, state)))
             })
-        })
-        .collect()
+        });
+        Ok(out.collect())
     }
 
     fn accept_parameter(
@@ -307,13 +348,30 @@ impl Engine {
 
     fn accept_images(&mut self, micro_batch: MicroBatch, bytes: Vec<u8>, key: &TensorKey) -> Result<(), EngineError> {
         self.check_current(&micro_batch, key)?;
-        self.start(micro_batch, &bytes);
+        let most = match micro_batch.id.phase {
+            Phase::Train => self.assignment.division.slots * self.assignment.division.micro_batches,
+            Phase::Evaluate => EVALUATIONS_AHEAD,
+        };
+        let of_phase = self.under_way.keys().filter(|id| id.phase == micro_batch.id.phase).count();
+        if self.under_way.insert(micro_batch.id, micro_batch.samples.clone()).is_some() {
+            return Err(unasked(key, "it has come before"));
+        }
+        if of_phase >= most {
+            return Err(unasked(key, "more micro-batches are under way than a step has"));
+        }
+        let whole = Arc::new(self.pixels.normalised(&bytes));
+        self.queue_forward(&micro_batch, 0, whole);
         Ok(())
     }
 
-    fn start(&mut self, micro_batch: MicroBatch, bytes: &[u8]) {
-        let whole = Arc::new(self.pixels.normalised(bytes));
-        self.queue_forward(&micro_batch, 0, whole);
+    /// Whether a tensor is of a micro-batch whose images have come, with as many samples.
+    fn check_under_way(&self, micro_batch: &MicroBatch, key: &TensorKey) -> Result<(), EngineError> {
+        self.check_current(micro_batch, key)?;
+        match self.under_way.get(&micro_batch.id) {
+            Some(samples) if *samples == micro_batch.samples => Ok(()),
+            Some(_) => Err(unasked(key, "its micro-batch has other samples")),
+            None => Err(unasked(key, "its micro-batch's images haven't come")),
+        }
     }
 
     /// Whether a tensor waits for a commit that is on its way.
@@ -389,9 +447,6 @@ impl Engine {
         if std::mem::replace(&mut gather.arrived[from], true) {
             return Err("it has come before");
         }
-        if gather.whole.len() != length {
-            return Err("its micro-batch has another number of samples");
-        }
         for (whole, own) in gather.whole.chunks_exact_mut(output.channels).zip(values.chunks_exact(slice.len())) {
             whole[slice.clone()].copy_from_slice(own);
         }
@@ -419,7 +474,7 @@ impl Engine {
             return Err(unasked(key, "its forward pass hasn't been"));
         }
         if exchange == self.plan.logits_exchange() {
-            self.tasks.push_back(Task::Backward { micro_batch, segment: exchange, tower: to, dy: values });
+            self.tasks.push_back(Task::Backward { micro_batch, segment: exchange, tower: to, partials: vec![values] });
             return Ok(());
         }
         if self.towers.contains_key(&from) {
@@ -444,15 +499,8 @@ impl Engine {
             return Err("it has come before");
         }
         if partials.0.iter().all(Option::is_some) {
-            let mut partials = self.sums.remove(&id).expect("it was filled just now").0.into_iter().flatten();
-            let mut dy = partials.next().expect("there is at least one tower");
-            for partial in partials {
-                if partial.len() != dy.len() {
-                    return Err("its micro-batch has another number of samples");
-                }
-                add(crate::kernels::isa::Isa::detect(), &mut dy, &partial);
-            }
-            self.tasks.push_back(Task::Backward { micro_batch, segment: exchange, tower: to, dy });
+            let partials = self.sums.remove(&id).expect("it was filled just now").0.into_iter().flatten().collect();
+            self.tasks.push_back(Task::Backward { micro_batch, segment: exchange, tower: to, partials });
         }
         Ok(())
     }
@@ -468,8 +516,12 @@ impl Engine {
         let plan = self.plan.clone();
         let computed = self.tower(tower).forward(compute, &plan, segment, &micro_batch, whole)?;
         let (y, kept) = computed;
-        if micro_batch.id.phase == Phase::Train {
-            self.kept.insert((micro_batch.id, segment, tower), kept);
+        match micro_batch.id.phase {
+            Phase::Train => drop(self.kept.insert((micro_batch.id, segment, tower), kept)),
+            Phase::Evaluate if segment == plan.logits_exchange() && self.towers.keys().last() == Some(&tower) => {
+                self.under_way.remove(&micro_batch.id);
+            }
+            Phase::Evaluate => {}
         }
         let leaves = segment == plan.logits_exchange() || plan.workers > 1;
         if segment < plan.logits_exchange() {
@@ -491,7 +543,7 @@ impl Engine {
         micro_batch: MicroBatch,
         segment: usize,
         tower: usize,
-        dy: Vec<f32>,
+        partials: Vec<Vec<f32>>,
     ) -> Result<Vec<Out>, EngineError> {
         let plan = self.plan.clone();
         let last = self.last_backward.insert((segment, tower), micro_batch.id);
@@ -499,6 +551,9 @@ impl Engine {
             return Err(EngineError::OutOfOrder { segment, tower, micro_batch: micro_batch.id, last });
         }
         let kept = self.kept.remove(&(micro_batch.id, segment, tower)).expect("its forward pass has been");
+        let mut partials = partials.into_iter();
+        let mut dy = partials.next().expect("a gradient has at least one part");
+        partials.for_each(|partial| add(compute.isa, &mut dy, &partial));
         let gradient = self.tower(tower).backward(compute, &plan, segment, &micro_batch, (dy, kept))?;
         let Some(whole) = gradient else {
             return Ok(vec![Out::Say(FromWorker::BackwardDone { micro_batch, tower })]);
@@ -534,7 +589,6 @@ impl Engine {
     }
 }
 
-/// What of a parameter a worker holds.
 /// A lower bound: weights, momentum and gradients of the worker's towers, and one micro-batch at the widest segment.
 fn least_memory(plan: &Plan, assignment: &Assignment) -> u64 {
     let states = if assignment.train { 3 } else { 1 };
@@ -548,6 +602,7 @@ fn least_memory(plan: &Plan, assignment: &Assignment) -> u64 {
     floats * size_of::<f32>() as u64
 }
 
+/// What of a parameter a worker holds.
 fn states(train: bool) -> impl Iterator<Item = State> {
     [State::Weights, State::Momentum].into_iter().take(if train { 2 } else { 1 })
 }

@@ -2,7 +2,9 @@
 //!
 //! Not here: anything that decides. A worker doesn't know the data, the schedule, or the other workers.
 
-pub mod engine;
-pub mod kernels;
+#![deny(unsafe_code)]
+
+mod engine;
+mod kernels;
 pub mod service;
-pub mod tower;
+mod tower;

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use convoy_common::address::Address;
+use convoy_common::chain::chain;
 use tokio::time::{Instant, sleep};
 
 use crate::kernels::Compute;
@@ -108,15 +109,4 @@ async fn serve(config: &WorkerConfig, isa: Isa, commands: mpsc::Sender<compute::
         sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
-}
-
-/// An error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

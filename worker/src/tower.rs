@@ -19,7 +19,7 @@ use layer::{Context, Kept, TowerLayer};
 /// A number that is no longer finite, and where it began.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the {what} of layer \"{layer}\" are no longer finite at step {step} (tower {tower})")]
-pub struct NotFinite {
+pub(crate) struct NotFinite {
     /// Outputs, input gradients or weight gradients.
     pub what: &'static str,
     /// The first layer, in the order of computing, at which it was seen.

@@ -7,4 +7,4 @@ pub mod file;
 pub mod network;
 pub mod presets;
 
-pub use network::{Conv, Init, Input, Layer, LayerKind, Linear, Lrn, ModelError, Network, Pool, Shape};
+pub use network::{Conv, Init, Input, Layer, LayerKind, Linear, Lrn, ModelError, Network, Pool, Shape, TEXT_BYTES_MAX};

@@ -10,6 +10,8 @@ use crate::batch::part;
 const LENGTH_MAX: usize = 1 << 20;
 /// No feature map of one image, and no tensor of weights, may have more elements.
 const ELEMENTS_MAX: usize = 1 << 31;
+/// No model file is longer. It travels to every worker in one message.
+pub const TEXT_BYTES_MAX: usize = 1 << 20;
 /// No model has more layers.
 const LAYERS_MAX: usize = 1000;
 
@@ -275,6 +277,9 @@ impl Network {
     /// # Errors
     /// Names the layer, the value and what would be right.
     pub fn parse(text: &str) -> Result<Self, ModelError> {
+        check(text.len() <= TEXT_BYTES_MAX, "the model", || {
+            format!("the file has {} bytes; at most {TEXT_BYTES_MAX} can be had", text.len())
+        })?;
         let RawModel { name, towers, input, layers } = file::parse(text)?;
         check(!name.is_empty() && name.len() <= 100, "name", || "must have 1 to 100 characters".to_owned())?;
         check((1..=1024).contains(&towers), "towers", || format!("{towers} towers; 1 to 1024 can be had"))?;
@@ -442,6 +447,8 @@ impl Builder<'_> {
         self.check(kernel <= height + 2 * pad && kernel <= width + 2 * pad, || {
             format!("the shape runs out: a kernel of {kernel} doesn't fit into {height}x{width} with pad = {pad}")
         })?;
+        // Kernels read the padded input, and a pool walks through its window.
+        check_elements(Shape { channels, height: height + 2 * pad, width: width + 2 * pad }, self.place)?;
         let side = |length: usize| (length + 2 * pad - kernel) / stride + 1;
         Ok(Shape { channels, height: side(height), width: side(width) })
     }

@@ -17,6 +17,8 @@ pub const CHUNK_BYTES: usize = 256 << 10;
 
 /// No frame is larger: a chunk and its header.
 pub const FRAME_BYTES_MAX: usize = CHUNK_BYTES + (64 << 10);
+/// No message of the control connection is larger: a model file is the largest part of any.
+pub const CONTROL_BYTES_MAX: usize = crate::model::TEXT_BYTES_MAX + (64 << 10);
 
 /// Which tensor a chunk belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -282,6 +284,11 @@ pub fn session_from_frame(frame: v1::Frame) -> Result<u64, WireError> {
 pub fn chunk_from_frame(frame: v1::Frame) -> Result<Chunk, WireError> {
     let Some(v1::frame::Frame::Chunk(chunk)) = frame.frame else { return Err(WireError::Missing("chunk")) };
     let key = key_from(required("tensor", chunk.tensor)?)?;
+    let length = chunk.data.len();
+    if length == 0 || length > CHUNK_BYTES || !length.is_multiple_of(key.element_bytes()) {
+        let expected = "whole elements, and at most 262144 bytes of them";
+        return Err(WireError::Value { field: "data", value: format!("{length} bytes of {key}"), expected });
+    }
     let found = crc32c::crc32c(&chunk.data);
     if found != chunk.crc32c {
         return Err(WireError::Checksum { key: key.to_string(), offset: chunk.offset, found, stated: chunk.crc32c });

@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use convoy_common::address::Address;
-use convoy_common::wire::{FRAME_BYTES_MAX, FromWorker, Hello, ToWorker, chunk_from_frame, session_from_frame, tuning};
+use convoy_common::chain::chain;
+use convoy_common::wire::{
+    CONTROL_BYTES_MAX, FRAME_BYTES_MAX, FromWorker, Hello, ToWorker, chunk_from_frame, session_from_frame, tuning,
+};
 use convoy_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use convoy_proto::{PROTOCOL_VERSION, v1};
 use tokio::net::{TcpListener, UnixListener};
@@ -26,8 +29,6 @@ const FRAMES_QUEUED: usize = 64;
 const ORDERS_QUEUED: usize = 32;
 /// Messages of all workers that may wait for the coordinator.
 const MESSAGES_QUEUED: usize = 256;
-/// Control messages are small; a model file is the largest.
-const CONTROL_BYTES_MAX: usize = 4 << 20;
 /// A worker that has dialled says who it is within this.
 const GREETING_MAX: Duration = Duration::from_secs(10);
 
@@ -69,8 +70,7 @@ impl Listening {
 pub fn serve(listening: Listening, room: usize) -> Receiver<Message> {
     let (heard, messages) = channel(MESSAGES_QUEUED);
     let doors = Doors { heard, room, sessions: Arc::default() };
-    let control_limit = FRAME_BYTES_MAX.max(CONTROL_BYTES_MAX);
-    let service = CoordinatorServer::new(doors).max_decoding_message_size(control_limit);
+    let service = CoordinatorServer::new(doors).max_decoding_message_size(CONTROL_BYTES_MAX.max(FRAME_BYTES_MAX));
     let router = Server::builder()
         .initial_stream_window_size(tuning::STREAM_WINDOW)
         .initial_connection_window_size(tuning::CONNECTION_WINDOW)
@@ -99,7 +99,7 @@ pub fn serve(listening: Listening, room: usize) -> Receiver<Message> {
             }
         };
         if let Err(error) = served {
-            tracing::error!("the coordinator's doors closed: {}", crate::error::chain(&error));
+            tracing::error!("the coordinator's doors closed: {}", chain(&error));
         }
     });
     messages
@@ -109,8 +109,11 @@ struct Doors {
     heard: Sender<Message>,
     room: usize,
     // A std mutex: it is never held across an await.
-    sessions: Arc<Mutex<HashMap<u64, Option<Arrival>>>>,
+    sessions: Arc<Sessions>,
 }
+
+/// By number; a worker whose two connections are there has left its arrival behind.
+type Sessions = Mutex<HashMap<u64, Option<Arrival>>>;
 
 /// A worker whose tensor connection hasn't come yet.
 struct Arrival {
@@ -138,6 +141,7 @@ impl Coordinator for Doors {
         let session = self.let_in(Arrival { hello, address, control: control.clone() })?;
         let _ = control.send(ToWorker::Welcome { session }.into()).await;
         let (heard, sessions) = (self.heard.clone(), self.sessions.clone());
+        tokio::spawn(give_up_unless_paired(session, sessions.clone()));
         tokio::spawn(async move {
             let why = listen(&mut messages, session, &heard).await;
             sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
@@ -188,6 +192,15 @@ impl Doors {
         let arrival = arrival.ok_or_else(|| Status::invalid_argument("a tensor connection of no known worker"))?;
         let Arrival { hello, address, control } = arrival;
         Ok(Member { session, hello, address, control, frames })
+    }
+}
+
+/// A place is kept for a worker's second connection for so long, and then it is free for another worker.
+async fn give_up_unless_paired(session: u64, sessions: Arc<Sessions>) {
+    tokio::time::sleep(GREETING_MAX).await;
+    let mut sessions = sessions.lock().unwrap_or_else(PoisonError::into_inner);
+    if matches!(sessions.get(&session), Some(Some(_))) {
+        sessions.remove(&session);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Workers of our own: processes of this program on this machine, over a Unix socket. Each holds the reading end of a pipe
 //! whose writing end only we hold, so that none outlives us, however we end.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -57,11 +57,6 @@ impl SocketFolder {
     /// The socket's address.
     pub fn address(&self) -> Address {
         Address::Unix(self.0.join("coordinator"))
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.0
     }
 }
 

@@ -22,6 +22,7 @@ use convoy_common::wire::{
 use convoy_proto::v1;
 use ndarray::{ArrayD, Axis, IxDyn, Slice};
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, Sender};
 
 use crate::data::Split;
@@ -154,12 +155,10 @@ impl Cluster {
     /// # Errors
     /// When the worker is lost.
     pub fn send(&mut self, worker: usize, payload: Payload, step: u64) -> Result<(), JobError> {
-        for frame in frames(self.job, payload) {
-            if self.members[worker].frames.blocking_send(frame).is_err() {
-                return Err(self.lost(worker, step));
-            }
-        }
-        Ok(())
+        frames(self.job, payload).try_for_each(|frame| {
+            let delivered = deliver(&self.runtime, &self.members[worker].frames, frame);
+            delivered.map_err(|why| self.undelivered(worker, step, why))
+        })
     }
 
     /// Passes a chunk on.
@@ -168,12 +167,10 @@ impl Cluster {
     /// When a worker is lost.
     pub fn relay(&mut self, to: &[usize], chunk: Chunk, step: u64) -> Result<(), JobError> {
         let frame = chunk_to_frame(chunk);
-        for worker in to {
-            if self.members[*worker].frames.blocking_send(frame.clone()).is_err() {
-                return Err(self.lost(*worker, step));
-            }
-        }
-        Ok(())
+        to.iter().try_for_each(|worker| {
+            let delivered = deliver(&self.runtime, &self.members[*worker].frames, frame.clone());
+            delivered.map_err(|why| self.undelivered(*worker, step, why))
+        })
     }
 
     /// Says something to a worker.
@@ -181,8 +178,8 @@ impl Cluster {
     /// # Errors
     /// When it is lost.
     pub fn tell(&mut self, worker: usize, message: ToWorker, step: u64) -> Result<(), JobError> {
-        let sent = self.members[worker].control.blocking_send(message.into());
-        sent.map_err(|_| self.lost(worker, step))
+        let delivered = deliver(&self.runtime, &self.members[worker].control, message.into());
+        delivered.map_err(|why| self.undelivered(worker, step, why))
     }
 
     /// Says something to all.
@@ -223,12 +220,12 @@ impl Cluster {
     ///
     /// # Errors
     /// When a worker is lost, or sends something else.
-    pub fn collect(&mut self, step: u64, train: bool) -> Result<JobState, JobError> {
+    pub fn collect(&mut self, step: u64) -> Result<JobState, JobError> {
         let plan = self.plan.clone();
         self.tell_all(&ToWorker::SendState { step }, step)?;
         let zeros = plan.network.zeros();
-        let mut state = JobState { momentum: if train { zeros.clone() } else { Tensors::new() }, weights: zeros };
-        let mut owed = plan.network.parameters().len() * plan.network.towers * if train { 2 } else { 1 };
+        let mut state = JobState { momentum: zeros.clone(), weights: zeros };
+        let mut owed = plan.network.parameters().len() * plan.network.towers * 2;
         let mut assembler = Assembler::new(plan.network.parameters().iter().map(|p| p.len() * 8).sum());
         let mut seen = HashSet::new();
         while owed > 0 {
@@ -283,7 +280,7 @@ impl Cluster {
         let mut busy = vec![None; self.members.len()];
         for member in &self.members {
             // One that is gone needs no farewell.
-            let _ = member.control.blocking_send(ToWorker::EndJob { reason: reason.to_owned() }.into());
+            let _ = member.control.try_send(ToWorker::EndJob { reason: reason.to_owned() }.into());
         }
         let start = Instant::now();
         while busy.iter().any(Option::is_none) {
@@ -304,6 +301,16 @@ impl Cluster {
         // Connections end with their runtime; waiting for peers that are gone would take for ever.
         self.runtime.shutdown_timeout(Duration::from_millis(200));
         busy
+    }
+
+    fn undelivered(&mut self, worker: usize, step: u64, why: Undelivered) -> JobError {
+        match why {
+            Undelivered::Gone => self.lost(worker, step),
+            Undelivered::Unread => {
+                let waiting_for = format!("worker {worker} to read what it was sent");
+                JobError::Silence { seconds: SILENCE_MAX.as_secs(), step, waiting_for }
+            }
+        }
     }
 
     /// A worker whose connection is closed: why, if that can be learnt.
@@ -340,6 +347,26 @@ impl Cluster {
 /// Whether a worker owes this tensor to the state as of `step`.
 fn is_owed(key: &TensorKey, plan: &Plan, worker: usize, at: u64) -> bool {
     matches!(key, TensorKey::Parameter { step, tower, .. } if *step == at && plan.placement[*tower] == worker)
+}
+
+/// Why a message can't be delivered.
+enum Undelivered {
+    Gone,
+    Unread,
+}
+
+fn deliver<T>(runtime: &Runtime, to: &Sender<T>, message: T) -> Result<(), Undelivered> {
+    let message = match to.try_send(message) {
+        Ok(()) => return Ok(()),
+        Err(TrySendError::Closed(_)) => return Err(Undelivered::Gone),
+        Err(TrySendError::Full(message)) => message,
+    };
+    let sent = runtime.block_on(async { tokio::time::timeout(SILENCE_MAX, to.send(message)).await });
+    match sent {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Undelivered::Gone),
+        Err(_) => Err(Undelivered::Unread),
+    }
 }
 
 fn receive(runtime: &Runtime, heard: &mut Receiver<Message>, patience: Duration) -> Option<Message> {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use md5::{Digest, Md5};
 
-use super::hex;
+use convoy_common::parameters::hex;
 
 /// For a name to resolve and, again, for a connection to stand: a machine without a network shouldn't wait long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

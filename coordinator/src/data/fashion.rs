@@ -3,8 +3,8 @@
 //! Files that are found on disk aren't compared with known checksums, since distributions pack them anew; their
 //! headers and sizes are checked instead. The environment is read in one place, [`Places::of_this_machine`].
 
+use convoy_common::chain::chain;
 use std::env;
-use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use super::download::{self, Remote};
@@ -124,17 +124,6 @@ fn data_set(splits: Splits, name: String, notice: Option<String>) -> DataSet {
     let origin = format!("{name}: {} train and {} test images of {SHAPE}", train.len(), test.len());
     let fingerprint = fingerprint(&train, &test);
     DataSet { train, test, origin, notice, fingerprint }
-}
-
-/// An error and its sources in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        line = format!("{line}: {error}");
-        source = error.source();
-    }
-    line
 }
 
 /// One split in the binary; `coordinator/data/make_subset.py` wrote it.

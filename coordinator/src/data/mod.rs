@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use convoy_common::model::Network;
+use convoy_common::parameters::hex;
 use ndarray::{Array4, ArrayView4};
 use sha2::{Digest, Sha256};
 
@@ -180,10 +181,6 @@ fn fingerprint(train: &Split, test: &Split) -> String {
         sha.update(labels);
     }
     hex(&sha.finalize())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Wanted {

@@ -6,7 +6,8 @@ use convoy_common::random::Source;
 use ndarray::Array4;
 use sha2::{Digest, Sha256};
 
-use super::{DataError, DataSet, Split, Wanted, hex};
+use super::{DataError, DataSet, Split, Wanted};
+use convoy_common::parameters::hex;
 
 /// The most that both splits may take together.
 const BYTES_MAX: u64 = 512 << 20;

@@ -173,6 +173,52 @@ fn what_nobody_asked_for_is_refused() {
     });
 }
 
+/// What agrees with the plan but not with what came before would break a kernel's bounds, if it got that far.
+#[test]
+fn a_micro_batch_that_comes_twice_or_with_other_samples_is_refused() {
+    on_a_pool(|compute| {
+        let refused = |engine: &mut Engine, (key, elements): (TensorKey, Elements), why: &str| {
+            let error = engine.accept(key, elements).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        };
+        let channels = |samples: Range<usize>| {
+            let micro_batch = MicroBatch { samples: samples.clone(), ..micro_batch(1, 0) };
+            let (direction, to_tower) = (Direction::Forward, None);
+            let key = TensorKey::Activations { micro_batch, exchange: 0, direction, from_tower: 1, to_tower };
+            (key, Elements::Floats(vec![0.0; samples.len() * 32]))
+        };
+        let mut engine = ready(vec![0, 1]);
+        refused(&mut engine, channels(0..1), "images haven't come");
+        let (key, elements) = images(1, 0);
+        engine.accept(key, elements).unwrap();
+        refused(&mut engine, images(1, 0), "come before");
+        work_all(&mut engine, compute);
+        refused(&mut engine, images(1, 0), "come before");
+        refused(&mut engine, channels(0..2), "other samples");
+        let (key, elements) = channels(0..1);
+        engine.accept(key, elements).unwrap();
+        work_all(&mut engine, compute);
+        let (key, _) = gradient(1, 0, 0);
+        let TensorKey::Activations { exchange, direction, from_tower, to_tower, .. } = key else { panic!() };
+        let micro_batch = MicroBatch { samples: 0..2, ..micro_batch(1, 0) };
+        let key = TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower };
+        refused(&mut engine, (key, Elements::Floats(vec![0.25; 4])), "other samples");
+        assert!(matches!(engine.commit(compute, 1, 0.1), Err(EngineError::Unfinished { step: 1 })));
+    });
+}
+
+#[test]
+fn more_micro_batches_than_a_step_has_are_refused() {
+    let mut engine = ready(vec![0, 1]);
+    for index in 0..2 {
+        let (key, elements) = images(1, index);
+        engine.accept(key, elements).unwrap();
+    }
+    let (key, elements) = images(1, 2);
+    let error = engine.accept(key, elements).unwrap_err().to_string();
+    assert!(error.contains("more micro-batches"), "{error}");
+}
+
 #[test]
 fn committing_a_step_twice_does_it_once() {
     on_a_pool(|compute| {

@@ -8,7 +8,7 @@ use super::{Compute, Maps, padded};
 
 /// A tower's convolution. `channels` and `filters` are those that this tower sees and computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Geometry {
+pub(crate) struct Geometry {
     /// Input channels in memory.
     pub channels: usize,
     /// The tower's filters.
@@ -29,7 +29,7 @@ pub struct Geometry {
 
 /// A convolution's weights in the forms that the passes read, made once a step.
 #[derive(Debug)]
-pub struct PackedWeights {
+pub(crate) struct PackedWeights {
     /// A group each: (panel of filters, (channel, kernel row, kernel column), filter).
     forward: Vec<Vec<f32>>,
     /// A phase and group each: (panel of channels, (filter, row of dy, column of dy), channel).
@@ -45,17 +45,17 @@ struct Phase {
 
 impl Geometry {
     /// Rows of the output.
-    pub fn out_height(&self) -> usize {
+    pub(crate) fn out_height(&self) -> usize {
         (self.height + 2 * self.pad - self.kernel) / self.stride + 1
     }
 
     /// Columns of the output.
-    pub fn out_width(&self) -> usize {
+    pub(crate) fn out_width(&self) -> usize {
         (self.width + 2 * self.pad - self.kernel) / self.stride + 1
     }
 
     /// Terms of an output's chain.
-    pub fn fan_in(&self) -> usize {
+    pub(crate) fn fan_in(&self) -> usize {
         self.group_channels() * self.kernel * self.kernel
     }
 
@@ -103,7 +103,8 @@ impl Geometry {
     }
 
     fn phases(&self) -> impl Iterator<Item = Phase> + use<> {
-        let stride = self.stride;
+        // Input pixels beyond the kernel's reach in a stride are read by no window.
+        let stride = self.stride.min(self.kernel);
         (0..stride).flat_map(move |row| (0..stride).map(move |column| Phase { row, column }))
     }
 
@@ -126,7 +127,7 @@ impl Geometry {
 
 impl PackedWeights {
     /// Packs `weight`, [filters, channels of a group, kernel, kernel]. `backward` tells whether input gradients are wanted.
-    pub fn new(geometry: &Geometry, weight: &[f32], backward: bool) -> Self {
+    pub(crate) fn new(geometry: &Geometry, weight: &[f32], backward: bool) -> Self {
         let forward = (0..geometry.groups).map(|group| pack_forward(geometry, weight, group)).collect();
         let phases = geometry.phases().filter(|_| backward);
         let backward = phases
@@ -152,7 +153,7 @@ fn pack_backward(g: &Geometry, weight: &[f32], phase: Phase, group: usize) -> Ve
 }
 
 /// The input with its zeros around it, as [`forward`] and [`weight_gradient`] read it.
-pub fn pad_input(compute: &Compute, g: &Geometry, x: &[f32], samples: usize) -> Vec<f32> {
+pub(crate) fn pad_input(compute: &Compute, g: &Geometry, x: &[f32], samples: usize) -> Vec<f32> {
     if g.pad == 0 {
         return x.to_vec();
     }
@@ -160,7 +161,13 @@ pub fn pad_input(compute: &Compute, g: &Geometry, x: &[f32], samples: usize) -> 
 }
 
 /// The outputs before the bias, (sample, row, column, filter), of a padded input.
-pub fn forward(compute: &Compute, g: &Geometry, weights: &PackedWeights, padded_x: &[f32], samples: usize) -> Vec<f32> {
+pub(crate) fn forward(
+    compute: &Compute,
+    g: &Geometry,
+    weights: &PackedWeights,
+    padded_x: &[f32],
+    samples: usize,
+) -> Vec<f32> {
     let (windows, taps) = (g.windows(samples), g.taps());
     let mut y = vec![0.0; g.output(samples).len()];
     for (group, packed) in weights.forward.iter().enumerate() {
@@ -173,7 +180,7 @@ pub fn forward(compute: &Compute, g: &Geometry, weights: &PackedWeights, padded_
 }
 
 /// The gradient with respect to the unpadded input, (sample, row, column, channel), before its `+ 0.0`.
-pub fn input_gradient(
+pub(crate) fn input_gradient(
     compute: &Compute,
     g: &Geometry,
     weights: &PackedWeights,
@@ -250,7 +257,14 @@ fn phase_gradient(
 }
 
 /// Goes on with the weight gradient's chains in `dw`, (group, (channel, kernel row, kernel column), filter of the group).
-pub fn weight_gradient(compute: &Compute, g: &Geometry, padded_x: &[f32], dy: &[f32], samples: usize, dw: &mut [f32]) {
+pub(crate) fn weight_gradient(
+    compute: &Compute,
+    g: &Geometry,
+    padded_x: &[f32],
+    dy: &[f32],
+    samples: usize,
+    dw: &mut [f32],
+) {
     let (windows, taps) = (g.windows(samples), g.taps());
     let filters = g.group_filters();
     for (group, dw) in dw.chunks_exact_mut(taps.len() * filters).enumerate() {
@@ -261,7 +275,7 @@ pub fn weight_gradient(compute: &Compute, g: &Geometry, padded_x: &[f32], dy: &[
 }
 
 /// A weight gradient as [`weight_gradient`] leaves it, in the weight's own layout.
-pub fn natural_gradient(g: &Geometry, dw: &[f32]) -> Vec<f32> {
+pub(crate) fn natural_gradient(g: &Geometry, dw: &[f32]) -> Vec<f32> {
     let (fan_in, filters) = (g.fan_in(), g.group_filters());
     let mut natural = vec![0.0; dw.len()];
     for (filter, row) in natural.chunks_exact_mut(fan_in).enumerate() {

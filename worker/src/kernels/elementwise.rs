@@ -6,7 +6,7 @@ use super::isa::for_each_isa;
 
 for_each_isa! {
     /// Adds `bias` to every row of `y`. Whether all sums are finite.
-    pub fn add_bias(y: &mut [f32], bias: &[f32]) -> bool {
+    pub(crate) fn add_bias(y: &mut [f32], bias: &[f32]) -> bool {
         let mut finite = true;
         for row in y.chunks_exact_mut(bias.len()) {
             for (y, bias) in row.iter_mut().zip(bias) {
@@ -20,7 +20,7 @@ for_each_isa! {
 
 for_each_isa! {
     /// Ends chains without a bias: adds +0.0, so that a negative zero vanishes. Whether all are finite.
-    pub fn end_chains(x: &mut [f32]) -> bool {
+    pub(crate) fn end_chains(x: &mut [f32]) -> bool {
         let mut finite = true;
         for x in x.iter_mut() {
             *x += 0.0;
@@ -32,14 +32,14 @@ for_each_isa! {
 
 for_each_isa! {
     /// Whether all are finite.
-    pub fn all_finite(x: &[f32]) -> bool {
+    pub(crate) fn all_finite(x: &[f32]) -> bool {
         x.iter().fold(true, |finite, x| finite & x.is_finite())
     }
 }
 
 for_each_isa! {
     /// Zero for what is zero or less; a NaN stays.
-    pub fn relu(x: &mut [f32]) {
+    pub(crate) fn relu(x: &mut [f32]) {
         for x in x.iter_mut() {
             *x = if *x <= 0.0 { 0.0 } else { *x };
         }
@@ -48,7 +48,7 @@ for_each_isa! {
 
 for_each_isa! {
     /// The gradient where the output was above zero, zero elsewhere.
-    pub fn relu_backward(y: &[f32], dy: &mut [f32]) {
+    pub(crate) fn relu_backward(y: &[f32], dy: &mut [f32]) {
         for (y, dy) in y.iter().zip(dy.iter_mut()) {
             *dy = if *y > 0.0 { *dy } else { 0.0 };
         }
@@ -57,7 +57,7 @@ for_each_isa! {
 
 for_each_isa! {
     /// Adds the rows of `dy` to `sums`, from the first to the last.
-    pub fn add_rows(dy: &[f32], sums: &mut [f32]) {
+    pub(crate) fn add_rows(dy: &[f32], sums: &mut [f32]) {
         for row in dy.chunks_exact(sums.len()) {
             sums.iter_mut().zip(row).for_each(|(sum, dy)| *sum += dy);
         }
@@ -66,14 +66,14 @@ for_each_isa! {
 
 for_each_isa! {
     /// Adds `other` to `sum`, element by element.
-    pub fn add(sum: &mut [f32], other: &[f32]) {
+    pub(crate) fn add(sum: &mut [f32], other: &[f32]) {
         sum.iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
     }
 }
 
 for_each_isa! {
     /// One step of SGD.
-    pub fn sgd(rates: Rates, gradient: &[f32], momentum: &mut [f32], weights: &mut [f32]) {
+    pub(crate) fn sgd(rates: Rates, gradient: &[f32], momentum: &mut [f32], weights: &mut [f32]) {
         let descent = -rates.learning;
         for ((g, v), w) in gradient.iter().zip(momentum.iter_mut()).zip(weights.iter_mut()) {
             let decayed = rates.weight_decay.mul_add(*w, *g);
@@ -85,7 +85,7 @@ for_each_isa! {
 
 /// SGD's constants, each rounded from f64 once.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rates {
+pub(crate) struct Rates {
     /// The learning rate.
     pub learning: f32,
     /// Momentum.
@@ -96,7 +96,7 @@ pub struct Rates {
 
 /// Which units a dropout layer drops: a function of (seed, step, layer, sample, unit).
 #[derive(Clone, Copy, Debug)]
-pub struct Dropout {
+pub(crate) struct Dropout {
     source: Source,
     threshold: u64,
     /// What kept values are multiplied by.
@@ -107,19 +107,19 @@ pub struct Dropout {
 
 impl Dropout {
     /// The masks of `layer` at `step`.
-    pub fn new(seed: u64, layer: &str, step: u64, p: f64, units: usize) -> Self {
+    pub(crate) fn new(seed: u64, layer: &str, step: u64, p: f64, units: usize) -> Self {
         let source = Source::new(seed, &format!("dropout:{layer}:{step}"));
         Self { source, threshold: (p * 4_294_967_296.0) as u64, scale: (1.0 / (1.0 - p)) as f32, units: units as u64 }
     }
 
     /// Whether the unit of the sample at position `sample` of the global batch is kept.
-    pub fn keeps(&self, sample: u64, unit: u64) -> bool {
+    pub(crate) fn keeps(&self, sample: u64, unit: u64) -> bool {
         u64::from(self.source.word(sample * self.units + unit)) >= self.threshold
     }
 }
 
 /// Kept values times `scale`, and +0.0 for the others. Its own gradient too.
-pub fn drop_out(x: &mut [f32], kept: &[bool], scale: f32) {
+pub(crate) fn drop_out(x: &mut [f32], kept: &[bool], scale: f32) {
     for (x, kept) in x.iter_mut().zip(kept) {
         *x = if *kept { *x * scale } else { 0.0 };
     }

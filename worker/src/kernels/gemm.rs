@@ -12,13 +12,13 @@ use tile::Block;
 pub(super) use tile::rows_of as tile_rows;
 
 /// Columns of a register tile, and of a panel of `b`.
-pub const PANEL: usize = 16;
+pub(crate) const PANEL: usize = 16;
 /// Terms taken at once: a block of a panel is 16 KiB, half of a first-level cache.
 const BLOCK_TERMS: usize = 256;
 
 /// The left operand, by offsets.
 #[derive(Clone, Copy, Debug)]
-pub struct Left<'a> {
+pub(crate) struct Left<'a> {
     /// The elements.
     pub data: &'a [f32],
     /// Where each row starts.
@@ -29,7 +29,7 @@ pub struct Left<'a> {
 
 /// The right operand: term k of column `p * PANEL + j` is `data[p * panel_stride + k * term_stride + j]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Right<'a> {
+pub(crate) struct Right<'a> {
     /// The elements.
     pub data: &'a [f32],
     /// Columns that count.
@@ -42,18 +42,18 @@ pub struct Right<'a> {
 
 impl<'a> Right<'a> {
     /// A matrix as it lies in memory, (term, column), of which `columns` from the start of `data` count.
-    pub fn natural(data: &'a [f32], columns: usize, term_stride: usize) -> Self {
+    pub(crate) fn natural(data: &'a [f32], columns: usize, term_stride: usize) -> Self {
         Self { data, columns, term_stride, panel_stride: PANEL }
     }
 
     /// Panels made by [`pack`].
-    pub fn packed(data: &'a [f32], columns: usize, terms: usize) -> Self {
+    pub(crate) fn packed(data: &'a [f32], columns: usize, terms: usize) -> Self {
         Self { data, columns, term_stride: PANEL, panel_stride: terms * PANEL }
     }
 }
 
 /// Lays a matrix out in panels of [`PANEL`] columns, zeros where the last panel has fewer: (panel, term, column).
-pub fn pack(terms: usize, columns: usize, element: impl Fn(usize, usize) -> f32) -> Vec<f32> {
+pub(crate) fn pack(terms: usize, columns: usize, element: impl Fn(usize, usize) -> f32) -> Vec<f32> {
     let mut packed = vec![0.0; columns.div_ceil(PANEL) * terms * PANEL];
     for (panel, part) in packed.chunks_exact_mut((terms * PANEL).max(1)).enumerate() {
         let first = panel * PANEL;
@@ -69,7 +69,7 @@ pub fn pack(terms: usize, columns: usize, element: impl Fn(usize, usize) -> f32)
 
 /// Where the result goes: row r's columns start at `c[r * stride + first]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Target {
+pub(crate) struct Target {
     /// From one row to the next.
     pub stride: usize,
     /// Column at which the result starts.
@@ -80,7 +80,7 @@ pub struct Target {
 ///
 /// # Panics
 /// When an offset leads out of its slice.
-pub fn accumulate(compute: &Compute, left: Left, right: Right, c: &mut [f32], target: Target) {
+pub(crate) fn accumulate(compute: &Compute, left: Left, right: Right, c: &mut [f32], target: Target) {
     check(&left, &right);
     assert!(target.first + right.columns <= target.stride, "columns beyond a row of c");
     assert_eq!(c.len(), left.rows.len() * target.stride, "c has another number of rows");
@@ -93,18 +93,20 @@ pub fn accumulate(compute: &Compute, left: Left, right: Right, c: &mut [f32], ta
 /// Every access of every tile lies within these bounds.
 fn check(left: &Left, right: &Right) {
     let last = |offsets: &[usize]| offsets.iter().max().copied().unwrap_or(0);
+    let within = |end: Option<usize>, length: usize| end.is_some_and(|end| end <= length);
     if left.rows.is_empty() || left.terms.is_empty() || right.columns == 0 {
         return;
     }
-    assert!(last(left.rows) + last(left.terms) < left.data.len(), "a row of a leads out of its slice");
+    let end = last(left.rows).checked_add(last(left.terms)).and_then(|last| last.checked_add(1));
+    assert!(within(end, left.data.len()), "a row of a leads out of its slice");
     let panels = right.columns.div_ceil(PANEL);
     let width = right.columns - (panels - 1) * PANEL;
-    let end = (panels - 1) * right.panel_stride + (left.terms.len() - 1) * right.term_stride + width;
-    assert!(end <= right.data.len(), "the last panel of b leads out of its slice");
-    if panels > 1 {
-        let end = (panels - 2) * right.panel_stride + (left.terms.len() - 1) * right.term_stride + PANEL;
-        assert!(end <= right.data.len(), "a panel of b leads out of its slice");
-    }
+    let end = |panel: usize, width: usize| {
+        let term = (left.terms.len() - 1).checked_mul(right.term_stride)?;
+        panel.checked_mul(right.panel_stride)?.checked_add(term)?.checked_add(width)
+    };
+    assert!(within(end(panels - 1, width), right.data.len()), "the last panel of b leads out of its slice");
+    assert!(panels == 1 || within(end(panels - 2, PANEL), right.data.len()), "a panel of b leads out of its slice");
 }
 
 fn accumulate_rows(isa: Isa, left: Left, right: Right, c: &mut [f32], target: Target) {
@@ -130,7 +132,7 @@ fn accumulate_rows(isa: Isa, left: Left, right: Right, c: &mut [f32], target: Ta
     }
 }
 
-/// Copies a panel that ends within its slice, so that whole vectors can be read.
+/// Copies a panel whose last vector would reach beyond its slice, so that whole vectors can be read.
 fn widen<'s>(b: &[f32], stride: usize, width: usize, terms: usize, scratch: &'s mut [f32]) -> Block<'s> {
     for (term, row) in scratch.chunks_exact_mut(PANEL).take(terms).enumerate() {
         row[..width].copy_from_slice(&b[term * stride..term * stride + width]);
@@ -150,13 +152,15 @@ struct Place {
 /// One tile: whole panels in place, narrow ones by way of a buffer.
 fn tile_of(isa: Isa, left: &Left, b: Block, c: &mut [f32], place: Place) {
     if place.width == PANEL {
-        return tile::go_on(isa, left, b, c, place.stride);
+        // SAFETY: `check` has bounded the sum of every row's and term's offset.
+        return unsafe { tile::go_on(isa, left, b, c, place.stride) };
     }
     let mut buffer = [0.0; tile::MOST_ROWS * PANEL];
     for row in 0..left.rows.len() {
         buffer[row * PANEL..][..place.width].copy_from_slice(&c[row * place.stride..][..place.width]);
     }
-    tile::go_on(isa, left, b, &mut buffer, PANEL);
+    // SAFETY: as above.
+    unsafe { tile::go_on(isa, left, b, &mut buffer, PANEL) };
     for row in 0..left.rows.len() {
         c[row * place.stride..][..place.width].copy_from_slice(&buffer[row * PANEL..][..place.width]);
     }

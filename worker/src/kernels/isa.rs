@@ -6,7 +6,7 @@ use std::fmt;
 
 /// An instruction set with kernels of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
+pub(crate) enum Isa {
     /// Plain Rust, `f32::mul_add` for every term.
     Scalar,
     /// 256-bit vectors with fused multiply-add.
@@ -19,7 +19,7 @@ pub enum Isa {
 
 impl Isa {
     /// Those that this machine has, the best one last.
-    pub fn available() -> Vec<Self> {
+    pub(crate) fn available() -> Vec<Self> {
         let mut found = vec![Isa::Scalar];
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
@@ -32,7 +32,7 @@ impl Isa {
     }
 
     /// The best that this machine has.
-    pub fn detect() -> Self {
+    pub(crate) fn detect() -> Self {
         Self::available().pop().unwrap_or(Isa::Scalar)
     }
 }

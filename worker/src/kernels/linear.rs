@@ -8,7 +8,7 @@ use super::gemm::{self, Left, Right, Target};
 
 /// Units that go in, and the tower's units that come out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Geometry {
+pub(crate) struct Geometry {
     /// Input units.
     pub inputs: usize,
     /// The tower's output units.
@@ -16,7 +16,7 @@ pub struct Geometry {
 }
 
 /// The outputs before the bias. Vectors lie over samples, so that weights are read once, as they lie.
-pub fn forward(compute: &Compute, g: &Geometry, weight: &[f32], x: &[f32], samples: usize) -> Vec<f32> {
+pub(crate) fn forward(compute: &Compute, g: &Geometry, weight: &[f32], x: &[f32], samples: usize) -> Vec<f32> {
     let packed = gemm::pack(g.inputs, samples, |unit, sample| x[sample * g.inputs + unit]);
     let (rows, terms) = (steps(g.outputs, g.inputs), steps(g.inputs, 1));
     let mut transposed = vec![0.0; g.outputs * samples];
@@ -27,7 +27,7 @@ pub fn forward(compute: &Compute, g: &Geometry, weight: &[f32], x: &[f32], sampl
 }
 
 /// The gradient with respect to the input, before its `+ 0.0`.
-pub fn input_gradient(compute: &Compute, g: &Geometry, weight: &[f32], dy: &[f32], samples: usize) -> Vec<f32> {
+pub(crate) fn input_gradient(compute: &Compute, g: &Geometry, weight: &[f32], dy: &[f32], samples: usize) -> Vec<f32> {
     let (rows, terms) = (steps(samples, g.outputs), steps(g.outputs, 1));
     let mut dx = vec![0.0; samples * g.inputs];
     let left = Left { data: dy, rows: &rows, terms: &terms };
@@ -37,7 +37,7 @@ pub fn input_gradient(compute: &Compute, g: &Geometry, weight: &[f32], dy: &[f32
 }
 
 /// Goes on with the weight gradient's chains in `dw`, which lies as the weight does.
-pub fn weight_gradient(compute: &Compute, g: &Geometry, x: &[f32], dy: &[f32], samples: usize, dw: &mut [f32]) {
+pub(crate) fn weight_gradient(compute: &Compute, g: &Geometry, x: &[f32], dy: &[f32], samples: usize, dw: &mut [f32]) {
     let (rows, terms) = (steps(g.outputs, 1), steps(samples, g.outputs));
     let left = Left { data: dy, rows: &rows, terms: &terms };
     let right = Right::natural(x, g.inputs, g.inputs);

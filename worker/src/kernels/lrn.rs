@@ -7,7 +7,7 @@ use super::isa::for_each_isa;
 
 /// The constants, rounded to f32 once.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Geometry {
+pub(crate) struct Geometry {
     /// Channels of the tower.
     pub channels: usize,
     /// Channels in a window.
@@ -24,7 +24,7 @@ pub struct Geometry {
 
 impl Geometry {
     /// The constants of a layer for a tower of `channels` channels.
-    pub fn new(lrn: &convoy_common::model::Lrn, channels: usize) -> Self {
+    pub(crate) fn new(lrn: &convoy_common::model::Lrn, channels: usize) -> Self {
         let (alpha, k, slope) = (lrn.alpha as f32, lrn.k as f32, (-2.0 * lrn.alpha * lrn.beta) as f32);
         Self { channels, size: lrn.size, alpha, beta: lrn.beta, k, slope }
     }
@@ -41,7 +41,7 @@ impl Geometry {
 }
 
 /// The outputs, and the sums `s` that the backward pass divides by.
-pub fn forward(compute: &Compute, g: &Geometry, x: &[f32], samples: usize) -> (Vec<f32>, Vec<f32>) {
+pub(crate) fn forward(compute: &Compute, g: &Geometry, x: &[f32], samples: usize) -> (Vec<f32>, Vec<f32>) {
     let mut s = vec![0.0; x.len()];
     let length = x.len() / samples;
     compute.for_samples(&mut s, samples, |sample, s| {
@@ -60,7 +60,7 @@ pub fn forward(compute: &Compute, g: &Geometry, x: &[f32], samples: usize) -> (V
 
 /// What [`forward`] leaves for the backward pass.
 #[derive(Clone, Copy, Debug)]
-pub struct Kept<'a> {
+pub(crate) struct Kept<'a> {
     /// Inputs.
     pub x: &'a [f32],
     /// Outputs.
@@ -70,7 +70,7 @@ pub struct Kept<'a> {
 }
 
 /// The gradient with respect to the input.
-pub fn backward(compute: &Compute, g: &Geometry, kept: Kept, dy: &[f32], samples: usize) -> Vec<f32> {
+pub(crate) fn backward(compute: &Compute, g: &Geometry, kept: Kept, dy: &[f32], samples: usize) -> Vec<f32> {
     let mut dx = vec![0.0; dy.len()];
     let length = dy.len() / samples;
     compute.for_samples(&mut dx, samples, |sample, dx| {
@@ -90,7 +90,7 @@ pub fn backward(compute: &Compute, g: &Geometry, kept: Kept, dy: &[f32], samples
 
 for_each_isa! {
     /// `s = fma(alpha, sum of squares, k)` of one pixel's channels.
-    pub fn sums(g: Geometry, x: &[f32], s: &mut [f32]) {
+    pub(crate) fn sums(g: Geometry, x: &[f32], s: &mut [f32]) {
         for (c, s) in s.iter_mut().enumerate() {
             let sum = x[g.window(c)].iter().fold(0.0, |sum: f32, x| x.mul_add(*x, sum));
             *s = g.alpha.mul_add(sum, g.k);
@@ -100,7 +100,7 @@ for_each_isa! {
 
 for_each_isa! {
     /// `out = x / s^beta`.
-    pub fn divide(beta: f64, x: &[f32], s: &[f32], out: &mut [f32]) {
+    pub(crate) fn divide(beta: f64, x: &[f32], s: &[f32], out: &mut [f32]) {
         if beta == 0.75 {
             for ((x, s), out) in x.iter().zip(s).zip(out.iter_mut()) {
                 let root = s.sqrt();
@@ -116,7 +116,7 @@ for_each_isa! {
 
 for_each_isa! {
     /// `t = (dy * y) / s`.
-    pub fn ratios(y: &[f32], s: &[f32], dy: &[f32], out: &mut [f32]) {
+    pub(crate) fn ratios(y: &[f32], s: &[f32], dy: &[f32], out: &mut [f32]) {
         for (((y, s), dy), out) in y.iter().zip(s).zip(dy).zip(out.iter_mut()) {
             *out = (dy * y) / s;
         }
@@ -125,7 +125,7 @@ for_each_isa! {
 
 for_each_isa! {
     /// `dx = fma(slope * x, sum of t, dx)` of one pixel's channels, where `dx` holds `dy / s^beta`.
-    pub fn add_neighbours(g: Geometry, x: &[f32], ratio: &[f32], dx: &mut [f32]) {
+    pub(crate) fn add_neighbours(g: Geometry, x: &[f32], ratio: &[f32], dx: &mut [f32]) {
         for (c, dx) in dx.iter_mut().enumerate() {
             let sum = ratio[g.holders(c)].iter().fold(0.0, |sum: f32, t| sum + t);
             *dx = (g.slope * x[c]).mul_add(sum, *dx);

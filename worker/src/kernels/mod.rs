@@ -3,14 +3,17 @@
 //!
 //! Not here: which layer comes when (`tower`), and any other order of a sum. `unsafe` lives in this folder alone.
 
-pub mod conv;
-pub mod elementwise;
-pub mod gemm;
-pub mod isa;
-pub mod linear;
-pub mod lrn;
-pub mod pool;
-pub mod reference;
+#![allow(unsafe_code)]
+
+pub(crate) mod conv;
+pub(crate) mod elementwise;
+pub(crate) mod gemm;
+pub(crate) mod isa;
+pub(crate) mod linear;
+pub(crate) mod lrn;
+pub(crate) mod pool;
+#[cfg(test)]
+mod reference;
 
 #[cfg(test)]
 mod tests;
@@ -26,7 +29,7 @@ use isa::Isa;
 ///
 /// Work is divided over outputs, one part a thread; no sum crosses a part.
 #[derive(Debug)]
-pub struct Compute {
+pub(crate) struct Compute {
     pool: rayon::ThreadPool,
     threads: usize,
     busy: Vec<AtomicBool>,
@@ -39,7 +42,7 @@ impl Compute {
     ///
     /// # Errors
     /// When the system gives no more threads.
-    pub fn new(threads: usize, isa: Isa) -> Result<Self, rayon::ThreadPoolBuildError> {
+    pub(crate) fn new(threads: usize, isa: Isa) -> Result<Self, rayon::ThreadPoolBuildError> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .use_current_thread()
@@ -50,13 +53,18 @@ impl Compute {
     }
 
     /// Threads that have done any work so far.
-    pub fn busy_threads(&self) -> usize {
+    pub(crate) fn busy_threads(&self) -> usize {
         self.busy.iter().filter(|busy| busy.load(Ordering::Relaxed)).count()
     }
 
     /// Cuts `output`, `rows` rows of equal length, into one run of whole rows a thread, and hands each to `work` with the
     /// rows that it holds.
-    pub fn for_rows<T: Send>(&self, output: &mut [T], rows: usize, work: impl Fn(Range<usize>, &mut [T]) + Sync) {
+    pub(crate) fn for_rows<T: Send>(
+        &self,
+        output: &mut [T],
+        rows: usize,
+        work: impl Fn(Range<usize>, &mut [T]) + Sync,
+    ) {
         if rows == 0 {
             return;
         }
@@ -77,7 +85,7 @@ impl Compute {
     }
 
     /// Runs `work` for each of `samples` samples, which share `output` evenly.
-    pub fn for_samples<T: Send>(&self, output: &mut [T], samples: usize, work: impl Fn(usize, &mut [T]) + Sync) {
+    pub(crate) fn for_samples<T: Send>(&self, output: &mut [T], samples: usize, work: impl Fn(usize, &mut [T]) + Sync) {
         let Some(length) = output.len().checked_div(samples).filter(|length| *length > 0) else { return };
         if self.threads == 1 || samples == 1 {
             self.mark_busy();
@@ -99,7 +107,7 @@ impl Compute {
 
 /// The size of a batch of feature maps in memory: (sample, row, column, channel).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Maps {
+pub(crate) struct Maps {
     /// Samples.
     pub samples: usize,
     /// Rows.
@@ -112,24 +120,26 @@ pub struct Maps {
 
 impl Maps {
     /// Elements in all.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.samples * self.height * self.width * self.channels
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Where an element lies.
-    pub fn at(&self, sample: usize, row: usize, column: usize) -> usize {
+    pub(crate) fn at(&self, sample: usize, row: usize, column: usize) -> usize {
         ((sample * self.height + row) * self.width + column) * self.channels
     }
 }
 
 /// Copies maps into larger ones, with `value` around them: `before` rows and columns above and to the left, and `after`
 /// below and to the right.
-pub fn padded(compute: &Compute, x: &[f32], maps: Maps, before: usize, after: usize, value: f32) -> (Vec<f32>, Maps) {
+pub(crate) fn padded(
+    compute: &Compute,
+    x: &[f32],
+    maps: Maps,
+    before: usize,
+    after: usize,
+    value: f32,
+) -> (Vec<f32>, Maps) {
     let larger = Maps { height: maps.height + before + after, width: maps.width + before + after, ..maps };
     let mut out = vec![value; larger.len()];
     let row = maps.width * maps.channels;

@@ -6,7 +6,7 @@ use super::{Compute, Maps};
 
 /// A pooling window over maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Geometry {
+pub(crate) struct Geometry {
     /// The input.
     pub input: Maps,
     /// Rows of the output.
@@ -22,7 +22,7 @@ pub struct Geometry {
 }
 
 /// What max pooling found: the maxima, and for each the index of its place in its window, row-major.
-pub type Maxima = (Vec<f32>, Vec<u32>);
+pub(crate) type Maxima = (Vec<f32>, Vec<u32>);
 
 impl Geometry {
     fn output(&self) -> Maps {
@@ -62,7 +62,7 @@ struct Place {
 }
 
 /// The largest of each window, the first one where several are.
-pub fn max_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Maxima {
+pub(crate) fn max_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Maxima {
     let (output, windows) = (g.output(), g.windows());
     let (mut y, mut indices) = (vec![f32::NEG_INFINITY; output.len()], vec![0u32; output.len()]);
     let (length, out_length) = (x.len() / g.input.samples, output.len() / g.input.samples);
@@ -114,7 +114,7 @@ fn keep_larger(x: &[f32], index: u32, largest: &mut [f32], found: &mut [u32]) {
 }
 
 /// Hands each window's gradient to the place of its maximum, windows in row-major order.
-pub fn max_backward(compute: &Compute, g: &Geometry, dy: &[f32], indices: &[u32]) -> Vec<f32> {
+pub(crate) fn max_backward(compute: &Compute, g: &Geometry, dy: &[f32], indices: &[u32]) -> Vec<f32> {
     let windows = g.windows();
     let mut dx = vec![0.0; g.input.len()];
     let length = dy.len() / g.input.samples;
@@ -141,7 +141,7 @@ for_each_isa! {
 }
 
 /// The mean of each window; padding counts in the divisor.
-pub fn avg_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Vec<f32> {
+pub(crate) fn avg_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Vec<f32> {
     let mut y = vec![0.0; g.output().len()];
     let length = x.len() / g.input.samples;
     let (windows, divisor) = (g.windows(), (g.kernel * g.kernel) as f32);
@@ -159,7 +159,7 @@ pub fn avg_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Vec<f32> {
 }
 
 /// Spreads each window's gradient evenly over its places, windows in row-major order.
-pub fn avg_backward(compute: &Compute, g: &Geometry, dy: &[f32]) -> Vec<f32> {
+pub(crate) fn avg_backward(compute: &Compute, g: &Geometry, dy: &[f32]) -> Vec<f32> {
     let mut dx = vec![0.0; g.input.len()];
     let length = dy.len() / g.input.samples;
     let (windows, divisor) = (g.windows(), (g.kernel * g.kernel) as f32);

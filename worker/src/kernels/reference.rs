@@ -8,15 +8,15 @@ use ndarray::{Array2, Array4, ArrayView1, ArrayView2, ArrayView4, ArrayViewMut2,
 
 /// A convolution's or a pool's window. Pools have one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
+pub(super) struct Window {
     /// Side of the kernel.
-    pub kernel: usize,
+    pub(super) kernel: usize,
     /// Step between windows.
-    pub stride: usize,
+    pub(super) stride: usize,
     /// Padding around the input.
-    pub pad: usize,
+    pub(super) pad: usize,
     /// Groups of a convolution.
-    pub groups: usize,
+    pub(super) groups: usize,
 }
 
 impl Window {
@@ -31,7 +31,7 @@ impl Window {
 }
 
 /// The outputs: a chain over (input channel of the group, kernel row, kernel column), then the bias or +0.0.
-pub fn conv_forward(
+pub(super) fn conv_forward(
     x_nchw: ArrayView4<f32>,
     w_ockk: ArrayView4<f32>,
     bias_o: Option<ArrayView1<f32>>,
@@ -57,7 +57,7 @@ pub fn conv_forward(
 }
 
 /// The input gradient: a chain over (output channel, row of dy, column of dy), then +0.0. `dx` has `input` (rows, columns).
-pub fn conv_input_gradient(
+pub(super) fn conv_input_gradient(
     dy_nohw: ArrayView4<f32>,
     w_ockk: ArrayView4<f32>,
     input: (usize, usize),
@@ -86,7 +86,7 @@ pub fn conv_input_gradient(
 }
 
 /// Goes on with the weight gradient's chains, over (sample, output row, output column).
-pub fn conv_weight_gradient(
+pub(super) fn conv_weight_gradient(
     x_nchw: ArrayView4<f32>,
     dy_nohw: ArrayView4<f32>,
     window: Window,
@@ -110,7 +110,11 @@ pub fn conv_weight_gradient(
 }
 
 /// A linear layer's outputs: a chain over input units, then the bias or +0.0.
-pub fn linear_forward(x_nu: ArrayView2<f32>, w_ou: ArrayView2<f32>, bias_o: Option<ArrayView1<f32>>) -> Array2<f32> {
+pub(super) fn linear_forward(
+    x_nu: ArrayView2<f32>,
+    w_ou: ArrayView2<f32>,
+    bias_o: Option<ArrayView1<f32>>,
+) -> Array2<f32> {
     Array2::from_shape_fn((x_nu.nrows(), w_ou.nrows()), |(n, o)| {
         let chain = (0..x_nu.ncols()).fold(0.0f32, |sum, u| x_nu[[n, u]].mul_add(w_ou[[o, u]], sum));
         chain + bias_o.map_or(0.0, |bias| bias[o])
@@ -118,21 +122,21 @@ pub fn linear_forward(x_nu: ArrayView2<f32>, w_ou: ArrayView2<f32>, bias_o: Opti
 }
 
 /// A linear layer's input gradient: a chain over output units, then +0.0.
-pub fn linear_input_gradient(dy_no: ArrayView2<f32>, w_ou: ArrayView2<f32>) -> Array2<f32> {
+pub(super) fn linear_input_gradient(dy_no: ArrayView2<f32>, w_ou: ArrayView2<f32>) -> Array2<f32> {
     Array2::from_shape_fn((dy_no.nrows(), w_ou.ncols()), |(n, u)| {
         (0..w_ou.nrows()).fold(0.0f32, |sum, o| dy_no[[n, o]].mul_add(w_ou[[o, u]], sum)) + 0.0
     })
 }
 
 /// Goes on with a linear layer's weight gradient, a chain over samples.
-pub fn linear_weight_gradient(x_nu: ArrayView2<f32>, dy_no: ArrayView2<f32>, mut dw_ou: ArrayViewMut2<f32>) {
+pub(super) fn linear_weight_gradient(x_nu: ArrayView2<f32>, dy_no: ArrayView2<f32>, mut dw_ou: ArrayViewMut2<f32>) {
     for ((o, u), sum) in dw_ou.indexed_iter_mut() {
         *sum = (0..x_nu.nrows()).fold(*sum, |sum, n| x_nu[[n, u]].mul_add(dy_no[[n, o]], sum));
     }
 }
 
 /// The largest of each window, the first one where several are; a NaN goes through. And its place in the window.
-pub fn max_pool(x_nchw: ArrayView4<f32>, window: Window) -> (Array4<f32>, Array4<usize>) {
+pub(super) fn max_pool(x_nchw: ArrayView4<f32>, window: Window) -> (Array4<f32>, Array4<usize>) {
     let (samples, channels, height, width) = x_nchw.dim();
     let shape = (samples, channels, window.side(height), window.side(width));
     let mut places = Array4::zeros(shape);
@@ -155,7 +159,7 @@ pub fn max_pool(x_nchw: ArrayView4<f32>, window: Window) -> (Array4<f32>, Array4
 }
 
 /// Each window's gradient at the place of its maximum, windows in row-major order.
-pub fn max_pool_backward(
+pub(super) fn max_pool_backward(
     dy_nchw: ArrayView4<f32>,
     places: ArrayView4<usize>,
     input: (usize, usize),
@@ -172,7 +176,7 @@ pub fn max_pool_backward(
 }
 
 /// The mean of each window in row-major order; padding counts in the divisor.
-pub fn avg_pool(x_nchw: ArrayView4<f32>, window: Window) -> Array4<f32> {
+pub(super) fn avg_pool(x_nchw: ArrayView4<f32>, window: Window) -> Array4<f32> {
     let (samples, channels, height, width) = x_nchw.dim();
     Array4::from_shape_fn((samples, channels, window.side(height), window.side(width)), |(n, c, oh, ow)| {
         let mut sum = 0.0f32;
@@ -188,7 +192,7 @@ pub fn avg_pool(x_nchw: ArrayView4<f32>, window: Window) -> Array4<f32> {
 }
 
 /// Each window's gradient spread over its places, windows in row-major order.
-pub fn avg_pool_backward(dy_nchw: ArrayView4<f32>, input: (usize, usize), window: Window) -> Array4<f32> {
+pub(super) fn avg_pool_backward(dy_nchw: ArrayView4<f32>, input: (usize, usize), window: Window) -> Array4<f32> {
     let (samples, channels, _, _) = dy_nchw.dim();
     let mut dx = Array4::zeros((samples, channels, input.0, input.1));
     for ((n, c, oh, ow), dy) in dy_nchw.indexed_iter() {
@@ -204,7 +208,7 @@ pub fn avg_pool_backward(dy_nchw: ArrayView4<f32>, input: (usize, usize), window
 }
 
 /// LRN of one pixel's channels: the outputs, and the sums that the backward pass divides by.
-pub fn lrn(x_c: &[f32], lrn: &convoy_common::model::Lrn) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn lrn(x_c: &[f32], lrn: &convoy_common::model::Lrn) -> (Vec<f32>, Vec<f32>) {
     let s: Vec<f32> = (0..x_c.len())
         .map(|c| {
             let window = c.saturating_sub(lrn.size / 2)..x_c.len().min(c + (lrn.size - 1) / 2 + 1);
@@ -216,7 +220,7 @@ pub fn lrn(x_c: &[f32], lrn: &convoy_common::model::Lrn) -> (Vec<f32>, Vec<f32>)
 }
 
 /// The input gradient of [`lrn`].
-pub fn lrn_backward(x_c: &[f32], dy_c: &[f32], lrn: &convoy_common::model::Lrn) -> Vec<f32> {
+pub(super) fn lrn_backward(x_c: &[f32], dy_c: &[f32], lrn: &convoy_common::model::Lrn) -> Vec<f32> {
     let (y, s) = self::lrn(x_c, lrn);
     let slope = (-2.0 * lrn.alpha * lrn.beta) as f32;
     let holds = |j: usize, c: usize| j.saturating_sub(lrn.size / 2) <= c && c <= j + (lrn.size - 1) / 2;
@@ -234,7 +238,7 @@ fn power(s: f32, beta: f64) -> f32 {
 }
 
 /// One step of SGD on one element: the new momentum and the new weight.
-pub fn sgd(rates: super::elementwise::Rates, gradient: f32, momentum: f32, weight: f32) -> (f32, f32) {
+pub(super) fn sgd(rates: super::elementwise::Rates, gradient: f32, momentum: f32, weight: f32) -> (f32, f32) {
     let decayed = rates.weight_decay.mul_add(weight, gradient);
     let momentum = rates.momentum.mul_add(momentum, decayed);
     (momentum, (-rates.learning).mul_add(momentum, weight))

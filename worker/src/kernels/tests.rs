@@ -224,11 +224,11 @@ proptest! {
     }
 }
 
-/// More terms than a block, more columns than a panel, and the shapes of a real layer.
+/// More terms than a block in every pass, more columns than a panel, and the shapes of a real layer.
 #[test]
 fn a_layer_larger_than_every_block_equals_the_reference() {
     let window = Window { kernel: 3, stride: 1, pad: 1, groups: 2 };
-    check_conv(&ConvCase { seed: 9, samples: 2, group_channels: 33, group_filters: 35, height: 7, width: 5, window });
+    check_conv(&ConvCase { seed: 9, samples: 8, group_channels: 33, group_filters: 35, height: 7, width: 5, window });
 }
 
 #[test]
@@ -280,20 +280,30 @@ fn dropout_keeps_its_share_and_depends_on_step_and_sample() {
 /// Offsets that lead out of a slice are a panic, never a read.
 #[test]
 fn an_offset_out_of_bounds_is_refused() {
-    for (rows, terms, columns) in [(vec![0, 9], vec![0, 1], 4), (vec![0], vec![0, 10], 4), (vec![0], vec![0, 1], 9)] {
-        let refused = std::thread::spawn(move || {
-            let compute = Compute::new(1, Isa::detect()).unwrap();
-            let (a, b) = (vec![1.0; 10], vec![1.0; 8]);
-            let mut c = vec![0.0; rows.len() * columns];
-            let left = gemm::Left { data: &a, rows: &rows, terms: &terms };
-            gemm::accumulate(
-                &compute,
-                left,
-                gemm::Right::natural(&b, columns, 4),
-                &mut c,
-                gemm::Target { stride: columns, first: 0 },
-            );
-        });
-        assert!(refused.join().is_err());
+    for (rows, terms, columns) in [
+        (vec![0, 9], vec![0, 1], 4),
+        (vec![0], vec![0, 10], 4),
+        (vec![0], vec![0, 1], 9),
+        (vec![usize::MAX], vec![0, 1], 4),
+    ] {
+        for isa in Isa::available() {
+            let (rows, terms) = (rows.clone(), terms.clone());
+            let refused = std::thread::spawn(move || {
+                let compute = Compute::new(1, isa).unwrap();
+                let (a, b) = (vec![1.0; 10], vec![1.0; 8]);
+                let mut c = vec![0.0; rows.len() * columns];
+                let left = gemm::Left { data: &a, rows: &rows, terms: &terms };
+                gemm::accumulate(
+                    &compute,
+                    left,
+                    gemm::Right::natural(&b, columns, 4),
+                    &mut c,
+                    gemm::Target { stride: columns, first: 0 },
+                );
+            });
+            let panic = refused.join().unwrap_err();
+            let text = panic.downcast_ref::<&str>().copied().unwrap_or_default();
+            assert!(text.contains("leads out of its slice"), "{text}");
+        }
     }
 }

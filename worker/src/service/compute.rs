@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
 
+use convoy_common::chain::chain;
 use convoy_common::wire::{Elements, Failure, FailureKind, FromWorker, TensorKey};
 use tokio::sync::mpsc::Sender;
 
@@ -19,8 +20,8 @@ pub(super) enum Command {
     Tensor(TensorKey, Elements),
     /// Apply the gradients.
     Commit { step: u64, rate: f32 },
-    /// Send all weights and momentum.
-    SendState,
+    /// Send all weights and momentum, as of a step.
+    SendState { step: u64 },
     /// The job is over.
     End,
     /// The coordinator is gone.
@@ -33,6 +34,8 @@ pub(super) struct Job {
     pub(super) out: Sender<Out>,
     /// Bytes of tensors that the network side has queued and this side hasn't taken.
     pub(super) queued: Arc<AtomicUsize>,
+    /// Likewise, orders.
+    pub(super) orders: Arc<AtomicUsize>,
 }
 
 /// Works until the network side is gone.
@@ -67,6 +70,9 @@ pub(super) fn serve(compute: &Compute, inbox: &Receiver<Command>) {
 
 /// One command, or one piece of work. No job comes back when it can't go on.
 fn advance(compute: &Compute, mut job: Box<Job>, command: Option<Command>) -> Option<Box<Job>> {
+    if matches!(command, Some(Command::Commit { .. } | Command::SendState { .. })) {
+        job.orders.fetch_sub(1, Ordering::Relaxed);
+    }
     let engine = &mut job.engine;
     let result = match command {
         Some(Command::Tensor(key, elements)) => {
@@ -74,7 +80,7 @@ fn advance(compute: &Compute, mut job: Box<Job>, command: Option<Command>) -> Op
             engine.accept(key, elements)
         }
         Some(Command::Commit { step, rate }) => engine.commit(compute, step, rate),
-        Some(Command::SendState) => Ok(engine.state()),
+        Some(Command::SendState { step }) => engine.state(step),
         _ => engine.work(compute).map(Option::unwrap_or_default),
     };
     match result {
@@ -91,7 +97,7 @@ fn advance(compute: &Compute, mut job: Box<Job>, command: Option<Command>) -> Op
 }
 
 pub(super) fn failure(error: &EngineError) -> Failure {
-    let message = super::chain(error);
+    let message = chain(error);
     match error {
         EngineError::NotFinite(found) => Failure {
             kind: FailureKind::NotFinite,

@@ -4,8 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use convoy_common::address::Address;
-use convoy_common::wire::FRAME_BYTES_MAX;
-use convoy_common::wire::tuning;
+use convoy_common::wire::{CONTROL_BYTES_MAX, FRAME_BYTES_MAX, tuning};
 use convoy_proto::v1::coordinator_client::CoordinatorClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -27,7 +26,7 @@ pub(super) async fn dial(address: &Address) -> Result<CoordinatorClient<Channel>
             tuned(Endpoint::from_static("http://unix.invalid")).connect_with_connector(connector).await?
         }
     };
-    Ok(CoordinatorClient::new(channel).max_decoding_message_size(FRAME_BYTES_MAX))
+    Ok(CoordinatorClient::new(channel).max_decoding_message_size(CONTROL_BYTES_MAX.max(FRAME_BYTES_MAX)))
 }
 
 fn tuned(endpoint: Endpoint) -> Endpoint {

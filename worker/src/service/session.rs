@@ -27,6 +27,9 @@ const QUEUE: usize = 32;
 /// A coordinator answers a greeting within this.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Orders that may wait to be carried out: a step has one, and a checkpoint.
+const ORDERS_MAX: usize = 64;
+
 /// A coordinator that has heard of a failure ends the job within this.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -49,6 +52,8 @@ pub(super) enum SessionError {
     Early(&'static str),
     #[error("more tensors wait to be computed than a step has: {queued} bytes of {limit}")]
     Flood { queued: usize, limit: usize },
+    #[error("more than {ORDERS_MAX} orders wait to be carried out")]
+    Orders,
     #[error("this worker couldn't go on with the job, and the coordinator didn't end it within {FAREWELL:?}")]
     Failed,
     #[error("the computing thread is gone")]
@@ -65,7 +70,7 @@ impl From<Status> for SessionError {
 }
 
 impl SessionError {
-    /// Whether a coordinator was there and had taken this worker in.
+    /// Whether it ended after a greeting for another reason than a broken connection.
     pub(super) fn was_in_a_job(&self) -> bool {
         !matches!(self, SessionError::Dial(_) | SessionError::Greeting | SessionError::Broken(_))
     }
@@ -76,6 +81,7 @@ pub(super) struct Session<'a> {
     commands: &'a mpsc::Sender<Command>,
     control: Sender<v1::FromWorker>,
     queued: Arc<AtomicUsize>,
+    orders: Arc<AtomicUsize>,
 }
 
 /// A job, as the network side knows it.
@@ -95,7 +101,7 @@ impl<'a> Session<'a> {
         commands: &'a mpsc::Sender<Command>,
     ) -> Result<(), SessionError> {
         let (control, requests) = channel(QUEUE);
-        let session = Session { commands, control, queued: Arc::new(AtomicUsize::new(0)) };
+        let session = Session { commands, control, queued: Arc::default(), orders: Arc::default() };
         session.say(FromWorker::Hello(hello(config, isa))).await?;
         let mut client = dial(&config.join).await?;
         let greeting = async {
@@ -146,7 +152,12 @@ impl<'a> Session<'a> {
         let plan = engine.plan();
         let parameters: usize = plan.network.parameters().iter().map(|p| p.len() * size_of::<f32>()).sum();
         let queue_limit = (plan.step_traffic(batch).down as usize).saturating_add(parameters).saturating_mul(2);
-        let begun = self.commands.send(Command::Begin(Box::new(Job { engine, out, queued: self.queued.clone() })));
+        let begun = self.commands.send(Command::Begin(Box::new(Job {
+            engine,
+            out,
+            queued: self.queued.clone(),
+            orders: self.orders.clone(),
+        })));
         begun.map_err(|_| internal("the computing thread is gone"))?;
         Ok(Terms { job, plan, batch, queue_limit })
     }
@@ -157,7 +168,7 @@ impl<'a> Session<'a> {
         loop {
             let command = match next(&mut orders).await {
                 Ok(Some(ToWorker::Commit { step, rate })) => Command::Commit { step, rate },
-                Ok(Some(ToWorker::SendState { .. })) => Command::SendState,
+                Ok(Some(ToWorker::SendState { step })) => Command::SendState { step },
                 Ok(Some(ToWorker::EndJob { reason })) => {
                     tracing::info!(reason, "the job is over");
                     ended = true;
@@ -171,6 +182,9 @@ impl<'a> Session<'a> {
                 Ok(None) => return Err(SessionError::Left),
                 Err(error) => return Err(error),
             };
+            if self.orders.fetch_add(1, Ordering::Relaxed) >= ORDERS_MAX {
+                return Err(SessionError::Orders);
+            }
             self.commands.send(command).map_err(|_| SessionError::NoCompute)?;
         }
     }

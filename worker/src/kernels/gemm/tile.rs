@@ -34,15 +34,21 @@ pub(crate) fn rows_of(isa: Isa) -> usize {
 /// apart in `c`.
 ///
 /// # Panics
-/// When the tile leads out of `c` or `b`. The caller vouches that `left`'s offsets lie within its data.
-pub(super) fn go_on(isa: Isa, left: &Left, b: Block, c: &mut [f32], stride: usize) {
+/// When the tile leads out of `c` or `b`.
+///
+/// # Safety
+/// The sum of each row's and each term's offset lies within `left`'s data.
+pub(super) unsafe fn go_on(isa: Isa, left: &Left, b: Block, c: &mut [f32], stride: usize) {
     let rows = left.rows.len();
-    assert!((rows - 1) * stride + PANEL <= c.len(), "a tile leads out of c");
-    assert!((left.terms.len() - 1) * b.stride + PANEL <= b.data.len(), "a tile leads out of b");
+    let within = |steps: usize, stride: usize, length: usize| {
+        steps.checked_mul(stride).and_then(|start| start.checked_add(PANEL)).is_some_and(|end| end <= length)
+    };
+    assert!(within(rows - 1, stride, c.len()), "a tile leads out of c");
+    assert!(within(left.terms.len() - 1, b.stride, b.data.len()), "a tile leads out of b");
     match isa {
         Isa::Scalar => scalar(left, b, c, stride),
-        // SAFETY: Isa::Avx2 exists only where avx2 and fma do. `gemm::check` has bounded every offset into a, the
-        // assertions above every offset into b and c.
+        // SAFETY: Isa::Avx2 exists only where avx2 and fma do. The caller vouches for every offset into a, the
+        // assertions above for every offset into b and c.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { x86::AVX2[rows - 1](left, b, c.as_mut_ptr(), stride) },
         // SAFETY: Isa::Avx512 exists only where avx512f does; the offsets as above.
