@@ -48,6 +48,7 @@ fn slips_of_the_command_line_are_answered_with_what_would_be_right() {
         ("train --data bundled --micro-batches 0", &["--micro-batches", "0", "at least 1"]),
         ("train --data bundled --lr=-1", &["--lr -1", "above 0"]),
         ("train --data bundled --lr nan", &["--lr NaN", "above 0"]),
+        ("train --data bundled --lr 1e39", &["--lr", "f32 can hold"]),
         ("train --data bundled --momentum 1", &["--momentum 1", "below 1"]),
         ("train --data bundled --weight-decay=-1", &["--weight-decay -1", "at least 0"]),
         ("train --data bundled --checkpoint-every 0", &["--checkpoint-every", "0"]),
@@ -301,4 +302,56 @@ fn a_folder_in_which_a_run_goes_on_is_not_touched() {
     assert_eq!(record(&out)["status"], "running");
     signal(child.id(), "INT");
     assert_eq!(finish(child).status.code(), Some(130));
+}
+
+/// A checkpoint that was copied out of its run belongs to no run: going on from it begins a folder of its own, and leaves
+/// alone whatever lies around it.
+#[test]
+fn a_checkpoint_outside_of_a_run_is_gone_on_from_in_a_folder_of_its_own() {
+    let (folder, model, data) = sound();
+    let out = folder.path().join("run");
+    succeed("train --steps 2 --batch 8", &[("--model", &model), ("--data", &data), ("--out", &out)]);
+    let (kept, stranger) = (folder.path().join("kept"), folder.path().join("run.json"));
+    fs::create_dir(&kept).unwrap();
+    fs::write(&stranger, "mine").unwrap();
+    let copy = kept.join("step-000002");
+    fs::create_dir(&copy).unwrap();
+    for entry in fs::read_dir(checkpoint(&out)).unwrap() {
+        let from = entry.unwrap().path();
+        fs::copy(&from, copy.join(from.file_name().unwrap())).unwrap();
+    }
+    let mut command = support::convoy();
+    command.args(["train", "--steps", "3", "--data"]).arg(&data).arg("--resume").arg(&copy).current_dir(folder.path());
+    let output = support::output_of(&mut command);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(fs::read_to_string(&stranger).unwrap(), "mine");
+    assert!(!folder.path().join("checkpoints").exists() && !kept.join("run.json").exists());
+    assert!(said(&output).contains("runs/"), "{}", said(&output));
+    // By a relative name, from within its run, it is that run's.
+    let mut command = support::convoy();
+    command.args(["train", "--steps", "3", "--resume", "step-000002", "--data"]).arg(&data);
+    let output = support::output_of(command.current_dir(out.join("checkpoints")));
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(record(&out)["final"]["steps"], 3);
+    assert_eq!(losses(&out).len(), 3);
+}
+
+/// `convoy train | head -1`: the job goes on to its end.
+#[test]
+fn a_reader_that_goes_away_ends_no_job() {
+    let (folder, model, data) = sound();
+    let out = folder.path().join("run");
+    let mut command = support::convoy();
+    command
+        .args(["train", "--steps", "4", "--batch", "8", "--data"])
+        .arg(&data)
+        .arg("--model")
+        .arg(&model)
+        .arg("--out")
+        .arg(&out);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = finish(child);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert_eq!((record(&out)["status"].as_str(), losses(&out).len()), (Some("done"), 4));
 }

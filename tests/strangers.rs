@@ -201,6 +201,32 @@ fn frame(job: u64, tensor: v1::chunk::Tensor, shape: &[u32], offset: u64, data: 
 /// What a hostile worker answers to the first images, given the number of the job.
 type Answer = Box<dyn FnOnce(u64, &v1::Chunk) -> Vec<v1::Frame>>;
 
+/// A place is kept for a greeted worker's second connection for ten seconds, and not for ever.
+#[tokio::test]
+async fn those_who_greet_and_then_say_nothing_keep_no_place() {
+    let folder = TempDir::new().unwrap();
+    let address = free_port();
+    let child = coordinator(&address, &folder.path().join("run"));
+    let mut lines = Vec::new();
+    for _ in 0..2 {
+        let stream = tokio_stream::once(hello(PROTOCOL_VERSION)).chain(tokio_stream::pending());
+        let mut orders = dial(&address).await.control(stream).await.unwrap().into_inner();
+        let welcome = orders.next().await.unwrap().unwrap();
+        assert!(matches!(welcome.message, Some(v1::to_worker::Message::Welcome(_))), "{welcome:?}");
+        lines.push(orders);
+    }
+    let stream = tokio_stream::once(hello(PROTOCOL_VERSION)).chain(tokio_stream::pending());
+    let status = dial(&address).await.control(stream).await.expect_err("both places are taken");
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    let workers = [worker(&address), worker(&address)];
+    let output = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    for worker in workers {
+        signal(worker.id(), "TERM");
+        finish(worker);
+    }
+}
+
 /// A worker that sends what isn't its to send ends the job, by name, at once.
 #[tokio::test]
 async fn a_worker_that_sends_nonsense_is_named_with_what_it_sent() {
@@ -214,6 +240,14 @@ async fn a_worker_that_sends_nonsense_is_named_with_what_it_sent() {
         (
             "the plan says [8, 7, 7, 32]",
             Box::new(|job, images| vec![frame(job, activations(images, 0, 1), &[u32::MAX; 9], 0, &[0; 4])]),
+        ),
+        (
+            "1048576 bytes of activations",
+            Box::new(move |job, images| vec![frame(job, activations(images, 0, 1), &shape, 0, &[0; 1 << 20])]),
+        ),
+        (
+            "3 bytes of activations",
+            Box::new(move |job, images| vec![frame(job, activations(images, 0, 1), &shape, 0, &[0; 3])]),
         ),
         ("at byte 4", Box::new(move |job, images| vec![frame(job, activations(images, 0, 1), &shape, 4, &[0; 4])])),
         (
