@@ -3,17 +3,21 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this package is for")]
 
 mod console;
+mod environment;
 mod eval;
+mod health;
 mod plan;
 mod settings;
 mod signals;
 mod train;
 mod worker;
 
+use std::error::Error;
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use convoy_common::chain::chain;
 use convoy_coordinator::JobError;
 
@@ -38,6 +42,8 @@ enum Command {
     Worker(worker::Arguments),
     /// Measure a checkpoint or a weights file on a data set's test images
     Eval(Box<eval::Arguments>),
+    /// Ask a worker or a coordinator how it is
+    Health(health::Arguments),
     /// Show what a step will cost on a given cluster, without one
     Plan(plan::Arguments),
 }
@@ -57,14 +63,38 @@ const MISUSED: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let line: Vec<OsString> = std::env::args_os().collect();
+    let mut command = environment::adopted(Arguments::command(), &line);
+    environment::slips(&command).iter().for_each(|slip| eprintln!("{slip}"));
+    let parsed = command.try_get_matches_from_mut(&line).and_then(|matches| Arguments::from_arg_matches(&matches));
     log_to_stderr();
-    let result = match arguments.command {
+    match parsed {
+        Ok(arguments) => ended(carry_out(arguments.command)),
+        Err(error) => refused(&error, &line),
+    }
+}
+
+/// Says what is wrong with the command line, or what help it asks for.
+fn refused(error: &clap::Error, line: &[OsString]) -> ExitCode {
+    // Where nothing can be printed there is the exit code.
+    let _ = error.print();
+    if let Some(source) = environment::source_of(error, line) {
+        eprintln!("{source}");
+    }
+    ExitCode::from(error.exit_code() as u8)
+}
+
+fn carry_out(command: Command) -> Result<Outcome, Box<dyn Error>> {
+    match command {
         Command::Train(arguments) => train::run(*arguments),
         Command::Worker(arguments) => worker::run(&arguments),
         Command::Eval(arguments) => eval::run(*arguments),
+        Command::Health(arguments) => health::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
-    };
+    }
+}
+
+fn ended(result: Result<Outcome, Box<dyn Error>>) -> ExitCode {
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),

@@ -19,6 +19,9 @@ pub(crate) struct Arguments {
     /// Threads that compute [default: the machine's cores]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+    /// Answer health checks here (the standard protocol of gRPC), for `convoy health` and for orchestrators
+    #[arg(long, value_name = "HOST:PORT")]
+    health: Option<Address>,
     /// End when standard input closes: for workers that a coordinator starts itself
     #[arg(long, hide = true)]
     lifeline: bool,
@@ -30,7 +33,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     if arguments.lifeline {
         thread::Builder::new().name("lifeline".to_owned()).spawn(end_with_input)?;
     }
-    service::run(&WorkerConfig { join: arguments.join.clone(), threads }, signals::any())?;
+    service::run(
+        &WorkerConfig { join: arguments.join.clone(), threads, health: arguments.health.clone() },
+        signals::any(),
+    )?;
     Ok(Outcome::Done)
 }
 

@@ -10,6 +10,7 @@ pub mod chain;
 pub mod model;
 pub mod parameters;
 pub mod plan;
+pub mod pulse;
 pub mod random;
 pub mod schedule;
 pub mod suggest;

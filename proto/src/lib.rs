@@ -6,6 +6,9 @@
 /// would misread or miss.
 pub const PROTOCOL_VERSION: u32 = 1;
 
+/// What a worker is called in health checks. A coordinator goes by its service's name; a worker has no service of its own.
+pub const WORKER_SERVICE: &str = "convoy.v1.Worker";
+
 /// Version 1 of the messages, generated.
 pub mod v1 {
     tonic::include_proto!("convoy.v1");

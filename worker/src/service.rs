@@ -5,6 +5,7 @@
 
 mod compute;
 mod connection;
+mod health;
 mod session;
 
 use std::future::Future;
@@ -18,6 +19,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::kernels::Compute;
 use crate::kernels::isa::Isa;
+use health::Vitals;
 use session::{Session, SessionError};
 
 /// Pauses between two tries to find a coordinator: doubled from the first to the last.
@@ -33,6 +35,8 @@ pub struct WorkerConfig {
     pub join: Address,
     /// Threads of the compute pool, at least 1.
     pub threads: usize,
+    /// Where to answer health checks, if anywhere.
+    pub health: Option<Address>,
 }
 
 /// Why a worker ends with an error.
@@ -49,6 +53,14 @@ pub enum WorkerError {
     /// The system gives no runtime.
     #[error("start the worker's network thread")]
     Runtime(#[source] std::io::Error),
+    /// Health checks can't be answered.
+    #[error("answer health checks at {address}")]
+    Health {
+        /// Where.
+        address: Address,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The coordinator will never take this worker.
     #[error("the coordinator at {address} refuses this worker: {reason}")]
     Refused {
@@ -72,16 +84,21 @@ pub fn run(config: &WorkerConfig, shutdown: impl Future<Output = ()> + Send + 's
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WorkerError::Runtime)?;
     let (commands, inbox) = mpsc::channel();
     let isa = compute.isa;
-    let config = config.clone();
+    let (config, vitals) = (config.clone(), Vitals::new());
+    let shown = vitals.clone();
     let network = thread::Builder::new().name("network".to_owned()).spawn(move || {
         runtime.block_on(async {
+            if let Some(address) = &config.health {
+                let wrong = |source| WorkerError::Health { address: address.clone(), source };
+                health::serve(address, shown).await.map_err(wrong)?;
+            }
             tokio::select! {
                 () = shutdown => Ok(()),
                 result = serve(&config, isa, commands) => result,
             }
         })
     });
-    compute::serve(&compute, &inbox);
+    compute::serve(&compute, &inbox, &vitals);
     network.map_err(WorkerError::Runtime)?.join().map_err(|_| WorkerError::Panicked)?
 }
 

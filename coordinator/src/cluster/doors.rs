@@ -20,7 +20,9 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnixListenerStre
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
+use tonic_health::server::health_reporter;
 
+use super::health::{Vitals, watch};
 use super::{Heard, Member, Message};
 
 /// Frames that may wait for one worker's socket.
@@ -67,17 +69,20 @@ impl Listening {
 /// Serves on `listening` for as long as the runtime lives. What is heard comes out of the receiver.
 ///
 /// `room` workers are let in; further ones are asked to come back later.
-pub fn serve(listening: Listening, room: usize) -> Receiver<Message> {
+pub fn serve(listening: Listening, room: usize, vitals: Vitals) -> Receiver<Message> {
     let (heard, messages) = channel(MESSAGES_QUEUED);
     let doors = Doors { heard, room, sessions: Arc::default() };
     let service = CoordinatorServer::new(doors).max_decoding_message_size(CONTROL_BYTES_MAX.max(FRAME_BYTES_MAX));
+    let (reporter, health) = health_reporter();
+    tokio::spawn(watch(reporter, vitals));
     let router = Server::builder()
         .initial_stream_window_size(tuning::STREAM_WINDOW)
         .initial_connection_window_size(tuning::CONNECTION_WINDOW)
         .max_frame_size(tuning::FRAME)
         .http2_keepalive_interval(Some(tuning::PING_EVERY))
         .http2_keepalive_timeout(Some(tuning::PING_TIMEOUT))
-        .add_service(service);
+        .add_service(service)
+        .add_service(health);
     tokio::spawn(async move {
         let served = match listening {
             Listening::Tcp(listener, _) => {

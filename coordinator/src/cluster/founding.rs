@@ -10,6 +10,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc::Receiver;
 
 use super::doors::{self, Listening};
+use super::health::Vitals;
 use super::local::{LocalPlan, LocalWorkers, SocketFolder};
 use super::{Cluster, Heard, LOOK_EVERY, Member, Message, receive};
 use crate::error::JobError;
@@ -50,7 +51,9 @@ pub fn found(
     let opened = runtime.block_on(Listening::open(&address));
     let listening = opened.map_err(unusable(&address.to_string()))?;
     let address = listening.address().to_owned();
-    let heard = runtime.block_on(async { doors::serve(listening, room) });
+    let vitals = Vitals::new();
+    let shown = vitals.clone();
+    let heard = runtime.block_on(async { doors::serve(listening, room, shown) });
     let is_local = folder.is_some();
     let local = folder.map(|folder| {
         let plan = LocalPlan { program: running.program.clone(), workers: room, threads };
@@ -58,7 +61,7 @@ pub fn found(
     });
     let patience = if is_local { LOCAL_PATIENCE } else { REMOTE_PATIENCE };
     let founding =
-        Founding { job, plan, heard, local: local.transpose()?, runtime, patience, address: address.clone() };
+        Founding { job, plan, heard, local: local.transpose()?, runtime, patience, vitals, address: address.clone() };
     founding.gather(stop, |have| {
         if !is_local {
             observer.on(Event::Waiting { address: address.clone(), have, want: room });
@@ -73,6 +76,7 @@ struct Founding {
     heard: Receiver<Message>,
     local: Option<LocalWorkers>,
     runtime: Runtime,
+    vitals: Vitals,
     patience: Duration,
     /// Where workers dial.
     address: String,
@@ -88,6 +92,7 @@ impl Founding {
             if stop.load(Ordering::Relaxed) {
                 return Err(JobError::Interrupted);
             }
+            self.vitals.beat();
             match receive(&self.runtime, &mut self.heard, LOOK_EVERY) {
                 Some((_, Heard::Joined(member))) => {
                     members.push(*member);
@@ -111,6 +116,7 @@ impl Founding {
             members.sort_by_key(|member| local.position_of(member.hello.process_id));
             local.all_have_come();
         }
+        self.vitals.set_ready();
         let state_bytes = vec![0; want];
         Ok(Cluster {
             job: self.job,
@@ -120,6 +126,7 @@ impl Founding {
             local: self.local,
             state_bytes,
             runtime: self.runtime,
+            vitals: self.vitals,
         })
     }
 }

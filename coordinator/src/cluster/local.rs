@@ -140,7 +140,14 @@ impl Drop for LocalWorkers {
 
 fn start_one(plan: &LocalPlan, address: &Address) -> std::io::Result<LocalWorker> {
     use std::os::unix::process::CommandExt;
-    let mut process = Command::new(&plan.program)
+    let mut command = Command::new(&plan.program);
+    // What the environment says to a worker is said to those that people start.
+    let settings =
+        std::env::vars_os().map(|(name, _)| name).filter(|name| name.as_encoded_bytes().starts_with(b"CONVOY_"));
+    for name in settings {
+        command.env_remove(name);
+    }
+    let mut process = command
         .args(["worker", "--join", &address.to_string(), "--threads", &plan.threads.to_string(), "--lifeline"])
         .stdin(Stdio::piped())
         // A group of its own: Ctrl-C is for the coordinator, which ends its workers in order.

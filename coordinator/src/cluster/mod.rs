@@ -6,6 +6,7 @@
 
 pub mod doors;
 pub mod founding;
+pub mod health;
 pub mod local;
 
 use std::collections::HashSet;
@@ -27,6 +28,7 @@ use tokio::sync::mpsc::{Receiver, Sender};
 
 use crate::data::Split;
 use crate::error::JobError;
+use health::Vitals;
 use local::LocalWorkers;
 
 /// A worker that owes something and says nothing for so long has hung. A step of the largest model on the slowest
@@ -75,6 +77,7 @@ pub struct Cluster {
     /// Bytes of weights and momentum given to each worker.
     state_bytes: Vec<u64>,
     runtime: Runtime,
+    vitals: Vitals,
 }
 
 /// Weights and momentum of all towers.
@@ -196,6 +199,7 @@ impl Cluster {
     /// When one is lost or fails, or when all are silent for too long; `waiting_for` says what is owed.
     pub fn next(&mut self, step: u64, waiting_for: impl Fn() -> String) -> Result<(usize, Heard), JobError> {
         loop {
+            self.vitals.beat();
             let Some((session, heard)) = receive(&self.runtime, &mut self.heard, SILENCE_MAX) else {
                 return Err(JobError::Silence { seconds: SILENCE_MAX.as_secs(), step, waiting_for: waiting_for() });
             };

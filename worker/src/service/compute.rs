@@ -9,6 +9,7 @@ use convoy_common::chain::chain;
 use convoy_common::wire::{Elements, Failure, FailureKind, FromWorker, TensorKey};
 use tokio::sync::mpsc::Sender;
 
+use super::health::Vitals;
 use crate::engine::{Engine, EngineError, Out};
 use crate::kernels::Compute;
 
@@ -39,7 +40,7 @@ pub(super) struct Job {
 }
 
 /// Works until the network side is gone.
-pub(super) fn serve(compute: &Compute, inbox: &Receiver<Command>) {
+pub(super) fn serve(compute: &Compute, inbox: &Receiver<Command>, vitals: &Vitals) {
     let mut job: Option<Box<Job>> = None;
     loop {
         let busy = job.as_ref().is_some_and(|job| job.engine.has_work());
@@ -50,11 +51,13 @@ pub(super) fn serve(compute: &Compute, inbox: &Receiver<Command>) {
                 Err(TryRecvError::Disconnected) => return,
             }
         } else {
+            vitals.rest();
             match inbox.recv() {
                 Ok(command) => Some(command),
                 Err(RecvError) => return,
             }
         };
+        vitals.beat();
         job = match (command, job) {
             (Some(Command::Begin(new)), _) => Some(new),
             (Some(Command::Forget), _) | (_, None) => None,

@@ -1,0 +1,54 @@
+//! How the coordinator is, for the health checks that its doors answer: alive, as "", and ready once all its workers are
+//! there, under its service's name.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use convoy_common::pulse::Pulse;
+use convoy_proto::v1::coordinator_server::SERVICE_NAME;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use super::SILENCE_MAX;
+
+/// Whoever drives the job looks in at least as often as it waits for workers; much longer, and it hangs.
+const WEDGED_AFTER: Duration = SILENCE_MAX.saturating_add(Duration::from_secs(60));
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What whoever drives the job shows.
+#[derive(Clone, Debug)]
+pub struct Vitals {
+    pulse: Arc<Pulse>,
+    ready: Arc<AtomicBool>,
+    began: Instant,
+}
+
+impl Vitals {
+    /// Of a coordinator that is starting.
+    pub fn new() -> Self {
+        Self { pulse: Arc::default(), ready: Arc::default(), began: Instant::now() }
+    }
+
+    /// The job gets on.
+    pub fn beat(&self) {
+        self.pulse.beat(self.began.elapsed());
+    }
+
+    /// All workers are there.
+    pub fn set_ready(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Tells `reporter` how things are, again and again.
+pub async fn watch(reporter: HealthReporter, vitals: Vitals) {
+    let status = |well: bool| if well { ServingStatus::Serving } else { ServingStatus::NotServing };
+    loop {
+        let alive = vitals.pulse.busy_for(vitals.began.elapsed()) < WEDGED_AFTER;
+        reporter.set_service_status("", status(alive)).await;
+        let ready = alive && vitals.ready.load(Ordering::Relaxed);
+        reporter.set_service_status(SERVICE_NAME, status(ready)).await;
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}

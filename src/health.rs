@@ -1,0 +1,86 @@
+//! `convoy health`: asks one process how it is, by the standard protocol of gRPC, and says so in its exit code.
+
+use std::error::Error;
+use std::time::Duration;
+
+use convoy_common::address::Address;
+use convoy_proto::WORKER_SERVICE;
+use convoy_proto::v1::coordinator_server::SERVICE_NAME as COORDINATOR_SERVICE;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use tonic_health::ServingStatus;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::Outcome;
+
+/// Ask a worker or a coordinator how it is: exit code 0 if it is ready, 1 if not. For health checks and probes.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Where it answers: a worker's --health, or a coordinator's --listen
+    #[arg(value_name = "HOST:PORT", env = "CONVOY_HEALTH", default_value = "127.0.0.1:7979")]
+    address: Address,
+    /// Only whether it is alive: a coordinator that waits for its workers is, and isn't ready
+    #[arg(long)]
+    live: bool,
+}
+
+/// A health check that takes longer has failed. Orchestrators allow a second by default.
+const LIMIT: Duration = Duration::from_millis(800);
+
+/// What is wrong.
+#[derive(Debug, thiserror::Error)]
+enum Unwell {
+    #[error("nothing listens at {0}: it hasn't started yet, has ended, or is elsewhere (--health, --listen)")]
+    Nobody(Address),
+    #[error("what listens at {0} didn't answer within {LIMIT:?}: it hangs, or isn't Convoy")]
+    Silent(Address),
+    #[error("what listens at {address} isn't a worker or a coordinator of Convoy: {reason}")]
+    Stranger { address: Address, reason: String },
+    #[error("the {role} at {address} hangs: its work hasn't got on for minutes")]
+    Wedged { role: &'static str, address: Address },
+    #[error("the {role} at {address} is starting: it waits for its workers")]
+    Starting { role: &'static str, address: Address },
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let asked = runtime.block_on(async { tokio::time::timeout(LIMIT, ask(&arguments.address, arguments.live)).await });
+    let role = asked.unwrap_or_else(|_| Err(Unwell::Silent(arguments.address.clone())))?;
+    println!("the {role} at {} is {}", arguments.address, if arguments.live { "alive" } else { "ready" });
+    Ok(Outcome::Done)
+}
+
+/// Who answers, if all is well.
+async fn ask(address: &Address, live: bool) -> Result<&'static str, Unwell> {
+    let stranger = |reason: String| Unwell::Stranger { address: address.clone(), reason };
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| stranger(error.to_string()))?;
+    let channel = endpoint.connect().await.map_err(|_| Unwell::Nobody(address.clone()))?;
+    let mut client = HealthClient::new(channel);
+    let alive = check(&mut client, "").await.map_err(|status| stranger(described(&status)))?;
+    let (role, ready) = match check(&mut client, COORDINATOR_SERVICE).await {
+        Ok(ready) => ("coordinator", ready),
+        Err(_) => match check(&mut client, WORKER_SERVICE).await {
+            Ok(ready) => ("worker", ready),
+            Err(status) => return Err(stranger(described(&status))),
+        },
+    };
+    match (alive, ready || live) {
+        (false, _) => Err(Unwell::Wedged { role, address: address.clone() }),
+        (true, false) => Err(Unwell::Starting { role, address: address.clone() }),
+        (true, true) => Ok(role),
+    }
+}
+
+async fn check(client: &mut HealthClient<Channel>, service: &str) -> Result<bool, Status> {
+    let answer = client.check(HealthCheckRequest { service: service.to_owned() }).await?;
+    Ok(answer.into_inner().status == ServingStatus::Serving as i32)
+}
+
+fn described(status: &Status) -> String {
+    match status.code() {
+        Code::Unimplemented => "it speaks gRPC, and answers no health checks".to_owned(),
+        Code::NotFound => "it answers health checks, of something else".to_owned(),
+        _ => "it doesn't speak gRPC".to_owned(),
+    }
+}

@@ -1,0 +1,71 @@
+//! Answers health checks by the standard protocol, grpc.health.v1, on an address of the worker's own: alive, as "", and
+//! fit for a job, as [`WORKER_SERVICE`]. Not here: whoever asks.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use convoy_common::address::Address;
+use convoy_common::pulse::Pulse;
+use convoy_proto::WORKER_SERVICE;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, health_reporter};
+
+/// No piece of work takes nearly as long: the computing thread hangs.
+const WEDGED_AFTER: Duration = Duration::from_secs(300);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What the computing thread shows, and since when it could.
+#[derive(Clone, Debug)]
+pub(super) struct Vitals {
+    pulse: Arc<Pulse>,
+    began: Instant,
+}
+
+impl Vitals {
+    pub(super) fn new() -> Self {
+        Self { pulse: Arc::default(), began: Instant::now() }
+    }
+
+    pub(super) fn beat(&self) {
+        self.pulse.beat(self.began.elapsed());
+    }
+
+    pub(super) fn rest(&self) {
+        self.pulse.rest();
+    }
+
+    fn status(&self) -> ServingStatus {
+        let wedged = self.pulse.busy_for(self.began.elapsed()) > WEDGED_AFTER;
+        if wedged { ServingStatus::NotServing } else { ServingStatus::Serving }
+    }
+}
+
+/// Answers at `address` for as long as the runtime lives.
+pub(super) async fn serve(address: &Address, vitals: Vitals) -> std::io::Result<()> {
+    let (reporter, service) = health_reporter();
+    let router = Server::builder().add_service(service);
+    match address {
+        Address::Tcp(host) => {
+            let incoming = TcpListenerStream::new(TcpListener::bind(host.as_str()).await?);
+            tokio::spawn(router.serve_with_incoming(incoming));
+        }
+        Address::Unix(path) => {
+            let incoming = UnixListenerStream::new(UnixListener::bind(path)?);
+            tokio::spawn(router.serve_with_incoming(incoming));
+        }
+    }
+    tokio::spawn(watch(reporter, vitals));
+    Ok(())
+}
+
+async fn watch(reporter: HealthReporter, vitals: Vitals) {
+    loop {
+        for service in ["", WORKER_SERVICE] {
+            reporter.set_service_status(service, vitals.status()).await;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
