@@ -51,7 +51,7 @@ pub fn found(
     let opened = runtime.block_on(Listening::open(&address));
     let listening = opened.map_err(unusable(&address.to_string()))?;
     let address = listening.address().to_owned();
-    let vitals = Vitals::new();
+    let vitals = Vitals::starting();
     let shown = vitals.clone();
     let heard = runtime.block_on(async { doors::serve(listening, room, shown) });
     let is_local = folder.is_some();

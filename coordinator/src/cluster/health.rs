@@ -25,8 +25,8 @@ pub struct Vitals {
 }
 
 impl Vitals {
-    /// Of a coordinator that is starting.
-    pub fn new() -> Self {
+    /// Those of a coordinator that is starting.
+    pub fn starting() -> Self {
         Self { pulse: Arc::default(), ready: Arc::default(), began: Instant::now() }
     }
 
