@@ -88,6 +88,10 @@ impl Observer for Console {
                 "waiting for workers at {address}: {have} of {want} have come; start more with: convoy worker --join {address}"
             )),
             Event::Waiting { have, want, .. } => self.say(&format!("{have} of {want} workers have come")),
+            Event::Elsewhere { host, coordinator, model } => {
+                let what = model.map_or("waits with others".to_owned(), |model| format!("computes {model}"));
+                self.say(&format!("the worker on {host} {what} for another coordinator, at {coordinator}"));
+            }
             Event::Started(started) => self.start(started),
             Event::Step { step, epoch, loss, images, .. } => self.step(step, epoch, loss, images),
             Event::Epoch(epoch) => self.say(&format!(

@@ -22,6 +22,15 @@ pub enum Event {
         /// How many are wanted.
         want: usize,
     },
+    /// A worker that might have come serves another coordinator.
+    Elsewhere {
+        /// Its machine.
+        host: String,
+        /// Where it sees that coordinator.
+        coordinator: String,
+        /// The model of its job, if it has one yet.
+        model: Option<String>,
+    },
     /// All workers are there; the job begins.
     Started(Box<Started>),
     /// A step was committed.

@@ -5,6 +5,7 @@
 
 mod compute;
 mod connection;
+mod elsewhere;
 mod health;
 mod session;
 

@@ -23,8 +23,10 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_health::server::health_reporter;
 
 use super::health::{Vitals, watch};
-use super::{Heard, Member, Message};
+use super::{Elsewhere, Heard, Member, Message};
 
+/// No worker has this number.
+const NO_SESSION: u64 = 0;
 /// Frames that may wait for one worker's socket.
 const FRAMES_QUEUED: usize = 64;
 /// Orders that may wait for one worker's socket.
@@ -173,6 +175,23 @@ impl Coordinator for Doors {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing).map(Ok))))
     }
+
+    async fn elsewhere(&self, request: Request<v1::WorkerElsewhere>) -> Result<Response<v1::ElsewhereAnswer>, Status> {
+        let v1::WorkerElsewhere { host, coordinator, model } = request.into_inner();
+        let model = Some(shortened(model)).filter(|model| !model.is_empty());
+        let said = Elsewhere { host: shortened(host), coordinator: shortened(coordinator), model };
+        let wanted = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).len() < self.room;
+        if wanted {
+            // A coordinator that has more to do than to listen doesn't need to know.
+            let _ = self.heard.try_send((NO_SESSION, Heard::Elsewhere(said)));
+        }
+        Ok(Response::new(v1::ElsewhereAnswer { wanted }))
+    }
+}
+
+/// What a stranger says of itself is shown to a person, and kept short.
+fn shortened(text: String) -> String {
+    text.chars().filter(|character| !character.is_control()).take(100).collect()
 }
 
 impl Doors {
@@ -183,7 +202,7 @@ impl Doors {
         }
         let session = loop {
             let number = unguessable();
-            if number != 0 && !sessions.contains_key(&number) {
+            if number != NO_SESSION && !sessions.contains_key(&number) {
                 break number;
             }
         };

@@ -1,6 +1,7 @@
 //! How a cluster comes to be: doors are opened, processes of our own are started or others waited for, until every worker
 //! of the plan is there.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,13 +13,15 @@ use tokio::sync::mpsc::Receiver;
 use super::doors::{self, Listening};
 use super::health::Vitals;
 use super::local::{LocalPlan, LocalWorkers, SocketFolder};
-use super::{Cluster, Heard, LOOK_EVERY, Member, Message, receive};
+use super::{Cluster, Elsewhere, Heard, LOOK_EVERY, Member, Message, receive};
 use crate::error::JobError;
 use crate::job::Running;
 use crate::observe::{Event, Observer};
 
 /// Our own processes come within this.
 const LOCAL_PATIENCE: Duration = Duration::from_secs(30);
+/// So many workers that serve others are spoken of.
+const TOLD_MAX: usize = 64;
 /// Workers that are started by others come within this.
 const REMOTE_PATIENCE: Duration = Duration::from_secs(600);
 
@@ -62,11 +65,33 @@ pub fn found(
     let patience = if is_local { LOCAL_PATIENCE } else { REMOTE_PATIENCE };
     let founding =
         Founding { job, plan, heard, local: local.transpose()?, runtime, patience, vitals, address: address.clone() };
-    founding.gather(stop, |have| {
-        if !is_local {
-            observer.on(Event::Waiting { address: address.clone(), have, want: room });
+    let address = dialled(&address);
+    founding.gather(stop, |news| match news {
+        News::Have(_) if is_local => {}
+        News::Have(have) => observer.on(Event::Waiting { address: address.clone(), have, want: room }),
+        News::Elsewhere(Elsewhere { host, coordinator, model }) => {
+            observer.on(Event::Elsewhere { host, coordinator, model })
         }
     })
+}
+
+/// What is to be told while workers are waited for.
+enum News {
+    /// So many have come.
+    Have(usize),
+    /// One can't be had.
+    Elsewhere(Elsewhere),
+}
+
+/// An address as others may dial it: where every address of this machine is listened on, its name stands for them.
+fn dialled(address: &str) -> String {
+    match address.parse::<SocketAddr>() {
+        Ok(socket) if socket.ip().is_unspecified() => {
+            let name = rustix::system::uname();
+            format!("{}:{}", name.nodename().to_string_lossy(), socket.port())
+        }
+        _ => address.to_owned(),
+    }
 }
 
 /// What a cluster is made of, before all have come.
@@ -84,10 +109,11 @@ struct Founding {
 
 impl Founding {
     /// Waits until every worker of the plan has come; `tell` hears how many have.
-    fn gather(mut self, stop: &AtomicBool, mut tell: impl FnMut(usize)) -> Result<Cluster, JobError> {
+    fn gather(mut self, stop: &AtomicBool, mut tell: impl FnMut(News)) -> Result<Cluster, JobError> {
         let (start, want) = (Instant::now(), self.plan.workers);
         let mut members: Vec<Member> = Vec::new();
-        tell(0);
+        tell(News::Have(0));
+        let mut elsewhere = Vec::new();
         while members.len() < want {
             if stop.load(Ordering::Relaxed) {
                 return Err(JobError::Interrupted);
@@ -96,9 +122,13 @@ impl Founding {
             match receive(&self.runtime, &mut self.heard, LOOK_EVERY) {
                 Some((_, Heard::Joined(member))) => {
                     members.push(*member);
-                    tell(members.len());
+                    tell(News::Have(members.len()));
                 }
                 Some((session, Heard::Lost(_))) => members.retain(|member| member.session != session),
+                Some((_, Heard::Elsewhere(worker))) if elsewhere.len() < TOLD_MAX && !elsewhere.contains(&worker) => {
+                    elsewhere.push(worker.clone());
+                    tell(News::Elsewhere(worker));
+                }
                 Some(_) => {}
                 None => {
                     if let Some(local) = &mut self.local {

@@ -50,6 +50,19 @@ pub enum Heard {
     Chunk(Chunk),
     /// It is gone.
     Lost(String),
+    /// One that doesn't belong to the session, or to any, serves another coordinator.
+    Elsewhere(Elsewhere),
+}
+
+/// A worker that can't be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// Its machine.
+    pub host: String,
+    /// Where it sees the coordinator that it serves.
+    pub coordinator: String,
+    /// The model of its job; none while that coordinator waits for more workers.
+    pub model: Option<String>,
 }
 
 /// What was heard, and in which session.
@@ -274,7 +287,7 @@ impl Cluster {
         let message = match heard {
             Heard::Said(message) => format!("it said {message:?} out of turn"),
             Heard::Chunk(chunk) => format!("it sent {} out of turn", chunk.key),
-            Heard::Joined(_) | Heard::Lost(_) => "it came or went out of turn".to_owned(),
+            Heard::Joined(_) | Heard::Lost(_) | Heard::Elsewhere(_) => "it came or went out of turn".to_owned(),
         };
         JobError::WorkerFailed { worker, step, message }
     }

@@ -1,6 +1,8 @@
-//! Dialling a coordinator: TCP or a Unix socket, tuned alike.
+//! Finding and dialling a coordinator: TCP or a Unix socket, tuned alike.
 
-use std::path::Path;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use convoy_common::address::Address;
@@ -12,11 +14,39 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// One place that an address may mean. A name may stand for several coordinators, and both connections of a worker must
+/// go to the same one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Place {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Tcp(address) => address.fmt(f),
+            Place::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// The places that an address means, in an order that is the same for every worker.
+pub(super) async fn places(address: &Address) -> std::io::Result<Vec<Place>> {
+    let mut places: Vec<_> = match address {
+        Address::Tcp(host) => tokio::net::lookup_host(host.as_str()).await?.map(Place::Tcp).collect(),
+        Address::Unix(path) => vec![Place::Unix(path.clone())],
+    };
+    places.sort();
+    places.dedup();
+    Ok(places)
+}
+
 /// A connection of its own: control and tensors never share one.
-pub(super) async fn dial(address: &Address) -> Result<CoordinatorClient<Channel>, tonic::transport::Error> {
-    let channel = match address {
-        Address::Tcp(host) => tuned(Endpoint::from_shared(format!("http://{host}"))?).connect().await?,
-        Address::Unix(path) => {
+pub(super) async fn dial(place: &Place) -> Result<CoordinatorClient<Channel>, tonic::transport::Error> {
+    let channel = match place {
+        Place::Tcp(address) => tuned(Endpoint::from_shared(format!("http://{address}"))?).connect().await?,
+        Place::Unix(path) => {
             let path = path.clone();
             let connector = tower::service_fn(move |_: Uri| {
                 let path = path.clone();

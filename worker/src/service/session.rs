@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use convoy_common::address::Address;
 use convoy_common::plan::Plan;
 use convoy_common::wire::{
     Assembler, Assignment, Failure, FailureKind, FromWorker, Hello, ToWorker, WireError, chunk_from_frame,
@@ -18,7 +19,8 @@ use tonic::{Code, Status, Streaming};
 
 use super::WorkerConfig;
 use super::compute::{Command, Job};
-use super::connection::dial;
+use super::connection::{Place, dial, places};
+use super::elsewhere::Whereabouts;
 use crate::engine::{Engine, Out};
 use crate::kernels::isa::Isa;
 
@@ -36,8 +38,12 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// A visit that ended badly.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SessionError {
+    #[error("look up {0}")]
+    Name(Address, #[source] std::io::Error),
     #[error("no coordinator at the address given")]
     Dial(#[from] tonic::transport::Error),
+    #[error("another coordinator of this name comes first")]
+    Moved,
     #[error("the coordinator gave no answer within {GREETING_TIMEOUT:?}")]
     Greeting,
     #[error("refused: {reason}")]
@@ -72,7 +78,17 @@ impl From<Status> for SessionError {
 impl SessionError {
     /// Whether it ended after a greeting for another reason than a broken connection.
     pub(super) fn was_in_a_job(&self) -> bool {
-        !matches!(self, SessionError::Dial(_) | SessionError::Greeting | SessionError::Broken(_))
+        use SessionError::{Broken, Dial, Greeting, Moved, Name};
+        !matches!(self, Name(..) | Dial(_) | Moved | Greeting | Broken(_))
+    }
+
+    /// Whether there was no place for this worker, and another coordinator may have one.
+    fn is_turned_away(&self) -> bool {
+        match self {
+            SessionError::Dial(_) | SessionError::Moved => true,
+            SessionError::Broken(status) => status.code() == Code::Unavailable,
+            _ => false,
+        }
     }
 }
 
@@ -94,16 +110,33 @@ struct Terms {
 }
 
 impl<'a> Session<'a> {
-    /// Dials, serves one job, and returns when the coordinator has ended it.
+    /// Finds a coordinator that wants this worker, serves one job, and returns when the coordinator has ended it.
     pub(super) async fn run(
         config: &WorkerConfig,
         isa: Isa,
         commands: &'a mpsc::Sender<Command>,
     ) -> Result<(), SessionError> {
+        let found = places(&config.join).await.map_err(|error| SessionError::Name(config.join.clone(), error))?;
+        let mut ended = Ok(());
+        for place in &found {
+            ended = Self::visit(config, isa, commands, place).await;
+            if !ended.as_ref().is_err_and(SessionError::is_turned_away) {
+                break;
+            }
+        }
+        ended
+    }
+
+    async fn visit(
+        config: &WorkerConfig,
+        isa: Isa,
+        commands: &'a mpsc::Sender<Command>,
+        place: &Place,
+    ) -> Result<(), SessionError> {
         let (control, requests) = channel(QUEUE);
         let session = Session { commands, control, queued: Arc::default(), orders: Arc::default() };
         session.say(FromWorker::Hello(hello(config, isa))).await?;
-        let mut client = dial(&config.join).await?;
+        let mut client = dial(place).await?;
         let greeting = async {
             let mut orders = client.control(ReceiverStream::new(requests)).await?.into_inner();
             let first = next(&mut orders).await?;
@@ -113,10 +146,11 @@ impl<'a> Session<'a> {
         let Some(ToWorker::Welcome { session: number }) = first else { return Err(SessionError::Early("no welcome")) };
         let (frames, outgoing) = channel(QUEUE);
         let _ = frames.send(open_frame(number)).await;
-        let mut tensors = dial(&config.join).await?;
+        let mut tensors = dial(place).await?;
         let incoming = timeout(GREETING_TIMEOUT, tensors.tensors(ReceiverStream::new(outgoing)));
         let incoming = incoming.await.map_err(|_| SessionError::Greeting)??.into_inner();
-        let result = session.serve(orders, incoming, frames).await;
+        let whereabouts = Whereabouts { join: &config.join, here: place, host: hostname(), model: String::new() };
+        let result = session.serve(orders, incoming, frames, whereabouts).await;
         session.commands.send(Command::Forget).map_err(|_| SessionError::NoCompute)?;
         result
     }
@@ -126,8 +160,13 @@ impl<'a> Session<'a> {
         mut orders: Streaming<v1::ToWorker>,
         incoming: Streaming<v1::Frame>,
         frames: Sender<v1::Frame>,
+        mut whereabouts: Whereabouts<'_>,
     ) -> Result<(), SessionError> {
-        let assignment = match next(&mut orders).await? {
+        let first = tokio::select! {
+            order = next(&mut orders) => order?,
+            () = whereabouts.tell() => return Err(SessionError::Moved),
+        };
+        let assignment = match first {
             Some(ToWorker::Assign(assignment)) => assignment,
             Some(ToWorker::EndJob { .. }) | None => return Ok(()),
             Some(_) => return Err(SessionError::Early("an order")),
@@ -138,11 +177,13 @@ impl<'a> Session<'a> {
             Ok(terms) => terms,
             Err(failure) => return self.give_up(failure, &mut orders).await,
         };
-        // The three must not wait for each other: a worker that reads only when it has written could wait for ever.
+        whereabouts.model = terms.plan.network.name.clone();
+        // They must not wait for each other: a worker that reads only when it has written could wait for ever.
         tokio::select! {
             result = self.follow(orders) => result,
             result = self.receive(incoming, &terms) => result,
             result = self.send(computed, frames, terms.job) => result,
+            () = whereabouts.tell() => Err(SessionError::Moved),
         }
     }
 
