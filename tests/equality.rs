@@ -13,62 +13,6 @@ use tempfile::TempDir;
 
 const STEPS: u64 = 6;
 
-/// Four towers, groups of 4 and 8, ten classes: slices of the last layer are uneven.
-const FOUR_TOWERS: &str = r#"
-name = "four-towers"
-towers = 4
-input = { channels = 1, height = 28, width = 28, mean = [0.286], std = [0.353] }
-[[layer]]
-kind = "conv"
-name = "conv1"
-filters = 16
-kernel = 5
-stride = 2
-[[layer]]
-kind = "relu"
-[[layer]]
-kind = "conv"
-name = "conv2"
-filters = 32
-kernel = 3
-pad = 1
-groups = 4
-[[layer]]
-kind = "relu"
-[[layer]]
-kind = "conv"
-name = "conv3"
-filters = 32
-kernel = 3
-pad = 1
-groups = 8
-[[layer]]
-kind = "max_pool"
-kernel = 3
-stride = 2
-[[layer]]
-kind = "conv"
-name = "conv4"
-filters = 16
-kernel = 3
-[[layer]]
-kind = "relu"
-[[layer]]
-kind = "linear"
-name = "fc5"
-units = 30
-[[layer]]
-kind = "relu"
-[[layer]]
-kind = "dropout"
-name = "drop5"
-p = 0.5
-[[layer]]
-kind = "linear"
-name = "fc6"
-units = 10
-"#;
-
 /// A job whose bits are compared over many ways to run it.
 struct Case {
     folder: TempDir,
@@ -92,7 +36,7 @@ impl Case {
         let folder = TempDir::new().unwrap();
         let model = if model == "four-towers" {
             let path = folder.path().join("model.toml");
-            std::fs::write(&path, FOUR_TOWERS).unwrap();
+            std::fs::write(&path, support::FOUR_TOWERS).unwrap();
             path.to_str().unwrap().to_owned()
         } else {
             model.to_owned()

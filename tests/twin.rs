@@ -4,7 +4,6 @@
 
 mod support;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -23,11 +22,7 @@ fn python() -> Option<PathBuf> {
         return Some(python);
     }
     let shown = python.display();
-    let skipped =
-        format!("SKIPPED: {shown} has no torch, numpy and safetensors (CONVOY_PYTHON says which Python to ask)");
-    assert!(std::env::var_os("CONVOY_NO_SKIPS").is_none(), "{skipped}");
-    #[allow(clippy::explicit_write, reason = "the harness keeps what a macro prints to itself")]
-    writeln!(std::io::stderr(), "{skipped}").unwrap();
+    support::skip(&format!("{shown} has no torch, numpy and safetensors (CONVOY_PYTHON says which Python to ask)"));
     None
 }
 

@@ -185,3 +185,67 @@ pub(crate) fn checkpoint(out: &Path) -> PathBuf {
     all.sort();
     all.pop().unwrap()
 }
+
+/// Four towers, groups of 4 and 8, ten classes: slices of the last layer are uneven.
+pub(crate) const FOUR_TOWERS: &str = r#"
+name = "four-towers"
+towers = 4
+input = { channels = 1, height = 28, width = 28, mean = [0.286], std = [0.353] }
+[[layer]]
+kind = "conv"
+name = "conv1"
+filters = 16
+kernel = 5
+stride = 2
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "conv"
+name = "conv2"
+filters = 32
+kernel = 3
+pad = 1
+groups = 4
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "conv"
+name = "conv3"
+filters = 32
+kernel = 3
+pad = 1
+groups = 8
+[[layer]]
+kind = "max_pool"
+kernel = 3
+stride = 2
+[[layer]]
+kind = "conv"
+name = "conv4"
+filters = 16
+kernel = 3
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "linear"
+name = "fc5"
+units = 30
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "dropout"
+name = "drop5"
+p = 0.5
+[[layer]]
+kind = "linear"
+name = "fc6"
+units = 10
+"#;
+
+/// Says that a test can't run here, and why; and fails where nothing may be skipped.
+pub(crate) fn skip(why: &str) {
+    let skipped = format!("SKIPPED: {why}");
+    assert!(std::env::var_os("CONVOY_NO_SKIPS").is_none(), "{skipped}");
+    #[allow(clippy::explicit_write, reason = "the harness keeps what a macro prints to itself")]
+    std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{skipped}\n")).unwrap();
+}

@@ -1,0 +1,434 @@
+//! Workers and coordinator in containers of their own, on a real engine: by docker-compose.yml, in both of its ways, and by
+//! the Swarm stack. The same bits as on this machine alone; nothing is left behind, even when a test fails.
+//!
+//! Needs a Docker Engine that answers and docker-compose; without, it says so.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::{hash, losses, output_of, record, said, signal, succeed, wait_for};
+use tempfile::TempDir;
+
+/// Two cores: one stack at a time.
+static ENGINE: Mutex<()> = Mutex::new(());
+
+fn docker(arguments: &[&str]) -> String {
+    let output = output_of(Command::new("docker").args(arguments));
+    assert!(output.status.success(), "docker {arguments:?}:\n{}", said(&output));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn lines(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+fn runs(program: &str, arguments: &[&str]) -> bool {
+    Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
+}
+
+/// The compose programs of this machine: docker-compose (1.29, often), and the second version where there is one.
+fn composes() -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    if runs("docker-compose", &["version"]) {
+        found.push(vec!["docker-compose".to_owned()]);
+    }
+    if let Some(second) = std::env::var_os("CONVOY_COMPOSE_V2") {
+        found.push(vec![second.to_str().unwrap().to_owned()]);
+    } else if runs("docker", &["compose", "version"]) {
+        found.push(vec!["docker".to_owned(), "compose".to_owned()]);
+    }
+    found
+}
+
+/// An image of the built program, under a name of its own.
+struct Image(String);
+
+impl Image {
+    /// None where there is no engine, which is said.
+    fn build() -> Option<Self> {
+        if !runs("docker", &["version"]) {
+            support::skip("no Docker Engine answers (docker version fails)");
+            return None;
+        }
+        let image = Self(format!("convoy-test-{}:{}", std::process::id(), unique()));
+        let mut command = Command::new("deploy/scratch-image");
+        let output = output_of(command.arg(&image.0).env("CONVOY_BINARY", env!("CARGO_BIN_EXE_convoy")));
+        assert!(output.status.success(), "{}", said(&output));
+        assert!(said(&output).contains(" MB"), "it says how large it is: {}", said(&output));
+        Some(image)
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        runs("docker", &["image", "rm", "--force", &self.0]);
+    }
+}
+
+fn unique() -> usize {
+    static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+/// A compose project under a name of its own.
+struct Project<'a> {
+    compose: &'a [String],
+    name: String,
+    image: &'a Image,
+    folder: &'a Path,
+    settings: Vec<(&'static str, String)>,
+}
+
+impl<'a> Project<'a> {
+    fn new(compose: &'a [String], image: &'a Image, folder: &'a Path) -> Self {
+        let name = format!("convoytest{}x{}", std::process::id(), unique());
+        Self { compose, name, image, folder, settings: Vec::new() }
+    }
+
+    fn with(mut self, key: &'static str, value: &str) -> Self {
+        self.settings.push((key, value.to_owned()));
+        self
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.compose[0]);
+        command.args(&self.compose[1..]).args(["-f", "docker-compose.yml", "-p", &self.name]).args(arguments);
+        command.env("CONVOY_IMAGE", &self.image.0).env("CONVOY_DATA", self.folder).env("CONVOY_OFFLINE", "1");
+        command.envs(self.settings.iter().map(|(key, value)| (*key, value)));
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        let output = output_of(&mut self.command(arguments));
+        assert!(output.status.success(), "{:?} {arguments:?}:\n{}", self.compose, said(&output));
+        said(&output)
+    }
+
+    fn containers(&self, service: &str) -> Vec<String> {
+        let project = format!("label=com.docker.compose.project={}", self.name);
+        let service = format!("label=com.docker.compose.service={service}");
+        lines(&docker(&["ps", "--all", "--quiet", "--no-trunc", "--filter", &project, "--filter", &service]))
+    }
+
+    fn wait_healthy(&self, service: &str, count: usize) -> Vec<String> {
+        wait_for("healthy workers", || {
+            let ids = self.containers(service);
+            let healthy = |id: &String| docker(&["inspect", "--format", "{{.State.Health.Status}}", id]) == "healthy";
+            (ids.len() == count && ids.iter().all(healthy)).then_some(ids)
+        })
+    }
+
+    /// The project's runs, as they are now, copied out of the volume.
+    fn fetch_runs(&self, to: &Path) -> PathBuf {
+        fetch(&format!("{}_runs", self.name), self.image, to)
+    }
+
+    /// What the engine still has of this project.
+    fn remains(&self) -> Vec<String> {
+        let filter = format!("label=com.docker.compose.project={}", self.name);
+        let kinds: [&[&str]; 3] = [&["ps", "--all"], &["network", "ls"], &["volume", "ls"]];
+        kinds.iter().flat_map(|kind| lines(&docker(&[kind, &["--quiet", "--filter", &filter][..]].concat()))).collect()
+    }
+}
+
+impl Drop for Project<'_> {
+    fn drop(&mut self) {
+        let _ = self.command(&["down", "--volumes", "--remove-orphans", "--timeout", "20"]).output();
+    }
+}
+
+/// A volume's files, by way of a container that never runs: the image has no tool to copy with.
+fn fetch(volume: &str, image: &Image, to: &Path) -> PathBuf {
+    let id = docker(&["create", "--volume", &format!("{volume}:/runs"), &image.0]);
+    let folder = to.join(format!("fetched-{}", unique()));
+    let output = output_of(Command::new("docker").args(["cp", &format!("{id}:/runs")]).arg(&folder));
+    docker(&["rm", &id]);
+    assert!(output.status.success(), "{}", said(&output));
+    folder
+}
+
+/// The hash of the same job with workers of its own on this machine.
+fn embedded(folder: &Path, arguments: &str) -> String {
+    let out = folder.join(format!("embedded-{}", unique()));
+    succeed(&format!("train --data bundled {arguments}"), &[("--out", &out)]);
+    hash(&out)
+}
+
+fn setting() -> Option<(Image, TempDir, Vec<Vec<String>>)> {
+    let composes = composes();
+    if composes.is_empty() {
+        support::skip("neither docker-compose nor docker compose is there");
+        return None;
+    }
+    Some((Image::build()?, TempDir::new().unwrap(), composes))
+}
+
+/// `up -d worker`, then `run` as often as one likes: each worker a container, which holds the tower that was said.
+#[test]
+fn workers_in_containers_serve_one_job_after_another() {
+    let _one = ENGINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some((image, folder, composes)) = setting() else { return };
+    let whole = embedded(folder.path(), "--steps 60");
+    let second = embedded(folder.path(), "--steps 10 --seed 2");
+    for compose in &composes {
+        let project = Project::new(compose, &image, folder.path());
+        project.run(&["up", "-d", "worker"]);
+        let ids = project.wait_healthy("worker", 2);
+        let job = ["run", "--rm", "--use-aliases", "coordinator", "train", "--data", "bundled"];
+        let log = project.run(&[&job[..], &["--steps", "60", "--out", "/runs/one"]].concat());
+        project.run(&[&job[..], &["--steps", "10", "--seed", "2", "--out", "/runs/two"]].concat());
+        let runs = project.fetch_runs(folder.path());
+        assert_eq!((hash(&runs.join("one")), hash(&runs.join("two"))), (whole.clone(), second.clone()), "{compose:?}");
+
+        let workers = record(&runs.join("one"))["workers"].as_array().unwrap().clone();
+        let hosts: BTreeSet<_> = workers.iter().map(|worker| text(&worker["host"])).collect();
+        assert_eq!(hosts, ids.iter().map(|id| id[..12].to_owned()).collect(), "each worker is a container");
+        for worker in &workers {
+            let (number, host) = (worker["worker"].as_u64().unwrap(), text(&worker["host"]));
+            let address =
+                docker(&["inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", &host]);
+            assert_eq!(text(&worker["address"]).split(':').next(), Some(address.as_str()));
+            let towers = &worker["towers"];
+            let said = format!("worker {number} tower {} on {host} ", towers[0]);
+            assert!(towers.as_array().unwrap().len() == 1 && log.contains(&said), "no \"{said}\" in\n{log}");
+        }
+        let after = record(&runs.join("two"))["workers"].as_array().unwrap().clone();
+        assert_eq!(
+            after.iter().map(|worker| text(&worker["host"])).collect::<BTreeSet<_>>(),
+            hosts,
+            "they outlived it"
+        );
+        assert!(!log.contains('\u{1b}') && !log.contains('\r'), "plain lines where there is no terminal:\n{log}");
+
+        project.run(&["down", "--volumes"]);
+        assert_eq!(project.remains(), Vec::<String>::new(), "{compose:?}");
+    }
+}
+
+/// `up` as a whole job: the coordinator is killed in the middle and started again by the engine, and goes on.
+#[test]
+fn a_whole_job_survives_its_coordinators_death() {
+    let _one = ENGINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some((image, folder, composes)) = setting() else { return };
+    let whole = embedded(folder.path(), "--steps 150");
+    for compose in &composes {
+        let project = Project::new(compose, &image, folder.path()).with("CONVOY_CHECKPOINT_EVERY", "10");
+        let project = project.with("CONVOY_STEPS", "150");
+        project.run(&["up", "-d"]);
+        wait_for("the twentieth step", || {
+            let runs = project.fetch_runs(folder.path()).join("job");
+            (losses(&runs).len() > 20).then_some(())
+        });
+        let [id] = project.containers("coordinator").try_into().unwrap();
+        // By the engine it would be a wish, and no accident: it wouldn't be started again.
+        let process: u32 = docker(&["inspect", "--format", "{{.State.Pid}}", &id]).parse().unwrap();
+        signal(process, "KILL");
+        assert_eq!(wait_for_end(&id), "0");
+        let restarts = docker(&["inspect", "--format", "{{.RestartCount}}", &id]);
+        assert_eq!(restarts, "1", "the fault fired");
+        let runs = project.fetch_runs(folder.path()).join("job");
+        assert_eq!(hash(&runs), whole, "{compose:?}");
+        assert!(record(&runs)["running"]["resumed"][1].as_u64().unwrap() >= 20, "it went on from a checkpoint");
+        assert_eq!(losses(&runs).len(), 150);
+    }
+}
+
+/// Waits until a container has ended and isn't started again. Its exit code.
+fn wait_for_end(id: &str) -> String {
+    wait_for("the coordinator's end", || {
+        let state = docker(&["inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", id]);
+        state.strip_prefix("exited ").map(str::to_owned)
+    })
+}
+
+/// `down` in the middle: a checkpoint is written within the time of grace, and a later `up` goes on from it.
+#[test]
+fn down_writes_a_checkpoint_and_leaves_nothing_but_the_runs() {
+    let _one = ENGINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some((image, folder, composes)) = setting() else { return };
+    let whole = embedded(folder.path(), "--steps 100");
+    for compose in &composes {
+        let project = Project::new(compose, &image, folder.path()).with("CONVOY_STEPS", "100");
+        project.run(&["up", "-d"]);
+        wait_for("the fifth step", || {
+            (losses(&project.fetch_runs(folder.path()).join("job")).len() >= 5).then_some(())
+        });
+        let began = Instant::now();
+        project.run(&["down"]);
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(60), "down took {took:?}, the grace is 60 s");
+        assert_eq!(project.remains(), vec![format!("{}_runs", project.name)]);
+        let runs = project.fetch_runs(folder.path()).join("job");
+        assert_eq!(record(&runs)["status"], "interrupted");
+        let at = record(&runs)["final"]["steps"].as_u64().unwrap();
+        assert!((5..100).contains(&at), "at step {at}");
+        project.run(&["up", "-d"]);
+        let [id] = project.containers("coordinator").try_into().unwrap();
+        assert_eq!(wait_for_end(&id), "0");
+        let runs = project.fetch_runs(folder.path()).join("job");
+        assert_eq!((hash(&runs), &record(&runs)["running"]["resumed"][1]), (whole.clone(), &Value::from(at)));
+        project.run(&["down", "--volumes"]);
+        assert_eq!(project.remains(), Vec::<String>::new());
+    }
+}
+
+/// `--scale worker=4` for a net of four towers; and what is wrong is said in words.
+#[test]
+fn four_workers_hold_four_towers_and_mistakes_are_named() {
+    let _one = ENGINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some((image, folder, composes)) = setting() else { return };
+    let model = folder.path().join("four.toml");
+    std::fs::write(&model, support::FOUR_TOWERS).unwrap();
+    let whole = embedded(folder.path(), &format!("--steps 12 --model {}", model.display()));
+    let project = Project::new(&composes[0], &image, folder.path());
+    project.run(&["up", "-d", "--scale", "worker=4", "worker"]);
+    project.wait_healthy("worker", 4);
+    // The folder of the data is mounted: the model lies beside them.
+    let job = ["run", "--rm", "--use-aliases", "coordinator", "train", "--data", "bundled", "--steps", "12"];
+    project.run(&[&job[..], &["--model", "/data/four.toml", "--out", "/runs/four"]].concat());
+    let runs = project.fetch_runs(folder.path());
+    assert_eq!(hash(&runs.join("four")), whole);
+    assert_eq!(record(&runs.join("four"))["workers"].as_array().unwrap().len(), 4);
+
+    let refused = |arguments: &[&str], parts: &[&str]| {
+        let output = output_of(&mut project.command(&[&job[..], arguments].concat()));
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", said(&output));
+        parts.iter().for_each(|part| assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output)));
+    };
+    refused(&["--workers", "3"], &["3 workers", "2 towers"]);
+    refused(&["--out", "/runs/four"], &["/runs/four", "--resume"]);
+    project.run(&["stop", "worker"]);
+    let mut lonely = project.command(&[&job[..], &["--out", "/runs/lonely"]].concat());
+    let lonely = lonely.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let id = wait_for("the coordinator's container", || {
+        project.containers("coordinator").into_iter().find(|id| runs_log(id).contains("0 of 2 have come"))
+    });
+    assert!(runs_log(&id).contains("convoy worker --join"), "{}", runs_log(&id));
+    project.run(&["start", "worker"]);
+    let output = support::finish(lonely);
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+fn runs_log(id: &str) -> String {
+    let output = output_of(Command::new("docker").args(["logs", id]));
+    said(&output)
+}
+
+/// Two coordinators by one name: the first has the workers, the second is told so, and has them afterwards.
+#[test]
+fn a_second_coordinator_is_told_who_has_the_workers() {
+    let _one = ENGINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some((image, folder, composes)) = setting() else { return };
+    let project = Project::new(&composes[0], &image, folder.path());
+    project.run(&["up", "-d", "worker"]);
+    let ids = project.wait_healthy("worker", 2);
+    let job = ["run", "--rm", "--use-aliases", "coordinator", "train", "--data", "bundled", "--steps"];
+    let start = |rest: &[&str]| {
+        let mut command = project.command(&[&job[..], rest].concat());
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let first = start(&["200", "--out", "/runs/first"]);
+    wait_for("the first job's first step", || {
+        (!losses(&project.fetch_runs(folder.path()).join("first")).is_empty()).then_some(())
+    });
+    let second = start(&["5", "--out", "/runs/second"]);
+    let (first, second) = (support::finish(first), support::finish(second));
+    assert!(first.status.success() && second.status.success(), "{}\n{}", said(&first), said(&second));
+    for id in &ids {
+        let told = format!("the worker on {} computes alexnet-fashion for another coordinator, at ", &id[..12]);
+        assert!(said(&second).contains(&told), "no \"{told}\" in\n{}", said(&second));
+    }
+    let runs = project.fetch_runs(folder.path());
+    assert_eq!(hash(&runs.join("first")), embedded(folder.path(), "--steps 200"));
+    assert_eq!(hash(&runs.join("second")), embedded(folder.path(), "--steps 5"));
+}
+
+/// A stack on a swarm of one node, which is this machine and is one only for this test.
+struct Swarm {
+    name: String,
+    founded: bool,
+}
+
+impl Swarm {
+    fn found() -> Self {
+        let active = docker(&["info", "--format", "{{.Swarm.LocalNodeState}}"]) == "active";
+        if !active {
+            docker(&["swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1:2377"]);
+        }
+        Self { name: format!("convoytest{}x{}", std::process::id(), unique()), founded: !active }
+    }
+}
+
+impl Drop for Swarm {
+    fn drop(&mut self) {
+        runs("docker", &["stack", "rm", &self.name]);
+        let began = Instant::now();
+        let mine = format!("label=com.docker.stack.namespace={}", self.name);
+        let has = |kind: &[&str]| {
+            let output = Command::new("docker").args(kind).args(["--quiet", "--filter", &mine]).output();
+            output.is_ok_and(|output| !output.stdout.is_empty())
+        };
+        while (has(&["ps", "--all"]) || has(&["network", "ls"])) && began.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        for volume in ["data", "runs"] {
+            runs("docker", &["volume", "rm", "--force", &format!("{}_{volume}", self.name)]);
+        }
+        if self.founded {
+            runs("docker", &["swarm", "leave", "--force"]);
+        }
+    }
+}
+
+#[test]
+fn a_swarm_of_one_node_ends_in_the_same_bits() {
+    let _one = ENGINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some((image, folder, _)) = setting() else { return };
+    let swarm = Swarm::found();
+    let mut command = Command::new("docker");
+    command.args(["stack", "deploy", "--compose-file", "deploy/swarm.yml", "--resolve-image", "never", &swarm.name]);
+    command.env("CONVOY_IMAGE", &image.0).env("CONVOY_STEPS", "60").env("CONVOY_DATA", "bundled");
+    let output = output_of(command.env("CONVOY_OFFLINE", "1"));
+    assert!(output.status.success(), "{}", said(&output));
+    let service = format!("{}_coordinator", swarm.name);
+    wait_for("the job's end", || {
+        let states = docker(&["service", "ps", "--format", "{{.CurrentState}}", &service]);
+        assert!(!states.contains("Failed"), "{states}\n{}", docker(&["service", "logs", &service]));
+        states.contains("Complete").then_some(())
+    });
+    let runs = fetch(&format!("{}_runs", swarm.name), &image, folder.path()).join("job");
+    assert_eq!(hash(&runs), embedded(folder.path(), "--steps 60"));
+    assert_eq!(record(&runs)["workers"].as_array().unwrap().len(), 2);
+}
+
+/// Kubernetes' own schemas, where Python has them.
+#[test]
+fn the_kubernetes_manifests_fit_their_schemas() {
+    let python = std::env::var("CONVOY_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    if !runs(&python, &["-c", "import kubernetes_validate"]) {
+        return support::skip(&format!("{python} has no kubernetes-validate (CONVOY_PYTHON says which Python to ask)"));
+    }
+    let check = |path: &Path| {
+        let script = "import sys, kubernetes_validate.__main__ as m; sys.argv[0] = 'v'; sys.exit(m.main())";
+        output_of(Command::new(&python).args(["-c", script, "--strict"]).arg(path))
+    };
+    let output = check(Path::new("deploy/kubernetes.yaml"));
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(said(&output).matches(" passed for resource ").count(), 5, "{}", said(&output));
+    let folder = TempDir::new().unwrap();
+    let wrong = folder.path().join("wrong.yaml");
+    let text = std::fs::read_to_string("deploy/kubernetes.yaml").unwrap();
+    std::fs::write(&wrong, text.replace("replicas: 2", "replicas: two")).unwrap();
+    assert!(!check(&wrong).status.success(), "a check that passes everything checks nothing");
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
+}
