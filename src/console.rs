@@ -1,10 +1,12 @@
 //! What a person sees of a job: a progress bar on a terminal, plain lines elsewhere, JSON objects for programs.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use convoy_coordinator::observe::{Ended, Event, Observer, Started};
 use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::output::tell;
 
 /// Without a terminal, a line about progress comes this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -27,8 +29,8 @@ impl Console {
 
     fn say(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| print_line(text)),
-            None => print_line(text),
+            Some(bar) => bar.suspend(|| tell(text)),
+            None => tell(text),
         }
     }
 
@@ -62,15 +64,17 @@ impl Console {
             bar.finish_and_clear();
         }
         let how = if ended.interrupted { "interrupted" } else { "done" };
-        print_line(&format!("{how} after {} steps at {:.0} images/s", ended.steps, ended.images_per_second));
+        let rate = ended.images_per_second;
+        let rate = if rate > 0.0 { format!(" at {rate:.0} images/s") } else { String::new() };
+        tell(&format!("{how} after {} steps{rate}", ended.steps));
         if let Some(accuracy) = ended.test_accuracy {
-            print_line(&format!("  test accuracy   {:.2} %", accuracy * 100.0));
+            tell(&format!("  test accuracy   {:.2} %", accuracy * 100.0));
         }
-        print_line(&format!("  weights_sha256  {}", ended.weights_sha256));
-        print_line(&format!("  checkpoint      {}", ended.checkpoint.display()));
-        print_line(&format!("  records         {}/run.json, metrics.jsonl", ended.out.display()));
+        tell(&format!("  weights_sha256  {}", ended.weights_sha256));
+        tell(&format!("  checkpoint      {}", ended.checkpoint.display()));
+        tell(&format!("  records         {}/run.json, metrics.jsonl", ended.out.display()));
         if ended.interrupted {
-            print_line(&format!("  go on with      convoy train --resume {}", ended.out.display()));
+            tell(&format!("  go on with      convoy train --resume {}", ended.out.display()));
         }
     }
 }
@@ -79,7 +83,7 @@ impl Observer for Console {
     fn on(&mut self, event: Event) {
         if self.json {
             // An event is made of numbers and strings: it always has a JSON form.
-            print_line(&serde_json::to_string(&event).unwrap_or_default());
+            tell(&serde_json::to_string(&event).unwrap_or_default());
             return;
         }
         match event {
@@ -106,11 +110,6 @@ impl Observer for Console {
             Event::Ended(ended) => self.end(&ended),
         }
     }
-}
-
-/// A job doesn't end because nobody reads on: what matters is in the run's folder.
-fn print_line(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 fn described(started: &Started) -> String {

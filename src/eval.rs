@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use convoy_common::address::Address;
 use convoy_coordinator::data::DataSource;
-use convoy_coordinator::job::{Running, defaults};
-use convoy_coordinator::measure::{Measuring, measure};
+use convoy_coordinator::job::Running;
+use convoy_coordinator::measure::{Finding, Measuring, measure};
 use convoy_coordinator::observe::{Event, Observer};
 
 use crate::console::Console;
-use crate::{Outcome, settings, signals};
+use crate::{Outcome, output, settings, signals};
 
 /// Measure a checkpoint or a weights file on a data set's test images, over the same towers as in training.
 #[derive(clap::Args)]
@@ -42,7 +42,6 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
-    signals::forgive_closed_pipes();
     let measuring = Measuring {
         path: arguments.path,
         model: arguments.model.as_deref().map(settings::model_text).transpose()?,
@@ -51,7 +50,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
             workers: arguments.workers,
             threads: arguments.threads,
             listen: arguments.listen,
-            micro_batches: defaults::MICRO_BATCHES,
+            micro_batches: None,
             checkpoint_every: None,
             program: settings::program()?,
         },
@@ -60,16 +59,23 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
     let mut console = Quiet { console: Console::new(false), json: arguments.json };
     let stop = signals::stop_flag()?;
     let found = measure(measuring, &mut console, &stop)?;
-    if arguments.json {
-        println!("{:#}", serde_json::to_value(&found)?);
-    } else {
-        println!("model           {}", found.model);
-        println!("weights         {} ({})", found.weights.display(), found.weights_sha256);
-        println!("data            {}", found.data);
-        println!("test accuracy   {:.2} %: {} of {} images", found.accuracy * 100.0, found.correct, found.images);
-        println!("loss            {:.4}", found.loss);
-    }
+    let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&found)?) } else { described(&found) };
+    output::print(&text)?;
     Ok(Outcome::Done)
+}
+
+fn described(found: &Finding) -> String {
+    format!(
+        "model           {}\nweights         {} ({})\ndata            {}\ntest accuracy   {:.2} %: {} of {} images\nloss            {:.4}\n",
+        found.model,
+        found.weights.display(),
+        found.weights_sha256,
+        found.data,
+        found.accuracy * 100.0,
+        found.correct,
+        found.images,
+        found.loss
+    )
 }
 
 /// With `--json` one object alone goes to standard output; what else there is to say goes to standard error.
@@ -81,9 +87,9 @@ struct Quiet {
 impl Observer for Quiet {
     fn on(&mut self, event: Event) {
         match event {
-            Event::Notice { text } if self.json => eprintln!("note: {text}"),
+            Event::Notice { text } if self.json => output::complain(&format!("note: {text}")),
             Event::Waiting { address, have, want } if self.json => {
-                eprintln!("{have} of {want} workers have come to {address}")
+                output::complain(&format!("{have} of {want} workers have come to {address}"))
             }
             event => self.console.on(event),
         }

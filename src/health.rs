@@ -12,7 +12,7 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::Outcome;
+use crate::{Outcome, output};
 
 /// Ask a worker or a coordinator how it is: exit code 0 if it is ready, 1 if not. For health checks and probes.
 #[derive(clap::Args)]
@@ -47,7 +47,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let asked = runtime.block_on(async { tokio::time::timeout(LIMIT, ask(&arguments.address, arguments.live)).await });
     let role = asked.unwrap_or_else(|_| Err(Unwell::Silent(arguments.address.clone())))?;
-    println!("the {role} at {} is {}", arguments.address, if arguments.live { "alive" } else { "ready" });
+    let how = if arguments.live { "alive" } else { "ready" };
+    output::print(&format!("the {role} at {} is {how}\n", arguments.address))?;
     Ok(Outcome::Done)
 }
 

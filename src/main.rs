@@ -1,11 +1,11 @@
 //! The program: reads the command line, calls the crates, prints. One file a command; no logic.
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this package is for")]
 
 mod console;
 mod environment;
 mod eval;
 mod health;
+mod output;
 mod plan;
 mod settings;
 mod signals;
@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use convoy_common::chain::chain;
 use convoy_coordinator::JobError;
+use output::complain;
 
 // glibc's allocator gives large blocks back to the system at once, and every tensor then costs page faults anew.
 #[global_allocator]
@@ -65,7 +66,7 @@ const INTERRUPTED: u8 = 130;
 fn main() -> ExitCode {
     let line: Vec<OsString> = std::env::args_os().collect();
     let mut command = environment::adopted(Arguments::command(), &line);
-    environment::slips(&command).iter().for_each(|slip| eprintln!("{slip}"));
+    environment::slips(&command).iter().for_each(|slip| complain(slip));
     let parsed = command.try_get_matches_from_mut(&line).and_then(|matches| Arguments::from_arg_matches(&matches));
     log_to_stderr();
     match parsed {
@@ -79,7 +80,7 @@ fn refused(error: &clap::Error, line: &[OsString]) -> ExitCode {
     // Where nothing can be printed there is the exit code.
     let _ = error.print();
     if let Some(source) = environment::source_of(error, line) {
-        eprintln!("{source}");
+        complain(&source);
     }
     ExitCode::from(error.exit_code() as u8)
 }
@@ -99,7 +100,7 @@ fn ended(result: Result<Outcome, Box<dyn Error>>) -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => {
-            eprintln!("error: {}", chain(error.as_ref()));
+            complain(&format!("error: {}", chain(error.as_ref())));
             ExitCode::from(match error.downcast_ref::<JobError>() {
                 Some(JobError::Interrupted) => INTERRUPTED,
                 _ if settings::is_misuse(error.as_ref()) => MISUSED,
@@ -114,5 +115,10 @@ fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     let colour = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colour)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false)
+        .init();
 }

@@ -7,7 +7,7 @@ use convoy_common::model::Network;
 use convoy_common::plan::Plan;
 use serde_json::{Value, json};
 
-use crate::{Outcome, settings, signals};
+use crate::{Outcome, output, settings};
 
 /// Show what a step will cost on a given cluster, without one: per layer and per exchange.
 #[derive(clap::Args)]
@@ -27,15 +27,11 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
-    signals::forgive_closed_pipes();
     let network = Network::parse(&settings::model_text(&arguments.model)?)?;
     let workers = arguments.workers.unwrap_or(network.towers);
     let plan = Plan::new(network, workers)?;
-    if arguments.json {
-        println!("{:#}", as_json(&plan, arguments.batch));
-    } else {
-        print!("{}", as_table(&plan, arguments.batch));
-    }
+    let json = arguments.json.then(|| format!("{:#}\n", as_json(&plan, arguments.batch)));
+    output::print(&json.unwrap_or_else(|| as_table(&plan, arguments.batch)))?;
     Ok(Outcome::Done)
 }
 

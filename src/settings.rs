@@ -1,9 +1,11 @@
 //! What several commands are told in the same way: a model by preset or file, data by name or folder.
 
 use std::error::Error;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
-use convoy_common::model::presets;
+use convoy_common::model::{ModelError, Network, TEXT_BYTES_MAX, presets};
 use convoy_common::plan::PlanError;
 use convoy_coordinator::JobError;
 use convoy_coordinator::data::{self, DataSource, Places};
@@ -26,22 +28,40 @@ pub(crate) fn is_misuse(error: &(dyn Error + 'static)) -> bool {
     error.is::<Misuse>() || error.is::<PlanError>() || job.is_some_and(JobError::is_misuse)
 }
 
-/// The text of a model: a preset's name, or a file's path.
-pub(crate) fn model_text(name: &str) -> Result<String, Misuse> {
+/// The text of a model, which parses: a preset's name, or a file's path.
+pub(crate) fn model_text(name: &str) -> Result<String, Box<dyn Error>> {
     if let Some(text) = presets::text(name) {
         return Ok(text.to_owned());
     }
     let path = Path::new(name);
     let looks_like_a_path = name.contains('/') || name.contains('.') || path.exists();
     if !looks_like_a_path {
-        return Err(Misuse(format!("unknown model \"{name}\"{}; or the path of a model file", presets::hint(name))));
+        return Err(
+            Misuse(format!("unknown model \"{name}\"{}; or the path of a model file", presets::hint(name))).into()
+        );
     }
-    std::fs::read_to_string(path).map_err(|error| Misuse(format!("read the model file {name}: {error}")))
+    let wrong = |why: String| Misuse(format!("read the model file {name}: {why}"));
+    let mut text = String::new();
+    // Some files never end.
+    let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
+    file.take(TEXT_BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;
+    match Network::parse(&text) {
+        Ok(_) => Ok(text),
+        Err(source) => Err(ModelFile { path: name.to_owned(), source }.into()),
+    }
+}
+
+/// A model file that is there, and wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}")]
+struct ModelFile {
+    path: String,
+    source: ModelError,
 }
 
 /// A reader of data, to be called when the model is known.
 pub(crate) fn data_reader(source: DataSource) -> data::Reader {
-    let offline = std::env::var_os("CONVOY_OFFLINE").is_some_and(|value| value != "0");
+    let offline = std::env::var_os("CONVOY_OFFLINE").is_some_and(|value| !value.is_empty() && value != "0");
     Box::new(move |wanted| data::load(&source, wanted, &Places::of_this_machine(offline)))
 }
 

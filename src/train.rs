@@ -10,7 +10,7 @@ use convoy_common::model::{Network, presets};
 use convoy_common::schedule::Schedule;
 use convoy_coordinator::checkpoint;
 use convoy_coordinator::data::DataSource;
-use convoy_coordinator::job::{Asked, Length, Order, Running, defaults};
+use convoy_coordinator::job::{Asked, Length, Order, Running};
 use convoy_coordinator::train::{Training, default_out, train};
 
 use crate::console::Console;
@@ -27,9 +27,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
     model: Option<String>,
     /// auto (Fashion-MNIST: looked for, else downloaded, else the bundled subset), a folder of IDX files, bundled, or
-    /// synthetic
-    #[arg(long, value_name = "auto|DIR|bundled|synthetic", default_value = "auto")]
-    data: DataSource,
+    /// synthetic [default: what the resumed job had, or auto]
+    #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
+    data: Option<DataSource>,
     /// Passes over the training images [default: 8]
     #[arg(long, value_name = "N", conflicts_with = "steps")]
     epochs: Option<u64>,
@@ -40,15 +40,15 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
     /// Base learning rate [default: 0.02]
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     lr: Option<f64>,
     /// SGD's momentum, in PyTorch's form [default: 0.9]
-    #[arg(long, value_name = "M")]
+    #[arg(long, value_name = "M", allow_negative_numbers = true)]
     momentum: Option<f64>,
     /// SGD's weight decay, on every parameter [default: 0.0005]
-    #[arg(long, value_name = "D")]
+    #[arg(long, value_name = "D", allow_negative_numbers = true)]
     weight_decay: Option<f64>,
-    /// constant, step:EPOCHS:FACTOR, cosine or one-cycle [default: one-cycle]
+    /// constant, step:EPOCHS:FACTOR (step alone: step:5:0.1), cosine or one-cycle [default: one-cycle]
     #[arg(long, value_name = "SCHEDULE")]
     schedule: Option<Schedule>,
     /// shuffled or sequential [default: shuffled]
@@ -61,8 +61,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N")]
     slots: Option<usize>,
     /// Parts of a slot that are under way at once, so that workers compute while data travels; they don't change the bits
-    #[arg(long, value_name = "N", default_value_t = defaults::MICRO_BATCHES)]
-    micro_batches: usize,
+    /// [default: 2]
+    #[arg(long, value_name = "N")]
+    micro_batches: Option<usize>,
     /// Worker processes, at most one a tower [default: one a tower]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
@@ -106,6 +107,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
     };
     // `--resume auto` that found nothing begins in --out; else the run goes on where it was, or as a new one elsewhere.
     let goes_on = arguments.resume.is_some() && (resume.is_none() || run.is_some_and(|run| same_place(&run, &out)));
+    let said_before = resume.as_ref().and_then(|checkpoint| checkpoint.manifest.source.as_ref()?.parse().ok());
+    let source = arguments.data.or(said_before).unwrap_or(DataSource::Auto);
     let training = Training {
         running: Running {
             workers: arguments.workers,
@@ -128,7 +131,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
             slots: arguments.slots,
         },
         default_model,
-        data: settings::data_reader(arguments.data),
+        source: remembered(&source),
+        data: settings::data_reader(source),
         resume,
         init: arguments.init,
         out,
@@ -154,6 +158,14 @@ impl Arguments {
             }
             Some(path) => Ok(Some(checkpoint::find(path)?)),
         }
+    }
+}
+
+/// A source of data as a checkpoint keeps it: a folder by its whole path, so that it is found from anywhere.
+fn remembered(source: &DataSource) -> String {
+    match source {
+        DataSource::Folder(folder) => std::path::absolute(folder).as_deref().unwrap_or(folder).display().to_string(),
+        other => other.to_string(),
     }
 }
 

@@ -6,8 +6,10 @@ use std::num::NonZeroUsize;
 use std::thread;
 
 use convoy_common::address::Address;
+use convoy_common::batch::THREADS_MAX;
 use convoy_worker::service::{self, WorkerConfig};
 
+use crate::settings::Misuse;
 use crate::{Outcome, signals};
 
 /// Serve towers for a coordinator, one job after another, until told to leave (SIGTERM or Ctrl-C).
@@ -30,6 +32,9 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let cores = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let threads = arguments.threads.map_or_else(cores, NonZeroUsize::get);
+    if threads > THREADS_MAX {
+        return Err(Misuse(format!("--threads {threads}: must be at least 1 and at most {THREADS_MAX}")).into());
+    }
     if arguments.lifeline {
         thread::Builder::new().name("lifeline".to_owned()).spawn(end_with_input)?;
     }

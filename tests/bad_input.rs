@@ -49,6 +49,9 @@ fn slips_of_the_command_line_are_answered_with_what_would_be_right() {
         ("train --data bundled --lr=-1", &["--lr -1", "above 0"]),
         ("train --data bundled --lr nan", &["--lr NaN", "above 0"]),
         ("train --data bundled --lr 1e39", &["--lr", "f32 can hold"]),
+        ("train --data bundled --lr -1", &["--lr -1", "above 0"]),
+        ("train --data bundled --threads 100000", &["--threads 100000", "at most 1024"]),
+        ("worker --join 127.0.0.1:1 --threads 100000", &["--threads 100000", "at most 1024"]),
         ("train --data bundled --momentum 1", &["--momentum 1", "below 1"]),
         ("train --data bundled --weight-decay=-1", &["--weight-decay -1", "at least 0"]),
         ("train --data bundled --checkpoint-every 0", &["--checkpoint-every", "0"]),
@@ -354,4 +357,50 @@ fn a_reader_that_goes_away_ends_no_job() {
     let output = finish(child);
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert_eq!((record(&out)["status"].as_str(), losses(&out).len()), (Some("done"), 4));
+}
+
+/// What was asked for is printed or it is an error; a job goes on with or without readers.
+#[test]
+fn an_input_without_end_and_an_output_that_is_full_are_errors() {
+    refused("plan --model /dev/zero", &[], FAILED, &["/dev/zero", "at most 1048576"]);
+    for arguments in ["plan", "plan --json"] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = support::convoy();
+        let child = command.args(arguments.split_whitespace()).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+        let output = finish(child);
+        assert_eq!(output.status.code(), Some(FAILED), "{}", said(&output));
+        assert!(said(&output).contains("write to standard output: No space"), "{}", said(&output));
+    }
+}
+
+/// A finished run that is resumed says so and stays as it is; one that is interrupted goes on with the data that it had.
+#[test]
+fn resuming_needs_no_other_word_and_changes_no_finished_run() {
+    let (folder, model, data) = sound();
+    let out = folder.path().join("run");
+    let paths: &[(&str, &Path)] = &[("--model", &model), ("--data", &data), ("--out", &out)];
+    succeed("train --steps 3 --batch 8", paths);
+    let before = (fs::read(out.join("run.json")).unwrap(), fs::read(out.join("metrics.jsonl")).unwrap());
+    let text = succeed("train", &[("--resume", &out)]);
+    assert!(text.contains("has ended") && text.contains(&hash(&out)), "{text}");
+    assert_eq!(before, (fs::read(out.join("run.json")).unwrap(), fs::read(out.join("metrics.jsonl")).unwrap()));
+    let text = succeed("train --steps 5", &[("--resume", &out)]);
+    assert!(text.contains("made for 3 steps"), "{text}");
+    assert_eq!((record(&out)["final"]["steps"].as_u64(), losses(&out).len()), (Some(5), 5));
+}
+
+/// `eval --logits` replaces a file of its own, and nothing else.
+#[test]
+fn logits_replace_neither_devices_nor_weights() {
+    let (folder, model, data) = sound();
+    let out = folder.path().join("run");
+    succeed("train --steps 1 --batch 8", &[("--model", &model), ("--data", &data), ("--out", &out)]);
+    let weights = checkpoint(&out).join("weights.safetensors");
+    let fifo = folder.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    for (target, part) in [(&weights, "is a checkpoint"), (&fifo, "no plain file")] {
+        let arguments = format!("eval {}", out.display());
+        refused(&arguments, &[("--data", &data), ("--logits", target)], FAILED, &[part, target.to_str().unwrap()]);
+    }
+    succeed(&format!("eval {}", out.display()), &[("--data", &data)]);
 }

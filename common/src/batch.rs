@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// Images that a step may have at most.
 pub const BATCH_MAX: usize = 1 << 20;
+/// No worker has more threads: no machine that is known has more cores.
+pub const THREADS_MAX: usize = 1024;
 
 /// `count` things dealt to `parts`: part `index`'s range. The first parts get one more where it doesn't divide.
 pub fn part(count: usize, parts: usize, index: usize) -> Range<usize> {

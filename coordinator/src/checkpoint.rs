@@ -38,6 +38,9 @@ pub struct Manifest {
     pub last_step: u64,
     /// Where the job stands.
     pub progress: Progress,
+    /// What `--data` said, a folder by its whole path: for going on without saying it again.
+    #[serde(default)]
+    pub source: Option<String>,
     /// Over all weights.
     pub weights_sha256: String,
     /// SHA-256 of the two tensor files.
@@ -148,6 +151,8 @@ pub struct Described {
     pub last_step: u64,
     /// Where it stands.
     pub progress: Progress,
+    /// What `--data` said.
+    pub source: Option<String>,
 }
 
 /// Writes a checkpoint into `folder`, the run's `checkpoints`. Where it is.
@@ -190,8 +195,9 @@ fn put_in_place(new: &Path, path: &Path) -> std::io::Result<()> {
 /// A job that is resumed at its end has nothing new to write.
 fn is_already_there(path: &Path, described: &Described, state: &JobState) -> bool {
     let same = |manifest: &Manifest| {
-        let Manifest { job, last_step, progress, .. } = manifest.clone();
-        Described { job, last_step, progress } == *described && manifest.weights_sha256 == sha256(&state.weights)
+        let Manifest { job, last_step, progress, source, .. } = manifest.clone();
+        Described { job, last_step, progress, source } == *described
+            && manifest.weights_sha256 == sha256(&state.weights)
     };
     path.is_dir() && read(path).is_ok_and(|checkpoint| same(&checkpoint.manifest))
 }
@@ -213,6 +219,7 @@ fn write_into(temporary: &Path, described: &Described, state: &JobState) -> std:
         job: described.job.clone(),
         last_step: described.last_step,
         progress: described.progress,
+        source: described.source.clone(),
         weights_sha256: sha256(&state.weights),
         files,
     };
@@ -278,6 +285,10 @@ pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
         deserialized(&file, &bytes, &network)
     };
     let state = JobState { weights: load(WEIGHTS)?, momentum: load(OPTIMIZER)? };
+    let (found, stated) = (sha256(&state.weights), manifest.weights_sha256.clone());
+    if found != stated {
+        return Err(CheckpointError::Damaged { path: path.join(MANIFEST), found, stated });
+    }
     Ok(Checkpoint { path: path.to_owned(), manifest, state })
 }
 
@@ -310,6 +321,15 @@ pub fn read_weights(path: &Path, network: &Network) -> Result<Tensors, Checkpoin
 /// When the disk doesn't take it.
 pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), CheckpointError> {
     let wrong = |source| CheckpointError::Write { path: path.to_owned(), source };
+    // What is no plain file would be replaced by one; and a checkpoint's own files are its own.
+    let refused = match fs::symlink_metadata(path) {
+        Ok(found) if !found.is_file() => Some("it is there, and is no plain file"),
+        _ if path.parent().is_some_and(|folder| folder.join(MANIFEST).exists()) => Some("its folder is a checkpoint"),
+        _ => None,
+    };
+    if let Some(why) = refused {
+        return Err(wrong(std::io::Error::other(why)));
+    }
     write_atomically(path, &serialized(tensors).map_err(wrong)?).map_err(wrong)
 }
 
@@ -377,6 +397,9 @@ fn deserialized(path: &Path, bytes: &[u8], network: &Network) -> Result<Tensors,
         }
         let values =
             view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+        if let Some(value) = values.clone().find(|value| !value.is_finite()) {
+            return Err(fit(path, format!("\"{name}\" holds {value}; every value must be finite")));
+        }
         Ok(ArrayD::from_shape_vec(IxDyn(shape), values.collect()).expect("as many values as the shape has elements"))
     };
     parameters.iter().map(|p| read(&p.name, &p.shape).map(|tensor| (p.name.clone(), tensor))).collect()

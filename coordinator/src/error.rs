@@ -41,7 +41,7 @@ pub enum JobError {
         step: u64,
     },
     /// The model.
-    #[error("the model")]
+    #[error(transparent)]
     Model(#[from] ModelError),
     /// The folder belongs to another run.
     #[error("{path} holds a run already; go on with it by --resume {path}, or give another --out")]
@@ -56,7 +56,7 @@ pub enum JobError {
         path: PathBuf,
     },
     /// It was told to stop before anything had begun.
-    #[error("interrupted before the first step")]
+    #[error("interrupted before there was anything to keep")]
     Interrupted,
     /// A weights file says nothing of its model.
     #[error("{path} is no checkpoint's folder; to read it as a weights file, say which model's with --model")]

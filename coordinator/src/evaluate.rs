@@ -1,5 +1,7 @@
 //! Measuring on a set of images, over the same towers: a few micro-batches under way at a time, forward alone.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use convoy_common::batch::{MicroBatch, MicroBatchId, Phase};
 
 use crate::cluster::{Cluster, Heard};
@@ -34,13 +36,14 @@ impl Measured {
 /// Sends all of `split` through the towers in micro-batches of `size`, with the weights as of `step`.
 ///
 /// # Errors
-/// When a worker is lost, fails, or sends what makes no sense.
+/// When a worker is lost, fails, or sends what makes no sense; or when `stop` is set.
 pub fn evaluate(
     cluster: &mut Cluster,
     exchanges: &mut Exchanges,
     split: &Split,
     step: u64,
     size: usize,
+    stop: &AtomicBool,
 ) -> Result<Measured, JobError> {
     let classes = cluster.plan().network.classes();
     let mut measured =
@@ -57,6 +60,9 @@ pub fn evaluate(
         }
         if under_way == 0 {
             break;
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Err(JobError::Interrupted);
         }
         let (worker, heard) = cluster.next(step, || "logits of test images".to_owned())?;
         let chunk = match heard {

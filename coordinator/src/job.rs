@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use convoy_common::address::Address;
-use convoy_common::batch::{BATCH_MAX, Division};
+use convoy_common::batch::{BATCH_MAX, Division, THREADS_MAX};
 use convoy_common::schedule::{Schedule, Span};
 use convoy_common::suggest;
 use serde::{Deserialize, Serialize};
@@ -143,8 +143,8 @@ pub struct Running {
     pub threads: Option<usize>,
     /// Waits here for workers instead of starting them.
     pub listen: Option<Address>,
-    /// Micro-batches a slot.
-    pub micro_batches: usize,
+    /// Micro-batches a slot; [`defaults::MICRO_BATCHES`] where nothing is said, or one where a batch has no more.
+    pub micro_batches: Option<usize>,
     /// Steps between checkpoints; an epoch where nothing is said.
     pub checkpoint_every: Option<u64>,
     /// The program to start as a worker.
@@ -152,6 +152,17 @@ pub struct Running {
 }
 
 impl Running {
+    /// Micro-batches a slot, for batches of `batch` images.
+    ///
+    /// # Errors
+    /// When none were asked for, or more than there are images.
+    pub fn micro_batches_of(&self, batch: usize) -> Result<usize, JobError> {
+        let micro_batches = self.micro_batches.unwrap_or(defaults::MICRO_BATCHES.min(batch));
+        let sound = (1..=batch).contains(&micro_batches);
+        check("--micro-batches", micro_batches, sound, "at least 1 and at most the batch")?;
+        Ok(micro_batches)
+    }
+
     /// Threads of each embedded worker: as asked for, or the machine's cores shared out.
     ///
     /// # Errors
@@ -159,7 +170,7 @@ impl Running {
     pub fn threads_of_each(&self, workers: usize) -> Result<usize, JobError> {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = self.threads.unwrap_or_else(|| (cores() / workers).max(1));
-        check("--threads", threads, threads >= 1, "at least 1")?;
+        check("--threads", threads, (1..=THREADS_MAX).contains(&threads), "at least 1 and at most 1024")?;
         Ok(threads)
     }
 }

@@ -95,7 +95,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     let state = JobState { weights, momentum: Tensors::new() };
     cluster.assign(&assignment, &state, 0)?;
     let mut exchanges = Exchanges::new(plan, MICRO_BATCH);
-    let measured = evaluate(&mut cluster, &mut exchanges, &data.test, 0, MICRO_BATCH)?;
+    let measured = evaluate(&mut cluster, &mut exchanges, &data.test, 0, MICRO_BATCH, stop)?;
     cluster.dismiss("measured");
     let accuracy = measured.accuracy();
     if let Some(path) = logits {

@@ -13,6 +13,7 @@ use convoy_common::chain::chain;
 use convoy_common::model::Network;
 use convoy_common::parameters::{Tensors, sha256};
 use convoy_common::plan::Plan;
+use convoy_common::schedule::Schedule;
 use convoy_common::wire::{Assignment, Direction, FromWorker, ToWorker};
 
 use crate::checkpoint::{self, Checkpoint, Described, Progress};
@@ -39,6 +40,8 @@ pub struct Training {
     pub default_model: String,
     /// The images, for the model that they are wanted by.
     pub data: Reader,
+    /// Where they come from, for whoever goes on with the job.
+    pub source: String,
     /// The checkpoint to go on from.
     pub resume: Option<Checkpoint>,
     /// A weights file to start from.
@@ -49,11 +52,21 @@ pub struct Training {
     pub goes_on: bool,
 }
 
+/// A job that is to stop still ends the measurement at hand: it is part of the epoch that the checkpoint will have.
+static NEVER: AtomicBool = AtomicBool::new(false);
+
 /// Trains until the end, or until `stop` is set; then a checkpoint is written and the run counts as interrupted.
 ///
 /// # Errors
 /// Whatever stops the job; its last checkpoint stays.
 pub fn train(training: Training, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Ended, JobError> {
+    if let Some(ended) = ended_already(&training)? {
+        observer.on(Event::Notice {
+            text: format!("the job has ended; to go on, give a later end than step {}", ended.steps),
+        });
+        observer.on(Event::Ended(Box::new(ended.clone())));
+        return Ok(ended);
+    }
     let mut run = Run::prepare(training, observer)?;
     let result = run.carry_out(observer, stop);
     if let Err(error) = &result {
@@ -65,12 +78,31 @@ pub fn train(training: Training, observer: &mut dyn Observer, stop: &AtomicBool)
     result
 }
 
+/// How a run ended that is resumed where it is, and asked for nothing more: nothing is computed or written anew.
+fn ended_already(training: &Training) -> Result<Option<Ended>, JobError> {
+    let Some(checkpoint) = training.resume.as_ref().filter(|_| training.goes_on) else { return Ok(None) };
+    let checkpoint::Manifest { job, progress, last_step, weights_sha256, .. } = checkpoint.manifest.clone();
+    let steps_per_epoch = job.span.steps_per_epoch;
+    let (_, end) = training.asked.resolve(Some((&job, last_step)), job.data.clone(), None, |_| steps_per_epoch)?;
+    Ok((progress.step == end).then(|| Ended {
+        interrupted: false,
+        steps: progress.step,
+        train_loss: progress.train_loss,
+        test_accuracy: progress.test_accuracy,
+        weights_sha256,
+        images_per_second: 0.0,
+        checkpoint: checkpoint.path.clone(),
+        out: training.out.clone(),
+    }))
+}
+
 /// A run, ready to begin.
 struct Run {
     job: Job,
     data: DataSet,
     plan: Arc<Plan>,
     running: Running,
+    source: String,
     threads: usize,
     progress: Progress,
     state: JobState,
@@ -82,7 +114,11 @@ struct Run {
 
 impl Run {
     fn prepare(training: Training, observer: &mut dyn Observer) -> Result<Self, JobError> {
-        let Training { mut asked, running, default_model, data, resume, init, out, goes_on } = training;
+        let Training { mut asked, running, default_model, data, source, resume, init, out, goes_on } = training;
+        if out.to_str().is_none() {
+            let (flag, value) = ("--out", out.display().to_string());
+            return Err(JobError::Setting { flag, value, expected: "UTF-8, since records are" });
+        }
         if !goes_on && checkpoint::newest(&out)?.is_some() {
             return Err(JobError::OutTaken { path: out });
         }
@@ -116,13 +152,9 @@ impl Run {
         if last_step < progress.step {
             return Err(JobError::EndsBeforeItStarts { end: last_step, step: progress.step });
         }
-        if running.micro_batches == 0 || running.micro_batches > job.batch {
-            let value = running.micro_batches.to_string();
-            return Err(JobError::Setting {
-                flag: "--micro-batches",
-                value,
-                expected: "at least 1 and at most the batch",
-            });
+        let micro_batches = running.micro_batches_of(job.batch)?;
+        if let Some(text) = schedule_outrun(&job, last_step) {
+            observer.on(Event::Notice { text });
         }
         let earlier = resumed.as_ref().and_then(|(path, _)| checkpoint::run_of(path));
         let ends_epoch = |step: u64| step.is_multiple_of(job.span.steps_per_epoch.max(1));
@@ -137,7 +169,7 @@ impl Run {
                 workers,
                 threads: running.listen.is_none().then_some(threads),
                 listen: running.listen.as_ref().map(ToString::to_string),
-                micro_batches: running.micro_batches,
+                micro_batches,
                 checkpoint_every,
                 last_step,
                 resumed,
@@ -154,7 +186,20 @@ impl Run {
         };
         folder.write(&record)?;
         let plan = Arc::new(plan);
-        Ok(Self { job, data, plan, running, threads, progress, state, last_step, checkpoint_every, folder, record })
+        Ok(Self {
+            job,
+            data,
+            plan,
+            running,
+            source,
+            threads,
+            progress,
+            state,
+            last_step,
+            checkpoint_every,
+            folder,
+            record,
+        })
     }
 
     fn carry_out(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Ended, JobError> {
@@ -267,7 +312,7 @@ impl Run {
 
     fn send_images(&self, drive: &mut Drive, number: u64) -> Result<(Vec<usize>, Vec<MicroBatch>), JobError> {
         let images = drive.order.images(number);
-        let micro_batches = self.job.division(self.running.micro_batches).of(number, images.len());
+        let micro_batches = self.job.division(self.record.running.micro_batches).of(number, images.len());
         for micro_batch in &micro_batches {
             drive.exchanges.open(micro_batch);
             let held = images[micro_batch.samples.clone()].iter().copied();
@@ -313,7 +358,8 @@ impl Run {
     fn measure(&mut self, drive: &mut Drive, observer: &mut dyn Observer, ends_epoch: bool) -> Result<(), JobError> {
         let step = self.progress.step;
         let size = self.job.batch;
-        let measured: Measured = evaluate(&mut drive.cluster, &mut drive.exchanges, &self.data.test, step, size)?;
+        let measured: Measured =
+            evaluate(&mut drive.cluster, &mut drive.exchanges, &self.data.test, step, size, &NEVER)?;
         let train_loss = self.progress.epoch_loss_sum / self.progress.epoch_images.max(1) as f64;
         self.progress.test_accuracy = Some(measured.accuracy());
         let seconds = drive.epoch_seconds;
@@ -342,7 +388,12 @@ impl Run {
         check_finite(&state, step)?;
         self.state = state;
         self.folder.sync()?;
-        let described = Described { job: self.job.clone(), last_step: self.last_step, progress: self.progress };
+        let described = Described {
+            job: self.job.clone(),
+            last_step: self.last_step,
+            progress: self.progress,
+            source: Some(self.source.clone()),
+        };
         let path = checkpoint::write(&self.folder.checkpoints(), &described, &self.state)?;
         drive.checkpoint = Some(path.clone());
         observer.on(Event::Checkpoint { step, path });
@@ -365,7 +416,7 @@ impl Run {
             momentum: self.job.momentum,
             weight_decay: self.job.weight_decay,
             batch: self.job.batch,
-            division: self.job.division(self.running.micro_batches),
+            division: self.job.division(self.record.running.micro_batches),
             train: true,
         }
     }
@@ -388,6 +439,17 @@ impl Run {
             out: self.folder.path().to_owned(),
         }
     }
+}
+
+/// A word about a job that goes on beyond the end that its schedule was made for.
+fn schedule_outrun(job: &Job, last_step: u64) -> Option<String> {
+    let made_for = job.span.steps;
+    let changes = !matches!(job.schedule, Schedule::Constant);
+    (changes && last_step > made_for).then(|| {
+        format!(
+            "the learning-rate schedule was made for {made_for} steps; those after have the rate of step {made_for}"
+        )
+    })
 }
 
 /// Updates that overflow show here first: what can't be gone on from isn't worth a checkpoint.

@@ -281,7 +281,13 @@ impl Network {
             format!("the file has {} bytes; at most {TEXT_BYTES_MAX} can be had", text.len())
         })?;
         let RawModel { name, towers, input, layers } = file::parse(text)?;
-        check(!name.is_empty() && name.len() <= 100, "name", || "must have 1 to 100 characters".to_owned())?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let sound = (1..=100).contains(&name.len()) && name.chars().all(plain) && !name.starts_with('.');
+        check(sound, "name", || {
+            format!(
+                "{name:?}; must be 1 to 100 letters, digits, \"-\", \"_\" and \".\", since folders are called by it"
+            )
+        })?;
         check((1..=1024).contains(&towers), "towers", || format!("{towers} towers; 1 to 1024 can be had"))?;
         check(!layers.is_empty(), "the model", || "has no layers".to_owned())?;
         check(layers.len() <= LAYERS_MAX, "the model", || {
@@ -442,7 +448,7 @@ impl Builder<'_> {
         let Shape { channels, height, width } = self.input;
         let sound = |length: usize| (1..=LENGTH_MAX).contains(&length);
         self.check(sound(kernel) && sound(stride) && pad <= LENGTH_MAX, || {
-            format!("kernel = {kernel}, stride = {stride}, pad = {pad}; kernel and stride must be at least 1")
+            format!("kernel = {kernel}, stride = {stride}, pad = {pad}; kernel and stride must be at least 1, and none above {LENGTH_MAX}")
         })?;
         self.check(kernel <= height + 2 * pad && kernel <= width + 2 * pad, || {
             format!("the shape runs out: a kernel of {kernel} doesn't fit into {height}x{width} with pad = {pad}")
