@@ -1,0 +1,184 @@
+//! `convoy health` against the built programs in every state: its exit code, its words, and that it never takes a second.
+//! And settings from the environment.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use support::{finish, output_of, record, run, said, signal, succeed, wait_for};
+use tempfile::TempDir;
+
+/// Orchestrators allow a second by default.
+const LIMIT: Duration = Duration::from_secs(1);
+
+fn free_port() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+/// Asks; the answer must have come in time.
+fn ask(arguments: &str) -> (i32, String) {
+    let began = Instant::now();
+    let output = run(&format!("health {arguments}"), &[]);
+    let took = began.elapsed();
+    assert!(took < LIMIT, "health {arguments} took {took:?}");
+    (output.status.code().unwrap(), said(&output))
+}
+
+fn answers(arguments: &str, code: i32, part: &str) {
+    let (found, text) = ask(arguments);
+    assert!(found == code && text.contains(part), "health {arguments}: {found}, no \"{part}\" in {text}");
+}
+
+/// A program that is ended with the test.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn worker(join: &str, health: &str) -> Running {
+    Running::start(support::convoy().args(["worker", "--threads", "1", "--join", join, "--health", health]))
+}
+
+fn wait_ready(address: &str) {
+    wait_for("a healthy process", || (ask(address).0 == 0).then_some(()));
+}
+
+#[test]
+fn a_worker_is_ready_without_a_coordinator_and_one_that_hangs_is_not() {
+    let (nobody, health) = (free_port(), free_port());
+    answers(&health, 1, "nothing listens at");
+    let worker = worker(&nobody, &health);
+    wait_ready(&health);
+    answers(&health, 0, "the worker at");
+    answers(&format!("{health} --live"), 0, "alive");
+    signal(worker.0.id(), "STOP");
+    answers(&health, 1, "it hangs");
+    answers(&format!("{health} --live"), 1, "it hangs");
+    signal(worker.0.id(), "CONT");
+    wait_ready(&health);
+}
+
+#[test]
+fn a_coordinator_is_starting_until_its_workers_have_come() {
+    let folder = TempDir::new().unwrap();
+    let (listen, health) = (free_port(), free_port());
+    let mut train = support::convoy();
+    train.args(["train", "--data", "bundled", "--steps", "2000", "--listen", &listen, "--out"]);
+    let coordinator = Running::start(train.arg(folder.path().join("run")));
+    wait_for("the coordinator", || (ask(&format!("{listen} --live")).0 == 0).then_some(()));
+    answers(&listen, 1, "is starting: it waits for its workers");
+    let _workers = [worker(&listen, &health), worker(&listen, &free_port())];
+    wait_ready(&listen);
+    answers(&listen, 0, "the coordinator at");
+    answers(&health, 0, "the worker at");
+    signal(coordinator.0.id(), "STOP");
+    answers(&listen, 1, "it hangs");
+}
+
+#[test]
+fn what_is_not_convoy_is_told_apart() {
+    answers("nowhere", 2, "HOST:PORT");
+    answers("nowhere.invalid:80", 1, "nothing listens at");
+    // Something that listens and never answers; something that answers HTTP/1; something that hangs up.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    answers(&silent.local_addr().unwrap().to_string(), 1, "didn't answer");
+    for reply in [&b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"[..], b""] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(reply);
+        });
+        answers(&address, 1, "isn't a worker or a coordinator of Convoy");
+        server.join().unwrap();
+    }
+}
+
+/// gRPC, health checks and all, of another program.
+#[tokio::test]
+async fn another_programs_health_is_not_taken_for_ours() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (_reporter, health) = tonic_health::server::health_reporter();
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    tokio::spawn(tonic::transport::Server::builder().add_service(health).serve_with_incoming(incoming));
+    tokio::task::spawn_blocking(move || answers(&address, 1, "of something else")).await.unwrap();
+}
+
+#[test]
+fn a_health_address_that_is_taken_is_an_error_that_names_it() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = run(&format!("worker --join 127.0.0.1:1 --health {address}"), &[]);
+    assert_eq!(output.status.code(), Some(1));
+    for part in ["answer health checks at", &address, "in use"] {
+        assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
+    }
+}
+
+fn with(variables: &[(&str, &str)], arguments: &[&str], out: Option<&Path>) -> std::process::Output {
+    let mut command = support::convoy();
+    command.args(arguments).envs(variables.iter().copied());
+    if let Some(out) = out {
+        command.arg("--out").arg(out);
+    }
+    output_of(&mut command)
+}
+
+#[test]
+fn the_environment_says_what_the_line_leaves_out_and_the_line_wins() {
+    let folder = TempDir::new().unwrap();
+    let variables = [("CONVOY_STEPS", "3"), ("CONVOY_BATCH", "16"), ("CONVOY_SEED", "5"), ("CONVOY_DATA", "bundled")];
+    let cases: [(&[&str], [u64; 3]); 3] = [
+        (&["train"], [3, 16, 5]),
+        (&["train", "--seed", "7", "--batch=8"], [3, 8, 7]),
+        // What excludes a variable's flag outdoes it too. An epoch of 5,000 images.
+        (&["train", "--epochs", "1", "--batch", "2500"], [2, 2500, 5]),
+    ];
+    for (index, (arguments, [steps, batch, seed])) in cases.into_iter().enumerate() {
+        let out = folder.path().join(format!("run-{index}"));
+        // Embedded workers have a health address from nobody: two can't have the same.
+        let variables = [&variables[..], &[("CONVOY_HEALTH", "127.0.0.1:1"), ("CONVOY_JSON", "")]].concat();
+        let output = with(&variables, arguments, Some(&out));
+        assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+        let configuration = &record(&out)["configuration"];
+        assert_eq!(record(&out)["final"]["steps"], steps);
+        assert_eq!((configuration["batch"].as_u64(), configuration["seed"].as_u64()), (Some(batch), Some(seed)));
+    }
+    let json = with(&[("CONVOY_JSON", "1")], &["plan"], None);
+    assert!(said(&json).starts_with('{'), "{}", said(&json));
+    let wrong = with(&[("CONVOY_BATCH", "many")], &["plan"], None);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(said(&wrong).contains("CONVOY_BATCH=many"), "{}", said(&wrong));
+    let slip = with(&[("CONVOY_BATHC", "3")], &["plan"], None);
+    assert!(said(&slip).contains("CONVOY_BATHC") && said(&slip).contains("CONVOY_BATCH is"), "{}", said(&slip));
+    assert!(succeed("train --help", &[]).contains("CONVOY_CHECKPOINT_EVERY"));
+}
+
+/// A worker that was told its health address by the environment answers there.
+#[test]
+fn a_worker_takes_its_settings_from_the_environment() {
+    let (join, health) = (free_port(), free_port());
+    let mut command = support::convoy();
+    command.arg("worker").env("CONVOY_JOIN", &join).env("CONVOY_HEALTH", &health).env("CONVOY_THREADS", "1");
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the worker", || with(&[("CONVOY_HEALTH", &health)], &["health"], None).status.success().then_some(()));
+    signal(child.id(), "TERM");
+    assert_eq!(finish(child).status.code(), Some(0));
+}
