@@ -33,6 +33,9 @@ pub(crate) struct Arguments {
     /// Wait here for workers to dial in, rather than start them
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<Address>,
+    /// A file with a word that every worker that dials in has to know too; it keeps strangers out, and isn't encrypted on its way
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    token_file: Option<PathBuf>,
     /// Write all logits, (image, class), to this safetensors file
     #[arg(long, value_name = "FILE")]
     logits: Option<PathBuf>,
@@ -50,6 +53,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
             workers: arguments.workers,
             threads: arguments.threads,
             listen: arguments.listen,
+            token: settings::token(arguments.token_file.as_deref())?,
             micro_batches: None,
             checkpoint_every: None,
             program: settings::program()?,

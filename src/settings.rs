@@ -7,6 +7,7 @@ use std::path::Path;
 
 use convoy_common::model::{ModelError, Network, TEXT_BYTES_MAX, presets};
 use convoy_common::plan::PlanError;
+use convoy_common::token::{TOKEN_BYTES_MAX, Token, TokenError};
 use convoy_coordinator::JobError;
 use convoy_coordinator::data::{self, DataSource, Places};
 
@@ -57,6 +58,17 @@ pub(crate) fn model_text(name: &str) -> Result<String, Box<dyn Error>> {
 struct ModelFile {
     path: String,
     source: ModelError,
+}
+
+/// The token in a file, if one is named.
+pub(crate) fn token(file: Option<&Path>) -> Result<Option<Token>, Misuse> {
+    let Some(path) = file else { return Ok(None) };
+    let wrong = |why: String| Misuse(format!("read the token in {}: {why}", path.display()));
+    let mut text = String::new();
+    let opened = File::open(path).map_err(|error| wrong(error.to_string()))?;
+    let read = opened.take(TOKEN_BYTES_MAX as u64 + 3).read_to_string(&mut text);
+    read.map_err(|error| wrong(error.to_string()))?;
+    text.parse().map(Some).map_err(|error: TokenError| wrong(error.to_string()))
 }
 
 /// A reader of data, to be called when the model is known.

@@ -73,6 +73,9 @@ pub(crate) struct Arguments {
     /// Wait here for workers to dial in, rather than start them
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<Address>,
+    /// A file with a word that every worker that dials in has to know too; it keeps strangers out, and isn't encrypted on its way
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    token_file: Option<PathBuf>,
     /// A safetensors file of weights to start from
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
@@ -114,6 +117,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
             workers: arguments.workers,
             threads: arguments.threads,
             listen: arguments.listen,
+            token: settings::token(arguments.token_file.as_deref())?,
             micro_batches: arguments.micro_batches,
             checkpoint_every: arguments.checkpoint_every,
             program: settings::program()?,

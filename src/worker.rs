@@ -3,13 +3,14 @@
 use std::error::Error;
 use std::io::Read;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::thread;
 
 use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
 use convoy_worker::service::{self, WorkerConfig};
 
-use crate::settings::Misuse;
+use crate::settings::{self, Misuse};
 use crate::{Outcome, signals};
 
 /// Serve towers for a coordinator, one job after another, until told to leave (SIGTERM or Ctrl-C).
@@ -21,6 +22,9 @@ pub(crate) struct Arguments {
     /// Threads that compute [default: the machine's cores]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+    /// A file with a word that the coordinator has to know too; it keeps strangers out, and isn't encrypted on its way
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// Answer health checks here (the standard protocol of gRPC), for `convoy health` and for orchestrators
     #[arg(long, value_name = "HOST:PORT")]
     health: Option<Address>,
@@ -35,11 +39,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     if threads > THREADS_MAX {
         return Err(Misuse(format!("--threads {threads}: must be at least 1 and at most {THREADS_MAX}")).into());
     }
+    let token = settings::token(arguments.token_file.as_deref())?;
     if arguments.lifeline {
         thread::Builder::new().name("lifeline".to_owned()).spawn(end_with_input)?;
     }
     service::run(
-        &WorkerConfig { join: arguments.join.clone(), threads, health: arguments.health.clone() },
+        &WorkerConfig { join: arguments.join.clone(), threads, token, health: arguments.health.clone() },
         signals::any(),
     )?;
     Ok(Outcome::Done)

@@ -84,12 +84,13 @@ struct Project<'a> {
     image: &'a Image,
     folder: &'a Path,
     settings: Vec<(&'static str, String)>,
+    files: Vec<&'static str>,
 }
 
 impl<'a> Project<'a> {
     fn new(compose: &'a [String], image: &'a Image, folder: &'a Path) -> Self {
         let name = format!("convoytest{}x{}", std::process::id(), unique());
-        Self { compose, name, image, folder, settings: Vec::new() }
+        Self { compose, name, image, folder, settings: Vec::new(), files: vec!["docker-compose.yml"] }
     }
 
     fn with(mut self, key: &'static str, value: &str) -> Self {
@@ -97,9 +98,15 @@ impl<'a> Project<'a> {
         self
     }
 
+    fn and_file(mut self, file: &'static str) -> Self {
+        self.files.push(file);
+        self
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.compose[0]);
-        command.args(&self.compose[1..]).args(["-f", "docker-compose.yml", "-p", &self.name]).args(arguments);
+        command.args(&self.compose[1..]).args(self.files.iter().flat_map(|file| ["-f", file]));
+        command.args(["-p", &self.name]).args(arguments);
         command.env("CONVOY_IMAGE", &self.image.0).env("CONVOY_DATA", self.folder).env("CONVOY_OFFLINE", "1");
         command.envs(self.settings.iter().map(|(key, value)| (*key, value)));
         command
@@ -297,10 +304,19 @@ fn four_workers_hold_four_towers_and_mistakes_are_named() {
     project.wait_healthy("worker", 4);
     // The folder of the data is mounted: the model lies beside them.
     let job = ["run", "--rm", "--use-aliases", "coordinator", "train", "--data", "bundled", "--steps", "12"];
+    let token = folder.path().join("token");
+    std::fs::write(&token, "correct-horse\n").unwrap();
     project.run(&[&job[..], &["--model", "/data/four.toml", "--out", "/runs/four"]].concat());
     let runs = project.fetch_runs(folder.path());
     assert_eq!(hash(&runs.join("four")), whole);
     assert_eq!(record(&runs.join("four"))["workers"].as_array().unwrap().len(), 4);
+
+    // The same once more, with a secret that both sides have from a file.
+    project.run(&["down"]);
+    let project = project.with("CONVOY_TOKEN", token.to_str().unwrap()).and_file("deploy/compose-token.yml");
+    project.run(&["up", "-d", "--scale", "worker=4", "worker"]);
+    project.run(&[&job[..], &["--model", "/data/four.toml", "--out", "/runs/secret"]].concat());
+    assert_eq!(hash(&project.fetch_runs(folder.path()).join("secret")), whole);
 
     let refused = |arguments: &[&str], parts: &[&str]| {
         let output = output_of(&mut project.command(&[&job[..], arguments].concat()));

@@ -227,6 +227,50 @@ async fn those_who_greet_and_then_say_nothing_keep_no_place() {
     }
 }
 
+/// Who doesn't know the token is refused for good, by name of what is missing; who does gets a job. Nobody prints it.
+#[tokio::test]
+async fn without_the_token_nobody_comes_in() {
+    let folder = TempDir::new().unwrap();
+    let file = |name: &str, word: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, word).unwrap();
+        path
+    };
+    let (right, wrong) = (file("right", "correct-horse\n"), file("wrong", "wrong-horse\n"));
+    let (address, out) = (free_port(), folder.path().join("run"));
+    let mut command = support::convoy();
+    command.args(JOB.split_whitespace()).args(["--listen", &address, "--token-file"]).arg(&right);
+    command.arg("--out").arg(&out).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let worker = |token: Option<&Path>| {
+        let mut command = support::convoy();
+        command.args(["worker", "--threads", "1", "--join", &address]);
+        token.map(|token| command.arg("--token-file").arg(token));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut all = String::new();
+    for (token, why) in [(None, "it wants a token"), (Some(&*wrong), "it has another token")] {
+        let child = worker(token);
+        let output = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert!(said(&output).contains(why), "no \"{why}\" in {}", said(&output));
+        all += &said(&output);
+    }
+    let frame = v1::Frame { frame: Some(v1::frame::Frame::Open(1)) };
+    let status = dial(&address).await.tensors(tokio_stream::once(frame)).await.expect_err("a refusal");
+    assert_eq!(status.code(), Code::Unauthenticated, "every call is asked");
+    let workers = [worker(Some(&right)), worker(Some(&right))];
+    let output = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    all += &said(&output);
+    for worker in workers {
+        signal(worker.id(), "TERM");
+        all += &said(&finish(worker));
+    }
+    all += &std::fs::read_to_string(out.join("run.json")).unwrap();
+    assert!(!all.contains("horse"), "{all}");
+}
+
 /// A worker that sends what isn't its to send ends the job, by name, at once.
 #[tokio::test]
 async fn a_worker_that_sends_nonsense_is_named_with_what_it_sent() {

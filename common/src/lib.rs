@@ -14,4 +14,5 @@ pub mod pulse;
 pub mod random;
 pub mod schedule;
 pub mod suggest;
+pub mod token;
 pub mod wire;

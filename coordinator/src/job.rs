@@ -10,6 +10,7 @@ use convoy_common::address::Address;
 use convoy_common::batch::{BATCH_MAX, Division, THREADS_MAX};
 use convoy_common::schedule::{Schedule, Span};
 use convoy_common::suggest;
+use convoy_common::token::Token;
 use serde::{Deserialize, Serialize};
 
 use crate::error::JobError;
@@ -143,6 +144,8 @@ pub struct Running {
     pub threads: Option<usize>,
     /// Waits here for workers instead of starting them.
     pub listen: Option<Address>,
+    /// What workers that dial in have to know, if anything.
+    pub token: Option<Token>,
     /// Micro-batches a slot; [`defaults::MICRO_BATCHES`] where nothing is said, or one where a batch has no more.
     pub micro_batches: Option<usize>,
     /// Steps between checkpoints; an epoch where nothing is said.

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use convoy_common::address::Address;
 use convoy_common::chain::chain;
+use convoy_common::token::Token;
 use tokio::time::{Instant, sleep};
 
 use crate::kernels::Compute;
@@ -36,6 +37,8 @@ pub struct WorkerConfig {
     pub join: Address,
     /// Threads of the compute pool, at least 1.
     pub threads: usize,
+    /// What the coordinator wants to hear, if anything.
+    pub token: Option<Token>,
     /// Where to answer health checks, if anywhere.
     pub health: Option<Address>,
 }

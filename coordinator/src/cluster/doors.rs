@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use convoy_common::address::Address;
 use convoy_common::chain::chain;
+use convoy_common::token::Token;
 use convoy_common::wire::{
     CONTROL_BYTES_MAX, FRAME_BYTES_MAX, FromWorker, Hello, ToWorker, chunk_from_frame, session_from_frame, tuning,
 };
@@ -18,6 +19,8 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::timeout;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnixListenerStream};
 use tokio_stream::{Stream, StreamExt};
+use tonic::metadata::MetadataMap;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use tonic_health::server::health_reporter;
@@ -70,11 +73,14 @@ impl Listening {
 
 /// Serves on `listening` for as long as the runtime lives. What is heard comes out of the receiver.
 ///
-/// `room` workers are let in; further ones are asked to come back later.
-pub fn serve(listening: Listening, room: usize, vitals: Vitals) -> Receiver<Message> {
+/// With a token, those who don't say it are refused. `room` workers are let in; further ones are asked to come back later.
+pub fn serve(listening: Listening, room: usize, vitals: Vitals, token: Option<Token>) -> Receiver<Message> {
     let (heard, messages) = channel(MESSAGES_QUEUED);
     let doors = Doors { heard, room, sessions: Arc::default() };
     let service = CoordinatorServer::new(doors).max_decoding_message_size(CONTROL_BYTES_MAX.max(FRAME_BYTES_MAX));
+    let service = InterceptedService::new(service, move |request: Request<()>| {
+        check_token(token.as_ref(), request.metadata()).map(|()| request)
+    });
     let (reporter, health) = health_reporter();
     tokio::spawn(watch(reporter, vitals));
     let router = Server::builder()
@@ -234,6 +240,16 @@ async fn greeting(messages: &mut Streaming<v1::FromWorker>) -> Result<Hello, Sta
     match FromWorker::try_from(first).map_err(|error| Status::invalid_argument(error.to_string()))? {
         FromWorker::Hello(hello) => Ok(hello),
         _ => Err(Status::invalid_argument("a worker's first message must be Hello")),
+    }
+}
+
+/// Without a token everybody may come.
+fn check_token(token: Option<&Token>, headers: &MetadataMap) -> Result<(), Status> {
+    let said = headers.get("authorization").map_or(&b""[..], |header| header.as_bytes());
+    match token {
+        Some(_) if said.is_empty() => Err(Status::unauthenticated("it wants a token (--token-file)")),
+        Some(token) if !token.is_said_by(said) => Err(Status::unauthenticated("it has another token (--token-file)")),
+        _ => Ok(()),
     }
 }
 

@@ -54,9 +54,11 @@ pub fn found(
     let opened = runtime.block_on(Listening::open(&address));
     let listening = opened.map_err(unusable(&address.to_string()))?;
     let address = listening.address().to_owned();
+    // Nobody else can enter the folder of the socket.
+    let token = running.token.clone().filter(|_| folder.is_none());
     let vitals = Vitals::starting();
     let shown = vitals.clone();
-    let heard = runtime.block_on(async { doors::serve(listening, room, shown) });
+    let heard = runtime.block_on(async { doors::serve(listening, room, shown, token) });
     let is_local = folder.is_some();
     let local = folder.map(|folder| {
         let plan = LocalPlan { program: running.program.clone(), workers: room, threads };

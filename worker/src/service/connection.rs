@@ -6,11 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use convoy_common::address::Address;
+use convoy_common::token::Token;
 use convoy_common::wire::{CONTROL_BYTES_MAX, FRAME_BYTES_MAX, tuning};
 use convoy_proto::v1::coordinator_client::CoordinatorClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Request, Status};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -42,8 +46,25 @@ pub(super) async fn places(address: &Address) -> std::io::Result<Vec<Place>> {
     Ok(places)
 }
 
+/// A coordinator, to which each call says the token.
+pub(super) type Client = CoordinatorClient<InterceptedService<Channel, Introduction>>;
+
+/// Says the token, if there is one.
+#[derive(Clone)]
+pub(super) struct Introduction(Option<Token>);
+
+impl Interceptor for Introduction {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            let header = token.header().parse().map_err(|_| Status::internal("a token that is no header"))?;
+            request.metadata_mut().insert("authorization", header);
+        }
+        Ok(request)
+    }
+}
+
 /// A connection of its own: control and tensors never share one.
-pub(super) async fn dial(place: &Place) -> Result<CoordinatorClient<Channel>, tonic::transport::Error> {
+pub(super) async fn dial(place: &Place, token: Option<&Token>) -> Result<Client, tonic::transport::Error> {
     let channel = match place {
         Place::Tcp(address) => tuned(Endpoint::from_shared(format!("http://{address}"))?).connect().await?,
         Place::Unix(path) => {
@@ -56,7 +77,8 @@ pub(super) async fn dial(place: &Place) -> Result<CoordinatorClient<Channel>, to
             tuned(Endpoint::from_static("http://unix.invalid")).connect_with_connector(connector).await?
         }
     };
-    Ok(CoordinatorClient::new(channel).max_decoding_message_size(CONTROL_BYTES_MAX.max(FRAME_BYTES_MAX)))
+    let client = CoordinatorClient::with_interceptor(channel, Introduction(token.cloned()));
+    Ok(client.max_decoding_message_size(CONTROL_BYTES_MAX.max(FRAME_BYTES_MAX)))
 }
 
 fn tuned(endpoint: Endpoint) -> Endpoint {

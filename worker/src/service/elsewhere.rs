@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use convoy_common::address::Address;
 use convoy_proto::v1;
 use tokio::time::{sleep, timeout};
 
+use super::WorkerConfig;
 use super::connection::{Place, dial, places};
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -15,8 +15,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// Where a worker is, and for whom.
 pub(super) struct Whereabouts<'a> {
-    /// The name that it joins by.
-    pub(super) join: &'a Address,
+    /// The name that it joins by, and what it says there.
+    pub(super) config: &'a WorkerConfig,
     /// The coordinator that it serves.
     pub(super) here: &'a Place,
     /// Its own machine.
@@ -30,7 +30,7 @@ impl Whereabouts<'_> {
     pub(super) async fn tell(&self) {
         loop {
             sleep(LOOK_EVERY).await;
-            let found = places(self.join).await.unwrap_or_default();
+            let found = places(&self.config.join).await.unwrap_or_default();
             for other in found.iter().filter(|place| *place != self.here) {
                 // One that doesn't answer in time is no coordinator to go to.
                 let wanted = timeout(ANSWER_MAX, self.tell_one(other)).await.ok().flatten().unwrap_or(false);
@@ -47,7 +47,7 @@ impl Whereabouts<'_> {
             coordinator: self.here.to_string(),
             model: self.model.clone(),
         };
-        let answer = dial(other).await.ok()?.elsewhere(notice).await.ok()?;
+        let answer = dial(other, self.config.token.as_ref()).await.ok()?.elsewhere(notice).await.ok()?;
         Some(answer.into_inner().wanted)
     }
 }

@@ -69,7 +69,9 @@ pub(super) enum SessionError {
 impl From<Status> for SessionError {
     fn from(status: Status) -> Self {
         match status.code() {
-            Code::FailedPrecondition => SessionError::Refused { reason: status.message().to_owned() },
+            Code::FailedPrecondition | Code::Unauthenticated => {
+                SessionError::Refused { reason: status.message().to_owned() }
+            }
             _ => SessionError::Broken(status),
         }
     }
@@ -136,7 +138,7 @@ impl<'a> Session<'a> {
         let (control, requests) = channel(QUEUE);
         let session = Session { commands, control, queued: Arc::default(), orders: Arc::default() };
         session.say(FromWorker::Hello(hello(config, isa))).await?;
-        let mut client = dial(place).await?;
+        let mut client = dial(place, config.token.as_ref()).await?;
         let greeting = async {
             let mut orders = client.control(ReceiverStream::new(requests)).await?.into_inner();
             let first = next(&mut orders).await?;
@@ -146,10 +148,10 @@ impl<'a> Session<'a> {
         let Some(ToWorker::Welcome { session: number }) = first else { return Err(SessionError::Early("no welcome")) };
         let (frames, outgoing) = channel(QUEUE);
         let _ = frames.send(open_frame(number)).await;
-        let mut tensors = dial(place).await?;
+        let mut tensors = dial(place, config.token.as_ref()).await?;
         let incoming = timeout(GREETING_TIMEOUT, tensors.tensors(ReceiverStream::new(outgoing)));
         let incoming = incoming.await.map_err(|_| SessionError::Greeting)??.into_inner();
-        let whereabouts = Whereabouts { join: &config.join, here: place, host: hostname(), model: String::new() };
+        let whereabouts = Whereabouts { config, here: place, host: hostname(), model: String::new() };
         let result = session.serve(orders, incoming, frames, whereabouts).await;
         session.commands.send(Command::Forget).map_err(|_| SessionError::NoCompute)?;
         result

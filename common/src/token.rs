@@ -1,0 +1,66 @@
+//! What a coordinator and its workers may have to know, so that no stranger joins by mistake or takes a place. It travels in
+//! the clear: it keeps out those who can't listen, and nobody else.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// No token is longer.
+pub const TOKEN_BYTES_MAX: usize = 1024;
+
+/// A secret word. It is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+/// A text that can't be a token.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a token must be 1 to {TOKEN_BYTES_MAX} letters, digits or signs of ASCII on one line; this has {0} bytes")]
+pub struct TokenError(usize);
+
+impl FromStr for Token {
+    type Err = TokenError;
+
+    /// Line ends behind it, as editors leave them in a file, aren't part of it.
+    fn from_str(text: &str) -> Result<Self, TokenError> {
+        let word = text.trim_end_matches(['\r', '\n']);
+        let sound = (1..=TOKEN_BYTES_MAX).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_graphic());
+        if sound { Ok(Self(word.to_owned())) } else { Err(TokenError(text.len())) }
+    }
+}
+
+impl Token {
+    /// As it travels: the value of the header `authorization`.
+    pub fn header(&self) -> String {
+        format!("Bearer {}", self.0)
+    }
+
+    /// Whether a header says this token. How long that takes doesn't depend on where they differ.
+    pub fn is_said_by(&self, header: &[u8]) -> bool {
+        let own = self.header();
+        let differences = own.bytes().zip(header).fold(0, |found, (own, other)| found | (own ^ other));
+        own.len() == header.len() && differences == 0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_one_word_and_is_known_again() {
+        let token: Token = "s3cret-w0rd\n".parse().unwrap();
+        assert!(token.is_said_by(b"Bearer s3cret-w0rd"));
+        for other in [&b"Bearer s3cret-w0rE"[..], b"Bearer s3cret-w0rd2", b"Bearer s3cret-w0r", b"", b"s3cret-w0rd"] {
+            assert!(!token.is_said_by(other));
+        }
+        assert!(!format!("{token:?}").contains("s3cret"));
+        for text in ["", "\n", "two words", "a\nb", "na\u{ef}ve", &"x".repeat(1025)] {
+            assert!(text.parse::<Token>().is_err(), "{text:?}");
+        }
+    }
+}
