@@ -3,16 +3,27 @@
 //!
 //! Not here: what a setting means.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
-use clap::builder::BoolishValueParser;
+use clap::builder::{BoolishValueParser, Resettable};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, Command};
 
 const PREFIX: &str = "CONVOY_";
-/// Those that are no flag's.
-const OTHERS: [&str; 1] = ["CONVOY_OFFLINE"];
-/// Names closer than this to a known one are taken for a slip.
+/// Those that are no flag's: of the program, of docker-compose.yml and what lies in deploy/, and of the tests.
+const OTHERS: [&str; 10] = [
+    "CONVOY_OFFLINE",
+    "CONVOY_IMAGE",
+    "CONVOY_USER",
+    "CONVOY_MOUNT_DATA",
+    "CONVOY_MOUNT_RUNS",
+    "CONVOY_TOKEN",
+    "CONVOY_BINARY",
+    "CONVOY_PYTHON",
+    "CONVOY_COMPOSE_V2",
+    "CONVOY_NO_SKIPS",
+];
+/// Names closer than this to a known one, what all begin with aside, are taken for a slip.
 const SLIP: f64 = 0.9;
 
 /// The command, whose flags take what the `line` leaves out from the environment. A flag that something on the line
@@ -21,7 +32,8 @@ pub(crate) fn adopted(command: Command, line: &[OsString]) -> Command {
     command.mut_subcommands(|sub| {
         let excluded = excluded_by(&sub, line);
         sub.mut_args(|arg| match variable(&arg) {
-            Some(name) if !excluded.contains(&name) && !is_empty(&name) => {
+            _ if arg.get_env().is_some_and(is_empty) => arg.env(Resettable::Reset),
+            Some(name) if !excluded.contains(&name) && !is_empty(OsStr::new(&name)) => {
                 let is_switch = matches!(arg.get_action(), ArgAction::SetTrue);
                 let arg = arg.env(name);
                 if is_switch { arg.value_parser(BoolishValueParser::new()) } else { arg }
@@ -51,7 +63,8 @@ pub(crate) fn slips(command: &Command) -> Vec<String> {
 }
 
 fn slip(name: &str, known: &[String]) -> Option<String> {
-    let near = known.iter().map(|known| (strsim::jaro_winkler(name, known), known));
+    let own = |name: &str| name.strip_prefix(PREFIX).unwrap_or_default().to_owned();
+    let near = known.iter().map(|known| (strsim::jaro_winkler(&own(name), &own(known)), known));
     let (likeness, nearest) = near.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
     (likeness > SLIP)
         .then(|| format!("note: no setting is called {name}, which is set in the environment; {nearest} is"))
@@ -71,7 +84,7 @@ fn is_on(line: &[OsString], flag: &str) -> bool {
 }
 
 /// Compose files pass variables that aren't set on as empty ones.
-fn is_empty(name: &str) -> bool {
+fn is_empty(name: &OsStr) -> bool {
     std::env::var_os(name).is_some_and(|value| value.is_empty())
 }
 

@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
     /// Wait here for workers to dial in, rather than start them
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<Address>,
-    /// A file with a word that every worker that dials in has to know too; it keeps strangers out, and isn't encrypted on its way
+    /// A file with a word; workers that dial in and don't say it (their --token-file) are refused. It isn't encrypted on its way
     #[arg(long, value_name = "FILE", requires = "listen")]
     token_file: Option<PathBuf>,
     /// Write all logits, (image, class), to this safetensors file

@@ -1,7 +1,7 @@
 //! Signals: the first asks a job to stop at the next step, the second ends the program at once.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::Duration;
 
@@ -30,16 +30,35 @@ pub(crate) fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
     Ok(flag)
 }
 
-/// Waits for Ctrl-C, SIGTERM, or the end of the terminal (SIGHUP).
+/// Waits for Ctrl-C, SIGTERM, or the end of the terminal (SIGHUP), if that hasn't been made harmless by nohup.
 pub(crate) async fn any() {
-    let all = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
-    let [Ok(mut interrupt), Ok(mut terminate), Ok(mut hang_up)] = all else {
+    let all = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
+    let [Ok(mut interrupt), Ok(mut terminate)] = all else {
         // Without signals there is nothing to wait for; the system's own handling ends the process.
         return std::future::pending().await;
     };
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
-        _ = hang_up.recv() => {}
+        () = hung_up() => {}
     }
+}
+
+async fn hung_up() {
+    static IGNORED: LazyLock<bool> = LazyLock::new(ignores_hang_up);
+    if *IGNORED {
+        return std::future::pending().await;
+    }
+    match signal(SignalKind::hangup()) {
+        Ok(mut hang_up) => drop(hang_up.recv().await),
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Whether the process was started with SIGHUP ignored. To be asked before anything listens for it.
+fn ignores_hang_up() -> bool {
+    const HANG_UP: u64 = 1; // The lowest bit is signal 1.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & HANG_UP != 0)
 }

@@ -13,7 +13,8 @@ use convoy_worker::service::{self, WorkerConfig};
 use crate::settings::{self, Misuse};
 use crate::{Outcome, signals};
 
-/// Serve towers for a coordinator, one job after another, until told to leave (SIGTERM or Ctrl-C).
+/// Serve towers for a coordinator, one job after another, until told to leave (SIGTERM or Ctrl-C). In the middle of a job it
+/// stays until a checkpoint is written; once more, and it leaves at once.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The coordinator's address, HOST:PORT (or unix:PATH on the same machine); a missing coordinator is tried again
@@ -22,7 +23,7 @@ pub(crate) struct Arguments {
     /// Threads that compute [default: the machine's cores]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
-    /// A file with a word that the coordinator has to know too; it keeps strangers out, and isn't encrypted on its way
+    /// A file with a word that the coordinator may want to hear (its --token-file); it isn't encrypted on its way
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Answer health checks here (the standard protocol of gRPC), for `convoy health` and for orchestrators
@@ -45,7 +46,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     }
     service::run(
         &WorkerConfig { join: arguments.join.clone(), threads, token, health: arguments.health.clone() },
-        signals::any(),
+        signals::any,
     )?;
     Ok(Outcome::Done)
 }

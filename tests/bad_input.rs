@@ -387,9 +387,32 @@ fn resuming_needs_no_other_word_and_changes_no_finished_run() {
     let text = succeed("train", &[("--resume", &out)]);
     assert!(text.contains("has ended") && text.contains(&hash(&out)), "{text}");
     assert_eq!(before, (fs::read(out.join("run.json")).unwrap(), fs::read(out.join("metrics.jsonl")).unwrap()));
+    // What is asked for beside it is looked at all the same.
+    refused("train --workers 3", &[("--resume", &out)], MISUSED, &["3 workers", "2 towers"]);
+    refused("train --data synthetic", &[("--resume", &out)], MISUSED, &["data is", "a resumed job must keep it"]);
     let text = succeed("train --steps 5", &[("--resume", &out)]);
     assert!(text.contains("made for 3 steps"), "{text}");
     assert_eq!((record(&out)["final"]["steps"].as_u64(), losses(&out).len()), (Some(5), 5));
+}
+
+/// A coordinator that is killed between its last checkpoint and its last record leaves a run that can be brought to an end.
+#[test]
+fn a_run_whose_end_was_not_recorded_is_ended_by_resuming_it() {
+    let (folder, model, data) = sound();
+    let out = folder.path().join("run");
+    succeed("train --steps 3 --batch 8", &[("--model", &model), ("--data", &data), ("--out", &out)]);
+    let (whole, metrics) = (record(&out), fs::read(out.join("metrics.jsonl")).unwrap());
+    let mut cut = whole.clone();
+    (cut["status"], cut["final"]) = ("running".into(), serde_json::Value::Null);
+    fs::write(out.join("run.json"), cut.to_string()).unwrap();
+    succeed("train --resume auto", &[("--out", &out)]);
+    assert_eq!((&record(&out)["status"], &record(&out)["final"]), (&whole["status"], &whole["final"]));
+    let lines = |text: &[u8]| text.split(|byte| *byte == b'\n').count();
+    assert_eq!(
+        lines(&fs::read(out.join("metrics.jsonl")).unwrap()),
+        lines(&metrics),
+        "the last measurement is there once"
+    );
 }
 
 /// `eval --logits` replaces a file of its own, and nothing else.

@@ -4,8 +4,8 @@
 
 mod support;
 
-use std::path::Path;
-use std::process::{Child, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::{checkpoint, finish, hash, is_alive, losses, record, said, signal, succeed, wait_for, worker_processes};
@@ -20,7 +20,7 @@ const JOB: &str = "--batch 16 --schedule constant --lr 0.01";
 /// A job that would go on for long, under way.
 fn start(out: &Path, arguments: &str) -> Child {
     let mut command = support::convoy();
-    command.args("train --data bundled --epochs 50 --checkpoint-every 3".split_whitespace());
+    command.args("train --data bundled --epochs 50".split_whitespace());
     command.args(JOB.split_whitespace()).args(arguments.split_whitespace()).arg("--out").arg(out);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
@@ -37,7 +37,7 @@ fn none_is_left(processes: &[u32]) {
 fn losing_a_worker_by(with: &str) {
     let folder = TempDir::new().unwrap();
     let (out, whole) = (folder.path().join("run"), folder.path().join("whole"));
-    let child = start(&out, "");
+    let child = start(&out, "--checkpoint-every 3");
     wait_for_steps(&out, 4);
     let processes = worker_processes(&out);
     assert!(processes.len() == 2 && processes.iter().all(|process| is_alive(*process)));
@@ -72,12 +72,131 @@ fn a_stopped_worker_is_noticed_and_ends_the_job_by_name() {
     losing_a_worker_by("STOP");
 }
 
+/// A job over workers that were started by hand, as containers' are.
+struct ByHand {
+    coordinator: Child,
+    workers: [Child; 2],
+    out: PathBuf,
+}
+
+impl ByHand {
+    fn start(folder: &Path, arguments: &str) -> Self {
+        let out = folder.join("run");
+        let join = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let worker = |program: Command| {
+            let mut command = program;
+            command.args(["worker", "--join", &join, "--threads", "1"]);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let mut unhung = Command::new("nohup");
+        unhung.arg(env!("CARGO_BIN_EXE_convoy")).stdin(Stdio::null());
+        let workers = [worker(support::convoy()), worker(unhung)];
+        Self { coordinator: start(&out, &format!("--listen {join} {arguments}")), workers, out }
+    }
+}
+
+/// A worker that is told to leave in the middle of a job stays until there is a checkpoint of the last step.
+#[test]
+fn a_worker_that_is_told_to_leave_stays_for_a_checkpoint() {
+    let folder = TempDir::new().unwrap();
+    let ByHand { coordinator, workers: [leaves, stays], out } =
+        ByHand::start(folder.path(), "--checkpoint-every 100000");
+    wait_for_steps(&out, 4);
+    signal(leaves.id(), "TERM");
+    let output = finish(coordinator);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("was told to leave after step"), "{}", said(&output));
+    assert_eq!(finish(leaves).status.code(), Some(0));
+    signal(stays.id(), "TERM");
+    assert_eq!(finish(stays).status.code(), Some(0));
+    goes_on(&out, folder.path());
+}
+
+/// An engine that goes down tells all processes at once: there is a checkpoint all the same.
+#[test]
+fn all_told_to_leave_at_once_leave_a_checkpoint() {
+    let folder = TempDir::new().unwrap();
+    let ByHand { coordinator, workers, out } = ByHand::start(folder.path(), "--checkpoint-every 100000");
+    wait_for_steps(&out, 4);
+    let began = Instant::now();
+    workers.iter().for_each(|worker| signal(worker.id(), "TERM"));
+    signal(coordinator.id(), "TERM");
+    // Whether its own signal or a worker's word comes first, it stops in order.
+    let code = finish(coordinator).status.code();
+    assert!(matches!(code, Some(1 | 130)), "{code:?}");
+    workers.into_iter().for_each(|worker| assert_eq!(finish(worker).status.code(), Some(0)));
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    goes_on(&out, folder.path());
+}
+
+/// The only checkpoint is of the last recorded step, and ends in the bits of an undisturbed job.
+fn goes_on(out: &Path, folder: &Path) {
+    let steps = losses(out).len() as u64;
+    assert!(checkpoint(out).ends_with(format!("step-{steps:06}")), "{}", checkpoint(out).display());
+    let (end, whole) = (steps + 3, folder.join("whole"));
+    succeed(&format!("train --data bundled --steps {end}"), &[("--resume", out)]);
+    succeed(&format!("train --data bundled {JOB} --steps {end} --workers 1"), &[("--out", &whole)]);
+    assert_eq!((hash(&whole), losses(&whole)), (hash(out), losses(out)));
+}
+
+/// nohup keeps a worker when its terminal goes, and one without leaves.
+#[test]
+fn a_terminal_that_goes_takes_no_worker_with_it_that_was_started_by_nohup() {
+    let folder = TempDir::new().unwrap();
+    let ByHand { coordinator, workers: [plain, unhung], out } = ByHand::start(folder.path(), "--checkpoint-every 3");
+    wait_for_steps(&out, 2);
+    signal(unhung.id(), "HUP");
+    let steps = losses(&out).len();
+    wait_for_steps(&out, steps + 2);
+    signal(plain.id(), "HUP");
+    assert!(said(&finish(coordinator)).contains("was told to leave"), "the fault fires where there is no nohup");
+    assert_eq!(finish(plain).status.code(), Some(0));
+    assert!(is_alive(unhung.id()));
+    signal(unhung.id(), "TERM");
+    assert_eq!(finish(unhung).status.code(), Some(0));
+}
+
+/// Ctrl-C in a measurement doesn't wait for its end: the checkpoint remembers that it is owed.
+#[test]
+fn an_interrupted_measurement_is_owed_and_made_up_for() {
+    let folder = TempDir::new().unwrap();
+    let (data, out, whole) = (folder.path().join("data"), folder.path().join("run"), folder.path().join("whole"));
+    std::fs::create_dir(&data).unwrap();
+    let images = |count: usize| support::Images {
+        pixels: (0..count * 784).map(|i| (i * 7 % 251) as u8).collect(),
+        shape: [1, 28, 28],
+        labels: (0..count).map(|i| (i % 10) as u8).collect(),
+    };
+    // An epoch of one step, and a measurement that takes seconds.
+    support::write_data(&data, &images(10), &images(20_000));
+    let job = "train --epochs 2 --batch 10";
+    let mut command = support::convoy();
+    command.args(job.split_whitespace()).arg("--data").arg(&data).arg("--out").arg(&out);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_steps(&out, 1);
+    signal(child.id(), "INT");
+    let output = finish(child);
+    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
+    let epochs = |out: &Path| -> Vec<String> {
+        let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        let parsed = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let of_epochs = parsed.filter(|line| line["through_step"].is_u64());
+        of_epochs.map(|line| format!("{} {} {}", line["epoch"], line["test_loss"], line["train_loss"])).collect()
+    };
+    assert_eq!(epochs(&out), Vec::<String>::new(), "the fault fired: nothing was measured");
+    assert!(checkpoint(&out).ends_with("step-000001"));
+    succeed("train", &[("--resume", &out)]);
+    succeed(&format!("{job} --workers 1"), &[("--data", &data), ("--out", &whole)]);
+    assert_eq!((hash(&out), epochs(&out)), (hash(&whole), epochs(&whole)));
+    assert_eq!(epochs(&out).len(), 2);
+}
+
 /// Worker processes that a coordinator has started notice when it is killed, and leave.
 #[test]
 fn no_worker_outlives_a_killed_coordinator() {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
-    let mut child = start(&out, "");
+    let mut child = start(&out, "--checkpoint-every 3");
     wait_for_steps(&out, 2);
     let processes = worker_processes(&out);
     assert!(processes.iter().all(|process| is_alive(*process)));
@@ -93,7 +212,7 @@ fn no_worker_outlives_a_killed_coordinator() {
 fn a_second_interrupt_ends_at_once_and_leaves_no_worker() {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
-    let child = start(&out, "");
+    let child = start(&out, "--checkpoint-every 3");
     wait_for_steps(&out, 2);
     let processes = worker_processes(&out);
     // A stopped worker keeps the first interrupt from taking effect.

@@ -138,6 +138,19 @@ pub enum JobError {
         /// How it was noticed.
         why: String,
     },
+    /// A worker was told to leave.
+    #[error(
+        "worker {worker} on {host} was told to leave after step {step}; a checkpoint was written, and --resume goes on \
+         from it"
+    )]
+    WorkerLeaves {
+        /// Which.
+        worker: usize,
+        /// Its machine.
+        host: String,
+        /// Steps committed.
+        step: u64,
+    },
     /// A worker said that it can't go on.
     #[error("worker {worker} can't go on at step {step}: {message}")]
     WorkerFailed {

@@ -173,6 +173,7 @@ impl Running {
     pub fn threads_of_each(&self, workers: usize) -> Result<usize, JobError> {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = self.threads.unwrap_or_else(|| (cores() / workers).max(1));
+        const { assert!(THREADS_MAX == 1024, "the message below says so") };
         check("--threads", threads, (1..=THREADS_MAX).contains(&threads), "at least 1 and at most 1024")?;
         Ok(threads)
     }

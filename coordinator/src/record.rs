@@ -191,6 +191,13 @@ impl RunFolder {
     }
 }
 
+/// Whether the record of the run in `folder` says that it is done, with weights of this hash.
+pub fn says_done(folder: &Path, weights_sha256: &str) -> bool {
+    let text = fs::read(folder.join("run.json")).unwrap_or_default();
+    let record: Value = serde_json::from_slice(&text).unwrap_or_default();
+    record["status"] == "done" && record["final"]["weights_sha256"] == weights_sha256
+}
+
 /// The lines that are to be kept. A line that was cut short by a crash, and all after it, is left out.
 fn kept_lines(path: &Path, kept: &Kept) -> std::io::Result<Vec<u8>> {
     let file = match File::open(path) {

@@ -27,7 +27,7 @@ use crate::exchange::{Exchanges, Routed};
 use crate::job::{Asked, Job, Running};
 use crate::observe::{Ended, EpochRecord, Event, Observer, Started, WorkerRecord};
 use crate::order::DataOrder;
-use crate::record::{ExchangeRecord, FinalRecord, Kept, RunFolder, RunRecord, RunningRecord, environment};
+use crate::record::{ExchangeRecord, FinalRecord, Kept, RunFolder, RunRecord, RunningRecord, environment, says_done};
 use crate::step::Step;
 
 /// Everything that a training run is told.
@@ -52,9 +52,6 @@ pub struct Training {
     pub goes_on: bool,
 }
 
-/// A job that is to stop still ends the measurement at hand: it is part of the epoch that the checkpoint will have.
-static NEVER: AtomicBool = AtomicBool::new(false);
-
 /// Trains until the end, or until `stop` is set; then a checkpoint is written and the run counts as interrupted.
 ///
 /// # Errors
@@ -78,12 +75,19 @@ pub fn train(training: Training, observer: &mut dyn Observer, stop: &AtomicBool)
     result
 }
 
-/// How a run ended that is resumed where it is, and asked for nothing more: nothing is computed or written anew.
+/// How a run ended that is resumed where it is, and asked for nothing more: nothing is computed or written anew. One whose
+/// record doesn't say that it ended, or that is to go on with other data, isn't such a run.
 fn ended_already(training: &Training) -> Result<Option<Ended>, JobError> {
     let Some(checkpoint) = training.resume.as_ref().filter(|_| training.goes_on) else { return Ok(None) };
-    let checkpoint::Manifest { job, progress, last_step, weights_sha256, .. } = checkpoint.manifest.clone();
+    let checkpoint::Manifest { job, progress, last_step, weights_sha256, source, .. } = checkpoint.manifest.clone();
+    if !says_done(&training.out, &weights_sha256) || source.is_some_and(|source| source != training.source) {
+        return Ok(None);
+    }
     let steps_per_epoch = job.span.steps_per_epoch;
-    let (_, end) = training.asked.resolve(Some((&job, last_step)), job.data.clone(), None, |_| steps_per_epoch)?;
+    let (job, end) = training.asked.resolve(Some((&job, last_step)), job.data.clone(), None, |_| steps_per_epoch)?;
+    let network = Network::parse(&job.model)?;
+    training.running.micro_batches_of(job.batch)?;
+    Plan::new(network.clone(), training.running.workers.unwrap_or(network.towers))?;
     Ok((progress.step == end).then(|| Ended {
         interrupted: false,
         steps: progress.step,
@@ -158,8 +162,8 @@ impl Run {
         }
         let earlier = resumed.as_ref().and_then(|(path, _)| checkpoint::run_of(path));
         let ends_epoch = |step: u64| step.is_multiple_of(job.span.steps_per_epoch.max(1));
-        let keep = |through| ends_epoch(through) || through == last_step;
-        let folder = RunFolder::open(&out, earlier.as_deref(), &Kept { steps_through: progress.step, epoch: &keep })?;
+        let kept = Kept { steps_through: progress.step, epoch: &ends_epoch };
+        let folder = RunFolder::open(&out, earlier.as_deref(), &kept)?;
         let checkpoint_every = running.checkpoint_every.unwrap_or(job.span.steps_per_epoch).max(1);
         let record = RunRecord {
             status: "running",
@@ -257,19 +261,38 @@ impl Run {
         Ok(ended)
     }
 
-    /// All steps that are left. Whether it was interrupted.
+    /// All steps that are left. Whether it was interrupted. A job that is stopped in order leaves a checkpoint.
     fn drive(&mut self, drive: &mut Drive, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<bool, JobError> {
+        let ended = self.drive_to_the_end(drive, observer, stop);
+        if matches!(ended, Err(JobError::Interrupted | JobError::WorkerLeaves { .. })) {
+            self.checkpoint(drive, observer)?;
+        }
+        match ended {
+            Err(JobError::Interrupted) => Ok(true),
+            ended => ended.map(|()| false),
+        }
+    }
+
+    fn drive_to_the_end(
+        &mut self,
+        drive: &mut Drive,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<(), JobError> {
+        // A job that was interrupted in a measurement begins with it.
+        if self.owes_measurement(drive) {
+            self.measure(drive, observer, stop)?;
+        }
         while self.progress.step < self.last_step {
             if stop.load(Ordering::Relaxed) {
-                self.checkpoint(drive, observer)?;
-                return Ok(true);
+                return Err(JobError::Interrupted);
             }
+            drive.cluster.check_all_stay(self.progress.step)?;
             self.step(drive, observer)?;
-            let step = self.progress.step;
-            let ends_epoch = drive.order.ends_epoch(step);
-            if ends_epoch || step == self.last_step {
-                self.measure(drive, observer, ends_epoch)?;
+            if self.owes_measurement(drive) {
+                self.measure(drive, observer, stop)?;
             }
+            let step = self.progress.step;
             if step.is_multiple_of(self.checkpoint_every) || step == self.last_step {
                 self.checkpoint(drive, observer)?;
             }
@@ -277,7 +300,14 @@ impl Run {
         if drive.checkpoint.is_none() {
             self.checkpoint(drive, observer)?;
         }
-        Ok(false)
+        Ok(())
+    }
+
+    /// Whether the test images are to be measured before anything else: at the end of an epoch, whose images are counted
+    /// until they have been, and at the end of the job.
+    fn owes_measurement(&self, drive: &Drive) -> bool {
+        let Progress { step, epoch_images, .. } = self.progress;
+        epoch_images > 0 && (drive.order.ends_epoch(step) || step == self.last_step)
     }
 
     /// One step, from images to commit.
@@ -355,11 +385,10 @@ impl Run {
     }
 
     /// The test images, at the end of an epoch and of the job.
-    fn measure(&mut self, drive: &mut Drive, observer: &mut dyn Observer, ends_epoch: bool) -> Result<(), JobError> {
+    fn measure(&mut self, drive: &mut Drive, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<(), JobError> {
         let step = self.progress.step;
         let size = self.job.batch;
-        let measured: Measured =
-            evaluate(&mut drive.cluster, &mut drive.exchanges, &self.data.test, step, size, &NEVER)?;
+        let measured: Measured = evaluate(&mut drive.cluster, &mut drive.exchanges, &self.data.test, step, size, stop)?;
         let train_loss = self.progress.epoch_loss_sum / self.progress.epoch_images.max(1) as f64;
         self.progress.test_accuracy = Some(measured.accuracy());
         let seconds = drive.epoch_seconds;
@@ -374,7 +403,7 @@ impl Run {
         };
         self.folder.add_epoch(&record)?;
         observer.on(Event::Epoch(record));
-        if ends_epoch {
+        if drive.order.ends_epoch(step) {
             self.progress.train_loss = Some(train_loss);
             (self.progress.epoch_loss_sum, self.progress.epoch_images) = (0.0, 0);
             (drive.epoch_seconds, drive.epoch_images) = (0.0, 0);

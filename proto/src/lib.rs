@@ -4,7 +4,7 @@
 
 /// Both sides must name the same version before anything else is said. Raise it with any change that an older program
 /// would misread or miss.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// What a worker is called in health checks. A coordinator goes by its service's name; a worker has no service of its own.
 pub const WORKER_SERVICE: &str = "convoy.v1.Worker";

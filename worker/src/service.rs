@@ -10,6 +10,7 @@ mod health;
 mod session;
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use convoy_common::address::Address;
 use convoy_common::chain::chain;
 use convoy_common::token::Token;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::kernels::Compute;
@@ -29,6 +31,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// A coordinator that stays away is spoken of once in so long.
 const COMPLAINT_EVERY: Duration = Duration::from_secs(30);
+
+/// A worker that is told to leave in the middle of a job says so, and stays for so long: time for a checkpoint.
+const LEAVE_MAX: Duration = Duration::from_secs(45);
 
 /// What a worker is started with.
 #[derive(Clone, Debug)]
@@ -78,11 +83,24 @@ pub enum WorkerError {
     Panicked,
 }
 
-/// Serves jobs until `shutdown` is done.
+/// What the rest of a worker may know of the session at hand.
+#[derive(Debug)]
+struct Presence {
+    /// Whether there is a job.
+    in_job: watch::Sender<bool>,
+    /// Whether this worker was told to leave.
+    leaving: watch::Sender<bool>,
+}
+
+/// Serves jobs until `told_to_leave` is done; in the middle of a job until that has ended, but not for ever, and not once
+/// `told_to_leave` is done a second time.
 ///
 /// # Errors
 /// When threads can't be had, or the coordinator refuses for good.
-pub fn run(config: &WorkerConfig, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), WorkerError> {
+pub fn run<F>(config: &WorkerConfig, told_to_leave: impl Fn() -> F + Send + 'static) -> Result<(), WorkerError>
+where
+    F: Future<Output = ()> + Send,
+{
     let threads = config.threads;
     let compute = Compute::new(threads, Isa::detect()).map_err(|source| WorkerError::Threads { threads, source })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WorkerError::Runtime)?;
@@ -91,26 +109,56 @@ pub fn run(config: &WorkerConfig, shutdown: impl Future<Output = ()> + Send + 's
     let (config, vitals) = (config.clone(), Vitals::new());
     let shown = vitals.clone();
     let network = thread::Builder::new().name("network".to_owned()).spawn(move || {
-        runtime.block_on(async {
+        let ended = runtime.block_on(async {
             if let Some(address) = &config.health {
                 let wrong = |source| WorkerError::Health { address: address.clone(), source };
                 health::serve(address, shown).await.map_err(wrong)?;
             }
-            tokio::select! {
-                () = shutdown => Ok(()),
-                result = serve(&config, isa, commands) => result,
-            }
-        })
+            serve_until(&config, isa, commands, told_to_leave).await
+        });
+        // A name that is being looked up by the system can't be called off, and nobody needs it any more.
+        runtime.shutdown_background();
+        ended
     });
     compute::serve(&compute, &inbox, &vitals);
     network.map_err(WorkerError::Runtime)?.join().map_err(|_| WorkerError::Panicked)?
 }
 
+async fn serve_until<F: Future<Output = ()>>(
+    config: &WorkerConfig,
+    isa: Isa,
+    commands: mpsc::Sender<compute::Command>,
+    told_to_leave: impl Fn() -> F,
+) -> Result<(), WorkerError> {
+    let presence = Presence { in_job: watch::Sender::new(false), leaving: watch::Sender::new(false) };
+    let mut serving = pin!(serve(config, isa, commands, &presence));
+    tokio::select! {
+        () = told_to_leave() => {}
+        result = &mut serving => return result,
+    }
+    if *presence.in_job.borrow() {
+        tracing::info!("told to leave: in {} s at the latest, for a checkpoint", LEAVE_MAX.as_secs());
+    }
+    presence.leaving.send_replace(true);
+    let mut in_job = presence.in_job.subscribe();
+    tokio::select! {
+        _ = in_job.wait_for(|in_job| !in_job) => Ok(()),
+        () = sleep(LEAVE_MAX) => Ok(()),
+        () = told_to_leave() => Ok(()),
+        result = &mut serving => result,
+    }
+}
+
 /// One session after another, with pauses while no coordinator is there.
-async fn serve(config: &WorkerConfig, isa: Isa, commands: mpsc::Sender<compute::Command>) -> Result<(), WorkerError> {
+async fn serve(
+    config: &WorkerConfig,
+    isa: Isa,
+    commands: mpsc::Sender<compute::Command>,
+    presence: &Presence,
+) -> Result<(), WorkerError> {
     let (mut pause, mut complained) = (PAUSE_MIN, None::<Instant>);
     loop {
-        match Session::run(config, isa, &commands).await {
+        match Session::run(config, isa, &commands, presence).await {
             Ok(()) => (pause, complained) = (PAUSE_MIN, None),
             Err(SessionError::Refused { reason }) => {
                 return Err(WorkerError::Refused { address: config.join.clone(), reason });

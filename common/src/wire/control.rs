@@ -32,6 +32,8 @@ pub enum FromWorker {
         /// Threads of its pool that did any work.
         busy_threads: usize,
     },
+    /// It was told to leave, and stays for as long as a checkpoint takes.
+    Leaving,
 }
 
 /// What the coordinator says.
@@ -152,6 +154,7 @@ impl TryFrom<v1::FromWorker> for FromWorker {
             Message::Committed(m) => FromWorker::Committed { step: nonzero("step", m.step)? },
             Message::Failure(m) => FromWorker::Failure(m.try_into()?),
             Message::Finished(m) => FromWorker::Finished { busy_threads: m.busy_threads as usize },
+            Message::Leaving(_) => FromWorker::Leaving,
         })
     }
 }
@@ -178,6 +181,7 @@ impl From<FromWorker> for v1::FromWorker {
             FromWorker::Finished { busy_threads } => {
                 Message::Finished(v1::Finished { busy_threads: busy_threads as u32 })
             }
+            FromWorker::Leaving => Message::Leaving(v1::Leaving {}),
         };
         Self { message: Some(message) }
     }

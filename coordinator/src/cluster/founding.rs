@@ -22,7 +22,7 @@ use crate::observe::{Event, Observer};
 const LOCAL_PATIENCE: Duration = Duration::from_secs(30);
 /// So many workers that serve others are spoken of.
 const TOLD_MAX: usize = 64;
-/// Workers that are started by others come within this.
+/// Workers that are started by others come within this, or within this of the last sign of those that serve another job.
 const REMOTE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// A cluster with every worker of the plan: our own processes, or those that dial in.
@@ -65,9 +65,9 @@ pub fn found(
         LocalWorkers::start(&plan, folder)
     });
     let patience = if is_local { LOCAL_PATIENCE } else { REMOTE_PATIENCE };
+    let address = dialled(&address);
     let founding =
         Founding { job, plan, heard, local: local.transpose()?, runtime, patience, vitals, address: address.clone() };
-    let address = dialled(&address);
     founding.gather(stop, |news| match news {
         News::Have(_) if is_local => {}
         News::Have(have) => observer.on(Event::Waiting { address: address.clone(), have, want: room }),
@@ -112,7 +112,7 @@ struct Founding {
 impl Founding {
     /// Waits until every worker of the plan has come; `tell` hears how many have.
     fn gather(mut self, stop: &AtomicBool, mut tell: impl FnMut(News)) -> Result<Cluster, JobError> {
-        let (start, want) = (Instant::now(), self.plan.workers);
+        let (mut start, want) = (Instant::now(), self.plan.workers);
         let mut members: Vec<Member> = Vec::new();
         tell(News::Have(0));
         let mut elsewhere = Vec::new();
@@ -127,9 +127,15 @@ impl Founding {
                     tell(News::Have(members.len()));
                 }
                 Some((session, Heard::Lost(_))) => members.retain(|member| member.session != session),
-                Some((_, Heard::Elsewhere(worker))) if elsewhere.len() < TOLD_MAX && !elsewhere.contains(&worker) => {
-                    elsewhere.push(worker.clone());
-                    tell(News::Elsewhere(worker));
+                Some((_, Heard::Elsewhere(worker))) => {
+                    // Workers that are there and busy are worth waiting for, until their job has ended.
+                    if worker.model.is_some() {
+                        start = Instant::now();
+                    }
+                    if elsewhere.len() < TOLD_MAX && !elsewhere.contains(&worker) {
+                        elsewhere.push(worker.clone());
+                        tell(News::Elsewhere(worker));
+                    }
                 }
                 Some(_) => {}
                 None => {
@@ -159,6 +165,7 @@ impl Founding {
             state_bytes,
             runtime: self.runtime,
             vitals: self.vitals,
+            leaving: None,
         })
     }
 }

@@ -91,6 +91,8 @@ pub struct Cluster {
     state_bytes: Vec<u64>,
     runtime: Runtime,
     vitals: Vitals,
+    /// The first worker that has said that it will leave.
+    leaving: Option<usize>,
 }
 
 /// Weights and momentum of all towers.
@@ -124,8 +126,11 @@ impl Cluster {
     /// When a worker is lost or can't hold its towers.
     pub fn assign(&mut self, assignment: &Assignment, state: &JobState, step: u64) -> Result<(), JobError> {
         let plan = self.plan.clone();
+        // Before the first weights: a worker that has no job yet may still go over to another coordinator.
         for worker in 0..plan.workers {
             self.tell(worker, ToWorker::Assign(Assignment { worker, ..assignment.clone() }), step)?;
+        }
+        for worker in 0..plan.workers {
             for tower in plan.towers_of(worker) {
                 for (kind, tensors) in [(State::Weights, &state.weights), (State::Momentum, &state.momentum)] {
                     for (name, tensor) in tensors {
@@ -228,8 +233,26 @@ impl Cluster {
                 Heard::Chunk(chunk) if chunk.job != self.job => continue,
                 // A commit is decided once, here. That it arrived shows in whatever the worker does next.
                 Heard::Said(FromWorker::Committed { .. }) => continue,
+                Heard::Said(FromWorker::Leaving) => {
+                    self.leaving.get_or_insert(worker);
+                    continue;
+                }
                 heard => Ok((worker, heard)),
             };
+        }
+    }
+
+    /// Whether every worker means to go on.
+    ///
+    /// # Errors
+    /// When one was told to leave: it stays for as long as a checkpoint takes.
+    pub fn check_all_stay(&self, step: u64) -> Result<(), JobError> {
+        match self.leaving {
+            Some(worker) => {
+                let host = self.members[worker].hello.host.clone();
+                Err(JobError::WorkerLeaves { worker, host, step })
+            }
+            None => Ok(()),
         }
     }
 

@@ -11,12 +11,15 @@ use convoy_common::wire::{CONTROL_BYTES_MAX, FRAME_BYTES_MAX, tuning};
 use convoy_proto::v1::coordinator_client::CoordinatorClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The system itself asks for far longer where no server of names answers.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One place that an address may mean. A name may stand for several coordinators, and both connections of a worker must
 /// go to the same one.
@@ -38,12 +41,19 @@ impl fmt::Display for Place {
 /// The places that an address means, in an order that is the same for every worker.
 pub(super) async fn places(address: &Address) -> std::io::Result<Vec<Place>> {
     let mut places: Vec<_> = match address {
-        Address::Tcp(host) => tokio::net::lookup_host(host.as_str()).await?.map(Place::Tcp).collect(),
+        Address::Tcp(host) => {
+            let found = timeout(LOOK_UP_TIMEOUT, tokio::net::lookup_host(host.as_str()));
+            found.await.map_err(|_| late())??.map(Place::Tcp).collect()
+        }
         Address::Unix(path) => vec![Place::Unix(path.clone())],
     };
     places.sort();
     places.dedup();
     Ok(places)
+}
+
+fn late() -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {LOOK_UP_TIMEOUT:?}"))
 }
 
 /// A coordinator, to which each call says the token.

@@ -13,14 +13,15 @@ use convoy_common::wire::{
 };
 use convoy_proto::{PROTOCOL_VERSION, v1};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use super::WorkerConfig;
 use super::compute::{Command, Job};
 use super::connection::{Place, dial, places};
 use super::elsewhere::Whereabouts;
+use super::{Presence, WorkerConfig};
 use crate::engine::{Engine, Out};
 use crate::kernels::isa::Isa;
 
@@ -80,14 +81,14 @@ impl From<Status> for SessionError {
 impl SessionError {
     /// Whether it ended after a greeting for another reason than a broken connection.
     pub(super) fn was_in_a_job(&self) -> bool {
-        use SessionError::{Broken, Dial, Greeting, Moved, Name};
-        !matches!(self, Name(..) | Dial(_) | Moved | Greeting | Broken(_))
+        use SessionError::{Broken, Dial, Greeting, Name};
+        !matches!(self, Name(..) | Dial(_) | Greeting | Broken(_))
     }
 
     /// Whether there was no place for this worker, and another coordinator may have one.
     fn is_turned_away(&self) -> bool {
         match self {
-            SessionError::Dial(_) | SessionError::Moved => true,
+            SessionError::Dial(_) => true,
             SessionError::Broken(status) => status.code() == Code::Unavailable,
             _ => false,
         }
@@ -100,6 +101,23 @@ pub(super) struct Session<'a> {
     control: Sender<v1::FromWorker>,
     queued: Arc<AtomicUsize>,
     orders: Arc<AtomicUsize>,
+    presence: &'a Presence,
+}
+
+/// Says that there is a job, for as long as it lives.
+struct InJob<'a>(&'a watch::Sender<bool>);
+
+impl<'a> InJob<'a> {
+    fn begin(in_job: &'a watch::Sender<bool>) -> Self {
+        in_job.send_replace(true);
+        Self(in_job)
+    }
+}
+
+impl Drop for InJob<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
+    }
 }
 
 /// A job, as the network side knows it.
@@ -117,26 +135,32 @@ impl<'a> Session<'a> {
         config: &WorkerConfig,
         isa: Isa,
         commands: &'a mpsc::Sender<Command>,
+        presence: &'a Presence,
     ) -> Result<(), SessionError> {
         let found = places(&config.join).await.map_err(|error| SessionError::Name(config.join.clone(), error))?;
         let mut ended = Ok(());
         for place in &found {
-            ended = Self::visit(config, isa, commands, place).await;
+            ended = Self::visit(config, isa, commands, presence, place).await;
             if !ended.as_ref().is_err_and(SessionError::is_turned_away) {
                 break;
             }
         }
-        ended
+        match ended {
+            // The next visit begins with the coordinator that comes first.
+            Err(SessionError::Moved) => Ok(()),
+            ended => ended,
+        }
     }
 
     async fn visit(
         config: &WorkerConfig,
         isa: Isa,
         commands: &'a mpsc::Sender<Command>,
+        presence: &'a Presence,
         place: &Place,
     ) -> Result<(), SessionError> {
         let (control, requests) = channel(QUEUE);
-        let session = Session { commands, control, queued: Arc::default(), orders: Arc::default() };
+        let session = Session { commands, control, queued: Arc::default(), orders: Arc::default(), presence };
         session.say(FromWorker::Hello(hello(config, isa))).await?;
         let mut client = dial(place, config.token.as_ref()).await?;
         let greeting = async {
@@ -174,6 +198,7 @@ impl<'a> Session<'a> {
             Some(_) => return Err(SessionError::Early("an order")),
         };
         tracing::info!(job = assignment.job, worker = assignment.worker, "assigned");
+        let _in_job = InJob::begin(&self.presence.in_job);
         let (out, computed) = channel(QUEUE);
         let terms = match self.begin(assignment, out) {
             Ok(terms) => terms,
@@ -186,7 +211,17 @@ impl<'a> Session<'a> {
             result = self.receive(incoming, &terms) => result,
             result = self.send(computed, frames, terms.job) => result,
             () = whereabouts.tell() => Err(SessionError::Moved),
+            result = self.take_leave() => result,
         }
+    }
+
+    /// Says so once this worker is told to leave. The coordinator ends the job.
+    async fn take_leave(&self) -> Result<(), SessionError> {
+        let mut leaving = self.presence.leaving.subscribe();
+        if leaving.wait_for(|leaving| *leaving).await.is_ok() {
+            self.say(FromWorker::Leaving).await?;
+        }
+        std::future::pending().await
     }
 
     fn begin(&self, assignment: Assignment, out: Sender<Out>) -> Result<Terms, Failure> {
