@@ -96,6 +96,7 @@ impl Observer for Console {
                 let what = model.map_or("waits with others".to_owned(), |model| format!("computes {model}"));
                 self.say(&format!("the worker on {host} {what} for another coordinator, at {coordinator}"));
             }
+            Event::Refused { address, reason } => self.say(&format!("a worker at {address} was refused: {reason}")),
             Event::Started(started) => self.start(started),
             Event::Step { step, epoch, loss, images, .. } => self.step(step, epoch, loss, images),
             Event::Epoch(epoch) => self.say(&format!(

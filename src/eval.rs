@@ -48,7 +48,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
     let measuring = Measuring {
         path: arguments.path,
         model: arguments.model.as_deref().map(settings::model_text).transpose()?,
-        data: settings::data_reader(arguments.data),
+        data: settings::data_reader(arguments.data)?,
         running: Running {
             workers: arguments.workers,
             threads: arguments.threads,

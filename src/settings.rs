@@ -72,9 +72,19 @@ pub(crate) fn token(file: Option<&Path>) -> Result<Option<Token>, Misuse> {
 }
 
 /// A reader of data, to be called when the model is known.
-pub(crate) fn data_reader(source: DataSource) -> data::Reader {
-    let offline = std::env::var_os("CONVOY_OFFLINE").is_some_and(|value| !value.is_empty() && value != "0");
-    Box::new(move |wanted| data::load(&source, wanted, &Places::of_this_machine(offline)))
+pub(crate) fn data_reader(source: DataSource) -> Result<data::Reader, Misuse> {
+    let offline = offline()?;
+    Ok(Box::new(move |wanted| data::load(&source, wanted, &Places::of_this_machine(offline))))
+}
+
+/// Whether nothing may be downloaded.
+fn offline() -> Result<bool, Misuse> {
+    let value = std::env::var_os("CONVOY_OFFLINE").unwrap_or_default();
+    match value.to_string_lossy().to_lowercase().as_str() {
+        "" | "0" | "false" | "no" | "off" => Ok(false),
+        "1" | "true" | "yes" | "on" => Ok(true),
+        other => Err(Misuse(format!("CONVOY_OFFLINE={other}: must be 1, true, yes or on, or 0, false, no or off"))),
+    }
 }
 
 /// This program, which embedded workers are.

@@ -136,7 +136,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
         },
         default_model,
         source: remembered(&source),
-        data: settings::data_reader(source),
+        data: settings::data_reader(source)?,
         resume,
         init: arguments.init,
         out,

@@ -93,7 +93,8 @@ fn a_coordinator_is_starting_until_its_workers_have_come() {
 #[test]
 fn what_is_not_convoy_is_told_apart() {
     answers("nowhere", 2, "HOST:PORT");
-    answers("nowhere.invalid:80", 1, "nothing listens at");
+    answers("::1:80", 2, "HOST:PORT");
+    answers("nowhere.invalid:80", 1, "look up nowhere.invalid:80");
     // Something that listens and never answers; something that answers HTTP/1; something that hangs up.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     answers(&silent.local_addr().unwrap().to_string(), 1, "didn't answer");
@@ -110,15 +111,25 @@ fn what_is_not_convoy_is_told_apart() {
     }
 }
 
-/// gRPC, health checks and all, of another program.
+/// gRPC, health checks and all, of another program; and of a worker of ours whose work doesn't get on.
 #[tokio::test]
-async fn another_programs_health_is_not_taken_for_ours() {
+async fn another_programs_health_is_not_taken_for_ours_and_work_that_stands_still_is_named() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let (_reporter, health) = tonic_health::server::health_reporter();
+    let (reporter, health) = tonic_health::server::health_reporter();
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     tokio::spawn(tonic::transport::Server::builder().add_service(health).serve_with_incoming(incoming));
-    tokio::task::spawn_blocking(move || answers(&address, 1, "of something else")).await.unwrap();
+    let ask = async |arguments: &str, part: &'static str| {
+        let arguments = arguments.to_owned();
+        tokio::task::spawn_blocking(move || answers(&arguments, 1, part)).await.unwrap();
+    };
+    ask(&address, "of something else").await;
+    for service in ["", convoy_proto::WORKER_SERVICE] {
+        reporter.set_service_status(service, tonic_health::ServingStatus::NotServing).await;
+    }
+    for arguments in [address.clone(), format!("{address} --live")] {
+        ask(&arguments, "hangs: its work hasn't got on").await;
+    }
 }
 
 #[test]
@@ -163,11 +174,20 @@ fn the_environment_says_what_the_line_leaves_out_and_the_line_wins() {
     }
     let json = with(&[("CONVOY_JSON", "1")], &["plan"], None);
     assert!(said(&json).starts_with('{'), "{}", said(&json));
+    let wrong = with(&[("CONVOY_OFFLINE", "perhaps")], &["train"], None);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(said(&wrong).contains("CONVOY_OFFLINE=perhaps"), "{}", said(&wrong));
     let wrong = with(&[("CONVOY_BATCH", "many")], &["plan"], None);
     assert_eq!(wrong.status.code(), Some(2));
     assert!(said(&wrong).contains("CONVOY_BATCH=many"), "{}", said(&wrong));
     let slip = with(&[("CONVOY_BATHC", "3")], &["plan"], None);
     assert!(said(&slip).contains("CONVOY_BATHC") && said(&slip).contains("CONVOY_BATCH is"), "{}", said(&slip));
+    for known in ["CONVOY_IMAGE", "CONVOY_USER", "CONVOY_MOUNT_RUNS", "CONVOY_TOKEN", "CONVOY_SOMETHING"] {
+        let output = with(&[(known, "x")], &["plan"], None);
+        assert!(output.stderr.is_empty(), "{known}: {}", said(&output));
+    }
+    let unset = with(&[("CONVOY_HEALTH", "")], &["health"], None);
+    assert!(said(&unset).contains("127.0.0.1:7979"), "{}", said(&unset));
     assert!(succeed("train --help", &[]).contains("CONVOY_CHECKPOINT_EVERY"));
 }
 

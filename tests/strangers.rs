@@ -249,7 +249,7 @@ async fn without_the_token_nobody_comes_in() {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let mut all = String::new();
-    for (token, why) in [(None, "it wants a token"), (Some(&*wrong), "it has another token")] {
+    for (token, why) in [(None, "wants a token"), (Some(&*wrong), "has another token")] {
         let child = worker(token);
         let output = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
         assert_eq!(output.status.code(), Some(1), "{}", said(&output));
@@ -262,6 +262,9 @@ async fn without_the_token_nobody_comes_in() {
     let workers = [worker(Some(&right)), worker(Some(&right))];
     let output = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
     assert!(output.status.success(), "{}", said(&output));
+    for why in ["a worker at 127.0.0.1:", "refused: the coordinator wants a token", "has another token"] {
+        assert!(said(&output).contains(why), "the coordinator says so too: no \"{why}\" in {}", said(&output));
+    }
     all += &said(&output);
     for worker in workers {
         signal(worker.id(), "TERM");
@@ -269,6 +272,27 @@ async fn without_the_token_nobody_comes_in() {
     }
     all += &std::fs::read_to_string(out.join("run.json")).unwrap();
     assert!(!all.contains("horse"), "{all}");
+}
+
+/// Nor does a worker that knows a token serve a coordinator that wants none: it waits for one that does.
+#[tokio::test]
+async fn a_worker_with_a_token_waits_for_a_coordinator_that_wants_it() {
+    let folder = TempDir::new().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, "correct-horse\n").unwrap();
+    let address = free_port();
+    let coordinator = coordinator(&address, &folder.path().join("open"));
+    let mut command = support::convoy();
+    command.args(["worker", "--threads", "1", "--join", &address, "--token-file"]).arg(&token);
+    let mut worker = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut complaints = std::io::BufRead::lines(std::io::BufReader::new(worker.stderr.take().unwrap()));
+    let refusal = complaints.find_map(|line| line.ok().filter(|line| line.contains("wants no token")));
+    assert!(refusal.is_some(), "it says why it waits");
+    signal(coordinator.id(), "INT");
+    let output = tokio::task::spawn_blocking(|| finish(coordinator)).await.unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
+    signal(worker.id(), "TERM");
+    assert_eq!(worker.wait().unwrap().code(), Some(0));
 }
 
 /// A worker that sends what isn't its to send ends the job, by name, at once.
@@ -370,7 +394,7 @@ impl Coordinator for Impostor {
             }
             let _ = visits.send(last).await;
         });
-        let welcome = v1::to_worker::Message::Welcome(v1::Welcome { session: 9 });
+        let welcome = v1::to_worker::Message::Welcome(v1::Welcome { session: 9, wants_token: false });
         let words = std::iter::once(v1::ToWorker { message: Some(welcome) }).chain(words).map(Ok);
         Ok(Response::new(Box::pin(tokio_stream::iter(words.collect::<Vec<_>>()).chain(tokio_stream::pending()))))
     }

@@ -1,6 +1,7 @@
 //! Where a coordinator is found: `HOST:PORT`, or `unix:PATH` on the same machine. A value; nobody is called here.
 
 use std::fmt;
+use std::net::SocketAddrV6;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -27,9 +28,17 @@ impl FromStr for Address {
             return if path.is_empty() { Err(wrong()) } else { Ok(Address::Unix(path.into())) };
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-        let sound = !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok();
-        if sound { Ok(Address::Tcp(text.to_owned())) } else { Err(wrong()) }
+        let is_port = !port.starts_with('+') && port.parse::<u16>().is_ok();
+        let is_host = is_name(host) || text.parse::<SocketAddrV6>().is_ok();
+        if is_port && is_host { Ok(Address::Tcp(text.to_owned())) } else { Err(wrong()) }
     }
+}
+
+/// A name as DNS has it, or the numbers of an IPv4 address. Underscores are common in names of containers.
+fn is_name(host: &str) -> bool {
+    const BYTES_MAX: usize = 253; // RFC 1035, as text.
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    (1..=BYTES_MAX).contains(&host.len()) && host.bytes().all(fits)
 }
 
 impl fmt::Display for Address {
@@ -50,7 +59,21 @@ mod tests {
         for text in ["10.0.0.7:7878", "[::1]:80", "coordinator:1", "unix:/run/x.sock"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
-        for text in ["", "host", "host:", ":80", "host:99999", "unix:", "http://host:80"] {
+        let too_long = format!("{}:80", "x".repeat(254));
+        for text in [
+            "",
+            "host",
+            "host:",
+            ":80",
+            "host:99999",
+            "unix:",
+            "http://host:80",
+            "::1:80",
+            "a b:80",
+            "a\n:80",
+            "*:80",
+            &too_long,
+        ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
     }

@@ -271,13 +271,12 @@ fn settle<T: PartialEq + std::fmt::Debug>(
 /// A value for an error message: a long text by its first line.
 fn shown(value: &impl std::fmt::Debug) -> String {
     let text = format!("{value:?}");
-    let text = match (text.find("name = "), text.len() > 100) {
+    match (text.find("name = "), text.len() > 100) {
         (Some(at), true) => {
-            format!("the model with {}", text[at..].split("\\n").next().unwrap_or_default().replace('\\', ""))
+            format!("the one with {}", text[at..].split("\\n").next().unwrap_or_default().replace('\\', ""))
         }
-        _ => text,
-    };
-    text.trim_matches('"').to_owned()
+        _ => text.trim_matches('"').to_owned(),
+    }
 }
 
 fn check(

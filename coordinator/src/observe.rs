@@ -31,6 +31,13 @@ pub enum Event {
         /// The model of its job, if it has one yet.
         model: Option<String>,
     },
+    /// A worker was refused.
+    Refused {
+        /// Where it dialled in from.
+        address: String,
+        /// What it was told.
+        reason: String,
+    },
     /// All workers are there; the job begins.
     Started(Box<Started>),
     /// A step was committed.

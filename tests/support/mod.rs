@@ -12,11 +12,20 @@ use serde_json::Value;
 /// No run of these suites takes nearly as long.
 pub(crate) const LIMIT: Duration = Duration::from_secs(240);
 
-/// The built program.
+/// The built program, which hears of no setting by accident.
 pub(crate) fn convoy() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_convoy"));
-    command.env("CONVOY_OFFLINE", "1").env_remove("RUST_LOG").stdin(Stdio::null());
+    forget_settings(&mut command);
+    command.env("CONVOY_OFFLINE", "1").stdin(Stdio::null());
     command
+}
+
+/// Keeps from a command what the environment says to Convoy.
+pub(crate) fn forget_settings(command: &mut Command) {
+    let settings = std::env::vars_os().map(|(name, _)| name);
+    for name in settings.filter(|name| name.as_encoded_bytes().starts_with(b"CONVOY_") || name == "RUST_LOG") {
+        command.env_remove(name);
+    }
 }
 
 /// Runs the program to its end. Arguments are split at spaces; paths come extra.

@@ -29,8 +29,8 @@ use session::{Session, SessionError};
 /// Pauses between two tries to find a coordinator: doubled from the first to the last.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
-/// A coordinator that stays away is spoken of once in so long.
-const COMPLAINT_EVERY: Duration = Duration::from_secs(30);
+/// What keeps a worker from a job is said once, and again after so long if it is still the same.
+const COMPLAINT_EVERY: Duration = Duration::from_secs(600);
 
 /// A worker that is told to leave in the middle of a job says so, and stays for so long: time for a checkpoint.
 const LEAVE_MAX: Duration = Duration::from_secs(45);
@@ -156,7 +156,7 @@ async fn serve(
     commands: mpsc::Sender<compute::Command>,
     presence: &Presence,
 ) -> Result<(), WorkerError> {
-    let (mut pause, mut complained) = (PAUSE_MIN, None::<Instant>);
+    let (mut pause, mut complained) = (PAUSE_MIN, None::<(Instant, String)>);
     loop {
         match Session::run(config, isa, &commands, presence).await {
             Ok(()) => (pause, complained) = (PAUSE_MIN, None),
@@ -169,9 +169,10 @@ async fn serve(
                 }
                 // A worker that ends with its coordinator is gone before the pause is over, and has nothing to complain of.
                 sleep(pause).await;
-                if complained.is_none_or(|then| then.elapsed() > COMPLAINT_EVERY) {
-                    tracing::warn!("{}; trying again", chain(&error));
-                    complained = Some(Instant::now());
+                let complaint = chain(&error);
+                if complained.as_ref().is_none_or(|(at, last)| *last != complaint || at.elapsed() > COMPLAINT_EVERY) {
+                    tracing::warn!("{complaint}; trying again");
+                    complained = Some((Instant::now(), complaint));
                 }
             }
         }

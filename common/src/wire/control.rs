@@ -43,6 +43,8 @@ pub enum ToWorker {
     Welcome {
         /// Names its tensor connection.
         session: u64,
+        /// Whether the coordinator takes those alone who say its token.
+        wants_token: bool,
     },
     /// The job and the towers to hold.
     Assign(Assignment),
@@ -193,7 +195,9 @@ impl TryFrom<v1::ToWorker> for ToWorker {
     fn try_from(message: v1::ToWorker) -> Result<Self, WireError> {
         use v1::to_worker::Message;
         Ok(match required("message", message.message)? {
-            Message::Welcome(m) => ToWorker::Welcome { session: nonzero("session", m.session)? },
+            Message::Welcome(m) => {
+                ToWorker::Welcome { session: nonzero("session", m.session)?, wants_token: m.wants_token }
+            }
             Message::Assign(m) => ToWorker::Assign(m.try_into()?),
             Message::Commit(m) => ToWorker::Commit { step: nonzero("step", m.step)?, rate: m.rate },
             Message::SendState(m) => ToWorker::SendState { step: m.step },
@@ -206,7 +210,7 @@ impl From<ToWorker> for v1::ToWorker {
     fn from(message: ToWorker) -> Self {
         use v1::to_worker::Message;
         let message = match message {
-            ToWorker::Welcome { session } => Message::Welcome(v1::Welcome { session }),
+            ToWorker::Welcome { session, wants_token } => Message::Welcome(v1::Welcome { session, wants_token }),
             ToWorker::Assign(assignment) => Message::Assign(assignment.into()),
             ToWorker::Commit { step, rate } => Message::Commit(v1::Commit { step, rate }),
             ToWorker::SendState { step } => Message::SendState(v1::SendState { step }),

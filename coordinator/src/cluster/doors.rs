@@ -76,10 +76,12 @@ impl Listening {
 /// With a token, those who don't say it are refused. `room` workers are let in; further ones are asked to come back later.
 pub fn serve(listening: Listening, room: usize, vitals: Vitals, token: Option<Token>) -> Receiver<Message> {
     let (heard, messages) = channel(MESSAGES_QUEUED);
-    let doors = Doors { heard, room, sessions: Arc::default() };
+    let refusals = heard.clone();
+    let doors = Doors { heard, room, wants_token: token.is_some(), sessions: Arc::default() };
     let service = CoordinatorServer::new(doors).max_decoding_message_size(CONTROL_BYTES_MAX.max(FRAME_BYTES_MAX));
     let service = InterceptedService::new(service, move |request: Request<()>| {
-        check_token(token.as_ref(), request.metadata()).map(|()| request)
+        let checked = check_token(token.as_ref(), request.metadata());
+        checked.inspect_err(|status| tell_of_refusal(&refusals, peer(&request), status)).map(|()| request)
     });
     let (reporter, health) = health_reporter();
     tokio::spawn(watch(reporter, vitals));
@@ -121,6 +123,7 @@ pub fn serve(listening: Listening, room: usize, vitals: Vitals, token: Option<To
 struct Doors {
     heard: Sender<Message>,
     room: usize,
+    wants_token: bool,
     // A std mutex: it is never held across an await.
     sessions: Arc<Sessions>,
 }
@@ -149,10 +152,10 @@ impl Coordinator for Doors {
         let address = peer(&request);
         let mut messages = request.into_inner();
         let hello = greeting(&mut messages).await?;
-        check_version(&hello)?;
+        check_version(&hello).inspect_err(|status| tell_of_refusal(&self.heard, address.clone(), status))?;
         let (control, orders) = channel(ORDERS_QUEUED);
         let session = self.let_in(Arrival { hello, address, control: control.clone() })?;
-        let _ = control.send(ToWorker::Welcome { session }.into()).await;
+        let _ = control.send(ToWorker::Welcome { session, wants_token: self.wants_token }.into()).await;
         let (heard, sessions) = (self.heard.clone(), self.sessions.clone());
         tokio::spawn(give_up_unless_paired(session, sessions.clone()));
         tokio::spawn(async move {
@@ -243,12 +246,19 @@ async fn greeting(messages: &mut Streaming<v1::FromWorker>) -> Result<Hello, Sta
     }
 }
 
+/// A coordinator that has more to do than to listen doesn't need to know.
+fn tell_of_refusal(heard: &Sender<Message>, address: String, status: &Status) {
+    let _ = heard.try_send((NO_SESSION, Heard::Refused(address, status.message().to_owned())));
+}
+
 /// Without a token everybody may come.
 fn check_token(token: Option<&Token>, headers: &MetadataMap) -> Result<(), Status> {
     let said = headers.get("authorization").map_or(&b""[..], |header| header.as_bytes());
     match token {
-        Some(_) if said.is_empty() => Err(Status::unauthenticated("it wants a token (--token-file)")),
-        Some(token) if !token.is_said_by(said) => Err(Status::unauthenticated("it has another token (--token-file)")),
+        Some(_) if said.is_empty() => Err(Status::unauthenticated("the coordinator wants a token (--token-file)")),
+        Some(token) if !token.is_said_by(said) => {
+            Err(Status::unauthenticated("the coordinator has another token (--token-file)"))
+        }
         _ => Ok(()),
     }
 }

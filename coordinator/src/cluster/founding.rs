@@ -1,6 +1,7 @@
 //! How a cluster comes to be: doors are opened, processes of our own are started or others waited for, until every worker
 //! of the plan is there.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +21,7 @@ use crate::observe::{Event, Observer};
 
 /// Our own processes come within this.
 const LOCAL_PATIENCE: Duration = Duration::from_secs(30);
-/// So many workers that serve others are spoken of.
+/// So many workers that serve others, or are refused, are spoken of.
 const TOLD_MAX: usize = 64;
 /// Workers that are started by others come within this, or within this of the last sign of those that serve another job.
 const REMOTE_PATIENCE: Duration = Duration::from_secs(600);
@@ -74,6 +75,7 @@ pub fn found(
         News::Elsewhere(Elsewhere { host, coordinator, model }) => {
             observer.on(Event::Elsewhere { host, coordinator, model })
         }
+        News::Refused(address, reason) => observer.on(Event::Refused { address, reason }),
     })
 }
 
@@ -83,6 +85,8 @@ enum News {
     Have(usize),
     /// One can't be had.
     Elsewhere(Elsewhere),
+    /// One from this address was refused, and why.
+    Refused(String, String),
 }
 
 /// An address as others may dial it: where every address of this machine is listened on, its name stands for them.
@@ -115,7 +119,7 @@ impl Founding {
         let (mut start, want) = (Instant::now(), self.plan.workers);
         let mut members: Vec<Member> = Vec::new();
         tell(News::Have(0));
-        let mut elsewhere = Vec::new();
+        let (mut elsewhere, mut refused) = (Vec::new(), HashSet::new());
         while members.len() < want {
             if stop.load(Ordering::Relaxed) {
                 return Err(JobError::Interrupted);
@@ -135,6 +139,13 @@ impl Founding {
                     if elsewhere.len() < TOLD_MAX && !elsewhere.contains(&worker) {
                         elsewhere.push(worker.clone());
                         tell(News::Elsewhere(worker));
+                    }
+                }
+                Some((_, Heard::Refused(address, reason))) => {
+                    // Once a machine and reason: they try again, from another port each time.
+                    let machine = address.rsplit_once(':').map_or(address.clone(), |(machine, _)| machine.to_owned());
+                    if refused.len() < TOLD_MAX && refused.insert((machine, reason.clone())) {
+                        tell(News::Refused(address, reason));
                     }
                 }
                 Some(_) => {}

@@ -43,12 +43,32 @@ impl Vitals {
 
 /// Tells `reporter` how things are, again and again.
 pub async fn watch(reporter: HealthReporter, vitals: Vitals) {
-    let status = |well: bool| if well { ServingStatus::Serving } else { ServingStatus::NotServing };
     loop {
-        let alive = vitals.pulse.busy_for(vitals.began.elapsed()) < WEDGED_AFTER;
-        reporter.set_service_status("", status(alive)).await;
-        let ready = alive && vitals.ready.load(Ordering::Relaxed);
-        reporter.set_service_status(SERVICE_NAME, status(ready)).await;
+        let silent = vitals.pulse.busy_for(vitals.began.elapsed());
+        for (service, status) in statuses(silent, vitals.ready.load(Ordering::Relaxed)) {
+            reporter.set_service_status(service, status).await;
+        }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Alive and ready, after so long without a beat.
+fn statuses(silent: Duration, ready: bool) -> [(&'static str, ServingStatus); 2] {
+    let status = |well: bool| if well { ServingStatus::Serving } else { ServingStatus::NotServing };
+    let alive = silent < WEDGED_AFTER;
+    [("", status(alive)), (SERVICE_NAME, status(alive && ready))]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_coordinator_is_alive_while_it_waits_ready_with_its_workers_and_neither_once_it_hangs() {
+        use ServingStatus::{NotServing, Serving};
+        let of = |silent, ready| statuses(silent, ready).map(|(_, status)| status);
+        assert_eq!(of(SILENCE_MAX, false), [Serving, NotServing]);
+        assert_eq!(of(SILENCE_MAX, true), [Serving, Serving]);
+        assert_eq!(of(WEDGED_AFTER, true), [NotServing, NotServing]);
     }
 }

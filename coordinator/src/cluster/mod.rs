@@ -52,6 +52,8 @@ pub enum Heard {
     Lost(String),
     /// One that doesn't belong to the session, or to any, serves another coordinator.
     Elsewhere(Elsewhere),
+    /// One from this address was refused, and why.
+    Refused(String, String),
 }
 
 /// A worker that can't be had.
@@ -310,7 +312,9 @@ impl Cluster {
         let message = match heard {
             Heard::Said(message) => format!("it said {message:?} out of turn"),
             Heard::Chunk(chunk) => format!("it sent {} out of turn", chunk.key),
-            Heard::Joined(_) | Heard::Lost(_) | Heard::Elsewhere(_) => "it came or went out of turn".to_owned(),
+            Heard::Joined(_) | Heard::Lost(_) | Heard::Elsewhere(_) | Heard::Refused(..) => {
+                "it came or went out of turn".to_owned()
+            }
         };
         JobError::WorkerFailed { worker, step, message }
     }

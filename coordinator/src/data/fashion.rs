@@ -61,18 +61,24 @@ impl Places {
 
 /// The whole set from the first folder that has it, or else from the network, or else the bundled subset.
 ///
-/// A folder that lacks files is passed over; one that has all four and is damaged is an error, since training on
-/// something else would hide it.
+/// A folder that lacks files is passed over, which the notice says; one that has all four and is damaged is an error, since
+/// training on something else would hide it.
 pub(super) fn auto(wanted: &Wanted, places: &Places, remote: &Remote) -> Result<DataSet, DataError> {
     check_model(wanted)?;
+    let mut reasons = Vec::new();
     for folder in places.folders() {
-        if let Ok(files) = folder::look(&folder) {
-            return whole(files, &folder, wanted);
+        match folder::find(&folder) {
+            Ok(files) => return whole(files, &folder, wanted),
+            Err(DataError::FolderMissing { .. }) => {}
+            Err(unusable) => reasons.push(chain(&unusable)),
         }
     }
     match fetch(places, remote) {
         Ok(folder) => whole(folder::find(&folder)?, &folder, wanted),
-        Err(why) => subset(wanted, Some(&why)),
+        Err(why) => {
+            reasons.push(why);
+            subset(wanted, Some(&reasons.join("; ")))
+        }
     }
 }
 

@@ -60,7 +60,7 @@ pub(super) fn find(folder: &Path) -> Result<Files, DataError> {
 }
 
 /// Looks for the four files, and says which of them aren't there.
-pub(super) fn look(folder: &Path) -> Result<Files, Vec<&'static str>> {
+fn look(folder: &Path) -> Result<Files, Vec<&'static str>> {
     let mut missing = Vec::new();
     let mut place = |names: &[&'static str]| {
         let found = names.iter().flat_map(|name| [folder.join(name), folder.join(format!("{name}.gz"))]);

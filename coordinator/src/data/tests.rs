@@ -384,6 +384,12 @@ fn auto_falls_back_on_the_bundled_subset() {
     assert_eq!(data.fingerprint, fashion::bundled(&fashion_wanted()).unwrap().fingerprint);
     let notice = data.notice.unwrap();
     assert!(notice.contains("downloads are off") && !notice.contains('\n'), "{notice}");
+    // A folder that was meant and lacks something is named.
+    let mut lacking = ten_each(10, 10);
+    lacking.pop_first();
+    write_files(&search.folder("working/data/fashion-mnist"), &lacking);
+    let notice = search.auto(&nowhere()).unwrap().notice.unwrap();
+    assert!(notice.contains("working/data/fashion-mnist") && notice.contains("downloads are off"), "{notice}");
 }
 
 #[test]

@@ -38,9 +38,13 @@ impl Vitals {
     }
 
     fn status(&self) -> ServingStatus {
-        let wedged = self.pulse.busy_for(self.began.elapsed()) > WEDGED_AFTER;
-        if wedged { ServingStatus::NotServing } else { ServingStatus::Serving }
+        status_of(self.pulse.busy_for(self.began.elapsed()))
     }
+}
+
+/// What a piece of work means that has been going on for so long.
+fn status_of(busy: Duration) -> ServingStatus {
+    if busy > WEDGED_AFTER { ServingStatus::NotServing } else { ServingStatus::Serving }
 }
 
 /// Answers at `address` for as long as the runtime lives.
@@ -67,5 +71,17 @@ async fn watch(reporter: HealthReporter, vitals: Vitals) {
             reporter.set_service_status(service, vitals.status()).await;
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_that_goes_on_for_minutes_is_wedged() {
+        assert_eq!(status_of(Duration::ZERO), ServingStatus::Serving);
+        assert_eq!(status_of(WEDGED_AFTER), ServingStatus::Serving);
+        assert_eq!(status_of(WEDGED_AFTER + LOOK_EVERY), ServingStatus::NotServing);
     }
 }

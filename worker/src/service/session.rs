@@ -47,6 +47,10 @@ pub(super) enum SessionError {
     Moved,
     #[error("the coordinator gave no answer within {GREETING_TIMEOUT:?}")]
     Greeting,
+    #[error("the coordinator wants no token, and this worker serves those alone that do (--token-file)")]
+    NoToken,
+    #[error("{0}")]
+    Full(String),
     #[error("refused: {reason}")]
     Refused { reason: String },
     #[error("the connection to the coordinator broke")]
@@ -73,6 +77,10 @@ impl From<Status> for SessionError {
             Code::FailedPrecondition | Code::Unauthenticated => {
                 SessionError::Refused { reason: status.message().to_owned() }
             }
+            // Said by the coordinator itself: a connection that breaks has a source.
+            Code::Unavailable if std::error::Error::source(&status).is_none() => {
+                SessionError::Full(status.message().to_owned())
+            }
             _ => SessionError::Broken(status),
         }
     }
@@ -81,15 +89,16 @@ impl From<Status> for SessionError {
 impl SessionError {
     /// Whether it ended after a greeting for another reason than a broken connection.
     pub(super) fn was_in_a_job(&self) -> bool {
-        use SessionError::{Broken, Dial, Greeting, Name};
-        !matches!(self, Name(..) | Dial(_) | Greeting | Broken(_))
+        use SessionError::{Broken, Dial, Full, Greeting, Name, NoToken};
+        !matches!(self, Name(..) | Dial(_) | Greeting | NoToken | Full(_) | Broken(_))
     }
 
     /// Whether there was no place for this worker, and another coordinator may have one.
     fn is_turned_away(&self) -> bool {
+        use SessionError::{Broken, Dial, Full, NoToken};
         match self {
-            SessionError::Dial(_) => true,
-            SessionError::Broken(status) => status.code() == Code::Unavailable,
+            Dial(_) | NoToken | Full(_) => true,
+            Broken(status) => status.code() == Code::Unavailable,
             _ => false,
         }
     }
@@ -169,7 +178,12 @@ impl<'a> Session<'a> {
             Ok::<_, SessionError>((orders, first))
         };
         let (orders, first) = timeout(GREETING_TIMEOUT, greeting).await.map_err(|_| SessionError::Greeting)??;
-        let Some(ToWorker::Welcome { session: number }) = first else { return Err(SessionError::Early("no welcome")) };
+        let Some(ToWorker::Welcome { session: number, wants_token }) = first else {
+            return Err(SessionError::Early("no welcome"));
+        };
+        if config.token.is_some() && !wants_token {
+            return Err(SessionError::NoToken);
+        }
         let (frames, outgoing) = channel(QUEUE);
         let _ = frames.send(open_frame(number)).await;
         let mut tensors = dial(place, config.token.as_ref()).await?;
