@@ -70,6 +70,8 @@ pub(super) fn auto(wanted: &Wanted, places: &Places, remote: &Remote) -> Result<
         match folder::find(&folder) {
             Ok(files) => return whole(files, &folder, wanted),
             Err(DataError::FolderMissing { .. }) => {}
+            // What the cache lacks is for the download to say.
+            Err(_) if places.cache_folder().as_ref() == Some(&folder) => {}
             Err(unusable) => reasons.push(chain(&unusable)),
         }
     }

@@ -53,8 +53,8 @@ pub(super) enum SessionError {
     Full(String),
     #[error("refused: {reason}")]
     Refused { reason: String },
-    #[error("the connection to the coordinator broke")]
-    Broken(#[source] Status),
+    #[error("the connection to the coordinator broke: {}", .0.message())]
+    Broken(Status),
     #[error("the coordinator left in the middle of a job")]
     Left,
     #[error("a message from the coordinator")]
