@@ -8,6 +8,7 @@ use convoy_coordinator::data::DataSource;
 use convoy_coordinator::job::Running;
 use convoy_coordinator::measure::{Finding, Measuring, measure};
 use convoy_coordinator::observe::{Event, Observer};
+use convoy_coordinator::trace::Sampling;
 
 use crate::console::Console;
 use crate::{Outcome, output, settings, signals};
@@ -56,6 +57,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
             token: settings::token(arguments.token_file.as_deref())?,
             micro_batches: None,
             checkpoint_every: None,
+            trace: Sampling::Off,
             program: settings::program()?,
         },
         logits: arguments.logits,

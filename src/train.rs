@@ -11,6 +11,7 @@ use convoy_common::schedule::Schedule;
 use convoy_coordinator::checkpoint;
 use convoy_coordinator::data::DataSource;
 use convoy_coordinator::job::{Asked, Length, Order, Running};
+use convoy_coordinator::trace::Sampling;
 use convoy_coordinator::train::{Training, default_out, train};
 
 use crate::console::Console;
@@ -85,6 +86,9 @@ pub(crate) struct Arguments {
     /// Steps between checkpoints; one is written at the end and on Ctrl-C too [default: an epoch]
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_every: Option<u64>,
+    /// Which steps to keep a trace of in the run's folder: off, a sample all over the run, steps:FROM-TO, or all
+    #[arg(long, value_name = "off|sample|steps:FROM-TO|all", default_value = "sample")]
+    trace: Sampling,
     /// The run's folder [default: the resumed run's, or runs/MODEL-TIME]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -120,6 +124,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
             token: settings::token(arguments.token_file.as_deref())?,
             micro_batches: arguments.micro_batches,
             checkpoint_every: arguments.checkpoint_every,
+            trace: arguments.trace,
             program: settings::program()?,
         },
         asked: Asked {

@@ -5,10 +5,13 @@ use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::thread;
+use std::time::Duration;
 
 use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
-use convoy_worker::service::{self, WorkerConfig};
+use convoy_common::wire::Direction;
+use convoy_worker::Slow;
+use convoy_worker::service::{self, Rehearsal, WorkerConfig};
 
 use crate::settings::{self, Misuse};
 use crate::{Outcome, signals};
@@ -32,6 +35,24 @@ pub(crate) struct Arguments {
     /// End when standard input closes: for workers that a coordinator starts itself
     #[arg(long, hide = true)]
     lifeline: bool,
+    /// Make a layer slow on purpose, to see whether a trace finds it: LAYER:forward|backward:MS
+    #[arg(long, hide = true, value_name = "LAYER:PASS:MS", value_parser = slow)]
+    rehearse_slow: Option<Slow>,
+    /// Set the clock that traces are made with ahead, to see whether they are aligned
+    #[arg(long, hide = true, value_name = "MS", default_value_t = 0)]
+    rehearse_clock: u64,
+}
+
+fn slow(text: &str) -> Result<Slow, String> {
+    let wrong = || format!("\"{text}\" isn't LAYER:forward:MS or LAYER:backward:MS");
+    let [layer, pass, by] = text.split(':').collect::<Vec<_>>().try_into().map_err(|_| wrong())?;
+    let direction = match pass {
+        "forward" => Direction::Forward,
+        "backward" => Direction::Backward,
+        _ => return Err(wrong()),
+    };
+    let by = Duration::from_millis(by.parse().map_err(|_| wrong())?);
+    Ok(Slow { layer: layer.to_owned(), direction, by })
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
@@ -45,7 +66,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
         thread::Builder::new().name("lifeline".to_owned()).spawn(end_with_input)?;
     }
     service::run(
-        &WorkerConfig { join: arguments.join.clone(), threads, token, health: arguments.health.clone() },
+        &WorkerConfig {
+            join: arguments.join.clone(),
+            threads,
+            token,
+            health: arguments.health.clone(),
+            rehearsal: Rehearsal {
+                slow: arguments.rehearse_slow.clone(),
+                clock_ahead: Duration::from_millis(arguments.rehearse_clock),
+            },
+        },
         signals::any,
     )?;
     Ok(Outcome::Done)

@@ -88,9 +88,13 @@ impl ByHand {
             command.args(["worker", "--join", &join, "--threads", "1"]);
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
         };
-        let mut unhung = Command::new("nohup");
-        unhung.arg(env!("CARGO_BIN_EXE_convoy")).stdin(Stdio::null());
-        let workers = [worker(support::convoy()), worker(unhung)];
+        let by = |program: &str, arguments: &[&str]| {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(env!("CARGO_BIN_EXE_convoy")).stdin(Stdio::null());
+            command
+        };
+        // Whoever runs these tests may have been started by nohup, which is inherited.
+        let workers = [worker(by("env", &["--default-signal=HUP"])), worker(by("nohup", &[]))];
         Self { coordinator: start(&out, &format!("--listen {join} {arguments}")), workers, out }
     }
 }

@@ -15,4 +15,5 @@ pub mod random;
 pub mod schedule;
 pub mod suggest;
 pub mod token;
+pub mod trace;
 pub mod wire;

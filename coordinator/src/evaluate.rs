@@ -66,7 +66,7 @@ pub fn evaluate(
         }
         let (worker, heard) = cluster.next(step, || "logits of test images".to_owned())?;
         let chunk = match heard {
-            Heard::Chunk(chunk) => chunk,
+            Heard::Chunk(chunk, _) => chunk,
             other => return Err(cluster.out_of_turn(worker, step, other)),
         };
         match exchanges.route(worker, chunk).map_err(|source| JobError::Desync { worker, step, source })? {

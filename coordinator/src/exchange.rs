@@ -83,7 +83,7 @@ impl Exchanges {
     /// No more tensors of this micro-batch are expected.
     pub fn close(&mut self, id: MicroBatchId) {
         self.live.remove(&id);
-        self.received.retain(|key, _| micro_batch_of(key).is_none_or(|m| m.id != id));
+        self.received.retain(|key, _| key.micro_batch().is_none_or(|m| m.id != id));
     }
 
     /// What went over each exchange, forward and backward.
@@ -185,13 +185,6 @@ impl Exchanges {
         }
         let logits = self.logits.remove(&micro_batch.id).map_or_else(Vec::new, |gathered| gathered.values);
         Ok(Routed::Logits { micro_batch, logits })
-    }
-}
-
-fn micro_batch_of(key: &TensorKey) -> Option<&MicroBatch> {
-    match key {
-        TensorKey::Images(micro_batch) | TensorKey::Activations { micro_batch, .. } => Some(micro_batch),
-        TensorKey::Parameter { .. } => None,
     }
 }
 

@@ -14,6 +14,7 @@ use convoy_common::token::Token;
 use serde::{Deserialize, Serialize};
 
 use crate::error::JobError;
+use crate::trace::Sampling;
 
 /// What is taken where nothing is said. `convoy train --help` prints these.
 pub mod defaults {
@@ -150,6 +151,8 @@ pub struct Running {
     pub micro_batches: Option<usize>,
     /// Steps between checkpoints; an epoch where nothing is said.
     pub checkpoint_every: Option<u64>,
+    /// Which steps to keep a trace of.
+    pub trace: Sampling,
     /// The program to start as a worker.
     pub program: PathBuf,
 }

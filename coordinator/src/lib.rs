@@ -18,6 +18,7 @@ pub mod observe;
 pub mod order;
 pub mod record;
 pub mod step;
+pub mod trace;
 pub mod train;
 
 pub use error::JobError;

@@ -91,6 +91,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         batch: MICRO_BATCH,
         division: convoy_common::batch::Division { slots: 1, micro_batches: 1 },
         train: false,
+        trace: false,
     };
     let state = JobState { weights, momentum: Tensors::new() };
     cluster.assign(&assignment, &state, 0)?;

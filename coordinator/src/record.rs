@@ -15,6 +15,9 @@ use crate::error::JobError;
 use crate::job::Job;
 use crate::observe::{EpochRecord, WorkerRecord};
 
+/// The trace of a run, in its folder.
+pub const TRACE: &str = "trace.json";
+
 /// `run.json`.
 #[derive(Clone, Debug, Serialize)]
 pub struct RunRecord {
@@ -143,6 +146,20 @@ impl RunFolder {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Where a trace goes. One of an earlier run in this folder is kept under another name.
+    ///
+    /// # Errors
+    /// When that can't be renamed.
+    pub fn trace(&self) -> Result<PathBuf, JobError> {
+        let path = self.path.join(TRACE);
+        if path.exists() {
+            let free = (1..).map(|n| self.path.join(format!("trace-{n}.json"))).find(|path| !path.exists());
+            let earlier = free.expect("numbers don't end");
+            fs::rename(&path, &earlier).map_err(|source| JobError::Write { path: earlier, source })?;
+        }
+        Ok(path)
     }
 
     /// Replaces `run.json`.

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use convoy_common::batch::MicroBatch;
 use convoy_common::chain::chain;
@@ -14,12 +14,13 @@ use convoy_common::model::Network;
 use convoy_common::parameters::{Tensors, sha256};
 use convoy_common::plan::Plan;
 use convoy_common::schedule::Schedule;
+use convoy_common::trace::Activity;
 use convoy_common::wire::{Assignment, Direction, FromWorker, ToWorker};
 
 use crate::checkpoint::{self, Checkpoint, Described, Progress};
 use crate::cluster::doors::unguessable;
 use crate::cluster::founding::found;
-use crate::cluster::{Cluster, Heard, JobState};
+use crate::cluster::{Cluster, Farewell, Heard, JobState};
 use crate::data::{DataSet, Reader, Wanted};
 use crate::error::JobError;
 use crate::evaluate::{Measured, evaluate};
@@ -29,6 +30,8 @@ use crate::observe::{Ended, EpochRecord, Event, Observer, Started, WorkerRecord}
 use crate::order::DataOrder;
 use crate::record::{ExchangeRecord, FinalRecord, Kept, RunFolder, RunRecord, RunningRecord, environment, says_done};
 use crate::step::Step;
+use crate::trace::file::{About, Figures};
+use crate::trace::{Recording, Sampling};
 
 /// Everything that a training run is told.
 pub struct Training {
@@ -209,7 +212,8 @@ impl Run {
     fn carry_out(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Ended, JobError> {
         let job_number = unguessable().max(1);
         let mut cluster = found(job_number, self.plan.clone(), &self.running, self.threads, observer, stop)?;
-        let assignment = self.assignment(job_number);
+        self.begin_recording(&mut cluster)?;
+        let assignment = Assignment { trace: cluster.recorder.is_on(), ..self.assignment(job_number) };
         cluster.assign(&assignment, &self.state, self.progress.step)?;
         self.record.workers = worker_records(&cluster);
         self.folder.write(&self.record)?;
@@ -232,9 +236,16 @@ impl Run {
             Ok(false) => "done".to_owned(),
             Err(error) => chain(error),
         };
-        let busy = drive.cluster.dismiss(&reason);
-        for (record, busy_threads) in self.record.workers.iter_mut().zip(busy) {
+        let Farewell { busy_threads, mut recorder } = drive.cluster.dismiss(&reason);
+        for (record, busy_threads) in self.record.workers.iter_mut().zip(busy_threads) {
             record.busy_threads = busy_threads;
+        }
+        if driven.is_err() {
+            recorder.incident(&reason);
+        }
+        if let Err(error) = recorder.finish() {
+            let text = format!("the trace couldn't be written to its end: {error}");
+            observer.on(Event::Notice { text });
         }
         let interrupted = driven?;
         let rate = if drive.seconds > 0.0 { drive.images as f64 / drive.seconds } else { 0.0 };
@@ -259,6 +270,23 @@ impl Run {
         self.folder.write(&self.record)?;
         observer.on(Event::Ended(Box::new(ended.clone())));
         Ok(ended)
+    }
+
+    /// From here on what everybody does is recorded, if it is to be.
+    fn begin_recording(&self, cluster: &mut Cluster) -> Result<(), JobError> {
+        let sampling = self.running.trace.clone();
+        if sampling == Sampling::Off {
+            return Ok(());
+        }
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+        let epoch = since_epoch.saturating_sub(cluster.recorder.clock().now());
+        let hosts = cluster.members().iter().map(|member| member.hello.host.clone()).collect();
+        let about = About::new(epoch, self.job.model.clone(), self.plan.placement.clone(), hosts, self.job.batch);
+        let steps = (self.progress.step + 1, self.last_step);
+        let path = self.folder.trace()?;
+        let recording = Recording::begin(&path, sampling, steps, &about, self.plan.network.clone());
+        cluster.recorder.begin(recording.map_err(|source| JobError::Write { path, source })?);
+        Ok(())
     }
 
     /// All steps that are left. Whether it was interrupted. A job that is stopped in order leaves a checkpoint.
@@ -314,6 +342,8 @@ impl Run {
     fn step(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
         let began = Instant::now();
         let number = self.progress.step + 1;
+        let began_recording = drive.cluster.recorder.now();
+        drive.cluster.ask_for_clocks(number)?;
         let (images, micro_batches) = match drive.sent.take() {
             Some(sent) => sent,
             None => self.send_images(drive, number)?,
@@ -335,6 +365,8 @@ impl Run {
         self.progress.epoch_images += images.len() as u64;
         let (epoch, loss) = (drive.order.epoch(number), step.loss());
         self.folder.add_step(number, epoch, loss, lr)?;
+        let figures = Figures { loss, images: images.len() };
+        drive.cluster.recorder.step_ended(number, began_recording, figures);
         drive.count(images.len(), began.elapsed());
         observer.on(Event::Step { step: number, epoch, loss, lr, images: images.len() });
         Ok(())
@@ -345,8 +377,10 @@ impl Run {
         let micro_batches = self.job.division(self.record.running.micro_batches).of(number, images.len());
         for micro_batch in &micro_batches {
             drive.exchanges.open(micro_batch);
+            let began = drive.cluster.recorder.now();
             let held = images[micro_batch.samples.clone()].iter().copied();
             drive.cluster.send_images(&self.data.train, micro_batch, held)?;
+            drive.cluster.recorder.ended(began, || Activity::SendImages(micro_batch.id));
         }
         Ok((images, micro_batches))
     }
@@ -360,18 +394,30 @@ impl Run {
         };
         let (worker, heard) = drive.cluster.next(number, waiting_for)?;
         match heard {
-            Heard::Chunk(chunk) => {
+            Heard::Chunk(chunk, at) => {
+                let (key, whole) = (chunk.key.clone(), chunk.ends());
                 let routed = drive.exchanges.route(worker, chunk);
                 match routed.map_err(|source| JobError::Desync { worker, step: number, source })? {
-                    Routed::Kept => Ok(()),
-                    Routed::Relay { to, chunk } => drive.cluster.relay(&to, chunk, number),
+                    Routed::Kept => {
+                        drive.cluster.recorder.relayed(&key, at, whole);
+                        Ok(())
+                    }
+                    Routed::Relay { to, chunk } => {
+                        drive.cluster.relay(&to, chunk, number)?;
+                        drive.cluster.recorder.relayed(&key, at, whole);
+                        Ok(())
+                    }
                     Routed::Logits { micro_batch, logits } => {
+                        drive.cluster.recorder.relayed(&key, at, whole);
+                        let began = drive.cluster.recorder.now();
                         let gradients = step.on_logits(&micro_batch, &logits).ok_or_else(|| JobError::NotFinite {
                             what: format!("the loss of step {number} is no longer finite; it began at the softmax, every logit being finite"),
                         })?;
                         let mut send =
                             |(tower, payload): (usize, _)| drive.cluster.send(placement[tower], payload, number);
-                        gradients.into_iter().try_for_each(&mut send)
+                        gradients.into_iter().try_for_each(&mut send)?;
+                        drive.cluster.recorder.ended(began, || Activity::Loss(micro_batch.id));
+                        Ok(())
                     }
                 }
             }
@@ -387,8 +433,10 @@ impl Run {
     /// The test images, at the end of an epoch and of the job.
     fn measure(&mut self, drive: &mut Drive, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<(), JobError> {
         let step = self.progress.step;
-        let size = self.job.batch;
-        let measured: Measured = evaluate(&mut drive.cluster, &mut drive.exchanges, &self.data.test, step, size, stop)?;
+        let (size, began) = (self.job.batch, drive.cluster.recorder.now());
+        let measured: Measured =
+            evaluate(&mut drive.cluster, &mut drive.exchanges, &self.data.test, step, size, stop)?;
+        drive.cluster.recorder.ended(began, || Activity::Measure);
         let train_loss = self.progress.epoch_loss_sum / self.progress.epoch_images.max(1) as f64;
         self.progress.test_accuracy = Some(measured.accuracy());
         let seconds = drive.epoch_seconds;
@@ -413,6 +461,7 @@ impl Run {
 
     fn checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
         let step = self.progress.step;
+        let began = drive.cluster.recorder.now();
         let state = drive.cluster.collect(step)?;
         check_finite(&state, step)?;
         self.state = state;
@@ -425,6 +474,7 @@ impl Run {
         };
         let path = checkpoint::write(&self.folder.checkpoints(), &described, &self.state)?;
         drive.checkpoint = Some(path.clone());
+        drive.cluster.recorder.ended(began, || Activity::Checkpoint);
         observer.on(Event::Checkpoint { step, path });
         Ok(())
     }
@@ -447,6 +497,7 @@ impl Run {
             batch: self.job.batch,
             division: self.job.division(self.record.running.micro_batches),
             train: true,
+            trace: false,
         }
     }
 

@@ -20,11 +20,12 @@ use convoy_common::batch::{MicroBatch, MicroBatchId, Phase};
 use convoy_common::model::{ModelError, Network};
 use convoy_common::parameters::Parameter;
 use convoy_common::plan::{Plan, PlanError};
+use convoy_common::trace::{Activity, SegmentRun};
 use convoy_common::wire::{Assignment, Direction, Elements, FromWorker, Payload, State, TensorKey};
 
 use crate::kernels::Compute;
 use crate::kernels::elementwise::{Rates, add};
-use crate::tower::{KeptSegment, NotFinite, Tower};
+use crate::tower::{KeptSegment, Means, NotFinite, Tower};
 
 mod pixels;
 use pixels::Pixels;
@@ -42,6 +43,11 @@ pub(crate) enum Out {
     Tensor(Payload),
     /// To go over the control connection.
     Say(FromWorker),
+    /// What the computing side has recorded up to the commit of `step` has been said: it is the sending side's turn.
+    HandedOver {
+        /// Which.
+        step: u64,
+    },
 }
 
 /// Why an engine can't go on.
@@ -159,6 +165,18 @@ enum Task {
     },
 }
 
+impl Task {
+    fn run(&self) -> SegmentRun {
+        let (Task::Forward { micro_batch, segment, tower, .. } | Task::Backward { micro_batch, segment, tower, .. }) =
+            self;
+        let direction = match self {
+            Task::Forward { .. } => Direction::Forward,
+            Task::Backward { .. } => Direction::Backward,
+        };
+        SegmentRun { micro_batch: micro_batch.id, segment: *segment, tower: *tower, direction }
+    }
+}
+
 /// All channels at an exchange, as they come together.
 #[derive(Debug)]
 struct Gather {
@@ -257,17 +275,31 @@ impl Engine {
     ///
     /// # Errors
     /// When a number is no longer finite.
-    pub(crate) fn work(&mut self, compute: &Compute) -> Result<Option<Vec<Out>>, EngineError> {
+    pub(crate) fn work(&mut self, means: Means) -> Result<Option<Vec<Out>>, EngineError> {
         let Some(task) = self.tasks.pop_front() else { return Ok(None) };
-        match task {
+        let (began, run) = (means.probe.now(), task.run());
+        let out = match task {
             Task::Forward { micro_batch, segment, tower, whole } => {
-                self.forward(compute, micro_batch, segment, tower, whole)
+                self.forward(means, micro_batch, segment, tower, whole)
             }
             Task::Backward { micro_batch, segment, tower, partials } => {
-                self.backward(compute, micro_batch, segment, tower, partials)
+                self.backward(means, micro_batch, segment, tower, partials)
             }
+        }?;
+        if run.micro_batch.phase == Phase::Train {
+            means.probe.ended(began, || Activity::Segment(run));
         }
-        .map(Some)
+        Ok(Some(out))
+    }
+
+    /// Whether the coordinator wants to know what is done.
+    pub(crate) fn traces(&self) -> bool {
+        self.assignment.trace
+    }
+
+    /// The step that was committed last.
+    pub(crate) fn committed(&self) -> u64 {
+        self.committed
     }
 
     /// Whether there is work to do.
@@ -507,14 +539,14 @@ impl Engine {
 
     fn forward(
         &mut self,
-        compute: &Compute,
+        means: Means,
         micro_batch: MicroBatch,
         segment: usize,
         tower: usize,
         whole: Arc<Vec<f32>>,
     ) -> Result<Vec<Out>, EngineError> {
         let plan = self.plan.clone();
-        let computed = self.tower(tower).forward(compute, &plan, segment, &micro_batch, whole)?;
+        let computed = self.tower(tower).forward(means, &plan, segment, &micro_batch, whole)?;
         let (y, kept) = computed;
         match micro_batch.id.phase {
             Phase::Train => drop(self.kept.insert((micro_batch.id, segment, tower), kept)),
@@ -539,7 +571,7 @@ impl Engine {
 
     fn backward(
         &mut self,
-        compute: &Compute,
+        means: Means,
         micro_batch: MicroBatch,
         segment: usize,
         tower: usize,
@@ -553,8 +585,8 @@ impl Engine {
         let kept = self.kept.remove(&(micro_batch.id, segment, tower)).expect("its forward pass has been");
         let mut partials = partials.into_iter();
         let mut dy = partials.next().expect("a gradient has at least one part");
-        partials.for_each(|partial| add(compute.isa, &mut dy, &partial));
-        let gradient = self.tower(tower).backward(compute, &plan, segment, &micro_batch, (dy, kept))?;
+        partials.for_each(|partial| add(means.compute.isa, &mut dy, &partial));
+        let gradient = self.tower(tower).backward(means, &plan, segment, &micro_batch, (dy, kept))?;
         let Some(whole) = gradient else {
             return Ok(vec![Out::Say(FromWorker::BackwardDone { micro_batch, tower })]);
         };

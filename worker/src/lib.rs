@@ -6,5 +6,8 @@
 
 mod engine;
 mod kernels;
+mod probe;
 pub mod service;
 mod tower;
+
+pub use probe::Slow;

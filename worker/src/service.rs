@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::kernels::Compute;
 use crate::kernels::isa::Isa;
+use crate::probe::{Clock, Slow};
 use health::Vitals;
 use session::{Session, SessionError};
 
@@ -46,6 +47,17 @@ pub struct WorkerConfig {
     pub token: Option<Token>,
     /// Where to answer health checks, if anywhere.
     pub health: Option<Address>,
+    /// What is to go wrong on purpose.
+    pub rehearsal: Rehearsal,
+}
+
+/// What is to go wrong on purpose, to see whether a trace finds it.
+#[derive(Clone, Debug, Default)]
+pub struct Rehearsal {
+    /// A layer that takes longer than it must.
+    pub slow: Option<Slow>,
+    /// How far this worker's clock is ahead of its own start.
+    pub clock_ahead: Duration,
 }
 
 /// Why a worker ends with an error.
@@ -83,9 +95,10 @@ pub enum WorkerError {
     Panicked,
 }
 
-/// What the rest of a worker may know of the session at hand.
+/// What all sessions of a worker share, and the rest of it may know of the one at hand.
 #[derive(Debug)]
 struct Presence {
+    clock: Clock,
     /// Whether there is a job.
     in_job: watch::Sender<bool>,
     /// Whether this worker was told to leave.
@@ -130,7 +143,8 @@ async fn serve_until<F: Future<Output = ()>>(
     commands: mpsc::Sender<compute::Command>,
     told_to_leave: impl Fn() -> F,
 ) -> Result<(), WorkerError> {
-    let presence = Presence { in_job: watch::Sender::new(false), leaving: watch::Sender::new(false) };
+    let clock = Clock::starting(config.rehearsal.clock_ahead);
+    let presence = Presence { clock, in_job: watch::Sender::new(false), leaving: watch::Sender::new(false) };
     let mut serving = pin!(serve(config, isa, commands, &presence));
     tokio::select! {
         () = told_to_leave() => {}

@@ -10,10 +10,12 @@ use std::sync::Arc;
 use convoy_common::batch::{MicroBatch, Phase};
 use convoy_common::parameters::Parameter;
 use convoy_common::plan::Plan;
-use convoy_common::wire::{Assignment, State};
+use convoy_common::trace::Activity;
+use convoy_common::wire::{Assignment, Direction, State};
 
 use crate::kernels::Compute;
 use crate::kernels::elementwise::Rates;
+use crate::probe::Probe;
 use layer::{Context, Kept, TowerLayer};
 
 /// A number that is no longer finite, and where it began.
@@ -33,6 +35,15 @@ pub(crate) struct NotFinite {
 /// What the forward pass of a segment leaves for the backward pass, a layer each.
 #[derive(Debug)]
 pub(crate) struct KeptSegment(Vec<Kept>);
+
+/// What a tower computes with, and what it says of itself meanwhile.
+#[derive(Clone, Copy)]
+pub(crate) struct Means<'a> {
+    /// Threads and instruction set.
+    pub(crate) compute: &'a Compute,
+    /// Of the computing thread.
+    pub(crate) probe: &'a Probe,
+}
 
 /// A tower's share of the network.
 #[derive(Debug)]
@@ -64,19 +75,21 @@ impl Tower {
     /// when there will be one.
     pub(crate) fn forward(
         &mut self,
-        compute: &Compute,
+        means: Means,
         plan: &Plan,
         segment: usize,
         micro_batch: &MicroBatch,
         whole: Arc<Vec<f32>>,
     ) -> Result<(Arc<Vec<f32>>, KeptSegment), NotFinite> {
-        let context = Context { compute, seed: self.seed, micro_batch };
+        let context = Context { compute: means.compute, seed: self.seed, micro_batch };
         let mut kept = Vec::new();
         let mut x = whole;
         for layer in plan.segments[segment].layers.clone() {
+            let began = means.probe.now();
             let (y, keep) =
                 self.layers[layer].forward(&context, x).map_err(|what| self.not_finite(what, layer, micro_batch))?;
             x = y;
+            self.layer_ended(means.probe, began, layer, Direction::Forward, micro_batch);
             if micro_batch.id.phase == Phase::Train {
                 kept.push(keep);
             }
@@ -88,18 +101,20 @@ impl Tower {
     /// partial gradient of the whole input, or nothing for the first segment, whose input are images.
     pub(crate) fn backward(
         &mut self,
-        compute: &Compute,
+        means: Means,
         plan: &Plan,
         segment: usize,
         micro_batch: &MicroBatch,
         (dy, kept): (Vec<f32>, KeptSegment),
     ) -> Result<Option<Vec<f32>>, NotFinite> {
-        let context = Context { compute, seed: self.seed, micro_batch };
+        let context = Context { compute: means.compute, seed: self.seed, micro_batch };
         let mut gradient = Some(dy);
         for (layer, kept) in plan.segments[segment].layers.clone().zip(kept.0).rev() {
             let Some(dy) = gradient else { break };
+            let began = means.probe.now();
             let result = self.layers[layer].backward(&context, dy, kept, layer > 0);
             gradient = result.map_err(|what| self.not_finite(what, layer, micro_batch))?;
+            self.layer_ended(means.probe, began, layer, Direction::Backward, micro_batch);
         }
         Ok(gradient)
     }
@@ -108,6 +123,13 @@ impl Tower {
     pub(crate) fn commit(&mut self, compute: &Compute, rates: Rates) {
         for layer in &mut self.layers {
             layer.commit(compute, rates);
+        }
+    }
+
+    fn layer_ended(&self, probe: &Probe, began: u64, layer: usize, direction: Direction, micro_batch: &MicroBatch) {
+        probe.rehearse(self.layers[layer].name(), direction);
+        if micro_batch.id.phase == Phase::Train {
+            probe.ended(began, || Activity::Layer { layer, direction });
         }
     }
 

@@ -3,6 +3,7 @@
 use convoy_proto::v1;
 
 use super::tensor::{micro_batch_from, micro_batch_to};
+use super::trace::Recorded;
 use super::{WireError, nonzero, required};
 use crate::batch::{BATCH_MAX, Division, MicroBatch};
 
@@ -34,6 +35,21 @@ pub enum FromWorker {
     },
     /// It was told to leave, and stays for as long as a checkpoint takes.
     Leaving,
+    /// Its clock.
+    Pong(Pong),
+    /// What it has been doing.
+    Recorded(Recorded),
+}
+
+/// A worker's clock, as the answer to a ping. All in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pong {
+    /// When the ping was sent, by the coordinator's clock.
+    pub ping_sent: u64,
+    /// When it came, by the worker's.
+    pub received: u64,
+    /// When the answer was sent, by the worker's.
+    pub replied: u64,
 }
 
 /// What the coordinator says.
@@ -64,6 +80,11 @@ pub enum ToWorker {
     EndJob {
         /// Why.
         reason: String,
+    },
+    /// What does your clock say?
+    Ping {
+        /// The coordinator's clock, in nanoseconds.
+        sent: u64,
     },
 }
 
@@ -107,6 +128,8 @@ pub struct Assignment {
     pub division: Division,
     /// Whether weights will be learnt.
     pub train: bool,
+    /// Whether the worker is to record what it does.
+    pub trace: bool,
 }
 
 /// Why a worker can't go on.
@@ -157,6 +180,12 @@ impl TryFrom<v1::FromWorker> for FromWorker {
             Message::Failure(m) => FromWorker::Failure(m.try_into()?),
             Message::Finished(m) => FromWorker::Finished { busy_threads: m.busy_threads as usize },
             Message::Leaving(_) => FromWorker::Leaving,
+            Message::Pong(m) => FromWorker::Pong(Pong {
+                ping_sent: m.ping_sent_ns,
+                received: m.received_ns,
+                replied: m.replied_ns,
+            }),
+            Message::Recorded(m) => FromWorker::Recorded(m.try_into()?),
         })
     }
 }
@@ -184,6 +213,10 @@ impl From<FromWorker> for v1::FromWorker {
                 Message::Finished(v1::Finished { busy_threads: busy_threads as u32 })
             }
             FromWorker::Leaving => Message::Leaving(v1::Leaving {}),
+            FromWorker::Pong(Pong { ping_sent, received, replied }) => {
+                Message::Pong(v1::Pong { ping_sent_ns: ping_sent, received_ns: received, replied_ns: replied })
+            }
+            FromWorker::Recorded(recorded) => Message::Recorded(recorded.into()),
         };
         Self { message: Some(message) }
     }
@@ -202,6 +235,7 @@ impl TryFrom<v1::ToWorker> for ToWorker {
             Message::Commit(m) => ToWorker::Commit { step: nonzero("step", m.step)?, rate: m.rate },
             Message::SendState(m) => ToWorker::SendState { step: m.step },
             Message::EndJob(m) => ToWorker::EndJob { reason: m.reason },
+            Message::Ping(m) => ToWorker::Ping { sent: m.sent_ns },
         })
     }
 }
@@ -215,6 +249,7 @@ impl From<ToWorker> for v1::ToWorker {
             ToWorker::Commit { step, rate } => Message::Commit(v1::Commit { step, rate }),
             ToWorker::SendState { step } => Message::SendState(v1::SendState { step }),
             ToWorker::EndJob { reason } => Message::EndJob(v1::EndJob { reason }),
+            ToWorker::Ping { sent } => Message::Ping(v1::Ping { sent_ns: sent }),
         };
         Self { message: Some(message) }
     }
@@ -251,6 +286,7 @@ impl TryFrom<v1::Assign> for Assignment {
                 micro_batches: nonzero("micro_batches", m.micro_batches.into())? as usize,
             },
             train: m.train,
+            trace: m.trace,
         })
     }
 }
@@ -269,6 +305,7 @@ impl From<Assignment> for v1::Assign {
             slots: assignment.division.slots as u32,
             micro_batches: assignment.division.micro_batches as u32,
             train: assignment.train,
+            trace: assignment.trace,
         }
     }
 }

@@ -86,6 +86,14 @@ pub struct Chunk {
     pub checksum: u32,
 }
 
+impl Chunk {
+    /// The whole tensor's bytes, where this is the last of its chunks.
+    pub fn ends(&self) -> Option<u64> {
+        let whole = (self.shape.iter().product::<usize>() * self.key.element_bytes()) as u64;
+        (self.offset + self.data.len() as u64 == whole).then_some(whole)
+    }
+}
+
 /// What a tensor's elements are.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Elements {
@@ -147,6 +155,19 @@ impl Payload {
 }
 
 impl TensorKey {
+    /// The micro-batch that it belongs to, unless it is a parameter.
+    pub fn micro_batch(&self) -> Option<&MicroBatch> {
+        match self {
+            TensorKey::Images(micro_batch) | TensorKey::Activations { micro_batch, .. } => Some(micro_batch),
+            TensorKey::Parameter { .. } => None,
+        }
+    }
+
+    /// The training step that it is a part of, if it is.
+    pub fn training_step(&self) -> Option<u64> {
+        self.micro_batch().filter(|m| m.id.phase == Phase::Train).map(|m| m.id.step)
+    }
+
     /// Bytes of an element.
     pub fn element_bytes(&self) -> usize {
         if matches!(self, TensorKey::Images(_)) { 1 } else { size_of::<f32>() }
@@ -311,15 +332,11 @@ pub fn chunk_to_frame(chunk: Chunk) -> v1::Frame {
     v1::Frame { frame: Some(v1::frame::Frame::Chunk(chunk)) }
 }
 
-fn key_from(tensor: v1::chunk::Tensor) -> Result<TensorKey, WireError> {
+pub(super) fn key_from(tensor: v1::chunk::Tensor) -> Result<TensorKey, WireError> {
     Ok(match tensor {
         v1::chunk::Tensor::Images(m) => TensorKey::Images(micro_batch_from(m.micro_batch)?),
         v1::chunk::Tensor::Activations(m) => TensorKey::Activations {
-            direction: match m.direction() {
-                v1::Direction::Forward => Direction::Forward,
-                v1::Direction::Backward => Direction::Backward,
-                v1::Direction::Unspecified => return Err(WireError::Missing("direction")),
-            },
+            direction: direction_from(m.direction())?,
             micro_batch: micro_batch_from(m.micro_batch)?,
             exchange: m.exchange as usize,
             from_tower: m.from_tower as usize,
@@ -338,18 +355,14 @@ fn key_from(tensor: v1::chunk::Tensor) -> Result<TensorKey, WireError> {
     })
 }
 
-fn key_to(key: TensorKey) -> v1::chunk::Tensor {
+pub(super) fn key_to(key: TensorKey) -> v1::chunk::Tensor {
     match key {
         TensorKey::Images(m) => v1::chunk::Tensor::Images(v1::Images { micro_batch: Some(micro_batch_to(&m)) }),
         TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower } => {
-            let direction = match direction {
-                Direction::Forward => v1::Direction::Forward,
-                Direction::Backward => v1::Direction::Backward,
-            };
             v1::chunk::Tensor::Activations(v1::Activations {
                 micro_batch: Some(micro_batch_to(&micro_batch)),
                 exchange: exchange as u32,
-                direction: direction.into(),
+                direction: direction_to(direction).into(),
                 from_tower: from_tower as u32,
                 to_tower: to_tower.map(|tower| tower as u32),
             })
@@ -361,6 +374,21 @@ fn key_to(key: TensorKey) -> v1::chunk::Tensor {
             };
             v1::chunk::Tensor::Parameter(v1::Parameter { step, name, tower: tower as u32, state: state.into() })
         }
+    }
+}
+
+pub(super) fn direction_from(direction: v1::Direction) -> Result<Direction, WireError> {
+    match direction {
+        v1::Direction::Forward => Ok(Direction::Forward),
+        v1::Direction::Backward => Ok(Direction::Backward),
+        v1::Direction::Unspecified => Err(WireError::Missing("direction")),
+    }
+}
+
+pub(super) fn direction_to(direction: Direction) -> v1::Direction {
+    match direction {
+        Direction::Forward => v1::Direction::Forward,
+        Direction::Backward => v1::Direction::Backward,
     }
 }
 

@@ -26,6 +26,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_health::server::health_reporter;
 
 use super::health::{Vitals, watch};
+use crate::trace::Clock;
 use super::{Elsewhere, Heard, Member, Message};
 
 /// No worker has this number.
@@ -74,10 +75,16 @@ impl Listening {
 /// Serves on `listening` for as long as the runtime lives. What is heard comes out of the receiver.
 ///
 /// With a token, those who don't say it are refused. `room` workers are let in; further ones are asked to come back later.
-pub fn serve(listening: Listening, room: usize, vitals: Vitals, token: Option<Token>) -> Receiver<Message> {
+pub fn serve(
+    listening: Listening,
+    room: usize,
+    vitals: Vitals,
+    token: Option<Token>,
+    clock: Clock,
+) -> Receiver<Message> {
     let (heard, messages) = channel(MESSAGES_QUEUED);
     let refusals = heard.clone();
-    let doors = Doors { heard, room, wants_token: token.is_some(), sessions: Arc::default() };
+    let doors = Doors { heard, clock, room, wants_token: token.is_some(), sessions: Arc::default() };
     let service = CoordinatorServer::new(doors).max_decoding_message_size(CONTROL_BYTES_MAX.max(FRAME_BYTES_MAX));
     let service = InterceptedService::new(service, move |request: Request<()>| {
         let checked = check_token(token.as_ref(), request.metadata());
@@ -122,6 +129,7 @@ pub fn serve(listening: Listening, room: usize, vitals: Vitals, token: Option<To
 
 struct Doors {
     heard: Sender<Message>,
+    clock: Clock,
     room: usize,
     wants_token: bool,
     // A std mutex: it is never held across an await.
@@ -156,10 +164,10 @@ impl Coordinator for Doors {
         let (control, orders) = channel(ORDERS_QUEUED);
         let session = self.let_in(Arrival { hello, address, control: control.clone() })?;
         let _ = control.send(ToWorker::Welcome { session, wants_token: self.wants_token }.into()).await;
-        let (heard, sessions) = (self.heard.clone(), self.sessions.clone());
+        let (heard, sessions, clock) = (self.heard.clone(), self.sessions.clone(), self.clock);
         tokio::spawn(give_up_unless_paired(session, sessions.clone()));
         tokio::spawn(async move {
-            let why = listen(&mut messages, session, &heard).await;
+            let why = listen(&mut messages, session, &heard, clock).await;
             sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
             // The coordinator itself may be gone, and then nobody asks.
             let _ = heard.send((session, Heard::Lost(why))).await;
@@ -174,12 +182,12 @@ impl Coordinator for Doors {
         let session = session_from_frame(first).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let (frames, outgoing) = channel(FRAMES_QUEUED);
         let member = self.pair(session, frames)?;
-        let heard = self.heard.clone();
+        let (heard, clock) = (self.heard.clone(), self.clock);
         tokio::spawn(async move {
             if heard.send((session, Heard::Joined(Box::new(member)))).await.is_err() {
                 return;
             }
-            let why = pass_on(&mut incoming, session, &heard).await;
+            let why = pass_on(&mut incoming, session, &heard, clock).await;
             let _ = heard.send((session, Heard::Lost(why))).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing).map(Ok))))
@@ -278,7 +286,12 @@ fn check_version(hello: &Hello) -> Result<(), Status> {
 }
 
 /// Passes on what a worker says until it is gone. Why it is.
-async fn listen(messages: &mut Streaming<v1::FromWorker>, session: u64, heard: &Sender<Message>) -> String {
+async fn listen(
+    messages: &mut Streaming<v1::FromWorker>,
+    session: u64,
+    heard: &Sender<Message>,
+    clock: Clock,
+) -> String {
     loop {
         let message = match messages.message().await {
             Ok(Some(message)) => FromWorker::try_from(message),
@@ -286,6 +299,7 @@ async fn listen(messages: &mut Streaming<v1::FromWorker>, session: u64, heard: &
             Err(status) => return format!("its control connection broke: {}", status.message()),
         };
         let said = match message {
+            Ok(FromWorker::Pong(pong)) => Heard::Pong(pong, clock.now()),
             Ok(message) => Heard::Said(message),
             Err(error) => return error.to_string(),
         };
@@ -295,15 +309,22 @@ async fn listen(messages: &mut Streaming<v1::FromWorker>, session: u64, heard: &
     }
 }
 
-async fn pass_on(incoming: &mut Streaming<v1::Frame>, session: u64, heard: &Sender<Message>) -> String {
+async fn pass_on(
+    incoming: &mut Streaming<v1::Frame>,
+    session: u64,
+    heard: &Sender<Message>,
+    clock: Clock,
+) -> String {
     loop {
-        let chunk = match incoming.message().await {
+        let received = incoming.message().await;
+        let at = clock.now();
+        let chunk = match received {
             Ok(Some(frame)) => chunk_from_frame(frame),
             Ok(None) => return "it left".to_owned(),
             Err(status) => return format!("its tensor connection broke: {}", status.message()),
         };
         let sent = match chunk {
-            Ok(chunk) => Heard::Chunk(chunk),
+            Ok(chunk) => Heard::Chunk(chunk, at),
             Err(error) => return error.to_string(),
         };
         if heard.send((session, sent)).await.is_err() {

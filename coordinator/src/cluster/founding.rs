@@ -18,6 +18,7 @@ use super::{Cluster, Elsewhere, Heard, LOOK_EVERY, Member, Message, receive};
 use crate::error::JobError;
 use crate::job::Running;
 use crate::observe::{Event, Observer};
+use crate::trace::{Clock, Recorder};
 
 /// Our own processes come within this.
 const LOCAL_PATIENCE: Duration = Duration::from_secs(30);
@@ -59,7 +60,8 @@ pub fn found(
     let token = running.token.clone().filter(|_| folder.is_none());
     let vitals = Vitals::starting();
     let shown = vitals.clone();
-    let heard = runtime.block_on(async { doors::serve(listening, room, shown, token) });
+    let clock = Clock::starting();
+    let heard = runtime.block_on(async { doors::serve(listening, room, shown, token, clock) });
     let is_local = folder.is_some();
     let local = folder.map(|folder| {
         let plan = LocalPlan { program: running.program.clone(), workers: room, threads };
@@ -68,7 +70,7 @@ pub fn found(
     let patience = if is_local { LOCAL_PATIENCE } else { REMOTE_PATIENCE };
     let address = dialled(&address);
     let founding =
-        Founding { job, plan, heard, local: local.transpose()?, runtime, patience, vitals, address: address.clone() };
+        Founding { job, plan, heard, local: local.transpose()?, runtime, patience, vitals, clock, address: address.clone() };
     founding.gather(stop, |news| match news {
         News::Have(_) if is_local => {}
         News::Have(have) => observer.on(Event::Waiting { address: address.clone(), have, want: room }),
@@ -108,6 +110,7 @@ struct Founding {
     local: Option<LocalWorkers>,
     runtime: Runtime,
     vitals: Vitals,
+    clock: Clock,
     patience: Duration,
     /// Where workers dial.
     address: String,
@@ -177,6 +180,7 @@ impl Founding {
             runtime: self.runtime,
             vitals: self.vitals,
             leaving: None,
+            recorder: Recorder::off(self.clock),
         })
     }
 }

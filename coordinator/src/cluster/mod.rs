@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use convoy_common::batch::MicroBatch;
 use convoy_common::parameters::Tensors;
 use convoy_common::plan::Plan;
+use convoy_common::trace::Activity;
 use convoy_common::wire::{
-    Assembler, Assignment, Chunk, Elements, FailureKind, FromWorker, Hello, Payload, State, TensorKey, ToWorker,
+    Assembler, Assignment, Chunk, Elements, FailureKind, FromWorker, Hello, Payload, Pong, State, TensorKey, ToWorker,
     WireError, chunk_to_frame, expected_shape, frames,
 };
 use convoy_proto::v1;
@@ -28,6 +29,7 @@ use tokio::sync::mpsc::{Receiver, Sender};
 
 use crate::data::Split;
 use crate::error::JobError;
+use crate::trace::Recorder;
 use health::Vitals;
 use local::LocalWorkers;
 
@@ -36,6 +38,10 @@ use local::LocalWorkers;
 const SILENCE_MAX: Duration = Duration::from_secs(300);
 /// How often a wait looks around: for worker processes that ended before they came.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Pings before the first step, while workers have nothing else to do: the best of them counts.
+const FIRST_PINGS: usize = 4;
+/// Shorter waits, in nanoseconds, aren't worth a line in a trace.
+const IDLE_MIN: u64 = 50_000;
 /// How long a worker may take for its last words.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
 
@@ -46,8 +52,10 @@ pub enum Heard {
     Joined(Box<Member>),
     /// It says something.
     Said(FromWorker),
-    /// It sends a part of a tensor.
-    Chunk(Chunk),
+    /// Its clock, in an answer that came at this time of ours.
+    Pong(Pong, u64),
+    /// It sends a part of a tensor, which came at this time of ours.
+    Chunk(Chunk, u64),
     /// It is gone.
     Lost(String),
     /// One that doesn't belong to the session, or to any, serves another coordinator.
@@ -95,6 +103,16 @@ pub struct Cluster {
     vitals: Vitals,
     /// The first worker that has said that it will leave.
     leaving: Option<usize>,
+    /// What is recorded of the job.
+    pub recorder: Recorder,
+}
+
+/// What workers say at the end of a job.
+pub struct Farewell {
+    /// How many threads of each did any work, where it said so in time.
+    pub busy_threads: Vec<Option<usize>>,
+    /// With all that they handed over.
+    pub recorder: Recorder,
 }
 
 /// Weights and momentum of all towers.
@@ -152,7 +170,18 @@ impl Cluster {
                 (worker, other) => return Err(self.out_of_turn(worker, step, other)),
             }
         }
-        Ok(())
+        (0..FIRST_PINGS).try_for_each(|_| self.ask_for_clocks(step))
+    }
+
+    /// Asks every worker for its clock, if that matters to anybody.
+    ///
+    /// # Errors
+    /// When one is lost.
+    pub fn ask_for_clocks(&mut self, step: u64) -> Result<(), JobError> {
+        if !self.recorder.is_on() {
+            return Ok(());
+        }
+        (0..self.members.len()).try_for_each(|worker| self.tell(worker, ToWorker::Ping { sent: self.recorder.now() }, step))
     }
 
     /// Sends the images of a micro-batch, which are `rows` of `split` or those listed, once to every worker.
@@ -220,7 +249,12 @@ impl Cluster {
     pub fn next(&mut self, step: u64, waiting_for: impl Fn() -> String) -> Result<(usize, Heard), JobError> {
         loop {
             self.vitals.beat();
-            let Some((session, heard)) = receive(&self.runtime, &mut self.heard, SILENCE_MAX) else {
+            let began = self.recorder.now();
+            let received = receive(&self.runtime, &mut self.heard, SILENCE_MAX);
+            if self.recorder.now() - began > IDLE_MIN {
+                self.recorder.ended(began, || Activity::Idle);
+            }
+            let Some((session, heard)) = received else {
                 return Err(JobError::Silence { seconds: SILENCE_MAX.as_secs(), step, waiting_for: waiting_for() });
             };
             let Some(worker) = self.members.iter().position(|member| member.session == session) else { continue };
@@ -232,9 +266,17 @@ impl Cluster {
                 Heard::Said(FromWorker::Failure(failure)) => {
                     Err(JobError::WorkerFailed { worker, step, message: failure.message })
                 }
-                Heard::Chunk(chunk) if chunk.job != self.job => continue,
+                Heard::Chunk(chunk, _) if chunk.job != self.job => continue,
                 // A commit is decided once, here. That it arrived shows in whatever the worker does next.
                 Heard::Said(FromWorker::Committed { .. }) => continue,
+                Heard::Pong(pong, at) => {
+                    self.recorder.on_pong(worker, pong, at);
+                    continue;
+                }
+                Heard::Said(FromWorker::Recorded(recorded)) => {
+                    self.recorder.on_recorded(worker, recorded);
+                    continue;
+                }
                 Heard::Said(FromWorker::Leaving) => {
                     self.leaving.get_or_insert(worker);
                     continue;
@@ -274,14 +316,14 @@ impl Cluster {
             let (worker, heard) = self.next(step, || format!("{owed} tensors of the checkpoint"))?;
             let chunk = match heard {
                 // A job that stops early has sent the next step's images already; what comes of them is for nobody.
-                Heard::Chunk(Chunk { key: TensorKey::Activations { .. }, .. }) => continue,
-                Heard::Chunk(chunk) => chunk,
+                Heard::Chunk(Chunk { key: TensorKey::Activations { .. }, .. }, _) => continue,
+                Heard::Chunk(chunk, _) => chunk,
                 other => return Err(self.out_of_turn(worker, step, other)),
             };
             let desync = |source| JobError::Desync { worker, step, source };
             let shape = expected_shape(&plan, 0, &chunk.key).map_err(desync)?;
             if !is_owed(&chunk.key, &plan, worker, step) {
-                return Err(self.out_of_turn(worker, step, Heard::Chunk(chunk)));
+                return Err(self.out_of_turn(worker, step, Heard::Chunk(chunk, 0)));
             }
             let key = chunk.key.clone();
             if let Some((TensorKey::Parameter { name, tower, state: kind, .. }, Elements::Floats(values))) =
@@ -311,7 +353,8 @@ impl Cluster {
     pub fn out_of_turn(&self, worker: usize, step: u64, heard: Heard) -> JobError {
         let message = match heard {
             Heard::Said(message) => format!("it said {message:?} out of turn"),
-            Heard::Chunk(chunk) => format!("it sent {} out of turn", chunk.key),
+            Heard::Chunk(chunk, _) => format!("it sent {} out of turn", chunk.key),
+            Heard::Pong(..) => "it told its clock out of turn".to_owned(),
             Heard::Joined(_) | Heard::Lost(_) | Heard::Elsewhere(_) | Heard::Refused(..) => {
                 "it came or went out of turn".to_owned()
             }
@@ -319,8 +362,8 @@ impl Cluster {
         JobError::WorkerFailed { worker, step, message }
     }
 
-    /// Ends the job for every worker. How many threads of each did any work, where it said so in time.
-    pub fn dismiss(mut self, reason: &str) -> Vec<Option<usize>> {
+    /// Ends the job for every worker, and hears what they say to that.
+    pub fn dismiss(mut self, reason: &str) -> Farewell {
         let mut busy = vec![None; self.members.len()];
         for member in &self.members {
             // One that is gone needs no farewell.
@@ -335,6 +378,11 @@ impl Cluster {
                         busy[worker] = Some(busy_threads);
                     }
                 }
+                Some((session, Heard::Said(FromWorker::Recorded(recorded)))) => {
+                    if let Some(worker) = self.members.iter().position(|member| member.session == session) {
+                        self.recorder.on_recorded(worker, recorded);
+                    }
+                }
                 Some((_, Heard::Lost(_))) | None => break,
                 Some(_) => {}
             }
@@ -344,7 +392,7 @@ impl Cluster {
         }
         // Connections end with their runtime; waiting for peers that are gone would take for ever.
         self.runtime.shutdown_timeout(Duration::from_millis(200));
-        busy
+        Farewell { busy_threads: busy, recorder: self.recorder }
     }
 
     fn undelivered(&mut self, worker: usize, step: u64, why: Undelivered) -> JobError {

@@ -4,6 +4,7 @@ use convoy_common::batch::Division;
 
 use super::*;
 use crate::kernels::isa::Isa;
+use crate::probe::Probe;
 
 const MODEL: &str = r#"
 name = "small"
@@ -35,6 +36,7 @@ fn assignment(placement: Vec<usize>) -> Assignment {
         batch: 2,
         division: Division { slots: 1, micro_batches: 2 },
         train: true,
+        trace: false,
     }
 }
 
@@ -84,7 +86,7 @@ fn gradient(step: u64, index: u32, tower: usize) -> (TensorKey, Elements) {
 
 fn work_all(engine: &mut Engine, compute: &Compute) -> Vec<Out> {
     let mut all = Vec::new();
-    while let Some(out) = engine.work(compute).unwrap() {
+    while let Some(out) = engine.work(Means { compute, probe: &Probe::new(None, None) }).unwrap() {
         all.extend(out);
     }
     all
@@ -143,8 +145,8 @@ fn a_backward_pass_out_of_order_is_refused() {
             let (key, elements) = gradient(1, index, 0);
             engine.accept(key, elements).unwrap();
         }
-        engine.work(compute).unwrap();
-        assert!(matches!(engine.work(compute), Err(EngineError::OutOfOrder { .. })));
+        engine.work(Means { compute, probe: &Probe::new(None, None) }).unwrap();
+        assert!(matches!(engine.work(Means { compute, probe: &Probe::new(None, None) }), Err(EngineError::OutOfOrder { .. })));
     });
 }
 

@@ -6,12 +6,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
 
 use convoy_common::chain::chain;
+use convoy_common::trace::Activity;
 use convoy_common::wire::{Elements, Failure, FailureKind, FromWorker, TensorKey};
 use tokio::sync::mpsc::Sender;
 
 use super::health::Vitals;
 use crate::engine::{Engine, EngineError, Out};
 use crate::kernels::Compute;
+use crate::probe::Probe;
+use crate::tower::Means;
 
 /// What the network side asks for.
 pub(super) enum Command {
@@ -37,6 +40,8 @@ pub(super) struct Job {
     pub(super) queued: Arc<AtomicUsize>,
     /// Likewise, orders.
     pub(super) orders: Arc<AtomicUsize>,
+    /// What this side records.
+    pub(super) probe: Probe,
 }
 
 /// Works until the network side is gone.
@@ -52,16 +57,22 @@ pub(super) fn serve(compute: &Compute, inbox: &Receiver<Command>, vitals: &Vital
             }
         } else {
             vitals.rest();
-            match inbox.recv() {
-                Ok(command) => Some(command),
+            let began = job.as_ref().map_or(0, |job| job.probe.now());
+            let command = match inbox.recv() {
+                Ok(command) => command,
                 Err(RecvError) => return,
+            };
+            if let Some(job) = &job {
+                job.probe.ended(began, || awaited(&command));
             }
+            Some(command)
         };
         vitals.beat();
         job = match (command, job) {
             (Some(Command::Begin(new)), _) => Some(new),
             (Some(Command::Forget), _) | (_, None) => None,
             (Some(Command::End), Some(job)) => {
+                job.hand_over(job.engine.committed() + 1);
                 // Nobody may be left to hear it, and then nobody needs to.
                 let _ = job.out.blocking_send(Out::Say(FromWorker::Finished { busy_threads: compute.busy_threads() }));
                 None
@@ -71,25 +82,63 @@ pub(super) fn serve(compute: &Compute, inbox: &Receiver<Command>, vitals: &Vital
     }
 }
 
+/// What a wait was for, which a command has ended.
+fn awaited(command: &Command) -> Activity {
+    match command {
+        Command::Tensor(key, _) if key.training_step().is_some() => Activity::AwaitTensor(key.clone()),
+        _ => Activity::AwaitOrder,
+    }
+}
+
+impl Job {
+    /// Hands over what was recorded up to the commit of `step`. Whether anybody is there to take it.
+    fn hand_over(&self, step: u64) -> bool {
+        let recorded = self.probe.hand_over(step, true).into_iter().map(Out::Say);
+        recorded.chain([Out::HandedOver { step }]).all(|out| self.out.blocking_send(out).is_ok())
+    }
+}
+
 /// One command, or one piece of work. No job comes back when it can't go on.
 fn advance(compute: &Compute, mut job: Box<Job>, command: Option<Command>) -> Option<Box<Job>> {
     if matches!(command, Some(Command::Commit { .. } | Command::SendState { .. })) {
         job.orders.fetch_sub(1, Ordering::Relaxed);
     }
-    let engine = &mut job.engine;
+    let Job { engine, probe, queued, .. } = &mut *job;
+    let began = probe.now();
+    let mut committed = None;
     let result = match command {
         Some(Command::Tensor(key, elements)) => {
-            job.queued.fetch_sub(elements.bytes(), Ordering::Relaxed);
-            engine.accept(key, elements)
+            queued.fetch_sub(elements.bytes(), Ordering::Relaxed);
+            let name = key.training_step().map(|_| key.clone());
+            let result = engine.accept(key, elements);
+            if let Some(key) = name {
+                probe.ended(began, || Activity::Take(key));
+            }
+            result
         }
-        Some(Command::Commit { step, rate }) => engine.commit(compute, step, rate),
-        Some(Command::SendState { step }) => engine.state(step),
-        _ => engine.work(compute).map(Option::unwrap_or_default),
+        Some(Command::Commit { step, rate }) => {
+            committed = Some(step);
+            let result = engine.commit(compute, step, rate);
+            probe.ended(began, || Activity::Commit { step });
+            result
+        }
+        Some(Command::SendState { step }) => {
+            let result = engine.state(step);
+            probe.ended(began, || Activity::ReadState);
+            result
+        }
+        _ => engine.work(Means { compute, probe }).map(Option::unwrap_or_default),
     };
     match result {
         Ok(out) => {
+            let began = job.probe.now();
+            let said = !out.is_empty();
             let heard = out.into_iter().all(|out| job.out.blocking_send(out).is_ok());
-            heard.then_some(job)
+            if said {
+                job.probe.ended(began, || Activity::HandOut);
+            }
+            let handed_over = committed.is_none_or(|step| job.hand_over(step));
+            (heard && handed_over).then_some(job)
         }
         Err(error) => {
             // As above: a coordinator that is gone needs no reason.

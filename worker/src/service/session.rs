@@ -1,5 +1,6 @@
 //! One visit to a coordinator: hello, a job, and the end of it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -7,8 +8,9 @@ use std::time::Duration;
 
 use convoy_common::address::Address;
 use convoy_common::plan::Plan;
+use convoy_common::trace::{Activity, Transfer};
 use convoy_common::wire::{
-    Assembler, Assignment, Failure, FailureKind, FromWorker, Hello, ToWorker, WireError, chunk_from_frame,
+    Assembler, Assignment, Failure, FailureKind, FromWorker, Hello, Pong, TensorKey, ToWorker, WireError, chunk_from_frame,
     expected_shape, frames, open_frame,
 };
 use convoy_proto::{PROTOCOL_VERSION, v1};
@@ -24,6 +26,7 @@ use super::elsewhere::Whereabouts;
 use super::{Presence, WorkerConfig};
 use crate::engine::{Engine, Out};
 use crate::kernels::isa::Isa;
+use crate::probe::Probe;
 
 /// Messages and frames between two tasks: enough that neither waits for the other's next turn.
 const QUEUE: usize = 32;
@@ -111,6 +114,7 @@ pub(super) struct Session<'a> {
     queued: Arc<AtomicUsize>,
     orders: Arc<AtomicUsize>,
     presence: &'a Presence,
+    config: &'a WorkerConfig,
 }
 
 /// Says that there is a job, for as long as it lives.
@@ -129,6 +133,28 @@ impl Drop for InJob<'_> {
     }
 }
 
+/// Tensors of which a part has come: since when, and how long they have been worked on.
+#[derive(Default)]
+struct Arriving(HashMap<TensorKey, (u64, u64)>);
+
+impl Arriving {
+    /// A chunk of `tensor` was worked on since `began`; it is whole now where its `bytes` are known.
+    fn add(&mut self, probe: &Probe, tensor: TensorKey, began: u64, bytes: Option<usize>) {
+        if tensor.training_step().is_none() {
+            return;
+        }
+        let (first, busy) = self.0.get(&tensor).copied().unwrap_or((began, 0));
+        let busy = busy + (probe.now() - began);
+        match bytes {
+            None => drop(self.0.insert(tensor, (first, busy))),
+            Some(bytes) => {
+                self.0.remove(&tensor);
+                probe.ended(first, || Activity::Receive(Transfer { tensor, bytes: bytes as u64, busy }));
+            }
+        }
+    }
+}
+
 /// A job, as the network side knows it.
 struct Terms {
     job: u64,
@@ -136,12 +162,14 @@ struct Terms {
     batch: usize,
     /// Bytes of tensors that may wait to be computed.
     queue_limit: usize,
+    /// What this side records.
+    probe: Probe,
 }
 
 impl<'a> Session<'a> {
     /// Finds a coordinator that wants this worker, serves one job, and returns when the coordinator has ended it.
     pub(super) async fn run(
-        config: &WorkerConfig,
+        config: &'a WorkerConfig,
         isa: Isa,
         commands: &'a mpsc::Sender<Command>,
         presence: &'a Presence,
@@ -162,14 +190,14 @@ impl<'a> Session<'a> {
     }
 
     async fn visit(
-        config: &WorkerConfig,
+        config: &'a WorkerConfig,
         isa: Isa,
         commands: &'a mpsc::Sender<Command>,
         presence: &'a Presence,
         place: &Place,
     ) -> Result<(), SessionError> {
         let (control, requests) = channel(QUEUE);
-        let session = Session { commands, control, queued: Arc::default(), orders: Arc::default(), presence };
+        let session = Session { commands, control, queued: Arc::default(), orders: Arc::default(), presence, config };
         session.say(FromWorker::Hello(hello(config, isa))).await?;
         let mut client = dial(place, config.token.as_ref()).await?;
         let greeting = async {
@@ -223,7 +251,7 @@ impl<'a> Session<'a> {
         tokio::select! {
             result = self.follow(orders) => result,
             result = self.receive(incoming, &terms) => result,
-            result = self.send(computed, frames, terms.job) => result,
+            result = self.send(computed, frames, &terms) => result,
             () = whereabouts.tell() => Err(SessionError::Moved),
             result = self.take_leave() => result,
         }
@@ -243,15 +271,18 @@ impl<'a> Session<'a> {
         let engine = Engine::new(assignment, memory()).map_err(|error| super::compute::failure(&error))?;
         let plan = engine.plan();
         let parameters: usize = plan.network.parameters().iter().map(|p| p.len() * size_of::<f32>()).sum();
+        let clock = engine.traces().then_some(self.presence.clock);
+        let slow = self.config.rehearsal.slow.clone();
         let queue_limit = (plan.step_traffic(batch).down as usize).saturating_add(parameters).saturating_mul(2);
         let begun = self.commands.send(Command::Begin(Box::new(Job {
             engine,
             out,
             queued: self.queued.clone(),
             orders: self.orders.clone(),
+            probe: Probe::new(clock, slow),
         })));
         begun.map_err(|_| internal("the computing thread is gone"))?;
-        Ok(Terms { job, plan, batch, queue_limit })
+        Ok(Terms { job, plan, batch, queue_limit, probe: Probe::new(clock, None) })
     }
 
     /// Orders, until the job ends.
@@ -265,6 +296,12 @@ impl<'a> Session<'a> {
                     tracing::info!(reason, "the job is over");
                     ended = true;
                     Command::End
+                }
+                Ok(Some(ToWorker::Ping { sent })) => {
+                    let received = self.presence.clock.now();
+                    let replied = self.presence.clock.now();
+                    self.say(FromWorker::Pong(Pong { ping_sent: sent, received, replied })).await?;
+                    continue;
                 }
                 Ok(Some(ToWorker::Welcome { .. } | ToWorker::Assign(_))) => {
                     return Err(SessionError::Early("a second welcome"));
@@ -284,13 +321,20 @@ impl<'a> Session<'a> {
     /// Tensors, put together and handed to the computing side.
     async fn receive(&self, mut incoming: Streaming<v1::Frame>, terms: &Terms) -> Result<(), SessionError> {
         let mut assembler = Assembler::new(terms.queue_limit);
+        let mut arriving = Arriving::default();
         while let Some(frame) = incoming.message().await? {
+            let began = terms.probe.now();
             let chunk = chunk_from_frame(frame)?;
             if chunk.job != terms.job {
                 continue; // What is left of an earlier job concerns nobody any more.
             }
             let shape = expected_shape(&terms.plan, terms.batch, &chunk.key)?;
-            if let Some((key, elements)) = assembler.accept(chunk, &shape)? {
+            let name = terms.probe.is_on().then(|| chunk.key.clone());
+            let whole = assembler.accept(chunk, &shape)?;
+            if let Some(name) = name {
+                arriving.add(&terms.probe, name, began, whole.as_ref().map(|(_, elements)| elements.bytes()));
+            }
+            if let Some((key, elements)) = whole {
                 let queued = self.queued.fetch_add(elements.bytes(), Ordering::Relaxed) + elements.bytes();
                 if queued > terms.queue_limit {
                     return Err(SessionError::Flood { queued, limit: terms.queue_limit });
@@ -307,7 +351,7 @@ impl<'a> Session<'a> {
         &self,
         mut computed: Receiver<Out>,
         frames_out: Sender<v1::Frame>,
-        job: u64,
+        terms: &Terms,
     ) -> Result<(), SessionError> {
         while let Some(out) = computed.recv().await {
             match out {
@@ -316,10 +360,23 @@ impl<'a> Session<'a> {
                     sleep(FAREWELL).await;
                     return Err(SessionError::Failed);
                 }
+                Out::HandedOver { step } => {
+                    for message in terms.probe.hand_over(step, false) {
+                        self.say(message).await?;
+                    }
+                }
                 Out::Say(message) => self.say(message).await?,
                 Out::Tensor(payload) => {
-                    for frame in frames(job, payload) {
+                    let name = terms.probe.is_on().then(|| (payload.key.clone(), payload.data.len() as u64));
+                    let (began, mut busy) = (terms.probe.now(), 0);
+                    let mut at = began;
+                    for frame in frames(terms.job, payload) {
+                        busy += terms.probe.now() - at;
                         frames_out.send(frame).await.map_err(|_| SessionError::Left)?;
+                        at = terms.probe.now();
+                    }
+                    if let Some((tensor, bytes)) = name.filter(|(tensor, _)| tensor.training_step().is_some()) {
+                        terms.probe.ended(began, || Activity::Send(Transfer { tensor, bytes, busy }));
                     }
                 }
             }

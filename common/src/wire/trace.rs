@@ -1,0 +1,179 @@
+//! What a worker has recorded, as it travels. Only what workers do has a form here.
+
+use convoy_proto::v1;
+
+use super::tensor::{TensorKey, direction_from, direction_to, key_from, key_to, micro_batch_from, micro_batch_to};
+use super::{WireError, required};
+use crate::batch::MicroBatch;
+use crate::trace::{Activity, SegmentRun, Span, Transfer};
+
+/// Spans of one message at the most: it stays far below what a control message may have.
+pub const SPANS_MAX: usize = 2048;
+
+/// What a worker has recorded since it last handed anything over, or a part of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// The step that it has just committed, or the one at hand when the job ended.
+    pub step: u64,
+    /// Spans for which there was no room.
+    pub dropped: u64,
+    /// Whether more of this step follows.
+    pub more: bool,
+    /// At most [`SPANS_MAX`].
+    pub spans: Vec<Span>,
+}
+
+impl TryFrom<v1::Recorded> for Recorded {
+    type Error = WireError;
+
+    fn try_from(m: v1::Recorded) -> Result<Self, WireError> {
+        if m.spans.len() > SPANS_MAX {
+            let (field, value) = ("spans", m.spans.len().to_string());
+            return Err(WireError::Value { field, value, expected: "it must be at most 2048 a message" });
+        }
+        let spans = m.spans.into_iter().map(span_from).collect::<Result<_, _>>()?;
+        Ok(Self { step: m.step, dropped: m.dropped, more: m.more, spans })
+    }
+}
+
+impl From<Recorded> for v1::Recorded {
+    fn from(recorded: Recorded) -> Self {
+        let spans = recorded.spans.into_iter().filter_map(span_to).collect();
+        Self { step: recorded.step, dropped: recorded.dropped, more: recorded.more, spans }
+    }
+}
+
+fn span_from(m: v1::Span) -> Result<Span, WireError> {
+    use v1::span::Activity as Wire;
+    let activity = match required("activity", m.activity)? {
+        Wire::Segment(run) => Activity::Segment(SegmentRun {
+            direction: direction_from(run.direction())?,
+            micro_batch: micro_batch_from(run.micro_batch)?.id,
+            segment: run.segment as usize,
+            tower: run.tower as usize,
+        }),
+        Wire::Layer(run) => {
+            Activity::Layer { direction: direction_from(run.direction())?, layer: run.layer as usize }
+        }
+        Wire::Commit(step) => Activity::Commit { step },
+        Wire::Take(name) => Activity::Take(tensor_from(Some(name))?),
+        Wire::AwaitTensor(name) => Activity::AwaitTensor(tensor_from(Some(name))?),
+        Wire::AwaitOrder(_) => Activity::AwaitOrder,
+        Wire::HandOut(_) => Activity::HandOut,
+        Wire::ReadState(_) => Activity::ReadState,
+        Wire::Send(transfer) => Activity::Send(transfer_from(transfer)?),
+        Wire::Receive(transfer) => Activity::Receive(transfer_from(transfer)?),
+    };
+    let end = m.start_ns.checked_add(m.length_ns).ok_or_else(|| WireError::Value {
+        field: "length_ns",
+        value: m.length_ns.to_string(),
+        expected: "it must end within time",
+    })?;
+    Ok(Span { start: m.start_ns, end, activity })
+}
+
+/// Nothing for what a worker doesn't do.
+fn span_to(span: Span) -> Option<v1::Span> {
+    use v1::span::Activity as Wire;
+    let (start_ns, length_ns) = (span.start, span.length());
+    let activity = match span.activity {
+        Activity::Segment(run) => Wire::Segment(v1::SegmentRun {
+            // Which samples it holds, its images say.
+            micro_batch: Some(micro_batch_to(&MicroBatch { id: run.micro_batch, samples: 0..1 })),
+            segment: run.segment as u32,
+            tower: run.tower as u32,
+            direction: direction_to(run.direction).into(),
+        }),
+        Activity::Layer { layer, direction } => {
+            Wire::Layer(v1::LayerRun { layer: layer as u32, direction: direction_to(direction).into() })
+        }
+        Activity::Commit { step } => Wire::Commit(step),
+        Activity::Take(key) => Wire::Take(tensor_to(key)?),
+        Activity::AwaitTensor(key) => Wire::AwaitTensor(tensor_to(key)?),
+        Activity::AwaitOrder => Wire::AwaitOrder(v1::Nothing {}),
+        Activity::HandOut => Wire::HandOut(v1::Nothing {}),
+        Activity::ReadState => Wire::ReadState(v1::Nothing {}),
+        Activity::Send(transfer) => Wire::Send(transfer_to(transfer)?),
+        Activity::Receive(transfer) => Wire::Receive(transfer_to(transfer)?),
+        Activity::Relay(_)
+        | Activity::Step { .. }
+        | Activity::SendImages(_)
+        | Activity::Loss(_)
+        | Activity::Idle
+        | Activity::Measure
+        | Activity::Checkpoint => return None,
+    };
+    Some(v1::Span { start_ns, length_ns, activity: Some(activity) })
+}
+
+fn transfer_from(m: v1::Transfer) -> Result<Transfer, WireError> {
+    Ok(Transfer { tensor: tensor_from(m.tensor)?, bytes: m.bytes, busy: m.busy_ns })
+}
+
+fn transfer_to(transfer: Transfer) -> Option<v1::Transfer> {
+    Some(v1::Transfer { tensor: Some(tensor_to(transfer.tensor)?), bytes: transfer.bytes, busy_ns: transfer.busy })
+}
+
+fn tensor_from(name: Option<v1::TensorName>) -> Result<TensorKey, WireError> {
+    use v1::tensor_name::Tensor;
+    key_from(match required("tensor", required("tensor", name)?.tensor)? {
+        Tensor::Images(images) => v1::chunk::Tensor::Images(images),
+        Tensor::Activations(activations) => v1::chunk::Tensor::Activations(activations),
+    })
+}
+
+/// Nothing for parameters, which are no part of a step.
+fn tensor_to(key: TensorKey) -> Option<v1::TensorName> {
+    use v1::tensor_name::Tensor;
+    let tensor = match key_to(key) {
+        v1::chunk::Tensor::Images(images) => Tensor::Images(images),
+        v1::chunk::Tensor::Activations(activations) => Tensor::Activations(activations),
+        v1::chunk::Tensor::Parameter(_) => return None,
+    };
+    Some(v1::TensorName { tensor: Some(tensor) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::{MicroBatchId, Phase};
+    use crate::wire::Direction;
+
+    #[test]
+    fn what_a_worker_records_arrives_as_it_was() {
+        let id = MicroBatchId { step: 3, phase: Phase::Train, slot: 1, micro_batch: 2 };
+        let micro_batch = MicroBatch { id, samples: 8..12 };
+        let tensor = TensorKey::Activations {
+            micro_batch: micro_batch.clone(),
+            exchange: 1,
+            direction: Direction::Backward,
+            from_tower: 0,
+            to_tower: Some(1),
+        };
+        let transfer = Transfer { tensor: tensor.clone(), bytes: 77, busy: 5 };
+        let run = SegmentRun { micro_batch: id, segment: 2, tower: 1, direction: Direction::Forward };
+        let activities = [
+            Activity::Segment(run),
+            Activity::Layer { layer: 4, direction: Direction::Backward },
+            Activity::Commit { step: 3 },
+            Activity::Take(TensorKey::Images(micro_batch)),
+            Activity::AwaitTensor(tensor),
+            Activity::AwaitOrder,
+            Activity::HandOut,
+            Activity::ReadState,
+            Activity::Send(transfer.clone()),
+            Activity::Receive(transfer),
+        ];
+        let spans: Vec<_> =
+            activities.into_iter().map(|activity| Span { start: 10, end: 25, activity }).collect();
+        let recorded = Recorded { step: 3, dropped: 1, more: true, spans };
+        assert_eq!(Recorded::try_from(v1::Recorded::from(recorded.clone())), Ok(recorded.clone()));
+        let mut endless = v1::Recorded::from(recorded.clone());
+        endless.spans[0].length_ns = u64::MAX;
+        assert!(Recorded::try_from(endless).is_err());
+        let many = Recorded { spans: vec![recorded.spans[2].clone(); SPANS_MAX + 1], ..recorded };
+        assert!(Recorded::try_from(v1::Recorded::from(many)).is_err());
+        let empty = v1::Recorded { spans: vec![v1::Span::default()], ..v1::Recorded::default() };
+        assert_eq!(Recorded::try_from(empty), Err(WireError::Missing("activity")));
+    }
+}

@@ -1,0 +1,32 @@
+//! Where the time goes: what all processes recorded, on one clock ([`alignment`]), collected while a job runs
+//! ([`recorder`]), kept in `trace.json` ([`file`]), and accounted for ([`account`], [`report`]).
+//!
+//! Not here: what is recorded, which `convoy-common` says.
+
+pub mod account;
+pub mod alignment;
+pub mod file;
+mod recorder;
+pub mod report;
+mod sampling;
+
+use std::time::Instant;
+
+pub use recorder::{Recorder, Recording};
+pub use sampling::Sampling;
+
+/// The coordinator's clock: nanoseconds since it was made.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// A clock that starts now.
+    pub fn starting() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Nanoseconds since it was made.
+    pub fn now(&self) -> u64 {
+        self.0.elapsed().as_nanos() as u64
+    }
+}

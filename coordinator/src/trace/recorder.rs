@@ -1,0 +1,304 @@
+//! What is recorded while a job runs: the coordinator's own spans, the workers' as they hand them over, and their clocks.
+//! Steps that are to be kept are written as soon as all of it has come; of the others the last two are remembered, in case
+//! that something goes wrong.
+//!
+//! Not here: which steps are kept (`sampling`), and the file's form (`file`).
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::path::Path;
+
+use convoy_common::model::Network;
+use convoy_common::trace::{Activity, Buffer, Span, Transfer};
+use convoy_common::wire::{Pong, Recorded, TensorKey};
+
+use super::alignment::{Alignment, Exchange};
+use super::file::{About, Figures, Part, StepTrace, Writer, sent_by, source_of};
+use super::{Clock, Sampling};
+
+/// Spans of a process that are kept of a step: a hostile worker can't fill the memory.
+const SPANS_OF_STEP_MAX: usize = 64 * 1024;
+/// Steps whose spans are still coming.
+const OPEN_STEPS_MAX: usize = 4;
+/// Steps that weren't to be kept, and will be if something goes wrong.
+const REMEMBERED: usize = 2;
+
+/// Records, or does nothing.
+#[derive(Debug)]
+pub struct Recorder {
+    clock: Clock,
+    recording: Option<Box<Recording>>,
+}
+
+/// A trace in the making.
+#[derive(Debug)]
+pub struct Recording {
+    writer: Option<Writer>,
+    sampling: Sampling,
+    first: u64,
+    last: u64,
+    /// The step at hand.
+    at: u64,
+    open: BTreeMap<u64, Open>,
+    remembered: VecDeque<(u64, StepTrace)>,
+    clocks: Vec<Alignment>,
+    /// Tensors of which a part has come: since when.
+    arriving: HashMap<TensorKey, u64>,
+    /// Why the file could not be written, once.
+    trouble: Option<std::io::Error>,
+}
+
+/// A step whose spans are coming. Workers' are on their own clocks.
+#[derive(Debug)]
+struct Open {
+    own: Buffer,
+    workers: Vec<Buffer>,
+    dropped: Vec<u64>,
+    complete: HashSet<usize>,
+    figures: Option<Figures>,
+}
+
+impl Open {
+    fn new(workers: usize) -> Self {
+        Self {
+            own: Buffer::new(SPANS_OF_STEP_MAX),
+            workers: (0..workers).map(|_| Buffer::new(SPANS_OF_STEP_MAX)).collect(),
+            dropped: vec![0; workers],
+            complete: HashSet::new(),
+            figures: None,
+        }
+    }
+}
+
+impl Recording {
+    /// A recording of steps `first` to `last`, into `path`.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn begin(
+        path: &Path,
+        sampling: Sampling,
+        (first, last): (u64, u64),
+        about: &About,
+        network: Network,
+    ) -> std::io::Result<Self> {
+        let writer = Some(Writer::create(path, about, network)?);
+        let clocks = vec![Alignment::default(); about.hosts.len()];
+        let (open, remembered, arriving) = (BTreeMap::new(), VecDeque::new(), HashMap::new());
+        Ok(Self { writer, sampling, first, last, at: first, open, remembered, clocks, arriving, trouble: None })
+    }
+
+    fn open(&mut self, step: u64) -> &mut Open {
+        let workers = self.clocks.len();
+        self.open.entry(step).or_insert_with(|| Open::new(workers))
+    }
+
+    fn note(&mut self, span: Span) {
+        let step = match &span.activity {
+            Activity::Step { step } => *step,
+            Activity::Relay(Transfer { tensor, .. }) => tensor.training_step().unwrap_or(self.at),
+            Activity::SendImages(id) | Activity::Loss(id) => id.step,
+            _ => self.at,
+        };
+        self.open(step).own.push(span);
+    }
+
+    /// What a worker hands over. What it sent and received belongs to the step of the tensor; everything else to the step
+    /// that it says.
+    fn take(&mut self, worker: usize, recorded: Recorded) {
+        // A worker can be a step behind, and no more.
+        if recorded.step + OPEN_STEPS_MAX as u64 <= self.at || recorded.step > self.at + 1 {
+            return;
+        }
+        let allowed = self.at.saturating_sub(1)..=self.at + 2;
+        for span in recorded.spans {
+            let step = match &span.activity {
+                Activity::Send(transfer) | Activity::Receive(transfer) => transfer.tensor.training_step(),
+                _ => Some(recorded.step),
+            };
+            if let Some(step) = step.filter(|step| allowed.contains(step) || *step == recorded.step) {
+                self.open(step).workers[worker].push(span);
+            }
+        }
+        let open = self.open(recorded.step);
+        open.dropped[worker] += recorded.dropped;
+        if !recorded.more {
+            open.complete.insert(worker);
+        }
+    }
+
+    /// Closes every step up to `through`, or those alone that are complete.
+    fn close(&mut self, through: u64, whether_complete_or_not: bool) {
+        while let Some((step, open)) = self.open.first_key_value() {
+            let complete = open.complete.len() == self.clocks.len();
+            let crowded = self.open.len() > OPEN_STEPS_MAX;
+            if *step > through || !(complete || crowded || whether_complete_or_not) {
+                return;
+            }
+            let Some((step, open)) = self.open.pop_first() else { return };
+            let trace = self.aligned(open);
+            if self.sampling.keeps(step, self.first, self.last) {
+                self.write(step, &trace);
+            } else {
+                self.remembered.push_back((step, trace));
+                if self.remembered.len() > REMEMBERED {
+                    self.remembered.pop_front();
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, step: u64, trace: &StepTrace) {
+        let Some(writer) = &mut self.writer else { return };
+        if writer.is_full() && !self.sampling.is_unbounded() {
+            return;
+        }
+        if let Err(error) = writer.add(step, trace) {
+            // A trace that can't be written stops no job: it is told of at the end.
+            self.trouble.get_or_insert(error);
+            self.writer = None;
+        }
+    }
+
+    /// All parts on our clock.
+    fn aligned(&self, mut open: Open) -> StepTrace {
+        let (own, own_dropped) = open.own.take();
+        let began: HashMap<&TensorKey, u64> = own.iter().filter_map(began_here).collect();
+        let step_began = own.iter().map(|span| span.start).min().unwrap_or(0);
+        let sent_here: HashMap<_, _> = own.iter().filter_map(sent_by).collect();
+        let workers = open.workers.iter_mut().zip(&open.dropped).zip(&self.clocks).map(|((buffer, dropped), clock)| {
+            let (spans, unkept) = buffer.take();
+            let bounds = |span: &Span| match &span.activity {
+                // It can't have come here before it was sent there,
+                Activity::Send(t) => (None, began.get(&t.tensor).map(|ours| *ours as i64 - span.start as i64)),
+                // nor there before a part of it was here.
+                Activity::Receive(t) => {
+                    let ours = began.get(&t.tensor).or_else(|| sent_here.get(&source_of(&t.tensor)));
+                    (ours.map(|ours| *ours as i64 - span.start as i64), None)
+                }
+                _ => (None, None),
+            };
+            let (earliest, latest): (Vec<_>, Vec<_>) = spans.iter().map(bounds).unzip();
+            let earliest = earliest.into_iter().flatten().max();
+            let latest = latest.into_iter().flatten().min();
+            let offset = clock.offset(step_began, earliest, latest);
+            let ours = |theirs: u64| (theirs as i64).saturating_add(offset.offset).max(0) as u64;
+            let spans = spans.into_iter().map(|span| Span { start: ours(span.start), end: ours(span.end), ..span });
+            Part { spans: spans.collect(), offset: Some(offset), dropped: *dropped + unkept }
+        });
+        let workers = workers.collect();
+        let coordinator = Part { spans: own, offset: None, dropped: own_dropped };
+        StepTrace { coordinator, workers, figures: open.figures }
+    }
+}
+
+/// When the coordinator first had a part of a tensor that it passed on.
+fn began_here(span: &Span) -> Option<(&TensorKey, u64)> {
+    match &span.activity {
+        Activity::Relay(transfer) => Some((&transfer.tensor, span.start)),
+        _ => None,
+    }
+}
+
+impl Recorder {
+    /// One that records nothing, and could by this clock.
+    pub fn off(clock: Clock) -> Self {
+        Self { clock, recording: None }
+    }
+
+    /// From now on it records.
+    pub fn begin(&mut self, recording: Recording) {
+        self.recording = Some(Box::new(recording));
+    }
+
+    /// Whether anything is recorded.
+    pub fn is_on(&self) -> bool {
+        self.recording.is_some()
+    }
+
+    /// What it tells the time by.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// When something begins.
+    pub fn now(&self) -> u64 {
+        if self.is_on() { self.clock.now() } else { 0 }
+    }
+
+    /// Something that began at `start` has ended.
+    pub fn ended(&mut self, start: u64, activity: impl FnOnce() -> Activity) {
+        if let Some(recording) = &mut self.recording {
+            recording.note(Span { start, end: self.clock.now(), activity: activity() });
+        }
+    }
+
+    /// A chunk of a tensor that is passed on arrived at `at`; it was the last one where `bytes` of the whole are known.
+    pub fn relayed(&mut self, tensor: &TensorKey, at: u64, bytes: Option<u64>) {
+        let Some(recording) = self.recording.as_mut().filter(|_| tensor.training_step().is_some()) else { return };
+        let Some(bytes) = bytes else {
+            if !recording.arriving.contains_key(tensor) {
+                recording.arriving.insert(tensor.clone(), at);
+            }
+            return;
+        };
+        let start = recording.arriving.remove(tensor).unwrap_or(at);
+        let transfer = Transfer { tensor: tensor.clone(), bytes, busy: 0 };
+        recording.note(Span { start, end: self.clock.now(), activity: Activity::Relay(transfer) });
+    }
+
+    /// A worker's clock, as its answer to a ping says that came at `arrived`.
+    pub fn on_pong(&mut self, worker: usize, pong: Pong, arrived: u64) {
+        if let Some(recording) = &mut self.recording {
+            let Pong { ping_sent: sent, received, replied } = pong;
+            recording.clocks[worker].add(Exchange { sent, received, replied, arrived });
+        }
+    }
+
+    /// What a worker hands over.
+    pub fn on_recorded(&mut self, worker: usize, recorded: Recorded) {
+        if let Some(recording) = &mut self.recording {
+            recording.take(worker, recorded);
+        }
+    }
+
+    /// A step that began at `start` was committed.
+    pub fn step_ended(&mut self, step: u64, start: u64, figures: Figures) {
+        self.ended(start, || Activity::Step { step });
+        if let Some(recording) = &mut self.recording {
+            recording.open(step).figures = Some(figures);
+            recording.at = step + 1;
+            // What workers hand over of the step that has just ended is on its way.
+            recording.close(step.saturating_sub(1), false);
+        }
+    }
+
+    /// Something went wrong: what is known of the last steps is kept.
+    pub fn incident(&mut self, what: &str) {
+        let now = self.clock.now();
+        let Some(recording) = &mut self.recording else { return };
+        recording.close(u64::MAX, true);
+        for (step, trace) in std::mem::take(&mut recording.remembered) {
+            recording.write(step, &trace);
+        }
+        if let Some(writer) = &mut recording.writer
+            && let Err(error) = writer.incident(now, what)
+        {
+            recording.trouble.get_or_insert(error);
+            recording.writer = None;
+        }
+    }
+
+    /// The end of the recording.
+    ///
+    /// # Errors
+    /// When the file couldn't be written.
+    pub fn finish(&mut self) -> std::io::Result<()> {
+        let Some(mut recording) = self.recording.take() else { return Ok(()) };
+        recording.close(u64::MAX, true);
+        match (recording.trouble, recording.writer) {
+            (Some(trouble), _) => Err(trouble),
+            (None, Some(writer)) => writer.finish(),
+            (None, None) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Which steps are kept in `trace.json`: a pure function of the step.
+
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+/// Steps that a sample has at the most, apart from the first ones.
+const SAMPLED: u64 = 100;
+/// The first steps of a run, whose caches are cold, are worth a look.
+const FIRST: u64 = 3;
+
+/// Which steps to keep.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Sampling {
+    /// None: nothing is recorded.
+    Off,
+    /// Some all over the run.
+    #[default]
+    Sample,
+    /// Those of a range.
+    Steps(RangeInclusive<u64>),
+    /// All of them.
+    All,
+}
+
+impl Sampling {
+    /// Whether `step` of a run from `first` to `last` is kept.
+    pub fn keeps(&self, step: u64, first: u64, last: u64) -> bool {
+        match self {
+            Sampling::Off => false,
+            Sampling::All => true,
+            Sampling::Steps(range) => range.contains(&step),
+            Sampling::Sample => {
+                let every = (last + 1).saturating_sub(first).div_ceil(SAMPLED).max(1);
+                step < first + FIRST || (step - first).is_multiple_of(every)
+            }
+        }
+    }
+
+    /// Whether the file may grow as large as it likes, since these steps were asked for.
+    pub fn is_unbounded(&self) -> bool {
+        matches!(self, Sampling::All | Sampling::Steps(_))
+    }
+}
+
+impl FromStr for Sampling {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("\"{text}\" is neither off, sample, all nor steps:FROM-TO, such as steps:10-20");
+        match text {
+            "off" => Ok(Sampling::Off),
+            "sample" => Ok(Sampling::Sample),
+            "all" => Ok(Sampling::All),
+            _ => {
+                let (from, to) = text.strip_prefix("steps:").and_then(|range| range.split_once('-')).ok_or_else(wrong)?;
+                let (from, to) = (from.parse().map_err(|_| wrong())?, to.parse().map_err(|_| wrong())?);
+                if from <= to && from > 0 { Ok(Sampling::Steps(from..=to)) } else { Err(wrong()) }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_lies_all_over_the_run_and_has_a_bound() {
+        for (first, last) in [(1, 5), (1, 7_504), (400, 1_000_000)] {
+            let kept: Vec<_> = (first..=last).filter(|step| Sampling::Sample.keeps(*step, first, last)).collect();
+            assert!(kept.len() as u64 <= SAMPLED + FIRST && kept[0] == first);
+            assert!(kept[kept.len() - 1] + (last - first) / SAMPLED + 1 >= last, "the end is not left out");
+        }
+    }
+
+    #[test]
+    fn what_is_said_is_read_or_refused() {
+        assert_eq!("steps:3-9".parse(), Ok(Sampling::Steps(3..=9)));
+        assert!(Sampling::Steps(3..=9).keeps(9, 1, 99) && !Sampling::Steps(3..=9).keeps(10, 1, 99));
+        for wrong in ["", "steps", "steps:9-3", "steps:0-3", "steps:a-b", "some"] {
+            assert!(wrong.parse::<Sampling>().is_err(), "{wrong}");
+        }
+    }
+}
