@@ -9,6 +9,8 @@ mod output;
 mod plan;
 mod settings;
 mod signals;
+mod table;
+mod trace;
 mod train;
 mod worker;
 
@@ -47,6 +49,8 @@ enum Command {
     Health(health::Arguments),
     /// Show what a step will cost on a given cluster, without one
     Plan(plan::Arguments),
+    /// Show where the time of a run went
+    Trace(trace::Arguments),
 }
 
 /// How a command ended without an error.
@@ -92,6 +96,7 @@ fn carry_out(command: Command) -> Result<Outcome, Box<dyn Error>> {
         Command::Eval(arguments) => eval::run(*arguments),
         Command::Health(arguments) => health::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
+        Command::Trace(arguments) => trace::run(&arguments),
     }
 }
 

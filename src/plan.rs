@@ -7,6 +7,7 @@ use convoy_common::model::Network;
 use convoy_common::plan::Plan;
 use serde_json::{Value, json};
 
+use crate::table::aligned;
 use crate::{Outcome, output, settings};
 
 /// Show what a step will cost on a given cluster, without one: per layer and per exchange.
@@ -157,18 +158,4 @@ fn name_of_first(plan: &Plan) -> String {
 fn name_behind(plan: &Plan, exchange: usize) -> String {
     let next = plan.segments.get(exchange + 1);
     next.map_or_else(|| "the loss".to_owned(), |segment| plan.network.layers[segment.layers.start].name.clone())
-}
-
-/// Columns of equal width, numbers to the right; those listed, to the left.
-fn aligned(rows: &[Vec<String>], left: &[usize]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..rows.first().map_or(0, Vec::len)).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().enumerate().map(|(column, cell)| {
-            let width = widths[column];
-            if left.contains(&column) { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-        });
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
-    };
-    rows.iter().map(line).collect()
 }

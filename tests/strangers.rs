@@ -426,6 +426,7 @@ fn assign(change: impl FnOnce(&mut v1::Assign)) -> v1::ToWorker {
         slots: 1,
         micro_batches: 2,
         train: true,
+        trace: true,
     };
     change(&mut assign);
     v1::ToWorker { message: Some(v1::to_worker::Message::Assign(assign)) }

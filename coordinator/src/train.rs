@@ -434,8 +434,7 @@ impl Run {
     fn measure(&mut self, drive: &mut Drive, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<(), JobError> {
         let step = self.progress.step;
         let (size, began) = (self.job.batch, drive.cluster.recorder.now());
-        let measured: Measured =
-            evaluate(&mut drive.cluster, &mut drive.exchanges, &self.data.test, step, size, stop)?;
+        let measured: Measured = evaluate(&mut drive.cluster, &mut drive.exchanges, &self.data.test, step, size, stop)?;
         drive.cluster.recorder.ended(began, || Activity::Measure);
         let train_loss = self.progress.epoch_loss_sum / self.progress.epoch_images.max(1) as f64;
         self.progress.test_accuracy = Some(measured.accuracy());

@@ -180,11 +180,9 @@ impl TryFrom<v1::FromWorker> for FromWorker {
             Message::Failure(m) => FromWorker::Failure(m.try_into()?),
             Message::Finished(m) => FromWorker::Finished { busy_threads: m.busy_threads as usize },
             Message::Leaving(_) => FromWorker::Leaving,
-            Message::Pong(m) => FromWorker::Pong(Pong {
-                ping_sent: m.ping_sent_ns,
-                received: m.received_ns,
-                replied: m.replied_ns,
-            }),
+            Message::Pong(m) => {
+                FromWorker::Pong(Pong { ping_sent: m.ping_sent_ns, received: m.received_ns, replied: m.replied_ns })
+            }
             Message::Recorded(m) => FromWorker::Recorded(m.try_into()?),
         })
     }

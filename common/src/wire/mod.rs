@@ -13,8 +13,8 @@ pub use fit::expected_shape;
 pub use tensor::{
     Assembler, CHUNK_BYTES, CONTROL_BYTES_MAX, Chunk, Direction, Elements, FRAME_BYTES_MAX, Payload, State, TensorKey,
 };
-pub use trace::{Recorded, SPANS_MAX};
 pub use tensor::{chunk_from_frame, chunk_to_frame, frames, open_frame, session_from_frame};
+pub use trace::{Recorded, SPANS_MAX};
 
 /// HTTP/2 windows and frames, the same on both sides: the receiver's setting governs the sender. Measured: larger frames
 /// without larger windows gain nothing.

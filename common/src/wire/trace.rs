@@ -52,9 +52,7 @@ fn span_from(m: v1::Span) -> Result<Span, WireError> {
             segment: run.segment as usize,
             tower: run.tower as usize,
         }),
-        Wire::Layer(run) => {
-            Activity::Layer { direction: direction_from(run.direction())?, layer: run.layer as usize }
-        }
+        Wire::Layer(run) => Activity::Layer { direction: direction_from(run.direction())?, layer: run.layer as usize },
         Wire::Commit(step) => Activity::Commit { step },
         Wire::Take(name) => Activity::Take(tensor_from(Some(name))?),
         Wire::AwaitTensor(name) => Activity::AwaitTensor(tensor_from(Some(name))?),
@@ -164,8 +162,7 @@ mod tests {
             Activity::Send(transfer.clone()),
             Activity::Receive(transfer),
         ];
-        let spans: Vec<_> =
-            activities.into_iter().map(|activity| Span { start: 10, end: 25, activity }).collect();
+        let spans: Vec<_> = activities.into_iter().map(|activity| Span { start: 10, end: 25, activity }).collect();
         let recorded = Recorded { step: 3, dropped: 1, more: true, spans };
         assert_eq!(Recorded::try_from(v1::Recorded::from(recorded.clone())), Ok(recorded.clone()));
         let mut endless = v1::Recorded::from(recorded.clone());

@@ -26,8 +26,8 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_health::server::health_reporter;
 
 use super::health::{Vitals, watch};
-use crate::trace::Clock;
 use super::{Elsewhere, Heard, Member, Message};
+use crate::trace::Clock;
 
 /// No worker has this number.
 const NO_SESSION: u64 = 0;
@@ -309,12 +309,7 @@ async fn listen(
     }
 }
 
-async fn pass_on(
-    incoming: &mut Streaming<v1::Frame>,
-    session: u64,
-    heard: &Sender<Message>,
-    clock: Clock,
-) -> String {
+async fn pass_on(incoming: &mut Streaming<v1::Frame>, session: u64, heard: &Sender<Message>, clock: Clock) -> String {
     loop {
         let received = incoming.message().await;
         let at = clock.now();

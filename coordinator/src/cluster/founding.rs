@@ -69,8 +69,17 @@ pub fn found(
     });
     let patience = if is_local { LOCAL_PATIENCE } else { REMOTE_PATIENCE };
     let address = dialled(&address);
-    let founding =
-        Founding { job, plan, heard, local: local.transpose()?, runtime, patience, vitals, clock, address: address.clone() };
+    let founding = Founding {
+        job,
+        plan,
+        heard,
+        local: local.transpose()?,
+        runtime,
+        patience,
+        vitals,
+        clock,
+        address: address.clone(),
+    };
     founding.gather(stop, |news| match news {
         News::Have(_) if is_local => {}
         News::Have(have) => observer.on(Event::Waiting { address: address.clone(), have, want: room }),

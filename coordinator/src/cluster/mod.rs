@@ -181,7 +181,8 @@ impl Cluster {
         if !self.recorder.is_on() {
             return Ok(());
         }
-        (0..self.members.len()).try_for_each(|worker| self.tell(worker, ToWorker::Ping { sent: self.recorder.now() }, step))
+        (0..self.members.len())
+            .try_for_each(|worker| self.tell(worker, ToWorker::Ping { sent: self.recorder.now() }, step))
     }
 
     /// Sends the images of a micro-batch, which are `rows` of `split` or those listed, once to every worker.

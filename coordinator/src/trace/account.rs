@@ -1,1 +1,535 @@
-//! To come.
+//! The account of a trace: each worker's time of a step, summed up by what it was spent on until it equals the step; the
+//! critical path; who or what holds the others up; bytes and time against the plan. Pure: a trace in, numbers out.
+//!
+//! A wait lies between two recorded events, and is laid at somebody's door by a third: until another worker had computed
+//! what was waited for, that worker is waited for; from then on the links are, the sender's until the coordinator has it
+//! all, the receiver's after that. What nobody recorded is a row of its own.
+
+use std::collections::BTreeMap;
+
+use convoy_common::plan::Plan;
+use convoy_common::trace::{Activity, SegmentRun, Span};
+use convoy_common::wire::{Direction, TensorKey};
+use serde::Serialize;
+
+use super::file::{Source, StepTrace, Trace, sent_by, source_of, step_span};
+
+mod ways;
+use ways::Ways;
+
+/// Less than this share of a step holds nobody up.
+const WORTH_NAMING: f64 = 0.05;
+/// Steps that are looked at one by one.
+const SLOWEST: usize = 3;
+
+/// What a worker's time was spent on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(tag = "on", rename_all = "snake_case")]
+pub enum Use {
+    /// A layer, there or back.
+    Layer {
+        /// Its index in the network.
+        layer: usize,
+        /// Whether it is the backward pass.
+        backward: bool,
+    },
+    /// Within segments, around their layers: gathering, slicing, adding up.
+    Segments,
+    /// Putting tensors that have come where they belong.
+    Taking,
+    /// Handing over what was computed.
+    HandingOut,
+    /// Applying gradients.
+    Committing,
+    /// Reading weights for a checkpoint.
+    ReadingState,
+    /// Waiting for something that another worker hadn't computed yet.
+    WaitingForWorker {
+        /// Which.
+        worker: usize,
+    },
+    /// Waiting for something that was on its way, over this worker's link with the coordinator.
+    WaitingForLink {
+        /// Which.
+        worker: usize,
+    },
+    /// Waiting for something that the coordinator hadn't sent yet.
+    WaitingForCoordinator,
+    /// Nothing that was recorded.
+    Unexplained,
+}
+
+/// Nanoseconds by use.
+pub type Uses = BTreeMap<Use, u64>;
+
+/// One worker's mean step.
+#[derive(Clone, Debug, Serialize)]
+pub struct WorkerAccount {
+    /// Its number.
+    pub worker: usize,
+    /// How long a step took it, which is the sum of all uses.
+    pub step_ns: f64,
+    /// By use.
+    pub uses: Vec<(Use, f64)>,
+    /// The largest share of a step that is unexplained, of all steps.
+    pub unexplained_share_max: f64,
+    /// What its network thread worked, beside the computing thread: cutting and checksums on the way out,
+    pub encoding_ns: f64,
+    /// checking and copying on the way in.
+    pub decoding_ns: f64,
+    /// The most that its clock's offset may be off.
+    pub clock_uncertainty_ns: u64,
+    /// The most that messages corrected it by.
+    pub clock_correction_ns: u64,
+    /// Spans for which there was no room.
+    pub dropped: u64,
+}
+
+/// What the critical path of a step goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(tag = "through", rename_all = "snake_case")]
+pub enum Stretch {
+    /// A worker computes or does something else.
+    Work {
+        /// Which worker.
+        worker: usize,
+        /// What it does.
+        doing: Use,
+    },
+    /// Something is on its way over a worker's link with the coordinator.
+    Link {
+        /// Whose.
+        worker: usize,
+    },
+    /// The coordinator works.
+    Coordinator,
+}
+
+/// A part of the critical path.
+#[derive(Clone, Debug, Serialize)]
+pub struct PathShare {
+    /// What it goes through.
+    pub stretch: Stretch,
+    /// In the mean step.
+    pub mean_ns: f64,
+    /// Steps of which this was the largest part.
+    pub bound: usize,
+}
+
+/// What went over an exchange in one direction, in the mean step.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExchangeAccount {
+    /// Its index; the last one is the logits'. None: images.
+    pub exchange: Option<usize>,
+    /// Whether these are gradients.
+    pub backward: bool,
+    /// Bytes over sockets, as planned.
+    pub planned_bytes: u64,
+    /// As recorded.
+    pub bytes: f64,
+    /// From when a tensor was taken up by its sender until its receiver had it whole: the mean, and the worst.
+    pub mean_ns: f64,
+    /// The worst.
+    pub max_ns: u64,
+}
+
+/// A segment of a worker in one direction, in the mean step.
+#[derive(Clone, Debug, Serialize)]
+pub struct SegmentAccount {
+    /// Its index.
+    pub segment: usize,
+    /// Who computes it.
+    pub worker: usize,
+    /// Whether it is the backward pass.
+    pub backward: bool,
+    /// Multiply-adds, as planned: those of its towers' layers, twice as many backward but for the first layer.
+    pub planned_multiply_adds: u64,
+    /// How long it took.
+    pub mean_ns: f64,
+}
+
+/// What holds the others up, if anything does.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "bottleneck", rename_all = "snake_case")]
+pub enum Verdict {
+    /// A worker takes longer for a layer than the others do for theirs.
+    Layer {
+        /// Which worker.
+        worker: usize,
+        /// The segment that the layer is in.
+        segment: usize,
+        /// The layer's name.
+        layer: String,
+        /// Whether it is the backward pass.
+        backward: bool,
+        /// How much longer, in the mean step.
+        excess_ns: f64,
+    },
+    /// A worker's link is on the critical path for longer than the others' are.
+    Link {
+        /// Whose.
+        worker: usize,
+        /// How much longer, in the mean step.
+        excess_ns: f64,
+    },
+    /// Nobody holds anybody up.
+    Balanced,
+}
+
+/// A step that took longer than the others.
+#[derive(Clone, Debug, Serialize)]
+pub struct SlowStep {
+    /// Which.
+    pub step: u64,
+    /// How long it took.
+    pub step_ns: u64,
+    /// What took longer than in the mean step, the most first: whose, on what, and by how much.
+    pub longer: Vec<(usize, Use, f64)>,
+}
+
+/// All of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Account {
+    /// Steps that were traced to their end.
+    pub steps: Vec<u64>,
+    /// The mean step, as the coordinator drives it.
+    pub step_ns: f64,
+    /// Of that, the coordinator waited.
+    pub coordinator_idle_ns: f64,
+    /// Images a second in those steps.
+    pub images_per_second: f64,
+    /// Each worker's.
+    pub workers: Vec<WorkerAccount>,
+    /// The critical path, its largest part first.
+    pub path: Vec<PathShare>,
+    /// What holds the others up.
+    pub verdict: Verdict,
+    /// Plan and measurement of what was sent.
+    pub exchanges: Vec<ExchangeAccount>,
+    /// And of what was computed.
+    pub segments: Vec<SegmentAccount>,
+    /// The slowest steps.
+    pub slowest: Vec<SlowStep>,
+    /// Names of the layers.
+    pub layers: Vec<String>,
+}
+
+/// The account of a trace's whole steps, or of one of them. Nothing where none has been traced to its end.
+pub fn account(trace: &Trace, plan: &Plan, only: Option<u64>) -> Option<Account> {
+    let chosen = trace.steps.iter().filter(|(step, _)| only.is_none_or(|only| only == **step));
+    let steps: Vec<_> = chosen.filter_map(|(step, traced)| StepAccount::of(*step, traced, plan)).collect();
+    let count = steps.len() as f64;
+    if steps.is_empty() {
+        return None;
+    }
+    let mean = |of: &dyn Fn(&StepAccount) -> u64| steps.iter().map(|step| of(step) as f64).sum::<f64>() / count;
+    let step_ns = mean(&|step| step.length);
+    let workers: Vec<_> = (0..plan.workers).map(|worker| worker_account(worker, &steps)).collect();
+    let path = path_shares(&steps);
+    let images: usize = steps.iter().map(|step| step.images).sum();
+    Some(Account {
+        steps: steps.iter().map(|step| step.step).collect(),
+        step_ns,
+        coordinator_idle_ns: mean(&|step| step.idle),
+        images_per_second: images as f64 * 1e9 / (step_ns * count),
+        verdict: verdict(plan, &workers, &path, step_ns),
+        exchanges: ways::exchanges(&steps, plan, trace.about.batch),
+        segments: segments(&steps, plan, trace.about.batch),
+        slowest: slowest(&steps, &workers, step_ns),
+        layers: plan.network.layers.iter().map(|layer| layer.name.clone()).collect(),
+        workers,
+        path,
+    })
+}
+
+/// One step's account.
+struct StepAccount<'a> {
+    step: u64,
+    length: u64,
+    idle: u64,
+    images: usize,
+    workers: Vec<Share>,
+    path: BTreeMap<Stretch, u64>,
+    traced: &'a StepTrace,
+}
+
+/// A worker's share in a step.
+struct Share {
+    uses: Uses,
+    segments: BTreeMap<(usize, bool), u64>,
+    encoding: u64,
+    decoding: u64,
+    uncertainty: u64,
+    correction: u64,
+    dropped: u64,
+}
+
+impl<'a> StepAccount<'a> {
+    /// Nothing unless the step was committed by everybody.
+    fn of(step: u64, traced: &'a StepTrace, plan: &Plan) -> Option<Self> {
+        let own = step_span(&traced.coordinator)?;
+        let ways = Ways::of(traced, plan);
+        let timelines: Vec<_> =
+            traced.workers.iter().map(|part| Timeline::of(&part.spans, own.start)).collect::<Option<_>>()?;
+        let idle = traced.coordinator.spans.iter().filter(|span| span.activity == Activity::Idle);
+        let idle = idle.filter(|span| span.start >= own.start && span.end <= own.end).map(Span::length).sum();
+        let workers = timelines.iter().enumerate().map(|(worker, timeline)| {
+            let part = &traced.workers[worker];
+            let (encoding, decoding) = transfers(&part.spans);
+            let offset = part.offset;
+            Share {
+                uses: timeline.uses(worker, &ways),
+                segments: timeline.segments(),
+                encoding,
+                decoding,
+                uncertainty: offset.map_or(0, |offset| offset.uncertainty),
+                correction: offset.map_or(0, |offset| offset.correction.unsigned_abs()),
+                dropped: part.dropped,
+            }
+        });
+        let workers = workers.collect();
+        let path = ways.critical_path(&timelines, own);
+        let images = traced.figures.map_or(0, |figures| figures.images);
+        Some(Self { step, length: own.length(), idle, images, workers, path, traced })
+    }
+}
+
+fn transfers(spans: &[Span]) -> (u64, u64) {
+    spans.iter().fold((0, 0), |(encoding, decoding), span| match &span.activity {
+        Activity::Send(transfer) => (encoding + transfer.busy, decoding),
+        Activity::Receive(transfer) => (encoding, decoding + transfer.busy),
+        _ => (encoding, decoding),
+    })
+}
+
+/// What a worker's computing thread did in a step, one thing after another.
+struct Timeline<'a> {
+    start: u64,
+    /// Without layers, ascending.
+    main: Vec<&'a Span>,
+    /// Ascending.
+    layers: Vec<&'a Span>,
+}
+
+impl<'a> Timeline<'a> {
+    /// From the end of the step before, or from when the coordinator began the step where something lay between them.
+    /// Nothing unless it was committed.
+    fn of(spans: &'a [Span], began: u64) -> Option<Self> {
+        let is_layer = |span: &&Span| matches!(span.activity, Activity::Layer { .. });
+        let is_transfer = |span: &&Span| matches!(span.activity, Activity::Send(_) | Activity::Receive(_));
+        let (mut layers, main): (Vec<_>, Vec<_>) = spans.iter().filter(|span| !is_transfer(span)).partition(is_layer);
+        let mut main: Vec<_> = main.into_iter().filter(|span| span.end > began).collect();
+        main.sort_by_key(|span| (span.start, span.end));
+        layers.sort_by_key(|span| span.start);
+        main.iter().find(|span| matches!(span.activity, Activity::Commit { .. }))?;
+        let start = main.first()?.start.max(began);
+        Some(Self { start, main, layers })
+    }
+
+    /// Layers of a segment's run.
+    fn within(&self, segment: &Span) -> impl Iterator<Item = &'a Span> {
+        let first = self.layers.partition_point(|layer| layer.start < segment.start);
+        let end = segment.end;
+        self.layers[first..].iter().copied().take_while(move |layer| layer.end <= end)
+    }
+
+    fn uses(&self, worker: usize, ways: &Ways) -> Uses {
+        let mut uses = Uses::new();
+        let mut add = |doing, ns| *uses.entry(doing).or_default() += ns;
+        let mut at = self.start;
+        for span in &self.main {
+            let start = span.start.max(at);
+            add(Use::Unexplained, start - at);
+            at = span.end.max(at);
+            match &span.activity {
+                Activity::Segment(_) => {
+                    let mut rest = at - start;
+                    for (doing, ns) in self.within(span).filter_map(layer_use) {
+                        let ns = ns.min(rest);
+                        rest -= ns;
+                        add(doing, ns);
+                    }
+                    add(Use::Segments, rest);
+                }
+                Activity::AwaitTensor(_) | Activity::AwaitOrder => {
+                    ways.blame(worker, span).into_iter().for_each(|(doing, part)| add(doing, part.within(start, at)));
+                }
+                activity => add(plain_use(activity), at - start),
+            }
+        }
+        uses
+    }
+
+    fn segments(&self) -> BTreeMap<(usize, bool), u64> {
+        let mut segments = BTreeMap::new();
+        for span in &self.main {
+            if let Activity::Segment(SegmentRun { segment, direction, .. }) = span.activity {
+                *segments.entry((segment, direction == Direction::Backward)).or_default() += span.length();
+            }
+        }
+        segments
+    }
+}
+
+fn layer_use(span: &Span) -> Option<(Use, u64)> {
+    match span.activity {
+        Activity::Layer { layer, direction } => {
+            Some((Use::Layer { layer, backward: direction == Direction::Backward }, span.length()))
+        }
+        _ => None,
+    }
+}
+
+fn plain_use(activity: &Activity) -> Use {
+    match activity {
+        Activity::Take(_) => Use::Taking,
+        Activity::HandOut => Use::HandingOut,
+        Activity::Commit { .. } => Use::Committing,
+        Activity::ReadState => Use::ReadingState,
+        _ => Use::Unexplained,
+    }
+}
+
+fn worker_account(worker: usize, steps: &[StepAccount]) -> WorkerAccount {
+    let count = steps.len() as f64;
+    let shares = || steps.iter().map(|step| &step.workers[worker]);
+    let mut uses: BTreeMap<Use, f64> = BTreeMap::new();
+    for (doing, ns) in shares().flat_map(|share| &share.uses) {
+        *uses.entry(*doing).or_default() += *ns as f64 / count;
+    }
+    let unexplained = |share: &Share| {
+        let all: u64 = share.uses.values().sum();
+        share.uses.get(&Use::Unexplained).copied().unwrap_or(0) as f64 / all.max(1) as f64
+    };
+    WorkerAccount {
+        worker,
+        step_ns: uses.values().sum(),
+        uses: uses.into_iter().collect(),
+        unexplained_share_max: shares().map(unexplained).fold(0.0, f64::max),
+        encoding_ns: shares().map(|share| share.encoding as f64).sum::<f64>() / count,
+        decoding_ns: shares().map(|share| share.decoding as f64).sum::<f64>() / count,
+        clock_uncertainty_ns: shares().map(|share| share.uncertainty).max().unwrap_or(0),
+        clock_correction_ns: shares().map(|share| share.correction).max().unwrap_or(0),
+        dropped: shares().map(|share| share.dropped).sum(),
+    }
+}
+
+fn path_shares(steps: &[StepAccount]) -> Vec<PathShare> {
+    let mut shares: BTreeMap<Stretch, (f64, usize)> = BTreeMap::new();
+    for step in steps {
+        let largest = step.path.iter().max_by_key(|(_, ns)| **ns).map(|(stretch, _)| *stretch);
+        for (stretch, ns) in &step.path {
+            let (mean, bound) = shares.entry(*stretch).or_default();
+            *mean += *ns as f64 / steps.len() as f64;
+            *bound += usize::from(largest == Some(*stretch));
+        }
+    }
+    let shares = shares.into_iter();
+    let mut shares: Vec<_> = shares.map(|(stretch, (mean_ns, bound))| PathShare { stretch, mean_ns, bound }).collect();
+    shares.sort_by(|a, b| b.mean_ns.total_cmp(&a.mean_ns));
+    shares
+}
+
+/// The largest of what some worker or link takes longer than the others.
+fn verdict(plan: &Plan, workers: &[WorkerAccount], path: &[PathShare], step_ns: f64) -> Verdict {
+    let (layer, link) = (slowest_layer(plan, workers), slowest_link(plan.workers, path));
+    let excess = |verdict: &Option<Verdict>| match verdict {
+        Some(Verdict::Layer { excess_ns, .. } | Verdict::Link { excess_ns, .. }) => *excess_ns,
+        _ => 0.0,
+    };
+    let larger = if excess(&link) > excess(&layer) { link } else { layer };
+    larger.filter(|found| excess(&Some(found.clone())) > WORTH_NAMING * step_ns).unwrap_or(Verdict::Balanced)
+}
+
+fn slowest_layer(plan: &Plan, workers: &[WorkerAccount]) -> Option<Verdict> {
+    let towers = |worker: usize| plan.towers_of(worker).len() as f64;
+    // Of one tower: a worker that holds more of them has more to do, and isn't slow.
+    let of_one = |account: &WorkerAccount, doing: Use| {
+        account.uses.iter().find(|(other, _)| *other == doing).map(|(_, ns)| ns / towers(account.worker))
+    };
+    let mut found: Option<(f64, Verdict)> = None;
+    for account in workers {
+        for (doing, _) in &account.uses {
+            let Use::Layer { layer, backward } = *doing else { continue };
+            let others = workers.iter().filter(|other| other.worker != account.worker);
+            let others: Vec<_> = others.filter_map(|other| of_one(other, *doing)).collect();
+            let (Some(own), Some(usual)) = (of_one(account, *doing), median(others)) else { continue };
+            let excess_ns = (own - usual) * towers(account.worker);
+            if found.as_ref().is_none_or(|(most, _)| excess_ns > *most) {
+                let segment = plan.segments.iter().position(|segment| segment.layers.contains(&layer)).unwrap_or(0);
+                let (worker, layer) = (account.worker, plan.network.layers[layer].name.clone());
+                found = Some((excess_ns, Verdict::Layer { worker, segment, layer, backward, excess_ns }));
+            }
+        }
+    }
+    found.map(|(_, verdict)| verdict)
+}
+
+fn slowest_link(workers: usize, path: &[PathShare]) -> Option<Verdict> {
+    let of = |worker: usize| {
+        let own = path.iter().find(|share| share.stretch == Stretch::Link { worker });
+        own.map_or(0.0, |share| share.mean_ns)
+    };
+    let worker = (0..workers).max_by(|a, b| of(*a).total_cmp(&of(*b)))?;
+    let usual = median((0..workers).filter(|other| *other != worker).map(of).collect())?;
+    Some(Verdict::Link { worker, excess_ns: of(worker) - usual })
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len().checked_sub(1)? / 2).copied()
+}
+
+fn segments(steps: &[StepAccount], plan: &Plan, batch: usize) -> Vec<SegmentAccount> {
+    let mut means: BTreeMap<(usize, bool, usize), f64> = BTreeMap::new();
+    for step in steps {
+        for (worker, share) in step.workers.iter().enumerate() {
+            for ((segment, backward), ns) in &share.segments {
+                *means.entry((*segment, *backward, worker)).or_default() += *ns as f64 / steps.len() as f64;
+            }
+        }
+    }
+    let account = |((segment, backward, worker), mean_ns)| {
+        let planned_multiply_adds = multiply_adds(plan, segment, worker, backward) * batch as u64;
+        SegmentAccount { segment, worker, backward, planned_multiply_adds, mean_ns }
+    };
+    means.into_iter().map(account).collect()
+}
+
+/// Of one image: backward, gradients of weights and of inputs each cost what the forward pass does; the first layer's
+/// inputs are images, and want none.
+fn multiply_adds(plan: &Plan, segment: usize, worker: usize, backward: bool) -> u64 {
+    let network = &plan.network;
+    let of_layer = |index: usize| -> u64 {
+        let layer = &network.layers[index];
+        let units: usize =
+            plan.towers_of(worker).iter().map(|tower| network.slice(layer.output.channels, *tower).len()).sum();
+        let forward = layer.fan_in() as u64 * (units * layer.output.pixels()) as u64;
+        match backward {
+            true if index > 0 => 2 * forward,
+            _ => forward,
+        }
+    };
+    plan.segments[segment].layers.clone().map(of_layer).sum()
+}
+
+fn slowest(steps: &[StepAccount], workers: &[WorkerAccount], step_ns: f64) -> Vec<SlowStep> {
+    let mut slowest: Vec<_> = steps.iter().filter(|step| step.length as f64 > step_ns).collect();
+    slowest.sort_by_key(|step| std::cmp::Reverse(step.length));
+    slowest.truncate(SLOWEST);
+    let slow = |step: &StepAccount| {
+        let mut longer: Vec<_> = workers
+            .iter()
+            .flat_map(|account| {
+                let usual: BTreeMap<_, _> = account.uses.iter().copied().collect();
+                let own = step.workers[account.worker].uses.iter();
+                own.map(move |(doing, ns)| (account.worker, *doing, *ns as f64 - usual.get(doing).unwrap_or(&0.0)))
+            })
+            .filter(|(_, _, ns)| *ns > 0.0)
+            .collect();
+        longer.sort_by(|a, b| b.2.total_cmp(&a.2));
+        longer.truncate(SLOWEST);
+        SlowStep { step: step.step, step_ns: step.length, longer }
+    };
+    slowest.into_iter().map(slow).collect()
+}

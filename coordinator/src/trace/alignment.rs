@@ -108,8 +108,14 @@ mod tests {
         let mut alignment = Alignment::default();
         alignment.add(exchange(0, 5_000, 100, 0));
         assert_eq!(alignment.offset(107, None, None).offset, -5_050);
-        assert_eq!(alignment.offset(107, Some(-5_010), None), Offset { offset: -5_010, uncertainty: 50, correction: 40 });
-        assert_eq!(alignment.offset(107, None, Some(-5_060)), Offset { offset: -5_060, uncertainty: 50, correction: -10 });
+        assert_eq!(
+            alignment.offset(107, Some(-5_010), None),
+            Offset { offset: -5_010, uncertainty: 50, correction: 40 }
+        );
+        assert_eq!(
+            alignment.offset(107, None, Some(-5_060)),
+            Offset { offset: -5_060, uncertainty: 50, correction: -10 }
+        );
     }
 
     #[test]

@@ -55,7 +55,15 @@ pub struct About {
 impl About {
     /// For a trace that this program writes.
     pub fn new(epoch_unix_ns: u64, model: String, placement: Vec<usize>, hosts: Vec<String>, batch: usize) -> Self {
-        Self { convoy: env!("CARGO_PKG_VERSION").to_owned(), format: FORMAT, epoch_unix_ns, model, placement, hosts, batch }
+        Self {
+            convoy: env!("CARGO_PKG_VERSION").to_owned(),
+            format: FORMAT,
+            epoch_unix_ns,
+            model,
+            placement,
+            hosts,
+            batch,
+        }
     }
 }
 
@@ -207,9 +215,13 @@ impl Writer {
     /// When it can't be written.
     pub fn add(&mut self, step: u64, trace: &StepTrace) -> std::io::Result<()> {
         let mut flows = Flows::default();
-        self.part(COORDINATOR, step, &trace.coordinator, &mut flows)?;
+        self.part(COORDINATOR, step, &trace.coordinator, trace.figures, &mut flows)?;
         for (worker, part) in trace.workers.iter().enumerate() {
-            self.part(FIRST_WORKER + worker as u64, step, part, &mut flows)?;
+            let process = FIRST_WORKER + worker as u64;
+            if let Some(frame) = frame(part, step_span(&trace.coordinator)) {
+                self.frame(process, step, frame)?;
+            }
+            self.part(process, step, part, None, &mut flows)?;
         }
         self.flows(&flows)?;
         if let (Some(figures), Some(span)) = (trace.figures, step_span(&trace.coordinator)) {
@@ -241,28 +253,55 @@ impl Writer {
         self.file.get_ref().sync_all()
     }
 
-    fn part(&mut self, process: u64, step: u64, part: &Part, flows: &mut Flows) -> std::io::Result<()> {
+    fn part(
+        &mut self,
+        process: u64,
+        step: u64,
+        part: &Part,
+        figures: Option<Figures>,
+        flows: &mut Flows,
+    ) -> std::io::Result<()> {
         if let Some(Offset { offset, uncertainty, correction }) = part.offset {
             let at = part.spans.iter().map(|span| span.start).min().unwrap_or(0);
             let args = json!({
                 "step": step, "offset_ns": offset, "uncertainty_ns": uncertainty, "correction_ns": correction,
                 "dropped": part.dropped,
             });
-            let clock = Event { s: Some("p".to_owned()), args, ..event("i", "clock", "clock", (process, MAIN_TRACK), at) };
-            self.event(&clock)?;
+            let clock = event("i", "clock", "clock", (process, MAIN_TRACK), at);
+            self.event(&Event { s: Some("p".to_owned()), args, ..clock })?;
         }
         let mut spans: Vec<_> = part.spans.iter().collect();
         // Of those that begin together the longest comes first: it holds the others.
         spans.sort_by_key(|span| (span.start, std::cmp::Reverse(span.end)));
+        // An offset that is known better than in the step before may move this one's beginning into that one's end.
+        let is_moved = part.offset.is_some();
+        let until = |track| self.busy_until.get(&(process, track)).copied().filter(|_| is_moved).unwrap_or(0);
+        let floors = [MAIN_TRACK, SEND_TRACK].map(until);
         for span in spans {
             let track = self.track(process, span)?;
-            flows.note(process, track, span);
+            let floor = floors.get(track as usize - 1).copied().unwrap_or(0);
+            let span = Span { start: span.start.max(floor), end: span.end.max(floor), ..span.clone() };
+            flows.note(process, track, &span);
+            let until = self.busy_until.entry((process, track)).or_default();
+            *until = span.end.max(*until);
             let (cat, name, mut args) = described(&self.network, &span.activity);
             args["step"] = step.into();
+            if let (Activity::Step { .. }, Some(Figures { loss, images })) = (&span.activity, figures) {
+                (args["loss"], args["images"]) = (json!(loss), images.into());
+            }
             let dur = Some(micros(span.length()));
             self.event(&Event { dur, args, ..event("X", cat, &name, (process, track), span.start) })?;
         }
         Ok(())
+    }
+
+    /// A worker's step, around all that it did in it: for the eye alone, since it says nothing new.
+    fn frame(&mut self, process: u64, step: u64, (start, end): (u64, u64)) -> std::io::Result<()> {
+        let track = self.name_track(process, MAIN_TRACK, "compute".to_owned())?;
+        let start = start.max(self.busy_until.get(&(process, track)).copied().unwrap_or(0));
+        let name = format!("step {step}");
+        let dur = Some(micros(end.saturating_sub(start)));
+        self.event(&Event { dur, args: json!({ "step": step }), ..event("X", "frame", &name, (process, track), start) })
     }
 
     /// Where a span is drawn. Transfers may overlap, and then they get a track each.
@@ -280,7 +319,6 @@ impl Writer {
         while self.busy_until.get(&(process, track)).is_some_and(|until| *until > span.start) && track > SEND_TRACK {
             track += 1;
         }
-        self.busy_until.insert((process, track), span.end);
         let name = if track == first { name.to_owned() } else { format!("{name} {}", track - first + 1) };
         self.name_track(process, track, name)
     }
@@ -316,7 +354,13 @@ impl Writer {
                 self.flows += 1;
                 let last = stops.len() - 1;
                 for (index, (process, track, at)) in stops.into_iter().enumerate() {
-                    let ph = if index == 0 { "s" } else if index == last { "f" } else { "t" };
+                    let ph = if index == 0 {
+                        "s"
+                    } else if index == last {
+                        "f"
+                    } else {
+                        "t"
+                    };
                     let bp = (index > 0).then(|| "e".to_owned());
                     let id = Some(self.flows);
                     self.event(&Event { id, bp, ..event(ph, "tensor", &tensor.to_string(), (process, track), at) })?;
@@ -401,6 +445,19 @@ impl Flows {
     }
 }
 
+/// From when a worker began a step, which may be with a wait for it, to when it had done with it.
+fn frame(part: &Part, step: Option<&Span>) -> Option<(u64, u64)> {
+    let began = step?.start;
+    let is_of_it = |span: &&Span| {
+        let is_segment = matches!(span.activity, Activity::Segment(_));
+        let is_transfer = matches!(span.activity, Activity::Send(_) | Activity::Receive(_));
+        !is_transfer && (is_segment || span.end > began)
+    };
+    let start = part.spans.iter().filter(is_of_it).map(|span| span.start).min()?;
+    let end = part.spans.iter().filter(is_of_it).map(|span| span.end).max()?;
+    Some((start, end))
+}
+
 fn relayed_bytes(span: &Span) -> u64 {
     if let Activity::Relay(transfer) = &span.activity { transfer.bytes } else { 0 }
 }
@@ -430,7 +487,8 @@ fn described(network: &Network, activity: &Activity) -> (&'static str, String, V
         Activity::Segment(run) => {
             let SegmentRun { micro_batch, segment, tower, direction } = run;
             let name = format!("segment {segment} {} of tower {tower}", way(*direction));
-            let args = json!({ "of": of(micro_batch), "segment": segment, "tower": tower, "direction": way(*direction) });
+            let args =
+                json!({ "of": of(micro_batch), "segment": segment, "tower": tower, "direction": way(*direction) });
             ("segment", name, args)
         }
         Activity::Layer { layer, direction } => {
@@ -505,7 +563,8 @@ fn activity_of(event: &Event) -> Option<Activity> {
         let (from_tower, to_tower) = (number("from_tower")?, number("to_tower"));
         Some(TensorKey::Activations { micro_batch, exchange, direction: direction()?, from_tower, to_tower })
     };
-    let transfer = || Some(Transfer { tensor: tensor()?, bytes: args["bytes"].as_u64()?, busy: args["busy_ns"].as_u64()? });
+    let transfer =
+        || Some(Transfer { tensor: tensor()?, bytes: args["bytes"].as_u64()?, busy: args["busy_ns"].as_u64()? });
     Some(match event.cat.as_str() {
         "segment" => Activity::Segment(SegmentRun {
             micro_batch: id()?,
@@ -601,6 +660,11 @@ impl Trace {
             Some(worker) if (worker as usize) < workers => &mut of_step.workers[worker as usize],
             Some(_) => return,
         };
+        if event.cat == "step"
+            && let (Some(loss), Some(images)) = (event.args["loss"].as_f64(), event.args["images"].as_u64())
+        {
+            of_step.figures = Some(Figures { loss, images: images as usize });
+        }
         if event.cat == "clock" {
             let number = |key: &str| event.args[key].as_i64().unwrap_or_default();
             let uncertainty = event.args["uncertainty_ns"].as_u64().unwrap_or_default();

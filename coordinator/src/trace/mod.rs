@@ -1,13 +1,12 @@
 //! Where the time goes: what all processes recorded, on one clock ([`alignment`]), collected while a job runs
-//! ([`recorder`]), kept in `trace.json` ([`file`]), and accounted for ([`account`], [`report`]).
+//! ([`Recorder`]), kept in `trace.json` ([`file`]), and accounted for ([`account`]).
 //!
-//! Not here: what is recorded, which `convoy-common` says.
+//! Not here: what is recorded, which `convoy-common` says, and what the account looks like, which the program prints.
 
 pub mod account;
 pub mod alignment;
 pub mod file;
 mod recorder;
-pub mod report;
 mod sampling;
 
 use std::time::Instant;

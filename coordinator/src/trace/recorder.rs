@@ -19,8 +19,8 @@ use super::{Clock, Sampling};
 const SPANS_OF_STEP_MAX: usize = 64 * 1024;
 /// Steps whose spans are still coming.
 const OPEN_STEPS_MAX: usize = 4;
-/// Steps that weren't to be kept, and will be if something goes wrong.
-const REMEMBERED: usize = 2;
+/// Steps that weren't to be kept, and will be if something goes wrong: two whole ones, and what has come of the next two.
+const REMEMBERED: usize = 4;
 
 /// Records, or does nothing.
 #[derive(Debug)]

@@ -52,7 +52,8 @@ impl FromStr for Sampling {
             "sample" => Ok(Sampling::Sample),
             "all" => Ok(Sampling::All),
             _ => {
-                let (from, to) = text.strip_prefix("steps:").and_then(|range| range.split_once('-')).ok_or_else(wrong)?;
+                let (from, to) =
+                    text.strip_prefix("steps:").and_then(|range| range.split_once('-')).ok_or_else(wrong)?;
                 let (from, to) = (from.parse().map_err(|_| wrong())?, to.parse().map_err(|_| wrong())?);
                 if from <= to && from > 0 { Ok(Sampling::Steps(from..=to)) } else { Err(wrong()) }
             }

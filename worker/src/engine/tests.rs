@@ -146,7 +146,10 @@ fn a_backward_pass_out_of_order_is_refused() {
             engine.accept(key, elements).unwrap();
         }
         engine.work(Means { compute, probe: &Probe::new(None, None) }).unwrap();
-        assert!(matches!(engine.work(Means { compute, probe: &Probe::new(None, None) }), Err(EngineError::OutOfOrder { .. })));
+        assert!(matches!(
+            engine.work(Means { compute, probe: &Probe::new(None, None) }),
+            Err(EngineError::OutOfOrder { .. })
+        ));
     });
 }
 

@@ -10,8 +10,8 @@ use convoy_common::address::Address;
 use convoy_common::plan::Plan;
 use convoy_common::trace::{Activity, Transfer};
 use convoy_common::wire::{
-    Assembler, Assignment, Failure, FailureKind, FromWorker, Hello, Pong, TensorKey, ToWorker, WireError, chunk_from_frame,
-    expected_shape, frames, open_frame,
+    Assembler, Assignment, Failure, FailureKind, FromWorker, Hello, Pong, TensorKey, ToWorker, WireError,
+    chunk_from_frame, expected_shape, frames, open_frame,
 };
 use convoy_proto::{PROTOCOL_VERSION, v1};
 use tokio::sync::mpsc::{Receiver, Sender, channel};

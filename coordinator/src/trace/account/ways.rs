@@ -1,0 +1,266 @@
+//! The ways of a step's tensors, from who computed them to who waited for them: whom a wait is laid at, how the critical path
+//! goes from worker to worker, and what each exchange moved.
+
+use std::collections::HashMap;
+
+use convoy_common::batch::MicroBatchId;
+use convoy_common::trace::Transfer;
+
+use super::*;
+
+/// A path that goes through more stretches than this is none.
+const STRETCHES_MAX: usize = 100_000;
+
+/// A stretch of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Between {
+    from: u64,
+    to: u64,
+}
+
+impl Between {
+    /// How much of it lies from `start` to `end`.
+    pub(super) fn within(self, start: u64, end: u64) -> u64 {
+        self.to.min(end).saturating_sub(self.from.max(start))
+    }
+}
+
+/// Where what was waited for came from, and its times on the way.
+#[derive(Clone, Copy, Debug)]
+struct Origin {
+    /// Whoever computed it last, unless the coordinator had it all along; and when it was computed.
+    producer: Option<(usize, u64)>,
+    /// When the coordinator had all that it needed,
+    had: u64,
+    /// and when it began to send it on.
+    sent: u64,
+}
+
+/// When everything was computed and relayed.
+pub(super) struct Ways {
+    workers: usize,
+    placement: Vec<usize>,
+    logits: usize,
+    computed: HashMap<SegmentRun, (usize, u64)>,
+    relayed: HashMap<TensorKey, (u64, u64)>,
+    sent: HashMap<Source, (u64, u64)>,
+    /// When the coordinator decided the commit.
+    decided: u64,
+}
+
+impl Ways {
+    pub(super) fn of(traced: &StepTrace, plan: &Plan) -> Self {
+        let mut computed = HashMap::new();
+        for (worker, part) in traced.workers.iter().enumerate() {
+            for span in &part.spans {
+                if let Activity::Segment(run) = span.activity {
+                    computed.insert(run, (worker, span.end));
+                }
+            }
+        }
+        let own = &traced.coordinator.spans;
+        let relayed = own.iter().filter_map(|span| match &span.activity {
+            Activity::Relay(Transfer { tensor, .. }) => Some((tensor.clone(), (span.start, span.end))),
+            _ => None,
+        });
+        let sent = own.iter().filter_map(|span| Some((sent_by(span)?.0, (span.start, span.end))));
+        Self {
+            workers: plan.workers,
+            placement: plan.placement.clone(),
+            logits: plan.logits_exchange(),
+            computed,
+            relayed: relayed.collect(),
+            sent: sent.collect(),
+            decided: step_span(&traced.coordinator).map_or(0, |span| span.end),
+        }
+    }
+
+    /// Who computed a tensor.
+    fn origin(&self, tensor: &TensorKey) -> Option<Origin> {
+        let source = source_of(tensor);
+        if source == Source::Worker {
+            let TensorKey::Activations { micro_batch, exchange, direction, from_tower, .. } = tensor else {
+                return None;
+            };
+            let segment = if *direction == Direction::Forward { *exchange } else { exchange + 1 };
+            let run = SegmentRun { micro_batch: micro_batch.id, segment, tower: *from_tower, direction: *direction };
+            let producer = self.computed.get(&run).copied()?;
+            let (_, relayed) = self.relayed.get(tensor).copied()?;
+            return Some(Origin { producer: Some(producer), had: relayed, sent: relayed });
+        }
+        let (had, sent) = self.sent.get(&source).copied()?;
+        let producer = match source {
+            Source::Loss(id) => Some(self.last_of(id, self.logits, Direction::Forward)?),
+            _ => None,
+        };
+        Some(Origin { producer, had, sent })
+    }
+
+    /// Where the word came from that all is done: from whoever finished the first segment last.
+    fn origin_of_commit(&self) -> Option<Origin> {
+        let first = self.computed.iter().filter(|(run, _)| run.segment == 0 && run.direction == Direction::Backward);
+        let producer = first.map(|(_, end)| *end).max_by_key(|(_, end)| *end)?;
+        Some(Origin { producer: Some(producer), had: self.decided, sent: self.decided })
+    }
+
+    fn last_of(&self, id: MicroBatchId, segment: usize, direction: Direction) -> Option<(usize, u64)> {
+        let run = |tower| SegmentRun { micro_batch: id, segment, tower, direction };
+        (0..self.placement.len())
+            .filter_map(|tower| self.computed.get(&run(tower)).copied())
+            .max_by_key(|(_, end)| *end)
+    }
+
+    fn origin_of_wait(&self, wait: &Span) -> Option<Origin> {
+        match &wait.activity {
+            Activity::AwaitTensor(tensor) => self.origin(tensor),
+            _ => self.origin_of_commit().filter(|origin| origin.producer.is_some_and(|(_, end)| end <= wait.end)),
+        }
+    }
+
+    /// Whom a worker waited for, and when.
+    pub(super) fn blame(&self, worker: usize, wait: &Span) -> Vec<(Use, Between)> {
+        let between = |from, to| Between { from, to };
+        let Some(Origin { producer, had, sent }) = self.origin_of_wait(wait) else {
+            return vec![(Use::WaitingForCoordinator, between(wait.start, wait.end))];
+        };
+        // What the clocks leave uncertain must not be counted twice.
+        let computed = producer.map_or(had, |(_, end)| end).min(wait.end);
+        let (had, sent) = (had.clamp(computed, wait.end), sent.clamp(computed, wait.end));
+        let before = match producer {
+            Some((other, _)) if other != worker => Use::WaitingForWorker { worker: other },
+            _ => Use::WaitingForCoordinator,
+        };
+        let up = producer.map_or(Use::WaitingForCoordinator, |(worker, _)| Use::WaitingForLink { worker });
+        vec![
+            (before, between(0, computed)),
+            (up, between(computed, had)),
+            (Use::WaitingForCoordinator, between(had, sent.max(had))),
+            (Use::WaitingForLink { worker }, between(sent.max(had), wait.end)),
+        ]
+    }
+
+    /// From the commit back to the images: whatever ended a wait, its maker goes on from there.
+    pub(super) fn critical_path(&self, timelines: &[Timeline], step: &Span) -> BTreeMap<Stretch, u64> {
+        let mut path = BTreeMap::new();
+        let Some(Origin { producer: Some((mut worker, mut at)), .. }) = self.origin_of_commit() else { return path };
+        let mut add = |stretch, ns| *path.entry(stretch).or_default() += ns;
+        add(Stretch::Link { worker }, step.end.saturating_sub(at));
+        for _ in 0..STRETCHES_MAX {
+            let timeline = &timelines[worker];
+            let before = timeline.main.partition_point(|span| span.start < at);
+            let Some(span) = before.checked_sub(1).map(|index| timeline.main[index]) else { break };
+            if at <= timeline.start {
+                break;
+            }
+            if span.end < at {
+                add(Stretch::Work { worker, doing: Use::Unexplained }, at - span.end.max(timeline.start));
+                at = span.end;
+                continue;
+            }
+            let start = span.start.max(timeline.start);
+            match &span.activity {
+                Activity::AwaitTensor(_) => {
+                    let Some(Origin { producer, had, sent }) = self.origin_of_wait(span) else {
+                        add(Stretch::Coordinator, at - start);
+                        at = start;
+                        continue;
+                    };
+                    let sent = sent.min(at);
+                    add(Stretch::Link { worker }, at - sent);
+                    let had = had.min(sent);
+                    add(Stretch::Coordinator, sent - had);
+                    let Some((other, computed)) = producer else { break };
+                    let computed = computed.min(had);
+                    add(Stretch::Link { worker: other }, had - computed);
+                    (worker, at) = (other, computed);
+                }
+                Activity::AwaitOrder => {
+                    add(Stretch::Coordinator, at - start);
+                    at = start;
+                }
+                Activity::Segment(_) => {
+                    let mut rest = at - start;
+                    for (doing, ns) in timeline.within(span).filter_map(layer_use) {
+                        let ns = ns.min(rest);
+                        rest -= ns;
+                        add(Stretch::Work { worker, doing }, ns);
+                    }
+                    add(Stretch::Work { worker, doing: Use::Segments }, rest);
+                    at = start;
+                }
+                activity => {
+                    add(Stretch::Work { worker, doing: plain_use(activity) }, at - start);
+                    at = start;
+                }
+            }
+        }
+        debug_assert!(worker < self.workers);
+        path.retain(|_, ns| *ns > 0);
+        path
+    }
+}
+
+/// What each exchange moved, and how long that took.
+pub(super) fn exchanges(steps: &[StepAccount], plan: &Plan, batch: usize) -> Vec<ExchangeAccount> {
+    let mut found: BTreeMap<(Option<usize>, bool), Moved> = BTreeMap::new();
+    for step in steps {
+        let mut began: HashMap<TensorKey, u64> = HashMap::new();
+        let sources: HashMap<_, _> = step.traced.coordinator.spans.iter().filter_map(sent_by).collect();
+        let spans = || step.traced.workers.iter().flat_map(|part| &part.spans);
+        for span in spans() {
+            if let Activity::Send(transfer) = &span.activity {
+                began.insert(transfer.tensor.clone(), span.start);
+                let moved = found.entry(exchange_of(&transfer.tensor)).or_default();
+                moved.bytes += transfer.bytes;
+                // Logits end here.
+                if exchange_of(&transfer.tensor) == (Some(plan.logits_exchange()), false) {
+                    moved.took(span.length());
+                }
+            }
+        }
+        for span in spans() {
+            if let Activity::Receive(transfer) = &span.activity {
+                let from = began.get(&transfer.tensor).or_else(|| sources.get(&source_of(&transfer.tensor)));
+                let moved = found.entry(exchange_of(&transfer.tensor)).or_default();
+                moved.bytes += transfer.bytes;
+                from.into_iter().for_each(|from| moved.took(span.end.saturating_sub(*from)));
+            }
+        }
+    }
+    let account = |((exchange, backward), moved): ((Option<usize>, bool), Moved)| ExchangeAccount {
+        exchange,
+        backward,
+        planned_bytes: match exchange {
+            None => plan.image_traffic(batch).total(),
+            Some(index) if backward => plan.backward_traffic(index, batch).total(),
+            Some(index) => plan.forward_traffic(index, batch).total(),
+        },
+        bytes: moved.bytes as f64 / steps.len() as f64,
+        mean_ns: moved.total as f64 / moved.count.max(1) as f64,
+        max_ns: moved.max,
+    };
+    found.into_iter().map(account).collect()
+}
+
+#[derive(Default)]
+struct Moved {
+    bytes: u64,
+    count: u64,
+    total: u64,
+    max: u64,
+}
+
+impl Moved {
+    fn took(&mut self, ns: u64) {
+        self.count += 1;
+        self.total += ns;
+        self.max = self.max.max(ns);
+    }
+}
+
+fn exchange_of(tensor: &TensorKey) -> (Option<usize>, bool) {
+    match tensor {
+        TensorKey::Activations { exchange, direction, .. } => (Some(*exchange), *direction == Direction::Backward),
+        _ => (None, false),
+    }
+}

