@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
+use convoy_coordinator::checkpoint::write_atomically;
 use convoy_coordinator::record::TRACE;
 use convoy_coordinator::trace::account::{Account, Stretch, Use, Verdict, account};
 use convoy_coordinator::trace::file::{self, Trace};
+use convoy_coordinator::trace::page::page;
 
 use crate::settings::Misuse;
 use crate::table::aligned;
@@ -30,6 +32,10 @@ pub(crate) struct Arguments {
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
+    /// Write a page with all of it, and with steps to look into: it needs no network. [default file: trace.html in the run's
+    /// folder, or beside the trace]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with_all = ["json", "compare", "step"])]
+    html: Option<Option<PathBuf>>,
 }
 
 /// Parts of the critical path that are shown.
@@ -39,6 +45,13 @@ const DIFFERENCES_SHOWN: usize = 15;
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let (trace, plan, found) = accounted(&arguments.run, arguments.step)?;
+    if let Some(file) = &arguments.html {
+        return write_page(
+            arguments,
+            file.as_deref(),
+            &page(&trace, &plan, &found, summary(&trace, &plan, &found).trim(), &verdict(&found)),
+        );
+    }
     let other = arguments.compare.as_deref().map(|run| accounted(run, None)).transpose()?;
     let text = match (&other, arguments.json) {
         (None, true) => format!("{:#}\n", serde_json::to_value(&found)?),
@@ -47,6 +60,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
         (Some((_, _, other)), false) => compared(&found, other),
     };
     output::print(&text)?;
+    Ok(Outcome::Done)
+}
+
+fn write_page(arguments: &Arguments, file: Option<&Path>, text: &str) -> Result<Outcome, Box<dyn Error>> {
+    let beside =
+        || if arguments.run.is_dir() { arguments.run.join("trace.html") } else { arguments.run.with_extension("html") };
+    let path = file.map_or_else(beside, Path::to_owned);
+    write_atomically(&path, text.as_bytes()).map_err(|error| format!("write {}: {error}", path.display()))?;
+    output::print(&format!("wrote {}\n", path.display()))?;
     Ok(Outcome::Done)
 }
 
@@ -71,24 +93,7 @@ fn nothing_in(trace: &Trace, path: &Path, step: Option<u64>) -> Misuse {
 }
 
 fn described(trace: &Trace, plan: &Plan, found: &Account) -> String {
-    let network = &plan.network;
-    let (first, last) = (found.steps.first().unwrap_or(&0), found.steps.last().unwrap_or(&0));
-    let steps = match found.steps.len() {
-        1 => format!("step {first}"),
-        count => format!("the mean of {count} steps between {first} and {last}"),
-    };
-    let mut text = format!(
-        "{}, {} tower{} on {} worker{}, {} images a step: {steps}\na step takes {:.2} ms, {:.0} images/s; the coordinator waits for {:.0} % of it\n",
-        network.name,
-        network.towers,
-        s(network.towers),
-        plan.workers,
-        s(plan.workers),
-        trace.about.batch,
-        found.step_ns / 1e6,
-        found.images_per_second,
-        found.coordinator_idle_ns / found.step_ns * 100.0
-    );
+    let mut text = summary(trace, plan, found);
     notes(trace).into_iter().for_each(|note| text += &format!("note: {note}\n"));
     text += "\n";
     text += &worker_table(found);
@@ -103,6 +108,27 @@ fn described(trace: &Trace, plan: &Plan, found: &Account) -> String {
         text += &slowest(found);
     }
     text
+}
+
+fn summary(trace: &Trace, plan: &Plan, found: &Account) -> String {
+    let network = &plan.network;
+    let (first, last) = (found.steps.first().unwrap_or(&0), found.steps.last().unwrap_or(&0));
+    let steps = match found.steps.len() {
+        1 => format!("step {first}"),
+        count => format!("the mean of {count} steps between {first} and {last}"),
+    };
+    format!(
+        "{}, {} tower{} on {} worker{}, {} images a step: {steps};\na step takes {:.2} ms, {:.0} images/s; the coordinator waits for {:.0} % of it\n",
+        network.name,
+        network.towers,
+        s(network.towers),
+        plan.workers,
+        s(plan.workers),
+        trace.about.batch,
+        found.step_ns / 1e6,
+        found.images_per_second,
+        found.coordinator_idle_ns / found.step_ns * 100.0
+    )
 }
 
 fn notes(trace: &Trace) -> Vec<String> {

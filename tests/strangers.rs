@@ -443,7 +443,7 @@ async fn a_worker_survives_a_coordinator_that_talks_nonsense() {
     let giant = "name = \"giant\"\ntowers = 1\ninput = { channels = 1, height = 1, width = 1000000 }\n\
                  [[layer]]\nkind = \"linear\"\nunits = 2000\n"
         .to_owned();
-    let commit = v1::to_worker::Message::Commit(v1::Commit { step: 4, rate: f32::NAN });
+    let commit = v1::to_worker::Message::Commit(v1::Commit { step: 4, rate: f32::NAN, hand_over: true });
     let sound = || vec![assign(|_| ())];
     let tower_0 = |offset: u64| frame(5, parameter(0, "conv1.weight", 0), &[16, 1, 5, 5], offset, &[0; 8]);
     let scripts = [

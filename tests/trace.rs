@@ -149,6 +149,9 @@ fn the_account_closes() {
             let ratio = worker["step_ns"].as_f64().unwrap() / found["step_ns"].as_f64().unwrap();
             assert!((0.9..1.1).contains(&ratio), "{model}: {ratio}");
         }
+        let path: f64 = found["path"].as_array().unwrap().iter().map(|part| part["mean_ns"].as_f64().unwrap()).sum();
+        let ratio = path / found["step_ns"].as_f64().unwrap();
+        assert!((0.95..1.05).contains(&ratio), "{model}: the critical path is {ratio} of the step");
         for exchange in found["exchanges"].as_array().unwrap() {
             assert_eq!(exchange["planned_bytes"].as_f64(), exchange["bytes"].as_f64(), "{exchange}");
         }
@@ -176,13 +179,6 @@ fn by_hand(folder: &Path, name: &str, workers: [&str; 2], through: [Option<&Prox
     }
     assert!(output.status.success(), "{}", said(&output));
     out
-}
-
-/// The number of the worker that is process `process_id` of a run.
-fn number_of(out: &Path, is_it: impl Fn(&Value) -> bool) -> u64 {
-    let record = support::record(out);
-    let worker = record["workers"].as_array().unwrap().iter().find(|worker| is_it(worker)).unwrap();
-    worker["worker"].as_u64().unwrap()
 }
 
 const JOB: &str = "--data bundled --steps 12 --batch 32 --trace all";
@@ -285,6 +281,48 @@ fn a_slow_link_is_found() {
     assert!(text.contains(&format!("bottleneck: the wire between worker {far} and the coordinator")), "{text}");
 }
 
+/// The page in a real browser: it shows a step, says what a box is, follows a tensor, zooms, and asks no network for anything.
+#[test]
+fn the_page_is_read_in_a_browser() {
+    let python = std::env::var("CONVOY_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let has = |program: &str, arguments: &[&str]| {
+        Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
+    };
+    if !has(&python, &["-c", "import selenium"]) || !has("chromedriver", &["--version"]) {
+        return support::skip(&format!("{python} has no selenium, or there is no chromedriver"));
+    }
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    succeed("train --data bundled --steps 20 --trace all", &[("--out", &out)]);
+    let said = succeed(&format!("trace {} --html", out.display()), &[]);
+    let page = out.join("trace.html");
+    assert!(said.contains(page.to_str().unwrap()), "{said}");
+    let text = std::fs::read_to_string(&page).unwrap();
+    assert!(!text.contains("src=") && !text.contains("href="), "it stands alone");
+    let output = output_of(Command::new(&python).arg("tests/trace/page.py").arg(&page));
+    assert!(output.status.success(), "{}", support::said(&output));
+    let seen: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let list = |key: &str| seen[key].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect::<Vec<_>>();
+    assert_eq!(seen["title"], "alexnet-fashion: 2 towers on 2 workers");
+    assert_eq!((&seen["errors"], &seen["requests"]), (&serde_json::json!([]), &serde_json::json!([])));
+    for row in ["coordinator", "worker 0", "worker 1", "layers", "send", "receive"] {
+        assert!(list("rows").contains(&row), "{seen:#}");
+    }
+    let tip = seen["tip"].as_str().unwrap();
+    assert!(tip.starts_with(seen["pointed_at"].as_str().unwrap()) && tip.contains(" ms, from "), "{tip}");
+    assert!(seen["tip_of_sent"].as_str().unwrap().starts_with("send activations"), "{seen:#}");
+    assert_eq!(seen["ways"], 2, "over the coordinator to the other worker");
+    let range = |key: &str| -> f64 {
+        let text = seen[key].as_str().unwrap();
+        let ends: Vec<f64> = text.split(' ').filter_map(|word| word.parse().ok()).collect();
+        ends[1] - ends[0]
+    };
+    assert!((range("zoomed") * 2.0 - range("range")).abs() < 0.1, "{seen:#}");
+    assert!(range("zoomed_by_wheel") < range("zoomed") && range("whole_again") == range("range"), "{seen:#}");
+    assert!(list("uses").iter().any(|row| row.starts_with("the step")) && seen["charts"] == 2, "{seen:#}");
+    assert!(list("steps").len() >= 3 && range("other_step") > 0.0, "{seen:#}");
+}
+
 /// Traces that are cut, empty, foreign or missing, and a run that goes on.
 #[test]
 fn what_cannot_be_read_is_named_and_what_is_there_is_told() {
@@ -355,8 +393,12 @@ fn an_incident_stands_in_the_trace_with_the_steps_before_it() {
     let last = support::losses(&out).last().unwrap().0;
     let text = succeed(&format!("trace {}", out.display()), &[]);
     assert!(text.contains("was lost at step"), "{text}");
-    let found = account(&out);
-    let steps: Vec<_> = found["steps"].as_array().unwrap().iter().map(|step| step.as_u64().unwrap()).collect();
-    assert!(steps.iter().any(|step| *step + 2 >= last), "{last} is not near the end of {steps:?}");
-    assert!(number_of(&out, |worker| worker["worker"] == 1) == 1 && steps.len() < last as usize, "it was a sample");
+    let trace: Value = serde_json::from_slice(&std::fs::read(out.join("trace.json")).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let computed = |step: u64| {
+        let is_it = |event: &&Value| event["cat"] == "segment" && event["args"]["step"] == step;
+        events.iter().filter(is_it).map(|event| event["pid"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert!(computed(last + 1).contains(&2), "the step at hand, by the worker that is left");
+    assert_eq!(computed(last - 1), Vec::<u64>::new(), "it was a sample");
 }

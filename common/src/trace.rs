@@ -122,6 +122,12 @@ impl Buffer {
         }
     }
 
+    /// Forgets all but what `is_wanted`.
+    pub fn keep(&mut self, is_wanted: impl Fn(&Activity) -> bool) {
+        self.spans.retain(|span| is_wanted(&span.activity));
+        self.dropped = 0;
+    }
+
     /// What was kept since this was last asked, and how many spans weren't.
     pub fn take(&mut self) -> (Vec<Span>, u64) {
         (std::mem::take(&mut self.spans), std::mem::take(&mut self.dropped))

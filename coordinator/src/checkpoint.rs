@@ -334,7 +334,7 @@ pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), CheckpointErr
 }
 
 /// Writes a file under another name, syncs it, and renames it.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let name = path.file_name().map_or_else(|| "file".into(), |name| name.to_string_lossy().into_owned());
     let temporary = path.with_file_name(format!(".{name}.tmp"));
     write_synced(&temporary, bytes)?;

@@ -343,7 +343,9 @@ impl Run {
         let began = Instant::now();
         let number = self.progress.step + 1;
         let began_recording = drive.cluster.recorder.now();
-        drive.cluster.ask_for_clocks(number)?;
+        if drive.cluster.recorder.keeps(number) {
+            drive.cluster.ask_for_clocks(number)?;
+        }
         let (images, micro_batches) = match drive.sent.take() {
             Some(sent) => sent,
             None => self.send_images(drive, number)?,
@@ -358,7 +360,8 @@ impl Run {
             self.hear(drive, &mut step, number)?;
         }
         let lr = self.job.schedule.rate(self.job.lr, number, self.job.span);
-        drive.cluster.tell_all(&ToWorker::Commit { step: number, rate: lr as f32 }, number)?;
+        let hand_over = drive.cluster.recorder.keeps(number);
+        drive.cluster.tell_all(&ToWorker::Commit { step: number, rate: lr as f32, hand_over }, number)?;
         micro_batches.iter().for_each(|micro_batch| drive.exchanges.close(micro_batch.id));
         self.progress.step = number;
         self.progress.epoch_loss_sum += step.loss_sum();
@@ -395,20 +398,20 @@ impl Run {
         let (worker, heard) = drive.cluster.next(number, waiting_for)?;
         match heard {
             Heard::Chunk(chunk, at) => {
-                let (key, whole) = (chunk.key.clone(), chunk.ends());
+                let (key, whole) = (drive.cluster.recorder.is_on().then(|| chunk.key.clone()), chunk.ends());
                 let routed = drive.exchanges.route(worker, chunk);
                 match routed.map_err(|source| JobError::Desync { worker, step: number, source })? {
                     Routed::Kept => {
-                        drive.cluster.recorder.relayed(&key, at, whole);
+                        drive.cluster.recorder.relayed(key, at, whole);
                         Ok(())
                     }
                     Routed::Relay { to, chunk } => {
                         drive.cluster.relay(&to, chunk, number)?;
-                        drive.cluster.recorder.relayed(&key, at, whole);
+                        drive.cluster.recorder.relayed(key, at, whole);
                         Ok(())
                     }
                     Routed::Logits { micro_batch, logits } => {
-                        drive.cluster.recorder.relayed(&key, at, whole);
+                        drive.cluster.recorder.relayed(key, at, whole);
                         let began = drive.cluster.recorder.now();
                         let gradients = step.on_logits(&micro_batch, &logits).ok_or_else(|| JobError::NotFinite {
                             what: format!("the loss of step {number} is no longer finite; it began at the softmax, every logit being finite"),

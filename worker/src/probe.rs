@@ -79,6 +79,15 @@ impl Probe {
         }
     }
 
+    /// Nobody wants to know of `step`, nor of those before it. What has come of the next one already stays.
+    pub(crate) fn forget(&self, step: u64) {
+        let is_later = |activity: &Activity| match activity {
+            Activity::Send(transfer) | Activity::Receive(transfer) => transfer.tensor.training_step() > Some(step),
+            _ => false,
+        };
+        self.buffer.borrow_mut().keep(is_later);
+    }
+
     /// What was recorded since the last hand-over, as messages. Another thread's of the same step follow where there is
     /// `more`.
     pub(crate) fn hand_over(&self, step: u64, more: bool) -> Vec<FromWorker> {

@@ -70,6 +70,8 @@ pub enum ToWorker {
         step: u64,
         /// At which learning rate.
         rate: f32,
+        /// Whether to hand over what was recorded of the step.
+        hand_over: bool,
     },
     /// Send weights and momentum of every tower.
     SendState {
@@ -230,7 +232,9 @@ impl TryFrom<v1::ToWorker> for ToWorker {
                 ToWorker::Welcome { session: nonzero("session", m.session)?, wants_token: m.wants_token }
             }
             Message::Assign(m) => ToWorker::Assign(m.try_into()?),
-            Message::Commit(m) => ToWorker::Commit { step: nonzero("step", m.step)?, rate: m.rate },
+            Message::Commit(m) => {
+                ToWorker::Commit { step: nonzero("step", m.step)?, rate: m.rate, hand_over: m.hand_over }
+            }
             Message::SendState(m) => ToWorker::SendState { step: m.step },
             Message::EndJob(m) => ToWorker::EndJob { reason: m.reason },
             Message::Ping(m) => ToWorker::Ping { sent: m.sent_ns },
@@ -244,7 +248,7 @@ impl From<ToWorker> for v1::ToWorker {
         let message = match message {
             ToWorker::Welcome { session, wants_token } => Message::Welcome(v1::Welcome { session, wants_token }),
             ToWorker::Assign(assignment) => Message::Assign(assignment.into()),
-            ToWorker::Commit { step, rate } => Message::Commit(v1::Commit { step, rate }),
+            ToWorker::Commit { step, rate, hand_over } => Message::Commit(v1::Commit { step, rate, hand_over }),
             ToWorker::SendState { step } => Message::SendState(v1::SendState { step }),
             ToWorker::EndJob { reason } => Message::EndJob(v1::EndJob { reason }),
             ToWorker::Ping { sent } => Message::Ping(v1::Ping { sent_ns: sent }),

@@ -365,27 +365,27 @@ impl Cluster {
 
     /// Ends the job for every worker, and hears what they say to that.
     pub fn dismiss(mut self, reason: &str) -> Farewell {
-        let mut busy = vec![None; self.members.len()];
-        for member in &self.members {
-            // One that is gone needs no farewell.
-            let _ = member.control.try_send(ToWorker::EndJob { reason: reason.to_owned() }.into());
+        let mut busy_threads = vec![None; self.members.len()];
+        let mut owed = HashSet::new();
+        for (worker, member) in self.members.iter().enumerate() {
+            // One that is gone needs no farewell, and says none.
+            if member.control.try_send(ToWorker::EndJob { reason: reason.to_owned() }.into()).is_ok() {
+                owed.insert(worker);
+            }
         }
         let start = Instant::now();
-        while busy.iter().any(Option::is_none) {
+        while !owed.is_empty() {
             let left = FAREWELL_MAX.saturating_sub(start.elapsed());
-            match receive(&self.runtime, &mut self.heard, left) {
-                Some((session, Heard::Said(FromWorker::Finished { busy_threads }))) => {
-                    if let Some(worker) = self.members.iter().position(|member| member.session == session) {
-                        busy[worker] = Some(busy_threads);
-                    }
+            let Some((session, heard)) = receive(&self.runtime, &mut self.heard, left) else { break };
+            let Some(worker) = self.members.iter().position(|member| member.session == session) else { continue };
+            match heard {
+                Heard::Said(FromWorker::Finished { busy_threads: busy }) => {
+                    busy_threads[worker] = Some(busy);
+                    owed.remove(&worker);
                 }
-                Some((session, Heard::Said(FromWorker::Recorded(recorded)))) => {
-                    if let Some(worker) = self.members.iter().position(|member| member.session == session) {
-                        self.recorder.on_recorded(worker, recorded);
-                    }
-                }
-                Some((_, Heard::Lost(_))) | None => break,
-                Some(_) => {}
+                Heard::Said(FromWorker::Recorded(recorded)) => self.recorder.on_recorded(worker, recorded),
+                Heard::Lost(_) => drop(owed.remove(&worker)),
+                _ => {}
             }
         }
         if let Some(local) = self.local.take() {
@@ -393,7 +393,7 @@ impl Cluster {
         }
         // Connections end with their runtime; waiting for peers that are gone would take for ever.
         self.runtime.shutdown_timeout(Duration::from_millis(200));
-        Farewell { busy_threads: busy, recorder: self.recorder }
+        Farewell { busy_threads, recorder: self.recorder }
     }
 
     fn undelivered(&mut self, worker: usize, step: u64, why: Undelivered) -> JobError {

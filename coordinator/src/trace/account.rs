@@ -12,7 +12,7 @@ use convoy_common::trace::{Activity, SegmentRun, Span};
 use convoy_common::wire::{Direction, TensorKey};
 use serde::Serialize;
 
-use super::file::{Source, StepTrace, Trace, sent_by, source_of, step_span};
+use super::file::{Source, StepTrace, Trace, is_transfer, sent_by, source_of, step_span};
 
 mod ways;
 use ways::Ways;
@@ -316,8 +316,8 @@ impl<'a> Timeline<'a> {
     /// Nothing unless it was committed.
     fn of(spans: &'a [Span], began: u64) -> Option<Self> {
         let is_layer = |span: &&Span| matches!(span.activity, Activity::Layer { .. });
-        let is_transfer = |span: &&Span| matches!(span.activity, Activity::Send(_) | Activity::Receive(_));
-        let (mut layers, main): (Vec<_>, Vec<_>) = spans.iter().filter(|span| !is_transfer(span)).partition(is_layer);
+        let of_thread = spans.iter().filter(|span| !is_transfer(&span.activity));
+        let (mut layers, main): (Vec<_>, Vec<_>) = of_thread.partition(is_layer);
         let mut main: Vec<_> = main.into_iter().filter(|span| span.end > began).collect();
         main.sort_by_key(|span| (span.start, span.end));
         layers.sort_by_key(|span| span.start);

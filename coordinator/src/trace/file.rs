@@ -385,7 +385,7 @@ impl Writer {
 }
 
 /// What the coordinator itself sends: images, and gradients of logits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Source {
     Images(MicroBatchId),
     Loss(MicroBatchId),
@@ -450,12 +450,16 @@ fn frame(part: &Part, step: Option<&Span>) -> Option<(u64, u64)> {
     let began = step?.start;
     let is_of_it = |span: &&Span| {
         let is_segment = matches!(span.activity, Activity::Segment(_));
-        let is_transfer = matches!(span.activity, Activity::Send(_) | Activity::Receive(_));
-        !is_transfer && (is_segment || span.end > began)
+        !is_transfer(&span.activity) && (is_segment || span.end > began)
     };
     let start = part.spans.iter().filter(is_of_it).map(|span| span.start).min()?;
     let end = part.spans.iter().filter(is_of_it).map(|span| span.end).max()?;
     Some((start, end))
+}
+
+/// Whether it is a tensor on its way, which may overlap with others.
+pub(super) fn is_transfer(activity: &Activity) -> bool {
+    matches!(activity, Activity::Send(_) | Activity::Receive(_) | Activity::Relay(_))
 }
 
 fn relayed_bytes(span: &Span) -> u64 {
@@ -481,7 +485,7 @@ fn nanos(micros: f64) -> u64 {
 }
 
 /// Category, name and what else is to be known of an activity.
-fn described(network: &Network, activity: &Activity) -> (&'static str, String, Value) {
+pub(super) fn described(network: &Network, activity: &Activity) -> (&'static str, String, Value) {
     let plain = |cat, name: &str| (cat, name.to_owned(), json!({}));
     match activity {
         Activity::Segment(run) => {

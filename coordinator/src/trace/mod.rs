@@ -1,11 +1,13 @@
 //! Where the time goes: what all processes recorded, on one clock ([`alignment`]), collected while a job runs
-//! ([`Recorder`]), kept in `trace.json` ([`file`]), and accounted for ([`account`]).
+//! ([`Recorder`]), kept in `trace.json` ([`file`]), accounted for ([`account`]), and
+//! drawn ([`page`]).
 //!
 //! Not here: what is recorded, which `convoy-common` says, and what the account looks like, which the program prints.
 
 pub mod account;
 pub mod alignment;
 pub mod file;
+pub mod page;
 mod recorder;
 mod sampling;
 

@@ -1,10 +1,10 @@
 //! What is recorded while a job runs: the coordinator's own spans, the workers' as they hand them over, and their clocks.
-//! Steps that are to be kept are written as soon as all of it has come; of the others the last two are remembered, in case
-//! that something goes wrong.
+//! Steps that are to be kept are written as soon as all of it has come. Of the others the one at hand is there, in case that
+//! something goes wrong.
 //!
 //! Not here: which steps are kept (`sampling`), and the file's form (`file`).
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use convoy_common::model::Network;
@@ -19,9 +19,6 @@ use super::{Clock, Sampling};
 const SPANS_OF_STEP_MAX: usize = 64 * 1024;
 /// Steps whose spans are still coming.
 const OPEN_STEPS_MAX: usize = 4;
-/// Steps that weren't to be kept, and will be if something goes wrong: two whole ones, and what has come of the next two.
-const REMEMBERED: usize = 4;
-
 /// Records, or does nothing.
 #[derive(Debug)]
 pub struct Recorder {
@@ -39,12 +36,22 @@ pub struct Recording {
     /// The step at hand.
     at: u64,
     open: BTreeMap<u64, Open>,
-    remembered: VecDeque<(u64, StepTrace)>,
     clocks: Vec<Alignment>,
     /// Tensors of which a part has come: since when.
     arriving: HashMap<TensorKey, u64>,
     /// Why the file could not be written, once.
     trouble: Option<std::io::Error>,
+}
+
+/// Which steps are closed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    /// Those of which all has come.
+    Whole,
+    /// Those that are to be kept.
+    Kept,
+    /// All that there are.
+    Everything,
 }
 
 /// A step whose spans are coming. Workers' are on their own clocks.
@@ -83,8 +90,12 @@ impl Recording {
     ) -> std::io::Result<Self> {
         let writer = Some(Writer::create(path, about, network)?);
         let clocks = vec![Alignment::default(); about.hosts.len()];
-        let (open, remembered, arriving) = (BTreeMap::new(), VecDeque::new(), HashMap::new());
-        Ok(Self { writer, sampling, first, last, at: first, open, remembered, clocks, arriving, trouble: None })
+        let (open, arriving) = (BTreeMap::new(), HashMap::new());
+        Ok(Self { writer, sampling, first, last, at: first, open, clocks, arriving, trouble: None })
+    }
+
+    fn keeps(&self, step: u64) -> bool {
+        self.sampling.keeps(step, self.first, self.last)
     }
 
     fn open(&mut self, step: u64) -> &mut Open {
@@ -126,23 +137,18 @@ impl Recording {
         }
     }
 
-    /// Closes every step up to `through`, or those alone that are complete.
-    fn close(&mut self, through: u64, whether_complete_or_not: bool) {
+    /// Closes steps up to `through`: writes what is to be kept, and forgets the rest.
+    fn close(&mut self, through: u64, which: Closing) {
         while let Some((step, open)) = self.open.first_key_value() {
-            let complete = open.complete.len() == self.clocks.len();
-            let crowded = self.open.len() > OPEN_STEPS_MAX;
-            if *step > through || !(complete || crowded || whether_complete_or_not) {
+            let step = *step;
+            let keeps = which == Closing::Everything || self.keeps(step);
+            let is_whole = open.complete.len() == self.clocks.len() || self.open.len() > OPEN_STEPS_MAX;
+            if step > through || (keeps && !is_whole && which == Closing::Whole) {
                 return;
             }
-            let Some((step, open)) = self.open.pop_first() else { return };
-            let trace = self.aligned(open);
-            if self.sampling.keeps(step, self.first, self.last) {
+            if let Some((_, open)) = self.open.pop_first().filter(|_| keeps) {
+                let trace = self.aligned(open);
                 self.write(step, &trace);
-            } else {
-                self.remembered.push_back((step, trace));
-                if self.remembered.len() > REMEMBERED {
-                    self.remembered.pop_front();
-                }
             }
         }
     }
@@ -215,6 +221,11 @@ impl Recorder {
         self.recording.is_some()
     }
 
+    /// Whether a step will be kept.
+    pub fn keeps(&self, step: u64) -> bool {
+        self.recording.as_ref().is_some_and(|recording| recording.keeps(step))
+    }
+
     /// What it tells the time by.
     pub fn clock(&self) -> Clock {
         self.clock
@@ -233,16 +244,15 @@ impl Recorder {
     }
 
     /// A chunk of a tensor that is passed on arrived at `at`; it was the last one where `bytes` of the whole are known.
-    pub fn relayed(&mut self, tensor: &TensorKey, at: u64, bytes: Option<u64>) {
-        let Some(recording) = self.recording.as_mut().filter(|_| tensor.training_step().is_some()) else { return };
+    pub fn relayed(&mut self, tensor: Option<TensorKey>, at: u64, bytes: Option<u64>) {
+        let Some(tensor) = tensor.filter(|tensor| tensor.training_step().is_some()) else { return };
+        let Some(recording) = &mut self.recording else { return };
         let Some(bytes) = bytes else {
-            if !recording.arriving.contains_key(tensor) {
-                recording.arriving.insert(tensor.clone(), at);
-            }
+            recording.arriving.entry(tensor).or_insert(at);
             return;
         };
-        let start = recording.arriving.remove(tensor).unwrap_or(at);
-        let transfer = Transfer { tensor: tensor.clone(), bytes, busy: 0 };
+        let start = recording.arriving.remove(&tensor).unwrap_or(at);
+        let transfer = Transfer { tensor, bytes, busy: 0 };
         recording.note(Span { start, end: self.clock.now(), activity: Activity::Relay(transfer) });
     }
 
@@ -268,18 +278,15 @@ impl Recorder {
             recording.open(step).figures = Some(figures);
             recording.at = step + 1;
             // What workers hand over of the step that has just ended is on its way.
-            recording.close(step.saturating_sub(1), false);
+            recording.close(step.saturating_sub(1), Closing::Whole);
         }
     }
 
-    /// Something went wrong: what is known of the last steps is kept.
+    /// Something went wrong: what is known of the step at hand is kept, and of the one before it.
     pub fn incident(&mut self, what: &str) {
         let now = self.clock.now();
         let Some(recording) = &mut self.recording else { return };
-        recording.close(u64::MAX, true);
-        for (step, trace) in std::mem::take(&mut recording.remembered) {
-            recording.write(step, &trace);
-        }
+        recording.close(u64::MAX, Closing::Everything);
         if let Some(writer) = &mut recording.writer
             && let Err(error) = writer.incident(now, what)
         {
@@ -294,7 +301,7 @@ impl Recorder {
     /// When the file couldn't be written.
     pub fn finish(&mut self) -> std::io::Result<()> {
         let Some(mut recording) = self.recording.take() else { return Ok(()) };
-        recording.close(u64::MAX, true);
+        recording.close(u64::MAX, Closing::Kept);
         match (recording.trouble, recording.writer) {
             (Some(trouble), _) => Err(trouble),
             (None, Some(writer)) => writer.finish(),

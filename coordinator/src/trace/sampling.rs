@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 /// Steps that a sample has at the most, apart from the first ones.
-const SAMPLED: u64 = 100;
+const SAMPLED: u64 = 50;
 /// The first steps of a run, whose caches are cold, are worth a look.
 const FIRST: u64 = 3;
 

@@ -23,7 +23,7 @@ pub(super) enum Command {
     /// A tensor has arrived.
     Tensor(TensorKey, Elements),
     /// Apply the gradients.
-    Commit { step: u64, rate: f32 },
+    Commit { step: u64, rate: f32, hand_over: bool },
     /// Send all weights and momentum, as of a step.
     SendState { step: u64 },
     /// The job is over.
@@ -93,6 +93,13 @@ fn awaited(command: &Command) -> Activity {
 impl Job {
     /// Hands over what was recorded up to the commit of `step`. Whether anybody is there to take it.
     fn hand_over(&self, step: u64) -> bool {
+        let began = self.probe.now();
+        let heard = self.say_recorded(step);
+        self.probe.ended(began, || Activity::HandOut);
+        heard
+    }
+
+    fn say_recorded(&self, step: u64) -> bool {
         let recorded = self.probe.hand_over(step, true).into_iter().map(Out::Say);
         recorded.chain([Out::HandedOver { step }]).all(|out| self.out.blocking_send(out).is_ok())
     }
@@ -116,8 +123,8 @@ fn advance(compute: &Compute, mut job: Box<Job>, command: Option<Command>) -> Op
             }
             result
         }
-        Some(Command::Commit { step, rate }) => {
-            committed = Some(step);
+        Some(Command::Commit { step, rate, hand_over }) => {
+            committed = Some((step, hand_over));
             let result = engine.commit(compute, step, rate);
             probe.ended(began, || Activity::Commit { step });
             result
@@ -137,7 +144,14 @@ fn advance(compute: &Compute, mut job: Box<Job>, command: Option<Command>) -> Op
             if said {
                 job.probe.ended(began, || Activity::HandOut);
             }
-            let handed_over = committed.is_none_or(|step| job.hand_over(step));
+            let handed_over = match committed {
+                Some((step, true)) => job.hand_over(step),
+                Some((step, false)) => {
+                    job.probe.forget(step);
+                    true
+                }
+                None => true,
+            };
             (heard && handed_over).then_some(job)
         }
         Err(error) => {

@@ -249,7 +249,7 @@ impl<'a> Session<'a> {
         whereabouts.model = terms.plan.network.name.clone();
         // They must not wait for each other: a worker that reads only when it has written could wait for ever.
         tokio::select! {
-            result = self.follow(orders) => result,
+            result = self.follow(orders, &terms) => result,
             result = self.receive(incoming, &terms) => result,
             result = self.send(computed, frames, &terms) => result,
             () = whereabouts.tell() => Err(SessionError::Moved),
@@ -286,11 +286,16 @@ impl<'a> Session<'a> {
     }
 
     /// Orders, until the job ends.
-    async fn follow(&self, mut orders: Streaming<v1::ToWorker>) -> Result<(), SessionError> {
+    async fn follow(&self, mut orders: Streaming<v1::ToWorker>, terms: &Terms) -> Result<(), SessionError> {
         let mut ended = false;
         loop {
             let command = match next(&mut orders).await {
-                Ok(Some(ToWorker::Commit { step, rate })) => Command::Commit { step, rate },
+                Ok(Some(ToWorker::Commit { step, rate, hand_over })) => {
+                    if !hand_over {
+                        terms.probe.forget(step);
+                    }
+                    Command::Commit { step, rate, hand_over }
+                }
                 Ok(Some(ToWorker::SendState { step })) => Command::SendState { step },
                 Ok(Some(ToWorker::EndJob { reason })) => {
                     tracing::info!(reason, "the job is over");

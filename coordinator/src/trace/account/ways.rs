@@ -38,7 +38,6 @@ struct Origin {
 
 /// When everything was computed and relayed.
 pub(super) struct Ways {
-    workers: usize,
     placement: Vec<usize>,
     logits: usize,
     computed: HashMap<SegmentRun, (usize, u64)>,
@@ -65,7 +64,6 @@ impl Ways {
         });
         let sent = own.iter().filter_map(|span| Some((sent_by(span)?.0, (span.start, span.end))));
         Self {
-            workers: plan.workers,
             placement: plan.placement.clone(),
             logits: plan.logits_exchange(),
             computed,
@@ -139,7 +137,8 @@ impl Ways {
         ]
     }
 
-    /// From the commit back to the images: whatever ended a wait, its maker goes on from there.
+    /// From the commit back to the images. The path stays with a worker for as long as that is busy; where it waited for
+    /// what another hadn't computed yet, the path goes over to that one.
     pub(super) fn critical_path(&self, timelines: &[Timeline], step: &Span) -> BTreeMap<Stretch, u64> {
         let mut path = BTreeMap::new();
         let Some(Origin { producer: Some((mut worker, mut at)), .. }) = self.origin_of_commit() else { return path };
@@ -160,19 +159,17 @@ impl Ways {
             let start = span.start.max(timeline.start);
             match &span.activity {
                 Activity::AwaitTensor(_) => {
-                    let Some(Origin { producer, had, sent }) = self.origin_of_wait(span) else {
-                        add(Stretch::Coordinator, at - start);
-                        at = start;
-                        continue;
-                    };
-                    let sent = sent.min(at);
-                    add(Stretch::Link { worker }, at - sent);
-                    let had = had.min(sent);
-                    add(Stretch::Coordinator, sent - had);
-                    let Some((other, computed)) = producer else { break };
-                    let computed = computed.min(had);
-                    add(Stretch::Link { worker: other }, had - computed);
-                    (worker, at) = (other, computed);
+                    let producer = self.origin_of_wait(span).and_then(|origin| origin.producer);
+                    let late = producer.filter(|(_, computed)| (start..at).contains(computed));
+                    let until = late.map_or(start, |(_, computed)| computed);
+                    for (doing, part) in self.blame(worker, span) {
+                        let stretch = match doing {
+                            Use::WaitingForLink { worker } => Stretch::Link { worker },
+                            _ => Stretch::Coordinator,
+                        };
+                        add(stretch, part.within(until, at));
+                    }
+                    (worker, at) = late.unwrap_or((worker, start));
                 }
                 Activity::AwaitOrder => {
                     add(Stretch::Coordinator, at - start);
@@ -194,7 +191,8 @@ impl Ways {
                 }
             }
         }
-        debug_assert!(worker < self.workers);
+        // The coordinator begins a step as soon as it has said what ends the one before: that is still being applied.
+        add(Stretch::Work { worker, doing: Use::Committing }, at.saturating_sub(step.start));
         path.retain(|_, ns| *ns > 0);
         path
     }

@@ -1,0 +1,112 @@
+//! A trace as one page that needs no network: the timeline of a few steps, the account, and the run's course. What is drawn
+//! and how is in `page.html`; here is what it is given.
+
+use convoy_common::plan::Plan;
+use convoy_common::trace::{Activity, Span};
+use serde_json::{Value, json};
+
+use super::account::Account;
+use super::file::{StepTrace, Trace, described, is_transfer, sent_by, source_of, step_span};
+
+const PAGE: &str = include_str!("page.html");
+/// Where the page takes its data from.
+const PLACE: &str = "/* the data */ null";
+/// Steps whose timelines are on the page: it stays small enough to be mailed.
+const TIMELINES_MAX: usize = 8;
+
+/// The page.
+pub fn page(trace: &Trace, plan: &Plan, account: &Account, summary: &str, verdict: &str) -> String {
+    let chosen = chosen(account);
+    let timelines = trace.steps.iter().filter(|(step, _)| chosen.contains(step));
+    let timelines: Vec<_> = timelines.map(|(step, traced)| timeline(*step, traced, plan)).collect();
+    let course = trace.steps.iter().filter_map(|(step, traced)| {
+        let (figures, span) = (traced.figures?, step_span(&traced.coordinator)?);
+        let seconds = span.length().max(1) as f64 / 1e9;
+        Some(json!([step, span.end as f64 / 1e9, figures.loss, figures.images as f64 / seconds]))
+    });
+    let incidents = trace.incidents.iter().map(|(at, what)| json!([*at as f64 / 1e9, what]));
+    let data = json!({
+        "title": format!("{}: {} towers on {} workers", plan.network.name, plan.network.towers, plan.workers),
+        "summary": summary, "verdict": verdict, "is_cut": trace.is_cut,
+        "account": account, "timelines": timelines,
+        "course": course.collect::<Vec<_>>(), "incidents": incidents.collect::<Vec<_>>(),
+    });
+    // Text of a model's can't end the script that it stands in.
+    PAGE.replacen(PLACE, &data.to_string().replace("</", "<\\/"), 1)
+}
+
+/// The slowest steps, a usual one, and the first and the last.
+fn chosen(account: &Account) -> Vec<u64> {
+    let steps = &account.steps;
+    let mut chosen: Vec<u64> =
+        [steps.get(steps.len() / 2), steps.first(), steps.last()].into_iter().flatten().copied().collect();
+    chosen.extend(account.slowest.iter().map(|slow| slow.step));
+    chosen.dedup();
+    chosen.truncate(TIMELINES_MAX);
+    chosen
+}
+
+/// Rows of boxes, in microseconds from the step's beginning, and the ways of tensors between them.
+fn timeline(step: u64, traced: &StepTrace, plan: &Plan) -> Value {
+    let origin = step_span(&traced.coordinator).map_or(0, |span| span.start);
+    let end = step_span(&traced.coordinator).map_or(origin, |span| span.end);
+    let micros = |at: u64| (at as i64 - origin as i64) as f64 / 1e3;
+    let mut rows = Vec::new();
+    let mut ways: Vec<Value> = Vec::new();
+    let mut places = std::collections::HashMap::new();
+    let parts = std::iter::once(("coordinator".to_owned(), &traced.coordinator));
+    let workers = traced.workers.iter().enumerate().map(|(worker, part)| (format!("worker {worker}"), part));
+    for (process, part) in parts.chain(workers) {
+        let kinds: [(&str, fn(&Activity) -> bool); 4] = [
+            ("", |activity| !is_transfer(activity) && !matches!(activity, Activity::Layer { .. })),
+            ("layers", |activity| matches!(activity, Activity::Layer { .. })),
+            ("send", |activity| matches!(activity, Activity::Send(_))),
+            ("receive", |activity| matches!(activity, Activity::Receive(_) | Activity::Relay(_))),
+        ];
+        for (kind, belongs) in kinds {
+            let spans =
+                part.spans.iter().filter(|span| belongs(&span.activity) && span.end >= origin && span.start <= end);
+            let mut spans: Vec<&Span> = spans.collect();
+            if spans.is_empty() {
+                continue;
+            }
+            spans.sort_by_key(|span| (span.start, std::cmp::Reverse(span.end)));
+            let boxes = spans.iter().map(|span| {
+                let (cat, name, _) = described(&plan.network, &span.activity);
+                json!([micros(span.start), micros(span.end), cat, name])
+            });
+            let row = rows.len();
+            for (index, span) in spans.iter().enumerate() {
+                note(&mut places, &mut ways, span, (row, index));
+            }
+            let relays = process == "coordinator" && kind == "receive";
+            let name = if relays { "relay" } else { kind };
+            rows.push(json!({ "process": process, "kind": name, "boxes": boxes.collect::<Vec<_>>() }));
+        }
+    }
+    json!({ "step": step, "length": micros(end), "rows": rows, "ways": ways })
+}
+
+/// Boxes are found by row and place in it.
+type Place = (usize, usize);
+
+/// The coordinator comes first, so that where it sends from and relays is known when workers' transfers are seen; a worker's
+/// own sending is tied to its relay either way round.
+fn note(places: &mut std::collections::HashMap<String, Place>, ways: &mut Vec<Value>, span: &Span, place: Place) {
+    match &span.activity {
+        Activity::Relay(transfer) => drop(places.insert(transfer.tensor.to_string(), place)),
+        Activity::Send(transfer) => {
+            ways.extend(places.get(&transfer.tensor.to_string()).map(|relay| json!([place, relay])));
+        }
+        Activity::Receive(transfer) => {
+            let source = format!("{:?}", source_of(&transfer.tensor));
+            let from = places.get(&transfer.tensor.to_string()).or_else(|| places.get(&source));
+            ways.extend(from.map(|from| json!([from, place])));
+        }
+        _ => {
+            if let Some((source, _)) = sent_by(span) {
+                places.insert(format!("{source:?}"), place);
+            }
+        }
+    }
+}
