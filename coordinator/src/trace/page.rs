@@ -6,7 +6,7 @@ use convoy_common::trace::{Activity, Span};
 use serde_json::{Value, json};
 
 use super::account::Account;
-use super::file::{StepTrace, Trace, described, is_transfer, sent_by, source_of, step_span};
+use super::file::{StepTrace, Trace, described, sent_by, source_of, step_span};
 
 const PAGE: &str = include_str!("page.html");
 /// Where the page takes its data from.
@@ -57,16 +57,9 @@ fn timeline(step: u64, traced: &StepTrace, plan: &Plan) -> Value {
     let parts = std::iter::once(("coordinator".to_owned(), &traced.coordinator));
     let workers = traced.workers.iter().enumerate().map(|(worker, part)| (format!("worker {worker}"), part));
     for (process, part) in parts.chain(workers) {
-        let kinds: [(&str, fn(&Activity) -> bool); 4] = [
-            ("", |activity| !is_transfer(activity) && !matches!(activity, Activity::Layer { .. })),
-            ("layers", |activity| matches!(activity, Activity::Layer { .. })),
-            ("send", |activity| matches!(activity, Activity::Send(_))),
-            ("receive", |activity| matches!(activity, Activity::Receive(_) | Activity::Relay(_))),
-        ];
-        for (kind, belongs) in kinds {
-            let spans =
-                part.spans.iter().filter(|span| belongs(&span.activity) && span.end >= origin && span.start <= end);
-            let mut spans: Vec<&Span> = spans.collect();
+        for kind in KINDS {
+            let is_here = |span: &&Span| kind_of(&span.activity) == kind && span.end >= origin && span.start <= end;
+            let mut spans: Vec<&Span> = part.spans.iter().filter(is_here).collect();
             if spans.is_empty() {
                 continue;
             }
@@ -85,6 +78,18 @@ fn timeline(step: u64, traced: &StepTrace, plan: &Plan) -> Value {
         }
     }
     json!({ "step": step, "length": micros(end), "rows": rows, "ways": ways })
+}
+
+/// Rows of a process: what it does one thing after another, and beside that.
+const KINDS: [&str; 4] = ["", "layers", "send", "receive"];
+
+fn kind_of(activity: &Activity) -> &'static str {
+    match activity {
+        Activity::Layer { .. } => "layers",
+        Activity::Send(_) => "send",
+        Activity::Receive(_) | Activity::Relay(_) => "receive",
+        _ => "",
+    }
 }
 
 /// Boxes are found by row and place in it.
