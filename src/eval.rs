@@ -58,6 +58,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
             micro_batches: None,
             checkpoint_every: None,
             trace: Sampling::Off,
+            otlp: None,
             program: settings::program()?,
         },
         logits: arguments.logits,

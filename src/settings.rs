@@ -77,6 +77,11 @@ pub(crate) fn data_reader(source: DataSource) -> Result<data::Reader, Misuse> {
     Ok(Box::new(move |wanted| data::load(&source, wanted, &Places::of_this_machine(offline))))
 }
 
+/// Where traced steps are to be sent, by the variable that OpenTelemetry has for it.
+pub(crate) fn otlp_endpoint() -> Option<String> {
+    std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty())
+}
+
 /// Whether nothing may be downloaded.
 fn offline() -> Result<bool, Misuse> {
     let value = std::env::var_os("CONVOY_OFFLINE").unwrap_or_default();

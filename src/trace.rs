@@ -18,7 +18,7 @@ use crate::table::aligned;
 use crate::{Outcome, output};
 
 /// Show where the time of a run went: each worker's, until it adds up to the step; the critical path; who holds the others
-/// up; what was planned. The trace itself, trace.json in the run's folder, opens in https://ui.perfetto.dev.
+/// up; what was planned. The trace itself, trace.json in the run's folder, opens in Perfetto (ui.perfetto.dev).
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// A run's folder, or a trace's file

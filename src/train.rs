@@ -125,6 +125,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
             micro_batches: arguments.micro_batches,
             checkpoint_every: arguments.checkpoint_every,
             trace: arguments.trace,
+            otlp: settings::otlp_endpoint(),
             program: settings::program()?,
         },
         asked: Asked {

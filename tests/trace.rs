@@ -323,6 +323,75 @@ fn the_page_is_read_in_a_browser() {
     assert!(list("steps").len() >= 3 && range("other_step") > 0.0, "{seen:#}");
 }
 
+/// A real receiver of the OpenTelemetry protocol gets a trace a step, with all processes' spans under the right parents.
+#[test]
+fn a_receiver_of_otlp_gets_a_trace_a_step() {
+    let python = std::env::var("CONVOY_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let has = Command::new(&python).args(["-c", "import grpc, opentelemetry.proto"]).output();
+    if !has.is_ok_and(|output| output.status.success()) {
+        return support::skip(&format!("{python} has no grpcio and opentelemetry-proto"));
+    }
+    let folder = TempDir::new().unwrap();
+    let mut command = Command::new(&python);
+    let mut receiver = command.arg("tests/trace/otlp_receiver.py").stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(receiver.stdout.take().unwrap()));
+    let port = lines.next().unwrap().unwrap();
+    let train = |out: &str, endpoint: &str| {
+        let mut command = support::convoy();
+        command.args("train --data bundled --steps 4 --batch 16 --trace all --out".split_whitespace());
+        let output = output_of(command.arg(folder.path().join(out)).env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint));
+        (output.status.code(), said(&output))
+    };
+    let (code, text) = train("told", &format!("http://127.0.0.1:{port}"));
+    assert!(code == Some(0) && !text.contains("traced steps"), "{text}");
+    receiver.kill().unwrap();
+    receiver.wait().unwrap();
+    let spans: Vec<Value> = lines.map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
+    let roots: Vec<_> = spans.iter().filter(|span| span["parent"] == "").collect();
+    let names: Vec<_> = roots.iter().map(|span| span["name"].as_str().unwrap()).collect();
+    // Behind them come the measurement and the checkpoint.
+    assert_eq!(&names[..4], ["step 1", "step 2", "step 3", "step 4"]);
+    for root in &roots[..4] {
+        let of_step: Vec<_> = spans.iter().filter(|span| span["trace"] == root["trace"]).collect();
+        let number = |span: &Value, key: &str| span[key].as_u64().unwrap();
+        let part = |worker: usize| {
+            let name = format!("worker {worker}: {}", root["name"].as_str().unwrap());
+            let found = of_step.iter().find(|span| span["name"] == name.as_str()).unwrap();
+            assert_eq!((&found["parent"], &found["service"]), (&root["span"], &"convoy-worker".into()));
+            (*found).clone()
+        };
+        let (parts, mut segments) = ([part(0), part(1)], 0);
+        for span in &of_step {
+            if span["name"].as_str().unwrap().starts_with("segment ") {
+                let parent = parts.iter().find(|part| part["span"] == span["parent"]).unwrap();
+                assert_eq!(parent["instance"], span["instance"]);
+                assert!(
+                    number(parent, "start") <= number(span, "start") && number(span, "end") <= number(parent, "end")
+                );
+                segments += 1;
+            }
+        }
+        assert_eq!(segments, 2 * 2 * 2 * 5, "two workers, two micro-batches, there and back, five segments");
+        for name in ["loss", "send images"] {
+            let found = of_step.iter().find(|span| span["name"] == name).unwrap();
+            assert_eq!((&found["parent"], &found["service"]), (&root["span"], &"convoy-coordinator".into()));
+        }
+        let ids: std::collections::BTreeSet<_> = of_step.iter().map(|span| span["span"].as_str().unwrap()).collect();
+        assert_eq!(ids.len(), of_step.len(), "each has a number of its own");
+    }
+    // Nobody there, somebody who never answers, and what is no address: the first two cost the job nothing but a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    for (out, endpoint) in
+        [("nobody", "http://127.0.0.1:1".to_owned()), ("silent", format!("http://{}", silent.local_addr().unwrap()))]
+    {
+        let (code, text) = train(out, &endpoint);
+        assert!(code == Some(0) && text.contains("traced steps") && text.contains(&endpoint), "{text}");
+        assert_eq!(support::hash(&folder.path().join(out)), support::hash(&folder.path().join("told")));
+    }
+    let (code, text) = train("wrong", "https://127.0.0.1:1");
+    assert!(code == Some(2) && text.contains("OTEL_EXPORTER_OTLP_ENDPOINT=https"), "{text}");
+}
+
 /// Traces that are cut, empty, foreign or missing, and a run that goes on.
 #[test]
 fn what_cannot_be_read_is_named_and_what_is_there_is_told() {

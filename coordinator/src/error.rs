@@ -99,6 +99,9 @@ pub enum JobError {
         /// Why.
         source: std::io::Error,
     },
+    /// Traced steps can't be sent where they are to go.
+    #[error("{0}")]
+    Otlp(String),
     /// The system gives no runtime.
     #[error("start the coordinator's network threads")]
     Runtime(#[source] std::io::Error),
@@ -201,6 +204,7 @@ impl JobError {
                 | JobError::OutBusy { .. }
                 | JobError::ModelWanted { .. }
                 | JobError::OtherModel { .. }
+                | JobError::Otlp(_)
                 | JobError::Plan(_)
         )
     }

@@ -153,6 +153,8 @@ pub struct Running {
     pub checkpoint_every: Option<u64>,
     /// Which steps to keep a trace of.
     pub trace: Sampling,
+    /// Where to send traced steps, if anywhere: a receiver of the OpenTelemetry protocol.
+    pub otlp: Option<String>,
     /// The program to start as a worker.
     pub program: PathBuf,
 }

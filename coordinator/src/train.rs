@@ -31,6 +31,7 @@ use crate::order::DataOrder;
 use crate::record::{ExchangeRecord, FinalRecord, Kept, RunFolder, RunRecord, RunningRecord, environment, says_done};
 use crate::step::Step;
 use crate::trace::file::{About, Figures};
+use crate::trace::otlp::Exporter;
 use crate::trace::{Recording, Sampling};
 
 /// Everything that a training run is told.
@@ -243,10 +244,7 @@ impl Run {
         if driven.is_err() {
             recorder.incident(&reason);
         }
-        if let Err(error) = recorder.finish() {
-            let text = format!("the trace couldn't be written to its end: {error}");
-            observer.on(Event::Notice { text });
-        }
+        recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
         let interrupted = driven?;
         let rate = if drive.seconds > 0.0 { drive.images as f64 / drive.seconds } else { 0.0 };
         let ended = Ended {
@@ -284,7 +282,8 @@ impl Run {
         let about = About::new(epoch, self.job.model.clone(), self.plan.placement.clone(), hosts, self.job.batch);
         let steps = (self.progress.step + 1, self.last_step);
         let path = self.folder.trace()?;
-        let recording = Recording::begin(&path, sampling, steps, &about, self.plan.network.clone());
+        let exporter = self.running.otlp.as_deref().map(Exporter::start).transpose().map_err(JobError::Otlp)?;
+        let recording = Recording::begin(&path, sampling, steps, about, self.plan.network.clone(), exporter);
         cluster.recorder.begin(recording.map_err(|source| JobError::Write { path, source })?);
         Ok(())
     }

@@ -1,12 +1,13 @@
 //! Where the time goes: what all processes recorded, on one clock ([`alignment`]), collected while a job runs
-//! ([`Recorder`]), kept in `trace.json` ([`file`]), accounted for ([`account`]), and
-//! drawn ([`page`]).
+//! ([`Recorder`]), kept in `trace.json` ([`mod@file`]), accounted for ([`account`]),
+//! drawn ([`page`]), and sent to those who want it live ([`otlp`]).
 //!
 //! Not here: what is recorded, which `convoy-common` says, and what the account looks like, which the program prints.
 
 pub mod account;
 pub mod alignment;
 pub mod file;
+pub mod otlp;
 pub mod page;
 mod recorder;
 mod sampling;

@@ -13,6 +13,7 @@ use convoy_common::wire::{Pong, Recorded, TensorKey};
 
 use super::alignment::{Alignment, Exchange};
 use super::file::{About, Figures, Part, StepTrace, Writer, sent_by, source_of};
+use super::otlp::{self, Exporter};
 use super::{Clock, Sampling};
 
 /// Spans of a process that are kept of a step: a hostile worker can't fill the memory.
@@ -30,6 +31,9 @@ pub struct Recorder {
 #[derive(Debug)]
 pub struct Recording {
     writer: Option<Writer>,
+    exporter: Option<Exporter>,
+    about: About,
+    network: Network,
     sampling: Sampling,
     first: u64,
     last: u64,
@@ -85,13 +89,27 @@ impl Recording {
         path: &Path,
         sampling: Sampling,
         (first, last): (u64, u64),
-        about: &About,
+        about: About,
         network: Network,
+        exporter: Option<Exporter>,
     ) -> std::io::Result<Self> {
-        let writer = Some(Writer::create(path, about, network)?);
+        let writer = Some(Writer::create(path, &about, network.clone())?);
         let clocks = vec![Alignment::default(); about.hosts.len()];
         let (open, arriving) = (BTreeMap::new(), HashMap::new());
-        Ok(Self { writer, sampling, first, last, at: first, open, clocks, arriving, trouble: None })
+        Ok(Self {
+            writer,
+            exporter,
+            about,
+            network,
+            sampling,
+            first,
+            last,
+            at: first,
+            open,
+            clocks,
+            arriving,
+            trouble: None,
+        })
     }
 
     fn keeps(&self, step: u64) -> bool {
@@ -154,6 +172,9 @@ impl Recording {
     }
 
     fn write(&mut self, step: u64, trace: &StepTrace) {
+        if let Some(exporter) = &mut self.exporter {
+            exporter.export(otlp::request(step, trace, &self.about, &self.network));
+        }
         let Some(writer) = &mut self.writer else { return };
         if writer.is_full() && !self.sampling.is_unbounded() {
             return;
@@ -295,17 +316,16 @@ impl Recorder {
         }
     }
 
-    /// The end of the recording.
-    ///
-    /// # Errors
-    /// When the file couldn't be written.
-    pub fn finish(&mut self) -> std::io::Result<()> {
-        let Some(mut recording) = self.recording.take() else { return Ok(()) };
+    /// The end of the recording. What of it couldn't be written or sent, for a person.
+    pub fn finish(&mut self) -> Vec<String> {
+        let Some(mut recording) = self.recording.take() else { return Vec::new() };
         recording.close(u64::MAX, Closing::Kept);
-        match (recording.trouble, recording.writer) {
+        let written = match (recording.trouble, recording.writer) {
             (Some(trouble), _) => Err(trouble),
             (None, Some(writer)) => writer.finish(),
             (None, None) => Ok(()),
-        }
+        };
+        let unwritten = written.err().map(|error| format!("the trace couldn't be written to its end: {error}"));
+        unwritten.into_iter().chain(recording.exporter.and_then(Exporter::finish)).collect()
     }
 }

@@ -1,0 +1,209 @@
+//! Steps for those who run Jaeger or Grafana: each kept step as one trace of the OpenTelemetry protocol, with the spans of all
+//! processes under it, sent to a receiver by a thread of its own. A receiver that is slow or away costs spans, never time.
+//!
+//! Layers stay in `trace.json`: here are steps, segments, tensors on their way, commits, measurements and checkpoints. Workers
+//! send nothing by themselves: what they hand over is on the coordinator's clock already.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use convoy_common::chain::chain;
+use convoy_common::model::Network;
+use convoy_common::trace::{Activity, Span};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value};
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use opentelemetry_proto::tonic::trace::v1 as wire;
+use tonic::transport::{Channel, Endpoint};
+
+use super::file::{About, Part, StepTrace, described, step_span};
+
+/// Steps that may wait for the receiver.
+const QUEUED: usize = 16;
+/// A receiver answers within this.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// What is still queued at the end of a job has so long to go.
+const FAREWELL_MAX: Duration = ANSWER_MAX;
+
+/// A thread that sends.
+#[derive(Debug)]
+pub struct Exporter {
+    endpoint: String,
+    queue: SyncSender<ExportTraceServiceRequest>,
+    ended: Receiver<Trouble>,
+    /// Steps for which there was no room.
+    dropped: usize,
+}
+
+/// Steps that couldn't be sent, and why the first couldn't.
+#[derive(Debug, Default)]
+struct Trouble {
+    failed: usize,
+    why: Option<String>,
+}
+
+impl Exporter {
+    /// Begins to send to `endpoint`, such as `http://localhost:4317`. Whether anybody is there is not asked.
+    ///
+    /// # Errors
+    /// When it is no address, or the system gives no thread.
+    pub fn start(endpoint: &str) -> Result<Self, String> {
+        let wrong = |why: String| format!("OTEL_EXPORTER_OTLP_ENDPOINT={endpoint}: {why}");
+        if !endpoint.starts_with("http://") {
+            return Err(wrong("must be http://HOST:PORT, where a receiver speaks gRPC without encryption".to_owned()));
+        }
+        let address = Endpoint::from_shared(endpoint.to_owned()).map_err(|error| wrong(chain(&error)))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| wrong(error.to_string()))?;
+        let ((queue, requests), (end, ended)) = (sync_channel(QUEUED), sync_channel(1));
+        let spawned = thread::Builder::new().name("otlp".to_owned()).spawn(move || {
+            let _entered = runtime.enter();
+            let client = TraceServiceClient::new(address.connect_lazy());
+            let trouble = runtime.block_on(send_all(client, requests));
+            // A job that waits for no answer any more needs none.
+            let _ = end.send(trouble);
+        });
+        spawned.map_err(|error| wrong(error.to_string()))?;
+        Ok(Self { endpoint: endpoint.to_owned(), queue, ended, dropped: 0 })
+    }
+
+    /// Sends a step, or counts it where too many wait already.
+    pub(super) fn export(&mut self, request: ExportTraceServiceRequest) {
+        self.dropped += usize::from(self.queue.try_send(request).is_err());
+    }
+
+    /// Ends the thread. What went wrong, for a person.
+    pub(super) fn finish(self) -> Option<String> {
+        let Self { endpoint, queue, ended, dropped } = self;
+        drop(queue);
+        match ended.recv_timeout(FAREWELL_MAX) {
+            Ok(Trouble { failed: 0, .. }) if dropped == 0 => None,
+            Ok(Trouble { failed, why }) => {
+                let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+                Some(format!("{} traced steps couldn't be sent to {endpoint}{why}", failed + dropped))
+            }
+            Err(_) => Some(format!("traced steps were still waiting for {endpoint} when the job had ended")),
+        }
+    }
+}
+
+async fn send_all(mut client: TraceServiceClient<Channel>, requests: Receiver<ExportTraceServiceRequest>) -> Trouble {
+    let mut trouble = Trouble::default();
+    // Nothing else runs on this thread: it may block on its queue.
+    while let Ok(request) = requests.recv() {
+        let sent = tokio::time::timeout(ANSWER_MAX, client.export(request)).await;
+        let failed = match sent {
+            Ok(Ok(_)) => continue,
+            Ok(Err(status)) => status.message().to_owned(),
+            Err(_) => format!("no answer within {ANSWER_MAX:?}"),
+        };
+        trouble.failed += 1;
+        trouble.why.get_or_insert(failed);
+    }
+    trouble
+}
+
+/// A step as a trace. Its spans are numbered: 1 is the step, 2 onwards the workers' parts of it, and then whatever lies within.
+pub(super) fn request(step: u64, trace: &StepTrace, about: &About, network: &Network) -> ExportTraceServiceRequest {
+    let mut spans = Numbered { step, about, network, next: 2 + trace.workers.len() as u64 };
+    // What lies beside the steps, as the last checkpoint does, has none of its own.
+    let (own, name) = match step_span(&trace.coordinator) {
+        Some(own) => (Some(own.clone()), format!("step {step}")),
+        None => (around(&trace.coordinator), format!("before step {step}")),
+    };
+    let root = own.map(|own| wire::Span { name, ..spans.span(1, None, &own) });
+    let mut coordinator: Vec<_> = root.into_iter().collect();
+    coordinator.extend(spans.within(1, &trace.coordinator));
+    let mut resources = vec![resource("coordinator", "convoy-coordinator", coordinator)];
+    for (worker, part) in trace.workers.iter().enumerate() {
+        let number = 2 + worker as u64;
+        let whole = around(part).map(|whole| wire::Span {
+            name: format!("worker {worker}: step {step}"),
+            ..spans.span(number, Some(1), &whole)
+        });
+        let mut own: Vec<_> = whole.into_iter().collect();
+        own.extend(spans.within(number, part));
+        resources.push(resource(&format!("worker {worker}"), "convoy-worker", own));
+    }
+    ExportTraceServiceRequest { resource_spans: resources }
+}
+
+/// From the first thing that a part recorded to the last.
+fn around(part: &Part) -> Option<Span> {
+    let start = part.spans.iter().map(|span| span.start).min()?;
+    let end = part.spans.iter().map(|span| span.end).max()?;
+    Some(Span { start, end, activity: Activity::Idle })
+}
+
+struct Numbered<'a> {
+    step: u64,
+    about: &'a About,
+    network: &'a Network,
+    next: u64,
+}
+
+impl Numbered<'_> {
+    fn within(&mut self, parent: u64, part: &Part) -> Vec<wire::Span> {
+        let coarse = part.spans.iter().filter(|span| is_coarse(&span.activity));
+        let each = coarse.map(|span| {
+            let number = self.next;
+            self.next += 1;
+            wire::Span { name: described(self.network, &span.activity).1, ..self.span(number, Some(parent), span) }
+        });
+        each.collect()
+    }
+
+    fn span(&self, number: u64, parent: Option<u64>, span: &Span) -> wire::Span {
+        let unix = |at: u64| self.about.epoch_unix_ns.saturating_add(at);
+        let bytes = |number: u64| number.to_be_bytes().to_vec();
+        wire::Span {
+            // A run is known by when it began: no two of a machine's begin in the same nanosecond.
+            trace_id: [self.about.epoch_unix_ns.to_be_bytes(), self.step.to_be_bytes()].concat(),
+            span_id: bytes(number),
+            parent_span_id: parent.map(bytes).unwrap_or_default(),
+            kind: wire::span::SpanKind::Internal.into(),
+            start_time_unix_nano: unix(span.start),
+            end_time_unix_nano: unix(span.end),
+            ..wire::Span::default()
+        }
+    }
+}
+
+fn is_coarse(activity: &Activity) -> bool {
+    match activity {
+        Activity::Layer { .. }
+        | Activity::Take(_)
+        | Activity::HandOut
+        | Activity::AwaitTensor(_)
+        | Activity::AwaitOrder
+        | Activity::Step { .. }
+        | Activity::Idle => false,
+        Activity::Segment(_)
+        | Activity::Commit { .. }
+        | Activity::ReadState
+        | Activity::Send(_)
+        | Activity::Receive(_)
+        | Activity::Relay(_)
+        | Activity::SendImages(_)
+        | Activity::Loss(_)
+        | Activity::Measure
+        | Activity::Checkpoint => true,
+    }
+}
+
+fn resource(instance: &str, service: &str, spans: Vec<wire::Span>) -> wire::ResourceSpans {
+    let text = |key: &str, value: &str| KeyValue {
+        key: key.to_owned(),
+        value: Some(AnyValue { value: Some(any_value::Value::StringValue(value.to_owned())) }),
+        ..KeyValue::default()
+    };
+    let attributes = vec![text("service.name", service), text("service.instance.id", instance)];
+    let scope = InstrumentationScope { name: "convoy".to_owned(), ..InstrumentationScope::default() };
+    wire::ResourceSpans {
+        resource: Some(Resource { attributes, ..Resource::default() }),
+        scope_spans: vec![wire::ScopeSpans { scope: Some(scope), spans, ..wire::ScopeSpans::default() }],
+        ..wire::ResourceSpans::default()
+    }
+}
