@@ -323,6 +323,16 @@ fn the_page_is_read_in_a_browser() {
     assert!(list("steps").len() >= 3 && range("other_step") > 0.0, "{seen:#}");
 }
 
+/// A process that is ended with the test, whatever becomes of that.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A real receiver of the OpenTelemetry protocol gets a trace a step, with all processes' spans under the right parents.
 #[test]
 fn a_receiver_of_otlp_gets_a_trace_a_step() {
@@ -333,9 +343,11 @@ fn a_receiver_of_otlp_gets_a_trace_a_step() {
     }
     let folder = TempDir::new().unwrap();
     let mut command = Command::new(&python);
-    let mut receiver = command.arg("tests/trace/otlp_receiver.py").stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(receiver.stdout.take().unwrap()));
+    let mut receiver = Ended(command.arg("tests/trace/otlp_receiver.py").stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(receiver.0.stdout.take().unwrap()));
     let port = lines.next().unwrap().unwrap();
+    // A receiver whose own output nobody reads stands still.
+    let told = std::thread::spawn(move || lines.map(Result::unwrap).collect::<Vec<_>>());
     let train = |out: &str, endpoint: &str| {
         let mut command = support::convoy();
         command.args("train --data bundled --steps 4 --batch 16 --trace all --out".split_whitespace());
@@ -344,9 +356,8 @@ fn a_receiver_of_otlp_gets_a_trace_a_step() {
     };
     let (code, text) = train("told", &format!("http://127.0.0.1:{port}"));
     assert!(code == Some(0) && !text.contains("traced steps"), "{text}");
-    receiver.kill().unwrap();
-    receiver.wait().unwrap();
-    let spans: Vec<Value> = lines.map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
+    drop(receiver);
+    let spans: Vec<Value> = told.join().unwrap().iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     let roots: Vec<_> = spans.iter().filter(|span| span["parent"] == "").collect();
     let names: Vec<_> = roots.iter().map(|span| span["name"].as_str().unwrap()).collect();
     // Behind them come the measurement and the checkpoint.
