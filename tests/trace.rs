@@ -426,7 +426,8 @@ fn what_cannot_be_read_is_named_and_what_is_there_is_told() {
         ("{\"traceEvents\":[\n{\"name\":\"other\"}\n]}", "its head"),
         (&head.replace("\"format\":1", "\"format\":9"), "it is of format 9"),
         (head, "holds no step"),
-        (&head.replace("\"placement\":[0,1]", "\"placement\":[0,7]"), "don't fit its model"),
+        (&head.replace("\"placement\":[0,1]", "\"placement\":[0,7]"), "a placement of 2 towers"),
+        (&head.replace("\"hosts\":[", "\"hosts\":[\"more\","), "don't fit"),
         ("\u{0}\u{1}\u{2}", "isn't the head of one"),
     ] {
         let (code, said) = with(text);
@@ -434,6 +435,12 @@ fn what_cannot_be_read_is_named_and_what_is_there_is_told() {
     }
     let (code, text) = with(&whole.replacen("\"ph\":\"X\"", "\"ph\":17", 3));
     assert!(code == 0 && text.contains("3 lines of the trace make no sense"), "{text}");
+    // What can't be in this job is left out; numbers that are too large end nothing.
+    let outside = whole.replacen("\"segment\":4", "\"segment\":44", 2).replacen("\"layer\":3,", "\"layer\":3333,", 2);
+    let outside =
+        outside.replacen("\"exchange\":1,", "\"exchange\":1111,", 2).replacen("\"dur\":", "\"dur\":1e300,\"was\":", 4);
+    let (code, text) = with(&outside);
+    assert!(code == 0 && text.contains("10 lines of the trace make no sense"), "{text}");
     let output = run(&format!("trace {} --step 77", out.display()), &[]);
     assert!(output.status.code() == Some(2) && said(&output).contains("no whole step 77"), "{}", said(&output));
     let off = folder.path().join("off");

@@ -41,8 +41,9 @@ pub struct Alignment {
 
 impl Exchange {
     fn offset(&self) -> i64 {
-        let (out, back) = (self.sent as i64 - self.received as i64, self.arrived as i64 - self.replied as i64);
-        out / 2 + back / 2
+        // A worker may say anything; what it says of its clock is its own loss.
+        let less = |ours: u64, theirs: u64| (ours as i64).saturating_sub(theirs as i64);
+        less(self.sent, self.received) / 2 + less(self.arrived, self.replied) / 2
     }
 
     /// Half its round trip, and what clocks may have drifted apart since.
@@ -75,7 +76,7 @@ impl Alignment {
             best.map_or((0, u64::MAX), |exchange| (exchange.offset(), exchange.uncertainty(now)));
         let raised = earliest.map_or(measured, |earliest| measured.max(earliest));
         let offset = latest.map_or(raised, |latest| raised.min(latest));
-        Offset { offset, uncertainty, correction: offset - measured }
+        Offset { offset, uncertainty, correction: offset.saturating_sub(measured) }
     }
 }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use convoy_common::batch::{MicroBatch, MicroBatchId, Phase};
 use convoy_common::model::Network;
+use convoy_common::plan::Plan;
 use convoy_common::trace::{Activity, SegmentRun, Span, Transfer};
 use convoy_common::wire::{Direction, TensorKey};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,8 @@ const FORMAT: u32 = 1;
 const SAMPLE_BYTES_MAX: u64 = 45_000_000;
 /// No trace is read into memory that is larger.
 const READ_BYTES_MAX: u64 = 4 << 30;
+/// No run goes on for so many nanoseconds: a year.
+const TIME_MAX: u64 = 365 * 86_400 * 1_000_000_000;
 /// Perfetto wants small numbers, and 0 is special.
 const COORDINATOR: u64 = 1;
 const FIRST_WORKER: u64 = 2;
@@ -32,6 +35,8 @@ const FIRST_WORKER: u64 = 2;
 const MAIN_TRACK: u64 = 1;
 const SEND_TRACK: u64 = 2;
 const LANES: u64 = 10;
+/// More transfers at once than that share a track: a worker that makes them up costs no time.
+const LANES_MAX: u64 = 32;
 
 /// What a trace is of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -316,7 +321,8 @@ impl Writer {
             }
         };
         let mut track = first;
-        while self.busy_until.get(&(process, track)).is_some_and(|until| *until > span.start) && track > SEND_TRACK {
+        let is_busy = |track| self.busy_until.get(&(process, track)).is_some_and(|until| *until > span.start);
+        while first == LANES && track < LANES + LANES_MAX && is_busy(track) {
             track += 1;
         }
         let name = if track == first { name.to_owned() } else { format!("{name} {}", track - first + 1) };
@@ -613,16 +619,16 @@ pub fn read(path: &Path) -> Result<Trace, TraceError> {
     let text = String::from_utf8_lossy(&bytes);
     let mut lines = text.lines();
     let about = about(lines.next().unwrap_or_default());
-    let about = about.map_err(|why| TraceError::Foreign { path: path.to_owned(), why })?;
+    let (about, plan) = about.map_err(|why| TraceError::Foreign { path: path.to_owned(), why })?;
     let mut trace = Trace { about, steps: BTreeMap::new(), incidents: Vec::new(), is_cut: true, unreadable: 0 };
     for line in lines {
         if line == "]}" {
             trace.is_cut = false;
             break;
         }
-        match serde_json::from_str::<Event>(line.trim_end_matches(',')) {
-            Ok(event) => trace.take(event),
-            Err(_) => trace.unreadable += 1,
+        let event = serde_json::from_str::<Event>(line.trim_end_matches(','));
+        if !event.is_ok_and(|event| trace.take(event, &plan)) {
+            trace.unreadable += 1;
         }
     }
     // The last line of a file that was cut is no fault of the file's.
@@ -633,7 +639,7 @@ pub fn read(path: &Path) -> Result<Trace, TraceError> {
     Ok(trace)
 }
 
-fn about(line: &str) -> Result<About, String> {
+fn about(line: &str) -> Result<(About, Plan), String> {
     if line.is_empty() {
         return Err("it is empty".to_owned());
     }
@@ -645,24 +651,51 @@ fn about(line: &str) -> Result<About, String> {
         return Err(format!("it is of format {}; this program reads format {FORMAT}", about.format));
     }
     let network = Network::parse(&about.model).map_err(|error| format!("its model: {error}"))?;
-    let sound = about.placement.len() == network.towers && about.placement.iter().all(|w| *w < about.hosts.len());
-    if sound { Ok(about) } else { Err("its towers and workers don't fit its model".to_owned()) }
+    let plan = Plan::placed(network, about.placement.clone()).map_err(|error| error.to_string())?;
+    if plan.workers == about.hosts.len() {
+        Ok((about, plan))
+    } else {
+        Err("its towers and workers don't fit".to_owned())
+    }
+}
+
+/// Whether there is such a thing in the job.
+fn is_of(plan: &Plan, activity: &Activity) -> bool {
+    let has_tower = |tower: usize| tower < plan.network.towers;
+    let has_segment = |segment: usize| segment < plan.segments.len();
+    match activity {
+        Activity::Segment(run) => has_segment(run.segment) && has_tower(run.tower),
+        Activity::Layer { layer, .. } => *layer < plan.network.layers.len(),
+        Activity::Take(tensor)
+        | Activity::AwaitTensor(tensor)
+        | Activity::Send(Transfer { tensor, .. })
+        | Activity::Receive(Transfer { tensor, .. })
+        | Activity::Relay(Transfer { tensor, .. }) => match tensor {
+            TensorKey::Activations { exchange, from_tower, to_tower, .. } => {
+                has_segment(*exchange) && has_tower(*from_tower) && to_tower.is_none_or(has_tower)
+            }
+            _ => true,
+        },
+        _ => true,
+    }
 }
 
 impl Trace {
-    fn take(&mut self, event: Event) {
+    /// Whether the event makes sense.
+    fn take(&mut self, event: Event, plan: &Plan) -> bool {
         let start = nanos(event.ts);
         if event.cat == "incident" {
-            return self.incidents.push((start, event.name));
+            self.incidents.push((start, event.name));
+            return true;
         }
-        let Some(step) = event.args["step"].as_u64() else { return };
+        let Some(step) = event.args["step"].as_u64() else { return true };
         let workers = self.about.hosts.len();
         let of_step = self.steps.entry(step).or_default();
         of_step.workers.resize_with(workers, Part::default);
         let part = match event.pid.checked_sub(FIRST_WORKER) {
             None => &mut of_step.coordinator,
             Some(worker) if (worker as usize) < workers => &mut of_step.workers[worker as usize],
-            Some(_) => return,
+            Some(_) => return false,
         };
         if event.cat == "step"
             && let (Some(loss), Some(images)) = (event.args["loss"].as_f64(), event.args["images"].as_u64())
@@ -676,7 +709,12 @@ impl Trace {
             part.offset = Some(Offset { offset, uncertainty, correction });
             part.dropped = event.args["dropped"].as_u64().unwrap_or_default();
         } else if let (Some(activity), Some(dur)) = (activity_of(&event), event.dur) {
-            part.spans.push(Span { start, end: start + nanos(dur), activity });
+            let length = nanos(dur);
+            if !is_of(plan, &activity) || start.max(length) > TIME_MAX {
+                return false;
+            }
+            part.spans.push(Span { start, end: start + length, activity });
         }
+        true
     }
 }

@@ -196,11 +196,13 @@ impl Recording {
             let (spans, unkept) = buffer.take();
             let bounds = |span: &Span| match &span.activity {
                 // It can't have come here before it was sent there,
-                Activity::Send(t) => (None, began.get(&t.tensor).map(|ours| *ours as i64 - span.start as i64)),
+                Activity::Send(t) => {
+                    (None, began.get(&t.tensor).map(|ours| (*ours as i64).saturating_sub(span.start as i64)))
+                }
                 // nor there before a part of it was here.
                 Activity::Receive(t) => {
                     let ours = began.get(&t.tensor).or_else(|| sent_here.get(&source_of(&t.tensor)));
-                    (ours.map(|ours| *ours as i64 - span.start as i64), None)
+                    (ours.map(|ours| (*ours as i64).saturating_sub(span.start as i64)), None)
                 }
                 _ => (None, None),
             };
