@@ -64,6 +64,7 @@ pub fn evaluate(
         if stop.load(Ordering::Relaxed) {
             return Err(JobError::Interrupted);
         }
+        cluster.check_all_stay(step)?;
         let (worker, heard) = cluster.next(step, || "logits of test images".to_owned())?;
         let chunk = match heard {
             Heard::Chunk(chunk, _) => chunk,

@@ -212,8 +212,12 @@ impl Run {
 
     fn carry_out(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Ended, JobError> {
         let job_number = unguessable().max(1);
+        let exporter = self.running.otlp.as_deref().map(Exporter::start).transpose().map_err(JobError::Otlp)?;
         let mut cluster = found(job_number, self.plan.clone(), &self.running, self.threads, observer, stop)?;
-        self.begin_recording(&mut cluster)?;
+        if let Err(error) = self.begin_recording(&mut cluster, exporter) {
+            let text = format!("this run has no trace: {}", chain(&error));
+            observer.on(Event::Notice { text });
+        }
         let assignment = Assignment { trace: cluster.recorder.is_on(), ..self.assignment(job_number) };
         cluster.assign(&assignment, &self.state, self.progress.step)?;
         self.record.workers = worker_records(&cluster);
@@ -243,8 +247,8 @@ impl Run {
         }
         if driven.is_err() {
             recorder.incident(&reason);
+            recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
         }
-        recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
         let interrupted = driven?;
         let rate = if drive.seconds > 0.0 { drive.images as f64 / drive.seconds } else { 0.0 };
         let ended = Ended {
@@ -266,12 +270,14 @@ impl Run {
             weights_sha256: ended.weights_sha256.clone(),
         });
         self.folder.write(&self.record)?;
+        // A receiver of traces may be slow, and the run has ended whether or not it hears of it.
+        recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
         observer.on(Event::Ended(Box::new(ended.clone())));
         Ok(ended)
     }
 
     /// From here on what everybody does is recorded, if it is to be.
-    fn begin_recording(&self, cluster: &mut Cluster) -> Result<(), JobError> {
+    fn begin_recording(&self, cluster: &mut Cluster, exporter: Option<Exporter>) -> Result<(), JobError> {
         let sampling = self.running.trace.clone();
         if sampling == Sampling::Off {
             return Ok(());
@@ -282,7 +288,6 @@ impl Run {
         let about = About::new(epoch, self.job.model.clone(), self.plan.placement.clone(), hosts, self.job.batch);
         let steps = (self.progress.step + 1, self.last_step);
         let path = self.folder.trace()?;
-        let exporter = self.running.otlp.as_deref().map(Exporter::start).transpose().map_err(JobError::Otlp)?;
         let recording = Recording::begin(&path, sampling, steps, about, self.plan.network.clone(), exporter);
         cluster.recorder.begin(recording.map_err(|source| JobError::Write { path, source })?);
         Ok(())

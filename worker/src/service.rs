@@ -36,6 +36,9 @@ const COMPLAINT_EVERY: Duration = Duration::from_secs(600);
 /// A worker that is told to leave in the middle of a job says so, and stays for so long: time for a checkpoint.
 const LEAVE_MAX: Duration = Duration::from_secs(45);
 
+/// Shells and supervisors may signal a process and then its group: what comes closer together is one wish.
+const ECHO: Duration = Duration::from_millis(200);
+
 /// What a worker is started with.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
@@ -158,7 +161,7 @@ async fn serve_until<F: Future<Output = ()>>(
     tokio::select! {
         _ = in_job.wait_for(|in_job| !in_job) => Ok(()),
         () = sleep(LEAVE_MAX) => Ok(()),
-        () = told_to_leave() => Ok(()),
+        () = async { sleep(ECHO).await; told_to_leave().await } => Ok(()),
         result = &mut serving => result,
     }
 }

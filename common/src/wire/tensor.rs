@@ -87,10 +87,11 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    /// The whole tensor's bytes, where this is the last of its chunks.
+    /// The whole tensor's bytes, where this is the last of its chunks. Asked of a chunk that nobody has looked at yet.
     pub fn ends(&self) -> Option<u64> {
-        let whole = (self.shape.iter().product::<usize>() * self.key.element_bytes()) as u64;
-        (self.offset + self.data.len() as u64 == whole).then_some(whole)
+        let elements = self.shape.iter().try_fold(1, |all: usize, length| all.checked_mul(*length))?;
+        let whole = elements.checked_mul(self.key.element_bytes())? as u64;
+        (self.offset.checked_add(self.data.len() as u64)? == whole).then_some(whole)
     }
 }
 

@@ -248,10 +248,13 @@ impl Cluster {
     /// # Errors
     /// When one is lost or fails, or when all are silent for too long; `waiting_for` says what is owed.
     pub fn next(&mut self, step: u64, waiting_for: impl Fn() -> String) -> Result<(usize, Heard), JobError> {
+        let asked = Instant::now();
+        self.vitals.beat();
         loop {
-            self.vitals.beat();
             let began = self.recorder.now();
-            let received = receive(&self.runtime, &mut self.heard, SILENCE_MAX);
+            // Words that get the job no further, of strangers or of clocks, lengthen no silence.
+            let left = SILENCE_MAX.saturating_sub(asked.elapsed());
+            let received = receive(&self.runtime, &mut self.heard, left).filter(|_| !left.is_zero());
             if self.recorder.now() - began > IDLE_MIN {
                 self.recorder.ended(began, || Activity::Idle);
             }
@@ -374,7 +377,7 @@ impl Cluster {
             }
         }
         let start = Instant::now();
-        while !owed.is_empty() {
+        while !owed.is_empty() && start.elapsed() < FAREWELL_MAX {
             let left = FAREWELL_MAX.saturating_sub(start.elapsed());
             let Some((session, heard)) = receive(&self.runtime, &mut self.heard, left) else { break };
             let Some(worker) = self.members.iter().position(|member| member.session == session) else { continue };

@@ -296,8 +296,8 @@ impl<'a> StepAccount<'a> {
 
 fn transfers(spans: &[Span]) -> (u64, u64) {
     spans.iter().fold((0, 0), |(encoding, decoding), span| match &span.activity {
-        Activity::Send(transfer) => (encoding + transfer.busy, decoding),
-        Activity::Receive(transfer) => (encoding, decoding + transfer.busy),
+        Activity::Send(transfer) => (transfer.busy.saturating_add(encoding), decoding),
+        Activity::Receive(transfer) => (encoding, transfer.busy.saturating_add(decoding)),
         _ => (encoding, decoding),
     })
 }

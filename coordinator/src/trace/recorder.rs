@@ -135,7 +135,7 @@ impl Recording {
     /// that it says.
     fn take(&mut self, worker: usize, recorded: Recorded) {
         // A worker can be a step behind, and no more.
-        if recorded.step + OPEN_STEPS_MAX as u64 <= self.at || recorded.step > self.at + 1 {
+        if recorded.step.saturating_add(OPEN_STEPS_MAX as u64) <= self.at || recorded.step > self.at + 1 {
             return;
         }
         let allowed = self.at.saturating_sub(1)..=self.at + 2;
@@ -149,7 +149,7 @@ impl Recording {
             }
         }
         let open = self.open(recorded.step);
-        open.dropped[worker] += recorded.dropped;
+        open.dropped[worker] = open.dropped[worker].saturating_add(recorded.dropped);
         if !recorded.more {
             open.complete.insert(worker);
         }

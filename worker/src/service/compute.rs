@@ -62,8 +62,8 @@ pub(super) fn serve(compute: &Compute, inbox: &Receiver<Command>, vitals: &Vital
                 Ok(command) => command,
                 Err(RecvError) => return,
             };
-            if let Some(job) = &job {
-                job.probe.ended(began, || awaited(&command));
+            if let Some((job, activity)) = job.as_ref().zip(awaited(&command)) {
+                job.probe.ended(began, || activity);
             }
             Some(command)
         };
@@ -82,11 +82,19 @@ pub(super) fn serve(compute: &Compute, inbox: &Receiver<Command>, vitals: &Vital
     }
 }
 
-/// What a wait was for, which a command has ended.
-fn awaited(command: &Command) -> Activity {
+/// What a wait was for, which a command has ended. A measurement's waits are no part of a step.
+fn awaited(command: &Command) -> Option<Activity> {
     match command {
-        Command::Tensor(key, _) if key.training_step().is_some() => Activity::AwaitTensor(key.clone()),
-        _ => Activity::AwaitOrder,
+        Command::Tensor(key, _) => key.training_step().map(|_| Activity::AwaitTensor(key.clone())),
+        _ => Some(Activity::AwaitOrder),
+    }
+}
+
+/// Whether something that was computed belongs to a step, rather than to a measurement or a checkpoint.
+fn is_of_a_step(out: &Out) -> bool {
+    match out {
+        Out::Tensor(payload) => payload.key.training_step().is_some(),
+        Out::Say(_) | Out::HandedOver { .. } => true,
     }
 }
 
@@ -139,9 +147,9 @@ fn advance(compute: &Compute, mut job: Box<Job>, command: Option<Command>) -> Op
     match result {
         Ok(out) => {
             let began = job.probe.now();
-            let said = !out.is_empty();
+            let of_a_step = out.iter().any(is_of_a_step);
             let heard = out.into_iter().all(|out| job.out.blocking_send(out).is_ok());
-            if said {
+            if of_a_step {
                 job.probe.ended(began, || Activity::HandOut);
             }
             let handed_over = match committed {
