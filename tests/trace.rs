@@ -136,7 +136,8 @@ fn perfetto_finds_every_exchange_and_no_fault_in_a_trace_of_alexnet() {
     assert_eq!(answers[4][0][0].as_u64(), Some(steps as u64));
 }
 
-/// What nobody recorded is at most 2 % of any step of any worker, and all uses together are the step.
+/// All uses together are the step, and what nobody recorded is at most 2 % of it: of every step of AlexNet, and of the mean
+/// step of alexnet-fashion. Of the latter's single steps, of some 40 ms, it isn't always: measured, one in 800 had 5 %.
 #[test]
 fn the_account_closes() {
     let _alone = alone();
@@ -156,7 +157,6 @@ fn the_account_closes() {
             let unexplained = worker["uses"].as_array().unwrap().iter().find(|part| part[0]["on"] == "unexplained");
             let share = unexplained.unwrap()[1].as_f64().unwrap() / worker["step_ns"].as_f64().unwrap();
             assert!(share <= 0.02, "{model}: {share} of the mean step of worker {} is unexplained", worker["worker"]);
-            // Of each step, too, where 2 % of one is longer than the system may keep a thread from its core.
             assert!(share_max <= 0.02 || model != "alexnet", "{model}: {share_max} of a step is unexplained");
             assert_eq!(worker["dropped"], 0);
             // The worker's step is the coordinator's, but for what lies between two commits' arrivals.
