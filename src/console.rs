@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use convoy_coordinator::observe::{Ended, Event, Observer, Started};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::output::tell;
+use crate::output::{show_bar, tell};
 
 /// Without a terminal, a line about progress comes this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -27,19 +27,13 @@ impl Console {
         Self { json, bar: None, started: None, images: 0, began: now, last_line: now }
     }
 
-    fn say(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| tell(text)),
-            None => tell(text),
-        }
-    }
-
     fn start(&mut self, started: Box<Started>) {
-        self.say(&described(&started));
+        tell(&described(&started));
         if std::io::stdout().is_terminal() && std::io::stderr().is_terminal() {
             let style = ProgressStyle::with_template("{bar:30} {pos}/{len} steps  {msg}  {eta} left");
             let bar = ProgressBar::new(started.last_step + 1 - started.first_step);
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            show_bar(Some(bar.clone()));
             self.bar = Some(bar);
         }
         (self.began, self.last_line) = (Instant::now(), Instant::now());
@@ -55,14 +49,13 @@ impl Console {
         } else if self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
             let last = self.started.as_ref().map_or(step, |started| started.last_step);
-            self.say(&format!("step {step}/{last}  epoch {epoch}  {rate:.0} images/s  loss {loss:.4}"));
+            tell(&format!("step {step}/{last}  epoch {epoch}  {rate:.0} images/s  loss {loss:.4}"));
         }
     }
 
     fn end(&mut self, ended: &Ended) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
+        self.bar = None;
+        show_bar(None);
         let how = if ended.interrupted { "interrupted" } else { "done" };
         let rate = ended.images_per_second;
         let rate = if rate > 0.0 { format!(" at {rate:.0} images/s") } else { String::new() };
@@ -87,19 +80,19 @@ impl Observer for Console {
             return;
         }
         match event {
-            Event::Notice { text } => self.say(&format!("note: {text}")),
-            Event::Waiting { address, have, want } if have < want => self.say(&format!(
+            Event::Notice { text } => tell(&format!("note: {text}")),
+            Event::Waiting { address, have, want } if have < want => tell(&format!(
                 "waiting for workers at {address}: {have} of {want} have come; start more with: convoy worker --join {address}"
             )),
-            Event::Waiting { have, want, .. } => self.say(&format!("{have} of {want} workers have come")),
+            Event::Waiting { have, want, .. } => tell(&format!("{have} of {want} workers have come")),
             Event::Elsewhere { host, coordinator, model } => {
                 let what = model.map_or("waits with others".to_owned(), |model| format!("computes {model}"));
-                self.say(&format!("the worker on {host} {what} for another coordinator, at {coordinator}"));
+                tell(&format!("the worker on {host} {what} for another coordinator, at {coordinator}"));
             }
-            Event::Refused { address, reason } => self.say(&format!("a worker at {address} was refused: {reason}")),
+            Event::Refused { address, reason } => tell(&format!("a worker at {address} was refused: {reason}")),
             Event::Started(started) => self.start(started),
             Event::Step { step, epoch, loss, images, .. } => self.step(step, epoch, loss, images),
-            Event::Epoch(epoch) => self.say(&format!(
+            Event::Epoch(epoch) => tell(&format!(
                 "epoch {}  loss {:.4}  test accuracy {:.2} %  {:.1} s  {:.0} images/s",
                 epoch.epoch,
                 epoch.train_loss,

@@ -11,7 +11,8 @@ use clap::{Arg, ArgAction, Command};
 
 const PREFIX: &str = "CONVOY_";
 /// Those that are no flag's: of the program, of docker-compose.yml and what lies in deploy/, and of the tests.
-const OTHERS: [&str; 10] = [
+const OTHERS: [&str; 11] = [
+    crate::log::FORMAT_VARIABLE,
     "CONVOY_OFFLINE",
     "CONVOY_IMAGE",
     "CONVOY_USER",
@@ -29,7 +30,8 @@ const SLIP: f64 = 0.9;
 /// The command, whose flags take what the `line` leaves out from the environment. A flag that something on the line
 /// excludes takes nothing: `--steps` on the line outdoes `CONVOY_EPOCHS`.
 pub(crate) fn adopted(command: Command, line: &[OsString]) -> Command {
-    command.mut_subcommands(|sub| {
+    let unless_empty = |arg: Arg| if arg.get_env().is_some_and(is_empty) { arg.env(Resettable::Reset) } else { arg };
+    command.mut_args(unless_empty).mut_subcommands(|sub| {
         let excluded = excluded_by(&sub, line);
         sub.mut_args(|arg| match variable(&arg) {
             _ if arg.get_env().is_some_and(is_empty) => arg.env(Resettable::Reset),

@@ -7,10 +7,12 @@ use convoy_common::address::Address;
 use convoy_coordinator::data::DataSource;
 use convoy_coordinator::job::Running;
 use convoy_coordinator::measure::{Finding, Measuring, measure};
+use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::observe::{Event, Observer};
 use convoy_coordinator::trace::Sampling;
 
 use crate::console::Console;
+use crate::log::Log;
 use crate::{Outcome, output, settings, signals};
 
 /// Measure a checkpoint or a weights file on a data set's test images, over the same towers as in training.
@@ -45,7 +47,7 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
+pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     let measuring = Measuring {
         path: arguments.path,
         model: arguments.model.as_deref().map(settings::model_text).transpose()?,
@@ -59,7 +61,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
             checkpoint_every: None,
             trace: Sampling::Off,
             otlp: None,
-            program: settings::program()?,
+            local: log.local_program()?,
+            metrics: Metrics::default(),
         },
         logits: arguments.logits,
     };

@@ -5,6 +5,8 @@ mod console;
 mod environment;
 mod eval;
 mod health;
+mod log;
+mod metrics;
 mod output;
 mod plan;
 mod settings;
@@ -16,12 +18,12 @@ mod worker;
 
 use std::error::Error;
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use convoy_common::chain::chain;
 use convoy_coordinator::JobError;
+use log::Log;
 use output::complain;
 
 // glibc's allocator gives large blocks back to the system at once, and every tensor then costs page faults anew.
@@ -35,6 +37,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    /// How the log is written to standard error: text, or one JSON object a line. What is logged, RUST_LOG says [default: text]
+    #[arg(long, global = true, env = log::FORMAT_VARIABLE, hide_env = true, value_name = "text|json")]
+    log_format: Option<log::Format>,
 }
 
 #[derive(Subcommand)]
@@ -72,9 +77,8 @@ fn main() -> ExitCode {
     let mut command = environment::adopted(Arguments::command(), &line);
     environment::slips(&command).iter().for_each(|slip| complain(slip));
     let parsed = command.try_get_matches_from_mut(&line).and_then(|matches| Arguments::from_arg_matches(&matches));
-    log_to_stderr();
     match parsed {
-        Ok(arguments) => ended(carry_out(arguments.command)),
+        Ok(arguments) => ended(carry_out(arguments.command, &Log::begin(arguments.log_format.unwrap_or_default()))),
         Err(error) => refused(&error, &line),
     }
 }
@@ -89,11 +93,11 @@ fn refused(error: &clap::Error, line: &[OsString]) -> ExitCode {
     ExitCode::from(error.exit_code() as u8)
 }
 
-fn carry_out(command: Command) -> Result<Outcome, Box<dyn Error>> {
+fn carry_out(command: Command, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     match command {
-        Command::Train(arguments) => train::run(*arguments),
+        Command::Train(arguments) => train::run(*arguments, log),
         Command::Worker(arguments) => worker::run(&arguments),
-        Command::Eval(arguments) => eval::run(*arguments),
+        Command::Eval(arguments) => eval::run(*arguments, log),
         Command::Health(arguments) => health::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Trace(arguments) => trace::run(&arguments),
@@ -113,17 +117,4 @@ fn ended(result: Result<Outcome, Box<dyn Error>>) -> ExitCode {
             })
         }
     }
-}
-
-/// Warnings alone, unless RUST_LOG says otherwise.
-fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    let colour = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colour)
-        .with_writer(std::io::stderr)
-        .log_internal_errors(false)
-        .init();
 }

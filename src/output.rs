@@ -1,7 +1,13 @@
-//! Standard output and standard error. What can't be printed is no panic.
+//! Standard output and standard error, and the progress bar that may stand there. What can't be printed is no panic.
 
 use std::error::Error;
 use std::io::{self, ErrorKind, Write};
+use std::sync::{Mutex, PoisonError};
+
+use indicatif::ProgressBar;
+
+/// The bar that is to be seen, if any. Whoever prints moves it out of the way.
+static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 /// Prints what a command was asked for. A reader that has seen enough, as in `convoy plan | head`, may close the pipe.
 pub(crate) fn print(text: &str) -> Result<(), Box<dyn Error>> {
@@ -14,10 +20,42 @@ pub(crate) fn print(text: &str) -> Result<(), Box<dyn Error>> {
 
 /// Prints a line about something that goes on whether anybody reads or not: what matters of a job is in its folder.
 pub(crate) fn tell(line: &str) {
-    let _ = writeln!(io::stdout(), "{line}");
+    beside_the_bar(|| {
+        let _ = writeln!(io::stdout(), "{line}");
+    });
 }
 
 /// Prints a line to standard error, if anybody reads there.
 pub(crate) fn complain(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    beside_the_bar(|| {
+        let _ = writeln!(io::stderr(), "{line}");
+    });
+}
+
+/// Shows a bar, or none.
+pub(crate) fn show_bar(bar: Option<ProgressBar>) {
+    if let Some(old) = std::mem::replace(&mut *BAR.lock().unwrap_or_else(PoisonError::into_inner), bar) {
+        old.finish_and_clear();
+    }
+}
+
+/// Standard error, for what writes whole lines.
+pub(crate) struct Complaints;
+
+impl Write for Complaints {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        beside_the_bar(|| io::stderr().write_all(bytes))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+fn beside_the_bar<T>(print: impl FnOnce() -> T) -> T {
+    match &*BAR.lock().unwrap_or_else(PoisonError::into_inner) {
+        Some(bar) => bar.suspend(print),
+        None => print(),
+    }
 }

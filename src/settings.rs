@@ -91,8 +91,3 @@ fn offline() -> Result<bool, Misuse> {
         other => Err(Misuse(format!("CONVOY_OFFLINE={other}: must be 1, true, yes or on, or 0, false, no or off"))),
     }
 }
-
-/// This program, which embedded workers are.
-pub(crate) fn program() -> Result<std::path::PathBuf, Misuse> {
-    std::env::current_exe().map_err(|error| Misuse(format!("find this program's own file: {error}")))
-}

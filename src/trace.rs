@@ -9,7 +9,7 @@ use convoy_common::model::Network;
 use convoy_common::plan::Plan;
 use convoy_coordinator::checkpoint::write_atomically;
 use convoy_coordinator::record::TRACE;
-use convoy_coordinator::trace::account::{Account, Stretch, Use, Verdict, account};
+use convoy_coordinator::trace::account::{Account, Stretch, Use, Verdict, WorkerAccount, account};
 use convoy_coordinator::trace::file::{self, Trace};
 use convoy_coordinator::trace::page::page;
 
@@ -179,6 +179,8 @@ fn worker_table(found: &Account) -> String {
     rows.push(row("meanwhile, cutting what is sent".to_owned(), &|worker| found.workers[worker].encoding_ns));
     rows.push(row("meanwhile, checking what comes".to_owned(), &|worker| found.workers[worker].decoding_ns));
     rows.push(row("its clock may be off by".to_owned(), &|worker| found.workers[worker].clock_uncertainty_ns as f64));
+    let megabytes = |worker: &WorkerAccount| format!("{:.0}", worker.resident_bytes as f64 / 1e6);
+    rows.push(["MB of memory held".to_owned()].into_iter().chain(found.workers.iter().map(megabytes)).collect());
     aligned(&rows, &[0])
 }
 

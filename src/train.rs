@@ -11,12 +11,14 @@ use convoy_common::schedule::Schedule;
 use convoy_coordinator::checkpoint;
 use convoy_coordinator::data::DataSource;
 use convoy_coordinator::job::{Asked, Length, Order, Running};
+use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::trace::Sampling;
 use convoy_coordinator::train::{Training, default_out, train};
 
 use crate::console::Console;
+use crate::log::Log;
 use crate::settings::{self, Misuse};
-use crate::{Outcome, signals};
+use crate::{Outcome, metrics, signals};
 
 /// Run a training job: over worker processes started on this machine, or over workers that dial in (--listen).
 ///
@@ -89,6 +91,9 @@ pub(crate) struct Arguments {
     /// Which steps to keep a trace of in the run's folder: off, a sample all over the run, steps:FROM-TO, or all
     #[arg(long, value_name = "off|sample|steps:FROM-TO|all", default_value = "sample")]
     trace: Sampling,
+    /// Answer Prometheus here, at /metrics: the job's progress, loss and speed while it runs
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics: Option<Address>,
     /// The run's folder [default: the resumed run's, or runs/MODEL-TIME]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -97,7 +102,7 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
+pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     let resume = arguments.checkpoint()?;
     let default_model = presets::text(presets::DEFAULT).unwrap_or_default().to_owned();
     let model = arguments.model.as_deref().map(settings::model_text).transpose()?;
@@ -126,7 +131,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome, Box<dyn Error>> {
             checkpoint_every: arguments.checkpoint_every,
             trace: arguments.trace,
             otlp: settings::otlp_endpoint(),
-            program: settings::program()?,
+            local: log.local_program()?,
+            metrics: metrics::counted(arguments.metrics.as_ref(), Metrics::registered)?,
         },
         asked: Asked {
             model,

@@ -10,11 +10,11 @@ use std::time::Duration;
 use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
 use convoy_common::wire::Direction;
-use convoy_worker::Slow;
 use convoy_worker::service::{self, Rehearsal, WorkerConfig};
+use convoy_worker::{Metrics, Slow};
 
 use crate::settings::{self, Misuse};
-use crate::{Outcome, signals};
+use crate::{Outcome, metrics, signals};
 
 /// Serve towers for a coordinator, one job after another, until told to leave (SIGTERM or Ctrl-C). In the middle of a job it
 /// stays until a checkpoint is written; once more, and it leaves at once.
@@ -32,6 +32,9 @@ pub(crate) struct Arguments {
     /// Answer health checks here (the standard protocol of gRPC), for `convoy health` and for orchestrators
     #[arg(long, value_name = "HOST:PORT")]
     health: Option<Address>,
+    /// Answer Prometheus here, at /metrics: what the computing thread spends its time on, bytes sent and received
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics: Option<Address>,
     /// End when standard input closes: for workers that a coordinator starts itself
     #[arg(long, hide = true)]
     lifeline: bool,
@@ -75,6 +78,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
                 slow: arguments.rehearse_slow.clone(),
                 clock_ahead: Duration::from_millis(arguments.rehearse_clock),
             },
+            metrics: metrics::counted(arguments.metrics.as_ref(), Metrics::registered)?,
         },
         signals::any,
     )?;

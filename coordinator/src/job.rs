@@ -3,8 +3,11 @@
 //!
 //! Not here: reading flags (the program), and whether the model or the data are sound.
 
+use std::ffi::OsString;
+use std::io::PipeWriter;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use convoy_common::address::Address;
 use convoy_common::batch::{BATCH_MAX, Division, THREADS_MAX};
@@ -14,6 +17,7 @@ use convoy_common::token::Token;
 use serde::{Deserialize, Serialize};
 
 use crate::error::JobError;
+use crate::metrics::Metrics;
 use crate::trace::Sampling;
 
 /// What is taken where nothing is said. `convoy train --help` prints these.
@@ -155,8 +159,21 @@ pub struct Running {
     pub trace: Sampling,
     /// Where to send traced steps, if anywhere: a receiver of the OpenTelemetry protocol.
     pub otlp: Option<String>,
-    /// The program to start as a worker.
-    pub program: PathBuf,
+    /// What to start as a worker.
+    pub local: LocalProgram,
+    /// What is counted meanwhile.
+    pub metrics: Metrics,
+}
+
+/// What embedded workers are.
+#[derive(Clone, Debug)]
+pub struct LocalProgram {
+    /// The program's file.
+    pub path: PathBuf,
+    /// What it is told before anything else.
+    pub arguments: Vec<OsString>,
+    /// Where it complains; our standard error where nothing is said.
+    pub complaints: Option<Arc<PipeWriter>>,
 }
 
 impl Running {

@@ -14,6 +14,7 @@ pub mod exchange;
 pub mod job;
 pub mod loss;
 pub mod measure;
+pub mod metrics;
 pub mod observe;
 pub mod order;
 pub mod record;

@@ -52,6 +52,10 @@ pub enum Event {
         lr: f64,
         /// Images of the batch.
         images: usize,
+        /// How long it took, from its images to its commit.
+        seconds: f64,
+        /// Bytes of tensors that have come from workers since the step before.
+        received_bytes: u64,
     },
     /// An epoch, or the whole job, was measured on the test images.
     Epoch(EpochRecord),

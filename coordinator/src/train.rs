@@ -26,6 +26,7 @@ use crate::error::JobError;
 use crate::evaluate::{Measured, evaluate};
 use crate::exchange::{Exchanges, Routed};
 use crate::job::{Asked, Job, Running};
+use crate::metrics::Metered;
 use crate::observe::{Ended, EpochRecord, Event, Observer, Started, WorkerRecord};
 use crate::order::DataOrder;
 use crate::record::{ExchangeRecord, FinalRecord, Kept, RunFolder, RunRecord, RunningRecord, environment, says_done};
@@ -61,6 +62,8 @@ pub struct Training {
 /// # Errors
 /// Whatever stops the job; its last checkpoint stays.
 pub fn train(training: Training, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Ended, JobError> {
+    let mut observer = Metered { metrics: training.running.metrics.clone(), observer };
+    let observer = &mut observer;
     if let Some(ended) = ended_already(&training)? {
         observer.on(Event::Notice {
             text: format!("the job has ended; to go on, give a later end than step {}", ended.steps),
@@ -212,6 +215,8 @@ impl Run {
 
     fn carry_out(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Ended, JobError> {
         let job_number = unguessable().max(1);
+        // At the level of errors, so that it is there for whatever is logged.
+        let _of_job = tracing::error_span!("job", job = job_number).entered();
         let exporter = self.running.otlp.as_deref().map(Exporter::start).transpose().map_err(JobError::Otlp)?;
         let mut cluster = found(job_number, self.plan.clone(), &self.running, self.threads, observer, stop)?;
         if let Err(error) = self.begin_recording(&mut cluster, exporter) {
@@ -232,6 +237,7 @@ impl Run {
             epoch_seconds: 0.0,
             epoch_images: 0,
             images: 0,
+            received_bytes: 0,
             checkpoint: None,
         };
         let driven = self.drive(&mut drive, observer, stop);
@@ -347,7 +353,7 @@ impl Run {
         let began = Instant::now();
         let number = self.progress.step + 1;
         let began_recording = drive.cluster.recorder.now();
-        if drive.cluster.recorder.keeps(number) {
+        if drive.cluster.recorder.samples(number) {
             drive.cluster.ask_for_clocks(number)?;
         }
         let (images, micro_batches) = match drive.sent.take() {
@@ -364,7 +370,7 @@ impl Run {
             self.hear(drive, &mut step, number)?;
         }
         let lr = self.job.schedule.rate(self.job.lr, number, self.job.span);
-        let hand_over = drive.cluster.recorder.keeps(number);
+        let hand_over = drive.cluster.recorder.keeps(number, began_recording);
         drive.cluster.tell_all(&ToWorker::Commit { step: number, rate: lr as f32, hand_over }, number)?;
         micro_batches.iter().for_each(|micro_batch| drive.exchanges.close(micro_batch.id));
         self.progress.step = number;
@@ -374,8 +380,10 @@ impl Run {
         self.folder.add_step(number, epoch, loss, lr)?;
         let figures = Figures { loss, images: images.len() };
         drive.cluster.recorder.step_ended(number, began_recording, figures);
-        drive.count(images.len(), began.elapsed());
-        observer.on(Event::Step { step: number, epoch, loss, lr, images: images.len() });
+        let (images, seconds) = (images.len(), began.elapsed());
+        drive.count(images, seconds);
+        let (seconds, received_bytes) = (seconds.as_secs_f64(), drive.newly_received_bytes());
+        observer.on(Event::Step { step: number, epoch, loss, lr, images, seconds, received_bytes });
         Ok(())
     }
 
@@ -560,6 +568,8 @@ struct Drive {
     epoch_seconds: f64,
     epoch_images: u64,
     images: u64,
+    /// Those of tensors that have been told of.
+    received_bytes: u64,
     checkpoint: Option<PathBuf>,
 }
 
@@ -569,6 +579,11 @@ impl Drive {
         self.epoch_seconds += time.as_secs_f64();
         self.images += images as u64;
         self.epoch_images += images as u64;
+    }
+
+    fn newly_received_bytes(&mut self) -> u64 {
+        let received = self.exchanges.counted().values().map(|counted| counted.bytes).sum();
+        received - std::mem::replace(&mut self.received_bytes, received)
     }
 }
 

@@ -20,7 +20,7 @@ use convoy_common::batch::{MicroBatch, MicroBatchId, Phase};
 use convoy_common::model::{ModelError, Network};
 use convoy_common::parameters::Parameter;
 use convoy_common::plan::{Plan, PlanError};
-use convoy_common::trace::{Activity, SegmentRun};
+use convoy_common::trace::SegmentRun;
 use convoy_common::wire::{Assignment, Direction, Elements, FromWorker, Payload, State, TensorKey};
 
 use crate::kernels::Compute;
@@ -277,7 +277,6 @@ impl Engine {
     /// When a number is no longer finite.
     pub(crate) fn work(&mut self, means: Means) -> Result<Option<Vec<Out>>, EngineError> {
         let Some(task) = self.tasks.pop_front() else { return Ok(None) };
-        let (began, run) = (means.probe.now(), task.run());
         let out = match task {
             Task::Forward { micro_batch, segment, tower, whole } => {
                 self.forward(means, micro_batch, segment, tower, whole)
@@ -286,10 +285,12 @@ impl Engine {
                 self.backward(means, micro_batch, segment, tower, partials)
             }
         }?;
-        if run.micro_batch.phase == Phase::Train {
-            means.probe.ended(began, || Activity::Segment(run));
-        }
         Ok(Some(out))
+    }
+
+    /// What the next piece of work is, if there is one.
+    pub(crate) fn next_run(&self) -> Option<SegmentRun> {
+        self.tasks.front().map(Task::run)
     }
 
     /// Whether the coordinator wants to know what is done.
@@ -407,7 +408,7 @@ impl Engine {
     }
 
     /// Whether a tensor waits for a commit that is on its way.
-    fn is_early(&self, key: &TensorKey) -> bool {
+    pub(crate) fn is_early(&self, key: &TensorKey) -> bool {
         let (TensorKey::Images(micro_batch) | TensorKey::Activations { micro_batch, .. }) = key else { return false };
         let at_hand = self.at_hand(micro_batch.id.phase);
         micro_batch.id.step > at_hand && micro_batch.id.step <= at_hand + STEPS_AHEAD

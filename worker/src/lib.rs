@@ -6,8 +6,10 @@
 
 mod engine;
 mod kernels;
+mod metrics;
 mod probe;
 pub mod service;
 mod tower;
 
+pub use metrics::Metrics;
 pub use probe::Slow;

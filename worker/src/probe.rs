@@ -2,7 +2,7 @@
 //!
 //! Not here: what becomes of it (the session hands it to the coordinator).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use convoy_common::trace::{Activity, Buffer, Span};
@@ -46,13 +46,15 @@ pub struct Slow {
 pub(crate) struct Probe {
     clock: Option<Clock>,
     buffer: RefCell<Buffer>,
+    /// When the last of what is done one thing after another ended.
+    last: Cell<u64>,
     slow: Option<Slow>,
 }
 
 impl Probe {
     /// One that records nothing unless there is a clock to record by.
     pub(crate) fn new(clock: Option<Clock>, slow: Option<Slow>) -> Self {
-        Self { clock, buffer: RefCell::new(Buffer::new(SPANS_KEPT)), slow }
+        Self { clock, buffer: RefCell::new(Buffer::new(SPANS_KEPT)), last: Cell::new(0), slow }
     }
 
     /// Whether anything is recorded.
@@ -70,6 +72,21 @@ impl Probe {
         if let Some(clock) = self.clock {
             self.buffer.borrow_mut().push(Span { start, end: clock.now(), activity: activity() });
         }
+    }
+
+    /// What has taken all the time since [`Probe::next`] or [`Probe::skip`] was last called has ended. No time falls between
+    /// two such spans, not even where a thread loses its core.
+    pub(crate) fn next(&self, activity: impl FnOnce() -> Activity) {
+        if let Some(clock) = self.clock {
+            let (start, end) = (self.last.get(), clock.now());
+            self.buffer.borrow_mut().push(Span { start, end, activity: activity() });
+            self.last.set(end);
+        }
+    }
+
+    /// What has taken the time since then is no part of a step.
+    pub(crate) fn skip(&self) {
+        self.last.set(self.now());
     }
 
     /// Takes as long as the rehearsal says, where it means this layer.
@@ -100,10 +117,11 @@ impl Probe {
             parts.push(Vec::new());
         }
         let last = parts.len() - 1;
+        let resident_bytes = memory_stats::memory_stats().map_or(0, |memory| memory.physical_mem as u64);
         let message = |(index, spans)| {
             let is_last = index == last;
             let dropped = if is_last { dropped } else { 0 };
-            FromWorker::Recorded(Recorded { step, dropped, more: more || !is_last, spans })
+            FromWorker::Recorded(Recorded { step, dropped, more: more || !is_last, spans, resident_bytes })
         };
         parts.into_iter().enumerate().map(message).collect()
     }

@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::kernels::Compute;
 use crate::kernels::isa::Isa;
+use crate::metrics::Metrics;
 use crate::probe::{Clock, Slow};
 use health::Vitals;
 use session::{Session, SessionError};
@@ -52,6 +53,8 @@ pub struct WorkerConfig {
     pub health: Option<Address>,
     /// What is to go wrong on purpose.
     pub rehearsal: Rehearsal,
+    /// What is counted meanwhile.
+    pub metrics: Metrics,
 }
 
 /// What is to go wrong on purpose, to see whether a trace finds it.
@@ -123,6 +126,7 @@ where
     let (commands, inbox) = mpsc::channel();
     let isa = compute.isa;
     let (config, vitals) = (config.clone(), Vitals::new());
+    let metrics = config.metrics.clone();
     let shown = vitals.clone();
     let network = thread::Builder::new().name("network".to_owned()).spawn(move || {
         let ended = runtime.block_on(async {
@@ -136,7 +140,7 @@ where
         runtime.shutdown_background();
         ended
     });
-    compute::serve(&compute, &inbox, &vitals);
+    compute::serve(&compute, &inbox, &vitals, &metrics);
     network.map_err(WorkerError::Runtime)?.join().map_err(|_| WorkerError::Panicked)?
 }
 

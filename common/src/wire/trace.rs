@@ -21,6 +21,8 @@ pub struct Recorded {
     pub more: bool,
     /// At most [`SPANS_MAX`].
     pub spans: Vec<Span>,
+    /// Memory that the process holds at the end of the step; 0 where the system doesn't say.
+    pub resident_bytes: u64,
 }
 
 impl TryFrom<v1::Recorded> for Recorded {
@@ -32,14 +34,15 @@ impl TryFrom<v1::Recorded> for Recorded {
             return Err(WireError::Value { field, value, expected: "it must be at most 2048 a message" });
         }
         let spans = m.spans.into_iter().map(span_from).collect::<Result<_, _>>()?;
-        Ok(Self { step: m.step, dropped: m.dropped, more: m.more, spans })
+        Ok(Self { step: m.step, dropped: m.dropped, more: m.more, spans, resident_bytes: m.resident_bytes })
     }
 }
 
 impl From<Recorded> for v1::Recorded {
     fn from(recorded: Recorded) -> Self {
-        let spans = recorded.spans.into_iter().filter_map(span_to).collect();
-        Self { step: recorded.step, dropped: recorded.dropped, more: recorded.more, spans }
+        let Recorded { step, dropped, more, spans, resident_bytes } = recorded;
+        let spans = spans.into_iter().filter_map(span_to).collect();
+        Self { step, dropped, more, spans, resident_bytes }
     }
 }
 
@@ -163,7 +166,7 @@ mod tests {
             Activity::Receive(transfer),
         ];
         let spans: Vec<_> = activities.into_iter().map(|activity| Span { start: 10, end: 25, activity }).collect();
-        let recorded = Recorded { step: 3, dropped: 1, more: true, spans };
+        let recorded = Recorded { step: 3, dropped: 1, more: true, spans, resident_bytes: 7 };
         assert_eq!(Recorded::try_from(v1::Recorded::from(recorded.clone())), Ok(recorded.clone()));
         let mut endless = v1::Recorded::from(recorded.clone());
         endless.spans[0].length_ns = u64::MAX;

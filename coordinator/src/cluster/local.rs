@@ -9,6 +9,7 @@ use convoy_common::address::Address;
 
 use super::doors::unguessable;
 use crate::error::JobError;
+use crate::job::LocalProgram;
 
 /// How long a worker may take to leave before it is killed.
 const LEAVE_MAX: Duration = Duration::from_secs(2);
@@ -32,7 +33,7 @@ struct LocalWorker {
 #[derive(Clone, Debug)]
 pub struct LocalPlan {
     /// This program.
-    pub program: PathBuf,
+    pub program: LocalProgram,
     /// How many.
     pub workers: usize,
     /// Threads each.
@@ -77,7 +78,9 @@ impl LocalWorkers {
         let mut workers = Self { children: Vec::new(), folder: Some(folder) };
         for _ in 0..plan.workers {
             let worker = start_one(plan, &address);
-            workers.children.push(worker.map_err(|source| JobError::Spawn { program: plan.program.clone(), source })?);
+            workers
+                .children
+                .push(worker.map_err(|source| JobError::Spawn { program: plan.program.path.clone(), source })?);
         }
         Ok(workers)
     }
@@ -140,14 +143,19 @@ impl Drop for LocalWorkers {
 
 fn start_one(plan: &LocalPlan, address: &Address) -> std::io::Result<LocalWorker> {
     use std::os::unix::process::CommandExt;
-    let mut command = Command::new(&plan.program);
+    let LocalProgram { path, arguments, complaints } = &plan.program;
+    let mut command = Command::new(path);
     // What the environment says to a worker is said to those that people start.
     let settings =
         std::env::vars_os().map(|(name, _)| name).filter(|name| name.as_encoded_bytes().starts_with(b"CONVOY_"));
     for name in settings {
         command.env_remove(name);
     }
+    if let Some(complaints) = complaints {
+        command.stderr(complaints.try_clone()?);
+    }
     let mut process = command
+        .args(arguments)
         .args(["worker", "--join", &address.to_string(), "--threads", &plan.threads.to_string(), "--lifeline"])
         .stdin(Stdio::piped())
         // A group of its own: Ctrl-C is for the coordinator, which ends its workers in order.

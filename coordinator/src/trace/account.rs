@@ -83,6 +83,8 @@ pub struct WorkerAccount {
     pub clock_correction_ns: u64,
     /// Spans for which there was no room.
     pub dropped: u64,
+    /// The most memory that its process held at a step's end; 0 where the system didn't say.
+    pub resident_bytes: u64,
 }
 
 /// What the critical path of a step goes through.
@@ -217,7 +219,10 @@ pub struct Account {
 /// The account of a trace's whole steps, or of one of them. Nothing where none has been traced to its end.
 pub fn account(trace: &Trace, plan: &Plan, only: Option<u64>) -> Option<Account> {
     let chosen = trace.steps.iter().filter(|(step, _)| only.is_none_or(|only| only == **step));
-    let steps: Vec<_> = chosen.filter_map(|(step, traced)| StepAccount::of(*step, traced, plan)).collect();
+    let all: Vec<_> = chosen.filter_map(|(step, traced)| StepAccount::of(*step, traced, plan)).collect();
+    // Those that were kept because they were slow say nothing of the mean, unless there are no others.
+    let (slow, usual): (Vec<_>, Vec<_>) = all.into_iter().partition(|step| step.traced.is_slow);
+    let (steps, slow) = if usual.is_empty() { (slow, usual) } else { (usual, slow) };
     let count = steps.len() as f64;
     if steps.is_empty() {
         return None;
@@ -235,7 +240,7 @@ pub fn account(trace: &Trace, plan: &Plan, only: Option<u64>) -> Option<Account>
         verdict: verdict(plan, &workers, &path, step_ns),
         exchanges: ways::exchanges(&steps, plan, trace.about.batch),
         segments: segments(&steps, plan, trace.about.batch),
-        slowest: slowest(&steps, &workers, step_ns),
+        slowest: slowest(steps.iter().chain(&slow), &workers, step_ns),
         layers: plan.network.layers.iter().map(|layer| layer.name.clone()).collect(),
         workers,
         path,
@@ -262,6 +267,7 @@ struct Share {
     uncertainty: u64,
     correction: u64,
     dropped: u64,
+    resident: u64,
 }
 
 impl<'a> StepAccount<'a> {
@@ -285,6 +291,7 @@ impl<'a> StepAccount<'a> {
                 uncertainty: offset.map_or(0, |offset| offset.uncertainty),
                 correction: offset.map_or(0, |offset| offset.correction.unsigned_abs()),
                 dropped: part.dropped,
+                resident: part.resident_bytes,
             }
         });
         let workers = workers.collect();
@@ -411,6 +418,7 @@ fn worker_account(worker: usize, steps: &[StepAccount]) -> WorkerAccount {
         clock_uncertainty_ns: shares().map(|share| share.uncertainty).max().unwrap_or(0),
         clock_correction_ns: shares().map(|share| share.correction).max().unwrap_or(0),
         dropped: shares().map(|share| share.dropped).sum(),
+        resident_bytes: shares().map(|share| share.resident).max().unwrap_or(0),
     }
 }
 
@@ -513,8 +521,12 @@ fn multiply_adds(plan: &Plan, segment: usize, worker: usize, backward: bool) -> 
     plan.segments[segment].layers.clone().map(of_layer).sum()
 }
 
-fn slowest(steps: &[StepAccount], workers: &[WorkerAccount], step_ns: f64) -> Vec<SlowStep> {
-    let mut slowest: Vec<_> = steps.iter().filter(|step| step.length as f64 > step_ns).collect();
+fn slowest<'a>(
+    steps: impl Iterator<Item = &'a StepAccount<'a>>,
+    workers: &[WorkerAccount],
+    step_ns: f64,
+) -> Vec<SlowStep> {
+    let mut slowest: Vec<_> = steps.filter(|step| step.length as f64 > step_ns).collect();
     slowest.sort_by_key(|step| std::cmp::Reverse(step.length));
     slowest.truncate(SLOWEST);
     let slow = |step: &StepAccount| {

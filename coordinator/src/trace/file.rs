@@ -81,6 +81,8 @@ pub struct Part {
     pub offset: Option<Offset>,
     /// Spans for which there was no room.
     pub dropped: u64,
+    /// Memory that the process held at its end; 0 where the system didn't say.
+    pub resident_bytes: u64,
 }
 
 /// What all processes recorded of a step.
@@ -92,6 +94,8 @@ pub struct StepTrace {
     pub workers: Vec<Part>,
     /// Loss and images a second, where the step was finished.
     pub figures: Option<Figures>,
+    /// Whether it was kept because it took longer than others, which makes it no sample of them.
+    pub is_slow: bool,
 }
 
 /// What a step came to.
@@ -101,6 +105,13 @@ pub struct Figures {
     pub loss: f64,
     /// Images that it held.
     pub images: usize,
+}
+
+/// What the coordinator's own part has more than a worker's.
+#[derive(Clone, Copy, Default)]
+struct Own {
+    figures: Option<Figures>,
+    is_slow: bool,
 }
 
 /// Why a trace can't be read.
@@ -220,21 +231,27 @@ impl Writer {
     /// When it can't be written.
     pub fn add(&mut self, step: u64, trace: &StepTrace) -> std::io::Result<()> {
         let mut flows = Flows::default();
-        self.part(COORDINATOR, step, &trace.coordinator, trace.figures, &mut flows)?;
+        let own = Own { figures: trace.figures, is_slow: trace.is_slow };
+        self.part(COORDINATOR, step, &trace.coordinator, own, &mut flows)?;
         for (worker, part) in trace.workers.iter().enumerate() {
             let process = FIRST_WORKER + worker as u64;
             if let Some(frame) = frame(part, step_span(&trace.coordinator)) {
                 self.frame(process, step, frame)?;
             }
-            self.part(process, step, part, None, &mut flows)?;
+            self.part(process, step, part, Own::default(), &mut flows)?;
         }
         self.flows(&flows)?;
         if let (Some(figures), Some(span)) = (trace.figures, step_span(&trace.coordinator)) {
             let seconds = span.length().max(1) as f64 / 1e9;
             let sent: u64 = trace.coordinator.spans.iter().map(relayed_bytes).sum();
-            self.counter("loss", span.end, figures.loss)?;
-            self.counter("images/s", span.end, figures.images as f64 / seconds)?;
-            self.counter("relayed MB/s", span.end, sent as f64 / 1e6 / seconds)?;
+            self.counter(COORDINATOR, "loss", span.end, figures.loss)?;
+            self.counter(COORDINATOR, "images/s", span.end, figures.images as f64 / seconds)?;
+            self.counter(COORDINATOR, "relayed MB/s", span.end, sent as f64 / 1e6 / seconds)?;
+            for (process, part) in (COORDINATOR..).zip([&trace.coordinator].into_iter().chain(&trace.workers)) {
+                if part.resident_bytes > 0 {
+                    self.counter(process, "resident MB", span.end, part.resident_bytes as f64 / 1e6)?;
+                }
+            }
         }
         self.file.flush()
     }
@@ -258,19 +275,12 @@ impl Writer {
         self.file.get_ref().sync_all()
     }
 
-    fn part(
-        &mut self,
-        process: u64,
-        step: u64,
-        part: &Part,
-        figures: Option<Figures>,
-        flows: &mut Flows,
-    ) -> std::io::Result<()> {
+    fn part(&mut self, process: u64, step: u64, part: &Part, own: Own, flows: &mut Flows) -> std::io::Result<()> {
         if let Some(Offset { offset, uncertainty, correction }) = part.offset {
             let at = part.spans.iter().map(|span| span.start).min().unwrap_or(0);
             let args = json!({
                 "step": step, "offset_ns": offset, "uncertainty_ns": uncertainty, "correction_ns": correction,
-                "dropped": part.dropped,
+                "dropped": part.dropped, "resident_bytes": part.resident_bytes,
             });
             let clock = event("i", "clock", "clock", (process, MAIN_TRACK), at);
             self.event(&Event { s: Some("p".to_owned()), args, ..clock })?;
@@ -291,8 +301,12 @@ impl Writer {
             *until = span.end.max(*until);
             let (cat, name, mut args) = described(&self.network, &span.activity);
             args["step"] = step.into();
-            if let (Activity::Step { .. }, Some(Figures { loss, images })) = (&span.activity, figures) {
-                (args["loss"], args["images"]) = (json!(loss), images.into());
+            if let (Activity::Step { .. }, Own { figures, is_slow }) = (&span.activity, own) {
+                args["is_slow"] = is_slow.into();
+                args["resident_bytes"] = part.resident_bytes.into();
+                if let Some(Figures { loss, images }) = figures {
+                    (args["loss"], args["images"]) = (json!(loss), images.into());
+                }
             }
             let dur = Some(micros(span.length()));
             self.event(&Event { dur, args, ..event("X", cat, &name, (process, track), span.start) })?;
@@ -376,10 +390,10 @@ impl Writer {
         Ok(())
     }
 
-    fn counter(&mut self, name: &str, at: u64, value: f64) -> std::io::Result<()> {
+    fn counter(&mut self, process: u64, name: &str, at: u64, value: f64) -> std::io::Result<()> {
         // A number that is none would stop Perfetto.
         let args = json!({ "value": value.is_finite().then_some(value) });
-        self.event(&Event { args, ..event("C", "figure", name, (COORDINATOR, 0), at) })
+        self.event(&Event { args, ..event("C", "figure", name, (process, 0), at) })
     }
 
     fn event(&mut self, event: &Event) -> std::io::Result<()> {
@@ -697,10 +711,12 @@ impl Trace {
             Some(worker) if (worker as usize) < workers => &mut of_step.workers[worker as usize],
             Some(_) => return false,
         };
-        if event.cat == "step"
-            && let (Some(loss), Some(images)) = (event.args["loss"].as_f64(), event.args["images"].as_u64())
-        {
-            of_step.figures = Some(Figures { loss, images: images as usize });
+        if event.cat == "step" {
+            of_step.is_slow = event.args["is_slow"].as_bool().unwrap_or_default();
+            part.resident_bytes = event.args["resident_bytes"].as_u64().unwrap_or_default();
+            if let (Some(loss), Some(images)) = (event.args["loss"].as_f64(), event.args["images"].as_u64()) {
+                of_step.figures = Some(Figures { loss, images: images as usize });
+            }
         }
         if event.cat == "clock" {
             let number = |key: &str| event.args[key].as_i64().unwrap_or_default();
@@ -708,6 +724,7 @@ impl Trace {
             let (offset, correction) = (number("offset_ns"), number("correction_ns"));
             part.offset = Some(Offset { offset, uncertainty, correction });
             part.dropped = event.args["dropped"].as_u64().unwrap_or_default();
+            part.resident_bytes = event.args["resident_bytes"].as_u64().unwrap_or_default();
         } else if let (Some(activity), Some(dur)) = (activity_of(&event), event.dur) {
             let length = nanos(dur);
             if !is_of(plan, &activity) || start.max(length) > TIME_MAX {

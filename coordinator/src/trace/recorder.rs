@@ -10,10 +10,12 @@ use std::path::Path;
 use convoy_common::model::Network;
 use convoy_common::trace::{Activity, Buffer, Span, Transfer};
 use convoy_common::wire::{Pong, Recorded, TensorKey};
+use memory_stats::memory_stats;
 
 use super::alignment::{Alignment, Exchange};
 use super::file::{About, Figures, Part, StepTrace, Writer, sent_by, source_of};
 use super::otlp::{self, Exporter};
+use super::sampling::Pace;
 use super::{Clock, Sampling};
 
 /// Spans of a process that are kept of a step: a hostile worker can't fill the memory.
@@ -35,6 +37,9 @@ pub struct Recording {
     about: About,
     network: Network,
     sampling: Sampling,
+    pace: Pace,
+    /// Steps that are kept because they are slow.
+    slow: HashSet<u64>,
     first: u64,
     last: u64,
     /// The step at hand.
@@ -64,6 +69,8 @@ struct Open {
     own: Buffer,
     workers: Vec<Buffer>,
     dropped: Vec<u64>,
+    resident: Vec<u64>,
+    own_resident: u64,
     complete: HashSet<usize>,
     figures: Option<Figures>,
 }
@@ -74,6 +81,8 @@ impl Open {
             own: Buffer::new(SPANS_OF_STEP_MAX),
             workers: (0..workers).map(|_| Buffer::new(SPANS_OF_STEP_MAX)).collect(),
             dropped: vec![0; workers],
+            resident: vec![0; workers],
+            own_resident: 0,
             complete: HashSet::new(),
             figures: None,
         }
@@ -102,6 +111,8 @@ impl Recording {
             about,
             network,
             sampling,
+            pace: Pace::default(),
+            slow: HashSet::new(),
             first,
             last,
             at: first,
@@ -112,8 +123,13 @@ impl Recording {
         })
     }
 
-    fn keeps(&self, step: u64) -> bool {
+    /// Whether it is one of the sample.
+    fn samples(&self, step: u64) -> bool {
         self.sampling.keeps(step, self.first, self.last)
+    }
+
+    fn keeps(&self, step: u64) -> bool {
+        self.samples(step) || self.slow.contains(&step)
     }
 
     fn open(&mut self, step: u64) -> &mut Open {
@@ -150,6 +166,7 @@ impl Recording {
         }
         let open = self.open(recorded.step);
         open.dropped[worker] = open.dropped[worker].saturating_add(recorded.dropped);
+        open.resident[worker] = open.resident[worker].max(recorded.resident_bytes);
         if !recorded.more {
             open.complete.insert(worker);
         }
@@ -165,7 +182,8 @@ impl Recording {
                 return;
             }
             if let Some((_, open)) = self.open.pop_first().filter(|_| keeps) {
-                let trace = self.aligned(open);
+                let trace = StepTrace { is_slow: self.slow.contains(&step), ..self.aligned(open) };
+                self.slow.remove(&step);
                 self.write(step, &trace);
             }
         }
@@ -192,7 +210,8 @@ impl Recording {
         let began: HashMap<&TensorKey, u64> = own.iter().filter_map(began_here).collect();
         let step_began = own.iter().map(|span| span.start).min().unwrap_or(0);
         let sent_here: HashMap<_, _> = own.iter().filter_map(sent_by).collect();
-        let workers = open.workers.iter_mut().zip(&open.dropped).zip(&self.clocks).map(|((buffer, dropped), clock)| {
+        let workers = open.workers.iter_mut().enumerate().map(|(worker, buffer)| {
+            let (clock, dropped, resident_bytes) = (&self.clocks[worker], open.dropped[worker], open.resident[worker]);
             let (spans, unkept) = buffer.take();
             let bounds = |span: &Span| match &span.activity {
                 // It can't have come here before it was sent there,
@@ -212,11 +231,13 @@ impl Recording {
             let offset = clock.offset(step_began, earliest, latest);
             let ours = |theirs: u64| (theirs as i64).saturating_add(offset.offset).max(0) as u64;
             let spans = spans.into_iter().map(|span| Span { start: ours(span.start), end: ours(span.end), ..span });
-            Part { spans: spans.collect(), offset: Some(offset), dropped: *dropped + unkept }
+            let dropped = dropped.saturating_add(unkept);
+            Part { spans: spans.collect(), offset: Some(offset), dropped, resident_bytes }
         });
         let workers = workers.collect();
-        let coordinator = Part { spans: own, offset: None, dropped: own_dropped };
-        StepTrace { coordinator, workers, figures: open.figures }
+        let resident_bytes = open.own_resident;
+        let coordinator = Part { spans: own, offset: None, dropped: own_dropped, resident_bytes };
+        StepTrace { coordinator, workers, figures: open.figures, is_slow: false }
     }
 }
 
@@ -244,9 +265,22 @@ impl Recorder {
         self.recording.is_some()
     }
 
-    /// Whether a step will be kept.
-    pub fn keeps(&self, step: u64) -> bool {
-        self.recording.as_ref().is_some_and(|recording| recording.keeps(step))
+    /// Whether a step is going to be one of the sample.
+    pub fn samples(&self, step: u64) -> bool {
+        self.recording.as_ref().is_some_and(|recording| recording.samples(step))
+    }
+
+    /// Whether a step that began at `start` and is about to be committed is kept: as one of the sample, or because it took
+    /// so long.
+    pub fn keeps(&mut self, step: u64, start: u64) -> bool {
+        let took = self.now().saturating_sub(start);
+        let Some(recording) = &mut self.recording else { return false };
+        let is_slow = recording.pace.finds_slow(took);
+        let keeps = recording.samples(step);
+        if is_slow && !keeps && recording.sampling == Sampling::Sample {
+            recording.slow.insert(step);
+        }
+        recording.keeps(step)
     }
 
     /// What it tells the time by.
@@ -298,6 +332,9 @@ impl Recorder {
     pub fn step_ended(&mut self, step: u64, start: u64, figures: Figures) {
         self.ended(start, || Activity::Step { step });
         if let Some(recording) = &mut self.recording {
+            if recording.keeps(step) {
+                recording.open(step).own_resident = memory_stats().map_or(0, |memory| memory.physical_mem as u64);
+            }
             recording.open(step).figures = Some(figures);
             recording.at = step + 1;
             // What workers hand over of the step that has just ended is on its way.

@@ -1,5 +1,6 @@
 //! Which steps are kept in `trace.json`: a pure function of the step.
 
+use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
@@ -7,6 +8,11 @@ use std::str::FromStr;
 const SAMPLED: u64 = 50;
 /// The first steps of a run, whose caches are cold, are worth a look.
 const FIRST: u64 = 3;
+
+/// Steps that a step is compared with.
+const PACE_STEPS: usize = 15;
+/// Slow steps that are kept beside a sample.
+const SLOW_MAX: usize = 30;
 
 /// Which steps to keep.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,6 +48,30 @@ impl Sampling {
     }
 }
 
+/// How long steps take, to find those that take longer.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pace {
+    /// Nanoseconds, of the last [`PACE_STEPS`] at the most.
+    recent: VecDeque<u64>,
+    found: usize,
+}
+
+impl Pace {
+    /// Whether a step that took `ns` is a slow one: half as long again as the median of those before it. No more than
+    /// [`SLOW_MAX`] are.
+    pub(super) fn finds_slow(&mut self, ns: u64) -> bool {
+        let mut sorted: Vec<_> = self.recent.iter().copied().collect();
+        sorted.sort_unstable();
+        let is_slow = sorted.len() == PACE_STEPS && ns > sorted[PACE_STEPS / 2].saturating_mul(3) / 2;
+        if self.recent.len() == PACE_STEPS {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(ns);
+        self.found += usize::from(is_slow);
+        is_slow && self.found <= SLOW_MAX
+    }
+}
+
 impl FromStr for Sampling {
     type Err = String;
 
@@ -72,6 +102,18 @@ mod tests {
             assert!(kept.len() as u64 <= SAMPLED + FIRST && kept[0] == first);
             assert!(kept[kept.len() - 1] + (last - first) / SAMPLED + 1 >= last, "the end is not left out");
         }
+    }
+
+    #[test]
+    fn a_step_that_takes_half_as_long_again_is_slow_and_a_new_pace_is_soon_the_usual_one() {
+        let mut pace = Pace::default();
+        assert!(!pace.finds_slow(1_000_000), "the first steps have nothing to be compared with");
+        assert!((0..40).all(|step| !pace.finds_slow(100 + step)));
+        assert!(pace.finds_slow(250) && !pace.finds_slow(140));
+        assert_eq!((0..20).filter(|_| pace.finds_slow(300)).count(), 7, "until they are the most");
+        let mut restless = Pace::default();
+        let found = (0..10_000).filter(|step| restless.finds_slow(if step % 16 == 15 { 900 } else { 100 })).count();
+        assert_eq!(found, SLOW_MAX);
     }
 
     #[test]

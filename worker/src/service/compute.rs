@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
 
+use convoy_common::batch::Phase;
 use convoy_common::chain::chain;
 use convoy_common::trace::Activity;
 use convoy_common::wire::{Elements, Failure, FailureKind, FromWorker, TensorKey};
@@ -13,6 +14,7 @@ use tokio::sync::mpsc::Sender;
 use super::health::Vitals;
 use crate::engine::{Engine, EngineError, Out};
 use crate::kernels::Compute;
+use crate::metrics::{Doing, Metrics, Stopwatch};
 use crate::probe::Probe;
 use crate::tower::Means;
 
@@ -42,11 +44,14 @@ pub(super) struct Job {
     pub(super) orders: Arc<AtomicUsize>,
     /// What this side records.
     pub(super) probe: Probe,
+    /// What its lines in the log say.
+    pub(super) span: tracing::Span,
 }
 
 /// Works until the network side is gone.
-pub(super) fn serve(compute: &Compute, inbox: &Receiver<Command>, vitals: &Vitals) {
+pub(super) fn serve(compute: &Compute, inbox: &Receiver<Command>, vitals: &Vitals, metrics: &Metrics) {
     let mut job: Option<Box<Job>> = None;
+    let mut stopwatch = Stopwatch::starting(metrics);
     loop {
         let busy = job.as_ref().is_some_and(|job| job.engine.has_work());
         let command = if busy {
@@ -57,36 +62,57 @@ pub(super) fn serve(compute: &Compute, inbox: &Receiver<Command>, vitals: &Vital
             }
         } else {
             vitals.rest();
-            let began = job.as_ref().map_or(0, |job| job.probe.now());
             let command = match inbox.recv() {
                 Ok(command) => command,
                 Err(RecvError) => return,
             };
-            if let Some((job, activity)) = job.as_ref().zip(awaited(&command)) {
-                job.probe.ended(began, || activity);
+            match &job {
+                Some(job) => job.spent(&mut stopwatch, Doing::Waiting, awaited(&job.engine, &command)),
+                None => stopwatch.restart(),
             }
             Some(command)
         };
         vitals.beat();
         job = match (command, job) {
-            (Some(Command::Begin(new)), _) => Some(new),
+            (Some(Command::Begin(new)), _) => {
+                new.probe.skip();
+                metrics.step.set(0);
+                Some(new)
+            }
             (Some(Command::Forget), _) | (_, None) => None,
             (Some(Command::End), Some(job)) => {
-                job.hand_over(job.engine.committed() + 1);
+                job.hand_over(job.engine.committed() + 1, &mut stopwatch);
                 // Nobody may be left to hear it, and then nobody needs to.
                 let _ = job.out.blocking_send(Out::Say(FromWorker::Finished { busy_threads: compute.busy_threads() }));
                 None
             }
-            (command, Some(job)) => advance(compute, job, command),
+            (command, Some(job)) => {
+                let span = job.span.clone();
+                span.in_scope(|| advance(compute, job, command, &mut stopwatch))
+            }
         };
     }
 }
 
+/// What a stretch of time belongs to.
+enum Of {
+    /// A step, which spent it on this.
+    Step(Activity),
+    /// The wait for a commit that was going on, while something that overtook it was set aside.
+    Wait,
+    /// A measurement, or the job's beginning: no step.
+    Else,
+}
+
 /// What a wait was for, which a command has ended. A measurement's waits are no part of a step.
-fn awaited(command: &Command) -> Option<Activity> {
+fn awaited(engine: &Engine, command: &Command) -> Of {
     match command {
-        Command::Tensor(key, _) => key.training_step().map(|_| Activity::AwaitTensor(key.clone())),
-        _ => Some(Activity::AwaitOrder),
+        Command::Tensor(key, _) => match key.training_step() {
+            Some(_) => Of::Step(Activity::AwaitTensor(key.clone())),
+            None if engine.is_early(key) => Of::Wait,
+            None => Of::Else,
+        },
+        _ => Of::Step(Activity::AwaitOrder),
     }
 }
 
@@ -99,11 +125,20 @@ fn is_of_a_step(out: &Out) -> bool {
 }
 
 impl Job {
+    /// What the time was spent on since this was last said.
+    fn spent(&self, stopwatch: &mut Stopwatch, doing: Doing, of: Of) {
+        stopwatch.spent(doing);
+        match of {
+            Of::Step(activity) => self.probe.next(|| activity),
+            Of::Wait => {}
+            Of::Else => self.probe.skip(),
+        }
+    }
+
     /// Hands over what was recorded up to the commit of `step`. Whether anybody is there to take it.
-    fn hand_over(&self, step: u64) -> bool {
-        let began = self.probe.now();
+    fn hand_over(&self, step: u64, stopwatch: &mut Stopwatch) -> bool {
         let heard = self.say_recorded(step);
-        self.probe.ended(began, || Activity::HandOut);
+        self.spent(stopwatch, Doing::HandingOut, Of::Step(Activity::HandOut));
         heard
     }
 
@@ -111,58 +146,75 @@ impl Job {
         let recorded = self.probe.hand_over(step, true).into_iter().map(Out::Say);
         recorded.chain([Out::HandedOver { step }]).all(|out| self.out.blocking_send(out).is_ok())
     }
+
+    /// What was computed goes to the network side. Whether anybody is there to take it.
+    fn hand_out(&self, out: Vec<Out>, stopwatch: &mut Stopwatch) -> bool {
+        if out.is_empty() {
+            return true;
+        }
+        let of = if out.iter().any(is_of_a_step) { Of::Step(Activity::HandOut) } else { Of::Else };
+        let heard = out.into_iter().all(|out| self.out.blocking_send(out).is_ok());
+        self.spent(stopwatch, Doing::HandingOut, of);
+        heard
+    }
 }
 
 /// One command, or one piece of work. No job comes back when it can't go on.
-fn advance(compute: &Compute, mut job: Box<Job>, command: Option<Command>) -> Option<Box<Job>> {
+fn advance(
+    compute: &Compute,
+    mut job: Box<Job>,
+    command: Option<Command>,
+    stopwatch: &mut Stopwatch,
+) -> Option<Box<Job>> {
     if matches!(command, Some(Command::Commit { .. } | Command::SendState { .. })) {
         job.orders.fetch_sub(1, Ordering::Relaxed);
     }
     let Job { engine, probe, queued, .. } = &mut *job;
-    let began = probe.now();
     let mut committed = None;
-    let result = match command {
+    let (result, doing, of) = match command {
         Some(Command::Tensor(key, elements)) => {
             queued.fetch_sub(elements.bytes(), Ordering::Relaxed);
-            let name = key.training_step().map(|_| key.clone());
-            let result = engine.accept(key, elements);
-            if let Some(key) = name {
-                probe.ended(began, || Activity::Take(key));
-            }
-            result
+            let of = match key.training_step() {
+                Some(_) => Of::Step(Activity::Take(key.clone())),
+                None if engine.is_early(&key) => Of::Wait,
+                None => Of::Else,
+            };
+            (engine.accept(key, elements), Doing::TakingIn, of)
         }
         Some(Command::Commit { step, rate, hand_over }) => {
             committed = Some((step, hand_over));
-            let result = engine.commit(compute, step, rate);
-            probe.ended(began, || Activity::Commit { step });
-            result
+            (engine.commit(compute, step, rate), Doing::Committing, Of::Step(Activity::Commit { step }))
         }
-        Some(Command::SendState { step }) => {
-            let result = engine.state(step);
-            probe.ended(began, || Activity::ReadState);
-            result
+        Some(Command::SendState { step }) => (engine.state(step), Doing::Committing, Of::Step(Activity::ReadState)),
+        _ => {
+            let of = match engine.next_run().filter(|run| run.micro_batch.phase == Phase::Train) {
+                Some(run) => Of::Step(Activity::Segment(run)),
+                None => Of::Else,
+            };
+            (engine.work(Means { compute, probe }).map(Option::unwrap_or_default), Doing::Computing, of)
         }
-        _ => engine.work(Means { compute, probe }).map(Option::unwrap_or_default),
     };
+    job.spent(stopwatch, doing, of);
     match result {
         Ok(out) => {
-            let began = job.probe.now();
-            let of_a_step = out.iter().any(is_of_a_step);
-            let heard = out.into_iter().all(|out| job.out.blocking_send(out).is_ok());
-            if of_a_step {
-                job.probe.ended(began, || Activity::HandOut);
-            }
+            let heard = job.hand_out(out, stopwatch);
             let handed_over = match committed {
-                Some((step, true)) => job.hand_over(step),
-                Some((step, false)) => {
-                    job.probe.forget(step);
-                    true
+                Some((step, hand_over)) => {
+                    stopwatch.committed(step);
+                    tracing::debug!(step, "committed");
+                    if hand_over {
+                        job.hand_over(step, stopwatch)
+                    } else {
+                        job.probe.forget(step);
+                        true
+                    }
                 }
                 None => true,
             };
             (heard && handed_over).then_some(job)
         }
         Err(error) => {
+            tracing::info!("can't go on: {}", chain(&error));
             // As above: a coordinator that is gone needs no reason.
             let _ = job.out.blocking_send(Out::Say(FromWorker::Failure(failure(&error))));
             None

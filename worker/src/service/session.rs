@@ -15,10 +15,10 @@ use convoy_common::wire::{
 };
 use convoy_proto::{PROTOCOL_VERSION, v1};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
+use tracing::Instrument;
 
 use super::compute::{Command, Job};
 use super::connection::{Place, dial, places};
@@ -26,6 +26,7 @@ use super::elsewhere::Whereabouts;
 use super::{Presence, WorkerConfig};
 use crate::engine::{Engine, Out};
 use crate::kernels::isa::Isa;
+use crate::metrics::Metrics;
 use crate::probe::Probe;
 
 /// Messages and frames between two tasks: enough that neither waits for the other's next turn.
@@ -118,18 +119,24 @@ pub(super) struct Session<'a> {
 }
 
 /// Says that there is a job, for as long as it lives.
-struct InJob<'a>(&'a watch::Sender<bool>);
+struct InJob<'a> {
+    presence: &'a Presence,
+    metrics: &'a Metrics,
+}
 
 impl<'a> InJob<'a> {
-    fn begin(in_job: &'a watch::Sender<bool>) -> Self {
-        in_job.send_replace(true);
-        Self(in_job)
+    fn begin(presence: &'a Presence, metrics: &'a Metrics) -> Self {
+        presence.in_job.send_replace(true);
+        metrics.jobs.inc();
+        metrics.in_job.set(1);
+        Self { presence, metrics }
     }
 }
 
 impl Drop for InJob<'_> {
     fn drop(&mut self) {
-        self.0.send_replace(false);
+        self.presence.in_job.send_replace(false);
+        self.metrics.in_job.set(0);
     }
 }
 
@@ -239,22 +246,26 @@ impl<'a> Session<'a> {
             Some(ToWorker::EndJob { .. }) | None => return Ok(()),
             Some(_) => return Err(SessionError::Early("an order")),
         };
-        tracing::info!(job = assignment.job, worker = assignment.worker, "assigned");
-        let _in_job = InJob::begin(&self.presence.in_job);
-        let (out, computed) = channel(QUEUE);
-        let terms = match self.begin(assignment, out) {
-            Ok(terms) => terms,
-            Err(failure) => return self.give_up(failure, &mut orders).await,
+        let span = span_of(&assignment);
+        let job = async move {
+            tracing::info!("assigned");
+            let _in_job = InJob::begin(self.presence, &self.config.metrics);
+            let (out, computed) = channel(QUEUE);
+            let terms = match self.begin(assignment, out) {
+                Ok(terms) => terms,
+                Err(failure) => return self.give_up(failure, &mut orders).await,
+            };
+            whereabouts.model = terms.plan.network.name.clone();
+            // They must not wait for each other: a worker that reads only when it has written could wait for ever.
+            tokio::select! {
+                result = self.follow(orders, &terms) => result,
+                result = self.receive(incoming, &terms) => result,
+                result = self.send(computed, frames, &terms) => result,
+                () = whereabouts.tell() => Err(SessionError::Moved),
+                result = self.take_leave() => result,
+            }
         };
-        whereabouts.model = terms.plan.network.name.clone();
-        // They must not wait for each other: a worker that reads only when it has written could wait for ever.
-        tokio::select! {
-            result = self.follow(orders, &terms) => result,
-            result = self.receive(incoming, &terms) => result,
-            result = self.send(computed, frames, &terms) => result,
-            () = whereabouts.tell() => Err(SessionError::Moved),
-            result = self.take_leave() => result,
-        }
+        job.instrument(span).await
     }
 
     /// Says so once this worker is told to leave. The coordinator ends the job.
@@ -280,6 +291,7 @@ impl<'a> Session<'a> {
             queued: self.queued.clone(),
             orders: self.orders.clone(),
             probe: Probe::new(clock, slow),
+            span: tracing::Span::current(),
         })));
         begun.map_err(|_| internal("the computing thread is gone"))?;
         Ok(Terms { job, plan, batch, queue_limit, probe: Probe::new(clock, None) })
@@ -340,6 +352,7 @@ impl<'a> Session<'a> {
                 arriving.add(&terms.probe, name, began, whole.as_ref().map(|(_, elements)| elements.bytes()));
             }
             if let Some((key, elements)) = whole {
+                self.config.metrics.received_bytes.inc_by(elements.bytes() as u64);
                 let queued = self.queued.fetch_add(elements.bytes(), Ordering::Relaxed) + elements.bytes();
                 if queued > terms.queue_limit {
                     return Err(SessionError::Flood { queued, limit: terms.queue_limit });
@@ -372,7 +385,8 @@ impl<'a> Session<'a> {
                 }
                 Out::Say(message) => self.say(message).await?,
                 Out::Tensor(payload) => {
-                    let name = terms.probe.is_on().then(|| (payload.key.clone(), payload.data.len() as u64));
+                    let bytes = payload.data.len() as u64;
+                    let name = terms.probe.is_on().then(|| payload.key.clone());
                     let (began, mut busy) = (terms.probe.now(), 0);
                     let mut at = began;
                     for frame in frames(terms.job, payload) {
@@ -380,7 +394,8 @@ impl<'a> Session<'a> {
                         frames_out.send(frame).await.map_err(|_| SessionError::Left)?;
                         at = terms.probe.now();
                     }
-                    if let Some((tensor, bytes)) = name.filter(|(tensor, _)| tensor.training_step().is_some()) {
+                    self.config.metrics.sent_bytes.inc_by(bytes);
+                    if let Some(tensor) = name.filter(|tensor| tensor.training_step().is_some()) {
                         terms.probe.ended(began, || Activity::Send(Transfer { tensor, bytes, busy }));
                     }
                 }
@@ -420,6 +435,14 @@ fn hello(config: &WorkerConfig, isa: Isa) -> Hello {
 fn hostname() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+}
+
+/// What every line of the log says of a job.
+fn span_of(assignment: &Assignment) -> tracing::Span {
+    let Assignment { job, worker, placement, .. } = assignment;
+    let towers: Vec<_> = (0..placement.len()).filter(|tower| placement[*tower] == *worker).collect();
+    // At the level of errors, so that it is there for whatever is logged.
+    tracing::error_span!("job", job, worker, ?towers)
 }
 
 /// Bytes of memory that the machine has; without a limit where the system doesn't say.

@@ -1,0 +1,170 @@
+//! What a coordinator counts for those who watch a job while it runs, made of the events that it tells its observer.
+//! Not here: how they are read (the program answers at `--metrics`).
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::observe::{Event, Observer};
+
+/// Steps take a millisecond to two minutes; each bucket holds twice what the one before does.
+const STEP_BUCKETS: (f64, f64, u16) = (0.001, 2.0, 18);
+
+/// A number that isn't known yet is none.
+type Known = Gauge<f64, AtomicU64>;
+
+/// A job's counters. Clones count together.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    workers: Gauge,
+    workers_wanted: Gauge,
+    workers_refused: Counter,
+    step: Gauge,
+    last_step: Gauge,
+    epoch: Gauge,
+    steps: Counter,
+    images: Counter,
+    received_bytes: Counter,
+    step_seconds: Histogram,
+    loss: Known,
+    learning_rate: Known,
+    test_loss: Known,
+    test_accuracy: Known,
+    checkpoints: Counter,
+    checkpoint_step: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let (first, factor, buckets) = STEP_BUCKETS;
+        let unknown = || {
+            let gauge = Known::default();
+            gauge.set(f64::NAN);
+            gauge
+        };
+        Self {
+            workers: Gauge::default(),
+            workers_wanted: Gauge::default(),
+            workers_refused: Counter::default(),
+            step: Gauge::default(),
+            last_step: Gauge::default(),
+            epoch: Gauge::default(),
+            steps: Counter::default(),
+            images: Counter::default(),
+            received_bytes: Counter::default(),
+            step_seconds: Histogram::new(exponential_buckets(first, factor, buckets)),
+            loss: unknown(),
+            learning_rate: unknown(),
+            test_loss: unknown(),
+            test_accuracy: unknown(),
+            checkpoints: Counter::default(),
+            checkpoint_step: Gauge::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Counters that are read through `registry`.
+    pub fn registered(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let registry = registry.sub_registry_with_prefix("convoy");
+        registry.register("workers", "Workers that have come", metrics.workers.clone());
+        registry.register("workers_wanted", "Workers that the job needs", metrics.workers_wanted.clone());
+        registry.register("workers_refused", "Workers that were refused", metrics.workers_refused.clone());
+        registry.register("step", "The last step committed", metrics.step.clone());
+        registry.register("last_step", "The step that the job ends with", metrics.last_step.clone());
+        registry.register("epoch", "The epoch at hand, counted from 1", metrics.epoch.clone());
+        registry.register("steps", "Steps committed by this process", metrics.steps.clone());
+        registry.register("images", "Training images in those steps", metrics.images.clone());
+        let help = "Bytes of tensors that came from workers, measurements included";
+        registry.register("received_bytes", help, metrics.received_bytes.clone());
+        let help = "How long a step takes, from its images to its commit";
+        registry.register_with_unit("step", help, Unit::Seconds, metrics.step_seconds.clone());
+        registry.register("loss", "Mean loss of the last step's images", metrics.loss.clone());
+        registry.register("learning_rate", "Learning rate of the last step", metrics.learning_rate.clone());
+        registry.register("test_loss", "Mean loss of the test images, as last measured", metrics.test_loss.clone());
+        let help = "Share of the test images classified rightly, as last measured";
+        registry.register("test_accuracy", help, metrics.test_accuracy.clone());
+        registry.register("checkpoints", "Checkpoints written by this process", metrics.checkpoints.clone());
+        registry.register("checkpoint_step", "The step of the newest of them", metrics.checkpoint_step.clone());
+        metrics
+    }
+
+    fn count(&self, event: &Event) {
+        match event {
+            Event::Waiting { have, want, .. } => {
+                self.workers.set(*have as i64);
+                self.workers_wanted.set(*want as i64);
+            }
+            Event::Refused { .. } => {
+                self.workers_refused.inc();
+            }
+            Event::Started(started) => {
+                let workers = started.workers.len() as i64;
+                self.workers.set(workers);
+                self.workers_wanted.set(workers);
+                self.step.set(started.first_step as i64 - 1);
+                self.last_step.set(started.last_step as i64);
+            }
+            Event::Step { step, epoch, loss, lr, images, seconds, received_bytes } => {
+                self.step.set(*step as i64);
+                self.epoch.set(*epoch as i64);
+                self.steps.inc();
+                self.images.inc_by(*images as u64);
+                self.received_bytes.inc_by(*received_bytes);
+                self.step_seconds.observe(*seconds);
+                self.loss.set(*loss);
+                self.learning_rate.set(*lr);
+            }
+            Event::Epoch(epoch) => {
+                self.test_loss.set(epoch.test_loss);
+                self.test_accuracy.set(epoch.test_accuracy);
+            }
+            Event::Checkpoint { step, .. } => {
+                self.checkpoints.inc();
+                self.checkpoint_step.set(*step as i64);
+            }
+            Event::Ended(_) => {
+                self.workers.set(0);
+            }
+            Event::Notice { .. } | Event::Elsewhere { .. } => {}
+        }
+    }
+}
+
+/// Counts what it hears, logs it, and passes it on.
+pub(crate) struct Metered<'a> {
+    pub(crate) metrics: Metrics,
+    pub(crate) observer: &'a mut dyn Observer,
+}
+
+impl Observer for Metered<'_> {
+    fn on(&mut self, event: Event) {
+        self.metrics.count(&event);
+        log(&event);
+        self.observer.on(event);
+    }
+}
+
+/// The words of a log, for whoever asks for them; a person is told by the program.
+fn log(event: &Event) {
+    match event {
+        Event::Notice { text } => tracing::info!("{text}"),
+        Event::Waiting { address, have, want } => tracing::info!(address, have, want, "workers have come"),
+        Event::Elsewhere { host, coordinator, .. } => tracing::info!(host, coordinator, "a worker serves another"),
+        Event::Refused { address, reason } => tracing::info!(address, reason, "a worker was refused"),
+        Event::Started(started) => {
+            tracing::info!(model = started.model, first = started.first_step, last = started.last_step, "started");
+        }
+        Event::Step { step, loss, seconds, .. } => tracing::debug!(step, loss, seconds, "committed"),
+        Event::Epoch(epoch) => {
+            let (step, accuracy) = (epoch.through_step, epoch.test_accuracy);
+            tracing::info!(epoch = epoch.epoch, step, accuracy, "measured");
+        }
+        Event::Checkpoint { step, path } => tracing::info!(step, path = %path.display(), "checkpoint"),
+        Event::Ended(ended) => tracing::info!(step = ended.steps, interrupted = ended.interrupted, "ended"),
+    }
+}

@@ -1,0 +1,138 @@
+//! `--metrics`: answers Prometheus over HTTP, in the OpenMetrics format. Few at a time, and not for long: whoever reads
+//! metrics costs a job nothing but the answer.
+//!
+//! Not here: what is counted (the coordinator and the worker).
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::fmt;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use convoy_common::address::Address;
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use memory_stats::memory_stats;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use crate::settings::Misuse;
+
+const PATH: &str = "/metrics";
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Connections that are answered at once; others wait.
+const CONNECTIONS_MAX: usize = 8;
+/// From a connection's first byte to its last.
+const CONNECTION_TIME_MAX: Duration = Duration::from_secs(5);
+/// A system that gives no connections is asked again after this.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Counters by `register`, which are read at `address` where there is one.
+pub(crate) fn counted<M>(
+    address: Option<&Address>,
+    register: impl FnOnce(&mut Registry) -> M,
+) -> Result<M, Box<dyn Error>> {
+    let mut registry = Registry::default();
+    registry.register("convoy_build", "The program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+    registry.register_collector(Box::new(Memory));
+    let metrics = register(&mut registry);
+    if let Some(address) = address {
+        serve(address, registry)?;
+    }
+    Ok(metrics)
+}
+
+/// What the system says of this process when it is asked, by the name that Prometheus' own clients give it.
+#[derive(Debug)]
+struct Memory;
+
+impl Collector for Memory {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(memory) = memory_stats() else { return Ok(()) };
+        let gauge = ConstGauge::new(memory.physical_mem as i64);
+        let help = "Memory that the process holds";
+        let metric = encoder.encode_descriptor("process_resident_memory_bytes", help, None, gauge.metric_type())?;
+        gauge.encode(metric)
+    }
+}
+
+fn serve(address: &Address, registry: Registry) -> Result<(), Box<dyn Error>> {
+    let Address::Tcp(host) = address else {
+        return Err(Misuse(format!("--metrics {address}: must be HOST:PORT")).into());
+    };
+    let wrong = |error: std::io::Error| format!("answer Prometheus at {host} (--metrics): {error}");
+    let listener = TcpListener::bind(host.as_str()).map_err(wrong)?;
+    listener.set_nonblocking(true).map_err(wrong)?;
+    let bound = listener.local_addr().map_err(wrong)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(wrong)?;
+    let answering = move || {
+        // Nothing else runs here: without a listener there is nothing to do.
+        if let Err(error) = runtime.block_on(answer_all(listener, Arc::new(registry))) {
+            tracing::warn!("metrics are no longer answered: {error}");
+        }
+    };
+    std::thread::Builder::new().name("metrics".to_owned()).spawn(answering).map_err(wrong)?;
+    tracing::info!("metrics at http://{bound}{PATH}");
+    Ok(())
+}
+
+async fn answer_all(listener: TcpListener, registry: Arc<Registry>) -> std::io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    while let Ok(place) = room.clone().acquire_owned().await {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(_) => {
+                sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let registry = registry.clone();
+        tokio::spawn(async move {
+            let service = service_fn(|request| {
+                let registry = registry.clone();
+                async move { Ok::<_, Infallible>(answer(&request, &registry)) }
+            });
+            let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+            // Whoever doesn't hear the answer asks again.
+            let _ = timeout(CONNECTION_TIME_MAX, connection).await;
+            drop(place);
+        });
+    }
+    Ok(())
+}
+
+fn answer(request: &Request<Incoming>, registry: &Registry) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET {
+        let mut response = told(StatusCode::METHOD_NOT_ALLOWED, "GET alone is answered here\n".to_owned());
+        response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET"));
+        return response;
+    }
+    if request.uri().path() != PATH {
+        return told(StatusCode::NOT_FOUND, format!("metrics are at {PATH}\n"));
+    }
+    let mut encoded = String::new();
+    if text::encode(&mut encoded, registry).is_err() {
+        return told(StatusCode::INTERNAL_SERVER_ERROR, "metrics can't be written\n".to_owned());
+    }
+    let mut response = told(StatusCode::OK, encoded);
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(OPEN_METRICS));
+    response
+}
+
+fn told(status: StatusCode, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response
+}
