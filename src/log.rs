@@ -75,6 +75,14 @@ impl Log {
         Self { format, passed_on: Mutex::default() }
     }
 
+    /// Says why a command failed: in the log, where programs read it, or else plainly.
+    pub(crate) fn fail(&self, why: &str) {
+        match self.format {
+            Format::Text => complain(&format!("error: {why}")),
+            Format::Json => tracing::error!("{why}"),
+        }
+    }
+
     /// This program, for embedded workers, which log as we do.
     pub(crate) fn local_program(&self) -> Result<LocalProgram, Box<dyn Error>> {
         let wrong = |error| Misuse(format!("find this program's own file: {error}"));

@@ -78,7 +78,10 @@ fn main() -> ExitCode {
     environment::slips(&command).iter().for_each(|slip| complain(slip));
     let parsed = command.try_get_matches_from_mut(&line).and_then(|matches| Arguments::from_arg_matches(&matches));
     match parsed {
-        Ok(arguments) => ended(carry_out(arguments.command, &Log::begin(arguments.log_format.unwrap_or_default()))),
+        Ok(arguments) => {
+            let log = Log::begin(arguments.log_format.unwrap_or_default());
+            ended(carry_out(arguments.command, &log), &log)
+        }
         Err(error) => refused(&error, &line),
     }
 }
@@ -104,12 +107,12 @@ fn carry_out(command: Command, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     }
 }
 
-fn ended(result: Result<Outcome, Box<dyn Error>>) -> ExitCode {
+fn ended(result: Result<Outcome, Box<dyn Error>>, log: &Log) -> ExitCode {
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => {
-            complain(&format!("error: {}", chain(error.as_ref())));
+            log.fail(&chain(error.as_ref()));
             ExitCode::from(match error.downcast_ref::<JobError>() {
                 Some(JobError::Interrupted) => INTERRUPTED,
                 _ if settings::is_misuse(error.as_ref()) => MISUSED,

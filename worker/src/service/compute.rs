@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
 
 use convoy_common::batch::Phase;
 use convoy_common::chain::chain;
-use convoy_common::trace::Activity;
+use convoy_common::trace::{Activity, SegmentRun};
 use convoy_common::wire::{Elements, Failure, FailureKind, FromWorker, TensorKey};
 use tokio::sync::mpsc::Sender;
 
@@ -194,6 +194,9 @@ fn advance(
             (engine.work(Means { compute, probe }).map(Option::unwrap_or_default), Doing::Computing, of)
         }
     };
+    if let Of::Step(Activity::Segment(SegmentRun { micro_batch, segment, tower, direction })) = &of {
+        tracing::trace!(step = micro_batch.step, tower, segment, ?direction, "computed");
+    }
     job.spent(stopwatch, doing, of);
     match result {
         Ok(out) => {

@@ -1,0 +1,264 @@
+//! What can be watched while a job runs: metrics, read by Prometheus' own parser, and logs. Whoever asks amiss for them costs
+//! the job nothing.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::Value;
+use support::{Ended, finish, hash, run, said, signal, skip, succeed, wait_for};
+use tempfile::TempDir;
+
+/// By name and labels.
+type Samples = BTreeMap<String, BTreeMap<String, Option<f64>>>;
+
+/// A program under way, and the lines that it has printed so far.
+struct Watched {
+    program: Ended,
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Watched {
+    /// Starts it with its metrics on a port of their own, and its log as JSON.
+    fn start(arguments: &str, paths: &[(&str, &Path)]) -> Self {
+        let mut command = support::convoy();
+        command.args(arguments.split_whitespace()).args(["--metrics", "127.0.0.1:0", "--log-format", "json"]);
+        for (flag, path) in paths {
+            command.arg(flag).arg(path);
+        }
+        command.env("RUST_LOG", "convoy=debug").stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut program = command.spawn().unwrap();
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let pipes: [Box<dyn Read + Send>; 2] =
+            [Box::new(program.stdout.take().unwrap()), Box::new(program.stderr.take().unwrap())];
+        for pipe in pipes {
+            let lines = lines.clone();
+            let read = BufReader::new(pipe).lines().map_while(Result::ok);
+            std::thread::spawn(move || read.for_each(|line| lines.lock().unwrap().push(line)));
+        }
+        Self { program: Ended(program), lines }
+    }
+
+    /// What stands between two words of a line, once there is such a line.
+    fn told(&self, before: &str, after: &str) -> String {
+        let between = |line: &String| {
+            Some(line.split_once(before)?.1.split_once(after).map_or("", |(between, _)| between).to_owned())
+        };
+        wait_for(before, || self.lines.lock().unwrap().iter().find_map(between))
+    }
+
+    fn metrics_address(&self) -> String {
+        self.told("metrics at http://", "/metrics")
+    }
+
+    /// Its log, in which everything is JSON.
+    fn log(&self) -> Vec<Value> {
+        let lines = self.lines.lock().unwrap();
+        lines.iter().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+/// Sends `request` and reads all of the answer.
+fn http(address: &str, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream.write_all(request).unwrap();
+    let mut answer = Vec::new();
+    // What is refused in the midst of a request may come as a reset.
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8(answer).unwrap()
+}
+
+fn get(address: &str) -> String {
+    let answer = http(address, format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes());
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200") && head.contains("application/openmetrics-text"), "{head}");
+    body.to_owned()
+}
+
+/// As Prometheus reads it.
+fn parsed(python: &str, text: &str) -> Samples {
+    let parser = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/live/openmetrics.py");
+    let mut command = Command::new(python);
+    command.arg(parser).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = finish(child);
+    assert!(output.status.success(), "{}\n{text}", said(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// A Python that has Prometheus' parser.
+fn python() -> Option<String> {
+    let python = std::env::var("CONVOY_PYTHON").unwrap_or("python3".to_owned());
+    let has_it = Command::new(&python).args(["-c", "import prometheus_client"]).output();
+    if has_it.is_ok_and(|output| output.status.success()) {
+        return Some(python);
+    }
+    skip("prometheus_client isn't there: pip install prometheus_client, and set CONVOY_PYTHON to that Python");
+    None
+}
+
+/// The names that the documentation lists, of the coordinator and of workers.
+fn documented(heading: &str) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/TRACING.md")).unwrap();
+    let table = text.split_once(heading).unwrap_or_else(|| panic!("no {heading}")).1;
+    let rows = table.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    rows.filter_map(|row| Some(row.split('`').nth(1)?.split('{').next()?.to_owned())).collect()
+}
+
+/// Names without what a histogram adds to its own.
+fn families(samples: &Samples) -> BTreeSet<String> {
+    let family = |name: &String| {
+        let histogram = name.strip_suffix("_bucket").or(name.strip_suffix("_count")).or(name.strip_suffix("_sum"));
+        histogram.unwrap_or(name).to_owned()
+    };
+    samples.keys().map(family).collect()
+}
+
+fn value(samples: &Samples, name: &str) -> f64 {
+    samples[name][""].unwrap_or(f64::NAN)
+}
+
+/// Coordinator and workers are read in the midst of a job and after it; the names are those of the documentation; what
+/// was counted is what the job did.
+#[test]
+fn prometheus_reads_a_job_while_it_runs() {
+    let Some(python) = python() else { return };
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let steps = 60;
+    let coordinator = Watched::start(
+        &format!("train --data bundled --batch 16 --steps {steps} --listen 127.0.0.1:0"),
+        &[("--out", &out)],
+    );
+    let listen = coordinator.told("waiting for workers at ", ": ");
+    let metrics = coordinator.metrics_address();
+    let before = parsed(&python, &get(&metrics));
+    assert_eq!(families(&before), documented("### Of the coordinator"));
+    assert_eq!((value(&before, "convoy_workers"), value(&before, "convoy_workers_wanted")), (0.0, 2.0));
+    assert!(value(&before, "convoy_loss").is_nan(), "it isn't known yet");
+    let worker = || Watched::start(&format!("worker --threads 1 --join {listen}"), &[]);
+    let workers = [worker(), worker()];
+    let during = wait_for("a step", || {
+        let now = parsed(&python, &get(&metrics));
+        (value(&now, "convoy_steps_total") > 0.0).then_some(now)
+    });
+    assert_eq!((value(&during, "convoy_workers"), value(&during, "convoy_last_step")), (2.0, f64::from(steps)));
+    assert!(value(&during, "convoy_loss") > 0.0 && value(&during, "convoy_learning_rate") > 0.0);
+    let committed = value(&during, "convoy_steps_total");
+    assert_eq!(value(&during, "convoy_step"), committed);
+    assert_eq!(value(&during, "convoy_images_total"), committed * 16.0);
+    assert_eq!(value(&during, "convoy_step_seconds_count"), committed);
+    assert_eq!(during["convoy_step_seconds_bucket"]["le=+Inf"], Some(committed));
+    assert!(value(&during, "process_resident_memory_bytes") > 1e6);
+
+    coordinator.told("done after ", " steps");
+    for worker in &workers {
+        let address = worker.metrics_address();
+        let found = wait_for("the job to be over", || {
+            let now = parsed(&python, &get(&address));
+            (value(&now, "convoy_worker_in_job") == 0.0).then_some(now)
+        });
+        assert_eq!(families(&found), documented("### Of a worker"));
+        assert_eq!(value(&found, "convoy_worker_jobs_total"), 1.0);
+        assert_eq!(value(&found, "convoy_worker_steps_total"), f64::from(steps));
+        let spent = &found["convoy_worker_seconds_total"];
+        let doing: Vec<_> = spent.keys().map(String::as_str).collect();
+        let all = ["doing=committing", "doing=computing", "doing=handing_out", "doing=taking_in", "doing=waiting"];
+        assert_eq!(doing, all);
+        assert!(spent.values().all(|seconds| seconds.unwrap() > 0.0), "{spent:?}");
+        assert!(value(&found, "convoy_worker_received_bytes_total") > value(&found, "convoy_worker_sent_bytes_total"));
+    }
+    // What workers have sent is what the coordinator has counted, but for the weights of the last checkpoint.
+    let record = support::record(&out);
+    let counted: f64 = record["exchanges"].as_array().unwrap().iter().map(|e| e["bytes"].as_f64().unwrap()).sum();
+    let state: f64 = record["workers"].as_array().unwrap().iter().map(|w| w["state_bytes"].as_f64().unwrap()).sum();
+    let sent =
+        |worker: &Watched| value(&parsed(&python, &get(&worker.metrics_address())), "convoy_worker_sent_bytes_total");
+    assert_eq!(workers.iter().map(sent).sum::<f64>(), counted + state);
+
+    // Every line of the log is an object, and says of which job it is and on whose behalf.
+    let of_job = |event: &&Value| event["span"]["job"].is_u64();
+    let log = coordinator.log();
+    let committed: Vec<_> = log.iter().filter(|event| event["message"] == "committed").filter(of_job).collect();
+    assert_eq!(committed.len(), steps as usize);
+    assert!(committed.iter().zip(1..).all(|(event, step)| event["step"] == step));
+    let job = &committed[0]["span"]["job"];
+    let mut towers = BTreeSet::new();
+    for worker in workers {
+        signal(worker.program.0.id(), "TERM");
+        let log = worker.log();
+        let committed: Vec<_> = log.iter().filter(|event| event["message"] == "committed").collect();
+        assert_eq!(committed.len(), steps as usize);
+        assert!(committed.iter().all(|event| event["span"]["job"] == *job && event["span"]["worker"].is_u64()));
+        assert!(committed.iter().zip(1..).all(|(event, step)| event["step"] == step));
+        towers.insert(committed[0]["span"]["towers"].to_string());
+    }
+    assert_eq!(towers, BTreeSet::from(["\"[0]\"".to_owned(), "\"[1]\"".to_owned()]));
+}
+
+/// Strangers at the metrics' door get an answer or none, and the job its bits.
+#[test]
+fn who_asks_amiss_for_metrics_costs_the_job_nothing() {
+    let folder = TempDir::new().unwrap();
+    let (out, undisturbed) = (folder.path().join("run"), folder.path().join("undisturbed"));
+    let job = "train --data bundled --batch 16 --steps 10";
+    let coordinator = Watched::start(&format!("{job} --listen 127.0.0.1:0"), &[("--out", &out)]);
+    let address = coordinator.metrics_address();
+    let silent: Vec<_> = (0..40).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    for (request, answer) in [
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "404"),
+        ("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 999999999999\r\n\r\n", "405"),
+        ("\u{0}\u{1}\u{2} nonsense\r\n\r\n", "400"),
+        (&format!("GET /metrics HTTP/1.1\r\nHost: {}\r\n\r\n", "a".repeat(1 << 20)), ""),
+    ] {
+        let answered = http(&address, request.as_bytes());
+        assert!(answered.starts_with("HTTP/1.1") && answered.contains(answer), "{request:.40}: {answered:.200}");
+    }
+    let listen = coordinator.told("waiting for workers at ", ": ");
+    let worker = || Watched::start(&format!("worker --threads 1 --join {listen}"), &[]);
+    let _workers = [worker(), worker()];
+    coordinator.told("done after ", " steps");
+    drop(silent);
+    succeed(job, &[("--out", &undisturbed)]);
+    assert_eq!(hash(&out), hash(&undisturbed));
+}
+
+#[test]
+fn an_address_that_cannot_be_had_is_named_before_anything_begins() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for (arguments, code, parts) in [
+        (format!("--metrics {address}"), 1, vec![address.as_str(), "--metrics", "in use"]),
+        ("--metrics unix:/tmp/metrics".to_owned(), 2, vec!["--metrics unix:/tmp/metrics", "HOST:PORT"]),
+        ("--metrics nowhere".to_owned(), 2, vec!["nowhere", "HOST:PORT"]),
+        ("--log-format xml".to_owned(), 2, vec!["xml", "text", "json"]),
+    ] {
+        let output = run(&format!("train --data bundled --steps 1 {arguments}"), &[("--out", &out)]);
+        assert_eq!(output.status.code(), Some(code), "{arguments}: {}", said(&output));
+        parts.iter().for_each(|part| assert!(said(&output).contains(part), "{arguments}: {}", said(&output)));
+        assert!(!out.exists(), "{arguments}");
+    }
+}
+
+/// An error is a line of the log where that is JSON, the same one that a person would read.
+#[test]
+fn an_error_stands_in_a_log_of_json() {
+    let output = run("eval nowhere --log-format json", &[]);
+    let error: Value = serde_json::from_slice(&output.stderr).unwrap();
+    let plain = run("eval nowhere", &[]);
+    assert_eq!(output.status, plain.status);
+    let plain = String::from_utf8(plain.stderr).unwrap();
+    assert_eq!(error["level"], "ERROR");
+    assert_eq!(plain.trim_end(), format!("error: {}", error["message"].as_str().unwrap()));
+}
