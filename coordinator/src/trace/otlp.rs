@@ -150,7 +150,10 @@ impl Numbered<'_> {
         let each = coarse.map(|span| {
             let number = self.next;
             self.next += 1;
-            wire::Span { name: described(self.network, &span.activity).1, ..self.span(number, Some(parent), span) }
+            wire::Span {
+                name: described(self.network, &span.activity).1.into_owned(),
+                ..self.span(number, Some(parent), span)
+            }
         });
         each.collect()
     }

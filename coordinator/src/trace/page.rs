@@ -65,7 +65,7 @@ fn timeline(step: u64, traced: &StepTrace, plan: &Plan) -> Value {
             }
             spans.sort_by_key(|span| (span.start, std::cmp::Reverse(span.end)));
             let boxes = spans.iter().map(|span| {
-                let (cat, name, _) = described(&plan.network, &span.activity);
+                let (cat, name) = described(&plan.network, &span.activity);
                 json!([micros(span.start), micros(span.end), cat, name])
             });
             let row = rows.len();

@@ -1,0 +1,172 @@
+//! Reads a trace back, as far as it goes: what can't be is left out.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use convoy_common::model::Network;
+use convoy_common::plan::Plan;
+use convoy_common::trace::Transfer;
+
+use super::event::{Event, activity_of, nanos};
+use super::*;
+
+/// No trace is read into memory that is larger.
+const READ_BYTES_MAX: u64 = 4 << 30;
+/// No run goes on for so many nanoseconds: a year.
+const TIME_MAX: u64 = 365 * 86_400 * 1_000_000_000;
+
+/// Why a trace can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// The file can't be read.
+    #[error("read {path}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The run has no trace.
+    #[error("{path} isn't there: the run was made with --trace off, or hasn't begun its first step")]
+    None {
+        /// Which.
+        path: PathBuf,
+    },
+    /// It was written by something else.
+    #[error("{path} isn't a trace of Convoy's: {why}")]
+    Foreign {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with its first line.
+        why: String,
+    },
+    /// It has no step.
+    #[error("{path} holds no step{}", if *.is_cut { ": it was cut short, or its job has only just begun" } else { "" })]
+    Empty {
+        /// Which.
+        path: PathBuf,
+        /// Whether it lacks its end.
+        is_cut: bool,
+    },
+}
+
+/// Reads a trace, as far as it goes.
+///
+/// # Errors
+/// When it isn't there, isn't Convoy's, or holds no step.
+pub fn read(path: &Path) -> Result<Trace, TraceError> {
+    let file = match File::open(path) {
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+            return Err(TraceError::None { path: path.to_owned() });
+        }
+        file => file.map_err(|source| TraceError::Read { path: path.to_owned(), source })?,
+    };
+    let mut bytes = Vec::new();
+    let read = file.take(READ_BYTES_MAX).read_to_end(&mut bytes);
+    read.map_err(|source| TraceError::Read { path: path.to_owned(), source })?;
+    let text = String::from_utf8_lossy(&bytes);
+    let mut lines = text.lines();
+    let about = about(lines.next().unwrap_or_default());
+    let (about, plan) = about.map_err(|why| TraceError::Foreign { path: path.to_owned(), why })?;
+    let mut trace = Trace { about, steps: BTreeMap::new(), incidents: Vec::new(), is_cut: true, unreadable: 0 };
+    for line in lines {
+        if line == "]}" {
+            trace.is_cut = false;
+            break;
+        }
+        let event = serde_json::from_str::<Event>(line.trim_end_matches(','));
+        if !event.is_ok_and(|event| trace.take(event, &plan)) {
+            trace.unreadable += 1;
+        }
+    }
+    // The last line of a file that was cut is no fault of the file's.
+    trace.unreadable = trace.unreadable.saturating_sub(usize::from(trace.is_cut));
+    if trace.steps.is_empty() {
+        return Err(TraceError::Empty { path: path.to_owned(), is_cut: trace.is_cut });
+    }
+    Ok(trace)
+}
+
+fn about(line: &str) -> Result<(About, Plan), String> {
+    if line.is_empty() {
+        return Err("it is empty".to_owned());
+    }
+    let whole = format!("{}]}}", line.trim_end());
+    let header: serde_json::Value =
+        serde_json::from_str(&whole).map_err(|_| "its first line isn't the head of one".to_owned())?;
+    let about: About =
+        serde_json::from_value(header["otherData"].clone()).map_err(|error| format!("its head: {error}"))?;
+    if about.format != FORMAT {
+        return Err(format!("it is of format {}; this program reads format {FORMAT}", about.format));
+    }
+    let network = Network::parse(&about.model).map_err(|error| format!("its model: {error}"))?;
+    let plan = Plan::placed(network, about.placement.clone()).map_err(|error| error.to_string())?;
+    if plan.workers == about.hosts.len() {
+        Ok((about, plan))
+    } else {
+        Err("its towers and workers don't fit".to_owned())
+    }
+}
+
+/// Whether there is such a thing in the job.
+fn is_of(plan: &Plan, activity: &Activity) -> bool {
+    let has_tower = |tower: usize| tower < plan.network.towers;
+    let has_segment = |segment: usize| segment < plan.segments.len();
+    match activity {
+        Activity::Segment(run) => has_segment(run.segment) && has_tower(run.tower),
+        Activity::Layer { layer, .. } => *layer < plan.network.layers.len(),
+        Activity::Take(tensor)
+        | Activity::AwaitTensor(tensor)
+        | Activity::Send(Transfer { tensor, .. })
+        | Activity::Receive(Transfer { tensor, .. })
+        | Activity::Relay(Transfer { tensor, .. }) => match tensor {
+            TensorKey::Activations { exchange, from_tower, to_tower, .. } => {
+                has_segment(*exchange) && has_tower(*from_tower) && to_tower.is_none_or(has_tower)
+            }
+            _ => true,
+        },
+        _ => true,
+    }
+}
+
+impl Trace {
+    /// Whether the event makes sense.
+    fn take(&mut self, event: Event, plan: &Plan) -> bool {
+        let (start, args) = (nanos(event.ts), &event.args);
+        if event.cat == "incident" {
+            self.incidents.push((start, event.name.into_owned()));
+            return true;
+        }
+        let Some(step) = args.step else { return true };
+        let workers = self.about.hosts.len();
+        let of_step = self.steps.entry(step).or_default();
+        of_step.workers.resize_with(workers, Part::default);
+        let part = match event.pid.checked_sub(FIRST_WORKER) {
+            None => &mut of_step.coordinator,
+            Some(worker) if (worker as usize) < workers => &mut of_step.workers[worker as usize],
+            Some(_) => return false,
+        };
+        if event.cat == "step" {
+            of_step.is_slow = args.is_slow.unwrap_or_default();
+            part.resident_bytes = args.resident_bytes.unwrap_or_default();
+            of_step.figures = args.loss.zip(args.images).map(|(loss, images)| Figures { loss, images });
+        }
+        if event.cat == "clock" {
+            part.offset = Some(Offset {
+                offset: args.offset_ns.unwrap_or_default(),
+                uncertainty: args.uncertainty_ns.unwrap_or_default(),
+                correction: args.correction_ns.unwrap_or_default(),
+            });
+            part.dropped = args.dropped.unwrap_or_default();
+            part.resident_bytes = args.resident_bytes.unwrap_or_default();
+        } else if let (Some(activity), Some(dur)) = (activity_of(&event.cat, args), event.dur) {
+            let length = nanos(dur);
+            if !is_of(plan, &activity) || start.max(length) > TIME_MAX {
+                return false;
+            }
+            part.spans.push(Span { start, end: start + length, activity });
+        }
+        true
+    }
+}
