@@ -499,5 +499,43 @@ fn an_incident_stands_in_the_trace_with_the_steps_before_it() {
         recorded(last + 1).contains(&2) || recorded(last).contains(&2),
         "the step at hand, by the worker that is left"
     );
-    assert_eq!(recorded(last - 2), Vec::<u64>::new(), "it was a sample");
+    let kept = (1..=last).filter(|step| !recorded(*step).is_empty()).count() as u64;
+    assert!(kept < last / 2, "{kept} of {last} steps were kept: it was a sample");
+}
+
+/// A step that takes far longer than those before it is kept though the sample leaves it out, is told of, and leaves the mean
+/// as it is.
+#[test]
+fn a_slow_step_is_kept_beside_the_sample() {
+    let _alone = alone();
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let mut command = support::convoy();
+    // A sample of every 313th step: none is near.
+    command.args("train --data bundled --batch 16 --epochs 50 --out".split_whitespace()).arg(&out);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("some steps", || (support::losses(&out).len() >= 40).then_some(()));
+    let worker = support::worker_processes(&out)[1];
+    signal(worker, "STOP");
+    // Far longer than a step, and far shorter than what the coordinator takes for a loss.
+    std::thread::sleep(std::time::Duration::from_millis(400));
+    signal(worker, "CONT");
+    let then = support::losses(&out).len();
+    wait_for("the slow step to be over", || (support::losses(&out).len() > then + 2).then_some(()));
+    signal(child.id(), "INT");
+    let output = finish(child);
+    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
+    let trace: Value = serde_json::from_slice(&std::fs::read(out.join("trace.json")).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let is_slow = |event: &&Value| event["cat"] == "step" && event["args"]["is_slow"] == true;
+    let longest =
+        events.iter().filter(is_slow).max_by(|a, b| a["dur"].as_f64().unwrap().total_cmp(&b["dur"].as_f64().unwrap()));
+    let longest = longest.expect("a slow step");
+    assert!(longest["dur"].as_f64().unwrap() > 350_000.0, "{longest}");
+    let step = longest["args"]["step"].as_u64().unwrap();
+    let found = account(&out);
+    assert!(found["slowest"].as_array().unwrap().iter().any(|slow| slow["step"] == step), "{}", found["slowest"]);
+    assert!(found["steps"].as_array().unwrap().iter().all(|usual| *usual != step), "it is no sample");
+    let other = found["slowest"].as_array().unwrap().iter().find(|slow| slow["step"] == step).unwrap();
+    assert!(!other["longer"].as_array().unwrap().is_empty(), "what was different about it: {other}");
 }
