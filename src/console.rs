@@ -72,6 +72,13 @@ impl Console {
     }
 }
 
+impl Drop for Console {
+    fn drop(&mut self) {
+        // A job that fails says no word of its end.
+        show_bar(None);
+    }
+}
+
 impl Observer for Console {
     fn on(&mut self, event: Event) {
         if self.json {

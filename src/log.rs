@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, IsTerminal, PipeReader, pipe};
+use std::str::FromStr;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,13 +11,18 @@ use std::time::Duration;
 use clap::ValueEnum;
 use convoy_coordinator::job::LocalProgram;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Directive;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::output::{Complaints, complain};
+use crate::output::{self, StandardError, complain};
 use crate::settings::Misuse;
 
 /// What says how the log is written where no flag does.
 pub(crate) const FORMAT_VARIABLE: &str = "CONVOY_LOG_FORMAT";
+/// What is logged where RUST_LOG says nothing.
+const DEFAULT: &str = "warn";
+/// What `output` says is logged whatever RUST_LOG says.
+const TOLD: &str = "convoy::output=warn";
 /// A line that is longer is cut.
 const LINE_BYTES_MAX: u64 = 64 * 1024;
 
@@ -49,38 +55,40 @@ impl Drop for Log {
     }
 }
 
-struct ToComplaints;
+struct ToStandardError;
 
-impl MakeWriter<'_> for ToComplaints {
-    type Writer = Complaints;
+impl MakeWriter<'_> for ToStandardError {
+    type Writer = StandardError;
 
-    fn make_writer(&self) -> Complaints {
-        Complaints
+    fn make_writer(&self) -> StandardError {
+        StandardError
     }
 }
 
 impl Log {
     /// Warnings alone, unless RUST_LOG says otherwise.
     pub(crate) fn begin(format: Format) -> Self {
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+        let wanted = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|wanted| !wanted.is_empty());
+        let parsed = EnvFilter::builder().parse(wanted.as_deref().unwrap_or(DEFAULT));
+        let unreadable = parsed.as_ref().err().map(|error| format!("note: RUST_LOG isn't read: {error}"));
+        let filter = parsed.unwrap_or_else(|_| EnvFilter::new(DEFAULT));
+        // What a person is told in any case is not for the filter to keep from a program.
+        let told = Directive::from_str(TOLD).map(|told| filter.clone().add_directive(told));
+        let filter = told.unwrap_or(filter);
         let log = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_ansi(std::io::stderr().is_terminal())
-            .with_writer(ToComplaints)
+            .with_writer(ToStandardError)
             .log_internal_errors(false);
         match format {
             Format::Text => log.init(),
-            Format::Json => log.json().flatten_event(true).with_span_list(false).init(),
+            Format::Json => {
+                log.json().flatten_event(true).with_span_list(false).init();
+                output::is_for_programs();
+            }
         }
+        unreadable.iter().for_each(|note| complain(note));
         Self { format, passed_on: Mutex::default() }
-    }
-
-    /// Says why a command failed: in the log, where programs read it, or else plainly.
-    pub(crate) fn fail(&self, why: &str) {
-        match self.format {
-            Format::Text => complain(&format!("error: {why}")),
-            Format::Json => tracing::error!("{why}"),
-        }
     }
 
     /// This program, for embedded workers, which log as we do.
@@ -112,7 +120,13 @@ fn pass_on(reader: PipeReader) {
         let mut line = Vec::new();
         match reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line) {
             Ok(0) | Err(_) => return,
-            Ok(_) => complain(String::from_utf8_lossy(&line).trim_end_matches('\n')),
+            Ok(_) => {
+                if !line.ends_with(b"\n") {
+                    let _ = reader.skip_until(b'\n');
+                    line.push(b'\n');
+                }
+                output::to_standard_error(&line);
+            }
         }
     }
 }

@@ -24,7 +24,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use convoy_common::chain::chain;
 use convoy_coordinator::JobError;
 use log::Log;
-use output::complain;
+use output::{complain, fail};
 
 // glibc's allocator gives large blocks back to the system at once, and every tensor then costs page faults anew.
 #[global_allocator]
@@ -75,14 +75,18 @@ const INTERRUPTED: u8 = 130;
 fn main() -> ExitCode {
     let line: Vec<OsString> = std::env::args_os().collect();
     let mut command = environment::adopted(Arguments::command(), &line);
-    environment::slips(&command).iter().for_each(|slip| complain(slip));
+    let slips = environment::slips(&command);
     let parsed = command.try_get_matches_from_mut(&line).and_then(|matches| Arguments::from_arg_matches(&matches));
     match parsed {
         Ok(arguments) => {
             let log = Log::begin(arguments.log_format.unwrap_or_default());
-            ended(carry_out(arguments.command, &log), &log)
+            slips.iter().for_each(|slip| complain(slip));
+            ended(carry_out(arguments.command, &log))
         }
-        Err(error) => refused(&error, &line),
+        Err(error) => {
+            slips.iter().for_each(|slip| complain(slip));
+            refused(&error, &line)
+        }
     }
 }
 
@@ -107,12 +111,12 @@ fn carry_out(command: Command, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     }
 }
 
-fn ended(result: Result<Outcome, Box<dyn Error>>, log: &Log) -> ExitCode {
+fn ended(result: Result<Outcome, Box<dyn Error>>) -> ExitCode {
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => {
-            log.fail(&chain(error.as_ref()));
+            fail(&chain(error.as_ref()));
             ExitCode::from(match error.downcast_ref::<JobError>() {
                 Some(JobError::Interrupted) => INTERRUPTED,
                 _ if settings::is_misuse(error.as_ref()) => MISUSED,

@@ -2,12 +2,15 @@
 
 use std::error::Error;
 use std::io::{self, ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use indicatif::ProgressBar;
 
 /// The bar that is to be seen, if any. Whoever prints moves it out of the way.
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
+/// Whether everything on standard error is a line of a log that programs read.
+static IS_FOR_PROGRAMS: AtomicBool = AtomicBool::new(false);
 
 /// Prints what a command was asked for. A reader that has seen enough, as in `convoy plan | head`, may close the pipe.
 pub(crate) fn print(text: &str) -> Result<(), Box<dyn Error>> {
@@ -25,10 +28,34 @@ pub(crate) fn tell(line: &str) {
     });
 }
 
-/// Prints a line to standard error, if anybody reads there.
+/// Prints a line to standard error, if anybody reads there: as one of the log's, where programs read that.
 pub(crate) fn complain(line: &str) {
+    if IS_FOR_PROGRAMS.load(Ordering::Relaxed) {
+        tracing::warn!("{line}");
+    } else {
+        to_standard_error(format!("{line}\n").as_bytes());
+    }
+}
+
+/// Says why a command failed, likewise.
+pub(crate) fn fail(why: &str) {
+    if IS_FOR_PROGRAMS.load(Ordering::Relaxed) {
+        tracing::error!("{why}");
+    } else {
+        complain(&format!("error: {why}"));
+    }
+}
+
+/// From now on whoever reads standard error reads the log, line by line.
+pub(crate) fn is_for_programs() {
+    IS_FOR_PROGRAMS.store(true, Ordering::Relaxed);
+}
+
+/// Writes a whole line.
+pub(crate) fn to_standard_error(line: &[u8]) {
     beside_the_bar(|| {
-        let _ = writeln!(io::stderr(), "{line}");
+        // Where nothing can be printed there is the exit code.
+        let _ = io::stderr().write_all(line);
     });
 }
 
@@ -39,12 +66,12 @@ pub(crate) fn show_bar(bar: Option<ProgressBar>) {
     }
 }
 
-/// Standard error, for what writes whole lines.
-pub(crate) struct Complaints;
+/// Standard error, for a log, which writes whole lines.
+pub(crate) struct StandardError;
 
-impl Write for Complaints {
+impl Write for StandardError {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        beside_the_bar(|| io::stderr().write_all(bytes))?;
+        to_standard_error(bytes);
         Ok(bytes.len())
     }
 

@@ -19,7 +19,10 @@ pub(crate) fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
         runtime.block_on(async {
             any().await;
             set.store(true, Ordering::Relaxed);
-            crate::output::complain("stopping as soon as nothing is lost by it; once more to stop at once");
+            // Whoever reads what we print may have stopped reading: the second signal must be heard all the same.
+            tokio::task::spawn_blocking(|| {
+                crate::output::complain("stopping as soon as nothing is lost by it; once more to stop at once");
+            });
             // Shells and supervisors may signal the process and then its group: that is one wish, not two.
             tokio::time::sleep(ECHO).await;
             any().await;

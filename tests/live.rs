@@ -10,6 +10,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -19,10 +20,15 @@ use tempfile::TempDir;
 /// By name and labels.
 type Samples = BTreeMap<String, BTreeMap<String, Option<f64>>>;
 
-/// A program under way, and the lines that it has printed so far.
+/// Lines that have come so far.
+type Lines = Arc<Mutex<Vec<String>>>;
+
+/// A program under way, and what it has printed so far.
 struct Watched {
     program: Ended,
-    lines: Arc<Mutex<Vec<String>>>,
+    output: Lines,
+    errors: Lines,
+    readers: Vec<JoinHandle<()>>,
 }
 
 impl Watched {
@@ -35,15 +41,12 @@ impl Watched {
         }
         command.env("RUST_LOG", "convoy=debug").stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut program = command.spawn().unwrap();
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let pipes: [Box<dyn Read + Send>; 2] =
-            [Box::new(program.stdout.take().unwrap()), Box::new(program.stderr.take().unwrap())];
-        for pipe in pipes {
-            let lines = lines.clone();
-            let read = BufReader::new(pipe).lines().map_while(Result::ok);
-            std::thread::spawn(move || read.for_each(|line| lines.lock().unwrap().push(line)));
-        }
-        Self { program: Ended(program), lines }
+        let (output, errors) = (Lines::default(), Lines::default());
+        let readers = vec![
+            read(program.stdout.take().unwrap(), output.clone()),
+            read(program.stderr.take().unwrap(), errors.clone()),
+        ];
+        Self { program: Ended(program), output, errors, readers }
     }
 
     /// What stands between two words of a line, once there is such a line.
@@ -51,27 +54,39 @@ impl Watched {
         let between = |line: &String| {
             Some(line.split_once(before)?.1.split_once(after).map_or("", |(between, _)| between).to_owned())
         };
-        wait_for(before, || self.lines.lock().unwrap().iter().find_map(between))
+        let in_lines = |lines: &Lines| lines.lock().unwrap().iter().find_map(between);
+        wait_for(before, || in_lines(&self.output).or_else(|| in_lines(&self.errors)))
     }
 
     fn metrics_address(&self) -> String {
         self.told("metrics at http://", "/metrics")
     }
 
-    /// Its log, in which everything is JSON.
-    fn log(&self) -> Vec<Value> {
-        let lines = self.lines.lock().unwrap();
-        lines.iter().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect()
+    /// Its log once it has ended: every line of standard error, each an object.
+    fn log(mut self) -> Vec<Value> {
+        wait_for("the program to end", || self.program.0.try_wait().unwrap());
+        self.readers.drain(..).for_each(|reader| reader.join().unwrap());
+        objects(&self.errors.lock().unwrap().join("\n"))
     }
+}
+
+fn read(pipe: impl Read + Send + 'static, lines: Lines) -> JoinHandle<()> {
+    let read = BufReader::new(pipe).lines().map_while(Result::ok);
+    std::thread::spawn(move || read.for_each(|line| lines.lock().unwrap().push(line)))
+}
+
+/// A log as programs read it.
+fn objects(log: &str) -> Vec<Value> {
+    log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no object: {line}"))).collect()
 }
 
 /// Sends `request` and reads all of the answer.
 fn http(address: &str, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    stream.write_all(request).unwrap();
-    let mut answer = Vec::new();
     // What is refused in the midst of a request may come as a reset.
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8(answer).unwrap()
 }
@@ -134,7 +149,7 @@ fn prometheus_reads_a_job_while_it_runs() {
     let Some(python) = python() else { return };
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
-    let steps = 60;
+    let steps = 300;
     let coordinator = Watched::start(
         &format!("train --data bundled --batch 16 --steps {steps} --listen 127.0.0.1:0"),
         &[("--out", &out)],
@@ -153,11 +168,10 @@ fn prometheus_reads_a_job_while_it_runs() {
     });
     assert_eq!((value(&during, "convoy_workers"), value(&during, "convoy_last_step")), (2.0, f64::from(steps)));
     assert!(value(&during, "convoy_loss") > 0.0 && value(&during, "convoy_learning_rate") > 0.0);
+    // One number is read after another while the job goes on: what each comes to, `coordinator/src/metrics.rs` tests.
     let committed = value(&during, "convoy_steps_total");
-    assert_eq!(value(&during, "convoy_step"), committed);
-    assert_eq!(value(&during, "convoy_images_total"), committed * 16.0);
-    assert_eq!(value(&during, "convoy_step_seconds_count"), committed);
-    assert_eq!(during["convoy_step_seconds_bucket"]["le=+Inf"], Some(committed));
+    assert!((committed - value(&during, "convoy_images_total") / 16.0).abs() <= 2.0);
+    assert!(during["convoy_step_seconds_bucket"]["le=+Inf"].unwrap() >= 1.0);
     assert!(value(&during, "process_resident_memory_bytes") > 1e6);
 
     coordinator.told("done after ", " steps");
@@ -188,17 +202,18 @@ fn prometheus_reads_a_job_while_it_runs() {
     // Every line of the log is an object, and says of which job it is and on whose behalf.
     let of_job = |event: &&Value| event["span"]["job"].is_u64();
     let log = coordinator.log();
+    assert!(log.len() > steps as usize);
     let committed: Vec<_> = log.iter().filter(|event| event["message"] == "committed").filter(of_job).collect();
     assert_eq!(committed.len(), steps as usize);
     assert!(committed.iter().zip(1..).all(|(event, step)| event["step"] == step));
-    let job = &committed[0]["span"]["job"];
+    let job = committed[0]["span"]["job"].clone();
     let mut towers = BTreeSet::new();
     for worker in workers {
         signal(worker.program.0.id(), "TERM");
         let log = worker.log();
         let committed: Vec<_> = log.iter().filter(|event| event["message"] == "committed").collect();
         assert_eq!(committed.len(), steps as usize);
-        assert!(committed.iter().all(|event| event["span"]["job"] == *job && event["span"]["worker"].is_u64()));
+        assert!(committed.iter().all(|event| event["span"]["job"] == job && event["span"]["worker"].is_u64()));
         assert!(committed.iter().zip(1..).all(|(event, step)| event["step"] == step));
         towers.insert(committed[0]["span"]["towers"].to_string());
     }
@@ -218,10 +233,12 @@ fn who_asks_amiss_for_metrics_costs_the_job_nothing() {
         ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "404"),
         ("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 999999999999\r\n\r\n", "405"),
         ("\u{0}\u{1}\u{2} nonsense\r\n\r\n", "400"),
-        (&format!("GET /metrics HTTP/1.1\r\nHost: {}\r\n\r\n", "a".repeat(1 << 20)), ""),
+        (&format!("GET /metrics HTTP/1.1\r\nHost: {}\r\n\r\n", "a".repeat(1 << 20)), "431"),
     ] {
         let answered = http(&address, request.as_bytes());
-        assert!(answered.starts_with("HTTP/1.1") && answered.contains(answer), "{request:.40}: {answered:.200}");
+        let is_right = answered.starts_with(&format!("HTTP/1.1 {answer} "));
+        // A request that is far too long may be cut off before its answer is read.
+        assert!(is_right || (answer == "431" && answered.is_empty()), "{request:.40}: {answered:.200}");
     }
     let listen = coordinator.told("waiting for workers at ", ": ");
     let worker = || Watched::start(&format!("worker --threads 1 --join {listen}"), &[]);
@@ -251,6 +268,45 @@ fn an_address_that_cannot_be_had_is_named_before_anything_begins() {
     }
 }
 
+/// Embedded workers' lines come through the coordinator, whole, to the last one.
+#[test]
+fn the_log_of_embedded_workers_comes_whole() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let mut command = support::convoy();
+    command.args("train --data bundled --batch 16 --steps 3 --log-format json --out".split_whitespace()).arg(&out);
+    let output = support::output_of(command.env("RUST_LOG", "convoy=debug"));
+    assert!(output.status.success(), "{}", said(&output));
+    let log = objects(&String::from_utf8(output.stderr).unwrap());
+    for worker in 0..2 {
+        let own: Vec<_> = log.iter().filter(|event| event["span"]["worker"] == worker).collect();
+        let saying = |what: &str| own.iter().filter(|event| event["message"] == what).count();
+        assert_eq!((saying("assigned"), saying("committed"), saying("the job is over")), (1, 3, 1), "worker {worker}");
+    }
+}
+
+/// On a terminal, lines of all processes and the progress bar keep apart, and a job that fails leaves no bar behind.
+#[test]
+fn lines_and_a_progress_bar_keep_apart() {
+    let folder = TempDir::new().unwrap();
+    let (out, typescript) = (folder.path().join("run"), folder.path().join("typescript"));
+    let program = env!("CARGO_BIN_EXE_convoy");
+    let job = format!("{program} train --data bundled --batch 16 --steps 40 --out {}", out.display());
+    let mut command = Command::new("script");
+    support::forget_settings(&mut command);
+    command.args(["-qec", &format!("stty cols 120 rows 40; {job}")]).arg(&typescript);
+    command.env("CONVOY_OFFLINE", "1").env("RUST_LOG", "convoy=debug").stdin(Stdio::null());
+    let output = support::output_of(&mut command);
+    assert!(output.status.success(), "{}", said(&output));
+    let text = String::from_utf8_lossy(&std::fs::read(&typescript).unwrap()).into_owned();
+    assert!(text.contains("\u{2588}"), "there was a bar: {text}");
+    // What follows the last time that a line was cleared is what is to be seen of it.
+    let shown: Vec<&str> = text.lines().map(|line| line.rsplit("\u{1b}[2K").next().unwrap_or(line)).collect();
+    let committed: Vec<_> = shown.iter().filter(|line| line.contains("committed")).collect();
+    assert_eq!(committed.len(), 3 * 40, "the coordinator's and two workers'");
+    assert!(committed.iter().all(|line| !line.contains('\u{2588}') && !line.contains('\u{2591}')), "{committed:#?}");
+}
+
 /// An error is a line of the log where that is JSON, the same one that a person would read.
 #[test]
 fn an_error_stands_in_a_log_of_json() {
@@ -261,4 +317,8 @@ fn an_error_stands_in_a_log_of_json() {
     let plain = String::from_utf8(plain.stderr).unwrap();
     assert_eq!(error["level"], "ERROR");
     assert_eq!(plain.trim_end(), format!("error: {}", error["message"].as_str().unwrap()));
+    let mut silenced = support::convoy();
+    let silenced =
+        support::output_of(silenced.args(["eval", "nowhere", "--log-format", "json"]).env("RUST_LOG", "off"));
+    assert_eq!(objects(&String::from_utf8(silenced.stderr).unwrap())[0]["message"], error["message"]);
 }

@@ -147,11 +147,16 @@ fn the_account_closes() {
         let out = folder.path().join(model);
         succeed(&format!("train --model {model} {arguments} --trace all"), &[("--out", &out)]);
         let found = account(&out);
+        let trace: Value = serde_json::from_slice(&std::fs::read(out.join("trace.json")).unwrap()).unwrap();
         let workers = found["workers"].as_array().unwrap();
         assert_eq!(workers.len(), 2);
         for worker in workers {
             let uses: f64 = worker["uses"].as_array().unwrap().iter().map(|part| part[1].as_f64().unwrap()).sum();
             assert!((uses - worker["step_ns"].as_f64().unwrap()).abs() < 1.0, "{worker}");
+            // From the first step's beginning to the last commit's end there is nothing but steps.
+            let span = last_commit(&trace, worker["worker"].as_u64().unwrap()) - first_step(&trace);
+            let counted = uses * found["steps"].as_array().unwrap().len() as f64;
+            assert!((counted / span - 1.0).abs() < 0.02, "{model}: {counted} of {span} ns are accounted for");
             let share_max = worker["unexplained_share_max"].as_f64().unwrap();
             assert!(share_max <= 0.02, "{model}: {share_max} of a step of worker {} is unexplained", worker["worker"]);
             let unexplained = |part: &&Value| part[0]["on"] == "unexplained";
@@ -170,13 +175,28 @@ fn the_account_closes() {
     }
 }
 
+fn events<'a>(trace: &'a Value, category: &'a str) -> impl Iterator<Item = &'a Value> {
+    trace["traceEvents"].as_array().unwrap().iter().filter(move |event| event["cat"] == category)
+}
+
+/// When the coordinator began the first step, in nanoseconds.
+fn first_step(trace: &Value) -> f64 {
+    events(trace, "step").map(|event| event["ts"].as_f64().unwrap()).fold(f64::INFINITY, f64::min) * 1e3
+}
+
+/// When a worker had applied the last step, in nanoseconds.
+fn last_commit(trace: &Value, worker: u64) -> f64 {
+    let own = events(trace, "commit").filter(|event| event["pid"] == worker + 2);
+    own.map(|event| event["ts"].as_f64().unwrap() + event["dur"].as_f64().unwrap()).fold(0.0, f64::max) * 1e3
+}
+
 /// A job over two workers that were started by hand, each with its own arguments and its own way to the coordinator.
 fn by_hand(folder: &Path, name: &str, workers: [&str; 2], through: [Option<&Proxy>; 2], arguments: &str) -> PathBuf {
     let out = folder.join(name);
-    let listen = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let mut command = support::convoy();
-    command.args(["train", "--listen", &listen]).args(arguments.split_whitespace()).arg("--out").arg(&out);
-    let coordinator = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    command.args(["train", "--listen", "127.0.0.1:0"]).args(arguments.split_whitespace()).arg("--out").arg(&out);
+    let mut coordinator = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let listen = support::listening_at(&mut coordinator);
     let mut running: Vec<Ended> = Vec::new();
     for (arguments, proxy) in workers.into_iter().zip(through) {
         let join = proxy.map_or(listen.clone(), |proxy| proxy.lead_to(&listen));

@@ -113,9 +113,10 @@ impl Buffer {
         Self { spans: Vec::new(), dropped: 0, limit }
     }
 
-    /// Keeps a span, or counts it.
+    /// Keeps a span, or counts it. The one that ends a step has room in any case: without it the others are nothing.
     pub fn push(&mut self, span: Span) {
-        if self.spans.len() < self.limit {
+        let ends_step = matches!(span.activity, Activity::Commit { .. } | Activity::Step { .. });
+        if self.spans.len() < self.limit || ends_step {
             self.spans.push(span);
         } else {
             self.dropped += 1;
@@ -144,6 +145,11 @@ mod tests {
         let span = |start| Span { start, end: start + 1, activity: Activity::HandOut };
         (0..5).for_each(|start| buffer.push(span(start)));
         assert_eq!(buffer.take(), (vec![span(0), span(1)], 3));
+        buffer.push(span(9));
+        let commit = Span { activity: Activity::Commit { step: 1 }, ..span(10) };
+        (0..5).for_each(|start| buffer.push(span(start)));
+        buffer.push(commit.clone());
+        assert_eq!(buffer.take(), (vec![span(9), span(0), commit], 4));
         buffer.push(span(9));
         assert_eq!(buffer.take(), (vec![span(9)], 0));
     }

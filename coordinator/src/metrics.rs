@@ -73,13 +73,17 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("convoy");
         registry.register("workers", "Workers that have come", metrics.workers.clone());
         registry.register("workers_wanted", "Workers that the job needs", metrics.workers_wanted.clone());
-        registry.register("workers_refused", "Workers that were refused", metrics.workers_refused.clone());
+        registry.register(
+            "workers_refused",
+            "Workers that were refused while others were waited for",
+            metrics.workers_refused.clone(),
+        );
         registry.register("step", "The last step committed", metrics.step.clone());
         registry.register("last_step", "The step that the job ends with", metrics.last_step.clone());
         registry.register("epoch", "The epoch at hand, counted from 1", metrics.epoch.clone());
         registry.register("steps", "Steps committed by this process", metrics.steps.clone());
         registry.register("images", "Training images in those steps", metrics.images.clone());
-        let help = "Bytes of tensors that came from workers, measurements included";
+        let help = "Bytes of tensors that came from workers up to the last step, checkpoints aside";
         registry.register("received_bytes", help, metrics.received_bytes.clone());
         let help = "How long a step takes, from its images to its commit";
         registry.register_with_unit("step", help, Unit::Seconds, metrics.step_seconds.clone());
@@ -166,5 +170,67 @@ fn log(event: &Event) {
         }
         Event::Checkpoint { step, path } => tracing::info!(step, path = %path.display(), "checkpoint"),
         Event::Ended(ended) => tracing::info!(step = ended.steps, interrupted = ended.interrupted, "ended"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text;
+
+    use super::*;
+    use crate::observe::EpochRecord;
+
+    #[test]
+    fn each_event_is_counted_under_its_own_name() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::registered(&mut registry);
+        let address = || "here".to_owned();
+        metrics.count(&Event::Waiting { address: address(), have: 3, want: 4 });
+        metrics.count(&Event::Refused { address: address(), reason: "no".to_owned() });
+        for (step, loss) in [(7, 0.5), (8, 0.25)] {
+            metrics.count(&Event::Step {
+                step,
+                epoch: 2,
+                loss,
+                lr: 0.125,
+                images: 16,
+                seconds: 0.003,
+                received_bytes: 100,
+            });
+        }
+        metrics.count(&Event::Epoch(EpochRecord {
+            epoch: 2,
+            through_step: 8,
+            train_loss: 9.0,
+            test_accuracy: 0.75,
+            test_loss: 1.5,
+            seconds: 1.0,
+            images_per_second: 1.0,
+        }));
+        metrics.count(&Event::Checkpoint { step: 8, path: "there".into() });
+        let mut encoded = String::new();
+        text::encode(&mut encoded, &registry).unwrap();
+        for line in [
+            "convoy_workers 3",
+            "convoy_workers_wanted 4",
+            "convoy_workers_refused_total 1",
+            "convoy_step 8",
+            "convoy_epoch 2",
+            "convoy_steps_total 2",
+            "convoy_images_total 32",
+            "convoy_received_bytes_total 200",
+            "convoy_step_seconds_sum 0.006",
+            "convoy_step_seconds_count 2",
+            "convoy_step_seconds_bucket{le=\"0.002\"} 0",
+            "convoy_step_seconds_bucket{le=\"0.004\"} 2",
+            "convoy_loss 0.25",
+            "convoy_learning_rate 0.125",
+            "convoy_test_loss 1.5",
+            "convoy_test_accuracy 0.75",
+            "convoy_checkpoints_total 1",
+            "convoy_checkpoint_step 8",
+        ] {
+            assert!(encoded.lines().any(|found| found == line), "no {line} in\n{encoded}");
+        }
     }
 }

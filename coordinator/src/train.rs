@@ -74,10 +74,7 @@ pub fn train(training: Training, observer: &mut dyn Observer, stop: &AtomicBool)
     let mut run = Run::prepare(training, observer)?;
     let result = run.carry_out(observer, stop);
     if let Err(error) = &result {
-        run.record.status = if matches!(error, JobError::Interrupted) { "interrupted" } else { "failed" };
-        run.record.error = Some(chain(error));
-        // The error at hand says more than a second one would.
-        let _ = run.folder.write(&run.record);
+        run.record_failure(error);
     }
     result
 }
@@ -219,6 +216,10 @@ impl Run {
         let _of_job = tracing::error_span!("job", job = job_number).entered();
         let exporter = self.running.otlp.as_deref().map(Exporter::start).transpose().map_err(JobError::Otlp)?;
         let mut cluster = found(job_number, self.plan.clone(), &self.running, self.threads, observer, stop)?;
+        if exporter.is_some() && self.running.trace == Sampling::Off {
+            let text = "no step is sent to the receiver of traces: --trace is off".to_owned();
+            observer.on(Event::Notice { text });
+        }
         if let Err(error) = self.begin_recording(&mut cluster, exporter) {
             let text = format!("this run has no trace: {}", chain(&error));
             observer.on(Event::Notice { text });
@@ -251,8 +252,10 @@ impl Run {
         for (record, busy_threads) in self.record.workers.iter_mut().zip(busy_threads) {
             record.busy_threads = busy_threads;
         }
-        if driven.is_err() {
+        if let Err(error) = &driven {
             recorder.incident(&reason);
+            // A receiver of traces may be slow, and the run has failed whether or not it hears of it.
+            self.record_failure(error);
             recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
         }
         let interrupted = driven?;
@@ -280,6 +283,13 @@ impl Run {
         recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
         observer.on(Event::Ended(Box::new(ended.clone())));
         Ok(ended)
+    }
+
+    fn record_failure(&mut self, error: &JobError) {
+        self.record.status = if matches!(error, JobError::Interrupted) { "interrupted" } else { "failed" };
+        self.record.error = Some(chain(error));
+        // The error at hand says more than a second one would.
+        let _ = self.folder.write(&self.record);
     }
 
     /// From here on what everybody does is recorded, if it is to be.
@@ -370,8 +380,13 @@ impl Run {
             self.hear(drive, &mut step, number)?;
         }
         let lr = self.job.schedule.rate(self.job.lr, number, self.job.span);
-        let hand_over = drive.cluster.recorder.keeps(number, began_recording);
+        let hand_over = drive.cluster.recorder.decide(number, began_recording);
         drive.cluster.tell_all(&ToWorker::Commit { step: number, rate: lr as f32, hand_over }, number)?;
+        let seconds = began.elapsed();
+        if hand_over && !drive.cluster.recorder.samples(number) {
+            // That it would be kept has only now come out.
+            drive.cluster.ask_for_clocks(number)?;
+        }
         micro_batches.iter().for_each(|micro_batch| drive.exchanges.close(micro_batch.id));
         self.progress.step = number;
         self.progress.epoch_loss_sum += step.loss_sum();
@@ -380,7 +395,7 @@ impl Run {
         self.folder.add_step(number, epoch, loss, lr)?;
         let figures = Figures { loss, images: images.len() };
         drive.cluster.recorder.step_ended(number, began_recording, figures);
-        let (images, seconds) = (images.len(), began.elapsed());
+        let images = images.len();
         drive.count(images, seconds);
         let (seconds, received_bytes) = (seconds.as_secs_f64(), drive.newly_received_bytes());
         observer.on(Event::Step { step: number, epoch, loss, lr, images, seconds, received_bytes });

@@ -81,6 +81,25 @@ pub(crate) fn finish(mut child: Child) -> Output {
     Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
 }
 
+/// Where a coordinator that was started with `--listen 127.0.0.1:0` waits for its workers, as it says on standard output.
+pub(crate) fn listening_at(coordinator: &mut Child) -> String {
+    let mut line = String::new();
+    // A byte at a time: what follows is for whoever reads the rest.
+    let pipe = coordinator.stdout.as_mut().unwrap();
+    let mut byte = [0];
+    while pipe.read(&mut byte).unwrap() == 1 {
+        if byte[0] != b'\n' {
+            line.push(byte[0] as char);
+            continue;
+        }
+        if let Some(rest) = line.strip_prefix("waiting for workers at ") {
+            return rest.split_once(": ").unwrap().0.to_owned();
+        }
+        line.clear();
+    }
+    panic!("the coordinator ended before it listened: {line}");
+}
+
 /// A process that ends with the test, however that ends.
 pub(crate) struct Ended(pub(crate) Child);
 

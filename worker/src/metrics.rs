@@ -64,6 +64,8 @@ impl Metrics {
         registry.register("received_bytes", "Bytes of tensors received from it", metrics.received_bytes.clone());
         let help = "What the computing thread spent its time on in jobs";
         registry.register("seconds", help, metrics.seconds.clone());
+        let all = [Doing::Computing, Doing::TakingIn, Doing::HandingOut, Doing::Committing, Doing::Waiting];
+        all.iter().for_each(|doing| drop(metrics.seconds.get_or_create(&[("doing", doing.name())])));
         metrics
     }
 }

@@ -142,7 +142,13 @@ impl Founding {
                     members.push(*member);
                     tell(News::Have(members.len()));
                 }
-                Some((session, Heard::Lost(_))) => members.retain(|member| member.session != session),
+                Some((session, Heard::Lost(_))) => {
+                    let had = members.len();
+                    members.retain(|member| member.session != session);
+                    if members.len() < had {
+                        tell(News::Have(members.len()));
+                    }
+                }
                 Some((_, Heard::Elsewhere(worker))) => {
                     // Workers that are there and busy are worth waiting for, until their job has ended.
                     if worker.model.is_some() {

@@ -231,7 +231,7 @@ pub fn account(trace: &Trace, plan: &Plan, only: Option<u64>) -> Option<Account>
     let step_ns = mean(&|step| step.length);
     let workers: Vec<_> = (0..plan.workers).map(|worker| worker_account(worker, &steps)).collect();
     let path = path_shares(&steps);
-    let images: usize = steps.iter().map(|step| step.images).sum();
+    let images = steps.iter().fold(0_usize, |sum, step| sum.saturating_add(step.images));
     Some(Account {
         steps: steps.iter().map(|step| step.step).collect(),
         step_ns,

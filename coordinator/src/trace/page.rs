@@ -32,7 +32,7 @@ pub fn page(trace: &Trace, plan: &Plan, account: &Account, summary: &str, verdic
         "course": course.collect::<Vec<_>>(), "incidents": incidents.collect::<Vec<_>>(),
     });
     // Text of a model's can't end the script that it stands in.
-    PAGE.replacen(PLACE, &data.to_string().replace("</", "<\\/"), 1)
+    PAGE.replacen(PLACE, &data.to_string().replace('<', "\\u003c"), 1)
 }
 
 /// The slowest steps, a usual one, and the first and the last.

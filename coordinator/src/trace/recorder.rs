@@ -48,6 +48,10 @@ pub struct Recording {
     clocks: Vec<Alignment>,
     /// Tensors of which a part has come: since when.
     arriving: HashMap<TensorKey, u64>,
+    /// Steps for which the file had no room any more.
+    left_out: u64,
+    /// Steps up to this one have been written or forgotten.
+    closed_through: u64,
     /// Why the file could not be written, once.
     trouble: Option<std::io::Error>,
 }
@@ -119,6 +123,8 @@ impl Recording {
             open,
             clocks,
             arriving,
+            left_out: 0,
+            closed_through: 0,
             trouble: None,
         })
     }
@@ -154,7 +160,10 @@ impl Recording {
         if recorded.step.saturating_add(OPEN_STEPS_MAX as u64) <= self.at || recorded.step > self.at + 1 {
             return;
         }
-        let allowed = self.at.saturating_sub(1)..=self.at + 2;
+        if recorded.step <= self.closed_through {
+            return;
+        }
+        let allowed = self.closed_through.max(self.at.saturating_sub(2)) + 1..=self.at + 2;
         for span in recorded.spans {
             let step = match &span.activity {
                 Activity::Send(transfer) | Activity::Receive(transfer) => transfer.tensor.training_step(),
@@ -181,20 +190,23 @@ impl Recording {
             if step > through || (keeps && !is_whole && which == Closing::Whole) {
                 return;
             }
+            self.closed_through = step;
             if let Some((_, open)) = self.open.pop_first().filter(|_| keeps) {
                 let trace = StepTrace { is_slow: self.slow.contains(&step), ..self.aligned(open) };
                 self.slow.remove(&step);
-                self.write(step, &trace);
+                self.write(step, &trace, which == Closing::Everything);
             }
         }
     }
 
-    fn write(&mut self, step: u64, trace: &StepTrace) {
+    /// A sample has a bound, which what lies around an incident may pass.
+    fn write(&mut self, step: u64, trace: &StepTrace, of_incident: bool) {
         if let Some(exporter) = &mut self.exporter {
             exporter.export(otlp::request(step, trace, &self.about, &self.network));
         }
         let Some(writer) = &mut self.writer else { return };
-        if writer.is_full() && !self.sampling.is_unbounded() {
+        if writer.is_full() && !self.sampling.is_unbounded() && !of_incident {
+            self.left_out += 1;
             return;
         }
         if let Err(error) = writer.add(step, trace) {
@@ -272,7 +284,7 @@ impl Recorder {
 
     /// Whether a step that began at `start` and is about to be committed is kept: as one of the sample, or because it took
     /// so long.
-    pub fn keeps(&mut self, step: u64, start: u64) -> bool {
+    pub fn decide(&mut self, step: u64, start: u64) -> bool {
         let took = self.now().saturating_sub(start);
         let Some(recording) = &mut self.recording else { return false };
         let is_slow = recording.pace.finds_slow(took);
@@ -365,6 +377,10 @@ impl Recorder {
             (None, None) => Ok(()),
         };
         let unwritten = written.err().map(|error| format!("the trace couldn't be written to its end: {error}"));
-        unwritten.into_iter().chain(recording.exporter.and_then(Exporter::finish)).collect()
+        let left_out = (recording.left_out > 0).then(|| {
+            let steps = recording.left_out;
+            format!("trace.json is full: {steps} steps of the sample are missing; --trace steps:FROM-TO has no bound")
+        });
+        unwritten.into_iter().chain(left_out).chain(recording.exporter.and_then(Exporter::finish)).collect()
     }
 }

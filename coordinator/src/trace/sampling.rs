@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use convoy_common::random::Source;
+
 /// Steps that a sample has at the most, apart from the first ones.
 const SAMPLED: u64 = 50;
 /// And at most every so many-th step: one that is kept is some 4 % longer, and the default is to cost 1 % at most.
@@ -15,6 +17,9 @@ const FIRST: u64 = 3;
 const PACE_STEPS: usize = 15;
 /// Slow steps that are kept beside a sample.
 const SLOW_MAX: usize = 30;
+
+/// The purpose of the random places that sampled steps have.
+const PLACES: &str = "steps of a trace";
 
 /// Which steps to keep.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,7 +44,9 @@ impl Sampling {
             Sampling::Steps(range) => range.contains(&step),
             Sampling::Sample => {
                 let every = (last + 1).saturating_sub(first).div_ceil(SAMPLED).max(APART);
-                step < first + FIRST || (step - first).is_multiple_of(every)
+                // Not at the same place of each stretch: where a stretch is as long as an epoch, all would begin one.
+                let (stretch, place) = ((step - first) / every, (step - first) % every);
+                step < first + FIRST || place == u64::from(Source::new(0, PLACES).word(stretch)) % every
             }
         }
     }
@@ -95,6 +102,8 @@ impl FromStr for Sampling {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -102,8 +111,10 @@ mod tests {
         for (first, last) in [(1, 20), (1, 7_504), (400, 1_000_000)] {
             let kept: Vec<_> = (first..=last).filter(|step| Sampling::Sample.keeps(*step, first, last)).collect();
             assert!(kept.len() as u64 <= SAMPLED + FIRST && kept[0] == first);
-            assert!(kept[kept.len() - 1] + (last - first) / SAMPLED + APART >= last, "the end is not left out");
-            assert!(kept[3..].windows(2).all(|pair| pair[1] - pair[0] >= APART), "most steps are left alone");
+            let every = ((last - first) / SAMPLED + 1).max(APART);
+            assert!(kept[kept.len() - 1] + 2 * every >= last, "the end is not left out");
+            let places: HashSet<_> = kept[3..].iter().map(|step| (step - first) % every).collect();
+            assert!(kept.len() < 20 || places.len() > 10 || every == APART, "they don't fall in step with epochs");
         }
     }
 

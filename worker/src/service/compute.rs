@@ -194,10 +194,11 @@ fn advance(
             (engine.work(Means { compute, probe }).map(Option::unwrap_or_default), Doing::Computing, of)
         }
     };
-    if let Of::Step(Activity::Segment(SegmentRun { micro_batch, segment, tower, direction })) = &of {
+    let run = if let Of::Step(Activity::Segment(run)) = &of { Some(*run) } else { None };
+    job.spent(stopwatch, doing, of);
+    if let Some(SegmentRun { micro_batch, segment, tower, direction }) = run {
         tracing::trace!(step = micro_batch.step, tower, segment, ?direction, "computed");
     }
-    job.spent(stopwatch, doing, of);
     match result {
         Ok(out) => {
             let heard = job.hand_out(out, stopwatch);

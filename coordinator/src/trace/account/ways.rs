@@ -209,7 +209,7 @@ pub(super) fn exchanges(steps: &[StepAccount], plan: &Plan, batch: usize) -> Vec
             if let Activity::Send(transfer) = &span.activity {
                 began.insert(transfer.tensor.clone(), span.start);
                 let moved = found.entry(exchange_of(&transfer.tensor)).or_default();
-                moved.bytes += transfer.bytes;
+                moved.bytes = moved.bytes.saturating_add(transfer.bytes);
                 // Logits end here.
                 if exchange_of(&transfer.tensor) == (Some(plan.logits_exchange()), false) {
                     moved.took(span.length());
@@ -220,7 +220,7 @@ pub(super) fn exchanges(steps: &[StepAccount], plan: &Plan, batch: usize) -> Vec
             if let Activity::Receive(transfer) = &span.activity {
                 let from = began.get(&transfer.tensor).or_else(|| sources.get(&source_of(&transfer.tensor)));
                 let moved = found.entry(exchange_of(&transfer.tensor)).or_default();
-                moved.bytes += transfer.bytes;
+                moved.bytes = moved.bytes.saturating_add(transfer.bytes);
                 from.into_iter().for_each(|from| moved.took(span.end.saturating_sub(*from)));
             }
         }
