@@ -30,8 +30,11 @@ const SLIP: f64 = 0.9;
 /// The command, whose flags take what the `line` leaves out from the environment. A flag that something on the line
 /// excludes takes nothing: `--steps` on the line outdoes `CONVOY_EPOCHS`.
 pub(crate) fn adopted(command: Command, line: &[OsString]) -> Command {
-    let unless_empty = |arg: Arg| if arg.get_env().is_some_and(is_empty) { arg.env(Resettable::Reset) } else { arg };
-    command.mut_args(unless_empty).mut_subcommands(|sub| {
+    let unless_outdone = |arg: Arg| {
+        let is_given = arg.get_long().is_some_and(|long| is_on(line, &format!("--{long}")));
+        if is_given || arg.get_env().is_some_and(is_empty) { arg.env(Resettable::Reset) } else { arg }
+    };
+    command.mut_args(unless_outdone).mut_subcommands(|sub| {
         let excluded = excluded_by(&sub, line);
         sub.mut_args(|arg| match variable(&arg) {
             _ if arg.get_env().is_some_and(is_empty) => arg.env(Resettable::Reset),

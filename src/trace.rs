@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
 
 use convoy_common::model::Network;
@@ -38,6 +40,8 @@ pub(crate) struct Arguments {
     html: Option<Option<PathBuf>>,
 }
 
+/// Of every page.
+const BEGINNING: &[u8] = b"<!doctype html>";
 /// Parts of the critical path that are shown.
 const PATH_SHOWN: usize = 12;
 /// Differences between two runs that are shown.
@@ -67,12 +71,36 @@ fn write_page(arguments: &Arguments, file: Option<&Path>, text: &str) -> Result<
     let beside =
         || if arguments.run.is_dir() { arguments.run.join("trace.html") } else { arguments.run.with_extension("html") };
     let path = file.map_or_else(beside, Path::to_owned);
-    write_atomically(&path, text.as_bytes()).map_err(|error| format!("write {}: {error}", path.display()))?;
+    let wrong = |error| format!("write {}: {error}", path.display());
+    // Where a link leads to is what is meant.
+    let place = path.canonicalize().unwrap_or_else(|_| path.clone());
+    match fs::metadata(&place) {
+        Ok(found) if found.is_file() && !is_page(&place).map_err(wrong)? => {
+            return Err(Misuse(format!("--html {}: it is there, and is no page", path.display())).into());
+        }
+        // A device or a pipe.
+        Ok(found) if !found.is_file() && !found.is_dir() => {
+            let mut device = fs::File::options().write(true).open(&place).map_err(wrong)?;
+            device.write_all(text.as_bytes()).map_err(wrong)?;
+            return Ok(Outcome::Done);
+        }
+        _ => write_atomically(&place, text.as_bytes()).map_err(wrong)?,
+    }
     output::print(&format!("wrote {}\n", path.display()))?;
     Ok(Outcome::Done)
 }
 
+/// Whether a file begins as a page of ours does, or is empty.
+fn is_page(path: &Path) -> std::io::Result<bool> {
+    let mut beginning = Vec::new();
+    fs::File::open(path)?.take(BEGINNING.len() as u64).read_to_end(&mut beginning)?;
+    Ok(beginning.is_empty() || beginning == BEGINNING)
+}
+
 fn accounted(run: &Path, step: Option<u64>) -> Result<(Trace, Plan, Account), Box<dyn Error>> {
+    if !run.exists() {
+        return Err(format!("{} isn't there: name a run's folder, or its {TRACE}", run.display()).into());
+    }
     let path = if run.is_dir() { run.join(TRACE) } else { run.to_owned() };
     let trace = file::read(&path)?;
     let plan = Plan::placed(Network::parse(&trace.about.model)?, trace.about.placement.clone())?;
@@ -80,16 +108,17 @@ fn accounted(run: &Path, step: Option<u64>) -> Result<(Trace, Plan, Account), Bo
     Ok((trace, plan, found))
 }
 
-fn nothing_in(trace: &Trace, path: &Path, step: Option<u64>) -> Misuse {
+fn nothing_in(trace: &Trace, path: &Path, step: Option<u64>) -> Box<dyn Error> {
     let steps: Vec<_> = trace.steps.keys().map(u64::to_string).collect();
     let shown = match steps.as_slice() {
         [first, .., last] if steps.len() > 20 => format!("{} of steps {first} to {last}", steps.len()),
         _ => format!("steps {}", steps.join(", ")),
     };
-    Misuse(match step {
-        Some(step) => format!("{} holds no whole step {step}; it has parts of {shown}", path.display()),
-        None => format!("{} holds no step that was traced to its end; it has parts of {shown}", path.display()),
-    })
+    let path = path.display();
+    match step {
+        Some(step) => Misuse(format!("{path} holds no whole step {step}; it has {shown}, or parts of them")).into(),
+        None => format!("{path} holds no step that was traced to its end; it has parts of {shown}").into(),
+    }
 }
 
 fn described(trace: &Trace, plan: &Plan, found: &Account) -> String {
@@ -127,7 +156,7 @@ fn summary(trace: &Trace, plan: &Plan, found: &Account) -> String {
         trace.about.batch,
         found.step_ns / 1e6,
         found.images_per_second,
-        found.coordinator_idle_ns / found.step_ns * 100.0
+        found.coordinator_idle_ns / found.step_ns.max(1.0) * 100.0
     )
 }
 

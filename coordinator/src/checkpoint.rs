@@ -333,12 +333,18 @@ pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), CheckpointErr
     write_atomically(path, &serialized(tensors).map_err(wrong)?).map_err(wrong)
 }
 
-/// Writes a file under another name, syncs it, and renames it.
+/// Writes a file under another name, syncs it, and renames it. Where that fails nothing of it is left.
+///
+/// # Errors
+/// When the disk doesn't take it.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let name = path.file_name().map_or_else(|| "file".into(), |name| name.to_string_lossy().into_owned());
     let temporary = path.with_file_name(format!(".{name}.tmp"));
-    write_synced(&temporary, bytes)?;
-    fs::rename(&temporary, path)?;
+    let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    written.inspect_err(|_| {
+        // What can't be removed either is told of by the error that there is.
+        let _ = fs::remove_file(&temporary);
+    })?;
     sync_folder(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
 }
 

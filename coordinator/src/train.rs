@@ -32,7 +32,7 @@ use crate::order::DataOrder;
 use crate::record::{ExchangeRecord, FinalRecord, Kept, RunFolder, RunRecord, RunningRecord, environment, says_done};
 use crate::step::Step;
 use crate::trace::file::{About, Figures};
-use crate::trace::otlp::Exporter;
+use crate::trace::otlp::{Exporter, read_endpoint};
 use crate::trace::{Recording, Sampling};
 
 /// Everything that a training run is told.
@@ -123,6 +123,7 @@ struct Run {
 impl Run {
     fn prepare(training: Training, observer: &mut dyn Observer) -> Result<Self, JobError> {
         let Training { mut asked, running, default_model, data, source, resume, init, out, goes_on } = training;
+        running.otlp.as_deref().map(read_endpoint).transpose().map_err(JobError::Otlp)?;
         if out.to_str().is_none() {
             let (flag, value) = ("--out", out.display().to_string());
             return Err(JobError::Setting { flag, value, expected: "UTF-8, since records are" });
@@ -213,7 +214,7 @@ impl Run {
     fn carry_out(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Ended, JobError> {
         let job_number = unguessable().max(1);
         // At the level of errors, so that it is there for whatever is logged.
-        let _of_job = tracing::error_span!("job", job = job_number).entered();
+        let _of_job = tracing::error_span!("job", job = %format_args!("{job_number:016x}")).entered();
         let exporter = self.running.otlp.as_deref().map(Exporter::start).transpose().map_err(JobError::Otlp)?;
         let mut cluster = found(job_number, self.plan.clone(), &self.running, self.threads, observer, stop)?;
         if exporter.is_some() && self.running.trace == Sampling::Off {

@@ -4,7 +4,7 @@ use convoy_proto::v1;
 
 use super::tensor::{micro_batch_from, micro_batch_to};
 use super::trace::Recorded;
-use super::{WireError, nonzero, required};
+use super::{WireError, nonzero, printable, required};
 use crate::batch::{BATCH_MAX, Division, MicroBatch};
 
 /// What a worker says.
@@ -168,11 +168,11 @@ impl TryFrom<v1::FromWorker> for FromWorker {
         Ok(match required("message", message.message)? {
             Message::Hello(m) => FromWorker::Hello(Hello {
                 protocol_version: m.protocol_version,
-                convoy_version: m.convoy_version,
+                convoy_version: printable(&m.convoy_version),
                 process_id: m.process_id,
                 threads: m.threads as usize,
-                instruction_set: m.instruction_set,
-                host: m.host,
+                instruction_set: printable(&m.instruction_set),
+                host: printable(&m.host),
             }),
             Message::Ready(_) => FromWorker::Ready,
             Message::BackwardDone(m) => {
@@ -324,8 +324,8 @@ impl TryFrom<v1::Failure> for Failure {
         };
         Ok(Failure {
             kind,
-            message: m.message,
-            layer: m.layer,
+            message: printable(&m.message),
+            layer: m.layer.as_deref().map(printable),
             tower: m.tower.map(|tower| tower as usize),
             step: m.step,
         })

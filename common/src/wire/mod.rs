@@ -115,3 +115,13 @@ fn required<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {
 fn nonzero(field: &'static str, value: u64) -> Result<u64, WireError> {
     if value == 0 { Err(WireError::Missing(field)) } else { Ok(value) }
 }
+
+/// What somebody else says, for a person to read: a line without control characters, which a terminal would obey.
+pub fn printable(text: &str) -> String {
+    let shown = |character: char| match character {
+        '\n' | '\t' => ' ',
+        other if other.is_control() => char::REPLACEMENT_CHARACTER,
+        other => other,
+    };
+    text.chars().map(shown).collect()
+}

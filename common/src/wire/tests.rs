@@ -109,7 +109,17 @@ proptest! {
             let _ = super::super::ToWorker::try_from(message);
         }
         if let Ok(message) = v1::FromWorker::decode(bytes.as_slice()) {
-            let _ = super::super::FromWorker::try_from(message);
+            let _ = crate::wire::FromWorker::try_from(message);
         }
     }
+}
+
+#[test]
+fn what_a_worker_says_of_itself_commands_no_terminal() {
+    let hello = v1::Hello { host: "\u{1b}[2Jx\nerror: y\u{7}".to_owned(), ..v1::Hello::default() };
+    let message = v1::FromWorker { message: Some(v1::from_worker::Message::Hello(hello)) };
+    let Ok(crate::wire::FromWorker::Hello(hello)) = crate::wire::FromWorker::try_from(message) else {
+        panic!("it is a hello")
+    };
+    assert_eq!(hello.host, "\u{fffd}[2Jx error: y\u{fffd}");
 }

@@ -236,7 +236,7 @@ pub fn account(trace: &Trace, plan: &Plan, only: Option<u64>) -> Option<Account>
         steps: steps.iter().map(|step| step.step).collect(),
         step_ns,
         coordinator_idle_ns: mean(&|step| step.idle),
-        images_per_second: images as f64 * 1e9 / (step_ns * count),
+        images_per_second: images as f64 * 1e9 / (step_ns * count).max(1.0),
         verdict: verdict(plan, &workers, &path, step_ns),
         exchanges: ways::exchanges(&steps, plan, trace.about.batch),
         segments: segments(&steps, plan, trace.about.batch),

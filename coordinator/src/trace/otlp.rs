@@ -50,11 +50,8 @@ impl Exporter {
     /// # Errors
     /// When it is no address, or the system gives no thread.
     pub fn start(endpoint: &str) -> Result<Self, String> {
-        let wrong = |why: String| format!("OTEL_EXPORTER_OTLP_ENDPOINT={endpoint}: {why}");
-        if !endpoint.starts_with("http://") {
-            return Err(wrong("must be http://HOST:PORT, where a receiver speaks gRPC without encryption".to_owned()));
-        }
-        let address = Endpoint::from_shared(endpoint.to_owned()).map_err(|error| wrong(chain(&error)))?;
+        let address = read_endpoint(endpoint)?;
+        let wrong = |why: String| unusable(endpoint, &why);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| wrong(error.to_string()))?;
         let ((queue, requests), (end, ended)) = (sync_channel(QUEUED), sync_channel(1));
@@ -128,6 +125,22 @@ pub(super) fn request(step: u64, trace: &StepTrace, about: &About, network: &Net
         resources.push(resource(&format!("worker {worker}"), "convoy-worker", own));
     }
     ExportTraceServiceRequest { resource_spans: resources }
+}
+
+/// Where to send, if it can be read.
+///
+/// # Errors
+/// With what is wrong with it, and what would be right.
+pub fn read_endpoint(endpoint: &str) -> Result<Endpoint, String> {
+    if !endpoint.starts_with("http://") {
+        let why = "must be http://HOST:PORT, where a receiver speaks gRPC without encryption";
+        return Err(unusable(endpoint, why));
+    }
+    Endpoint::from_shared(endpoint.to_owned()).map_err(|error| unusable(endpoint, &chain(&error)))
+}
+
+fn unusable(endpoint: &str, why: &str) -> String {
+    format!("OTEL_EXPORTER_OTLP_ENDPOINT={endpoint}: {why}")
 }
 
 /// From the first thing that a part recorded to the last.

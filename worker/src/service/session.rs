@@ -442,7 +442,7 @@ fn span_of(assignment: &Assignment) -> tracing::Span {
     let Assignment { job, worker, placement, .. } = assignment;
     let towers: Vec<_> = (0..placement.len()).filter(|tower| placement[*tower] == *worker).collect();
     // At the level of errors, so that it is there for whatever is logged.
-    tracing::error_span!("job", job, worker, ?towers)
+    tracing::error_span!("job", job = %format_args!("{job:016x}"), worker, ?towers)
 }
 
 /// Bytes of memory that the machine has; without a limit where the system doesn't say.

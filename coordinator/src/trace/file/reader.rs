@@ -1,18 +1,19 @@
 //! Reads a trace back, as far as it goes: what can't be is left out.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
 use convoy_common::trace::Transfer;
+use convoy_common::wire::printable;
 
 use super::event::{Event, activity_of, nanos};
 use super::*;
 
-/// No trace is read into memory that is larger.
-const READ_BYTES_MAX: u64 = 4 << 30;
+/// No line is longer: the first one holds the model.
+const LINE_BYTES_MAX: u64 = 16 << 20;
 /// No run goes on for so many nanoseconds: a year.
 const TIME_MAX: u64 = 365 * 86_400 * 1_000_000_000;
 
@@ -62,15 +63,12 @@ pub fn read(path: &Path) -> Result<Trace, TraceError> {
         }
         file => file.map_err(|source| TraceError::Read { path: path.to_owned(), source })?,
     };
-    let mut bytes = Vec::new();
-    let read = file.take(READ_BYTES_MAX).read_to_end(&mut bytes);
-    read.map_err(|source| TraceError::Read { path: path.to_owned(), source })?;
-    let text = String::from_utf8_lossy(&bytes);
-    let mut lines = text.lines();
-    let about = about(lines.next().unwrap_or_default());
+    let mut lines = Lines(BufReader::new(file));
+    let mut next = || lines.next().map_err(|source| TraceError::Read { path: path.to_owned(), source });
+    let about = about(&next()?.unwrap_or_default());
     let (about, plan) = about.map_err(|why| TraceError::Foreign { path: path.to_owned(), why })?;
     let mut trace = Trace { about, steps: BTreeMap::new(), incidents: Vec::new(), is_cut: true, unreadable: 0 };
-    for line in lines {
+    while let Some(line) = next()? {
         if line == "]}" {
             trace.is_cut = false;
             break;
@@ -88,6 +86,18 @@ pub fn read(path: &Path) -> Result<Trace, TraceError> {
     Ok(trace)
 }
 
+/// The lines of a file that may have no end.
+struct Lines(BufReader<File>);
+
+impl Lines {
+    fn next(&mut self) -> std::io::Result<Option<String>> {
+        let mut line = Vec::new();
+        let read = (&mut self.0).take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
+        let text = || String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
+        Ok((read > 0).then(text))
+    }
+}
+
 fn about(line: &str) -> Result<(About, Plan), String> {
     if line.is_empty() {
         return Err("it is empty".to_owned());
@@ -95,8 +105,9 @@ fn about(line: &str) -> Result<(About, Plan), String> {
     let whole = format!("{}]}}", line.trim_end());
     let header: serde_json::Value =
         serde_json::from_str(&whole).map_err(|_| "its first line isn't the head of one".to_owned())?;
-    let about: About =
+    let mut about: About =
         serde_json::from_value(header["otherData"].clone()).map_err(|error| format!("its head: {error}"))?;
+    about.hosts.iter_mut().for_each(|host| *host = printable(host));
     if about.format != FORMAT {
         return Err(format!("it is of format {}; this program reads format {FORMAT}", about.format));
     }
@@ -135,7 +146,7 @@ impl Trace {
     fn take(&mut self, event: Event, plan: &Plan) -> bool {
         let (start, args) = (nanos(event.ts), &event.args);
         if event.cat == "incident" {
-            self.incidents.push((start, event.name.into_owned()));
+            self.incidents.push((start, printable(&event.name)));
             return true;
         }
         let Some(step) = args.step else { return true };
