@@ -256,7 +256,7 @@ fn workers_in_containers_serve_one_job_after_another() {
             assert!(towers.as_array().unwrap().len() == 1 && log.contains(&said), "no \"{said}\" in\n{log}");
             // What the coordinator says of the worker, the worker says of itself: once a job.
             let own = log_of(&host);
-            assert!(own.contains(&format!(" worker={number}\n")), "no worker={number} in\n{own}");
+            assert!(own.contains(&format!(" worker={number} towers=[{number}]}}")), "no worker={number} in\n{own}");
             assert!(
                 !own.contains('\u{1b}') && own.lines().all(|line| line.contains("INFO") || line.contains("WARN")),
                 "{own}"
