@@ -11,6 +11,8 @@ use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::observe::{Event, Observer};
 use convoy_coordinator::trace::Sampling;
 
+use convoy_worker::Isa;
+
 use crate::console::Console;
 use crate::log::Log;
 use crate::{Outcome, output, settings, signals};
@@ -33,6 +35,10 @@ pub(crate) struct Arguments {
     /// Threads of each worker that is started here [default: the machine's cores shared out]
     #[arg(long, value_name = "N", conflicts_with = "listen")]
     threads: Option<usize>,
+    /// Instruction set of the kernels of each worker that is started here: scalar, avx2 or avx512, with the same bits
+    /// [default: the best that the machine has]
+    #[arg(long, value_name = "NAME", conflicts_with = "listen")]
+    isa: Option<Isa>,
     /// Wait here for workers to dial in, rather than start them
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<Address>,
@@ -61,6 +67,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
             checkpoint_every: None,
             trace: Sampling::Off,
             otlp: None,
+            isa: arguments.isa.map(|isa| isa.to_string()),
             local: log.local_program()?,
             metrics: Metrics::default(),
         },

@@ -15,6 +15,8 @@ use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::trace::Sampling;
 use convoy_coordinator::train::{Training, default_out, train};
 
+use convoy_worker::Isa;
+
 use crate::console::Console;
 use crate::log::Log;
 use crate::settings::{self, Misuse};
@@ -73,6 +75,10 @@ pub(crate) struct Arguments {
     /// Threads of each worker that is started here [default: the machine's cores shared out]
     #[arg(long, value_name = "N", conflicts_with = "listen")]
     threads: Option<usize>,
+    /// Instruction set of the kernels of each worker that is started here: scalar, avx2 or avx512, with the same bits
+    /// [default: the best that the machine has]
+    #[arg(long, value_name = "NAME", conflicts_with = "listen")]
+    isa: Option<Isa>,
     /// Wait here for workers to dial in, rather than start them
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<Address>,
@@ -131,6 +137,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
             checkpoint_every: arguments.checkpoint_every,
             trace: arguments.trace,
             otlp: settings::otlp_endpoint(),
+            isa: arguments.isa.map(|isa| isa.to_string()),
             local: log.local_program()?,
             metrics: metrics::counted(arguments.metrics.as_ref(), Metrics::registered)?,
         },

@@ -11,7 +11,7 @@ use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
 use convoy_common::wire::Direction;
 use convoy_worker::service::{self, Rehearsal, WorkerConfig};
-use convoy_worker::{Metrics, Slow};
+use convoy_worker::{Isa, Metrics, Slow};
 
 use crate::settings::{self, Misuse};
 use crate::{Outcome, metrics, signals};
@@ -26,6 +26,9 @@ pub(crate) struct Arguments {
     /// Threads that compute [default: the machine's cores]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+    /// Instruction set of the kernels: scalar, avx2 or avx512, with the same bits [default: the best that the machine has]
+    #[arg(long, value_name = "NAME")]
+    isa: Option<Isa>,
     /// A file with a word that the coordinator may want to hear (its --token-file); it isn't encrypted on its way
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -72,6 +75,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
         &WorkerConfig {
             join: arguments.join.clone(),
             threads,
+            isa: arguments.isa,
             token,
             health: arguments.health.clone(),
             rehearsal: Rehearsal {

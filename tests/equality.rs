@@ -215,3 +215,31 @@ fn a_job_goes_on_from_an_older_checkpoint_and_to_a_later_end() {
     assert_eq!(hash(&whole), hash(&out));
     assert_eq!(losses(&whole), losses(&out));
 }
+
+/// A job of 30 steps has the same bits on every instruction set that the machine has, each of which was used as asked; one
+/// that it lacks is refused with those that there are.
+#[test]
+fn the_instruction_set_changes_no_bits() {
+    let folder = TempDir::new().unwrap();
+    let mut found = Vec::new();
+    for isa in ["scalar", "avx2", "avx512"] {
+        let out = folder.path().join(isa);
+        let arguments = format!("train --data bundled --batch 2 --steps 30 --isa {isa}");
+        let output = support::run(&arguments, &[("--out", &out)]);
+        if output.status.code() == Some(2) {
+            let said = support::said(&output);
+            assert!(said.contains(&format!("no kernels for \"{isa}\"")) && said.contains("scalar"), "{said}");
+            assert!(!out.exists());
+            continue;
+        }
+        assert!(output.status.success(), "{}", support::said(&output));
+        for worker in record(&out)["workers"].as_array().unwrap() {
+            assert_eq!(worker["instruction_set"], isa);
+        }
+        found.push((hash(&out), losses(&out)));
+    }
+    assert!(found.iter().all(|other| *other == found[0]) && found[0].1.len() == 30);
+    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let has = |flag: &str| usize::from(flags.split_whitespace().any(|word| word == flag));
+    assert_eq!(found.len(), 1 + has("avx2") + has("avx512f"), "each that the machine has was used");
+}

@@ -147,6 +147,8 @@ pub struct Running {
     pub workers: Option<usize>,
     /// Threads of each embedded worker; the cores shared out where nothing is said.
     pub threads: Option<usize>,
+    /// Instruction set of each embedded worker; the best that the machine has where nothing is said.
+    pub isa: Option<String>,
     /// Waits here for workers instead of starting them.
     pub listen: Option<Address>,
     /// What workers that dial in have to know, if anything.

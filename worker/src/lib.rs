@@ -11,5 +11,6 @@ mod probe;
 pub mod service;
 mod tower;
 
+pub use kernels::isa::Isa;
 pub use metrics::Metrics;
 pub use probe::Slow;

@@ -47,6 +47,8 @@ pub struct WorkerConfig {
     pub join: Address,
     /// Threads of the compute pool, at least 1.
     pub threads: usize,
+    /// What the kernels use; the best that the machine has where nothing is said.
+    pub isa: Option<Isa>,
     /// What the coordinator wants to hear, if anything.
     pub token: Option<Token>,
     /// Where to answer health checks, if anywhere.
@@ -121,7 +123,8 @@ where
     F: Future<Output = ()> + Send,
 {
     let threads = config.threads;
-    let compute = Compute::new(threads, Isa::detect()).map_err(|source| WorkerError::Threads { threads, source })?;
+    let compute = Compute::new(threads, config.isa.unwrap_or_else(Isa::detect))
+        .map_err(|source| WorkerError::Threads { threads, source })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WorkerError::Runtime)?;
     let (commands, inbox) = mpsc::channel();
     let isa = compute.isa;

@@ -64,7 +64,7 @@ pub fn found(
     let heard = runtime.block_on(async { doors::serve(listening, room, shown, token, clock) });
     let is_local = folder.is_some();
     let local = folder.map(|folder| {
-        let plan = LocalPlan { program: running.local.clone(), workers: room, threads };
+        let plan = LocalPlan { program: running.local.clone(), workers: room, threads, isa: running.isa.clone() };
         LocalWorkers::start(&plan, folder)
     });
     let patience = if is_local { LOCAL_PATIENCE } else { REMOTE_PATIENCE };

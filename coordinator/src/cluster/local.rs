@@ -38,6 +38,8 @@ pub struct LocalPlan {
     pub workers: usize,
     /// Threads each.
     pub threads: usize,
+    /// Instruction set of each, where it isn't to be the best.
+    pub isa: Option<String>,
 }
 
 /// A folder that only we can enter, with the socket in it.
@@ -157,6 +159,7 @@ fn start_one(plan: &LocalPlan, address: &Address) -> std::io::Result<LocalWorker
     let mut process = command
         .args(arguments)
         .args(["worker", "--join", &address.to_string(), "--threads", &plan.threads.to_string(), "--lifeline"])
+        .args(plan.isa.iter().flat_map(|isa| ["--isa", isa]))
         .stdin(Stdio::piped())
         // A group of its own: Ctrl-C is for the coordinator, which ends its workers in order.
         .process_group(0)

@@ -1,12 +1,13 @@
-//! Which instruction set the kernels use, found when the program starts. Results don't depend on it.
+//! Which instruction set the kernels use: the best that the machine has, unless one is asked for. Results don't depend on it.
 //!
 //! Not here: the kernels themselves.
 
 use std::fmt;
+use std::str::FromStr;
 
 /// An instruction set with kernels of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Isa {
+pub enum Isa {
     /// Plain Rust, `f32::mul_add` for every term.
     Scalar,
     /// 256-bit vectors with fused multiply-add.
@@ -34,6 +35,20 @@ impl Isa {
     /// The best that this machine has.
     pub(crate) fn detect() -> Self {
         Self::available().pop().unwrap_or(Isa::Scalar)
+    }
+}
+
+impl FromStr for Isa {
+    type Err = String;
+
+    /// One that this machine has.
+    fn from_str(name: &str) -> Result<Self, String> {
+        let available = Self::available();
+        let names: Vec<_> = available.iter().map(Isa::to_string).collect();
+        let found = available.into_iter().find(|isa| isa.to_string() == name);
+        found.ok_or_else(|| {
+            format!("there are no kernels for \"{name}\" on this machine; there are {}", names.join(", "))
+        })
     }
 }
 
