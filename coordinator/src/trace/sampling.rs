@@ -8,7 +8,7 @@ use convoy_common::random::Source;
 
 /// Steps that a sample has at the most, apart from the first ones.
 const SAMPLED: u64 = 50;
-/// And at most every so many-th step: one that is kept is some 4 % longer, and the default is to cost 1 % at most.
+/// On average at most every so many-th step: one that is kept may be some 4 % longer, and the default is to cost 1 % at most.
 const APART: u64 = 5;
 /// The first steps of a run, whose caches are cold, are worth a look.
 const FIRST: u64 = 3;
