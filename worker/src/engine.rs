@@ -586,7 +586,7 @@ impl Engine {
         let kept = self.kept.remove(&(micro_batch.id, segment, tower)).expect("its forward pass has been");
         let mut partials = partials.into_iter();
         let mut dy = partials.next().expect("a gradient has at least one part");
-        partials.for_each(|partial| add(means.compute.isa, &mut dy, &partial));
+        partials.for_each(|partial| add(means.compute, &mut dy, &partial));
         let gradient = self.tower(tower).backward(means, &plan, segment, &micro_batch, (dy, kept))?;
         let Some(whole) = gradient else {
             return Ok(vec![Out::Say(FromWorker::BackwardDone { micro_batch, tower })]);

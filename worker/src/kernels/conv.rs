@@ -1,10 +1,13 @@
-//! A tower's convolution: forward, input gradient and weight gradient, for any groups, stride and pad, each as products
-//! of the matrix engine over offsets. Orders: docs/NUMERICS.md.
+//! A tower's convolution: forward, input gradient and weight gradient, for any groups, stride and pad, each as a product over
+//! blocks of its input or of its output's gradient. Orders: docs/NUMERICS.md.
 //!
-//! Not here: the bias (`elementwise`), and which channels a tower is given (`tower`).
+//! Not here: which channels a tower is given (`tower`), and how products are computed (`products`).
 
-use super::gemm::{self, Left, Right, Target};
-use super::{Compute, Maps, padded};
+use super::blocks::Blocks;
+use super::panels::Panels;
+use super::products::{Correlation, Gradient, Grid, Order, Steps};
+use super::tile::{Pixels, UNIT};
+use super::{Compute, Maps};
 
 /// A tower's convolution. `channels` and `filters` are those that this tower sees and computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,15 +30,6 @@ pub(crate) struct Geometry {
     pub width: usize,
 }
 
-/// A convolution's weights in the forms that the passes read, made once a step.
-#[derive(Debug)]
-pub(crate) struct PackedWeights {
-    /// A group each: (panel of filters, (channel, kernel row, kernel column), filter).
-    forward: Vec<Vec<f32>>,
-    /// A phase and group each: (panel of channels, (filter, row of dy, column of dy), channel).
-    backward: Vec<Vec<f32>>,
-}
-
 /// The input pixels whose gradient reads the same kernel taps: those with the same `(position + pad) mod stride`.
 #[derive(Clone, Copy, Debug)]
 struct Phase {
@@ -55,7 +49,7 @@ impl Geometry {
     }
 
     /// Terms of an output's chain.
-    pub(crate) fn fan_in(&self) -> usize {
+    fn fan_in(&self) -> usize {
         self.group_channels() * self.kernel * self.kernel
     }
 
@@ -67,39 +61,38 @@ impl Geometry {
         self.filters / self.groups
     }
 
-    fn output(&self, samples: usize) -> Maps {
+    /// The size of `samples` outputs.
+    pub(crate) fn output(&self, samples: usize) -> Maps {
         Maps { samples, height: self.out_height(), width: self.out_width(), channels: self.filters }
     }
 
-    fn input(&self, samples: usize) -> Maps {
+    /// The size of `samples` inputs.
+    pub(crate) fn input(&self, samples: usize) -> Maps {
         Maps { samples, height: self.height, width: self.width, channels: self.channels }
     }
 
-    fn padded_input(&self, samples: usize) -> Maps {
-        let Maps { height, width, .. } = self.input(samples);
-        Maps { height: height + 2 * self.pad, width: width + 2 * self.pad, ..self.input(samples) }
+    /// How the weights of each group lie: a term is (channel, kernel row, kernel column), a column a filter.
+    pub(crate) fn panels(&self) -> Panels {
+        Panels::tight(self.fan_in(), self.group_filters())
     }
 
-    /// Where the windows of the padded input start, in the order of the outputs.
-    fn windows(&self, samples: usize) -> Vec<usize> {
-        let padded = self.padded_input(samples);
-        let (height, width) = (self.out_height(), self.out_width());
-        let pixels = (0..samples).flat_map(|n| (0..height).flat_map(move |y| (0..width).map(move |x| (n, y, x))));
-        pixels.map(|(n, y, x)| padded.at(n, y * self.stride, x * self.stride)).collect()
+    /// How [`forward`] and [`weight_gradient`] read the input.
+    pub(crate) fn input_blocks(&self, samples: usize) -> Blocks {
+        Blocks::to_be_multiplied(self.input(samples), self.groups, self.pad, self.pad, self.stride)
+    }
+
+    /// How [`input_gradient`] and [`weight_gradient`] read the gradient of the output.
+    pub(crate) fn gradient_blocks(&self, samples: usize) -> Blocks {
+        let blocks = Blocks::to_be_multiplied(self.output(samples), self.groups, self.lead(), self.trail(), 1);
+        blocks.in_units(self.panels().units)
     }
 
     /// Where the taps of a window lie from its start, in the order of the weight's layout.
-    fn taps(&self) -> Vec<usize> {
-        let padded = self.padded_input(1);
+    fn taps(&self, blocks: &Blocks) -> Vec<usize> {
         let side = 0..self.kernel;
         let order = (0..self.group_channels())
             .flat_map(|c| side.clone().flat_map(move |y| (0..self.kernel).map(move |x| (c, y, x))));
-        order.map(|(c, y, x)| padded.at(0, y, x) + c).collect()
-    }
-
-    /// A weight's place in its tensor [filters, channels of the group, kernel, kernel].
-    fn weight_at(&self, filter: usize, channel: usize, row: usize, column: usize) -> usize {
-        ((filter * self.group_channels() + channel) * self.kernel + row) * self.kernel + column
+        order.map(|(c, y, x)| blocks.at(c, y, x)).collect()
     }
 
     fn phases(&self) -> impl Iterator<Item = Phase> + use<> {
@@ -113,6 +106,12 @@ impl Geometry {
         (phase..self.kernel).step_by(self.stride).rev().collect()
     }
 
+    /// How a phase's turned weights of each group lie: a term is (filter, row of dy, column of dy), a column a channel.
+    fn turned_panels(&self, phase: Phase) -> Panels {
+        let lines = self.kernel_lines(phase.row).len() * self.kernel_lines(phase.column).len();
+        Panels::tight(self.group_filters() * lines, self.group_channels())
+    }
+
     /// Rows and columns of zeros before dy, so that every line of a phase can be read.
     fn lead(&self) -> usize {
         (self.kernel - 1) / self.stride
@@ -123,166 +122,164 @@ impl Geometry {
         let reach = |length: usize, out: usize| ((length - 1 + self.pad) / self.stride + 1).saturating_sub(out);
         reach(self.height, self.out_height()).max(reach(self.width, self.out_width()))
     }
-}
 
-impl PackedWeights {
-    /// Packs `weight`, [filters, channels of a group, kernel, kernel]. `backward` tells whether input gradients are wanted.
-    pub(crate) fn new(geometry: &Geometry, weight: &[f32], backward: bool) -> Self {
-        let forward = (0..geometry.groups).map(|group| pack_forward(geometry, weight, group)).collect();
-        let phases = geometry.phases().filter(|_| backward);
-        let backward = phases
-            .flat_map(|phase| (0..geometry.groups).map(move |group| pack_backward(geometry, weight, phase, group)))
-            .collect();
-        Self { forward, backward }
+    /// The input lines of a phase: the first one, and how many there are.
+    fn lines_of(&self, phase: usize, length: usize) -> (usize, usize) {
+        let first = (phase + self.stride - self.pad % self.stride) % self.stride;
+        (first, length.saturating_sub(first).div_ceil(self.stride))
     }
 }
 
-fn pack_forward(g: &Geometry, weight: &[f32], group: usize) -> Vec<f32> {
-    let first = group * g.group_filters();
-    gemm::pack(g.fan_in(), g.group_filters(), |term, filter| weight[(first + filter) * g.fan_in() + term])
-}
-
-fn pack_backward(g: &Geometry, weight: &[f32], phase: Phase, group: usize) -> Vec<f32> {
-    let (rows, columns) = (g.kernel_lines(phase.row), g.kernel_lines(phase.column));
-    let lines = rows.len() * columns.len();
-    let first = group * g.group_filters();
-    gemm::pack(g.group_filters() * lines, g.group_channels(), |term, channel| {
-        let (filter, line) = (first + term / lines, term % lines);
-        weight[g.weight_at(filter, channel, rows[line / columns.len()], columns[line % columns.len()])]
-    })
-}
-
-/// The input with its zeros around it, as [`forward`] and [`weight_gradient`] read it.
-pub(crate) fn pad_input(compute: &Compute, g: &Geometry, x: &[f32], samples: usize) -> Vec<f32> {
-    if g.pad == 0 {
-        return x.to_vec();
+/// Weights as [`input_gradient`] reads them: of each phase and group, with filters and channels swapped and kernels turned.
+pub(crate) fn turned(g: &Geometry, weights: &[f32]) -> Vec<f32> {
+    let forward = g.panels();
+    let mut turned = Vec::with_capacity(weights.len());
+    for phase in g.phases() {
+        let (rows, columns) = (g.kernel_lines(phase.row), g.kernel_lines(phase.column));
+        let panels = g.turned_panels(phase);
+        for group in weights.chunks_exact(forward.len()) {
+            let start = turned.len();
+            turned.resize(start + panels.len(), 0.0);
+            for (filter, from) in forward.columns_of(group).enumerate() {
+                let terms = rows.iter().flat_map(|row| columns.iter().map(move |column| row * g.kernel + column));
+                for (line, tap) in terms.enumerate() {
+                    let term = filter * rows.len() * columns.len() + line;
+                    panels.set_row(&mut turned[start..], term, |channel| {
+                        from.term(channel * g.kernel * g.kernel + tap)
+                    });
+                }
+            }
+        }
     }
-    padded(compute, x, g.input(samples), g.pad, g.pad, 0.0).0
+    turned
 }
 
-/// The outputs before the bias, (sample, row, column, filter), of a padded input.
+/// The outputs, (sample, row, column, filter), of an input in blocks. Whether all are finite.
 pub(crate) fn forward(
     compute: &Compute,
     g: &Geometry,
-    weights: &PackedWeights,
-    padded_x: &[f32],
-    samples: usize,
-) -> Vec<f32> {
-    let (windows, taps) = (g.windows(samples), g.taps());
-    let mut y = vec![0.0; g.output(samples).len()];
-    for (group, packed) in weights.forward.iter().enumerate() {
-        let left = Left { data: &padded_x[group * g.group_channels()..], rows: &windows, terms: &taps };
-        let right = Right::packed(packed, g.group_filters(), taps.len());
-        let target = Target { stride: g.filters, first: group * g.group_filters() };
-        gemm::accumulate(compute, left, right, &mut y, target);
+    weights: &[f32],
+    bias: Option<&[f32]>,
+    x: &[f32],
+    y: (&mut [f32], usize),
+) -> bool {
+    let (y, samples) = y;
+    let (blocks, panels, output) = (g.input_blocks(samples), g.panels(), g.output(samples));
+    assert!(weights.len() == g.groups * panels.len(), "a group's weights lead out of its slice");
+    let terms = g.taps(&blocks);
+    let mut finite = true;
+    for (group, weights) in weights.chunks_exact(panels.len()).enumerate() {
+        let first = group * g.group_filters();
+        let mut end = vec![0.0; panels.units * UNIT];
+        if let Some(bias) = bias {
+            end[..g.group_filters()].copy_from_slice(&bias[first..first + g.group_filters()]);
+        }
+        let grid = Grid {
+            samples,
+            rows: output.height,
+            columns: output.width,
+            source: Steps {
+                first: group * blocks.group(),
+                sample: blocks.sample(),
+                row: g.stride * blocks.line(),
+                column: blocks.lanes,
+            },
+            result: Steps { first, sample: output.at(1, 0, 0), row: output.at(0, 1, 0), column: output.at(0, 0, 1) },
+        };
+        let order = Order::Weights;
+        finite &= Correlation { source: x, terms: &terms, panels, weights, end: &end, grid, order }.run(compute, y);
     }
-    y
+    finite
 }
 
-/// The gradient with respect to the unpadded input, (sample, row, column, channel), before its `+ 0.0`.
+/// The gradient with respect to the input, (sample, row, column, channel), of dy in blocks. Whether all is finite.
 pub(crate) fn input_gradient(
     compute: &Compute,
     g: &Geometry,
-    weights: &PackedWeights,
+    turned: &[f32],
     dy: &[f32],
-    samples: usize,
-) -> Vec<f32> {
-    let (padded_dy, maps) = padded(compute, dy, g.output(samples), g.lead(), g.trail(), 0.0);
-    let mut dx = vec![0.0; g.input(samples).len()];
-    for (index, phase) in g.phases().enumerate() {
-        let pixels = phase_pixels(g, phase, samples);
-        let packed = &weights.backward[index * g.groups..][..g.groups];
-        if g.stride == 1 {
-            phase_gradient(compute, g, phase, &pixels, packed, (&padded_dy, maps), &mut dx);
-        } else {
-            let mut part = vec![0.0; pixels.len() * g.channels];
-            phase_gradient(compute, g, phase, &pixels, packed, (&padded_dy, maps), &mut part);
-            for (pixel, values) in pixels.iter().zip(part.chunks_exact(g.channels)) {
-                dx[pixel.at..pixel.at + g.channels].copy_from_slice(values);
-            }
+    dx: (&mut [f32], usize),
+) -> bool {
+    let (dx, samples) = dx;
+    if g.stride > g.kernel {
+        dx.fill(0.0);
+    }
+    let (blocks, input) = (g.gradient_blocks(samples), g.input(samples));
+    let (mut finite, mut weights) = (true, turned);
+    for phase in g.phases() {
+        let panels = g.turned_panels(phase);
+        let (lines, columns) = (g.kernel_lines(phase.row).len(), g.kernel_lines(phase.column).len());
+        let order =
+            (0..g.group_filters()).flat_map(|f| (0..lines).flat_map(move |y| (0..columns).map(move |x| (f, y, x))));
+        let terms: Vec<usize> = order.map(|(f, y, x)| blocks.at(f, y, x)).collect();
+        let ((first_row, rows), (first_column, wide)) =
+            (g.lines_of(phase.row, g.height), g.lines_of(phase.column, g.width));
+        // The first line that a pixel reads is (position + pad) / stride - (lines - 1), shifted by the zeros before dy.
+        let start = |position: usize, lines: usize| (position + g.pad) / g.stride + g.lead() + 1 - lines;
+        let end = vec![0.0; panels.units * UNIT];
+        for group in 0..g.groups {
+            let (these, rest) = weights.split_at(panels.len());
+            weights = rest;
+            let grid = Grid {
+                samples,
+                rows,
+                columns: wide,
+                source: Steps {
+                    first: group * blocks.group() + blocks.at(0, start(first_row, lines), start(first_column, columns)),
+                    sample: blocks.sample(),
+                    row: blocks.line(),
+                    column: blocks.lanes,
+                },
+                result: Steps {
+                    first: input.at(0, first_row, first_column) + group * g.group_channels(),
+                    sample: input.at(1, 0, 0),
+                    row: input.at(0, g.stride, 0),
+                    column: input.at(0, 0, g.stride),
+                },
+            };
+            let order = Order::Weights;
+            let product = Correlation { source: dy, terms: &terms, panels, weights: these, end: &end, grid, order };
+            finite &= product.run(compute, dx);
         }
     }
-    dx
+    finite
 }
 
-/// An input pixel: where it lies in dx, and where the part of the padded dy starts that it reads.
-#[derive(Clone, Copy)]
-struct Pixel {
-    at: usize,
-    sample: usize,
-    row: usize,
-    column: usize,
-}
-
-fn phase_pixels(g: &Geometry, phase: Phase, samples: usize) -> Vec<Pixel> {
-    let input = g.input(samples);
-    let of_phase =
-        move |phase: usize, length: usize| (0..length).filter(move |line| (line + g.pad) % g.stride == phase);
-    let mut pixels = Vec::new();
-    for sample in 0..samples {
-        for row in of_phase(phase.row, g.height) {
-            for column in of_phase(phase.column, g.width) {
-                pixels.push(Pixel { at: input.at(sample, row, column), sample, row, column });
-            }
-        }
-    }
-    pixels
-}
-
-fn phase_gradient(
-    compute: &Compute,
-    g: &Geometry,
-    phase: Phase,
-    pixels: &[Pixel],
-    packed: &[Vec<f32>],
-    (dy, maps): (&[f32], Maps),
-    dx: &mut [f32],
-) {
-    let (rows, columns) = (g.kernel_lines(phase.row).len(), g.kernel_lines(phase.column).len());
-    if rows == 0 || columns == 0 {
-        return;
-    }
-    // The first line that a pixel reads is (position + pad) / stride - (lines - 1), shifted by the zeros before dy.
-    let start = |position: usize, lines: usize| (position + g.pad) / g.stride + g.lead() + 1 - lines;
-    let starts: Vec<usize> =
-        pixels.iter().map(|p| maps.at(p.sample, start(p.row, rows), start(p.column, columns))).collect();
-    let order = (0..g.group_filters()).flat_map(|f| (0..rows).flat_map(move |y| (0..columns).map(move |x| (f, y, x))));
-    let terms: Vec<usize> = order.map(|(f, y, x)| maps.at(0, y, x) + f).collect();
-    for (group, packed) in packed.iter().enumerate() {
-        let left = Left { data: &dy[group * g.group_filters()..], rows: &starts, terms: &terms };
-        let right = Right::packed(packed, g.group_channels(), terms.len());
-        let target = Target { stride: g.channels, first: group * g.group_channels() };
-        gemm::accumulate(compute, left, right, dx, target);
-    }
-}
-
-/// Goes on with the weight gradient's chains in `dw`, (group, (channel, kernel row, kernel column), filter of the group).
+/// Goes on with the weight gradient's chains in `dw`, which lies as the weights do, or starts them; input and dy in blocks.
+/// Whether all are finite.
 pub(crate) fn weight_gradient(
     compute: &Compute,
     g: &Geometry,
-    padded_x: &[f32],
-    dy: &[f32],
+    (x, dy): (&[f32], &[f32]),
     samples: usize,
+    goes_on: bool,
     dw: &mut [f32],
-) {
-    let (windows, taps) = (g.windows(samples), g.taps());
-    let filters = g.group_filters();
-    for (group, dw) in dw.chunks_exact_mut(taps.len() * filters).enumerate() {
-        let left = Left { data: &padded_x[group * g.group_channels()..], rows: &taps, terms: &windows };
-        let right = Right::natural(&dy[group * filters..], filters, g.filters);
-        gemm::accumulate(compute, left, right, dw, Target { stride: filters, first: 0 });
+) -> bool {
+    let (input, gradient, panels) = (g.input_blocks(samples), g.gradient_blocks(samples), g.panels());
+    assert!(dw.len() == g.groups * panels.len(), "a group's weight gradient leads out of its slice");
+    let terms = g.taps(&input);
+    let pixels = Pixels {
+        samples,
+        lines: g.out_height(),
+        columns: g.out_width(),
+        a_sample: input.sample(),
+        b_sample: gradient.sample(),
+        a_line: g.stride * input.line(),
+        b_line: gradient.line(),
+        a_column: input.lanes,
+    };
+    let mut finite = true;
+    for (group, dw) in dw.chunks_exact_mut(panels.len()).enumerate() {
+        let product = Gradient {
+            source: &x[group * input.group()..],
+            terms: &terms,
+            gradient: dy,
+            plane: gradient.plane(),
+            first: group * gradient.group() + gradient.at(0, g.lead(), g.lead()),
+            pixels,
+            panels,
+        };
+        finite &= product.run(compute, goes_on, dw);
     }
-}
-
-/// A weight gradient as [`weight_gradient`] leaves it, in the weight's own layout.
-pub(crate) fn natural_gradient(g: &Geometry, dw: &[f32]) -> Vec<f32> {
-    let (fan_in, filters) = (g.fan_in(), g.group_filters());
-    let mut natural = vec![0.0; dw.len()];
-    for (filter, row) in natural.chunks_exact_mut(fan_in).enumerate() {
-        let (group, within) = (filter / filters, filter % filters);
-        for (term, slot) in row.iter_mut().enumerate() {
-            *slot = dw[(group * fan_in + term) * filters + within];
-        }
-    }
-    natural
+    finite
 }

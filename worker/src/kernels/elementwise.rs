@@ -2,32 +2,19 @@
 
 use convoy_common::random::Source;
 
+use super::Compute;
 use super::isa::for_each_isa;
 
 for_each_isa! {
-    /// Adds `bias` to every row of `y`. Whether all sums are finite.
-    pub(crate) fn add_bias(y: &mut [f32], bias: &[f32]) -> bool {
-        let mut finite = true;
-        for row in y.chunks_exact_mut(bias.len()) {
-            for (y, bias) in row.iter_mut().zip(bias) {
-                *y += bias;
-                finite &= y.is_finite();
-            }
-        }
-        finite
+    /// Ends chains: adds +0.0, so that a negative zero vanishes.
+    fn end(x: &mut [f32]) {
+        x.iter_mut().for_each(|x| *x += 0.0);
     }
 }
 
-for_each_isa! {
-    /// Ends chains without a bias: adds +0.0, so that a negative zero vanishes. Whether all are finite.
-    pub(crate) fn end_chains(x: &mut [f32]) -> bool {
-        let mut finite = true;
-        for x in x.iter_mut() {
-            *x += 0.0;
-            finite &= x.is_finite();
-        }
-        finite
-    }
+/// Ends chains without a bias: adds +0.0, so that a negative zero vanishes.
+pub(crate) fn end_chains(compute: &Compute, x: &mut [f32]) {
+    compute.for_chunks(x, |_, x| end(compute.isa, x));
 }
 
 for_each_isa! {
@@ -65,23 +52,40 @@ for_each_isa! {
 }
 
 for_each_isa! {
-    /// Adds `other` to `sum`, element by element.
-    pub(crate) fn add(sum: &mut [f32], other: &[f32]) {
+    fn add_to(sum: &mut [f32], other: &[f32]) {
         sum.iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
     }
 }
 
+/// Adds `other` to `sum`, element by element.
+pub(crate) fn add(compute: &Compute, sum: &mut [f32], other: &[f32]) {
+    compute.for_chunks(sum, |range, sum| add_to(compute.isa, sum, &other[range]));
+}
+
 for_each_isa! {
     /// One step of SGD.
-    pub(crate) fn sgd(rates: Rates, gradient: &[f32], momentum: &mut [f32], weights: &mut [f32]) {
+    fn descend(rates: Rates, gradient: &[f32], momentum: &mut [f32], weights: &mut [f32]) {
         let descent = -rates.learning;
         for ((g, v), w) in gradient.iter().zip(momentum.iter_mut()).zip(weights.iter_mut()) {
-            let decayed = rates.weight_decay.mul_add(*w, *g);
+            let decayed = rates.weight_decay.mul_add(*w, *g + 0.0);
             *v = rates.momentum.mul_add(*v, decayed);
             *w = descent.mul_add(*v, *w);
         }
     }
 }
+
+/// One step of SGD. Ends the gradient's chains, if nobody has.
+pub(crate) fn sgd(compute: &Compute, rates: Rates, gradient: &[f32], momentum: &mut [f32], weights: &mut [f32]) {
+    let mut parts: Vec<_> = momentum.chunks_mut(PART).zip(weights.chunks_mut(PART)).zip(gradient.chunks(PART)).collect();
+    compute.for_chunks(&mut parts, |_, parts| {
+        for ((momentum, weights), gradient) in parts {
+            descend(compute.isa, rates, gradient, momentum, weights);
+        }
+    });
+}
+
+/// Elements that one thread updates at a time.
+const PART: usize = 1 << 14;
 
 /// SGD's constants, each rounded from f64 once.
 #[derive(Clone, Copy, Debug, PartialEq)]

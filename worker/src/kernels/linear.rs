@@ -1,60 +1,151 @@
-//! A tower's linear layer: forward, input gradient and weight gradient as products of the matrix engine. Inputs are
-//! (sample, input unit), outputs (sample, output unit), weights [output unit, input unit]. Orders: docs/NUMERICS.md.
+//! A tower's linear layer as a convolution of one tap over a line of samples. Inputs and outputs are (sample, unit); input
+//! units are counted as (channel, row, column) in every chain, whatever their place in memory. Orders: docs/NUMERICS.md.
 //!
-//! Not here: the bias (`elementwise`), and flattening feature maps (`tower`).
+//! Not here: how products are computed (`products`).
 
-use super::Compute;
-use super::gemm::{self, Left, Right, Target};
+use super::blocks::Blocks;
+use super::panels::Panels;
+use super::products::{Correlation, Gradient, Grid, Order, Steps};
+use super::tile::{Pixels, UNIT};
+use super::{Compute, Maps};
 
-/// Units that go in, and the tower's units that come out.
+/// What goes in, and the tower's units that come out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Geometry {
-    /// Input units.
-    pub inputs: usize,
+    /// Channels that come in.
+    pub channels: usize,
+    /// Pixels of each channel.
+    pub pixels: usize,
     /// The tower's output units.
     pub outputs: usize,
 }
 
-/// The outputs before the bias. Vectors lie over samples, so that weights are read once, as they lie.
-pub(crate) fn forward(compute: &Compute, g: &Geometry, weight: &[f32], x: &[f32], samples: usize) -> Vec<f32> {
-    let packed = gemm::pack(g.inputs, samples, |unit, sample| x[sample * g.inputs + unit]);
-    let (rows, terms) = (steps(g.outputs, g.inputs), steps(g.inputs, 1));
-    let mut transposed = vec![0.0; g.outputs * samples];
-    let left = Left { data: weight, rows: &rows, terms: &terms };
-    let right = Right::packed(&packed, samples, g.inputs);
-    gemm::accumulate(compute, left, right, &mut transposed, Target { stride: samples, first: 0 });
-    transpose(&transposed, g.outputs, samples)
-}
-
-/// The gradient with respect to the input, before its `+ 0.0`.
-pub(crate) fn input_gradient(compute: &Compute, g: &Geometry, weight: &[f32], dy: &[f32], samples: usize) -> Vec<f32> {
-    let (rows, terms) = (steps(samples, g.outputs), steps(g.outputs, 1));
-    let mut dx = vec![0.0; samples * g.inputs];
-    let left = Left { data: dy, rows: &rows, terms: &terms };
-    let right = Right::natural(weight, g.inputs, g.inputs);
-    gemm::accumulate(compute, left, right, &mut dx, Target { stride: g.inputs, first: 0 });
-    dx
-}
-
-/// Goes on with the weight gradient's chains in `dw`, which lies as the weight does.
-pub(crate) fn weight_gradient(compute: &Compute, g: &Geometry, x: &[f32], dy: &[f32], samples: usize, dw: &mut [f32]) {
-    let (rows, terms) = (steps(g.outputs, 1), steps(samples, g.outputs));
-    let left = Left { data: dy, rows: &rows, terms: &terms };
-    let right = Right::natural(x, g.inputs, g.inputs);
-    gemm::accumulate(compute, left, right, dw, Target { stride: g.inputs, first: 0 });
-}
-
-fn steps(count: usize, stride: usize) -> Vec<usize> {
-    (0..count).map(|index| index * stride).collect()
-}
-
-/// Of (rows, columns), (columns, rows).
-fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    for (column, line) in out.chunks_exact_mut(rows.max(1)).enumerate() {
-        for (row, slot) in line.iter_mut().enumerate() {
-            *slot = x[row * columns + column];
-        }
+impl Geometry {
+    /// Units that come in.
+    pub(crate) fn inputs(&self) -> usize {
+        self.channels * self.pixels
     }
-    out
+
+    /// How the weights lie: a term is an input unit, a column an output unit.
+    pub(crate) fn panels(&self) -> Panels {
+        // So that the input gradient finds neighbouring input units evenly apart.
+        Panels::in_twos(self.inputs(), self.outputs)
+    }
+
+    /// The samples of a batch side by side in one line.
+    pub(crate) fn input(&self, samples: usize) -> Maps {
+        Maps { samples: 1, height: 1, width: samples, channels: self.inputs() }
+    }
+
+    /// Likewise.
+    pub(crate) fn output(&self, samples: usize) -> Maps {
+        Maps { channels: self.outputs, ..self.input(samples) }
+    }
+
+    /// How [`forward`] and [`weight_gradient`] read the input.
+    pub(crate) fn input_blocks(&self, samples: usize) -> Blocks {
+        Blocks::to_be_multiplied(self.input(samples), 1, 0, 0, 1)
+    }
+
+    /// How [`weight_gradient`] reads the gradient of the output.
+    pub(crate) fn gradient_blocks(&self, samples: usize) -> Blocks {
+        Blocks::to_be_multiplied(self.output(samples), 1, 0, 0, 1).in_units(self.panels().units)
+    }
+
+    /// Where an input unit lies in a sample, which is (pixel, channel) in memory.
+    fn place(&self, unit: usize) -> usize {
+        unit % self.pixels * self.channels + unit / self.pixels
+    }
+
+    fn taps(&self, blocks: &Blocks) -> Vec<usize> {
+        (0..self.inputs()).map(|unit| blocks.at(self.place(unit), 0, 0)).collect()
+    }
+}
+
+/// The outputs, (sample, unit), of an input in blocks. Whether all are finite.
+pub(crate) fn forward(
+    compute: &Compute,
+    g: &Geometry,
+    weights: &[f32],
+    bias: Option<&[f32]>,
+    x: &[f32],
+    y: (&mut [f32], usize),
+) -> bool {
+    let (y, samples) = y;
+    let (blocks, panels) = (g.input_blocks(samples), g.panels());
+    let mut end = vec![0.0; panels.units * UNIT];
+    if let Some(bias) = bias {
+        end[..g.outputs].copy_from_slice(bias);
+    }
+    let grid = Grid {
+        samples: 1,
+        rows: 1,
+        columns: samples,
+        source: Steps { first: 0, sample: 0, row: 0, column: blocks.lanes },
+        result: Steps { first: 0, sample: 0, row: 0, column: g.outputs },
+    };
+    let (terms, order) = (g.taps(&blocks), Order::Weights);
+    Correlation { source: x, terms: &terms, panels, weights, end: &end, grid, order }.run(compute, y)
+}
+
+/// The gradient with respect to the input, (sample, unit), as it lies in memory. Whether all is finite.
+///
+/// Weights are read as they lie, a tile of input units at a time: vectors lie over samples, and the result is turned.
+pub(crate) fn input_gradient(
+    compute: &Compute,
+    g: &Geometry,
+    weights: &[f32],
+    dy: &[f32],
+    dx: (&mut [f32], usize),
+) -> bool {
+    let (dx, samples) = dx;
+    let panels = g.panels();
+    let turned = Panels::tight(g.outputs, samples);
+    let dy = turned.pack(1, dy);
+    let end = vec![0.0; turned.units * UNIT];
+    let width = panels.panel(0).units * UNIT;
+    let terms: Vec<usize> = (0..g.outputs).map(|o| o / width * width * g.inputs() + o % width).collect();
+    let grid = Grid {
+        samples: 1,
+        rows: 1,
+        columns: g.inputs(),
+        source: Steps { first: 0, sample: 0, row: 0, column: width },
+        result: Steps { first: 0, sample: 0, row: 0, column: samples },
+    };
+    let mut by_unit = vec![0.0; g.inputs() * samples];
+    let product =
+        Correlation { source: weights, terms: &terms, panels: turned, weights: &dy, end: &end, grid, order: Order::Source };
+    let finite = product.run(compute, &mut by_unit);
+    compute.for_samples(dx, samples, |sample, dx| {
+        for unit in 0..g.inputs() {
+            dx[g.place(unit)] = by_unit[unit * samples + sample];
+        }
+    });
+    finite
+}
+
+/// Goes on with the weight gradient's chains in `dw`, which lies as the weights do, or starts them; input and dy in blocks.
+/// Whether all are finite.
+pub(crate) fn weight_gradient(
+    compute: &Compute,
+    g: &Geometry,
+    (x, dy): (&[f32], &[f32]),
+    samples: usize,
+    goes_on: bool,
+    dw: &mut [f32],
+) -> bool {
+    let (input, gradient) = (g.input_blocks(samples), g.gradient_blocks(samples));
+    let pixels = Pixels {
+        samples: 1,
+        lines: 1,
+        columns: samples,
+        a_sample: 0,
+        b_sample: 0,
+        a_line: 0,
+        b_line: 0,
+        a_column: input.lanes,
+    };
+    let (terms, panels) = (g.taps(&input), g.panels());
+    Gradient { source: x, terms: &terms, gradient: dy, plane: gradient.plane(), first: 0, pixels, panels }
+        .run(compute, goes_on, dw)
 }

@@ -1,19 +1,31 @@
-//! The arithmetic of docs/NUMERICS.md, fast. Feature maps are (sample, row, column, channel): a vector lies over channels,
-//! so that one matrix engine ([`gemm`]) serves every pass of every convolution without rearranging its operands.
+//! The arithmetic of docs/NUMERICS.md, fast. Vectors lie over channels or samples, never along a sum.
+//!
+//! ```text
+//! vector    one vector of floats, for each instruction set
+//! tile      a few chains in registers
+//! products  which tile comes when: outputs and input gradients, weight gradients
+//! blocks    feature maps as products read them        panels    weights as products read them
+//! conv      a convolution's three passes              linear    a linear layer's
+//! lrn, pool, elementwise    what has no product, over (sample, row, column, channel)
+//! ```
 //!
 //! Not here: which layer comes when (`tower`), and any other order of a sum. `unsafe` lives in this folder alone.
 
 #![allow(unsafe_code)]
 
+pub(crate) mod blocks;
 pub(crate) mod conv;
 pub(crate) mod elementwise;
-pub(crate) mod gemm;
 pub(crate) mod isa;
 pub(crate) mod linear;
 pub(crate) mod lrn;
+pub(crate) mod panels;
 pub(crate) mod pool;
+mod products;
 #[cfg(test)]
 mod reference;
+mod tile;
+mod vector;
 
 #[cfg(test)]
 mod tests;
@@ -57,29 +69,22 @@ impl Compute {
         self.busy.iter().filter(|busy| busy.load(Ordering::Relaxed)).count()
     }
 
-    /// Cuts `output`, `rows` rows of equal length, into one run of whole rows a thread, and hands each to `work` with the
-    /// rows that it holds.
-    pub(crate) fn for_rows<T: Send>(
-        &self,
-        output: &mut [T],
-        rows: usize,
-        work: impl Fn(Range<usize>, &mut [T]) + Sync,
-    ) {
-        if rows == 0 {
-            return;
-        }
-        let length = output.len() / rows;
-        // A run that isn't a multiple of a tile's height would leave a ragged tile in every part.
-        let run = rows.div_ceil(self.threads).next_multiple_of(gemm::tile_rows(self.isa));
-        if run >= rows {
+    /// Threads of the pool.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Cuts `count` pieces of work into one run a thread, and hands each to `work`.
+    pub(crate) fn split(&self, count: usize, work: impl Fn(Range<usize>) + Sync) {
+        let parts = self.threads.min(count);
+        if parts <= 1 {
             self.mark_busy();
-            return work(0..rows, output);
+            return work(0..count);
         }
         self.pool.install(|| {
-            output.par_chunks_mut(run * length).enumerate().for_each(|(index, part)| {
+            (0..parts).into_par_iter().for_each(|part| {
                 self.mark_busy();
-                let start = index * run;
-                work(start..start + part.len() / length, part);
+                work(part * count / parts..(part + 1) * count / parts);
             });
         });
     }
@@ -97,6 +102,25 @@ impl Compute {
                 work(sample, part);
             });
         });
+    }
+
+    /// One chunk of `output` a thread, and where it lies.
+    pub(crate) fn for_chunks<T: Send>(&self, output: &mut [T], work: impl Fn(Range<usize>, &mut [T]) + Sync) {
+        let length = self.chunk(output.len());
+        if output.len() <= length {
+            self.mark_busy();
+            return work(0..output.len(), output);
+        }
+        self.pool.install(|| {
+            output.par_chunks_mut(length).enumerate().for_each(|(index, part)| {
+                self.mark_busy();
+                work(index * length..index * length + part.len(), part);
+            });
+        });
+    }
+
+    fn chunk(&self, length: usize) -> usize {
+        length.div_ceil(self.threads).max(1)
     }
 
     fn mark_busy(&self) {
@@ -128,27 +152,4 @@ impl Maps {
     pub(crate) fn at(&self, sample: usize, row: usize, column: usize) -> usize {
         ((sample * self.height + row) * self.width + column) * self.channels
     }
-}
-
-/// Copies maps into larger ones, with `value` around them: `before` rows and columns above and to the left, and `after`
-/// below and to the right.
-pub(crate) fn padded(
-    compute: &Compute,
-    x: &[f32],
-    maps: Maps,
-    before: usize,
-    after: usize,
-    value: f32,
-) -> (Vec<f32>, Maps) {
-    let larger = Maps { height: maps.height + before + after, width: maps.width + before + after, ..maps };
-    let mut out = vec![value; larger.len()];
-    let row = maps.width * maps.channels;
-    compute.for_samples(&mut out, maps.samples, |sample, out| {
-        for y in 0..maps.height {
-            let to = larger.at(0, y + before, before);
-            let from = maps.at(sample, y, 0);
-            out[to..to + row].copy_from_slice(&x[from..from + row]);
-        }
-    });
-    (out, larger)
 }

@@ -103,28 +103,78 @@ fn check_conv(case: &ConvCase) {
     let dx = reference::conv_input_gradient(dy.view(), w.view(), (height, width), window);
     let mut dw = Array4::zeros(w.dim());
     reference::conv_weight_gradient(x.view(), dy.view(), window, dw.view_mut());
-    let weights = conv::PackedWeights::new(&g, w.as_slice().unwrap(), true);
+    let weights = g.panels().pack(window.groups, w.as_slice().unwrap());
+    let turned = conv::turned(&g, &weights);
     on_every_compute(|compute| {
-        let padded = conv::pad_input(compute, &g, &to_memory(x.view()), samples);
-        let mut found = conv::forward(compute, &g, &weights, &padded, samples);
-        elementwise::add_bias(compute.isa, &mut found, bias.as_slice().unwrap());
+        let input = |x: ArrayView4<f32>| in_blocks(compute, &to_memory(x), g.input(x.dim().0), g.input_blocks(x.dim().0));
+        let gradient =
+            |dy: ArrayView4<f32>| in_blocks(compute, &to_memory(dy), g.output(dy.dim().0), g.gradient_blocks(dy.dim().0));
+        let (x_blocks, dy_blocks) = (input(x.view()), gradient(dy.view()));
+        let mut found = vec![f32::NAN; y.len()];
+        let is_finite = conv::forward(compute, &g, &weights, bias.as_slice(), &x_blocks, (&mut found, samples));
         assert_eq!(bits(found), bits(to_memory(y.view())), "forward");
-        let mut found = conv::input_gradient(compute, &g, &weights, &to_memory(dy.view()), samples);
-        elementwise::end_chains(compute.isa, &mut found);
+        assert!(is_finite);
+        let mut found = vec![f32::NAN; dx.len()];
+        conv::input_gradient(compute, &g, &turned, &dy_blocks, (&mut found, samples));
         assert_eq!(bits(found), bits(to_memory(dx.view())), "input gradient");
         // The chains go on from one micro-batch to the next: cut after each sample, they end in the same bits.
-        let mut chains = vec![0.0; dw.len()];
+        let mut chains = vec![f32::NAN; weights.len()];
         for n in 0..samples {
-            let one = |a: &Array4<f32>| to_memory(a.slice(s![n..n + 1, .., .., ..]));
-            let padded = conv::pad_input(compute, &g, &one(&x), 1);
-            conv::weight_gradient(compute, &g, &padded, &one(&dy), 1, &mut chains);
+            let one = s![n..n + 1, .., .., ..];
+            let operands = (&input(x.slice(one))[..], &gradient(dy.slice(one))[..]);
+            conv::weight_gradient(compute, &g, operands, 1, n > 0, &mut chains);
         }
-        let mut whole = vec![0.0; dw.len()];
-        conv::weight_gradient(compute, &g, &padded, &to_memory(dy.view()), samples, &mut whole);
+        let mut whole = vec![f32::NAN; weights.len()];
+        conv::weight_gradient(compute, &g, (&x_blocks, &dy_blocks), samples, false, &mut whole);
         assert_eq!(bits(chains), bits(whole.clone()), "micro-batches");
-        let mut found = conv::natural_gradient(&g, &whole);
-        elementwise::end_chains(compute.isa, &mut found);
+        elementwise::end_chains(compute, &mut whole);
+        let found = g.panels().unpack(window.groups, &whole);
         assert_eq!(bits(found), bits(dw.iter().map(|dw| dw + 0.0)), "weight gradient");
+    });
+}
+
+fn in_blocks(compute: &Compute, x: &[f32], maps: Maps, blocks: blocks::Blocks) -> Vec<f32> {
+    let mut out = vec![f32::NAN; blocks.len()];
+    blocks.fill(compute, x, maps, &mut out);
+    out
+}
+
+fn check_linear(seed: u64, samples: usize, g: linear::Geometry) {
+    let (inputs, outputs) = (g.inputs(), g.outputs);
+    let array = |seed: u64, rows: usize, columns: usize| {
+        Array2::from_shape_vec((rows, columns), values(seed, rows * columns)).unwrap()
+    };
+    let (x, w, dy) = (array(seed, samples, inputs), array(seed ^ 1, outputs, inputs), array(seed ^ 2, samples, outputs));
+    let bias = Array1::from_vec(values(seed ^ 3, outputs));
+    let y = reference::linear_forward(x.view(), w.view(), Some(bias.view()));
+    let dx = reference::linear_input_gradient(dy.view(), w.view());
+    let mut dw = Array2::zeros(w.dim());
+    reference::linear_weight_gradient(x.view(), dy.view(), dw.view_mut());
+    // Units are (channel, pixel) in the reference, and (pixel, channel) in memory.
+    let to_memory = |x: &Array2<f32>| -> Vec<f32> {
+        let shape = (x.nrows(), g.channels, g.pixels);
+        x.clone().into_shape_with_order(shape).unwrap().permuted_axes([0, 2, 1]).iter().copied().collect()
+    };
+    let weights = g.panels().pack(1, w.as_slice().unwrap());
+    on_every_compute(|compute| {
+        let input = |x: &[f32], samples: usize| in_blocks(compute, x, g.input(samples), g.input_blocks(samples));
+        let gradient = |dy: &[f32], samples: usize| in_blocks(compute, dy, g.output(samples), g.gradient_blocks(samples));
+        let (x, dy) = (to_memory(&x), dy.as_slice().unwrap());
+        let mut found = vec![f32::NAN; y.len()];
+        linear::forward(compute, &g, &weights, bias.as_slice(), &input(&x, samples), (&mut found, samples));
+        assert_eq!(bits(found), bits(y.iter().copied()), "forward");
+        let mut found = vec![f32::NAN; dx.len()];
+        linear::input_gradient(compute, &g, &weights, dy, (&mut found, samples));
+        assert_eq!(bits(found), bits(to_memory(&dx)), "input gradient");
+        let mut found = vec![f32::NAN; weights.len()];
+        let half = samples / 2;
+        for (part, goes_on) in [(0..half, false), (half..samples, half > 0)] {
+            let x = input(&x[part.start * inputs..part.end * inputs], part.len());
+            let dy = gradient(&dy[part.start * outputs..part.end * outputs], part.len());
+            linear::weight_gradient(compute, &g, (&x, &dy), part.len(), goes_on, &mut found);
+        }
+        elementwise::end_chains(compute, &mut found);
+        assert_eq!(bits(g.panels().unpack(1, &found)), bits(dw.iter().map(|dw| dw + 0.0)), "weight gradient");
     });
 }
 
@@ -137,28 +187,10 @@ proptest! {
     }
 
     #[test]
-    fn linear_layers_equal_the_reference(seed in any::<u64>(), samples in 1usize..=20, inputs in 1usize..=300, outputs in 1usize..=20) {
-        let array = |seed: u64, rows: usize, columns: usize| Array2::from_shape_vec((rows, columns), values(seed, rows * columns)).unwrap();
-        let (x, w, dy) = (array(seed, samples, inputs), array(seed ^ 1, outputs, inputs), array(seed ^ 2, samples, outputs));
-        let y = reference::linear_forward(x.view(), w.view(), None);
-        let dx = reference::linear_input_gradient(dy.view(), w.view());
-        let mut dw = Array2::zeros(w.dim());
-        reference::linear_weight_gradient(x.view(), dy.view(), dw.view_mut());
-        let g = linear::Geometry { inputs, outputs };
-        let (x, w, dy) = (x.as_slice().unwrap(), w.as_slice().unwrap(), dy.as_slice().unwrap());
-        on_every_compute(|compute| {
-            let mut found = linear::forward(compute, &g, w, x, samples);
-            elementwise::end_chains(compute.isa, &mut found);
-            assert_eq!(bits(found), bits(y.iter().copied()));
-            let mut found = linear::input_gradient(compute, &g, w, dy, samples);
-            elementwise::end_chains(compute.isa, &mut found);
-            assert_eq!(bits(found), bits(dx.iter().copied()));
-            let mut found = vec![0.0; w.len()];
-            let half = samples / 2;
-            linear::weight_gradient(compute, &g, &x[..half * inputs], &dy[..half * outputs], half, &mut found);
-            linear::weight_gradient(compute, &g, &x[half * inputs..], &dy[half * outputs..], samples - half, &mut found);
-            assert_eq!(bits(found), bits(dw.iter().copied()));
-        });
+    fn linear_layers_equal_the_reference(
+        seed in any::<u64>(), samples in 1usize..=40, channels in 1usize..=60, pixels in 1usize..=5, outputs in 1usize..=70,
+    ) {
+        check_linear(seed, samples, linear::Geometry { channels, pixels, outputs });
     }
 
     #[test]
@@ -212,15 +244,15 @@ proptest! {
         let expected: Vec<_> = (0..count).map(|i| reference::sgd(rates, g[i], v[i], w[i])).collect();
         let dy = Array2::from_shape_vec((rows, count), values(seed ^ 3, rows * count)).unwrap();
         let sums: Vec<f32> = dy.axis_iter(Axis(1)).map(|column| column.iter().fold(0.0, |sum, dy| sum + dy)).collect();
-        for isa in Isa::available() {
+        on_every_compute(|compute| {
             let (mut momentum, mut weights) = (v.clone(), w.clone());
-            elementwise::sgd(isa, rates, &g, &mut momentum, &mut weights);
+            elementwise::sgd(compute, rates, &g, &mut momentum, &mut weights);
             assert_eq!(bits(momentum), bits(expected.iter().map(|e| e.0)));
             assert_eq!(bits(weights), bits(expected.iter().map(|e| e.1)));
             let mut found = vec![0.0; count];
-            elementwise::add_rows(isa, dy.as_slice().unwrap(), &mut found);
+            elementwise::add_rows(compute.isa, dy.as_slice().unwrap(), &mut found);
             assert_eq!(bits(found), bits(sums.iter().copied()));
-        }
+        });
     }
 }
 
@@ -253,18 +285,45 @@ fn a_nan_goes_through_relu_and_max_pooling() {
     .unwrap();
 }
 
-/// A chain that underflows to -0.0 ends as +0.0, and what is not finite is told.
+/// A chain that underflows to -0.0 ends as +0.0.
 #[test]
-fn ends_of_chains_lose_the_sign_of_zero_and_tell_what_is_not_finite() {
-    for isa in Isa::available() {
+fn ends_of_chains_lose_the_sign_of_zero() {
+    on_every_compute(|compute| {
         let mut x = [f32::MIN_POSITIVE.mul_add(-f32::MIN_POSITIVE, 0.0), 1.0];
         assert_eq!(x[0].to_bits(), (-0.0f32).to_bits());
-        assert!(elementwise::end_chains(isa, &mut x));
+        elementwise::end_chains(compute, &mut x);
         assert_eq!(x[0].to_bits(), 0);
-        assert!(!elementwise::end_chains(isa, &mut [1.0, f32::INFINITY]));
-        assert!(!elementwise::add_bias(isa, &mut [1.0, f32::NAN], &[0.0, 0.0]));
-        assert!(!elementwise::all_finite(isa, &[f32::NEG_INFINITY]));
-    }
+        assert!(!elementwise::all_finite(compute.isa, &[1.0, f32::NEG_INFINITY]));
+    });
+}
+
+/// Each product tells of what is not finite, wherever it is.
+#[test]
+fn products_tell_what_is_not_finite() {
+    let g = conv::Geometry { channels: 3, filters: 35, groups: 1, kernel: 3, stride: 1, pad: 1, height: 4, width: 5 };
+    let samples = 2;
+    on_every_compute(|compute| {
+        for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let (mut x, mut dy) = (vec![1.0; g.input(samples).len()], vec![1.0; g.output(samples).len()]);
+            let weights = g.panels().pack(1, &vec![1.0; 35 * 27]);
+            let run = |x: &[f32], dy: &[f32]| {
+                let x = in_blocks(compute, x, g.input(samples), g.input_blocks(samples));
+                let dy = in_blocks(compute, dy, g.output(samples), g.gradient_blocks(samples));
+                let turned = conv::turned(&g, &weights);
+                let (mut y, mut dx) = (vec![0.0; g.output(samples).len()], vec![0.0; g.input(samples).len()]);
+                let forward = conv::forward(compute, &g, &weights, None, &x, (&mut y, samples));
+                let input = conv::input_gradient(compute, &g, &turned, &dy, (&mut dx, samples));
+                let weight = conv::weight_gradient(compute, &g, (&x, &dy), samples, false, &mut weights.clone());
+                (forward, input, weight)
+            };
+            assert_eq!(run(&x, &dy), (true, true, true));
+            let last = dy.len() - 1;
+            dy[last] = wrong;
+            assert_eq!(run(&x, &dy), (true, false, false));
+            (x[17], dy[last]) = (wrong, 1.0);
+            assert_eq!(run(&x, &dy), (false, true, false));
+        }
+    });
 }
 
 #[test]
@@ -277,33 +336,30 @@ fn dropout_keeps_its_share_and_depends_on_step_and_sample() {
     assert!((0..1000).any(|unit| dropout.keeps(0, unit) != dropout.keeps(1, unit)));
 }
 
-/// Offsets that lead out of a slice are a panic, never a read.
+/// Maps that are smaller than they are said to be are a panic, never a read.
 #[test]
-fn an_offset_out_of_bounds_is_refused() {
-    for (rows, terms, columns) in [
-        (vec![0, 9], vec![0, 1], 4),
-        (vec![0], vec![0, 10], 4),
-        (vec![0], vec![0, 1], 9),
-        (vec![usize::MAX], vec![0, 1], 4),
-    ] {
-        for isa in Isa::available() {
-            let (rows, terms) = (rows.clone(), terms.clone());
-            let refused = std::thread::spawn(move || {
-                let compute = Compute::new(1, isa).unwrap();
-                let (a, b) = (vec![1.0; 10], vec![1.0; 8]);
-                let mut c = vec![0.0; rows.len() * columns];
-                let left = gemm::Left { data: &a, rows: &rows, terms: &terms };
-                gemm::accumulate(
-                    &compute,
-                    left,
-                    gemm::Right::natural(&b, columns, 4),
-                    &mut c,
-                    gemm::Target { stride: columns, first: 0 },
-                );
-            });
-            let panic = refused.join().unwrap_err();
+fn a_slice_that_is_too_short_is_refused() {
+    let g = conv::Geometry { channels: 2, filters: 3, groups: 1, kernel: 3, stride: 2, pad: 1, height: 5, width: 5 };
+    let (x, dy) = (vec![1.0; g.input_blocks(1).len()], vec![1.0; g.gradient_blocks(1).len()]);
+    let weights = vec![1.0; g.panels().len()];
+    let (y, dx) = (vec![0.0; g.output(1).len()], vec![0.0; g.input(1).len()]);
+    type Pass<'a> = &'a (dyn Fn(&Compute) + Sync);
+    let turned = conv::turned(&g, &weights);
+    let passes: [Pass; 7] = [
+        &|c| drop(conv::forward(c, &g, &weights, None, &x[..x.len() - 60], (&mut y.clone(), 1))),
+        &|c| drop(conv::forward(c, &g, &weights[1..], None, &x, (&mut y.clone(), 1))),
+        &|c| drop(conv::forward(c, &g, &weights, None, &x, (&mut y.clone()[1..], 1))),
+        &|c| drop(conv::input_gradient(c, &g, &turned, &dy[..dy.len() - 60], (&mut dx.clone(), 1))),
+        &|c| drop(conv::input_gradient(c, &g, &turned, &dy, (&mut dx.clone()[1..], 1))),
+        &|c| drop(conv::weight_gradient(c, &g, (&x[..x.len() - 60], &dy), 1, false, &mut weights.clone())),
+        &|c| drop(conv::weight_gradient(c, &g, (&x, &dy[..dy.len() - 60]), 1, false, &mut weights.clone())),
+    ];
+    for isa in Isa::available() {
+        for (index, pass) in passes.iter().enumerate() {
+            let refused = std::thread::scope(|scope| scope.spawn(|| pass(&Compute::new(1, isa).unwrap())).join());
+            let panic = refused.expect_err(&format!("pass {index} under {isa} took it"));
             let text = panic.downcast_ref::<&str>().copied().unwrap_or_default();
-            assert!(text.contains("leads out of its slice"), "{text}");
+            assert!(text.contains("out of its slice"), "pass {index}: {text}");
         }
     }
 }

@@ -7,7 +7,9 @@ use convoy_common::model::{LayerKind, Pool, Shape};
 use convoy_common::plan::Plan;
 use convoy_common::wire::State;
 
+use crate::kernels::blocks::Blocks;
 use crate::kernels::elementwise::{self, Dropout, Rates};
+use crate::kernels::panels::Panels;
 use crate::kernels::{Compute, Maps, conv, linear, lrn, pool};
 
 /// What every layer is told of the micro-batch at hand.
@@ -26,7 +28,7 @@ impl Context<'_> {
 /// What a layer's forward pass leaves for its backward pass.
 #[derive(Debug)]
 pub(super) enum Kept {
-    /// The input, padded for a convolution and flattened for a linear layer.
+    /// The input in blocks.
     Input(Arc<Vec<f32>>),
     /// The output.
     Output(Arc<Vec<f32>>),
@@ -62,7 +64,7 @@ struct Picks {
 
 #[derive(Debug)]
 enum Work {
-    Conv { geometry: conv::Geometry, wants_input_gradient: bool, packed: Option<conv::PackedWeights>, learnt: Learnt },
+    Conv { geometry: conv::Geometry, learnt: Learnt },
     Linear { geometry: linear::Geometry, learnt: Learnt },
     Relu,
     Lrn(lrn::Geometry),
@@ -74,6 +76,9 @@ enum Work {
 /// Weights and bias with their momentum and gradients.
 #[derive(Debug)]
 struct Learnt {
+    /// How weights, their momentum and their gradients lie, a group after the other.
+    panels: Panels,
+    groups: usize,
     weight: Values,
     bias: Option<Values>,
     /// The slot that gradients are being added up for.
@@ -84,36 +89,53 @@ struct Learnt {
 struct Values {
     values: Vec<f32>,
     momentum: Vec<f32>,
-    /// The chain of the slot at hand, in the kernel's layout.
+    /// The chains of the slot at hand.
     chain: Vec<f32>,
-    /// The sum of the slots that are done.
+    /// Whether they have been started.
+    started: bool,
+    /// The sum of the slots that are done, if any but the one at hand is.
     slots: Option<Vec<f32>>,
 }
 
 impl Values {
     fn new(length: usize, train: bool) -> Self {
         let learnt = if train { length } else { 0 };
-        Self { values: vec![0.0; length], momentum: vec![0.0; learnt], chain: vec![0.0; learnt], slots: None }
+        Self {
+            values: vec![0.0; length],
+            momentum: vec![0.0; learnt],
+            chain: vec![0.0; learnt],
+            started: false,
+            slots: None,
+        }
     }
 
+    /// Adds the slot at hand to those that are done.
     fn end_slot(&mut self, compute: &Compute) {
-        elementwise::end_chains(compute.isa, &mut self.chain);
+        elementwise::end_chains(compute, &mut self.chain);
         match &mut self.slots {
             None => self.slots = Some(self.chain.clone()),
-            Some(sum) => elementwise::add(compute.isa, sum, &self.chain),
+            Some(sum) => elementwise::add(compute, sum, &self.chain),
         }
-        self.chain.fill(0.0);
+        self.started = false;
     }
 
-    fn commit(&mut self, compute: &Compute, rates: Rates, layout: impl FnOnce(Vec<f32>) -> Vec<f32>) {
-        let Some(sum) = self.slots.take() else { return };
-        elementwise::sgd(compute.isa, rates, &layout(sum), &mut self.momentum, &mut self.values);
+    fn commit(&mut self, compute: &Compute, rates: Rates) {
+        if self.slots.is_some() && self.started {
+            self.end_slot(compute);
+        }
+        let sum = self.slots.take();
+        if sum.is_some() || self.started {
+            let gradient = sum.as_ref().unwrap_or(&self.chain);
+            elementwise::sgd(compute, rates, gradient, &mut self.momentum, &mut self.values);
+        }
+        self.started = false;
     }
 }
 
 impl Learnt {
-    fn new(weights: usize, bias: Option<usize>, train: bool) -> Self {
-        Self { weight: Values::new(weights, train), bias: bias.map(|length| Values::new(length, train)), slot: None }
+    fn new(panels: Panels, groups: usize, bias: Option<usize>, train: bool) -> Self {
+        let weight = Values::new(groups * panels.len(), train);
+        Self { panels, groups, weight, bias: bias.map(|length| Values::new(length, train)), slot: None }
     }
 
     fn values_of(&mut self, bias: bool) -> &mut Values {
@@ -123,45 +145,52 @@ impl Learnt {
     /// Makes sure that the chains belong to `slot`.
     fn enter_slot(&mut self, compute: &Compute, slot: u32) {
         if self.slot.is_some_and(|current| current != slot) {
-            self.end_slot(compute);
+            self.weight.end_slot(compute);
+            if let Some(bias) = &mut self.bias {
+                bias.end_slot(compute);
+            }
         }
         self.slot = Some(slot);
     }
 
-    fn end_slot(&mut self, compute: &Compute) {
-        self.weight.end_slot(compute);
+    fn commit(&mut self, compute: &Compute, rates: Rates) {
+        self.weight.commit(compute, rates);
         if let Some(bias) = &mut self.bias {
-            bias.end_slot(compute);
+            bias.commit(compute, rates);
         }
         self.slot = None;
     }
 
-    fn commit(&mut self, compute: &Compute, rates: Rates, layout: impl FnOnce(Vec<f32>) -> Vec<f32>) {
-        if self.slot.is_some() {
-            self.end_slot(compute);
+    fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_ref().map(|bias| bias.values.as_slice())
+    }
+
+    /// Goes on with the bias gradient's chains.
+    fn add_to_bias(&mut self, compute: &Compute, dy: &[f32]) -> bool {
+        let Some(bias) = &mut self.bias else { return true };
+        if !std::mem::replace(&mut bias.started, true) {
+            bias.chain.fill(0.0);
         }
-        self.weight.commit(compute, rates, layout);
-        if let Some(bias) = &mut self.bias {
-            bias.commit(compute, rates, |chain| chain);
+        elementwise::add_rows(compute.isa, dy, &mut bias.chain);
+        elementwise::all_finite(compute.isa, &bias.chain)
+    }
+
+    fn load(&mut self, bias: bool, state: State, values: Vec<f32>) {
+        let values = if bias { values } else { self.panels.pack(self.groups, &values) };
+        let held = self.values_of(bias);
+        match state {
+            State::Weights => held.values = values,
+            State::Momentum => held.momentum = values,
         }
     }
 
-    /// Adds the bias, or +0.0. An error names what is no longer finite.
-    fn end_forward(&self, compute: &Compute, y: &mut [f32]) -> Result<(), &'static str> {
-        let finite = match &self.bias {
-            Some(bias) => elementwise::add_bias(compute.isa, y, &bias.values),
-            None => elementwise::end_chains(compute.isa, y),
+    fn read(&self, bias: bool, state: State) -> Vec<f32> {
+        let Some(held) = (if bias { self.bias.as_ref() } else { Some(&self.weight) }) else { return Vec::new() };
+        let values = match state {
+            State::Weights => &held.values,
+            State::Momentum => &held.momentum,
         };
-        finite.then_some(()).ok_or("outputs")
-    }
-
-    fn end_backward(&mut self, compute: &Compute, dy: &[f32]) -> Result<(), &'static str> {
-        if let Some(bias) = &mut self.bias {
-            elementwise::add_rows(compute.isa, dy, &mut bias.chain);
-        }
-        let chains = [Some(&self.weight), self.bias.as_ref()];
-        let finite = chains.into_iter().flatten().all(|values| elementwise::all_finite(compute.isa, &values.chain));
-        finite.then_some(()).ok_or("weight gradients")
+        if bias { values.clone() } else { self.panels.unpack(self.groups, values) }
     }
 }
 
@@ -190,13 +219,13 @@ impl TowerLayer {
                     width: input.width,
                 };
                 let bias = described.bias.then_some(output.channels);
-                let learnt = Learnt::new(geometry.fan_in() * output.channels, bias, train);
-                Work::Conv { geometry, wants_input_gradient: !is_first, packed: None, learnt }
+                Work::Conv { geometry, learnt: Learnt::new(geometry.panels(), groups, bias, train) }
             }
             LayerKind::Linear(described) => {
-                let geometry = linear::Geometry { inputs: input.len(), outputs: output.channels };
+                let (channels, pixels) = (input.channels, input.pixels());
+                let geometry = linear::Geometry { channels, pixels, outputs: output.channels };
                 let bias = described.bias.then_some(output.channels);
-                Work::Linear { geometry, learnt: Learnt::new(geometry.inputs * geometry.outputs, bias, train) }
+                Work::Linear { geometry, learnt: Learnt::new(geometry.panels(), 1, bias, train) }
             }
             LayerKind::Relu => Work::Relu,
             LayerKind::Lrn(described) => Work::Lrn(lrn::Geometry::new(described, output.channels)),
@@ -215,23 +244,12 @@ impl TowerLayer {
 
     pub(super) fn load(&mut self, bias: bool, state: State, values: Vec<f32>) {
         let (Work::Conv { learnt, .. } | Work::Linear { learnt, .. }) = &mut self.work else { return };
-        let held = learnt.values_of(bias);
-        match state {
-            State::Weights => held.values = values,
-            State::Momentum => held.momentum = values,
-        }
-        if let Work::Conv { packed, .. } = &mut self.work {
-            *packed = None;
-        }
+        learnt.load(bias, state, values);
     }
 
     pub(super) fn read(&self, bias: bool, state: State) -> Vec<f32> {
         let (Work::Conv { learnt, .. } | Work::Linear { learnt, .. }) = &self.work else { return Vec::new() };
-        let held = if bias { learnt.bias.as_ref() } else { Some(&learnt.weight) };
-        held.map_or_else(Vec::new, |held| match state {
-            State::Weights => held.values.clone(),
-            State::Momentum => held.momentum.clone(),
-        })
+        learnt.read(bias, state)
     }
 
     /// The layer's output and what its backward pass will need. An error says what is no longer finite.
@@ -248,20 +266,19 @@ impl TowerLayer {
         let pool = pool_geometry(self.input, self.output, samples);
         let trains = context.micro_batch.id.phase == Phase::Train;
         match &mut self.work {
-            Work::Conv { geometry, packed, learnt, wants_input_gradient } => {
-                let packed = packed.get_or_insert_with(|| {
-                    conv::PackedWeights::new(geometry, &learnt.weight.values, *wants_input_gradient)
-                });
-                let x = if geometry.pad == 0 { x } else { Arc::new(conv::pad_input(compute, geometry, &x, samples)) };
-                let mut y = conv::forward(compute, geometry, packed, &x, samples);
-                learnt.end_forward(compute, &mut y)?;
-                Ok((Arc::new(y), Kept::Input(x)))
+            Work::Conv { geometry, learnt } => {
+                let x = in_blocks(compute, &x, geometry.input(samples), geometry.input_blocks(samples));
+                let mut y = vec![0.0; geometry.output(samples).len()];
+                let weights = &learnt.weight.values;
+                let finite = conv::forward(compute, geometry, weights, learnt.bias(), &x, (&mut y, samples));
+                finite.then(|| (Arc::new(y), Kept::Input(Arc::new(x)))).ok_or("outputs")
             }
             Work::Linear { geometry, learnt } => {
-                let x = if self.input.pixels() == 1 { x } else { Arc::new(flatten(&x, self.input)) };
-                let mut y = linear::forward(compute, geometry, &learnt.weight.values, &x, samples);
-                learnt.end_forward(compute, &mut y)?;
-                Ok((Arc::new(y), Kept::Input(x)))
+                let x = in_blocks(compute, &x, geometry.input(samples), geometry.input_blocks(samples));
+                let mut y = vec![0.0; geometry.output(samples).len()];
+                let weights = &learnt.weight.values;
+                let finite = linear::forward(compute, geometry, weights, learnt.bias(), &x, (&mut y, samples));
+                finite.then(|| (Arc::new(y), Kept::Input(Arc::new(x)))).ok_or("outputs")
             }
             Work::Relu => {
                 let mut y = Arc::unwrap_or_clone(x);
@@ -302,28 +319,44 @@ impl TowerLayer {
         let (compute, samples) = (context.compute, context.samples());
         let slot = context.micro_batch.id.slot;
         let pool = pool_geometry(self.input, self.output, samples);
-        let mut dx = match (&mut self.work, kept) {
-            (Work::Conv { geometry, packed, learnt, .. }, Kept::Input(x)) => {
+        let dx = match (&mut self.work, kept) {
+            (Work::Conv { geometry, learnt }, Kept::Input(x)) => {
                 learnt.enter_slot(compute, slot);
-                conv::weight_gradient(compute, geometry, &x, &dy, samples, &mut learnt.weight.chain);
-                learnt.end_backward(compute, &dy)?;
-                let packed = packed.as_ref().filter(|_| wants_input);
-                packed.map(|packed| conv::input_gradient(compute, geometry, packed, &dy, samples))
+                let bias_is_finite = learnt.add_to_bias(compute, &dy);
+                let dy = in_blocks(compute, &dy, geometry.output(samples), geometry.gradient_blocks(samples));
+                let Values { values, chain, started, .. } = &mut learnt.weight;
+                let goes_on = std::mem::replace(started, true);
+                let finite = conv::weight_gradient(compute, geometry, (&x, &dy), samples, goes_on, chain);
+                (finite && bias_is_finite).then_some(()).ok_or("weight gradients")?;
+                if !wants_input {
+                    return Ok(None);
+                }
+                let mut dx = vec![0.0; geometry.input(samples).len()];
+                let turned = conv::turned(geometry, values);
+                let finite = conv::input_gradient(compute, geometry, &turned, &dy, (&mut dx, samples));
+                return finite.then_some(Some(dx)).ok_or("input gradients");
             }
             (Work::Linear { geometry, learnt }, Kept::Input(x)) => {
                 learnt.enter_slot(compute, slot);
-                linear::weight_gradient(compute, geometry, &x, &dy, samples, &mut learnt.weight.chain);
-                learnt.end_backward(compute, &dy)?;
-                let flat =
-                    wants_input.then(|| linear::input_gradient(compute, geometry, &learnt.weight.values, &dy, samples));
-                flat.map(|dx| if self.input.pixels() == 1 { dx } else { unflatten(&dx, self.input) })
+                let bias_is_finite = learnt.add_to_bias(compute, &dy);
+                let blocks = in_blocks(compute, &dy, geometry.output(samples), geometry.gradient_blocks(samples));
+                let Values { values, chain, started, .. } = &mut learnt.weight;
+                let goes_on = std::mem::replace(started, true);
+                let finite = linear::weight_gradient(compute, geometry, (&x, &blocks), samples, goes_on, chain);
+                (finite && bias_is_finite).then_some(()).ok_or("weight gradients")?;
+                if !wants_input {
+                    return Ok(None);
+                }
+                let mut dx = vec![0.0; geometry.input(samples).len()];
+                let finite = linear::input_gradient(compute, geometry, values, &dy, (&mut dx, samples));
+                return finite.then_some(Some(dx)).ok_or("input gradients");
             }
             (Work::Relu, Kept::Output(y)) => {
                 elementwise::relu_backward(compute.isa, &y, &mut dy);
                 return Ok(Some(dy));
             }
             (Work::Lrn(geometry), Kept::Norm { x, y, s }) => {
-                Some(lrn::backward(compute, geometry, lrn::Kept { x: &x, y: &y, s: &s }, &dy, samples))
+                lrn::backward(compute, geometry, lrn::Kept { x: &x, y: &y, s: &s }, &dy, samples)
             }
             (Work::MaxPool(sides), Kept::Places(places)) => {
                 return Ok(Some(pool::max_backward(compute, &pool(*sides), &dy, &places)));
@@ -337,24 +370,22 @@ impl TowerLayer {
             }
             (_, kept) => unreachable!("layer \"{}\" kept {kept:?} for its backward pass", self.name),
         };
-        let finite = dx.as_mut().is_none_or(|dx| match self.work {
-            Work::Lrn(_) => elementwise::all_finite(compute.isa, dx),
-            _ => elementwise::end_chains(compute.isa, dx),
-        });
-        finite.then_some(dx).ok_or("input gradients")
+        elementwise::all_finite(compute.isa, &dx).then_some(Some(dx)).ok_or("input gradients")
     }
 
     /// Applies the step's gradients.
     pub(super) fn commit(&mut self, compute: &Compute, rates: Rates) {
-        match &mut self.work {
-            Work::Conv { geometry, packed, learnt, .. } => {
-                learnt.commit(compute, rates, |chain| conv::natural_gradient(geometry, &chain));
-                *packed = None;
-            }
-            Work::Linear { learnt, .. } => learnt.commit(compute, rates, |chain| chain),
-            _ => {}
+        if let Work::Conv { learnt, .. } | Work::Linear { learnt, .. } = &mut self.work {
+            learnt.commit(compute, rates);
         }
     }
+}
+
+/// Maps as a product reads them.
+fn in_blocks(compute: &Compute, x: &[f32], maps: Maps, blocks: Blocks) -> Vec<f32> {
+    let mut out = vec![0.0; blocks.len()];
+    blocks.fill(compute, x, maps, &mut out);
+    out
 }
 
 fn pool_geometry(input: Shape, output: Shape, samples: usize) -> impl Fn(Pool) -> pool::Geometry {
@@ -372,25 +403,6 @@ fn pool_geometry(input: Shape, output: Shape, samples: usize) -> impl Fn(Pool) -
 /// Some channels of each pixel.
 fn pick(x: &[f32], picks: Picks, channels: usize) -> Vec<f32> {
     x.chunks_exact(picks.of).flat_map(|pixel| &pixel[picks.first..picks.first + channels]).copied().collect()
-}
-
-/// From (row, column, channel) to (channel, row, column), the order in which a linear layer counts its inputs.
-fn flatten(x: &[f32], shape: Shape) -> Vec<f32> {
-    let mut flat = vec![0.0; x.len()];
-    for (x, flat) in x.chunks_exact(shape.len()).zip(flat.chunks_exact_mut(shape.len())) {
-        for (channel, row) in flat.chunks_exact_mut(shape.pixels()).enumerate() {
-            for (pixel, slot) in row.iter_mut().enumerate() {
-                *slot = x[pixel * shape.channels + channel];
-            }
-        }
-    }
-    flat
-}
-
-/// The way back from [`flatten`].
-fn unflatten(flat: &[f32], shape: Shape) -> Vec<f32> {
-    let turned = Shape { channels: shape.pixels(), height: shape.channels, width: 1 };
-    flatten(flat, turned)
 }
 
 /// Which units of the tower's slice are kept, in memory order; masks count units as (channel, row, column) of the whole

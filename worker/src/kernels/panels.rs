@@ -1,0 +1,134 @@
+//! Weights as the convolution engine reads them: panels of a few units of columns, (panel, term, column of the panel), with
+//! zeros where the last panel has fewer columns. They lie alike on every instruction set, and stay so from step to step:
+//! momentum, gradients and updates know no other layout; only what leaves the worker is [natural](Panels::unpack) again.
+//!
+//! Not here: what a term and a column mean (`conv`, `linear`).
+
+use super::tile::{UNIT, UNITS_MAX};
+
+/// How a matrix of (term, column) lies in panels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Panels {
+    /// Terms of a chain.
+    pub terms: usize,
+    /// Columns that count.
+    pub columns: usize,
+    /// Units of columns in all panels.
+    pub units: usize,
+    /// Units of the first panel; the others have two.
+    first: usize,
+}
+
+/// One panel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Panel {
+    /// Its first unit.
+    pub first: usize,
+    /// Its units.
+    pub units: usize,
+}
+
+/// One column of a panel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Column<'a> {
+    packed: &'a [f32],
+    width: usize,
+}
+
+impl Column<'_> {
+    /// What it holds of a term.
+    pub(super) fn term(&self, term: usize) -> f32 {
+        self.packed[term * self.width]
+    }
+}
+
+impl Panels {
+    /// As few units as hold the columns. One panel has three where their number is odd: a tile of one is slow.
+    pub(super) fn tight(terms: usize, columns: usize) -> Self {
+        let units = columns.div_ceil(UNIT);
+        let first = match units {
+            0 | 1 => units,
+            odd if odd % 2 == 1 => UNITS_MAX,
+            _ => 2,
+        };
+        Self { terms, columns, units, first }
+    }
+
+    /// Panels of two units each.
+    pub(super) fn in_twos(terms: usize, columns: usize) -> Self {
+        Self { terms, columns, units: columns.div_ceil(2 * UNIT) * 2, first: 2 }
+    }
+
+    /// Floats in all.
+    pub(crate) fn len(&self) -> usize {
+        self.terms * self.units * UNIT
+    }
+
+    /// How many panels there are.
+    pub(super) fn count(&self) -> usize {
+        if self.units == 0 { 0 } else { 1 + (self.units - self.first) / 2 }
+    }
+
+    /// A panel by its index.
+    pub(super) fn panel(&self, index: usize) -> Panel {
+        match index {
+            0 => Panel { first: 0, units: self.first },
+            _ => Panel { first: self.first + (index - 1) * 2, units: 2 },
+        }
+    }
+
+    /// Where a panel's columns of a term lie.
+    pub(super) fn at(&self, panel: Panel, term: usize) -> usize {
+        (panel.first * self.terms + term * panel.units) * UNIT
+    }
+
+    /// From (group, column, term) into panels, a group after the other.
+    pub(crate) fn pack(&self, groups: usize, natural: &[f32]) -> Vec<f32> {
+        let mut packed = vec![0.0; groups * self.len()];
+        self.for_places(groups, |place, within| packed[place] = natural[within]);
+        packed
+    }
+
+    /// The way back from [`Panels::pack`].
+    pub(crate) fn unpack(&self, groups: usize, packed: &[f32]) -> Vec<f32> {
+        let mut natural = vec![0.0; groups * self.columns * self.terms];
+        self.for_places(groups, |place, within| natural[within] = packed[place]);
+        natural
+    }
+
+    /// Sets every column of a term of one group.
+    pub(super) fn set_row(&self, packed: &mut [f32], term: usize, value: impl Fn(usize) -> f32) {
+        for panel in (0..self.count()).map(|index| self.panel(index)) {
+            let first = panel.first * UNIT;
+            let row = &mut packed[self.at(panel, term)..][..panel.units * UNIT];
+            row.iter_mut().zip(first..self.columns).for_each(|(slot, column)| *slot = value(column));
+        }
+    }
+
+    /// The columns of one group, each to be read term by term.
+    pub(super) fn columns_of<'a>(&self, packed: &'a [f32]) -> impl Iterator<Item = Column<'a>> + use<'a> {
+        let (panels, terms) = (*self, self.terms);
+        (0..self.count()).map(move |index| panels.panel(index)).flat_map(move |panel| {
+            let width = panel.units * UNIT;
+            let count = width.min(panels.columns - (panel.first * UNIT).min(panels.columns));
+            let start = panel.first * terms * UNIT;
+            (0..count).map(move |column| Column { packed: &packed[start + column..], width })
+        })
+    }
+
+    /// Calls `each` with the places, in panels and in (group, column, term), of every element.
+    fn for_places(&self, groups: usize, mut each: impl FnMut(usize, usize)) {
+        for group in 0..groups {
+            for panel in (0..self.count()).map(|index| self.panel(index)) {
+                let first = panel.first * UNIT;
+                let width = (panel.units * UNIT).min(self.columns - first.min(self.columns));
+                for term in 0..self.terms {
+                    let place = group * self.len() + self.at(panel, term);
+                    for column in 0..width {
+                        each(place + column, (group * self.columns + first + column) * self.terms + term);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! Register tiles: a few rows by a few vectors of columns, each element one chain of fused multiply-adds that stays in a
+//! register. Two kinds: [`Chains`], whose rows lie evenly apart, for outputs and input gradients; and [`Outer`], whose rows
+//! lie anywhere and whose terms are pixels, for weight gradients.
+//!
+//! Written once over [`Vector`] and compiled for each instruction set. Not here: which tile comes when.
+
+use super::isa::Isa;
+use super::vector::Vector;
+
+/// Columns are counted in units of so many, whatever the instruction set: weights lie in memory alike on all of them.
+pub(super) const UNIT: usize = 16;
+/// A panel of columns is so many units wide at most.
+pub(super) const UNITS_MAX: usize = 3;
+/// Rows of the highest tile of any instruction set.
+pub(super) const ROWS_MAX: usize = 14;
+
+/// Goes on with the chains of a tile: `c[r][j] = chain over k of a[terms[k] + r * step] * b[k * b_step + j]`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chains<'a> {
+    /// Where the first row's terms are counted from.
+    pub a: *const f32,
+    /// Where each term lies.
+    pub terms: &'a [usize],
+    /// The first term's columns.
+    pub b: *const f32,
+    /// From one term's columns to the next one's.
+    pub b_step: usize,
+    /// The first row's columns.
+    pub c: *mut f32,
+    /// From one row's columns to the next one's.
+    pub c_step: usize,
+    /// Whether chains go on from what is in `c`, rather than start from +0.0.
+    pub goes_on: bool,
+    /// What is added at the chains' end, a float a column; null if they aren't at their end.
+    pub end: *const f32,
+    /// A unit of floats that stay zero as long as all that ends is finite.
+    pub poison: *mut f32,
+}
+
+/// Goes on with the chains of a tile: `c[r][j] = chain over pixels of a[rows[r] + pixel] * b[pixel][j]`, pixels ascending by
+/// (sample, line, column).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outer<'a> {
+    /// Where rows are counted from.
+    pub a: *const f32,
+    /// Where each row's first pixel lies.
+    pub rows: &'a [usize],
+    /// The first pixel's columns.
+    pub b: *const f32,
+    /// From one unit of a pixel's columns to the next; pixels lie [`UNIT`] apart.
+    pub b_plane: usize,
+    /// The pixels.
+    pub pixels: Pixels,
+    /// The first row's columns.
+    pub c: *mut f32,
+    /// From one row's columns to the next one's.
+    pub c_step: usize,
+    /// Whether chains go on from what is in `c`, rather than start from +0.0.
+    pub goes_on: bool,
+    /// A unit of floats that stay zero as long as all results are finite.
+    pub poison: *mut f32,
+}
+
+/// How many pixels there are, and how far apart they lie in either operand.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pixels {
+    pub samples: usize,
+    pub lines: usize,
+    pub columns: usize,
+    pub a_sample: usize,
+    pub b_sample: usize,
+    pub a_line: usize,
+    pub b_line: usize,
+    pub a_column: usize,
+}
+
+#[inline(always)]
+unsafe fn chains<V: Vector, const ROWS: usize, const VECTORS: usize, const STEP: usize>(t: &Chains) {
+    // SAFETY: the caller vouches for every address.
+    unsafe {
+        let mut sums = [[V::zero(); VECTORS]; ROWS];
+        if t.goes_on {
+            load(&mut sums, t.c, t.c_step);
+        }
+        let mut b = t.b;
+        for term in t.terms {
+            let a = t.a.add(*term);
+            let mut columns = [V::zero(); VECTORS];
+            for (v, columns) in columns.iter_mut().enumerate() {
+                *columns = V::load(b.add(v * V::LANES));
+            }
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let value = V::splat(*a.add(r * STEP));
+                for (sum, columns) in sums.iter_mut().zip(columns) {
+                    *sum = sum.add_product(value, columns);
+                }
+            }
+            b = b.wrapping_add(t.b_step);
+        }
+        if !t.end.is_null() {
+            let mut end = [V::zero(); VECTORS];
+            for (v, end) in end.iter_mut().enumerate() {
+                *end = V::load(t.end.add(v * V::LANES));
+            }
+            for sums in &mut sums {
+                for (sum, end) in sums.iter_mut().zip(end) {
+                    *sum = sum.plus(end);
+                }
+            }
+            poison(&sums, t.poison);
+        }
+        store(&sums, t.c, t.c_step);
+    }
+}
+
+#[inline(always)]
+unsafe fn outer<V: Vector, const ROWS: usize, const VECTORS: usize>(t: &Outer) {
+    // SAFETY: the caller vouches for every address.
+    unsafe {
+        let mut sums = [[V::zero(); VECTORS]; ROWS];
+        if t.goes_on {
+            load(&mut sums, t.c, t.c_step);
+        }
+        let mut rows = [t.a; ROWS];
+        for (r, row) in rows.iter_mut().enumerate() {
+            *row = t.a.add(*t.rows.get_unchecked(r));
+        }
+        let p = t.pixels;
+        for sample in 0..p.samples {
+            for line in 0..p.lines {
+                let mut at = sample * p.a_sample + line * p.a_line;
+                let mut b = t.b.add(sample * p.b_sample + line * p.b_line);
+                for _ in 0..p.columns {
+                    let mut columns = [V::zero(); VECTORS];
+                    for (v, columns) in columns.iter_mut().enumerate() {
+                        *columns = V::load(b.add(v * V::LANES / UNIT * t.b_plane + v * V::LANES % UNIT));
+                    }
+                    for (sums, row) in sums.iter_mut().zip(rows) {
+                        let value = V::splat(*row.add(at));
+                        for (sum, columns) in sums.iter_mut().zip(columns) {
+                            *sum = sum.add_product(value, columns);
+                        }
+                    }
+                    at += p.a_column;
+                    b = b.wrapping_add(UNIT);
+                }
+            }
+        }
+        poison(&sums, t.poison);
+        store(&sums, t.c, t.c_step);
+    }
+}
+
+#[inline(always)]
+unsafe fn load<V: Vector, const ROWS: usize, const VECTORS: usize>(
+    sums: &mut [[V; VECTORS]; ROWS],
+    c: *const f32,
+    c_step: usize,
+) {
+    for (r, sums) in sums.iter_mut().enumerate() {
+        for (v, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller vouches for every address.
+            *sum = unsafe { V::load(c.add(r * c_step + v * V::LANES)) };
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn store<V: Vector, const ROWS: usize, const VECTORS: usize>(
+    sums: &[[V; VECTORS]; ROWS],
+    c: *mut f32,
+    c_step: usize,
+) {
+    for (r, sums) in sums.iter().enumerate() {
+        for (v, sum) in sums.iter().enumerate() {
+            // SAFETY: the caller vouches for every address.
+            unsafe { sum.store(c.add(r * c_step + v * V::LANES)) };
+        }
+    }
+}
+
+/// Zero times what is finite is zero; times anything else it is not a number, and stays that.
+#[inline(always)]
+unsafe fn poison<V: Vector, const ROWS: usize, const VECTORS: usize>(sums: &[[V; VECTORS]; ROWS], into: *mut f32) {
+    // SAFETY: the caller vouches for the address.
+    unsafe {
+        let mut poisoned = V::load(into);
+        for sum in sums.iter().flatten() {
+            poisoned = poisoned.add_product(*sum, V::zero());
+        }
+        poisoned.store(into);
+    }
+}
+
+/// Whether nothing has poisoned it.
+pub(super) fn is_finite(poison: &[f32; UNIT]) -> bool {
+    poison.iter().all(|lane| !lane.is_nan())
+}
+
+/// Rows of the highest [`Chains`] tile of a panel of `units`.
+pub(super) fn rows_of_chains(isa: Isa, units: usize) -> usize {
+    match isa {
+        Isa::Scalar => 4,
+        // 6 x 16 floats are 12 of 16 registers.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => 6,
+        // 28 or 27 of 32 registers.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => [14, 14, 9][units - 1],
+    }
+}
+
+/// Rows of the highest [`Outer`] tile of a panel of `units`.
+pub(super) fn rows_of_outer(isa: Isa, units: usize) -> usize {
+    match isa {
+        Isa::Scalar => 4,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => 6,
+        // More rows than 12, and their addresses no longer fit into the general registers.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => [12, 12, 8][units - 1],
+    }
+}
+
+/// Steps from row to row that [`Chains`] is compiled for.
+pub(super) const STEPS: [usize; 3] = [4, 16, 32];
+
+/// Runs a tile of `rows` rows, `step` apart, and `units` of columns.
+///
+/// # Panics
+/// When there is no tile of this size.
+///
+/// # Safety
+/// For every term k and row r < `rows`, `a[terms[k] + r * step]`, `units * UNIT` floats from `b[k * b_step]` and from
+/// `c[r * c_step]`, and those from `end` if it isn't null are valid, `c` and `poison` for writing too.
+pub(super) unsafe fn run_chains(isa: Isa, tile: &Chains, rows: usize, units: usize, step: usize) {
+    let step = STEPS.iter().position(|known| *known == step).expect("one of the steps that there are");
+    // SAFETY: the caller vouches for the addresses; detection for the instruction set. Columns a unit at a time stay within
+    // those of all units.
+    unsafe {
+        match isa {
+            Isa::Scalar => each_unit(tile, units, scalar::CHAINS[step][rows - 1]),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => each_unit(tile, units, avx2::CHAINS[step][rows - 1]),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::chains(step, units)[rows - 1](tile),
+        }
+    }
+}
+
+/// Runs a tile of all `tile.rows` and `units` of columns.
+///
+/// # Panics
+/// When there is no tile of this size.
+///
+/// # Safety
+/// For every pixel and row, `a[rows[r] + pixel]`, the `units` of columns of `b` and `units * UNIT` floats from `c[r * c_step]`
+/// are valid, `c` and `poison` for writing too.
+pub(super) unsafe fn run_outer(isa: Isa, tile: &Outer, units: usize) {
+    let rows = tile.rows.len();
+    let each_unit = |run: OuterTile| {
+        for unit in 0..units {
+            let (b, c) = (tile.b.wrapping_add(unit * tile.b_plane), tile.c.wrapping_add(unit * UNIT));
+            // SAFETY: as below.
+            unsafe { run(&Outer { b, c, ..*tile }) }
+        }
+    };
+    // SAFETY: the caller vouches for the addresses; detection for the instruction set.
+    unsafe {
+        match isa {
+            Isa::Scalar => each_unit(scalar::OUTER[rows - 1]),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => each_unit(avx2::OUTER[rows - 1]),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::outer(units)[rows - 1](tile),
+        }
+    }
+}
+
+/// # Safety
+/// As [`run_chains`].
+unsafe fn each_unit(tile: &Chains, units: usize, run: ChainsTile) {
+    for unit in 0..units {
+        let first = unit * UNIT;
+        let end = if tile.end.is_null() { tile.end } else { tile.end.wrapping_add(first) };
+        let (b, c) = (tile.b.wrapping_add(first), tile.c.wrapping_add(first));
+        // SAFETY: the caller vouches for all units.
+        unsafe { run(&Chains { b, c, end, ..*tile }) }
+    }
+}
+
+type ChainsTile = unsafe fn(&Chains);
+type OuterTile = unsafe fn(&Outer);
+
+/// Both kinds of tiles for one instruction set, one a height, so that a ragged edge costs no more than its rows.
+macro_rules! tiles {
+    ($vector:ty, $($feature:literal)?) => {
+        /// # Safety
+        /// As `run_chains` and `run_outer` say; the machine has the instruction set.
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn chains_of<const ROWS: usize, const VECTORS: usize, const STEP: usize>(tile: &Chains) {
+            // SAFETY: handed on.
+            unsafe { super::chains::<$vector, ROWS, VECTORS, STEP>(tile) }
+        }
+
+        /// # Safety
+        /// As above.
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn outer_of<const ROWS: usize, const VECTORS: usize>(tile: &Outer) {
+            // SAFETY: handed on.
+            unsafe { super::outer::<$vector, ROWS, VECTORS>(tile) }
+        }
+    };
+}
+
+/// An array of one tile a height.
+macro_rules! heights {
+    ($tile:ident::<$vectors:literal>; $($rows:literal)*) => { [$($tile::<$rows, $vectors>),*] };
+    ($tile:ident::<$vectors:literal, $step:literal>; $($rows:literal)*) => { [$($tile::<$rows, $vectors, $step>),*] };
+}
+
+mod scalar {
+    use super::{Chains, ChainsTile, Outer, OuterTile};
+
+    tiles!(f32,);
+    pub(super) const CHAINS: [[ChainsTile; 4]; 3] = [
+        heights!(chains_of::<16, 4>; 1 2 3 4),
+        heights!(chains_of::<16, 16>; 1 2 3 4),
+        heights!(chains_of::<16, 32>; 1 2 3 4),
+    ];
+    pub(super) const OUTER: [OuterTile; 4] = heights!(outer_of::<16>; 1 2 3 4);
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::__m256;
+
+    use super::{Chains, ChainsTile, Outer, OuterTile};
+
+    tiles!(__m256, "avx2,fma");
+    pub(super) const CHAINS: [[ChainsTile; 6]; 3] = [
+        heights!(chains_of::<2, 4>; 1 2 3 4 5 6),
+        heights!(chains_of::<2, 16>; 1 2 3 4 5 6),
+        heights!(chains_of::<2, 32>; 1 2 3 4 5 6),
+    ];
+    pub(super) const OUTER: [OuterTile; 6] = heights!(outer_of::<2>; 1 2 3 4 5 6);
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::__m512;
+
+    use super::{Chains, ChainsTile, Outer, OuterTile};
+
+    tiles!(__m512, "avx512f");
+
+    const ONE: [[ChainsTile; 14]; 3] = [
+        heights!(chains_of::<1, 4>; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        heights!(chains_of::<1, 16>; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        heights!(chains_of::<1, 32>; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+    ];
+    const TWO: [[ChainsTile; 14]; 3] = [
+        heights!(chains_of::<2, 4>; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        heights!(chains_of::<2, 16>; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        heights!(chains_of::<2, 32>; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+    ];
+    const THREE: [[ChainsTile; 9]; 3] = [
+        heights!(chains_of::<3, 4>; 1 2 3 4 5 6 7 8 9),
+        heights!(chains_of::<3, 16>; 1 2 3 4 5 6 7 8 9),
+        heights!(chains_of::<3, 32>; 1 2 3 4 5 6 7 8 9),
+    ];
+
+    /// Tiles by height.
+    pub(super) fn chains(step: usize, units: usize) -> &'static [ChainsTile] {
+        match units {
+            1 => &ONE[step],
+            2 => &TWO[step],
+            _ => &THREE[step],
+        }
+    }
+
+    const OUTER_ONE: [OuterTile; 12] = heights!(outer_of::<1>; 1 2 3 4 5 6 7 8 9 10 11 12);
+    const OUTER_TWO: [OuterTile; 12] = heights!(outer_of::<2>; 1 2 3 4 5 6 7 8 9 10 11 12);
+    const OUTER_THREE: [OuterTile; 8] = heights!(outer_of::<3>; 1 2 3 4 5 6 7 8);
+
+    /// Tiles by height.
+    pub(super) fn outer(units: usize) -> &'static [OuterTile] {
+        match units {
+            1 => &OUTER_ONE,
+            2 => &OUTER_TWO,
+            _ => &OUTER_THREE,
+        }
+    }
+}
