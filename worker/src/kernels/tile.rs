@@ -4,6 +4,9 @@
 //!
 //! Written once over [`Vector`] and compiled for each instruction set. Not here: which tile comes when.
 
+// Indices with constant bounds are unrolled, and arrays stay in registers; an iterator's may not.
+#![allow(clippy::needless_range_loop)]
+
 use super::isa::Isa;
 use super::vector::Vector;
 
@@ -86,25 +89,22 @@ unsafe fn chains<V: Vector, const ROWS: usize, const VECTORS: usize, const STEP:
         for term in t.terms {
             let a = t.a.add(*term);
             let mut columns = [V::zero(); VECTORS];
-            for (v, columns) in columns.iter_mut().enumerate() {
-                *columns = V::load(b.add(v * V::LANES));
+            for v in 0..VECTORS {
+                columns[v] = V::load(b.add(v * V::LANES));
             }
-            for (r, sums) in sums.iter_mut().enumerate() {
+            for r in 0..ROWS {
                 let value = V::splat(*a.add(r * STEP));
-                for (sum, columns) in sums.iter_mut().zip(columns) {
-                    *sum = sum.add_product(value, columns);
+                for v in 0..VECTORS {
+                    sums[r][v] = sums[r][v].add_product(value, columns[v]);
                 }
             }
             b = b.wrapping_add(t.b_step);
         }
         if !t.end.is_null() {
-            let mut end = [V::zero(); VECTORS];
-            for (v, end) in end.iter_mut().enumerate() {
-                *end = V::load(t.end.add(v * V::LANES));
-            }
-            for sums in &mut sums {
-                for (sum, end) in sums.iter_mut().zip(end) {
-                    *sum = sum.plus(end);
+            for v in 0..VECTORS {
+                let end = V::load(t.end.add(v * V::LANES));
+                for r in 0..ROWS {
+                    sums[r][v] = sums[r][v].plus(end);
                 }
             }
             poison(&sums, t.poison);
@@ -122,8 +122,8 @@ unsafe fn outer<V: Vector, const ROWS: usize, const VECTORS: usize>(t: &Outer) {
             load(&mut sums, t.c, t.c_step);
         }
         let mut rows = [t.a; ROWS];
-        for (r, row) in rows.iter_mut().enumerate() {
-            *row = t.a.add(*t.rows.get_unchecked(r));
+        for r in 0..ROWS {
+            rows[r] = t.a.add(*t.rows.get_unchecked(r));
         }
         let p = t.pixels;
         for sample in 0..p.samples {
@@ -132,13 +132,13 @@ unsafe fn outer<V: Vector, const ROWS: usize, const VECTORS: usize>(t: &Outer) {
                 let mut b = t.b.add(sample * p.b_sample + line * p.b_line);
                 for _ in 0..p.columns {
                     let mut columns = [V::zero(); VECTORS];
-                    for (v, columns) in columns.iter_mut().enumerate() {
-                        *columns = V::load(b.add(v * V::LANES / UNIT * t.b_plane + v * V::LANES % UNIT));
+                    for v in 0..VECTORS {
+                        columns[v] = V::load(b.add(v * V::LANES / UNIT * t.b_plane + v * V::LANES % UNIT));
                     }
-                    for (sums, row) in sums.iter_mut().zip(rows) {
-                        let value = V::splat(*row.add(at));
-                        for (sum, columns) in sums.iter_mut().zip(columns) {
-                            *sum = sum.add_product(value, columns);
+                    for r in 0..ROWS {
+                        let value = V::splat(*rows[r].add(at));
+                        for v in 0..VECTORS {
+                            sums[r][v] = sums[r][v].add_product(value, columns[v]);
                         }
                     }
                     at += p.a_column;
@@ -157,10 +157,10 @@ unsafe fn load<V: Vector, const ROWS: usize, const VECTORS: usize>(
     c: *const f32,
     c_step: usize,
 ) {
-    for (r, sums) in sums.iter_mut().enumerate() {
-        for (v, sum) in sums.iter_mut().enumerate() {
+    for r in 0..ROWS {
+        for v in 0..VECTORS {
             // SAFETY: the caller vouches for every address.
-            *sum = unsafe { V::load(c.add(r * c_step + v * V::LANES)) };
+            sums[r][v] = unsafe { V::load(c.add(r * c_step + v * V::LANES)) };
         }
     }
 }
@@ -171,10 +171,10 @@ unsafe fn store<V: Vector, const ROWS: usize, const VECTORS: usize>(
     c: *mut f32,
     c_step: usize,
 ) {
-    for (r, sums) in sums.iter().enumerate() {
-        for (v, sum) in sums.iter().enumerate() {
+    for r in 0..ROWS {
+        for v in 0..VECTORS {
             // SAFETY: the caller vouches for every address.
-            unsafe { sum.store(c.add(r * c_step + v * V::LANES)) };
+            unsafe { sums[r][v].store(c.add(r * c_step + v * V::LANES)) };
         }
     }
 }
@@ -185,8 +185,10 @@ unsafe fn poison<V: Vector, const ROWS: usize, const VECTORS: usize>(sums: &[[V;
     // SAFETY: the caller vouches for the address.
     unsafe {
         let mut poisoned = V::load(into);
-        for sum in sums.iter().flatten() {
-            poisoned = poisoned.add_product(*sum, V::zero());
+        for r in 0..ROWS {
+            for v in 0..VECTORS {
+                poisoned = poisoned.add_product(sums[r][v], V::zero());
+            }
         }
         poisoned.store(into);
     }
