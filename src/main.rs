@@ -1,6 +1,7 @@
 //! The program: reads the command line, calls the crates, prints. One file a command; no logic.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod console;
 mod environment;
 mod eval;
@@ -56,6 +57,8 @@ enum Command {
     Plan(plan::Arguments),
     /// Show where the time of a run went
     Trace(trace::Arguments),
+    /// Measure what this machine does
+    Bench(bench::Arguments),
 }
 
 /// How a command ended without an error.
@@ -108,6 +111,7 @@ fn carry_out(command: Command, log: &Log) -> Result<Outcome, Box<dyn Error>> {
         Command::Health(arguments) => health::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Trace(arguments) => trace::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Feature maps are (sample, row, column, channel), the tower's own channels alone unless a name says `whole`.
 //! Not here: when to compute what, and where tensors come from (`engine`).
 
+pub mod bench;
 mod layer;
 
 use std::sync::Arc;

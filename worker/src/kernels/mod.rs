@@ -20,6 +20,7 @@ pub(crate) mod isa;
 pub(crate) mod linear;
 pub(crate) mod lrn;
 pub(crate) mod panels;
+pub(crate) mod peak;
 pub(crate) mod pool;
 mod products;
 #[cfg(test)]

@@ -47,12 +47,12 @@ pub(super) enum Kept {
 pub(super) struct TowerLayer {
     name: String,
     /// One sample of the input that this tower reads: all channels behind an exchange, its own elsewhere.
-    input: Shape,
+    pub(super) input: Shape,
     /// One sample of the tower's own output.
-    output: Shape,
+    pub(super) output: Shape,
     /// Of a grouped first layer, the image channels that its groups see.
     picks: Option<Picks>,
-    work: Work,
+    pub(super) work: Work,
 }
 
 /// Some neighbouring channels of a whole input.
@@ -62,8 +62,9 @@ struct Picks {
     of: usize,
 }
 
+/// What a layer computes.
 #[derive(Debug)]
-enum Work {
+pub(super) enum Work {
     Conv { geometry: conv::Geometry, learnt: Learnt },
     Linear { geometry: linear::Geometry, learnt: Learnt },
     Relu,
@@ -75,7 +76,7 @@ enum Work {
 
 /// Weights and bias with their momentum and gradients.
 #[derive(Debug)]
-struct Learnt {
+pub(super) struct Learnt {
     /// How weights, their momentum and their gradients lie, a group after the other.
     panels: Panels,
     groups: usize,
@@ -382,7 +383,7 @@ impl TowerLayer {
 }
 
 /// Maps as a product reads them.
-fn in_blocks(compute: &Compute, x: &[f32], maps: Maps, blocks: Blocks) -> Vec<f32> {
+pub(super) fn in_blocks(compute: &Compute, x: &[f32], maps: Maps, blocks: Blocks) -> Vec<f32> {
     let mut out = vec![0.0; blocks.len()];
     blocks.fill(compute, x, maps, &mut out);
     out
