@@ -14,7 +14,8 @@ for_each_isa! {
 
 /// Ends chains without a bias: adds +0.0, so that a negative zero vanishes.
 pub(crate) fn end_chains(compute: &Compute, x: &mut [f32]) {
-    compute.for_chunks(x, |_, x| end(compute.isa, x));
+    let rows = x.len();
+    compute.for_rows(x, rows, |_, x| end(compute.isa, x));
 }
 
 for_each_isa! {
@@ -59,7 +60,8 @@ for_each_isa! {
 
 /// Adds `other` to `sum`, element by element.
 pub(crate) fn add(compute: &Compute, sum: &mut [f32], other: &[f32]) {
-    compute.for_chunks(sum, |range, sum| add_to(compute.isa, sum, &other[range]));
+    let rows = sum.len();
+    compute.for_rows(sum, rows, |range, sum| add_to(compute.isa, sum, &other[range]));
 }
 
 for_each_isa! {
@@ -77,7 +79,8 @@ for_each_isa! {
 /// One step of SGD. Ends the gradient's chains, if nobody has.
 pub(crate) fn sgd(compute: &Compute, rates: Rates, gradient: &[f32], momentum: &mut [f32], weights: &mut [f32]) {
     let mut parts: Vec<_> = momentum.chunks_mut(PART).zip(weights.chunks_mut(PART)).zip(gradient.chunks(PART)).collect();
-    compute.for_chunks(&mut parts, |_, parts| {
+    let rows = parts.len();
+    compute.for_rows(&mut parts, rows, |_, parts| {
         for ((momentum, weights), gradient) in parts {
             descend(compute.isa, rates, gradient, momentum, weights);
         }

@@ -42,7 +42,7 @@ impl Geometry {
         Maps { channels: self.outputs, ..self.input(samples) }
     }
 
-    /// How [`forward`] and [`weight_gradient`] read the input.
+    /// How [`forward`] and [`weight_gradient`] read the input; [`to_blocks`] makes it so.
     pub(crate) fn input_blocks(&self, samples: usize) -> Blocks {
         Blocks::to_be_multiplied(self.input(samples), 1, 0, 0, 1)
     }
@@ -58,8 +58,23 @@ impl Geometry {
     }
 
     fn taps(&self, blocks: &Blocks) -> Vec<usize> {
-        (0..self.inputs()).map(|unit| blocks.at(self.place(unit), 0, 0)).collect()
+        (0..self.inputs()).map(|unit| blocks.at(unit, 0, 0)).collect()
     }
+}
+
+/// An input, (sample, pixel, channel), in blocks of neighbouring units: neighbours in a chain are neighbours in the cache.
+pub(crate) fn to_blocks(compute: &Compute, g: &Geometry, x: &[f32], samples: usize) -> Vec<f32> {
+    let (blocks, inputs) = (g.input_blocks(samples), g.inputs());
+    assert_eq!(x.len(), inputs * samples, "an input of another size");
+    let mut out = vec![0.0; blocks.len()];
+    compute.for_samples(&mut out, blocks.blocks, |block, plane| {
+        let first = block * blocks.lanes;
+        let places: Vec<usize> = (first..inputs.min(first + blocks.lanes)).map(|unit| g.place(unit)).collect();
+        for (lanes, x) in plane.chunks_exact_mut(blocks.lanes).zip(x.chunks_exact(inputs)) {
+            lanes.iter_mut().zip(&places).for_each(|(lane, place)| *lane = x[*place]);
+        }
+    });
+    out
 }
 
 /// The outputs, (sample, unit), of an input in blocks. Whether all are finite.
@@ -116,12 +131,21 @@ pub(crate) fn input_gradient(
     let product =
         Correlation { source: weights, terms: &terms, panels: turned, weights: &dy, end: &end, grid, order: Order::Source };
     let finite = product.run(compute, &mut by_unit);
-    compute.for_samples(dx, samples, |sample, dx| {
-        for unit in 0..g.inputs() {
-            dx[g.place(unit)] = by_unit[unit * samples + sample];
+    turn(compute, g, &by_unit, dx, samples);
+    finite
+}
+
+/// From (unit, sample) to (sample, pixel, channel), a few units at a time: their lines stay in the cache.
+fn turn(compute: &Compute, g: &Geometry, by_unit: &[f32], dx: &mut [f32], samples: usize) {
+    let inputs = g.inputs();
+    compute.for_rows(dx, samples, |run, dx| {
+        for first in (0..inputs).step_by(UNIT) {
+            let units = first..inputs.min(first + UNIT);
+            for (sample, dx) in run.clone().zip(dx.chunks_exact_mut(inputs)) {
+                units.clone().for_each(|unit| dx[g.place(unit)] = by_unit[unit * samples + sample]);
+            }
         }
     });
-    finite
 }
 
 /// Goes on with the weight gradient's chains in `dw`, which lies as the weights do, or starts them; input and dy in blocks.

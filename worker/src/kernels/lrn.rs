@@ -1,7 +1,5 @@
 //! Local response normalisation over the channels of one tower, forward and backward, as docs/NUMERICS.md writes it.
 
-use std::ops::Range;
-
 use super::Compute;
 use super::isa::for_each_isa;
 
@@ -29,31 +27,32 @@ impl Geometry {
         Self { channels, size: lrn.size, alpha, beta: lrn.beta, k, slope }
     }
 
-    /// Channels that the sum of channel `c` runs over.
-    fn window(&self, c: usize) -> Range<usize> {
-        c.saturating_sub(self.size / 2)..self.channels.min(c + (self.size - 1) / 2 + 1)
+    /// Channels of a window before its own one.
+    fn before(&self) -> usize {
+        self.size / 2
     }
 
-    /// Channels whose windows hold channel `c`.
-    fn holders(&self, c: usize) -> Range<usize> {
-        c.saturating_sub((self.size - 1) / 2)..self.channels.min(c + self.size / 2 + 1)
+    /// Channels of a window behind its own one.
+    fn behind(&self) -> usize {
+        (self.size - 1) / 2
+    }
+
+    /// A pixel's channels with zeros on either side, for windows that reach beyond them: a zero changes no sum that starts
+    /// from +0.0.
+    fn scratch(&self) -> Vec<f32> {
+        vec![0.0; self.channels + self.size - 1]
     }
 }
 
 /// The outputs, and the sums `s` that the backward pass divides by.
 pub(crate) fn forward(compute: &Compute, g: &Geometry, x: &[f32], samples: usize) -> (Vec<f32>, Vec<f32>) {
-    let mut s = vec![0.0; x.len()];
+    let (mut y, mut s) = (vec![0.0; x.len()], vec![0.0; x.len()]);
     let length = x.len() / samples;
-    compute.for_samples(&mut s, samples, |sample, s| {
-        let x = &x[sample * length..][..length];
-        for (x, s) in x.chunks_exact(g.channels).zip(s.chunks_exact_mut(g.channels)) {
-            sums(compute.isa, *g, x, s);
+    let mut parts: Vec<_> = y.chunks_mut(length).zip(s.chunks_mut(length)).zip(x.chunks(length)).collect();
+    compute.for_samples(&mut parts, samples, |_, parts| {
+        for ((y, s), x) in parts {
+            normalise(compute.isa, *g, x, s, y);
         }
-    });
-    let mut y = vec![0.0; x.len()];
-    compute.for_samples(&mut y, samples, |sample, y| {
-        let place = sample * length..(sample + 1) * length;
-        divide(compute.isa, g.beta, &x[place.clone()], &s[place], y);
     });
     (y, s)
 }
@@ -76,59 +75,62 @@ pub(crate) fn backward(compute: &Compute, g: &Geometry, kept: Kept, dy: &[f32], 
     compute.for_samples(&mut dx, samples, |sample, dx| {
         let place = sample * length..(sample + 1) * length;
         let (x, y, s, dy) = (&kept.x[place.clone()], &kept.y[place.clone()], &kept.s[place.clone()], &dy[place]);
-        let mut ratio = vec![0.0; length];
-        ratios(compute.isa, y, s, dy, &mut ratio);
-        divide(compute.isa, g.beta, dy, s, dx);
-        for ((x, ratio), dx) in
-            x.chunks_exact(g.channels).zip(ratio.chunks_exact(g.channels)).zip(dx.chunks_exact_mut(g.channels))
-        {
-            add_neighbours(compute.isa, *g, x, ratio, dx);
-        }
+        differentiate(compute.isa, *g, Kept { x, y, s }, dy, dx);
     });
     dx
 }
 
 for_each_isa! {
-    /// `s = fma(alpha, sum of squares, k)` of one pixel's channels.
-    pub(crate) fn sums(g: Geometry, x: &[f32], s: &mut [f32]) {
-        for (c, s) in s.iter_mut().enumerate() {
-            let sum = x[g.window(c)].iter().fold(0.0, |sum: f32, x| x.mul_add(*x, sum));
-            *s = g.alpha.mul_add(sum, g.k);
-        }
-    }
-}
-
-for_each_isa! {
-    /// `out = x / s^beta`.
-    pub(crate) fn divide(beta: f64, x: &[f32], s: &[f32], out: &mut [f32]) {
-        if beta == 0.75 {
-            for ((x, s), out) in x.iter().zip(s).zip(out.iter_mut()) {
-                let root = s.sqrt();
-                *out = x / (root * root.sqrt());
+    /// One sample: `s = fma(alpha, sum of squares, k)` and `y = x / s^beta`.
+    fn normalise(g: Geometry, x: &[f32], s: &mut [f32], y: &mut [f32]) {
+        let mut padded = g.scratch();
+        let pixels = x.chunks_exact(g.channels).zip(s.chunks_exact_mut(g.channels)).zip(y.chunks_exact_mut(g.channels));
+        for ((x, s), y) in pixels {
+            padded[g.before()..][..g.channels].copy_from_slice(x);
+            s.fill(0.0);
+            for shift in 0..g.size {
+                s.iter_mut().zip(&padded[shift..]).for_each(|(s, x)| *s = x.mul_add(*x, *s));
             }
-        } else {
-            for ((x, s), out) in x.iter().zip(s).zip(out.iter_mut()) {
-                *out = x / libm::pow(f64::from(*s), beta) as f32;
+            s.iter_mut().for_each(|s| *s = g.alpha.mul_add(*s, g.k));
+            divide(g.beta, x, s, y);
+        }
+    }
+}
+
+for_each_isa! {
+    /// One sample: `dx = fma(slope * x, sum of t, dy / s^beta)`, where `t = (dy * y) / s`.
+    fn differentiate(g: Geometry, kept: Kept, dy: &[f32], dx: &mut [f32]) {
+        let (mut padded, mut sums) = (g.scratch(), vec![0.0; g.channels]);
+        for (index, dx) in dx.chunks_exact_mut(g.channels).enumerate() {
+            let place = index * g.channels..(index + 1) * g.channels;
+            let (x, y, s, dy) = (&kept.x[place.clone()], &kept.y[place.clone()], &kept.s[place.clone()], &dy[place]);
+            // The windows that hold a channel reach as far the other way.
+            for (((t, y), s), dy) in padded[g.behind()..].iter_mut().zip(y).zip(s).zip(dy) {
+                *t = (dy * y) / s;
+            }
+            sums.fill(0.0);
+            for shift in 0..g.size {
+                sums.iter_mut().zip(&padded[shift..]).for_each(|(sum, t)| *sum += t);
+            }
+            divide(g.beta, dy, s, dx);
+            for ((dx, x), sum) in dx.iter_mut().zip(x).zip(&sums) {
+                *dx = (g.slope * x).mul_add(*sum, *dx);
             }
         }
     }
 }
 
-for_each_isa! {
-    /// `t = (dy * y) / s`.
-    pub(crate) fn ratios(y: &[f32], s: &[f32], dy: &[f32], out: &mut [f32]) {
-        for (((y, s), dy), out) in y.iter().zip(s).zip(dy).zip(out.iter_mut()) {
-            *out = (dy * y) / s;
+/// `out = x / s^beta`.
+#[inline(always)]
+fn divide(beta: f64, x: &[f32], s: &[f32], out: &mut [f32]) {
+    if beta == 0.75 {
+        for ((x, s), out) in x.iter().zip(s).zip(out.iter_mut()) {
+            let root = s.sqrt();
+            *out = x / (root * root.sqrt());
         }
-    }
-}
-
-for_each_isa! {
-    /// `dx = fma(slope * x, sum of t, dx)` of one pixel's channels, where `dx` holds `dy / s^beta`.
-    pub(crate) fn add_neighbours(g: Geometry, x: &[f32], ratio: &[f32], dx: &mut [f32]) {
-        for (c, dx) in dx.iter_mut().enumerate() {
-            let sum = ratio[g.holders(c)].iter().fold(0.0, |sum: f32, t| sum + t);
-            *dx = (g.slope * x[c]).mul_add(sum, *dx);
+    } else {
+        for ((x, s), out) in x.iter().zip(s).zip(out.iter_mut()) {
+            *out = x / libm::pow(f64::from(*s), beta) as f32;
         }
     }
 }

@@ -105,23 +105,21 @@ impl Compute {
         });
     }
 
-    /// One chunk of `output` a thread, and where it lies.
-    pub(crate) fn for_chunks<T: Send>(&self, output: &mut [T], work: impl Fn(Range<usize>, &mut [T]) + Sync) {
-        let length = self.chunk(output.len());
-        if output.len() <= length {
+    /// Cuts `output`, `rows` rows of equal length, into one run of whole rows a thread, and hands each to `work` with the
+    /// rows that it holds.
+    pub(crate) fn for_rows<T: Send>(&self, output: &mut [T], rows: usize, work: impl Fn(Range<usize>, &mut [T]) + Sync) {
+        let Some(length) = output.len().checked_div(rows).filter(|length| *length > 0) else { return };
+        let run = rows.div_ceil(self.threads);
+        if run >= rows {
             self.mark_busy();
-            return work(0..output.len(), output);
+            return work(0..rows, output);
         }
         self.pool.install(|| {
-            output.par_chunks_mut(length).enumerate().for_each(|(index, part)| {
+            output.par_chunks_mut(run * length).enumerate().for_each(|(index, part)| {
                 self.mark_busy();
-                work(index * length..index * length + part.len(), part);
+                work(index * run..index * run + part.len() / length, part);
             });
         });
-    }
-
-    fn chunk(&self, length: usize) -> usize {
-        length.div_ceil(self.threads).max(1)
     }
 
     fn mark_busy(&self) {

@@ -16,6 +16,8 @@ use super::tile::{self, Chains, Outer, Pixels, ROWS_MAX, UNIT, UNITS_MAX};
 const BLOCK_TERMS: usize = 1024;
 /// Panels of up to so many floats are taken whole.
 const WHOLE_MAX: usize = 160 * 1024;
+/// Terms that are taken at once where a tile of the source stays: the weights of all columns of as many stay in the cache.
+const SOURCE_TERMS: usize = 512;
 /// Floats of the gradient's operand that are gone through for one tile after another: they stay in a first-level cache.
 const NEAR_MAX: usize = 4 * 1024;
 
@@ -132,17 +134,12 @@ impl Correlation<'_> {
         assert!(self.end.len() >= self.panels.units * UNIT, "too few ends");
     }
 
-    /// Blocks of terms such that a panel's weights stay in the cache.
-    fn blocks(&self, panel: Panel) -> impl Iterator<Item = Range<usize>> {
-        let terms = self.terms.len();
-        let at_once = if terms * panel.units * UNIT <= WHOLE_MAX { terms.max(1) } else { BLOCK_TERMS };
-        (0..terms.div_ceil(at_once).max(1)).map(move |block| block * at_once..terms.min((block + 1) * at_once))
-    }
-
     fn by_panel(&self, compute: &Compute, c: Shared, lines: Range<usize>, panels: Range<usize>, poison: &mut [f32; UNIT]) {
+        let terms = 0..self.terms.len();
         for panel in panels.map(|index| self.panels.panel(index)) {
             let most = tile::rows_of_chains(compute.isa, panel.units);
-            for terms in self.blocks(panel) {
+            let stays_whole = terms.len() * panel.units * UNIT <= WHOLE_MAX;
+            for terms in even_parts(terms.clone(), if stays_whole { terms.len().max(1) } else { BLOCK_TERMS }) {
                 for line in lines.clone() {
                     for pixels in even_parts(0..self.grid.columns, most) {
                         self.tile(compute, c, Place { line, pixels, panel }, terms.clone(), poison);
@@ -161,13 +158,15 @@ impl Correlation<'_> {
         panels: Range<usize>,
         poison: &mut [f32; UNIT],
     ) {
-        let units = panels.clone().map(|index| self.panels.panel(index).units).max().unwrap_or(1);
-        let most = tile::rows_of_chains(compute.isa, units);
-        for line in lines {
-            for pixels in even_parts(columns.clone(), most) {
-                for panel in panels.clone().map(|index| self.panels.panel(index)) {
-                    let place = Place { line, pixels: pixels.clone(), panel };
-                    self.tile(compute, c, place, 0..self.terms.len(), poison);
+        let panels: Vec<_> = panels.map(|index| self.panels.panel(index)).collect();
+        let most = tile::rows_of_chains(compute.isa, panels.iter().map(|panel| panel.units).max().unwrap_or(1));
+        for terms in even_parts(0..self.terms.len(), SOURCE_TERMS) {
+            for line in lines.clone() {
+                for pixels in even_parts(columns.clone(), most) {
+                    for panel in &panels {
+                        let place = Place { line, pixels: pixels.clone(), panel: *panel };
+                        self.tile(compute, c, place, terms.clone(), poison);
+                    }
                 }
             }
         }

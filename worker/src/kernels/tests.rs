@@ -157,7 +157,7 @@ fn check_linear(seed: u64, samples: usize, g: linear::Geometry) {
     };
     let weights = g.panels().pack(1, w.as_slice().unwrap());
     on_every_compute(|compute| {
-        let input = |x: &[f32], samples: usize| in_blocks(compute, x, g.input(samples), g.input_blocks(samples));
+        let input = |x: &[f32], samples: usize| linear::to_blocks(compute, &g, x, samples);
         let gradient = |dy: &[f32], samples: usize| in_blocks(compute, dy, g.output(samples), g.gradient_blocks(samples));
         let (x, dy) = (to_memory(&x), dy.as_slice().unwrap());
         let mut found = vec![f32::NAN; y.len()];

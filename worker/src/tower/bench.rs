@@ -79,7 +79,7 @@ pub fn kernels(bench: KernelBench, mut told: impl FnMut(&str)) -> Result<Timings
         told(&plan.network.layers[index].name);
         let mut layer = TowerLayer::new(&plan, index, 0, true);
         let mut clock = Clock { bench: &bench, layer: layer.name().to_owned(), passes: &mut passes };
-        time_layer(&mut clock, &compute, &mut layer);
+        time_layer(&mut clock, &compute, &mut layer, index > 0);
         peaks.push(peak::measured(compute.isa));
     }
     Ok(Timings { isa: compute.isa, peak: median(&mut peaks), passes })
@@ -115,16 +115,16 @@ impl Clock<'_> {
     }
 }
 
-fn time_layer(clock: &mut Clock, compute: &Compute, layer: &mut TowerLayer) {
+fn time_layer(clock: &mut Clock, compute: &Compute, layer: &mut TowerLayer, wants_input_gradient: bool) {
     let samples = clock.bench.samples;
     match &layer.work {
-        Work::Conv { geometry, .. } => time_conv(clock, compute, geometry, samples),
+        Work::Conv { geometry, .. } => time_conv(clock, compute, geometry, samples, wants_input_gradient),
         Work::Linear { geometry, .. } => time_linear(clock, compute, geometry, samples),
         _ => time_other(clock, compute, layer, 0..samples),
     }
 }
 
-fn time_conv(clock: &mut Clock, compute: &Compute, g: &conv::Geometry, samples: usize) {
+fn time_conv(clock: &mut Clock, compute: &Compute, g: &conv::Geometry, samples: usize, wants_input_gradient: bool) {
     let flops = Some(2 * (g.output(samples).len() * g.panels().terms) as u64);
     let (x, dy) = (made_up(g.input(samples).len()), made_up(g.output(samples).len()));
     let weights = made_up(g.groups * g.panels().len());
@@ -140,6 +140,9 @@ fn time_conv(clock: &mut Clock, compute: &Compute, g: &conv::Geometry, samples: 
     clock.time("weight gradient", flops, || (), |()| {
         conv::weight_gradient(compute, g, (&x_blocks, &dy_blocks), samples, false, &mut dw);
     });
+    if !wants_input_gradient {
+        return;
+    }
     clock.time("turning weights", None, || (), |()| drop(conv::turned(g, &weights)));
     clock.time("input gradient", flops, || (), |()| {
         conv::input_gradient(compute, g, &turned, &dy_blocks, (&mut dx, samples));
@@ -151,7 +154,7 @@ fn time_linear(clock: &mut Clock, compute: &Compute, g: &linear::Geometry, sampl
     let (x, dy) = (made_up(g.inputs() * samples), made_up(g.outputs * samples));
     let weights = made_up(g.panels().len());
     let (mut y, mut dx, mut dw) = (vec![0.0; dy.len()], vec![0.0; x.len()], vec![0.0; weights.len()]);
-    let to_blocks = || in_blocks(compute, &x, g.input(samples), g.input_blocks(samples));
+    let to_blocks = || linear::to_blocks(compute, g, &x, samples);
     let dy_to_blocks = || in_blocks(compute, &dy, g.output(samples), g.gradient_blocks(samples));
     let (x_blocks, dy_blocks) = (to_blocks(), dy_to_blocks());
     clock.time("input to blocks", None, || (), |()| drop(to_blocks()));

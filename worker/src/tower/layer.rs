@@ -275,7 +275,7 @@ impl TowerLayer {
                 finite.then(|| (Arc::new(y), Kept::Input(Arc::new(x)))).ok_or("outputs")
             }
             Work::Linear { geometry, learnt } => {
-                let x = in_blocks(compute, &x, geometry.input(samples), geometry.input_blocks(samples));
+                let x = linear::to_blocks(compute, geometry, &x, samples);
                 let mut y = vec![0.0; geometry.output(samples).len()];
                 let weights = &learnt.weight.values;
                 let finite = linear::forward(compute, geometry, weights, learnt.bias(), &x, (&mut y, samples));
