@@ -103,7 +103,14 @@ fn as_table(model: &str, asked: &Kernels, timings: &Timings) -> String {
         ]);
     }
     let total: f64 = timings.passes.iter().map(|timing| timing.median_ms).sum();
-    rows.push(vec!["all".to_owned(), String::new(), format!("{total:.3}"), String::new(), String::new(), String::new()]);
+    rows.push(vec![
+        "all".to_owned(),
+        String::new(),
+        format!("{total:.3}"),
+        String::new(),
+        String::new(),
+        String::new(),
+    ]);
     text += &aligned(&rows, &[0, 1]);
     text
 }

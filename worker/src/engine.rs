@@ -25,6 +25,7 @@ use convoy_common::wire::{Assignment, Direction, Elements, FromWorker, Payload, 
 
 use crate::kernels::Compute;
 use crate::kernels::elementwise::{Rates, add};
+use crate::kernels::memory::Tensor;
 use crate::tower::{KeptSegment, Means, NotFinite, Tower};
 
 mod pixels;
@@ -154,14 +155,14 @@ enum Task {
         micro_batch: MicroBatch,
         segment: usize,
         tower: usize,
-        whole: Arc<Vec<f32>>,
+        whole: Arc<Tensor>,
     },
     /// The gradient of the segment's output is the sum of `partials`, in this order.
     Backward {
         micro_batch: MicroBatch,
         segment: usize,
         tower: usize,
-        partials: Vec<Vec<f32>>,
+        partials: Vec<Tensor>,
     },
 }
 
@@ -180,13 +181,13 @@ impl Task {
 /// All channels at an exchange, as they come together.
 #[derive(Debug)]
 struct Gather {
-    whole: Vec<f32>,
+    whole: Tensor,
     arrived: Vec<bool>,
 }
 
 /// Every tower's partial gradient of one tower's channels, as they come together.
 #[derive(Debug)]
-struct Partials(Vec<Option<Vec<f32>>>);
+struct Partials(Vec<Option<Tensor>>);
 
 impl Engine {
     /// An engine for what the coordinator assigned, on a machine with `memory` bytes.
@@ -236,7 +237,12 @@ impl Engine {
     ///
     /// # Errors
     /// When it isn't one that this worker should get, or not now.
-    pub(crate) fn accept(&mut self, key: TensorKey, elements: Elements) -> Result<Vec<Out>, EngineError> {
+    pub(crate) fn accept(
+        &mut self,
+        compute: &Compute,
+        key: TensorKey,
+        elements: Elements,
+    ) -> Result<Vec<Out>, EngineError> {
         if self.is_early(&key) {
             if self.early.len() >= self.early_max() {
                 return Err(unasked(&key, "too many tensors came before their commit"));
@@ -246,7 +252,7 @@ impl Engine {
         }
         match (&key, elements) {
             (TensorKey::Images(micro_batch), Elements::Bytes(bytes)) => {
-                self.accept_images(micro_batch.clone(), bytes, &key)?
+                self.accept_images(compute, micro_batch.clone(), &bytes, &key)?
             }
             (
                 TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower },
@@ -255,10 +261,10 @@ impl Engine {
                 self.check_under_way(micro_batch, &key)?;
                 match (direction, to_tower) {
                     (Direction::Forward, _) => {
-                        self.accept_channels(micro_batch.clone(), *exchange, *from_tower, values, &key)?
+                        self.accept_channels(compute, micro_batch.clone(), *exchange, *from_tower, &values, &key)?
                     }
                     (Direction::Backward, Some(to)) => {
-                        self.accept_partial(micro_batch.clone(), *exchange, *from_tower, *to, values, &key)?;
+                        self.accept_partial(micro_batch.clone(), *exchange, *from_tower, *to, values.into(), &key)?;
                     }
                     (Direction::Backward, None) => return Err(unasked(&key, "it names no tower")),
                 }
@@ -321,12 +327,13 @@ impl Engine {
             for tower in self.towers.values_mut() {
                 tower.commit(compute, Rates { learning, momentum, weight_decay });
             }
+            compute.committed();
             self.committed = step;
             self.under_way.clear();
             self.gathers.clear();
             self.sums.clear();
             for (key, elements) in std::mem::take(&mut self.early) {
-                self.accept(key, elements)?;
+                self.accept(compute, key, elements)?;
             }
         } else if step != self.committed {
             return Err(EngineError::Commit { step, committed: self.committed });
@@ -379,7 +386,13 @@ impl Engine {
         Ok(if self.awaited.is_empty() { vec![Out::Say(FromWorker::Ready)] } else { Vec::new() })
     }
 
-    fn accept_images(&mut self, micro_batch: MicroBatch, bytes: Vec<u8>, key: &TensorKey) -> Result<(), EngineError> {
+    fn accept_images(
+        &mut self,
+        compute: &Compute,
+        micro_batch: MicroBatch,
+        bytes: &[u8],
+        key: &TensorKey,
+    ) -> Result<(), EngineError> {
         self.check_current(&micro_batch, key)?;
         let most = match micro_batch.id.phase {
             Phase::Train => self.assignment.division.slots * self.assignment.division.micro_batches,
@@ -392,8 +405,9 @@ impl Engine {
         if of_phase >= most {
             return Err(unasked(key, "more micro-batches are under way than a step has"));
         }
-        let whole = Arc::new(self.pixels.normalised(&bytes));
-        self.queue_forward(&micro_batch, 0, whole);
+        let mut whole = compute.tensor(bytes.len());
+        self.pixels.normalise(bytes, &mut whole);
+        self.queue_forward(&micro_batch, 0, Arc::new(whole));
         Ok(())
     }
 
@@ -440,7 +454,7 @@ impl Engine {
         }
     }
 
-    fn queue_forward(&mut self, micro_batch: &MicroBatch, segment: usize, whole: Arc<Vec<f32>>) {
+    fn queue_forward(&mut self, micro_batch: &MicroBatch, segment: usize, whole: Arc<Tensor>) {
         for tower in self.towers.keys() {
             let (micro_batch, whole) = (micro_batch.clone(), whole.clone());
             self.tasks.push_back(Task::Forward { micro_batch, segment, tower: *tower, whole });
@@ -450,21 +464,23 @@ impl Engine {
     /// A tower's channels at an exchange: into the gather, and on when all have come.
     fn accept_channels(
         &mut self,
+        compute: &Compute,
         micro_batch: MicroBatch,
         exchange: usize,
         from: usize,
-        values: Vec<f32>,
+        values: &[f32],
         key: &TensorKey,
     ) -> Result<(), EngineError> {
         let own = self.towers.contains_key(&from);
         if own || exchange == self.plan.logits_exchange() {
             return Err(unasked(key, "no other worker computes it for this one"));
         }
-        self.gather(micro_batch, exchange, from, &values).map_err(|why| unasked(key, why))
+        self.gather(compute, micro_batch, exchange, from, values).map_err(|why| unasked(key, why))
     }
 
     fn gather(
         &mut self,
+        compute: &Compute,
         micro_batch: MicroBatch,
         exchange: usize,
         from: usize,
@@ -474,8 +490,10 @@ impl Engine {
         let towers = self.plan.network.towers;
         let id = (micro_batch.id, exchange);
         let length = output.len() * micro_batch.samples.len();
-        let gather =
-            self.gathers.entry(id).or_insert_with(|| Gather { whole: vec![0.0; length], arrived: vec![false; towers] });
+        let gather = self
+            .gathers
+            .entry(id)
+            .or_insert_with(|| Gather { whole: compute.tensor(length), arrived: vec![false; towers] });
         let slice = self.plan.output_slice(exchange, from);
         if std::mem::replace(&mut gather.arrived[from], true) {
             return Err("it has come before");
@@ -497,7 +515,7 @@ impl Engine {
         exchange: usize,
         from: usize,
         to: usize,
-        values: Vec<f32>,
+        values: Tensor,
         key: &TensorKey,
     ) -> Result<(), EngineError> {
         if !self.towers.contains_key(&to) || micro_batch.id.phase == Phase::Evaluate {
@@ -523,7 +541,7 @@ impl Engine {
         exchange: usize,
         from: usize,
         to: usize,
-        values: Vec<f32>,
+        values: Tensor,
     ) -> Result<(), &'static str> {
         let id = (micro_batch.id, exchange, to);
         let towers = self.plan.network.towers;
@@ -544,7 +562,7 @@ impl Engine {
         micro_batch: MicroBatch,
         segment: usize,
         tower: usize,
-        whole: Arc<Vec<f32>>,
+        whole: Arc<Tensor>,
     ) -> Result<Vec<Out>, EngineError> {
         let plan = self.plan.clone();
         let computed = self.tower(tower).forward(means, &plan, segment, &micro_batch, whole)?;
@@ -558,7 +576,8 @@ impl Engine {
         }
         let leaves = segment == plan.logits_exchange() || plan.workers > 1;
         if segment < plan.logits_exchange() {
-            self.gather(micro_batch.clone(), segment, tower, &y).expect("each tower computes a segment once");
+            self.gather(means.compute, micro_batch.clone(), segment, tower, &y)
+                .expect("each tower computes a segment once");
         }
         let key = TensorKey::Activations {
             micro_batch,
@@ -567,7 +586,7 @@ impl Engine {
             from_tower: tower,
             to_tower: None,
         };
-        Ok(if leaves { vec![self.payload(key, Arc::unwrap_or_clone(y))] } else { Vec::new() })
+        Ok(if leaves { vec![self.payload(key, Arc::unwrap_or_clone(y).into_vec())] } else { Vec::new() })
     }
 
     fn backward(
@@ -576,7 +595,7 @@ impl Engine {
         micro_batch: MicroBatch,
         segment: usize,
         tower: usize,
-        partials: Vec<Vec<f32>>,
+        partials: Vec<Tensor>,
     ) -> Result<Vec<Out>, EngineError> {
         let plan = self.plan.clone();
         let last = self.last_backward.insert((segment, tower), micro_batch.id);
@@ -594,7 +613,8 @@ impl Engine {
         let exchange = segment - 1;
         let mut out = Vec::new();
         for to in 0..plan.network.towers {
-            let values = channels_of(&whole, plan.segments[exchange].output.channels, plan.output_slice(exchange, to));
+            let channels = plan.segments[exchange].output.channels;
+            let values = channels_of(means.compute, &whole, channels, plan.output_slice(exchange, to));
             if self.towers.contains_key(&to) {
                 self.add_partial(micro_batch.clone(), exchange, tower, to, values)
                     .expect("each tower computes a partial once");
@@ -606,7 +626,7 @@ impl Engine {
                     from_tower: tower,
                     to_tower: Some(to),
                 };
-                out.push(self.payload(key, values));
+                out.push(self.payload(key, values.into_vec()));
             }
         }
         Ok(out)
@@ -641,8 +661,12 @@ fn states(train: bool) -> impl Iterator<Item = State> {
 }
 
 /// Some channels of each pixel.
-fn channels_of(whole: &[f32], channels: usize, slice: std::ops::Range<usize>) -> Vec<f32> {
-    whole.chunks_exact(channels).flat_map(|pixel| &pixel[slice.clone()]).copied().collect()
+fn channels_of(compute: &Compute, whole: &[f32], channels: usize, slice: std::ops::Range<usize>) -> Tensor {
+    let mut some = compute.tensor(whole.len() / channels * slice.len());
+    for (some, pixel) in some.chunks_exact_mut(slice.len()).zip(whole.chunks_exact(channels)) {
+        some.copy_from_slice(&pixel[slice.clone()]);
+    }
+    some
 }
 
 fn unasked(key: &TensorKey, why: &'static str) -> EngineError {

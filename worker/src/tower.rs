@@ -16,6 +16,7 @@ use convoy_common::wire::{Assignment, Direction, State};
 
 use crate::kernels::Compute;
 use crate::kernels::elementwise::Rates;
+use crate::kernels::memory::Tensor;
 use crate::probe::Probe;
 use layer::{Context, Kept, TowerLayer};
 
@@ -80,8 +81,8 @@ impl Tower {
         plan: &Plan,
         segment: usize,
         micro_batch: &MicroBatch,
-        whole: Arc<Vec<f32>>,
-    ) -> Result<(Arc<Vec<f32>>, KeptSegment), NotFinite> {
+        whole: Arc<Tensor>,
+    ) -> Result<(Arc<Tensor>, KeptSegment), NotFinite> {
         let context = Context { compute: means.compute, seed: self.seed, micro_batch };
         let mut kept = Vec::new();
         let mut x = whole;
@@ -106,8 +107,8 @@ impl Tower {
         plan: &Plan,
         segment: usize,
         micro_batch: &MicroBatch,
-        (dy, kept): (Vec<f32>, KeptSegment),
-    ) -> Result<Option<Vec<f32>>, NotFinite> {
+        (dy, kept): (Tensor, KeptSegment),
+    ) -> Result<Option<Tensor>, NotFinite> {
         let context = Context { compute: means.compute, seed: self.seed, micro_batch };
         let mut gradient = Some(dy);
         for (layer, kept) in plan.segments[segment].layers.clone().zip(kept.0).rev() {

@@ -17,9 +17,9 @@ impl Pixels {
         Self { shape: input.shape, tables: input.mean.iter().zip(&input.std).map(table).collect() }
     }
 
-    pub(super) fn normalised(&self, bytes: &[u8]) -> Vec<f32> {
+    /// `floats` is as long as `bytes`.
+    pub(super) fn normalise(&self, bytes: &[u8], floats: &mut [f32]) {
         let (channels, pixels) = (self.shape.channels, self.shape.pixels());
-        let mut floats = vec![0.0; bytes.len()];
         for (image, out) in bytes.chunks_exact(self.shape.len()).zip(floats.chunks_exact_mut(self.shape.len())) {
             for (channel, (map, table)) in image.chunks_exact(pixels).zip(&self.tables).enumerate() {
                 for (pixel, byte) in map.iter().enumerate() {
@@ -27,6 +27,5 @@ impl Pixels {
                 }
             }
         }
-        floats
     }
 }

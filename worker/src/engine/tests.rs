@@ -49,7 +49,7 @@ fn micro_batch(step: u64, index: u32) -> MicroBatch {
 }
 
 /// An engine with its weights: those of the job's seed.
-fn ready(placement: Vec<usize>) -> Engine {
+fn ready(compute: &Compute, placement: Vec<usize>) -> Engine {
     let mut engine = Engine::new(assignment(placement), u64::MAX).unwrap();
     let plan = engine.plan();
     let mut last = Vec::new();
@@ -60,7 +60,7 @@ fn ready(placement: Vec<usize>) -> Engine {
                 let slice = parameter.slice_of(&plan.network, tower, &whole);
                 let values = slice.iter().map(|value| if state == State::Weights { *value } else { 0.0 }).collect();
                 let key = TensorKey::Parameter { step: 0, name: parameter.name.clone(), tower, state };
-                last = engine.accept(key, Elements::Floats(values)).unwrap();
+                last = engine.accept(compute, key, Elements::Floats(values)).unwrap();
             }
         }
     }
@@ -100,9 +100,9 @@ fn on_a_pool(test: impl FnOnce(&Compute) + Send + 'static) {
 #[test]
 fn two_towers_on_one_worker_exchange_nothing_but_logits() {
     on_a_pool(|compute| {
-        let mut engine = ready(vec![0, 0]);
+        let mut engine = ready(compute, vec![0, 0]);
         let (key, elements) = images(1, 0);
-        engine.accept(key, elements).unwrap();
+        engine.accept(compute, key, elements).unwrap();
         let out = work_all(&mut engine, compute);
         let logits =
             |out: &Out| matches!(out, Out::Tensor(Payload { key: TensorKey::Activations { exchange: 1, .. }, .. }));
@@ -114,14 +114,14 @@ fn two_towers_on_one_worker_exchange_nothing_but_logits() {
 #[test]
 fn images_that_come_before_their_commit_wait_for_it() {
     on_a_pool(|compute| {
-        let mut engine = ready(vec![0, 0]);
+        let mut engine = ready(compute, vec![0, 0]);
         for (key, elements) in [images(1, 0), images(2, 0)] {
-            engine.accept(key, elements).unwrap();
+            engine.accept(compute, key, elements).unwrap();
         }
         assert_eq!(work_all(&mut engine, compute).len(), 2, "one micro-batch's logits of two towers");
         for tower in 0..2 {
             let (key, elements) = gradient(1, 0, tower);
-            engine.accept(key, elements).unwrap();
+            engine.accept(compute, key, elements).unwrap();
         }
         let done = work_all(&mut engine, compute);
         assert!(done.iter().all(|out| matches!(out, Out::Say(FromWorker::BackwardDone { .. }))) && done.len() == 2);
@@ -135,15 +135,15 @@ fn images_that_come_before_their_commit_wait_for_it() {
 #[test]
 fn a_backward_pass_out_of_order_is_refused() {
     on_a_pool(|compute| {
-        let mut engine = ready(vec![0, 0]);
+        let mut engine = ready(compute, vec![0, 0]);
         for index in 0..2 {
             let (key, elements) = images(1, index);
-            engine.accept(key, elements).unwrap();
+            engine.accept(compute, key, elements).unwrap();
         }
         work_all(&mut engine, compute);
         for index in [1, 0] {
             let (key, elements) = gradient(1, index, 0);
-            engine.accept(key, elements).unwrap();
+            engine.accept(compute, key, elements).unwrap();
         }
         engine.work(Means { compute, probe: &Probe::new(None, None) }).unwrap();
         assert!(matches!(
@@ -156,10 +156,10 @@ fn a_backward_pass_out_of_order_is_refused() {
 #[test]
 fn what_nobody_asked_for_is_refused() {
     on_a_pool(|compute| {
-        let mut engine = ready(vec![0, 1]);
+        let mut engine = ready(compute, vec![0, 1]);
         let refused = |engine: &mut Engine, (key, elements): (TensorKey, Elements)| {
             let text = key.to_string();
-            assert!(matches!(engine.accept(key, elements), Err(EngineError::Unasked { .. })), "{text}");
+            assert!(matches!(engine.accept(compute, key, elements), Err(EngineError::Unasked { .. })), "{text}");
         };
         refused(&mut engine, images(9, 0));
         refused(&mut engine, gradient(1, 0, 0));
@@ -183,7 +183,7 @@ fn what_nobody_asked_for_is_refused() {
 fn a_micro_batch_that_comes_twice_or_with_other_samples_is_refused() {
     on_a_pool(|compute| {
         let refused = |engine: &mut Engine, (key, elements): (TensorKey, Elements), why: &str| {
-            let error = engine.accept(key, elements).unwrap_err().to_string();
+            let error = engine.accept(compute, key, elements).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         };
         let channels = |samples: Range<usize>| {
@@ -192,16 +192,16 @@ fn a_micro_batch_that_comes_twice_or_with_other_samples_is_refused() {
             let key = TensorKey::Activations { micro_batch, exchange: 0, direction, from_tower: 1, to_tower };
             (key, Elements::Floats(vec![0.0; samples.len() * 32]))
         };
-        let mut engine = ready(vec![0, 1]);
+        let mut engine = ready(compute, vec![0, 1]);
         refused(&mut engine, channels(0..1), "images haven't come");
         let (key, elements) = images(1, 0);
-        engine.accept(key, elements).unwrap();
+        engine.accept(compute, key, elements).unwrap();
         refused(&mut engine, images(1, 0), "come before");
         work_all(&mut engine, compute);
         refused(&mut engine, images(1, 0), "come before");
         refused(&mut engine, channels(0..2), "other samples");
         let (key, elements) = channels(0..1);
-        engine.accept(key, elements).unwrap();
+        engine.accept(compute, key, elements).unwrap();
         work_all(&mut engine, compute);
         let (key, _) = gradient(1, 0, 0);
         let TensorKey::Activations { exchange, direction, from_tower, to_tower, .. } = key else { panic!() };
@@ -214,26 +214,28 @@ fn a_micro_batch_that_comes_twice_or_with_other_samples_is_refused() {
 
 #[test]
 fn more_micro_batches_than_a_step_has_are_refused() {
-    let mut engine = ready(vec![0, 1]);
-    for index in 0..2 {
-        let (key, elements) = images(1, index);
-        engine.accept(key, elements).unwrap();
-    }
-    let (key, elements) = images(1, 2);
-    let error = engine.accept(key, elements).unwrap_err().to_string();
-    assert!(error.contains("more micro-batches"), "{error}");
+    on_a_pool(|compute| {
+        let mut engine = ready(compute, vec![0, 1]);
+        for index in 0..2 {
+            let (key, elements) = images(1, index);
+            engine.accept(compute, key, elements).unwrap();
+        }
+        let (key, elements) = images(1, 2);
+        let error = engine.accept(compute, key, elements).unwrap_err().to_string();
+        assert!(error.contains("more micro-batches"), "{error}");
+    });
 }
 
 #[test]
 fn committing_a_step_twice_does_it_once() {
     on_a_pool(|compute| {
-        let mut engine = ready(vec![0, 0]);
+        let mut engine = ready(compute, vec![0, 0]);
         let (key, elements) = images(1, 0);
-        engine.accept(key, elements).unwrap();
+        engine.accept(compute, key, elements).unwrap();
         work_all(&mut engine, compute);
         for tower in 0..2 {
             let (key, elements) = gradient(1, 0, tower);
-            engine.accept(key, elements).unwrap();
+            engine.accept(compute, key, elements).unwrap();
         }
         work_all(&mut engine, compute);
         let weights = |engine: &Engine| {

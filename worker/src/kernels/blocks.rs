@@ -119,7 +119,9 @@ impl Blocks {
             let (out, _) = out.as_chunks_mut::<LANES>();
             for (index, lanes) in out.iter_mut().enumerate() {
                 *lanes = match self.column_of(index, maps) {
-                    Some(column) => *x[maps.at(0, row, column) + first..].first_chunk().expect("a pixel has its channels"),
+                    Some(column) => {
+                        *x[maps.at(0, row, column) + first..].first_chunk().expect("a pixel has its channels")
+                    }
                     None => [0.0; LANES],
                 };
             }

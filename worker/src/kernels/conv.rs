@@ -144,9 +144,8 @@ pub(crate) fn turned(g: &Geometry, weights: &[f32]) -> Vec<f32> {
                 let terms = rows.iter().flat_map(|row| columns.iter().map(move |column| row * g.kernel + column));
                 for (line, tap) in terms.enumerate() {
                     let term = filter * rows.len() * columns.len() + line;
-                    panels.set_row(&mut turned[start..], term, |channel| {
-                        from.term(channel * g.kernel * g.kernel + tap)
-                    });
+                    panels
+                        .set_row(&mut turned[start..], term, |channel| from.term(channel * g.kernel * g.kernel + tap));
                 }
             }
         }

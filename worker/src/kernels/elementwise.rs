@@ -78,7 +78,8 @@ for_each_isa! {
 
 /// One step of SGD. Ends the gradient's chains, if nobody has.
 pub(crate) fn sgd(compute: &Compute, rates: Rates, gradient: &[f32], momentum: &mut [f32], weights: &mut [f32]) {
-    let mut parts: Vec<_> = momentum.chunks_mut(PART).zip(weights.chunks_mut(PART)).zip(gradient.chunks(PART)).collect();
+    let mut parts: Vec<_> =
+        momentum.chunks_mut(PART).zip(weights.chunks_mut(PART)).zip(gradient.chunks(PART)).collect();
     let rows = parts.len();
     compute.for_rows(&mut parts, rows, |_, parts| {
         for ((momentum, weights), gradient) in parts {

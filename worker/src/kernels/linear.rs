@@ -4,6 +4,7 @@
 //! Not here: how products are computed (`products`).
 
 use super::blocks::Blocks;
+use super::memory::Tensor;
 use super::panels::Panels;
 use super::products::{Correlation, Gradient, Grid, Order, Steps};
 use super::tile::{Pixels, UNIT};
@@ -63,10 +64,10 @@ impl Geometry {
 }
 
 /// An input, (sample, pixel, channel), in blocks of neighbouring units: neighbours in a chain are neighbours in the cache.
-pub(crate) fn to_blocks(compute: &Compute, g: &Geometry, x: &[f32], samples: usize) -> Vec<f32> {
+pub(crate) fn to_blocks(compute: &Compute, g: &Geometry, x: &[f32], samples: usize) -> Tensor {
     let (blocks, inputs) = (g.input_blocks(samples), g.inputs());
     assert_eq!(x.len(), inputs * samples, "an input of another size");
-    let mut out = vec![0.0; blocks.len()];
+    let mut out = compute.zeros(blocks.len());
     compute.for_samples(&mut out, blocks.blocks, |block, plane| {
         let first = block * blocks.lanes;
         let places: Vec<usize> = (first..inputs.min(first + blocks.lanes)).map(|unit| g.place(unit)).collect();
@@ -127,9 +128,16 @@ pub(crate) fn input_gradient(
         source: Steps { first: 0, sample: 0, row: 0, column: width },
         result: Steps { first: 0, sample: 0, row: 0, column: samples },
     };
-    let mut by_unit = vec![0.0; g.inputs() * samples];
-    let product =
-        Correlation { source: weights, terms: &terms, panels: turned, weights: &dy, end: &end, grid, order: Order::Source };
+    let mut by_unit = compute.tensor(g.inputs() * samples);
+    let product = Correlation {
+        source: weights,
+        terms: &terms,
+        panels: turned,
+        weights: &dy,
+        end: &end,
+        grid,
+        order: Order::Source,
+    };
     let finite = product.run(compute, &mut by_unit);
     turn(compute, g, &by_unit, dx, samples);
     finite

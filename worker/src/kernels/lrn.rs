@@ -2,6 +2,7 @@
 
 use super::Compute;
 use super::isa::for_each_isa;
+use super::memory::Tensor;
 
 /// The constants, rounded to f32 once.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,8 +46,8 @@ impl Geometry {
 }
 
 /// The outputs, and the sums `s` that the backward pass divides by.
-pub(crate) fn forward(compute: &Compute, g: &Geometry, x: &[f32], samples: usize) -> (Vec<f32>, Vec<f32>) {
-    let (mut y, mut s) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+pub(crate) fn forward(compute: &Compute, g: &Geometry, x: &[f32], samples: usize) -> (Tensor, Tensor) {
+    let (mut y, mut s) = (compute.tensor(x.len()), compute.tensor(x.len()));
     let length = x.len() / samples;
     let mut parts: Vec<_> = y.chunks_mut(length).zip(s.chunks_mut(length)).zip(x.chunks(length)).collect();
     compute.for_samples(&mut parts, samples, |_, parts| {
@@ -69,8 +70,8 @@ pub(crate) struct Kept<'a> {
 }
 
 /// The gradient with respect to the input.
-pub(crate) fn backward(compute: &Compute, g: &Geometry, kept: Kept, dy: &[f32], samples: usize) -> Vec<f32> {
-    let mut dx = vec![0.0; dy.len()];
+pub(crate) fn backward(compute: &Compute, g: &Geometry, kept: Kept, dy: &[f32], samples: usize) -> Tensor {
+    let mut dx = compute.tensor(dy.len());
     let length = dy.len() / samples;
     compute.for_samples(&mut dx, samples, |sample, dx| {
         let place = sample * length..(sample + 1) * length;

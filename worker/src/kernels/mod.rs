@@ -19,6 +19,7 @@ pub(crate) mod elementwise;
 pub(crate) mod isa;
 pub(crate) mod linear;
 pub(crate) mod lrn;
+pub(crate) mod memory;
 pub(crate) mod panels;
 pub(crate) mod peak;
 pub(crate) mod pool;
@@ -32,13 +33,15 @@ mod vector;
 mod tests;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
 use isa::Isa;
+use memory::{Shelf, Tensor};
 
-/// What kernels run on: a pool of threads, one of which is the caller's, and an instruction set.
+/// What kernels run on: a pool of threads, one of which is the caller's, an instruction set, and memory.
 ///
 /// Work is divided over outputs, one part a thread; no sum crosses a part.
 #[derive(Debug)]
@@ -48,6 +51,8 @@ pub(crate) struct Compute {
     busy: Vec<AtomicBool>,
     /// What the kernels use.
     pub isa: Isa,
+    floats: Arc<Shelf<f32>>,
+    indices: Arc<Shelf<u32>>,
 }
 
 impl Compute {
@@ -62,7 +67,36 @@ impl Compute {
             .thread_name(|index| format!("compute-{index}"))
             .build()?;
         let busy = (0..threads).map(|_| AtomicBool::new(false)).collect();
-        Ok(Self { pool, threads, busy, isa })
+        Ok(Self { pool, threads, busy, isa, floats: Arc::default(), indices: Arc::default() })
+    }
+
+    /// A tensor of `length` floats, whatever they are.
+    pub(crate) fn tensor(&self, length: usize) -> Tensor {
+        self.floats.tensor(length)
+    }
+
+    /// A tensor of zeros.
+    pub(crate) fn zeros(&self, length: usize) -> Tensor {
+        let mut zeros = self.tensor(length);
+        zeros.fill(0.0);
+        zeros
+    }
+
+    /// A tensor of `length` indices, whatever they are.
+    pub(crate) fn indices(&self, length: usize) -> Tensor<u32> {
+        self.indices.tensor(length)
+    }
+
+    /// A commit has been: memory that no step has needed for long is given back.
+    pub(crate) fn committed(&self) {
+        self.floats.commit();
+        self.indices.commit();
+    }
+
+    /// No job needs memory any more.
+    pub(crate) fn job_ended(&self) {
+        self.floats.clear();
+        self.indices.clear();
     }
 
     /// Threads that have done any work so far.
@@ -107,7 +141,12 @@ impl Compute {
 
     /// Cuts `output`, `rows` rows of equal length, into one run of whole rows a thread, and hands each to `work` with the
     /// rows that it holds.
-    pub(crate) fn for_rows<T: Send>(&self, output: &mut [T], rows: usize, work: impl Fn(Range<usize>, &mut [T]) + Sync) {
+    pub(crate) fn for_rows<T: Send>(
+        &self,
+        output: &mut [T],
+        rows: usize,
+        work: impl Fn(Range<usize>, &mut [T]) + Sync,
+    ) {
         let Some(length) = output.len().checked_div(rows).filter(|length| *length > 0) else { return };
         let run = rows.div_ceil(self.threads);
         if run >= rows {

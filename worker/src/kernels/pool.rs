@@ -2,6 +2,7 @@
 //! everything, and zero adds nothing.
 
 use super::isa::for_each_isa;
+use super::memory::Tensor;
 use super::{Compute, Maps};
 
 /// A pooling window over maps.
@@ -22,7 +23,7 @@ pub(crate) struct Geometry {
 }
 
 /// What max pooling found: the maxima, and for each the index of its place in its window, row-major.
-pub(crate) type Maxima = (Vec<f32>, Vec<u32>);
+pub(crate) type Maxima = (Tensor, Tensor<u32>);
 
 impl Geometry {
     fn output(&self) -> Maps {
@@ -64,7 +65,7 @@ struct Place {
 /// The largest of each window, the first one where several are.
 pub(crate) fn max_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Maxima {
     let (output, windows) = (g.output(), g.windows());
-    let (mut y, mut indices) = (vec![f32::NEG_INFINITY; output.len()], vec![0u32; output.len()]);
+    let (mut y, mut indices) = (compute.tensor(output.len()), compute.indices(output.len()));
     let (length, out_length) = (x.len() / g.input.samples, output.len() / g.input.samples);
     let mut parts: Vec<_> = y.chunks_mut(out_length).zip(indices.chunks_mut(out_length)).collect();
     compute.for_samples(&mut parts, g.input.samples, |sample, part| {
@@ -87,12 +88,13 @@ for_each_isa! {
             let (y, y_rest) = y.as_chunks_mut::<LANES>();
             let (indices, indices_rest) = indices.as_chunks_mut::<LANES>();
             for (block, (y, indices)) in y.iter_mut().zip(indices).enumerate() {
-                let (mut largest, mut found) = (*y, [window.places[0].index; LANES]);
+                let (mut largest, mut found) = ([f32::NEG_INFINITY; LANES], [window.places[0].index; LANES]);
                 for place in &window.places {
                     keep_larger(&x[place.at + block * LANES..][..LANES], place.index, &mut largest, &mut found);
                 }
                 (*y, *indices) = (largest, found);
             }
+            y_rest.fill(f32::NEG_INFINITY);
             indices_rest.fill(window.places[0].index);
             for place in &window.places {
                 let x = &x[place.at + channels - y_rest.len()..][..y_rest.len()];
@@ -114,9 +116,9 @@ fn keep_larger(x: &[f32], index: u32, largest: &mut [f32], found: &mut [u32]) {
 }
 
 /// Hands each window's gradient to the place of its maximum, windows in row-major order.
-pub(crate) fn max_backward(compute: &Compute, g: &Geometry, dy: &[f32], indices: &[u32]) -> Vec<f32> {
+pub(crate) fn max_backward(compute: &Compute, g: &Geometry, dy: &[f32], indices: &[u32]) -> Tensor {
     let windows = g.windows();
-    let mut dx = vec![0.0; g.input.len()];
+    let mut dx = compute.tensor(g.input.len());
     let length = dy.len() / g.input.samples;
     compute.for_samples(&mut dx, g.input.samples, |sample, dx| {
         let (dy, indices) = (&dy[sample * length..][..length], &indices[sample * length..][..length]);
@@ -129,6 +131,7 @@ for_each_isa! {
     /// One sample's gradient. Where a maximum was not it adds +0.0, which changes nothing: a sum that starts from +0.0 is
     /// never -0.0.
     fn hand_back(windows: &[Window], channels: usize, dy: &[f32], indices: &[u32], dx: &mut [f32]) {
+        dx.fill(0.0);
         for window in windows {
             let (dy, indices) = (&dy[window.at..][..channels], &indices[window.at..][..channels]);
             for place in &window.places {
@@ -141,8 +144,8 @@ for_each_isa! {
 }
 
 /// The mean of each window; padding counts in the divisor.
-pub(crate) fn avg_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Vec<f32> {
-    let mut y = vec![0.0; g.output().len()];
+pub(crate) fn avg_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Tensor {
+    let mut y = compute.zeros(g.output().len());
     let length = x.len() / g.input.samples;
     let (windows, divisor) = (g.windows(), (g.kernel * g.kernel) as f32);
     compute.for_samples(&mut y, g.input.samples, |sample, y| {
@@ -159,8 +162,8 @@ pub(crate) fn avg_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Vec<f32
 }
 
 /// Spreads each window's gradient evenly over its places, windows in row-major order.
-pub(crate) fn avg_backward(compute: &Compute, g: &Geometry, dy: &[f32]) -> Vec<f32> {
-    let mut dx = vec![0.0; g.input.len()];
+pub(crate) fn avg_backward(compute: &Compute, g: &Geometry, dy: &[f32]) -> Tensor {
+    let mut dx = compute.zeros(g.input.len());
     let length = dy.len() / g.input.samples;
     let (windows, divisor) = (g.windows(), (g.kernel * g.kernel) as f32);
     compute.for_samples(&mut dx, g.input.samples, |sample, dx| {

@@ -128,13 +128,26 @@ impl Correlation<'_> {
         let Grid { samples, rows, columns, source, result } = self.grid;
         let last = self.terms.iter().max().copied().unwrap_or(0);
         assert_eq!(self.terms.len(), self.panels.terms, "another number of terms than the panels have");
-        assert!(source.at(samples - 1, rows - 1, columns - 1) + last < self.source.len(), "a pixel leads out of its slice");
-        assert!(result.at(samples - 1, rows - 1, columns - 1) + self.panels.columns <= length, "a result leads out of its slice");
+        assert!(
+            source.at(samples - 1, rows - 1, columns - 1) + last < self.source.len(),
+            "a pixel leads out of its slice"
+        );
+        assert!(
+            result.at(samples - 1, rows - 1, columns - 1) + self.panels.columns <= length,
+            "a result leads out of its slice"
+        );
         assert!(self.weights.len() >= self.panels.len(), "the last panel leads out of its slice");
         assert!(self.end.len() >= self.panels.units * UNIT, "too few ends");
     }
 
-    fn by_panel(&self, compute: &Compute, c: Shared, lines: Range<usize>, panels: Range<usize>, poison: &mut [f32; UNIT]) {
+    fn by_panel(
+        &self,
+        compute: &Compute,
+        c: Shared,
+        lines: Range<usize>,
+        panels: Range<usize>,
+        poison: &mut [f32; UNIT],
+    ) {
         let terms = 0..self.terms.len();
         for panel in panels.map(|index| self.panels.panel(index)) {
             let most = tile::rows_of_chains(compute.isa, panel.units);
@@ -289,7 +302,10 @@ impl Gradient<'_> {
         let b = (p.samples - 1) * p.b_sample + (p.lines - 1) * p.b_line + (p.columns - 1) * UNIT;
         assert_eq!(self.terms.len(), self.panels.terms, "another number of terms than the panels have");
         assert!(a + last < self.source.len(), "a pixel leads out of its slice");
-        assert!(self.first + b + (self.panels.units - 1) * self.plane + UNIT <= self.gradient.len(), "a gradient leads out of its slice");
+        assert!(
+            self.first + b + (self.panels.units - 1) * self.plane + UNIT <= self.gradient.len(),
+            "a gradient leads out of its slice"
+        );
         assert!(length >= self.panels.len(), "a result leads out of its slice");
     }
 

@@ -102,8 +102,24 @@ mod x86 {
 
     use super::Vector;
 
-    vector!(__m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, |sum, a, b| _mm256_fmadd_ps(a, b, sum), _mm256_add_ps);
-    vector!(__m512, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, |sum, a, b| _mm512_fmadd_ps(a, b, sum), _mm512_add_ps);
+    vector!(
+        __m256,
+        8,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        |sum, a, b| _mm256_fmadd_ps(a, b, sum),
+        _mm256_add_ps
+    );
+    vector!(
+        __m512,
+        16,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        |sum, a, b| _mm512_fmadd_ps(a, b, sum),
+        _mm512_add_ps
+    );
 }
 
 #[cfg(target_arch = "aarch64")]

@@ -79,11 +79,18 @@ pub(super) fn serve(compute: &Compute, inbox: &Receiver<Command>, vitals: &Vital
                 metrics.step.set(0);
                 Some(new)
             }
-            (Some(Command::Forget), _) | (_, None) => None,
+            (Some(Command::Forget), job) => {
+                drop(job);
+                compute.job_ended();
+                None
+            }
+            (_, None) => None,
             (Some(Command::End), Some(job)) => {
                 job.hand_over(job.engine.committed() + 1, &mut stopwatch);
                 // Nobody may be left to hear it, and then nobody needs to.
                 let _ = job.out.blocking_send(Out::Say(FromWorker::Finished { busy_threads: compute.busy_threads() }));
+                drop(job);
+                compute.job_ended();
                 None
             }
             (command, Some(job)) => {
@@ -179,7 +186,7 @@ fn advance(
                 None if engine.is_early(&key) => Of::Wait,
                 None => Of::Else,
             };
-            (engine.accept(key, elements), Doing::TakingIn, of)
+            (engine.accept(compute, key, elements), Doing::TakingIn, of)
         }
         Some(Command::Commit { step, rate, hand_over }) => {
             committed = Some((step, hand_over));

@@ -11,8 +11,9 @@ use convoy_common::model::Network;
 use convoy_common::plan::{Plan, PlanError};
 
 use super::layer::{Context, TowerLayer, Work, in_blocks};
-use crate::kernels::{Compute, conv, linear, peak};
 use crate::Isa;
+use crate::kernels::memory::Tensor;
+use crate::kernels::{Compute, conv, linear, peak};
 
 /// What is timed, and how often.
 #[derive(Clone, Debug)]
@@ -133,20 +134,35 @@ fn time_conv(clock: &mut Clock, compute: &Compute, g: &conv::Geometry, samples: 
     let dy_to_blocks = || in_blocks(compute, &dy, g.output(samples), g.gradient_blocks(samples));
     let (x_blocks, dy_blocks, turned) = (to_blocks(), dy_to_blocks(), conv::turned(g, &weights));
     clock.time("input to blocks", None, || (), |()| drop(to_blocks()));
-    clock.time("forward", flops, || (), |()| {
-        conv::forward(compute, g, &weights, None, &x_blocks, (&mut y, samples));
-    });
+    clock.time(
+        "forward",
+        flops,
+        || (),
+        |()| {
+            conv::forward(compute, g, &weights, None, &x_blocks, (&mut y, samples));
+        },
+    );
     clock.time("gradient to blocks", None, || (), |()| drop(dy_to_blocks()));
-    clock.time("weight gradient", flops, || (), |()| {
-        conv::weight_gradient(compute, g, (&x_blocks, &dy_blocks), samples, false, &mut dw);
-    });
+    clock.time(
+        "weight gradient",
+        flops,
+        || (),
+        |()| {
+            conv::weight_gradient(compute, g, (&x_blocks, &dy_blocks), samples, false, &mut dw);
+        },
+    );
     if !wants_input_gradient {
         return;
     }
     clock.time("turning weights", None, || (), |()| drop(conv::turned(g, &weights)));
-    clock.time("input gradient", flops, || (), |()| {
-        conv::input_gradient(compute, g, &turned, &dy_blocks, (&mut dx, samples));
-    });
+    clock.time(
+        "input gradient",
+        flops,
+        || (),
+        |()| {
+            conv::input_gradient(compute, g, &turned, &dy_blocks, (&mut dx, samples));
+        },
+    );
 }
 
 fn time_linear(clock: &mut Clock, compute: &Compute, g: &linear::Geometry, samples: usize) {
@@ -158,16 +174,31 @@ fn time_linear(clock: &mut Clock, compute: &Compute, g: &linear::Geometry, sampl
     let dy_to_blocks = || in_blocks(compute, &dy, g.output(samples), g.gradient_blocks(samples));
     let (x_blocks, dy_blocks) = (to_blocks(), dy_to_blocks());
     clock.time("input to blocks", None, || (), |()| drop(to_blocks()));
-    clock.time("forward", flops, || (), |()| {
-        linear::forward(compute, g, &weights, None, &x_blocks, (&mut y, samples));
-    });
+    clock.time(
+        "forward",
+        flops,
+        || (),
+        |()| {
+            linear::forward(compute, g, &weights, None, &x_blocks, (&mut y, samples));
+        },
+    );
     clock.time("gradient to blocks", None, || (), |()| drop(dy_to_blocks()));
-    clock.time("weight gradient", flops, || (), |()| {
-        linear::weight_gradient(compute, g, (&x_blocks, &dy_blocks), samples, false, &mut dw);
-    });
-    clock.time("input gradient", flops, || (), |()| {
-        linear::input_gradient(compute, g, &weights, &dy, (&mut dx, samples));
-    });
+    clock.time(
+        "weight gradient",
+        flops,
+        || (),
+        |()| {
+            linear::weight_gradient(compute, g, (&x_blocks, &dy_blocks), samples, false, &mut dw);
+        },
+    );
+    clock.time(
+        "input gradient",
+        flops,
+        || (),
+        |()| {
+            linear::input_gradient(compute, g, &weights, &dy, (&mut dx, samples));
+        },
+    );
 }
 
 fn time_other(clock: &mut Clock, compute: &Compute, layer: &mut TowerLayer, samples: Range<usize>) {
@@ -176,15 +207,22 @@ fn time_other(clock: &mut Clock, compute: &Compute, layer: &mut TowerLayer, samp
     let context = Context { compute, seed: 1, micro_batch: &micro_batch };
     let x = made_up(layer.input.len() * samples.len());
     let dy = made_up(layer.output.len() * samples.len());
-    let fresh = || Arc::new(x.clone());
+    let fresh = || Arc::new(copied(compute, &x));
     let mut layer_forward = |x| layer.forward(&context, x).expect("made-up numbers are finite");
     clock.time("forward", None, fresh, |x| drop(layer_forward(x)));
     let kept: Vec<_> = (0..=clock.bench.repeats).map(|_| layer_forward(fresh()).1).collect();
     let mut kept = kept.into_iter();
-    let next = || (dy.clone(), kept.next().expect("one for each run"));
+    let next = || (copied(compute, &dy), kept.next().expect("one for each run"));
     clock.time("backward", None, next, |(dy, kept)| {
         layer.backward(&context, dy, kept, true).expect("made-up numbers are finite");
     });
+}
+
+/// In memory that is used again, as in a job.
+fn copied(compute: &Compute, x: &[f32]) -> Tensor {
+    let mut copy = compute.tensor(x.len());
+    copy.copy_from_slice(x);
+    copy
 }
 
 /// Numbers of about the size of activations, none of them denormal.

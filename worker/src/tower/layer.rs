@@ -9,6 +9,7 @@ use convoy_common::wire::State;
 
 use crate::kernels::blocks::Blocks;
 use crate::kernels::elementwise::{self, Dropout, Rates};
+use crate::kernels::memory::Tensor;
 use crate::kernels::panels::Panels;
 use crate::kernels::{Compute, Maps, conv, linear, lrn, pool};
 
@@ -29,13 +30,13 @@ impl Context<'_> {
 #[derive(Debug)]
 pub(super) enum Kept {
     /// The input in blocks.
-    Input(Arc<Vec<f32>>),
+    Input(Tensor),
     /// The output.
-    Output(Arc<Vec<f32>>),
+    Output(Arc<Tensor>),
     /// Input, output and sums of LRN.
-    Norm { x: Arc<Vec<f32>>, y: Arc<Vec<f32>>, s: Vec<f32> },
+    Norm { x: Arc<Tensor>, y: Arc<Tensor>, s: Tensor },
     /// Where each maximum was.
-    Places(Vec<u32>),
+    Places(Tensor<u32>),
     /// Which units dropout kept, and what it multiplied them by.
     Mask { kept: Vec<bool>, scale: f32 },
     /// Nothing is needed.
@@ -254,14 +255,10 @@ impl TowerLayer {
     }
 
     /// The layer's output and what its backward pass will need. An error says what is no longer finite.
-    pub(super) fn forward(
-        &mut self,
-        context: &Context,
-        x: Arc<Vec<f32>>,
-    ) -> Result<(Arc<Vec<f32>>, Kept), &'static str> {
+    pub(super) fn forward(&mut self, context: &Context, x: Arc<Tensor>) -> Result<(Arc<Tensor>, Kept), &'static str> {
         let (compute, samples) = (context.compute, context.samples());
         let x = match self.picks {
-            Some(picks) => Arc::new(pick(&x, picks, self.input.channels)),
+            Some(picks) => Arc::new(Tensor::from(pick(&x, picks, self.input.channels))),
             None => x,
         };
         let pool = pool_geometry(self.input, self.output, samples);
@@ -269,17 +266,17 @@ impl TowerLayer {
         match &mut self.work {
             Work::Conv { geometry, learnt } => {
                 let x = in_blocks(compute, &x, geometry.input(samples), geometry.input_blocks(samples));
-                let mut y = vec![0.0; geometry.output(samples).len()];
+                let mut y = compute.tensor(geometry.output(samples).len());
                 let weights = &learnt.weight.values;
                 let finite = conv::forward(compute, geometry, weights, learnt.bias(), &x, (&mut y, samples));
-                finite.then(|| (Arc::new(y), Kept::Input(Arc::new(x)))).ok_or("outputs")
+                finite.then(|| (Arc::new(y), Kept::Input(x))).ok_or("outputs")
             }
             Work::Linear { geometry, learnt } => {
                 let x = linear::to_blocks(compute, geometry, &x, samples);
-                let mut y = vec![0.0; geometry.output(samples).len()];
+                let mut y = compute.tensor(geometry.output(samples).len());
                 let weights = &learnt.weight.values;
                 let finite = linear::forward(compute, geometry, weights, learnt.bias(), &x, (&mut y, samples));
-                finite.then(|| (Arc::new(y), Kept::Input(Arc::new(x)))).ok_or("outputs")
+                finite.then(|| (Arc::new(y), Kept::Input(x))).ok_or("outputs")
             }
             Work::Relu => {
                 let mut y = Arc::unwrap_or_clone(x);
@@ -313,10 +310,10 @@ impl TowerLayer {
     pub(super) fn backward(
         &mut self,
         context: &Context,
-        mut dy: Vec<f32>,
+        mut dy: Tensor,
         kept: Kept,
         wants_input: bool,
-    ) -> Result<Option<Vec<f32>>, &'static str> {
+    ) -> Result<Option<Tensor>, &'static str> {
         let (compute, samples) = (context.compute, context.samples());
         let slot = context.micro_batch.id.slot;
         let pool = pool_geometry(self.input, self.output, samples);
@@ -332,7 +329,7 @@ impl TowerLayer {
                 if !wants_input {
                     return Ok(None);
                 }
-                let mut dx = vec![0.0; geometry.input(samples).len()];
+                let mut dx = compute.tensor(geometry.input(samples).len());
                 let turned = conv::turned(geometry, values);
                 let finite = conv::input_gradient(compute, geometry, &turned, &dy, (&mut dx, samples));
                 return finite.then_some(Some(dx)).ok_or("input gradients");
@@ -348,7 +345,7 @@ impl TowerLayer {
                 if !wants_input {
                     return Ok(None);
                 }
-                let mut dx = vec![0.0; geometry.input(samples).len()];
+                let mut dx = compute.tensor(geometry.input(samples).len());
                 let finite = linear::input_gradient(compute, geometry, values, &dy, (&mut dx, samples));
                 return finite.then_some(Some(dx)).ok_or("input gradients");
             }
@@ -383,8 +380,8 @@ impl TowerLayer {
 }
 
 /// Maps as a product reads them.
-pub(super) fn in_blocks(compute: &Compute, x: &[f32], maps: Maps, blocks: Blocks) -> Vec<f32> {
-    let mut out = vec![0.0; blocks.len()];
+pub(super) fn in_blocks(compute: &Compute, x: &[f32], maps: Maps, blocks: Blocks) -> Tensor {
+    let mut out = compute.tensor(blocks.len());
     blocks.fill(compute, x, maps, &mut out);
     out
 }

@@ -1,0 +1,150 @@
+//! Memory that is used again: what a step drops, the next one finds on the shelf, and the system is asked for none. Asking is
+//! dear: it hands out zeros, page by page.
+//!
+//! Not here: what is in it. What comes from the shelf holds what its last user left there.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Commits that a buffer lies idle before it is given back: an evaluation may come between two that need it.
+const IDLE_MAX: u64 = 2;
+/// A buffer serves for a tensor of so much less than its length.
+const SLACK: usize = 2;
+
+/// Buffers that nobody uses at the moment.
+#[derive(Debug, Default)]
+pub(super) struct Shelf<T> {
+    idle: Mutex<Idle<T>>,
+}
+
+#[derive(Debug, Default)]
+struct Idle<T> {
+    buffers: Vec<Buffer<T>>,
+    /// Commits so far.
+    commits: u64,
+}
+
+#[derive(Debug)]
+struct Buffer<T> {
+    values: Vec<T>,
+    /// The commit after which it was last used.
+    used: u64,
+}
+
+impl<T: Copy + Default> Shelf<T> {
+    /// A tensor of `length` elements, whatever they are.
+    pub(super) fn tensor(self: &Arc<Self>, length: usize) -> Tensor<T> {
+        let found = self.with(|idle| {
+            let fits = |buffer: &Buffer<T>| buffer.values.len() >= length && buffer.values.len() / SLACK <= length;
+            let best = (0..idle.buffers.len()).filter(|index| fits(&idle.buffers[*index]));
+            let best = best.min_by_key(|index| idle.buffers[*index].values.len())?;
+            Some(idle.buffers.swap_remove(best).values)
+        });
+        let values = found.unwrap_or_else(|| vec![T::default(); length]);
+        Tensor { values, length, shelf: Some(self.clone()) }
+    }
+
+    /// A commit has been: what has lain idle for long is given back.
+    pub(super) fn commit(&self) {
+        self.with(|idle| {
+            idle.commits += 1;
+            let oldest = idle.commits.saturating_sub(IDLE_MAX);
+            idle.buffers.retain(|buffer| buffer.used >= oldest);
+        });
+    }
+
+    /// Gives everything back.
+    pub(super) fn clear(&self) {
+        self.with(|idle| idle.buffers.clear());
+    }
+
+    fn put(&self, values: Vec<T>) {
+        self.with(|idle| {
+            let used = idle.commits;
+            idle.buffers.push(Buffer { values, used });
+        });
+    }
+
+    fn with<R>(&self, work: impl FnOnce(&mut Idle<T>) -> R) -> R {
+        work(&mut self.idle.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Elements that go back to their shelf when they are no longer needed.
+#[derive(Debug)]
+pub(crate) struct Tensor<T: Copy + Default = f32> {
+    /// At least as long as the tensor.
+    values: Vec<T>,
+    length: usize,
+    shelf: Option<Arc<Shelf<T>>>,
+}
+
+impl<T: Copy + Default> Tensor<T> {
+    /// The elements alone, which go to no shelf any more.
+    pub(crate) fn into_vec(mut self) -> Vec<T> {
+        self.shelf = None;
+        let mut values = std::mem::take(&mut self.values);
+        values.truncate(self.length);
+        values
+    }
+}
+
+impl<T: Copy + Default> From<Vec<T>> for Tensor<T> {
+    fn from(values: Vec<T>) -> Self {
+        Self { length: values.len(), values, shelf: None }
+    }
+}
+
+impl<T: Copy + Default> Clone for Tensor<T> {
+    fn clone(&self) -> Self {
+        let Some(shelf) = &self.shelf else { return Self::from(self.to_vec()) };
+        let mut copy = shelf.tensor(self.length);
+        copy.copy_from_slice(self);
+        copy
+    }
+}
+
+impl<T: Copy + Default> Drop for Tensor<T> {
+    fn drop(&mut self) {
+        if let Some(shelf) = &self.shelf {
+            shelf.put(std::mem::take(&mut self.values));
+        }
+    }
+}
+
+impl<T: Copy + Default> Deref for Tensor<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.values[..self.length]
+    }
+}
+
+impl<T: Copy + Default> DerefMut for Tensor<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.values[..self.length]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_finds_what_the_last_one_dropped_and_idle_memory_is_given_back() {
+        let shelf = Arc::new(Shelf::<f32>::default());
+        let mut first = shelf.tensor(100);
+        first.fill(7.0);
+        let place = first.as_ptr();
+        drop(first);
+        let second = shelf.tensor(60);
+        assert_eq!((second.as_ptr(), second.len()), (place, 60));
+        assert!(shelf.tensor(100).as_ptr() != place, "it is in use");
+        drop(second);
+        assert!(shelf.tensor(20).len() == 20 && shelf.with(|idle| idle.buffers.len()) == 3, "too long for it");
+        (0..=IDLE_MAX).for_each(|_| shelf.commit());
+        assert_eq!(shelf.with(|idle| idle.buffers.len()), 0);
+        assert_eq!(shelf.tensor(8).into_vec().len(), 8);
+        assert_eq!(shelf.with(|idle| idle.buffers.len()), 0, "what left the shelf doesn't come back");
+    }
+}
