@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Convoy against PyTorch on the same cores, in turns: an epoch of one, an epoch of the other, and again.
+"""Convoy against PyTorch on the same cores, in turns.
 
-Both train the same net with the same batch and the same SGD (momentum, weight decay), from data that is in memory.
-PyTorch runs eagerly, with its pixels normalised beforehand, in whichever memory layout is faster here. Convoy runs as
-anybody would start it, with worker processes of its own; its time is the one it writes into metrics.jsonl, training
-without evaluation. This isn't a test of accuracy: nobody looks at what has been learnt.
+Both train the same net with the same batch and the same SGD (momentum, weight decay), from data that is in memory. First
+every way of PyTorch's is tried for a few steps (see pytorch_peer.py); the fastest one then takes turns with Convoy, which runs as
+anybody would start it, with worker processes of its own. Each turn is a fresh process; its first steps don't count.
+This isn't a test of accuracy: nobody looks at what has been learnt.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,141 +21,90 @@ sys.path.insert(0, str(ROOT / "tests" / "golden"))
 
 try:
     import torch
-
     import torchnet
 except ImportError as missing:
     sys.exit(f"compare_pytorch.py needs the Python packages torch and numpy (see benches/README.md): {missing}")
 
-LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+WAYS = ("eager", "compiled", "gloo")
+LAYOUTS = ("nchw", "channels_last")
 LEARNING_RATE = 0.01  # costs the same whatever it is; small, so that nothing overflows and is slow
+# glibc gives large blocks back to the system at once and asks for them anew, page by page: PyTorch is faster without.
+KEEPS_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "1000000000",
+}
 
 
 class Failed(Exception):
     """Something that the user can mend, in a sentence."""
 
 
-# --- PyTorch ------------------------------------------------------------------------------------------------------
+def run(command, args, **more):
+    """What a command prints."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=args.timeout, cwd=ROOT, **more)
+    except subprocess.TimeoutExpired as late:
+        raise Failed(f"it took longer than --timeout {args.timeout} s: {' '.join(command)}") from late
+    if done.returncode != 0:
+        raise Failed(f"it failed ({done.returncode}): {' '.join(command)}\n{done.stderr.strip()[-2000:]}")
+    return done.stdout
 
 
-class Peer:
-    """The net, its optimiser and its data in one memory layout."""
-
-    def __init__(self, model, pixels, labels, layout, args):
-        self.layout, self.batch = layout, args.batch
-        self.net = torchnet.Net(model)
-        torchnet.initialise(self.net, model, seed=args.seed)
-        self.net.train().to(memory_format=LAYOUTS[layout])
-        self.pixels, self.labels = pixels.contiguous(memory_format=LAYOUTS[layout]), labels
-        self.sgd = torch.optim.SGD(
-            self.net.parameters(), lr=LEARNING_RATE, momentum=args.momentum, weight_decay=args.weight_decay
-        )
-
-    def train(self, steps=None):
-        """Trains an epoch in shuffled order, or so many steps; gives seconds and images."""
-        images, done, step = 0, False, 0
-        start = time.perf_counter()
-        while not done:
-            order = torch.randperm(len(self.labels))
-            for chosen in order.split(self.batch):
-                self.step(chosen)
-                images, step = images + len(chosen), step + 1
-                if step == steps:
-                    break
-            done = steps is None or step >= steps
-        return time.perf_counter() - start, images
-
-    def step(self, chosen):
-        self.sgd.zero_grad(set_to_none=True)
-        logits = self.net(self.pixels[chosen].contiguous(memory_format=LAYOUTS[self.layout]))
-        loss = torch.nn.functional.cross_entropy(logits, self.labels[chosen])
-        loss.backward()
-        self.sgd.step()
-        return loss.item()
+def pytorch(args, way, layout, steps):
+    """Seconds of each step of a turn of PyTorch's."""
+    turn = {key: getattr(args, key) for key in ("model", "data", "batch", "cores", "momentum", "weight_decay", "seed")}
+    turn |= {"way": way, "layout": layout, "steps": steps, "lr": LEARNING_RATE}
+    command = [sys.executable, str(ROOT / "benches" / "pytorch_peer.py")]
+    printed = run(command, args, input=json.dumps(turn), env=os.environ | KEEPS_MEMORY)
+    return json.loads(printed.splitlines()[-1])
 
 
-def load_data(model, args):
-    """All training pixels as floats, and labels; a few batches of noise if the data is synthetic."""
-    if args.data != "synthetic":
-        images, labels = torchnet.read_split(args.data, "train")
-        return torchnet.normalise(images, model), labels
-    image, count = model["input"], 4 * args.batch
-    bytes_ = torch.randint(256, (count, image["channels"], image["height"], image["width"])).numpy()
-    return torchnet.normalise(bytes_, model), torch.arange(count) % torchnet.classes_of(model)
-
-
-def best_layout(model, pixels, labels, args):
-    """Tries each layout for a few steps; gives the faster peer, warmed up, and milliseconds a step of each."""
-    peers, tried = {}, {}
-    for layout in LAYOUTS:
-        peers[layout] = Peer(model, pixels, labels, layout, args)
-        peers[layout].train(args.trial_steps)
-        seconds, _ = peers[layout].train(args.trial_steps)
-        tried[layout] = 1000 * seconds / args.trial_steps
-    return peers[min(tried, key=tried.get)], tried
-
-
-# --- Convoy -------------------------------------------------------------------------------------------------------
-
-
-def convoy_command(args, out):
-    length = ["--steps", str(args.steps)] if args.steps else ["--epochs", "1"]
-    settings = {
-        "--model": args.model,
-        "--data": args.data,
-        "--batch": args.batch,
-        "--lr": LEARNING_RATE,
-        "--momentum": args.momentum,
-        "--weight-decay": args.weight_decay,
-        "--schedule": "constant",
-        "--seed": args.seed,
-        "--workers": args.workers,
-        "--threads": args.threads,
-        "--out": out,
-    }
-    return [str(args.binary), "train", *length, *(str(part) for pair in settings.items() for part in pair)]
-
-
-def run_convoy(args):
-    """One job; gives the seconds and images of its training, as it wrote them down."""
+def convoy(args, steps):
+    """Seconds of each step of a job, as it says them."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        command = convoy_command(args, out)
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=args.timeout, cwd=ROOT)
-        except subprocess.TimeoutExpired as late:
-            raise Failed(f"convoy took longer than --timeout {args.timeout} s: {' '.join(command)}") from late
-        if done.returncode != 0:
-            raise Failed(f"convoy failed ({done.returncode}): {' '.join(command)}\n{done.stderr.strip()[-2000:]}")
-        return read_metrics(out / "metrics.jsonl")
+        settings = {
+            "--model": args.model,
+            "--data": args.data,
+            "--steps": steps,
+            "--batch": args.batch,
+            "--lr": LEARNING_RATE,
+            "--momentum": args.momentum,
+            "--weight-decay": args.weight_decay,
+            "--schedule": "constant",
+            "--seed": args.seed,
+            "--workers": args.workers,
+            "--threads": args.threads,
+            "--out": Path(folder) / "run",
+        }
+        options = [str(part) for pair in settings.items() for part in pair]
+        printed = run([str(args.binary), "train", "--json", *options], args)
+    events = map(json.loads, printed.splitlines())
+    return [event["seconds"] for event in events if event["event"] == "step"]
 
 
-def read_metrics(path):
-    """Adds up the epochs' objects: seconds of training, and images."""
-    if not path.is_file():
-        raise Failed("convoy wrote no metrics.jsonl")
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    epochs = [row for row in rows if "seconds" in row and "images_per_second" in row]
-    if not epochs:
-        raise Failed("convoy's metrics.jsonl has no epoch with `seconds` and `images_per_second`")
-    seconds = sum(row["seconds"] for row in epochs)
-    return seconds, sum(row["seconds"] * row["images_per_second"] for row in epochs)
-
-
-# --- the comparison -----------------------------------------------------------------------------------------------
+def try_all(args, say):
+    """The fastest way of PyTorch's, and milliseconds a step of each."""
+    tried = {}
+    for way in args.ways:
+        for layout in LAYOUTS:
+            took = pytorch(args, way, layout, args.warm_up + args.trial_steps)[args.warm_up :]
+            tried[f"{way} {layout}"] = 1000 * statistics.median(took)
+            say(f"PyTorch {torch.__version__}, {way}, {layout}: {tried[f'{way} {layout}']:.1f} ms a step")
+    return min(tried, key=tried.get), tried
 
 
 def compare(args, say):
     """Runs the rounds, A B A B; gives all that was found."""
-    model = torchnet.parse_model(torchnet.read_model(args.model))
-    pixels, labels = load_data(model, args)
-    peer, tried = best_layout(model, pixels, labels, args)
-    say(f"PyTorch {torch.__version__}: " + ", ".join(f"{k} {v:.1f} ms/step" for k, v in tried.items()))
+    best, tried = try_all(args, say)
+    steps = args.warm_up + args.steps
     speeds = {"pytorch": [], "convoy": []}
     for turn in range(1, args.rounds + 1):
-        for name, run in (("pytorch", lambda: peer.train(args.steps)), ("convoy", lambda: run_convoy(args))):
-            seconds, images = run()
-            speeds[name].append(images / seconds)
-            say(f"round {turn}  {name:8} {images:7.0f} images in {seconds:8.2f} s  {images / seconds:9.1f} images/s")
+        for name, one in (("pytorch", lambda: pytorch(args, *best.split(), steps)), ("convoy", lambda: convoy(args, steps))):
+            took = one()[args.warm_up :]
+            # The whole of them: what happens between two steps, or now and then, counts.
+            speeds[name].append(args.batch * len(took) / sum(took))
+            say(f"round {turn}  {name:8} {1000 * sum(took) / len(took):9.1f} ms a step  {speeds[name][-1]:9.1f} images/s")
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     return {
         "model": args.model,
@@ -165,8 +113,7 @@ def compare(args, say):
         "steps": args.steps,
         "pytorch": {
             "version": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "layout": peer.layout,
+            "way": best,
             "ms_per_step_tried": tried,
             "images_per_second": speeds["pytorch"],
             "median": medians["pytorch"],
@@ -194,11 +141,10 @@ def stay_on(cores):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="alexnet-fashion", help="a preset or a model file (%(default)s)")
-    parser.add_argument(
-        "--data", required=True, help="a folder of IDX files, or 'synthetic' (then --steps is needed)"
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="turns that each side gets (%(default)s)")
-    parser.add_argument("--steps", type=int, help="so many steps instead of an epoch")
+    parser.add_argument("--data", required=True, help="a folder of IDX files, or 'synthetic'")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that each side gets (%(default)s)")
+    parser.add_argument("--steps", type=int, default=938, help="steps of a turn (%(default)s, Fashion-MNIST's epoch)")
+    parser.add_argument("--warm-up", type=int, default=2, help="steps before them that don't count (%(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="images a step (%(default)s)")
     parser.add_argument("--momentum", type=float, default=0.9, help="(%(default)s)")
     parser.add_argument("--weight-decay", type=float, default=5e-4, help="(%(default)s)")
@@ -206,8 +152,9 @@ def arguments():
     parser.add_argument("--cores", type=int, default=2, help="cores for either side, PyTorch's threads (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="Convoy's worker processes (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each worker (%(default)s)")
-    parser.add_argument("--trial-steps", type=int, default=10, help="steps to choose the layout by (%(default)s)")
-    parser.add_argument("--timeout", type=float, default=3600, help="seconds that one job may take (%(default)s)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="PyTorch's ways to try (all)")
+    parser.add_argument("--trial-steps", type=int, default=20, help="steps to choose the way by (%(default)s)")
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds that one turn may take (%(default)s)")
     parser.add_argument(
         "--binary",
         type=Path,
@@ -216,17 +163,15 @@ def arguments():
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, and progress to stderr")
     args = parser.parse_args()
-    if args.data == "synthetic" and not args.steps:
-        parser.error("--data synthetic needs --steps")
     if args.data != "synthetic":
         args.data = str(Path(args.data).resolve())
     if Path(args.model).is_file():
         args.model = str(Path(args.model).resolve())
-    for name in ("rounds", "batch", "cores", "workers", "threads", "trial_steps"):
+    for name in ("rounds", "batch", "cores", "workers", "threads", "trial_steps", "steps"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} has to be at least 1")
-    if args.steps is not None and args.steps < 1:
-        parser.error("--steps has to be at least 1")
+    if args.warm_up < 0:
+        parser.error("--warm-up has to be at least 0")
     args.binary = args.binary.resolve()
     return args
 
@@ -236,9 +181,8 @@ def main():
     try:
         if not args.binary.is_file():
             raise Failed(f"there is no {args.binary}: build it with `cargo build --release`, or name it with --binary")
+        torchnet.parse_model(torchnet.read_model(args.model))
         stay_on(args.cores)
-        torch.set_num_threads(args.cores)
-        torch.manual_seed(args.seed)
         found = compare(args, lambda line: print(line, file=sys.stderr if args.json else sys.stdout, flush=True))
     except (Failed, OSError, ValueError, KeyError) as problem:
         sys.exit(f"compare_pytorch.py: {problem}")
@@ -247,7 +191,7 @@ def main():
         return
     for name in ("pytorch", "convoy"):
         print(f"median   {name:8} {found[name]['median']:9.1f} images/s")
-    print(f"ratio    convoy / pytorch, of images a second: {found['ratio']:.3f} (above 1: Convoy is faster)")
+    print(f"ratio    convoy / pytorch ({found['pytorch']['way']}), of images a second: {found['ratio']:.3f} (above 1: Convoy is faster)")
 
 
 if __name__ == "__main__":

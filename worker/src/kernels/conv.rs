@@ -5,9 +5,10 @@
 
 use super::blocks::Blocks;
 use super::panels::Panels;
-use super::products::{Correlation, Gradient, Grid, Order, Steps};
+use super::products::{Correlation, Gradient, Grid, Lines, Order, Steps, Terms};
 use super::tile::{Pixels, UNIT};
 use super::{Compute, Maps};
+use std::ops::Range;
 
 /// A tower's convolution. `channels` and `filters` are those that this tower sees and computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +96,34 @@ impl Geometry {
         order.map(|(c, y, x)| blocks.at(c, y, x)).collect()
     }
 
+    /// The kernel rows that are not padding for a whole row of outputs.
+    fn kernel_rows_of(&self, row: usize) -> Range<usize> {
+        let first = self.pad.saturating_sub(row * self.stride).min(self.kernel);
+        let end = (self.height + self.pad).saturating_sub(row * self.stride).min(self.kernel);
+        first..end.max(first)
+    }
+
+    /// The taps of a window, by the rows of outputs for which they are not padding.
+    fn terms_by_lines(&self, blocks: &Blocks) -> Vec<Lines> {
+        let mut by_lines: Vec<Lines> = Vec::new();
+        for (index, place) in self.taps(blocks).into_iter().enumerate() {
+            let lines = self.rows_of(index / self.kernel % self.kernel);
+            match by_lines.iter_mut().find(|these| these.lines == lines) {
+                Some(these) => these.terms.push((place, index)),
+                None => by_lines.push(Lines { lines, terms: vec![(place, index)] }),
+            }
+        }
+        by_lines
+    }
+
+    /// The rows of outputs for which a kernel row is not padding.
+    fn rows_of(&self, kernel_row: usize) -> Range<usize> {
+        let sees = |row: usize| self.kernel_rows_of(row).contains(&kernel_row);
+        let first = (0..self.out_height()).find(|row| sees(*row)).unwrap_or(0);
+        let end = (first..self.out_height()).find(|row| !sees(*row)).unwrap_or(self.out_height());
+        if sees(first) { first..end } else { 0..0 }
+    }
+
     fn phases(&self) -> impl Iterator<Item = Phase> + use<> {
         // Input pixels beyond the kernel's reach in a stride are read by no window.
         let stride = self.stride.min(self.kernel);
@@ -165,7 +194,8 @@ pub(crate) fn forward(
     let (y, samples) = y;
     let (blocks, panels, output) = (g.input_blocks(samples), g.panels(), g.output(samples));
     assert!(weights.len() == g.groups * panels.len(), "a group's weights lead out of its slice");
-    let terms = g.taps(&blocks);
+    let seen = (0..output.height).map(|row| g.kernel_rows_of(row));
+    let terms = Terms::new(g.taps(&blocks), g.kernel, g.kernel, seen);
     let mut finite = true;
     for (group, weights) in weights.chunks_exact(panels.len()).enumerate() {
         let first = group * g.group_filters();
@@ -210,11 +240,19 @@ pub(crate) fn input_gradient(
         let (lines, columns) = (g.kernel_lines(phase.row).len(), g.kernel_lines(phase.column).len());
         let order =
             (0..g.group_filters()).flat_map(|f| (0..lines).flat_map(move |y| (0..columns).map(move |x| (f, y, x))));
-        let terms: Vec<usize> = order.map(|(f, y, x)| blocks.at(f, y, x)).collect();
+        let terms = order.map(|(f, y, x)| blocks.at(f, y, x)).collect();
         let ((first_row, rows), (first_column, wide)) =
             (g.lines_of(phase.row, g.height), g.lines_of(phase.column, g.width));
         // The first line that a pixel reads is (position + pad) / stride - (lines - 1), shifted by the zeros before dy.
         let start = |position: usize, lines: usize| (position + g.pad) / g.stride + g.lead() + 1 - lines;
+        // Of dy's lines with their zeros around them, those that hold anything.
+        let held = g.lead()..g.lead() + g.out_height();
+        let seen = (0..rows).map(|row| {
+            let first = start(first_row, lines) + row;
+            let seen = held.start.clamp(first, first + lines)..held.end.clamp(first, first + lines);
+            seen.start - first..seen.end.max(seen.start) - first
+        });
+        let terms = Terms::new(terms, columns, lines, seen);
         let end = vec![0.0; panels.units * UNIT];
         for group in 0..g.groups {
             let (these, rest) = weights.split_at(panels.len());
@@ -256,7 +294,7 @@ pub(crate) fn weight_gradient(
 ) -> bool {
     let (input, gradient, panels) = (g.input_blocks(samples), g.gradient_blocks(samples), g.panels());
     assert!(dw.len() == g.groups * panels.len(), "a group's weight gradient leads out of its slice");
-    let terms = g.taps(&input);
+    let terms = g.terms_by_lines(&input);
     let pixels = Pixels {
         samples,
         lines: g.out_height(),

@@ -6,7 +6,7 @@
 use super::blocks::Blocks;
 use super::memory::Tensor;
 use super::panels::Panels;
-use super::products::{Correlation, Gradient, Grid, Order, Steps};
+use super::products::{Correlation, Gradient, Grid, Lines, Order, Steps, Terms};
 use super::tile::{Pixels, UNIT};
 use super::{Compute, Maps};
 
@@ -100,7 +100,7 @@ pub(crate) fn forward(
         source: Steps { first: 0, sample: 0, row: 0, column: blocks.lanes },
         result: Steps { first: 0, sample: 0, row: 0, column: g.outputs },
     };
-    let (terms, order) = (g.taps(&blocks), Order::Weights);
+    let (terms, order) = (Terms::whole(g.taps(&blocks)), Order::Weights);
     Correlation { source: x, terms: &terms, panels, weights, end: &end, grid, order }.run(compute, y)
 }
 
@@ -120,7 +120,7 @@ pub(crate) fn input_gradient(
     let dy = turned.pack(1, dy);
     let end = vec![0.0; turned.units * UNIT];
     let width = panels.panel(0).units * UNIT;
-    let terms: Vec<usize> = (0..g.outputs).map(|o| o / width * width * g.inputs() + o % width).collect();
+    let terms = Terms::whole((0..g.outputs).map(|o| o / width * width * g.inputs() + o % width).collect());
     let grid = Grid {
         samples: 1,
         rows: 1,
@@ -177,7 +177,8 @@ pub(crate) fn weight_gradient(
         b_line: 0,
         a_column: input.lanes,
     };
-    let (terms, panels) = (g.taps(&input), g.panels());
+    let terms = g.taps(&input).into_iter().enumerate().map(|(index, place)| (place, index)).collect();
+    let (terms, panels) = ([Lines { lines: 0..1, terms }], g.panels());
     Gradient { source: x, terms: &terms, gradient: dy, plane: gradient.plane(), first: 0, pixels, panels }
         .run(compute, goes_on, dw)
 }

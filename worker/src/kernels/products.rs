@@ -26,8 +26,8 @@ const NEAR_MAX: usize = 4 * 1024;
 pub(super) struct Correlation<'a> {
     /// What pixels are read from.
     pub source: &'a [f32],
-    /// Where each term lies from its pixel.
-    pub terms: &'a [usize],
+    /// The terms, in the order of the chain.
+    pub terms: &'a Terms,
     /// How the weights lie.
     pub panels: Panels,
     /// The weights.
@@ -38,6 +38,58 @@ pub(super) struct Correlation<'a> {
     pub grid: Grid,
     /// What stays in the cache.
     pub order: Order,
+}
+
+/// Where each term lies from its pixel: (channel, line, column). Lines that are padding for a whole row of pixels are left
+/// out of that row's chains.
+#[derive(Clone, Debug)]
+pub(super) struct Terms {
+    /// Where all of them lie.
+    all: Vec<usize>,
+    /// Terms of one channel's line.
+    line: usize,
+    /// Lines of a channel.
+    lines: usize,
+    /// For each row of pixels that sees some lines alone: which, and where their terms lie.
+    partial: Vec<(Range<usize>, Vec<usize>)>,
+    /// For each row of pixels, its place in `partial`, if it has one.
+    of_row: Vec<Option<usize>>,
+}
+
+impl Terms {
+    /// Terms without padding.
+    pub(super) fn whole(all: Vec<usize>) -> Self {
+        Self { line: all.len(), lines: 1, all, partial: Vec::new(), of_row: Vec::new() }
+    }
+
+    /// Terms of which each row of pixels sees the `seen` lines.
+    pub(super) fn new(all: Vec<usize>, line: usize, lines: usize, seen: impl Iterator<Item = Range<usize>>) -> Self {
+        let mut terms = Self { all, line, lines, partial: Vec::new(), of_row: Vec::new() };
+        for seen in seen {
+            let place = (seen != (0..lines)).then(|| terms.place_of(seen));
+            terms.of_row.push(place);
+        }
+        terms
+    }
+
+    fn place_of(&mut self, seen: Range<usize>) -> usize {
+        let known = self.partial.iter().position(|(lines, _)| *lines == seen);
+        known.unwrap_or_else(|| {
+            let of_channel = seen.start * self.line..seen.end * self.line;
+            let channels = self.all.chunks_exact(self.line * self.lines);
+            let terms = channels.flat_map(|channel| &channel[of_channel.clone()]).copied().collect();
+            self.partial.push((seen, terms));
+            self.partial.len() - 1
+        })
+    }
+
+    fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    fn part_of(&self, row: usize) -> Option<&(Range<usize>, Vec<usize>)> {
+        self.of_row.get(row).copied().flatten().map(|place| &self.partial[place])
+    }
 }
 
 /// Where pixels lie: in the source, and in the result.
@@ -126,7 +178,7 @@ impl Correlation<'_> {
 
     fn check(&self, length: usize) {
         let Grid { samples, rows, columns, source, result } = self.grid;
-        let last = self.terms.iter().max().copied().unwrap_or(0);
+        let last = self.terms.all.iter().max().copied().unwrap_or(0);
         assert_eq!(self.terms.len(), self.panels.terms, "another number of terms than the panels have");
         assert!(
             source.at(samples - 1, rows - 1, columns - 1) + last < self.source.len(),
@@ -189,17 +241,29 @@ impl Correlation<'_> {
         let Place { line, pixels, panel } = place;
         let (sample, row) = (line / self.grid.rows, line % self.grid.rows);
         let (goes_on, ends) = (terms.start > 0, terms.end == self.terms.len());
+        let step = panel.units * UNIT;
+        // Lines are left out where all terms are taken at once.
+        let partial = self.terms.part_of(row).filter(|_| !goes_on && ends);
+        let (terms, run, b, b_skip) = match partial {
+            Some((lines, terms)) => {
+                let (run, skipped) = (lines.len() * self.terms.line, self.terms.lines - lines.len());
+                (&terms[..], run.max(1), lines.start * self.terms.line, skipped * self.terms.line * step)
+            }
+            None => (&self.terms.all[terms.clone()], terms.len().max(1), terms.start, 0),
+        };
         let c = c.at(self.grid.result.at(sample, row, pixels.start) + panel.first * UNIT);
         let mut tile = Chains {
             a: self.source[self.grid.source.at(sample, row, pixels.start)..].as_ptr(),
-            b: self.weights[self.panels.at(panel, terms.start)..].as_ptr(),
-            b_step: panel.units * UNIT,
+            terms,
+            run,
+            b: self.weights[self.panels.at(panel, b)..].as_ptr(),
+            b_step: step,
+            b_skip,
             c,
             c_step: self.grid.result.column,
             goes_on,
             end: if ends { self.end[panel.first * UNIT..].as_ptr() } else { std::ptr::null() },
             poison: poison.as_mut_ptr(),
-            terms: &self.terms[terms],
         };
         let (rows, step) = (pixels.len(), self.grid.source.column);
         let width = (panel.units * UNIT).min(self.panels.columns - panel.first * UNIT);
@@ -239,13 +303,13 @@ struct Place {
     panel: Panel,
 }
 
-/// `c[term][column] = chain over pixels of source[pixel + terms[term]] * gradient[pixel][column]`, in panels.
+/// `c[term][column] = chain over pixels of source[pixel + term] * gradient[pixel][column]`, in panels.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Gradient<'a> {
     /// What pixels are read from.
     pub source: &'a [f32],
-    /// Where each term lies from its pixel.
-    pub terms: &'a [usize],
+    /// The terms, by the lines of pixels at which they aren't padding.
+    pub terms: &'a [Lines],
     /// The gradient of the outputs, in units of columns.
     pub gradient: &'a [f32],
     /// From one unit of its columns to the next.
@@ -256,6 +320,22 @@ pub(super) struct Gradient<'a> {
     pub pixels: Pixels,
     /// How the result lies.
     pub panels: Panels,
+}
+
+/// Terms whose chains run over the same lines of pixels.
+#[derive(Clone, Debug)]
+pub(super) struct Lines {
+    /// The lines of each sample; the others are padding.
+    pub lines: Range<usize>,
+    /// Where each term lies from its pixel, and its index.
+    pub terms: Vec<(usize, usize)>,
+}
+
+/// A tile's terms.
+struct Piece<'a> {
+    panel: Panel,
+    lines: Range<usize>,
+    terms: &'a [(usize, usize)],
 }
 
 impl Gradient<'_> {
@@ -271,11 +351,12 @@ impl Gradient<'_> {
         self.check(c.len());
         let (c, finite) = (Shared(c.as_mut_ptr()), AtomicBool::new(true));
         // Threads share out pieces of a panel: no two of them write the same float.
-        let pieces: Vec<(Panel, Range<usize>)> = (0..self.panels.count())
+        let pieces: Vec<Piece> = (0..self.panels.count())
             .map(|index| self.panels.panel(index))
-            .flat_map(|panel| {
-                let most = tile::rows_of_outer(compute.isa, panel.units);
-                even_parts(0..self.terms.len(), most).map(move |terms| (panel, terms))
+            .flat_map(|panel| self.terms.iter().map(move |these| (panel, these)))
+            .flat_map(|(panel, these)| {
+                let parts = even_parts(0..these.terms.len(), tile::rows_of_outer(compute.isa, panel.units));
+                parts.map(move |part| Piece { panel, lines: these.lines.clone(), terms: &these.terms[part] })
             })
             .collect();
         compute.split(pieces.len(), |part| {
@@ -283,8 +364,8 @@ impl Gradient<'_> {
             let mut sample = 0;
             while sample < p.samples {
                 let near = (NEAR_MAX / (p.lines * p.columns * 2 * UNIT)).clamp(1, p.samples - sample);
-                for (panel, terms) in &pieces[part.clone()] {
-                    self.tile(compute, c, (*panel, terms), sample..sample + near, goes_on || sample > 0, &mut poison);
+                for piece in &pieces[part.clone()] {
+                    self.tile(compute, c, piece, sample..sample + near, goes_on || sample > 0, &mut poison);
                 }
                 sample += near;
             }
@@ -297,10 +378,13 @@ impl Gradient<'_> {
 
     fn check(&self, length: usize) {
         let p = self.pixels;
-        let last = self.terms.iter().max().copied().unwrap_or(0);
+        let terms = || self.terms.iter().flat_map(|these| &these.terms);
+        let last = terms().map(|(place, _)| *place).max().unwrap_or(0);
         let a = (p.samples - 1) * p.a_sample + (p.lines - 1) * p.a_line + (p.columns - 1) * p.a_column;
         let b = (p.samples - 1) * p.b_sample + (p.lines - 1) * p.b_line + (p.columns - 1) * UNIT;
-        assert_eq!(self.terms.len(), self.panels.terms, "another number of terms than the panels have");
+        assert!(terms().count() == self.panels.terms, "another number of terms than the panels have");
+        assert!(terms().all(|(_, index)| *index < self.panels.terms), "a term leads out of its panel");
+        assert!(self.terms.iter().all(|these| these.lines.end <= p.lines), "a line leads out of its sample");
         assert!(a + last < self.source.len(), "a pixel leads out of its slice");
         assert!(
             self.first + b + (self.panels.units - 1) * self.plane + UNIT <= self.gradient.len(),
@@ -313,18 +397,21 @@ impl Gradient<'_> {
         &self,
         compute: &Compute,
         c: Shared,
-        (panel, terms): (Panel, &Range<usize>),
+        piece: &Piece,
         samples: Range<usize>,
         goes_on: bool,
         poison: &mut [f32; UNIT],
     ) {
+        let Piece { panel, lines, terms } = piece;
+        let p = self.pixels;
+        let first = self.first + samples.start * p.b_sample + lines.start * p.b_line + panel.first * self.plane;
         let tile = Outer {
-            a: self.source[samples.start * self.pixels.a_sample..].as_ptr(),
-            rows: &self.terms[terms.clone()],
-            b: self.gradient[self.first + samples.start * self.pixels.b_sample + panel.first * self.plane..].as_ptr(),
+            a: self.source[samples.start * p.a_sample + lines.start * p.a_line..].as_ptr(),
+            rows: terms,
+            b: self.gradient[first..].as_ptr(),
             b_plane: self.plane,
-            pixels: Pixels { samples: samples.len(), ..self.pixels },
-            c: c.at(self.panels.at(panel, terms.start)),
+            pixels: Pixels { samples: samples.len(), lines: lines.len(), ..p },
+            c: c.at(self.panels.at(*panel, 0)),
             c_step: panel.units * UNIT,
             goes_on,
             poison: poison.as_mut_ptr(),

@@ -17,17 +17,21 @@ pub(super) const UNITS_MAX: usize = 3;
 /// Rows of the highest tile of any instruction set.
 pub(super) const ROWS_MAX: usize = 14;
 
-/// Goes on with the chains of a tile: `c[r][j] = chain over k of a[terms[k] + r * step] * b[k * b_step + j]`.
+/// Goes on with the chains of a tile: `c[r][j] = chain over k of a[terms[k] + r * step] * b[k][j]`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chains<'a> {
     /// Where the first row's terms are counted from.
     pub a: *const f32,
     /// Where each term lies.
     pub terms: &'a [usize],
+    /// Terms whose columns follow one another; all of them, or a divisor of their number.
+    pub run: usize,
     /// The first term's columns.
     pub b: *const f32,
     /// From one term's columns to the next one's.
     pub b_step: usize,
+    /// Floats of columns that are left out after each run.
+    pub b_skip: usize,
     /// The first row's columns.
     pub c: *mut f32,
     /// From one row's columns to the next one's.
@@ -40,23 +44,23 @@ pub(super) struct Chains<'a> {
     pub poison: *mut f32,
 }
 
-/// Goes on with the chains of a tile: `c[r][j] = chain over pixels of a[rows[r] + pixel] * b[pixel][j]`, pixels ascending by
-/// (sample, line, column).
+/// Goes on with the chains of a tile: `c[r][j] = chain over pixels of a[row r + pixel] * b[pixel][j]`, pixels ascending by (sample,
+/// line, column).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Outer<'a> {
     /// Where rows are counted from.
     pub a: *const f32,
-    /// Where each row's first pixel lies.
-    pub rows: &'a [usize],
+    /// Where each row's first pixel lies, and the row's index in `c`.
+    pub rows: &'a [(usize, usize)],
     /// The first pixel's columns.
     pub b: *const f32,
     /// From one unit of a pixel's columns to the next; pixels lie [`UNIT`] apart.
     pub b_plane: usize,
     /// The pixels.
     pub pixels: Pixels,
-    /// The first row's columns.
+    /// The columns of the row of index 0.
     pub c: *mut f32,
-    /// From one row's columns to the next one's.
+    /// From one index's columns to the next one's.
     pub c_step: usize,
     /// Whether chains go on from what is in `c`, rather than start from +0.0.
     pub goes_on: bool,
@@ -82,23 +86,30 @@ unsafe fn chains<V: Vector, const ROWS: usize, const VECTORS: usize, const STEP:
     // SAFETY: the caller vouches for every address.
     unsafe {
         let mut sums = [[V::zero(); VECTORS]; ROWS];
+        let mut results = [t.c; ROWS];
+        for r in 0..ROWS {
+            results[r] = t.c.wrapping_add(r * t.c_step);
+        }
         if t.goes_on {
-            load(&mut sums, t.c, t.c_step);
+            load(&mut sums, results);
         }
         let mut b = t.b;
-        for term in t.terms {
-            let a = t.a.add(*term);
-            let mut columns = [V::zero(); VECTORS];
-            for v in 0..VECTORS {
-                columns[v] = V::load(b.add(v * V::LANES));
-            }
-            for r in 0..ROWS {
-                let value = V::splat(*a.add(r * STEP));
+        for run in t.terms.chunks_exact(t.run) {
+            for term in run {
+                let a = t.a.add(*term);
+                let mut columns = [V::zero(); VECTORS];
                 for v in 0..VECTORS {
-                    sums[r][v] = sums[r][v].add_product(value, columns[v]);
+                    columns[v] = V::load(b.add(v * V::LANES));
                 }
+                for r in 0..ROWS {
+                    let value = V::splat(*a.add(r * STEP));
+                    for v in 0..VECTORS {
+                        sums[r][v] = sums[r][v].add_product(value, columns[v]);
+                    }
+                }
+                b = b.wrapping_add(t.b_step);
             }
-            b = b.wrapping_add(t.b_step);
+            b = b.wrapping_add(t.b_skip);
         }
         if !t.end.is_null() {
             for v in 0..VECTORS {
@@ -109,7 +120,7 @@ unsafe fn chains<V: Vector, const ROWS: usize, const VECTORS: usize, const STEP:
             }
             poison(&sums, t.poison);
         }
-        store(&sums, t.c, t.c_step);
+        store(&sums, results);
     }
 }
 
@@ -118,12 +129,14 @@ unsafe fn outer<V: Vector, const ROWS: usize, const VECTORS: usize>(t: &Outer) {
     // SAFETY: the caller vouches for every address.
     unsafe {
         let mut sums = [[V::zero(); VECTORS]; ROWS];
-        if t.goes_on {
-            load(&mut sums, t.c, t.c_step);
-        }
-        let mut rows = [t.a; ROWS];
+        let (mut rows, mut results) = ([t.a; ROWS], [t.c; ROWS]);
         for r in 0..ROWS {
-            rows[r] = t.a.add(*t.rows.get_unchecked(r));
+            let (first, index) = *t.rows.get_unchecked(r);
+            rows[r] = t.a.add(first);
+            results[r] = t.c.add(index * t.c_step);
+        }
+        if t.goes_on {
+            load(&mut sums, results);
         }
         let p = t.pixels;
         for sample in 0..p.samples {
@@ -147,34 +160,29 @@ unsafe fn outer<V: Vector, const ROWS: usize, const VECTORS: usize>(t: &Outer) {
             }
         }
         poison(&sums, t.poison);
-        store(&sums, t.c, t.c_step);
+        store(&sums, results);
     }
 }
 
 #[inline(always)]
 unsafe fn load<V: Vector, const ROWS: usize, const VECTORS: usize>(
     sums: &mut [[V; VECTORS]; ROWS],
-    c: *const f32,
-    c_step: usize,
+    from: [*mut f32; ROWS],
 ) {
     for r in 0..ROWS {
         for v in 0..VECTORS {
             // SAFETY: the caller vouches for every address.
-            sums[r][v] = unsafe { V::load(c.add(r * c_step + v * V::LANES)) };
+            sums[r][v] = unsafe { V::load(from[r].add(v * V::LANES)) };
         }
     }
 }
 
 #[inline(always)]
-unsafe fn store<V: Vector, const ROWS: usize, const VECTORS: usize>(
-    sums: &[[V; VECTORS]; ROWS],
-    c: *mut f32,
-    c_step: usize,
-) {
+unsafe fn store<V: Vector, const ROWS: usize, const VECTORS: usize>(sums: &[[V; VECTORS]; ROWS], to: [*mut f32; ROWS]) {
     for r in 0..ROWS {
         for v in 0..VECTORS {
             // SAFETY: the caller vouches for every address.
-            unsafe { sums[r][v].store(c.add(r * c_step + v * V::LANES)) };
+            unsafe { sums[r][v].store(to[r].add(v * V::LANES)) };
         }
     }
 }
@@ -233,8 +241,8 @@ pub(super) const STEPS: [usize; 3] = [4, 16, 32];
 /// When there is no tile of this size.
 ///
 /// # Safety
-/// For every term k and row r < `rows`, `a[terms[k] + r * step]`, `units * UNIT` floats from `b[k * b_step]` and from
-/// `c[r * c_step]`, and those from `end` if it isn't null are valid, `c` and `poison` for writing too.
+/// For every term k and row r < `rows`, `a[terms[k] + r * step]`, `units * UNIT` floats from k's columns in `b` and from
+/// `c[r * c_step]`, and those from `end` if it isn't null are valid, `c` and `poison` for writing too. `run` isn't zero.
 pub(super) unsafe fn run_chains(isa: Isa, tile: &Chains, rows: usize, units: usize, step: usize) {
     let step = STEPS.iter().position(|known| *known == step).expect("one of the steps that there are");
     // SAFETY: the caller vouches for the addresses; detection for the instruction set. Columns a unit at a time stay within
@@ -256,8 +264,8 @@ pub(super) unsafe fn run_chains(isa: Isa, tile: &Chains, rows: usize, units: usi
 /// When there is no tile of this size.
 ///
 /// # Safety
-/// For every pixel and row, `a[rows[r] + pixel]`, the `units` of columns of `b` and `units * UNIT` floats from `c[r * c_step]`
-/// are valid, `c` and `poison` for writing too.
+/// For every pixel and row, `a[row + pixel]`, the `units` of columns of `b` and `units * UNIT` floats from the row's columns in
+/// `c` are valid, `c` and `poison` for writing too.
 pub(super) unsafe fn run_outer(isa: Isa, tile: &Outer, units: usize) {
     let rows = tile.rows.len();
     let each_unit = |run: OuterTile| {
