@@ -101,41 +101,40 @@ impl Blocks {
             if count == 0 {
                 return plane.fill(0.0);
             }
-            let x = &x[maps.at(rest / self.groups, 0, 0)..];
-            match self.lanes {
-                UNIT if count == UNIT => self.fill_plane::<UNIT>(x, maps, first, plane),
-                _ => self.fill_ragged_plane(x, maps, first..first + count, plane),
+            let x = &x[maps.at(rest / self.groups, 0, 0) + first..];
+            // Copies of a known length are one load and one store.
+            match count {
+                UNIT => self.fill_plane(x, maps, plane, |lanes, pixel| lanes[..UNIT].copy_from_slice(&pixel[..UNIT])),
+                3 => self.fill_plane(x, maps, plane, |lanes, pixel| lanes[..3].copy_from_slice(&pixel[..3])),
+                1 => self.fill_plane(x, maps, plane, |lanes, pixel| lanes[0] = pixel[0]),
+                _ => self.fill_plane(x, maps, plane, |lanes, pixel| lanes[..count].copy_from_slice(&pixel[..count])),
             }
         });
     }
 
-    /// A plane all of whose `LANES` lanes are channels.
-    fn fill_plane<const LANES: usize>(&self, x: &[f32], maps: Maps, first: usize, plane: &mut [f32]) {
+    /// One block of one sample, whose first channel is `x`'s first float; `copy` takes its channels of one pixel.
+    #[inline(always)]
+    fn fill_plane(&self, x: &[f32], maps: Maps, plane: &mut [f32], copy: impl Fn(&mut [f32], &[f32])) {
+        let is_ragged = self.channels % self.lanes > 0;
         for (line, out) in plane.chunks_exact_mut(self.line()).enumerate() {
             let Some(row) = self.row_of(line, maps) else {
                 out.fill(0.0);
                 continue;
             };
-            let (out, _) = out.as_chunks_mut::<LANES>();
-            for (index, lanes) in out.iter_mut().enumerate() {
-                *lanes = match self.column_of(index, maps) {
-                    Some(column) => {
-                        *x[maps.at(0, row, column) + first..].first_chunk().expect("a pixel has its channels")
-                    }
-                    None => [0.0; LANES],
-                };
+            if is_ragged {
+                out.fill(0.0);
             }
-        }
-    }
-
-    fn fill_ragged_plane(&self, x: &[f32], maps: Maps, channels: std::ops::Range<usize>, plane: &mut [f32]) {
-        plane.fill(0.0);
-        for (line, out) in plane.chunks_exact_mut(self.line()).enumerate() {
-            let Some(row) = self.row_of(line, maps) else { continue };
-            for (index, lanes) in out.chunks_exact_mut(self.lanes).enumerate() {
-                let Some(column) = self.column_of(index, maps) else { continue };
-                let pixel = &x[maps.at(0, row, column)..][..maps.channels];
-                lanes.iter_mut().zip(&pixel[channels.clone()]).for_each(|(lane, x)| *lane = *x);
+            for (phase, out) in out.chunks_exact_mut(self.columns * self.lanes).enumerate() {
+                let (first, count) = self.columns_of(phase, maps);
+                let (before, rest) = out.split_at_mut(first * self.lanes);
+                let (held, after) = rest.split_at_mut(count * self.lanes);
+                before.fill(0.0);
+                after.fill(0.0);
+                let mut from = maps.at(0, row, (first * self.phases + phase).saturating_sub(self.before));
+                for lanes in held.chunks_exact_mut(self.lanes) {
+                    copy(lanes, &x[from..]);
+                    from += self.phases * maps.channels;
+                }
             }
         }
     }
@@ -144,9 +143,10 @@ impl Blocks {
         line.checked_sub(self.before).filter(|row| *row < maps.height)
     }
 
-    /// The column that lies at a place of a line.
-    fn column_of(&self, index: usize, maps: Maps) -> Option<usize> {
-        let column = index % self.columns * self.phases + index / self.columns;
-        column.checked_sub(self.before).filter(|column| *column < maps.width)
+    /// The first column of a phase that isn't padding, and how many aren't.
+    fn columns_of(&self, phase: usize, maps: Maps) -> (usize, usize) {
+        let first = self.before.saturating_sub(phase).div_ceil(self.phases).min(self.columns);
+        let end = (self.before + maps.width).saturating_sub(phase).div_ceil(self.phases).min(self.columns);
+        (first, end.saturating_sub(first))
     }
 }
