@@ -1,116 +1,249 @@
-//! `convoy bench`: parses, times, and prints a table or JSON.
+//! `convoy bench`: a short job on made-up images, its steps timed, and where their time went. A part of it, `bench kernels`,
+//! times layers by themselves.
+
+mod kernels;
 
 use std::error::Error;
+use std::path::Path;
 
 use convoy_common::batch::BATCH_MAX;
 use convoy_common::model::Network;
-use convoy_worker::Isa;
-use convoy_worker::bench::{self, KernelBench, Timing, Timings};
+use convoy_coordinator::data::DataSource;
+use convoy_coordinator::job::{Asked, Length, Running};
+use convoy_coordinator::metrics::Metrics;
+use convoy_coordinator::observe::{Event, Observer};
+use convoy_coordinator::trace::Sampling;
+use convoy_coordinator::trace::account::Account;
+use convoy_coordinator::train::{Training, train};
+use convoy_worker::{Isa, bench};
 use serde_json::{Value, json};
 
-use crate::table::aligned;
-use crate::{Outcome, output, settings};
+use crate::log::Log;
+use crate::{Outcome, output, settings, signals, trace};
 
-/// Measure what this machine does
+/// Measure what this machine does: whole steps of a job on made-up images, best and median, and where their time went
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
-    what: What,
+    part: Option<Part>,
+    #[command(flatten)]
+    steps: Steps,
 }
 
 #[derive(clap::Subcommand)]
-enum What {
+enum Part {
     /// Time each layer and pass of one tower, beside the most that a core can do
-    Kernels(Kernels),
+    Kernels(kernels::Kernels),
 }
 
 #[derive(clap::Args)]
-struct Kernels {
+struct Steps {
     /// A preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or a model file
     #[arg(long, value_name = "NAME|FILE", default_value = "alexnet")]
     model: String,
-    /// Images of the batch
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=BATCH_MAX as i64))]
+    /// Images a step
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=BATCH_MAX as i64))]
     batch: u32,
-    /// Compute threads
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: u16,
-    /// Instruction set [default: the best that the machine has]
+    /// Steps that count
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    steps: u32,
+    /// Steps before them that don't: memory is asked for, and nothing is in a cache
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    warm_up: u32,
+    /// Worker processes, at most one a tower [default: one a tower]
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+    /// Threads of each worker [default: the machine's cores shared out]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Parts of the batch that are under way at once [default: 2]
+    #[arg(long, value_name = "N")]
+    micro_batches: Option<usize>,
+    /// Instruction set of the kernels [default: the best that the machine has]
     #[arg(long, value_name = "NAME")]
     isa: Option<Isa>,
-    /// Runs of each pass
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    repeats: u32,
-    /// Print JSON instead of a table
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
-    let What::Kernels(kernels) = &arguments.what;
-    let network = Network::parse(&settings::model_text(&kernels.model)?)?;
-    let name = network.name.clone();
-    let (samples, threads) = (kernels.batch as usize, usize::from(kernels.threads));
-    let asked = KernelBench { network, samples, threads, isa: kernels.isa, repeats: kernels.repeats as usize };
-    let timings = bench::kernels(asked, |layer| tracing::info!("timing {layer}"))?;
-    let text = if kernels.json {
-        format!("{:#}\n", as_json(&name, kernels, &timings))
-    } else {
-        as_table(&name, kernels, &timings)
-    };
+pub(crate) fn run(arguments: &Arguments, log: &Log) -> Result<Outcome, Box<dyn Error>> {
+    match &arguments.part {
+        Some(Part::Kernels(kernels)) => kernels::run(kernels),
+        None => run_steps(&arguments.steps, log),
+    }
+}
+
+fn run_steps(asked: &Steps, log: &Log) -> Result<Outcome, Box<dyn Error>> {
+    let model = settings::model_text(&asked.model)?;
+    let network = Network::parse(&model)?;
+    let peak = bench::peak(asked.isa);
+    let folder = tempfile::Builder::new().prefix("convoy-bench-").tempdir()?;
+    let out = folder.path().join("run");
+    let mut watch = Watch::default();
+    let ended = train(job(asked, model, &out, log)?, &mut watch, &*signals::stop_flag()?)?;
+    if ended.interrupted {
+        return Ok(Outcome::Interrupted);
+    }
+    let account = trace::accounted(&out, None)?.2;
+    let took = watch.seconds.split_off(watch.seconds.len().min(asked.warm_up as usize));
+    let found = Found::new(&network, asked, peak, took, &watch.workers, account);
+    let text = if asked.json { format!("{:#}\n", found.as_json()?) } else { found.as_text() };
     output::print(&text)?;
     Ok(Outcome::Done)
 }
 
-/// GFLOP/s of a pass, and what that is of all threads' peak.
-fn speed(timing: &Timing, threads: u16, peak: f64) -> Option<(f64, f64)> {
-    let gflops = timing.flops? as f64 / timing.median_ms / 1e6;
-    Some((gflops, gflops / peak / f64::from(threads)))
-}
-
-fn as_json(model: &str, asked: &Kernels, timings: &Timings) -> Value {
-    let pass = |timing: &Timing| {
-        let speed = speed(timing, asked.threads, timings.peak);
-        json!({
-            "layer": timing.layer, "pass": timing.pass, "median_ms": timing.median_ms, "best_ms": timing.best_ms,
-            "flops": timing.flops, "gflops": speed.map(|speed| speed.0), "share_of_peak": speed.map(|speed| speed.1),
-        })
-    };
-    json!({
-        "model": model, "tower": 0, "batch": asked.batch, "threads": asked.threads, "isa": timings.isa.to_string(),
-        "peak_gflops_a_core": timings.peak, "passes": timings.passes.iter().map(pass).collect::<Vec<_>>(),
+fn job(asked: &Steps, model: String, out: &Path, log: &Log) -> Result<Training, Box<dyn Error>> {
+    let (first, last) = (u64::from(asked.warm_up) + 1, u64::from(asked.warm_up) + u64::from(asked.steps));
+    Ok(Training {
+        running: Running {
+            workers: asked.workers,
+            threads: asked.threads,
+            isa: asked.isa.map(|isa| isa.to_string()),
+            listen: None,
+            token: None,
+            micro_batches: asked.micro_batches,
+            checkpoint_every: None,
+            trace: Sampling::Steps(first..=last),
+            otlp: None,
+            local: log.local_program()?,
+            metrics: Metrics::default(),
+        },
+        asked: Asked {
+            model: Some(model),
+            length: Some(Length::Steps(last)),
+            batch: Some(asked.batch as usize),
+            ..Asked::default()
+        },
+        default_model: String::new(),
+        data: settings::data_reader(DataSource::Synthetic)?,
+        source: DataSource::Synthetic.to_string(),
+        resume: None,
+        init: None,
+        out: out.to_owned(),
+        goes_on: false,
     })
 }
 
-fn as_table(model: &str, asked: &Kernels, timings: &Timings) -> String {
-    let (batch, threads) = (asked.batch, asked.threads);
-    let plural = if threads == 1 { "" } else { "s" };
-    let mut text = format!(
-        "Tower 0 of {model}, {batch} images, {threads} thread{plural}, {}. A core multiplies and adds {:.1} GFLOP/s at most, \
-         measured in between.\n\n",
-        timings.isa, timings.peak
-    );
-    let mut rows = vec![["layer", "pass", "ms", "best", "GFLOP/s", "of the peak"].map(str::to_owned).to_vec()];
-    for timing in &timings.passes {
-        let speed = speed(timing, threads, timings.peak);
-        rows.push(vec![
-            timing.layer.clone(),
-            timing.pass.to_owned(),
-            format!("{:.3}", timing.median_ms),
-            format!("{:.3}", timing.best_ms),
-            speed.map_or_else(String::new, |speed| format!("{:.1}", speed.0)),
-            speed.map_or_else(String::new, |speed| format!("{:.1} %", speed.1 * 100.0)),
-        ]);
+/// What is heard of the job.
+#[derive(Default)]
+struct Watch {
+    seconds: Vec<f64>,
+    /// Threads and instruction set of each worker.
+    workers: Vec<(usize, String)>,
+}
+
+impl Observer for Watch {
+    fn on(&mut self, event: Event) {
+        match event {
+            Event::Started(started) => {
+                self.workers = started.workers.into_iter().map(|w| (w.threads, w.instruction_set)).collect();
+            }
+            Event::Step { seconds, .. } => self.seconds.push(seconds),
+            _ => {}
+        }
     }
-    let total: f64 = timings.passes.iter().map(|timing| timing.median_ms).sum();
-    rows.push(vec![
-        "all".to_owned(),
-        String::new(),
-        format!("{total:.3}"),
-        String::new(),
-        String::new(),
-        String::new(),
-    ]);
-    text += &aligned(&rows, &[0, 1]);
-    text
+}
+
+/// What was measured.
+struct Found {
+    model: String,
+    batch: u32,
+    isa: String,
+    workers: usize,
+    threads: usize,
+    /// Sorted.
+    seconds: Vec<f64>,
+    gflop: f64,
+    peak: f64,
+    account: Account,
+}
+
+impl Found {
+    fn new(
+        network: &Network,
+        asked: &Steps,
+        peak: f64,
+        mut seconds: Vec<f64>,
+        workers: &[(usize, String)],
+        account: Account,
+    ) -> Self {
+        seconds.sort_by(f64::total_cmp);
+        // Forward, the gradient of the weights and that of the input, which the first layer needs none of.
+        let passes = network.layers.iter().enumerate().map(|(index, layer)| layer.multiply_adds() * (3 - u64::from(index == 0)));
+        Self {
+            model: network.name.clone(),
+            batch: asked.batch,
+            isa: workers.first().map_or_else(String::new, |worker| worker.1.clone()),
+            workers: workers.len(),
+            threads: workers.iter().map(|worker| worker.0).sum(),
+            gflop: 2.0 * passes.sum::<u64>() as f64 * f64::from(asked.batch) / 1e9,
+            seconds,
+            peak,
+            account,
+        }
+    }
+
+    fn best(&self) -> f64 {
+        self.seconds.first().copied().unwrap_or(f64::NAN)
+    }
+
+    fn median(&self) -> f64 {
+        self.seconds.get(self.seconds.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    fn images_a_second(&self, seconds: f64) -> f64 {
+        f64::from(self.batch) / seconds
+    }
+
+    /// What of all threads' multiply-adds a step of so many seconds uses.
+    fn share(&self, seconds: f64) -> f64 {
+        self.gflop / seconds / self.peak / self.threads as f64
+    }
+
+    fn as_json(&self) -> Result<Value, serde_json::Error> {
+        let figures = |seconds: f64| {
+            json!({
+                "ms": seconds * 1e3, "images_per_second": self.images_a_second(seconds),
+                "gflops": self.gflop / seconds, "share_of_peak": self.share(seconds),
+            })
+        };
+        Ok(json!({
+            "model": self.model, "batch": self.batch, "workers": self.workers, "threads": self.threads, "isa": self.isa,
+            "steps_ms": self.seconds.iter().map(|seconds| seconds * 1e3).collect::<Vec<_>>(),
+            "best": figures(self.best()), "median": figures(self.median()),
+            "gflop_a_step": self.gflop, "peak_gflops_a_core": self.peak, "account": serde_json::to_value(&self.account)?,
+        }))
+    }
+
+    fn as_text(&self) -> String {
+        let plural = |count: usize| if count == 1 { "" } else { "s" };
+        let line = |name: &str, seconds: f64| {
+            format!(
+                "{name:<6} {:10.1} ms a step  {:8.1} images/s  {:7.1} GFLOP/s  {:5.1} % of the peak\n",
+                seconds * 1e3,
+                self.images_a_second(seconds),
+                self.gflop / seconds,
+                self.share(seconds) * 100.0
+            )
+        };
+        format!(
+            "{}, {} images a step, {} worker{} with {} thread{} in all, {}: {} steps\n\
+             A step multiplies and adds {:.1} GFLOP; a core alone does {:.1} GFLOP/s at most, measured before.\n\n{}{}\n{}",
+            self.model,
+            self.batch,
+            self.workers,
+            plural(self.workers),
+            self.threads,
+            plural(self.threads),
+            self.isa,
+            self.seconds.len(),
+            self.gflop,
+            self.peak,
+            line("best", self.best()),
+            line("median", self.median()),
+            trace::worker_table(&self.account)
+        )
+    }
 }

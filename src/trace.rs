@@ -97,7 +97,8 @@ fn is_page(path: &Path) -> std::io::Result<bool> {
     Ok(beginning.is_empty() || beginning == BEGINNING)
 }
 
-fn accounted(run: &Path, step: Option<u64>) -> Result<(Trace, Plan, Account), Box<dyn Error>> {
+/// A run's trace, its plan, and where the time went.
+pub(crate) fn accounted(run: &Path, step: Option<u64>) -> Result<(Trace, Plan, Account), Box<dyn Error>> {
     if !run.exists() {
         return Err(format!("{} isn't there: name a run's folder, or its {TRACE}", run.display()).into());
     }
@@ -177,7 +178,7 @@ fn notes(trace: &Trace) -> Vec<String> {
 }
 
 /// A column a worker; computing first, then what lies around it, then waits.
-fn worker_table(found: &Account) -> String {
+pub(crate) fn worker_table(found: &Account) -> String {
     let of = |worker: usize, doing: Use| {
         let uses = &found.workers[worker].uses;
         uses.iter().find(|(other, _)| *other == doing).map_or(0.0, |(_, ns)| *ns)

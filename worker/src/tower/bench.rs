@@ -86,6 +86,13 @@ pub fn kernels(bench: KernelBench, mut told: impl FnMut(&str)) -> Result<Timings
     Ok(Timings { isa: compute.isa, peak: median(&mut peaks), passes })
 }
 
+/// GFLOP/s of one core that does nothing but multiply and add.
+pub fn peak(isa: Option<Isa>) -> f64 {
+    let isa = isa.unwrap_or_else(Isa::detect);
+    let mut measured: Vec<f64> = (0..5).map(|_| peak::measured(isa)).collect();
+    median(&mut measured)
+}
+
 struct Clock<'a> {
     bench: &'a KernelBench,
     layer: String,
