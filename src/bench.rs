@@ -171,7 +171,8 @@ impl Found {
     ) -> Self {
         seconds.sort_by(f64::total_cmp);
         // Forward, the gradient of the weights and that of the input, which the first layer needs none of.
-        let passes = network.layers.iter().enumerate().map(|(index, layer)| layer.multiply_adds() * (3 - u64::from(index == 0)));
+        let passes =
+            network.layers.iter().enumerate().map(|(index, layer)| layer.multiply_adds() * (3 - u64::from(index == 0)));
         Self {
             model: network.name.clone(),
             batch: asked.batch,

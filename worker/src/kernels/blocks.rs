@@ -115,7 +115,7 @@ impl Blocks {
     /// One block of one sample, whose first channel is `x`'s first float; `copy` takes its channels of one pixel.
     #[inline(always)]
     fn fill_plane(&self, x: &[f32], maps: Maps, plane: &mut [f32], copy: impl Fn(&mut [f32], &[f32])) {
-        let is_ragged = self.channels % self.lanes > 0;
+        let is_ragged = !self.channels.is_multiple_of(self.lanes);
         for (line, out) in plane.chunks_exact_mut(self.line()).enumerate() {
             let Some(row) = self.row_of(line, maps) else {
                 out.fill(0.0);

@@ -8,7 +8,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::isa::Isa;
-use super::vector::Vector;
+use super::vector::{Vector, prefetch};
 
 /// Columns are counted in units of so many, whatever the instruction set: weights lie in memory alike on all of them.
 pub(super) const UNIT: usize = 16;
@@ -97,6 +97,11 @@ unsafe fn chains<V: Vector, const ROWS: usize, const VECTORS: usize, const STEP:
         for run in t.terms.chunks_exact(t.run) {
             for term in run {
                 let a = t.a.add(*term);
+                if STEP == WIDE_STEP {
+                    // Rows are lines of weights that come from memory: by the time that a panel's terms are through, the
+                    // next tile's are there.
+                    prefetch(a.wrapping_add(ROWS * STEP + *term % STEP * (UNIT - 1)));
+                }
                 let mut columns = [V::zero(); VECTORS];
                 for v in 0..VECTORS {
                     columns[v] = V::load(b.add(v * V::LANES));
@@ -232,8 +237,10 @@ pub(super) fn rows_of_outer(isa: Isa, units: usize) -> usize {
     }
 }
 
+/// From row to row where rows are those of a linear layer's weights.
+const WIDE_STEP: usize = 2 * UNIT;
 /// Steps from row to row that [`Chains`] is compiled for.
-pub(super) const STEPS: [usize; 3] = [4, 16, 32];
+const STEPS: [usize; 3] = [4, UNIT, WIDE_STEP];
 
 /// Runs a tile of `rows` rows, `step` apart, and `units` of columns.
 ///
