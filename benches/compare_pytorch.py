@@ -56,7 +56,8 @@ def pytorch(args, way, layout, steps):
     turn = {key: getattr(args, key) for key in ("model", "data", "batch", "cores", "momentum", "weight_decay", "seed")}
     turn |= {"way": way, "layout": layout, "steps": steps, "lr": LEARNING_RATE}
     command = [sys.executable, str(ROOT / "benches" / "pytorch_peer.py")]
-    printed = run(command, args, input=json.dumps(turn), env=os.environ | KEEPS_MEMORY)
+    memory = {} if args.stock_malloc else KEEPS_MEMORY
+    printed = run(command, args, input=json.dumps(turn), env=os.environ | memory)
     return json.loads(printed.splitlines()[-1])
 
 
@@ -153,6 +154,7 @@ def arguments():
     parser.add_argument("--workers", type=int, default=2, help="Convoy's worker processes (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each worker (%(default)s)")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="PyTorch's ways to try (all)")
+    parser.add_argument("--stock-malloc", action="store_true", help="PyTorch with glibc's malloc as it comes")
     parser.add_argument("--trial-steps", type=int, default=20, help="steps to choose the way by (%(default)s)")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds that one turn may take (%(default)s)")
     parser.add_argument(

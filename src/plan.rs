@@ -2,9 +2,10 @@
 
 use std::error::Error;
 
-use convoy_common::batch::BATCH_MAX;
+use convoy_common::batch::{BATCH_MAX, Division};
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
+use convoy_worker::forecast;
 use serde_json::{Value, json};
 
 use crate::table::aligned;
@@ -69,7 +70,7 @@ fn as_json(plan: &Plan, batch: usize) -> Value {
         "model": network.name, "towers": network.towers, "workers": plan.workers, "placement": plan.placement,
         "batch": batch, "parameters": network.parameters().iter().map(|p| p.len()).sum::<usize>(),
         "multiply_adds": network.multiply_adds(), "layers": Value::Array(layers), "images": plan.image_traffic(batch),
-        "exchanges": Value::Array(exchanges), "step": total, "floats_leaving_a_tower_an_image": leaving,
+        "memory_bytes_a_worker": memory(plan, batch), "exchanges": Value::Array(exchanges), "step": total, "floats_leaving_a_tower_an_image": leaving,
     })
 }
 
@@ -110,7 +111,16 @@ fn as_table(plan: &Plan, batch: usize) -> String {
     text += &aligned(&rows, &[0, 1, 7]);
     text += "\n";
     text += &exchange_table(plan, batch);
+    let held = memory(plan, batch).into_iter().enumerate();
+    let held = held.map(|(worker, bytes)| format!("worker {worker} {:.0} MB", bytes as f64 / 1e6));
+    text += &format!("memory held while training: {}\n", held.collect::<Vec<_>>().join(", "));
     text
+}
+
+/// Bytes that each worker will hold, with as many micro-batches as a job has where nothing is said.
+fn memory(plan: &Plan, batch: usize) -> Vec<u64> {
+    let division = Division { slots: 1, micro_batches: convoy_coordinator::job::defaults::MICRO_BATCHES.min(batch) };
+    (0..plan.workers).map(|worker| forecast::worker_bytes(plan, worker, batch, division)).collect()
 }
 
 /// Bytes a step, every socket crossing counted.

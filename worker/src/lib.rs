@@ -14,4 +14,4 @@ mod tower;
 pub use kernels::isa::Isa;
 pub use metrics::Metrics;
 pub use probe::Slow;
-pub use tower::bench;
+pub use tower::{bench, forecast};

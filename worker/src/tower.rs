@@ -4,6 +4,7 @@
 //! Not here: when to compute what, and where tensors come from (`engine`).
 
 pub mod bench;
+pub mod forecast;
 mod layer;
 
 use std::sync::Arc;

@@ -4,6 +4,7 @@
 //!
 //! Not here: what is computed from them (`products`).
 
+use super::memory::Tensor;
 use super::tile::UNIT;
 use super::{Compute, Maps};
 
@@ -90,8 +91,15 @@ impl Blocks {
             + channel % self.lanes
     }
 
+    /// `x`, whose size is `maps`, in blocks.
+    pub(super) fn filled(&self, compute: &Compute, x: &[f32], maps: Maps) -> Tensor {
+        let mut out = compute.tensor(self.len());
+        self.fill(compute, x, maps, &mut out);
+        out
+    }
+
     /// Copies `x`, whose size is `maps`, into `out`.
-    pub(crate) fn fill(&self, compute: &Compute, x: &[f32], maps: Maps, out: &mut [f32]) {
+    pub(super) fn fill(&self, compute: &Compute, x: &[f32], maps: Maps, out: &mut [f32]) {
         assert_eq!((x.len(), out.len()), (maps.len(), self.len()), "maps or blocks of another size");
         let planes = self.samples * self.groups * self.blocks;
         compute.for_samples(out, planes, |index, plane| {

@@ -189,9 +189,9 @@ pub(crate) fn forward(
     weights: &[f32],
     bias: Option<&[f32]>,
     x: &[f32],
-    y: (&mut [f32], usize),
+    samples: usize,
+    y: &mut [f32],
 ) -> bool {
-    let (y, samples) = y;
     let (blocks, panels, output) = (g.input_blocks(samples), g.panels(), g.output(samples));
     assert!(weights.len() == g.groups * panels.len(), "a group's weights lead out of its slice");
     let seen = (0..output.height).map(|row| g.kernel_rows_of(row));
@@ -227,9 +227,9 @@ pub(crate) fn input_gradient(
     g: &Geometry,
     turned: &[f32],
     dy: &[f32],
-    dx: (&mut [f32], usize),
+    samples: usize,
+    dx: &mut [f32],
 ) -> bool {
-    let (dx, samples) = dx;
     if g.stride > g.kernel {
         dx.fill(0.0);
     }
@@ -287,7 +287,8 @@ pub(crate) fn input_gradient(
 pub(crate) fn weight_gradient(
     compute: &Compute,
     g: &Geometry,
-    (x, dy): (&[f32], &[f32]),
+    x: &[f32],
+    dy: &[f32],
     samples: usize,
     goes_on: bool,
     dw: &mut [f32],

@@ -26,21 +26,31 @@ for_each_isa! {
 }
 
 for_each_isa! {
-    /// Zero for what is zero or less; a NaN stays.
-    pub(crate) fn relu(x: &mut [f32]) {
+    fn rectify(x: &mut [f32]) {
         for x in x.iter_mut() {
             *x = if *x <= 0.0 { 0.0 } else { *x };
         }
     }
 }
 
+/// Zero for what is zero or less; a NaN stays.
+pub(crate) fn relu(compute: &Compute, x: &mut [f32]) {
+    let rows = x.len();
+    compute.for_rows(x, rows, |_, x| rectify(compute.isa, x));
+}
+
 for_each_isa! {
-    /// The gradient where the output was above zero, zero elsewhere.
-    pub(crate) fn relu_backward(y: &[f32], dy: &mut [f32]) {
+    fn keep_positive(y: &[f32], dy: &mut [f32]) {
         for (y, dy) in y.iter().zip(dy.iter_mut()) {
             *dy = if *y > 0.0 { *dy } else { 0.0 };
         }
     }
+}
+
+/// The gradient where the output was above zero, zero elsewhere.
+pub(crate) fn relu_backward(compute: &Compute, y: &[f32], dy: &mut [f32]) {
+    let rows = dy.len();
+    compute.for_rows(dy, rows, |range, dy| keep_positive(compute.isa, &y[range], dy));
 }
 
 for_each_isa! {
@@ -118,6 +128,18 @@ impl Dropout {
     pub(crate) fn new(seed: u64, layer: &str, step: u64, p: f64, units: usize) -> Self {
         let source = Source::new(seed, &format!("dropout:{layer}:{step}"));
         Self { source, threshold: (p * 4_294_967_296.0) as u64, scale: (1.0 / (1.0 - p)) as f32, units: units as u64 }
+    }
+
+    /// The same of neighbouring units: a block of the source serves four of them.
+    pub(crate) fn keeps_each(&self, sample: u64, units: std::ops::Range<u64>) -> impl Iterator<Item = bool> {
+        let (source, threshold, first) = (self.source, self.threshold, sample * self.units);
+        let (mut block, mut words) = (None, [0; 4]);
+        (first + units.start..first + units.end).map(move |index| {
+            if block != Some(index / 4) {
+                (block, words) = (Some(index / 4), source.words(index / 4));
+            }
+            u64::from(words[(index % 4) as usize]) >= threshold
+        })
     }
 
     /// Whether the unit of the sample at position `sample` of the global batch is kept.

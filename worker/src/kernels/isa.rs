@@ -13,7 +13,7 @@ pub enum Isa {
     /// 256-bit vectors with fused multiply-add.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// 512-bit vectors for the matrix engine, and those of AVX2 for the rest, which waits for memory.
+    /// 512-bit vectors for products, and those of AVX2 for the rest, which waits for memory.
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }

@@ -85,9 +85,9 @@ pub(crate) fn forward(
     weights: &[f32],
     bias: Option<&[f32]>,
     x: &[f32],
-    y: (&mut [f32], usize),
+    samples: usize,
+    y: &mut [f32],
 ) -> bool {
-    let (y, samples) = y;
     let (blocks, panels) = (g.input_blocks(samples), g.panels());
     let mut end = vec![0.0; panels.units * UNIT];
     if let Some(bias) = bias {
@@ -112,9 +112,9 @@ pub(crate) fn input_gradient(
     g: &Geometry,
     weights: &[f32],
     dy: &[f32],
-    dx: (&mut [f32], usize),
+    samples: usize,
+    dx: &mut [f32],
 ) -> bool {
-    let (dx, samples) = dx;
     let panels = g.panels();
     let turned = Panels::tight(g.outputs, samples);
     let dy = turned.pack(1, dy);
@@ -161,7 +161,8 @@ fn turn(compute: &Compute, g: &Geometry, by_unit: &[f32], dx: &mut [f32], sample
 pub(crate) fn weight_gradient(
     compute: &Compute,
     g: &Geometry,
-    (x, dy): (&[f32], &[f32]),
+    x: &[f32],
+    dy: &[f32],
     samples: usize,
     goes_on: bool,
     dw: &mut [f32],

@@ -35,9 +35,7 @@ impl<T: Copy + Default> Shelf<T> {
     /// A tensor of `length` elements, whatever they are.
     pub(super) fn tensor(self: &Arc<Self>, length: usize) -> Tensor<T> {
         let found = self.with(|idle| {
-            let fits = |buffer: &Buffer<T>| buffer.values.len() >= length && buffer.values.len() / SLACK <= length;
-            let best = (0..idle.buffers.len()).filter(|index| fits(&idle.buffers[*index]));
-            let best = best.min_by_key(|index| idle.buffers[*index].values.len())?;
+            let best = best_fit(idle.buffers.iter().map(|buffer| buffer.values.len()), length)?;
             Some(idle.buffers.swap_remove(best).values)
         });
         let values = found.unwrap_or_else(|| vec![T::default(); length]);
@@ -68,6 +66,12 @@ impl<T: Copy + Default> Shelf<T> {
     fn with<R>(&self, work: impl FnOnce(&mut Idle<T>) -> R) -> R {
         work(&mut self.idle.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// Which of several buffers serves for `length` elements: the shortest that is long enough, unless that is far too long.
+pub(crate) fn best_fit(lengths: impl Iterator<Item = usize>, length: usize) -> Option<usize> {
+    let fitting = lengths.enumerate().filter(|(_, held)| *held >= length && held / SLACK <= length);
+    fitting.min_by_key(|(_, held)| *held).map(|(index, _)| index)
 }
 
 /// Elements that go back to their shelf when they are no longer needed.

@@ -6,6 +6,7 @@
 //! products  which tile comes when: outputs and input gradients, weight gradients
 //! blocks    feature maps as products read them        panels    weights as products read them
 //! conv      a convolution's three passes              linear    a linear layer's
+//! affine    either of them
 //! lrn, pool, elementwise    what has no product, over (sample, row, column, channel)
 //! ```
 //!
@@ -13,7 +14,8 @@
 
 #![allow(unsafe_code)]
 
-pub(crate) mod blocks;
+pub(crate) mod affine;
+mod blocks;
 pub(crate) mod conv;
 pub(crate) mod elementwise;
 pub(crate) mod isa;

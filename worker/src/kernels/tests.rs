@@ -113,21 +113,21 @@ fn check_conv(case: &ConvCase) {
         };
         let (x_blocks, dy_blocks) = (input(x.view()), gradient(dy.view()));
         let mut found = vec![f32::NAN; y.len()];
-        let is_finite = conv::forward(compute, &g, &weights, bias.as_slice(), &x_blocks, (&mut found, samples));
+        let is_finite = conv::forward(compute, &g, &weights, bias.as_slice(), &x_blocks, samples, &mut found);
         assert_eq!(bits(found), bits(to_memory(y.view())), "forward");
         assert!(is_finite);
         let mut found = vec![f32::NAN; dx.len()];
-        conv::input_gradient(compute, &g, &turned, &dy_blocks, (&mut found, samples));
+        conv::input_gradient(compute, &g, &turned, &dy_blocks, samples, &mut found);
         assert_eq!(bits(found), bits(to_memory(dx.view())), "input gradient");
         // The chains go on from one micro-batch to the next: cut after each sample, they end in the same bits.
         let mut chains = vec![f32::NAN; weights.len()];
         for n in 0..samples {
             let one = s![n..n + 1, .., .., ..];
-            let operands = (&input(x.slice(one))[..], &gradient(dy.slice(one))[..]);
-            conv::weight_gradient(compute, &g, operands, 1, n > 0, &mut chains);
+            let (x, dy) = (input(x.slice(one)), gradient(dy.slice(one)));
+            conv::weight_gradient(compute, &g, &x, &dy, 1, n > 0, &mut chains);
         }
         let mut whole = vec![f32::NAN; weights.len()];
-        conv::weight_gradient(compute, &g, (&x_blocks, &dy_blocks), samples, false, &mut whole);
+        conv::weight_gradient(compute, &g, &x_blocks, &dy_blocks, samples, false, &mut whole);
         assert_eq!(bits(chains), bits(whole.clone()), "micro-batches");
         elementwise::end_chains(compute, &mut whole);
         let found = g.panels().unpack(window.groups, &whole);
@@ -165,17 +165,17 @@ fn check_linear(seed: u64, samples: usize, g: linear::Geometry) {
             |dy: &[f32], samples: usize| in_blocks(compute, dy, g.output(samples), g.gradient_blocks(samples));
         let (x, dy) = (to_memory(&x), dy.as_slice().unwrap());
         let mut found = vec![f32::NAN; y.len()];
-        linear::forward(compute, &g, &weights, bias.as_slice(), &input(&x, samples), (&mut found, samples));
+        linear::forward(compute, &g, &weights, bias.as_slice(), &input(&x, samples), samples, &mut found);
         assert_eq!(bits(found), bits(y.iter().copied()), "forward");
         let mut found = vec![f32::NAN; dx.len()];
-        linear::input_gradient(compute, &g, &weights, dy, (&mut found, samples));
+        linear::input_gradient(compute, &g, &weights, dy, samples, &mut found);
         assert_eq!(bits(found), bits(to_memory(&dx)), "input gradient");
         let mut found = vec![f32::NAN; weights.len()];
         let half = samples / 2;
         for (part, goes_on) in [(0..half, false), (half..samples, half > 0)] {
             let x = input(&x[part.start * inputs..part.end * inputs], part.len());
             let dy = gradient(&dy[part.start * outputs..part.end * outputs], part.len());
-            linear::weight_gradient(compute, &g, (&x, &dy), part.len(), goes_on, &mut found);
+            linear::weight_gradient(compute, &g, &x, &dy, part.len(), goes_on, &mut found);
         }
         elementwise::end_chains(compute, &mut found);
         assert_eq!(bits(g.panels().unpack(1, &found)), bits(dw.iter().map(|dw| dw + 0.0)), "weight gradient");
@@ -269,24 +269,18 @@ fn a_layer_larger_than_every_block_equals_the_reference() {
 
 #[test]
 fn a_nan_goes_through_relu_and_max_pooling() {
-    std::thread::spawn(|| {
-        for isa in Isa::available() {
-            let compute = Compute::new(1, isa);
-            let mut x = [f32::NAN, -1.0, -0.0, 2.0];
-            elementwise::relu(isa, &mut x);
-            assert!(x[0].is_nan() && bits(x[1..].to_vec()) == bits([0.0, 0.0, 2.0]));
-            let Ok(compute) = compute else { continue };
-            let input = Maps { samples: 1, height: 2, width: 2, channels: 1 };
-            let g = pool::Geometry { input, out_height: 1, out_width: 1, kernel: 2, stride: 1, pad: 0 };
-            for place in 0..4 {
-                let mut x = [1.0, 5.0, 2.0, 3.0];
-                x[place] = f32::NAN;
-                assert!(pool::max_forward(&compute, &g, &x).0[0].is_nan(), "a NaN at {place}");
-            }
+    on_every_compute(|compute| {
+        let mut x = [f32::NAN, -1.0, -0.0, 2.0];
+        elementwise::relu(compute, &mut x);
+        assert!(x[0].is_nan() && bits(x[1..].to_vec()) == bits([0.0, 0.0, 2.0]));
+        let input = Maps { samples: 1, height: 2, width: 2, channels: 1 };
+        let g = pool::Geometry { input, out_height: 1, out_width: 1, kernel: 2, stride: 1, pad: 0 };
+        for place in 0..4 {
+            let mut x = [1.0, 5.0, 2.0, 3.0];
+            x[place] = f32::NAN;
+            assert!(pool::max_forward(compute, &g, &x).0[0].is_nan(), "a NaN at {place}");
         }
-    })
-    .join()
-    .unwrap();
+    });
 }
 
 /// A chain that underflows to -0.0 ends as +0.0.
@@ -315,9 +309,9 @@ fn products_tell_what_is_not_finite() {
                 let dy = in_blocks(compute, dy, g.output(samples), g.gradient_blocks(samples));
                 let turned = conv::turned(&g, &weights);
                 let (mut y, mut dx) = (vec![0.0; g.output(samples).len()], vec![0.0; g.input(samples).len()]);
-                let forward = conv::forward(compute, &g, &weights, None, &x, (&mut y, samples));
-                let input = conv::input_gradient(compute, &g, &turned, &dy, (&mut dx, samples));
-                let weight = conv::weight_gradient(compute, &g, (&x, &dy), samples, false, &mut weights.clone());
+                let forward = conv::forward(compute, &g, &weights, None, &x, samples, &mut y);
+                let input = conv::input_gradient(compute, &g, &turned, &dy, samples, &mut dx);
+                let weight = conv::weight_gradient(compute, &g, &x, &dy, samples, false, &mut weights.clone());
                 (forward, input, weight)
             };
             assert_eq!(run(&x, &dy), (true, true, true));
@@ -335,6 +329,8 @@ fn dropout_keeps_its_share_and_depends_on_step_and_sample() {
     let dropout = elementwise::Dropout::new(1, "drop6", 3, 0.3, 1000);
     let kept = |sample: u64| (0..1000).filter(|unit| dropout.keeps(sample, *unit)).count();
     assert!((0..10).map(kept).sum::<usize>().abs_diff(7000) < 200);
+    let each: Vec<bool> = dropout.keeps_each(3, 5..995).collect();
+    assert!((5..995).zip(each).all(|(unit, kept)| kept == dropout.keeps(3, unit)));
     let other = elementwise::Dropout::new(1, "drop6", 4, 0.3, 1000);
     assert!((0..1000).any(|unit| dropout.keeps(0, unit) != other.keeps(0, unit)));
     assert!((0..1000).any(|unit| dropout.keeps(0, unit) != dropout.keeps(1, unit)));
@@ -351,13 +347,13 @@ fn a_slice_that_is_too_short_is_refused() {
     type Pass<'a> = &'a (dyn Fn(&Compute) + Sync);
     let turned = conv::turned(&g, &weights);
     let passes: [Pass; 7] = [
-        &|c| forget(conv::forward(c, &g, &weights, None, &x[..x.len() - 60], (&mut y.clone(), 1))),
-        &|c| forget(conv::forward(c, &g, &weights[1..], None, &x, (&mut y.clone(), 1))),
-        &|c| forget(conv::forward(c, &g, &weights, None, &x, (&mut y.clone()[1..], 1))),
-        &|c| forget(conv::input_gradient(c, &g, &turned, &dy[..dy.len() - 60], (&mut dx.clone(), 1))),
-        &|c| forget(conv::input_gradient(c, &g, &turned, &dy, (&mut dx.clone()[1..], 1))),
-        &|c| forget(conv::weight_gradient(c, &g, (&x[..x.len() - 60], &dy), 1, false, &mut weights.clone())),
-        &|c| forget(conv::weight_gradient(c, &g, (&x, &dy[..dy.len() - 60]), 1, false, &mut weights.clone())),
+        &|c| forget(conv::forward(c, &g, &weights, None, &x[..x.len() - 60], 1, &mut y.clone())),
+        &|c| forget(conv::forward(c, &g, &weights[1..], None, &x, 1, &mut y.clone())),
+        &|c| forget(conv::forward(c, &g, &weights, None, &x, 1, &mut y.clone()[1..])),
+        &|c| forget(conv::input_gradient(c, &g, &turned, &dy[..dy.len() - 60], 1, &mut dx.clone())),
+        &|c| forget(conv::input_gradient(c, &g, &turned, &dy, 1, &mut dx.clone()[1..])),
+        &|c| forget(conv::weight_gradient(c, &g, &x[..x.len() - 60], &dy, 1, false, &mut weights.clone())),
+        &|c| forget(conv::weight_gradient(c, &g, &x, &dy[..dy.len() - 60], 1, false, &mut weights.clone())),
     ];
     for isa in Isa::available() {
         for (index, pass) in passes.iter().enumerate() {

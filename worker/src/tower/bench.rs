@@ -2,18 +2,18 @@
 //!
 //! Not here: exchanges, updates, and whole steps (`convoy bench` runs a job for those).
 
-use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use convoy_common::batch::{MicroBatch, MicroBatchId, Phase};
 use convoy_common::model::Network;
 use convoy_common::plan::{Plan, PlanError};
 
-use super::layer::{Context, TowerLayer, Work, in_blocks};
+use super::layer::{Context, TowerLayer, Work};
 use crate::Isa;
+use crate::kernels::affine::Affine;
 use crate::kernels::memory::Tensor;
-use crate::kernels::{Compute, conv, linear, peak};
+use crate::kernels::{Compute, peak};
 
 /// What is timed, and how often.
 #[derive(Clone, Debug)]
@@ -100,128 +100,79 @@ struct Clock<'a> {
 }
 
 impl Clock<'_> {
-    /// Times `run` on what `prepare` makes anew each time.
-    fn time<T>(
-        &mut self,
-        pass: &'static str,
-        flops: Option<u64>,
-        mut prepare: impl FnMut() -> T,
-        mut run: impl FnMut(T),
-    ) {
-        run(prepare());
-        let mut took: Vec<f64> = (0..self.bench.repeats)
-            .map(|_| {
-                let prepared = prepare();
-                let began = Instant::now();
-                run(prepared);
-                began.elapsed().as_secs_f64() * 1e3
-            })
-            .collect();
+    /// Notes how long `run` says that it took, so often; once before that, for memory and caches.
+    fn time(&mut self, pass: &'static str, flops: Option<u64>, mut run: impl FnMut() -> Duration) {
+        run();
+        let mut took: Vec<f64> = (0..self.bench.repeats).map(|_| run().as_secs_f64() * 1e3).collect();
         let median_ms = median(&mut took);
         let best_ms = took.first().copied().unwrap_or_default();
         self.passes.push(Timing { layer: self.layer.clone(), pass, median_ms, best_ms, flops });
     }
 }
 
+/// How long it takes.
+fn timed<T>(run: impl FnOnce() -> T) -> Duration {
+    let began = Instant::now();
+    let result = run();
+    let took = began.elapsed();
+    drop(result);
+    took
+}
+
 fn time_layer(clock: &mut Clock, compute: &Compute, layer: &mut TowerLayer, wants_input_gradient: bool) {
-    let samples = clock.bench.samples;
     match &layer.work {
-        Work::Conv { geometry, .. } => time_conv(clock, compute, geometry, samples, wants_input_gradient),
-        Work::Linear { geometry, .. } => time_linear(clock, compute, geometry, samples),
-        _ => time_other(clock, compute, layer, 0..samples),
+        Work::Affine { passes, learnt } => {
+            let (x, dy) = (layer.input.len(), layer.output.len());
+            time_affine(clock, compute, passes, (x, dy, learnt.weights()), wants_input_gradient);
+        }
+        _ => time_other(clock, compute, layer),
     }
 }
 
-fn time_conv(clock: &mut Clock, compute: &Compute, g: &conv::Geometry, samples: usize, wants_input_gradient: bool) {
-    let flops = Some(2 * (g.output(samples).len() * g.panels().terms) as u64);
-    let (x, dy) = (made_up(g.input(samples).len()), made_up(g.output(samples).len()));
-    let weights = made_up(g.groups * g.panels().len());
-    let (mut y, mut dx, mut dw) = (vec![0.0; dy.len()], vec![0.0; x.len()], vec![0.0; weights.len()]);
-    let to_blocks = || in_blocks(compute, &x, g.input(samples), g.input_blocks(samples));
-    let dy_to_blocks = || in_blocks(compute, &dy, g.output(samples), g.gradient_blocks(samples));
-    let (x_blocks, dy_blocks, turned) = (to_blocks(), dy_to_blocks(), conv::turned(g, &weights));
-    clock.time("input to blocks", None, || (), |()| drop(to_blocks()));
-    clock.time(
-        "forward",
-        flops,
-        || (),
-        |()| {
-            conv::forward(compute, g, &weights, None, &x_blocks, (&mut y, samples));
-        },
-    );
-    clock.time("gradient to blocks", None, || (), |()| drop(dy_to_blocks()));
-    clock.time(
-        "weight gradient",
-        flops,
-        || (),
-        |()| {
-            conv::weight_gradient(compute, g, (&x_blocks, &dy_blocks), samples, false, &mut dw);
-        },
-    );
-    if !wants_input_gradient {
-        return;
+/// `lengths` are those of a sample's input and output, and of the weights.
+fn time_affine(
+    clock: &mut Clock,
+    compute: &Compute,
+    passes: &Affine,
+    lengths: (usize, usize, usize),
+    wants_input_gradient: bool,
+) {
+    let samples = clock.bench.samples;
+    let flops = Some(2 * passes.multiply_adds(samples) as u64);
+    let (x, dy, weights) = (made_up(lengths.0 * samples), made_up(lengths.1 * samples), made_up(lengths.2));
+    let mut dw = vec![0.0; weights.len()];
+    let gradient = || passes.gradient(compute, copied(compute, &dy), samples);
+    let (x_blocks, dy_blocks) = (passes.input(compute, &x, samples), gradient());
+    clock.time("input to blocks", None, || timed(|| passes.input(compute, &x, samples)));
+    clock.time("forward", flops, || timed(|| passes.forward(compute, &weights, None, &x_blocks, samples)));
+    clock.time("gradient to blocks", None, || {
+        let dy = copied(compute, &dy);
+        timed(|| passes.gradient(compute, dy, samples))
+    });
+    clock.time("weight gradient", flops, || {
+        timed(|| passes.weight_gradient(compute, &x_blocks, &dy_blocks, samples, false, &mut dw))
+    });
+    if wants_input_gradient {
+        clock.time("input gradient", flops, || timed(|| passes.input_gradient(compute, &weights, &dy_blocks, samples)));
     }
-    clock.time("turning weights", None, || (), |()| drop(conv::turned(g, &weights)));
-    clock.time(
-        "input gradient",
-        flops,
-        || (),
-        |()| {
-            conv::input_gradient(compute, g, &turned, &dy_blocks, (&mut dx, samples));
-        },
-    );
 }
 
-fn time_linear(clock: &mut Clock, compute: &Compute, g: &linear::Geometry, samples: usize) {
-    let flops = Some(2 * (g.inputs() * g.outputs * samples) as u64);
-    let (x, dy) = (made_up(g.inputs() * samples), made_up(g.outputs * samples));
-    let weights = made_up(g.panels().len());
-    let (mut y, mut dx, mut dw) = (vec![0.0; dy.len()], vec![0.0; x.len()], vec![0.0; weights.len()]);
-    let to_blocks = || linear::to_blocks(compute, g, &x, samples);
-    let dy_to_blocks = || in_blocks(compute, &dy, g.output(samples), g.gradient_blocks(samples));
-    let (x_blocks, dy_blocks) = (to_blocks(), dy_to_blocks());
-    clock.time("input to blocks", None, || (), |()| drop(to_blocks()));
-    clock.time(
-        "forward",
-        flops,
-        || (),
-        |()| {
-            linear::forward(compute, g, &weights, None, &x_blocks, (&mut y, samples));
-        },
-    );
-    clock.time("gradient to blocks", None, || (), |()| drop(dy_to_blocks()));
-    clock.time(
-        "weight gradient",
-        flops,
-        || (),
-        |()| {
-            linear::weight_gradient(compute, g, (&x_blocks, &dy_blocks), samples, false, &mut dw);
-        },
-    );
-    clock.time(
-        "input gradient",
-        flops,
-        || (),
-        |()| {
-            linear::input_gradient(compute, g, &weights, &dy, (&mut dx, samples));
-        },
-    );
-}
-
-fn time_other(clock: &mut Clock, compute: &Compute, layer: &mut TowerLayer, samples: Range<usize>) {
+fn time_other(clock: &mut Clock, compute: &Compute, layer: &mut TowerLayer) {
+    let samples = 0..clock.bench.samples;
     let id = MicroBatchId { step: 1, slot: 0, micro_batch: 0, phase: Phase::Train };
     let micro_batch = MicroBatch { id, samples: samples.clone() };
     let context = Context { compute, seed: 1, micro_batch: &micro_batch };
     let x = made_up(layer.input.len() * samples.len());
     let dy = made_up(layer.output.len() * samples.len());
     let fresh = || Arc::new(copied(compute, &x));
-    let mut layer_forward = |x| layer.forward(&context, x).expect("made-up numbers are finite");
-    clock.time("forward", None, fresh, |x| drop(layer_forward(x)));
-    let kept: Vec<_> = (0..=clock.bench.repeats).map(|_| layer_forward(fresh()).1).collect();
-    let mut kept = kept.into_iter();
-    let next = || (copied(compute, &dy), kept.next().expect("one for each run"));
-    clock.time("backward", None, next, |(dy, kept)| {
-        layer.backward(&context, dy, kept, true).expect("made-up numbers are finite");
+    clock.time("forward", None, || {
+        let x = fresh();
+        timed(|| layer.forward(&context, x))
+    });
+    clock.time("backward", None, || {
+        let kept = layer.forward(&context, fresh()).expect("made-up numbers are finite").1;
+        let dy = copied(compute, &dy);
+        timed(|| layer.backward(&context, dy, kept, true))
     });
 }
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use convoy_common::batch::{MicroBatch, Phase};
-use convoy_common::model::{LayerKind, Pool, Shape};
+use convoy_common::model::{Conv, LayerKind, Linear, Pool, Shape};
 use convoy_common::plan::Plan;
 use convoy_common::wire::State;
 
-use crate::kernels::blocks::Blocks;
+use crate::kernels::affine::Affine;
 use crate::kernels::elementwise::{self, Dropout, Rates};
 use crate::kernels::memory::Tensor;
 use crate::kernels::panels::Panels;
@@ -66,13 +66,20 @@ struct Picks {
 /// What a layer computes.
 #[derive(Debug)]
 pub(super) enum Work {
-    Conv { geometry: conv::Geometry, learnt: Learnt },
-    Linear { geometry: linear::Geometry, learnt: Learnt },
+    /// A convolution or a linear layer.
+    Affine {
+        passes: Affine,
+        learnt: Learnt,
+    },
     Relu,
     Lrn(lrn::Geometry),
     MaxPool(Pool),
     AvgPool(Pool),
-    Dropout { p: f64, whole_units: usize, first_channel: usize },
+    Dropout {
+        p: f64,
+        whole_units: usize,
+        first_channel: usize,
+    },
 }
 
 /// Weights and bias with their momentum and gradients.
@@ -163,6 +170,11 @@ impl Learnt {
         self.slot = None;
     }
 
+    /// Floats of the weights.
+    pub(super) fn weights(&self) -> usize {
+        self.weight.values.len()
+    }
+
     fn bias(&self) -> Option<&[f32]> {
         self.bias.as_ref().map(|bias| bias.values.as_slice())
     }
@@ -198,43 +210,21 @@ impl Learnt {
 
 impl TowerLayer {
     pub(super) fn new(plan: &Plan, index: usize, tower: usize, train: bool) -> Self {
-        let network = &plan.network;
-        let layer = &network.layers[index];
-        let own = network.slice(layer.input.channels, tower);
-        let is_first = index == 0;
-        let sees_whole = (is_first && layer.groups() == 1) || plan.needs_exchange(index);
-        let input = if sees_whole { layer.input } else { layer.input.with_channels(own.len()) };
-        let picks = (is_first && !sees_whole).then_some(Picks { first: own.start, of: layer.input.channels });
-        let outputs = network.slice(layer.output.channels, tower);
-        let output = layer.output.with_channels(outputs.len());
-        let groups = (layer.groups() / network.towers).max(1);
+        let layer = &plan.network.layers[index];
+        let Shapes { input, output, picks } = Shapes::of(plan, index, tower);
         let work = match &layer.kind {
-            LayerKind::Conv(described) => {
-                let geometry = conv::Geometry {
-                    channels: input.channels,
-                    filters: output.channels,
-                    groups,
-                    kernel: described.kernel,
-                    stride: described.stride,
-                    pad: described.pad,
-                    height: input.height,
-                    width: input.width,
-                };
-                let bias = described.bias.then_some(output.channels);
-                Work::Conv { geometry, learnt: Learnt::new(geometry.panels(), groups, bias, train) }
-            }
-            LayerKind::Linear(described) => {
-                let (channels, pixels) = (input.channels, input.pixels());
-                let geometry = linear::Geometry { channels, pixels, outputs: output.channels };
-                let bias = described.bias.then_some(output.channels);
-                Work::Linear { geometry, learnt: Learnt::new(geometry.panels(), 1, bias, train) }
+            LayerKind::Conv(Conv { bias, .. }) | LayerKind::Linear(Linear { bias, .. }) => {
+                let passes = passes(plan, index, tower).expect("a layer of weights has passes");
+                let learnt = Learnt::new(passes.panels(), passes.groups(), bias.then_some(output.channels), train);
+                Work::Affine { passes, learnt }
             }
             LayerKind::Relu => Work::Relu,
             LayerKind::Lrn(described) => Work::Lrn(lrn::Geometry::new(described, output.channels)),
             LayerKind::MaxPool(described) => Work::MaxPool(*described),
             LayerKind::AvgPool(described) => Work::AvgPool(*described),
             LayerKind::Dropout { p } => {
-                Work::Dropout { p: *p, whole_units: layer.output.len(), first_channel: outputs.start }
+                let first_channel = plan.network.slice(layer.output.channels, tower).start;
+                Work::Dropout { p: *p, whole_units: layer.output.len(), first_channel }
             }
         };
         Self { name: layer.name.clone(), input, output, picks, work }
@@ -245,12 +235,12 @@ impl TowerLayer {
     }
 
     pub(super) fn load(&mut self, bias: bool, state: State, values: Vec<f32>) {
-        let (Work::Conv { learnt, .. } | Work::Linear { learnt, .. }) = &mut self.work else { return };
+        let Work::Affine { learnt, .. } = &mut self.work else { return };
         learnt.load(bias, state, values);
     }
 
     pub(super) fn read(&self, bias: bool, state: State) -> Vec<f32> {
-        let (Work::Conv { learnt, .. } | Work::Linear { learnt, .. }) = &self.work else { return Vec::new() };
+        let Work::Affine { learnt, .. } = &self.work else { return Vec::new() };
         learnt.read(bias, state)
     }
 
@@ -264,23 +254,15 @@ impl TowerLayer {
         let pool = pool_geometry(self.input, self.output, samples);
         let trains = context.micro_batch.id.phase == Phase::Train;
         match &mut self.work {
-            Work::Conv { geometry, learnt } => {
-                let x = in_blocks(compute, &x, geometry.input(samples), geometry.input_blocks(samples));
-                let mut y = compute.tensor(geometry.output(samples).len());
-                let weights = &learnt.weight.values;
-                let finite = conv::forward(compute, geometry, weights, learnt.bias(), &x, (&mut y, samples));
-                finite.then(|| (Arc::new(y), Kept::Input(x))).ok_or("outputs")
-            }
-            Work::Linear { geometry, learnt } => {
-                let x = linear::to_blocks(compute, geometry, &x, samples);
-                let mut y = compute.tensor(geometry.output(samples).len());
-                let weights = &learnt.weight.values;
-                let finite = linear::forward(compute, geometry, weights, learnt.bias(), &x, (&mut y, samples));
-                finite.then(|| (Arc::new(y), Kept::Input(x))).ok_or("outputs")
+            Work::Affine { passes, learnt } => {
+                let blocks = passes.input(compute, &x, samples);
+                drop(x);
+                let (y, is_finite) = passes.forward(compute, &learnt.weight.values, learnt.bias(), &blocks, samples);
+                is_finite.then(|| (Arc::new(y), Kept::Input(blocks))).ok_or("outputs")
             }
             Work::Relu => {
                 let mut y = Arc::unwrap_or_clone(x);
-                compute.for_samples(&mut y, samples, |_, y| elementwise::relu(compute.isa, y));
+                elementwise::relu(compute, &mut y);
                 let y = Arc::new(y);
                 Ok((y.clone(), Kept::Output(y)))
             }
@@ -318,39 +300,22 @@ impl TowerLayer {
         let slot = context.micro_batch.id.slot;
         let pool = pool_geometry(self.input, self.output, samples);
         let dx = match (&mut self.work, kept) {
-            (Work::Conv { geometry, learnt }, Kept::Input(x)) => {
+            (Work::Affine { passes, learnt }, Kept::Input(x)) => {
                 learnt.enter_slot(compute, slot);
                 let bias_is_finite = learnt.add_to_bias(compute, &dy);
-                let dy = in_blocks(compute, &dy, geometry.output(samples), geometry.gradient_blocks(samples));
+                let dy = passes.gradient(compute, dy, samples);
                 let Values { values, chain, started, .. } = &mut learnt.weight;
                 let goes_on = std::mem::replace(started, true);
-                let finite = conv::weight_gradient(compute, geometry, (&x, &dy), samples, goes_on, chain);
-                (finite && bias_is_finite).then_some(()).ok_or("weight gradients")?;
+                let is_finite = passes.weight_gradient(compute, &x, &dy, samples, goes_on, chain);
+                (is_finite && bias_is_finite).then_some(()).ok_or("weight gradients")?;
                 if !wants_input {
                     return Ok(None);
                 }
-                let mut dx = compute.tensor(geometry.input(samples).len());
-                let turned = conv::turned(geometry, values);
-                let finite = conv::input_gradient(compute, geometry, &turned, &dy, (&mut dx, samples));
-                return finite.then_some(Some(dx)).ok_or("input gradients");
-            }
-            (Work::Linear { geometry, learnt }, Kept::Input(x)) => {
-                learnt.enter_slot(compute, slot);
-                let bias_is_finite = learnt.add_to_bias(compute, &dy);
-                let blocks = in_blocks(compute, &dy, geometry.output(samples), geometry.gradient_blocks(samples));
-                let Values { values, chain, started, .. } = &mut learnt.weight;
-                let goes_on = std::mem::replace(started, true);
-                let finite = linear::weight_gradient(compute, geometry, (&x, &blocks), samples, goes_on, chain);
-                (finite && bias_is_finite).then_some(()).ok_or("weight gradients")?;
-                if !wants_input {
-                    return Ok(None);
-                }
-                let mut dx = compute.tensor(geometry.input(samples).len());
-                let finite = linear::input_gradient(compute, geometry, values, &dy, (&mut dx, samples));
-                return finite.then_some(Some(dx)).ok_or("input gradients");
+                let (dx, is_finite) = passes.input_gradient(compute, values, &dy, samples);
+                return is_finite.then_some(Some(dx)).ok_or("input gradients");
             }
             (Work::Relu, Kept::Output(y)) => {
-                elementwise::relu_backward(compute.isa, &y, &mut dy);
+                elementwise::relu_backward(compute, &y, &mut dy);
                 return Ok(Some(dy));
             }
             (Work::Lrn(geometry), Kept::Norm { x, y, s }) => {
@@ -373,17 +338,56 @@ impl TowerLayer {
 
     /// Applies the step's gradients.
     pub(super) fn commit(&mut self, compute: &Compute, rates: Rates) {
-        if let Work::Conv { learnt, .. } | Work::Linear { learnt, .. } = &mut self.work {
+        if let Work::Affine { learnt, .. } = &mut self.work {
             learnt.commit(compute, rates);
         }
     }
 }
 
-/// Maps as a product reads them.
-pub(super) fn in_blocks(compute: &Compute, x: &[f32], maps: Maps, blocks: Blocks) -> Tensor {
-    let mut out = compute.tensor(blocks.len());
-    blocks.fill(compute, x, maps, &mut out);
-    out
+/// What a tower sees of a layer.
+pub(super) struct Shapes {
+    /// One sample of the input that it reads.
+    pub(super) input: Shape,
+    /// One sample of its own output.
+    pub(super) output: Shape,
+    picks: Option<Picks>,
+}
+
+impl Shapes {
+    pub(super) fn of(plan: &Plan, index: usize, tower: usize) -> Self {
+        let network = &plan.network;
+        let layer = &network.layers[index];
+        let own = network.slice(layer.input.channels, tower);
+        let is_first = index == 0;
+        let sees_whole = (is_first && layer.groups() == 1) || plan.needs_exchange(index);
+        let input = if sees_whole { layer.input } else { layer.input.with_channels(own.len()) };
+        let picks = (is_first && !sees_whole).then_some(Picks { first: own.start, of: layer.input.channels });
+        let output = layer.output.with_channels(network.slice(layer.output.channels, tower).len());
+        Self { input, output, picks }
+    }
+}
+
+/// The passes of a layer of weights.
+pub(super) fn passes(plan: &Plan, index: usize, tower: usize) -> Option<Affine> {
+    let layer = &plan.network.layers[index];
+    let Shapes { input, output, .. } = Shapes::of(plan, index, tower);
+    match &layer.kind {
+        LayerKind::Conv(described) => Some(Affine::Conv(conv::Geometry {
+            channels: input.channels,
+            filters: output.channels,
+            groups: (layer.groups() / plan.network.towers).max(1),
+            kernel: described.kernel,
+            stride: described.stride,
+            pad: described.pad,
+            height: input.height,
+            width: input.width,
+        })),
+        LayerKind::Linear(_) => {
+            let (channels, pixels) = (input.channels, input.pixels());
+            Some(Affine::Linear(linear::Geometry { channels, pixels, outputs: output.channels }))
+        }
+        _ => None,
+    }
 }
 
 fn pool_geometry(input: Shape, output: Shape, samples: usize) -> impl Fn(Pool) -> pool::Geometry {
@@ -408,6 +412,11 @@ fn pick(x: &[f32], picks: Picks, channels: usize) -> Vec<f32> {
 fn mask(dropout: &Dropout, micro_batch: &MicroBatch, own: Shape, first_channel: usize) -> Vec<bool> {
     let mut kept = Vec::with_capacity(micro_batch.samples.len() * own.len());
     for sample in micro_batch.samples.clone() {
+        if own.pixels() == 1 {
+            let units = first_channel as u64..(first_channel + own.channels) as u64;
+            kept.extend(dropout.keeps_each(sample as u64, units));
+            continue;
+        }
         for pixel in 0..own.pixels() {
             for channel in first_channel..first_channel + own.channels {
                 kept.push(dropout.keeps(sample as u64, (channel * own.pixels() + pixel) as u64));

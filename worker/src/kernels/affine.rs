@@ -1,0 +1,143 @@
+//! A layer of weights, convolution or linear, as whoever computes with it sees it: operands come as they lie between layers, and
+//! what is copied into blocks once serves both the forward pass and the weight gradient.
+//!
+//! Not here: the passes themselves (`conv`, `linear`).
+
+use super::memory::Tensor;
+use super::panels::Panels;
+use super::{Compute, conv, linear};
+
+/// A layer's passes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Affine {
+    /// A convolution.
+    Conv(conv::Geometry),
+    /// A linear layer.
+    Linear(linear::Geometry),
+}
+
+/// A result, and whether all of it is finite.
+pub(crate) type Checked = (Tensor, bool);
+
+/// The gradient of an output: as it lies between layers, and in blocks.
+#[derive(Debug)]
+pub(crate) struct Gradient {
+    natural: Tensor,
+    blocks: Tensor,
+}
+
+impl Affine {
+    /// How the weights of each group lie.
+    pub(crate) fn panels(&self) -> Panels {
+        match self {
+            Affine::Conv(g) => g.panels(),
+            Affine::Linear(g) => g.panels(),
+        }
+    }
+
+    /// Groups of weights, one after the other.
+    pub(crate) fn groups(&self) -> usize {
+        match self {
+            Affine::Conv(g) => g.groups,
+            Affine::Linear(_) => 1,
+        }
+    }
+
+    /// Multiply-adds of each pass over so many samples.
+    pub(crate) fn multiply_adds(&self, samples: usize) -> usize {
+        let outputs = match self {
+            Affine::Conv(g) => g.output(samples),
+            Affine::Linear(g) => g.output(samples),
+        };
+        outputs.len() * self.panels().terms
+    }
+
+    /// Floats of an input in blocks.
+    pub(crate) fn input_floats(&self, samples: usize) -> usize {
+        match self {
+            Affine::Conv(g) => g.input_blocks(samples).len(),
+            Affine::Linear(g) => g.input_blocks(samples).len(),
+        }
+    }
+
+    /// Floats of a gradient's blocks.
+    pub(crate) fn gradient_floats(&self, samples: usize) -> usize {
+        match self {
+            Affine::Conv(g) => g.gradient_blocks(samples).len(),
+            Affine::Linear(g) => g.gradient_blocks(samples).len(),
+        }
+    }
+
+    /// An input in blocks.
+    pub(crate) fn input(&self, compute: &Compute, x: &[f32], samples: usize) -> Tensor {
+        match self {
+            Affine::Conv(g) => g.input_blocks(samples).filled(compute, x, g.input(samples)),
+            Affine::Linear(g) => linear::to_blocks(compute, g, x, samples),
+        }
+    }
+
+    /// A gradient with its blocks.
+    pub(crate) fn gradient(&self, compute: &Compute, dy: Tensor, samples: usize) -> Gradient {
+        let blocks = match self {
+            Affine::Conv(g) => g.gradient_blocks(samples).filled(compute, &dy, g.output(samples)),
+            Affine::Linear(g) => g.gradient_blocks(samples).filled(compute, &dy, g.output(samples)),
+        };
+        Gradient { natural: dy, blocks }
+    }
+
+    /// The outputs of an input in blocks.
+    pub(crate) fn forward(
+        &self,
+        compute: &Compute,
+        weights: &[f32],
+        bias: Option<&[f32]>,
+        x: &[f32],
+        samples: usize,
+    ) -> Checked {
+        match self {
+            Affine::Conv(g) => {
+                let mut y = compute.tensor(g.output(samples).len());
+                let is_finite = conv::forward(compute, g, weights, bias, x, samples, &mut y);
+                (y, is_finite)
+            }
+            Affine::Linear(g) => {
+                let mut y = compute.tensor(g.output(samples).len());
+                let is_finite = linear::forward(compute, g, weights, bias, x, samples, &mut y);
+                (y, is_finite)
+            }
+        }
+    }
+
+    /// Goes on with the weight gradient's chains in `dw`, or starts them, from an input in blocks. Whether all are finite.
+    pub(crate) fn weight_gradient(
+        &self,
+        compute: &Compute,
+        x: &[f32],
+        dy: &Gradient,
+        samples: usize,
+        goes_on: bool,
+        dw: &mut [f32],
+    ) -> bool {
+        match self {
+            Affine::Conv(g) => conv::weight_gradient(compute, g, x, &dy.blocks, samples, goes_on, dw),
+            Affine::Linear(g) => linear::weight_gradient(compute, g, x, &dy.blocks, samples, goes_on, dw),
+        }
+    }
+
+    /// The gradient of the input.
+    pub(crate) fn input_gradient(&self, compute: &Compute, weights: &[f32], dy: &Gradient, samples: usize) -> Checked {
+        match self {
+            Affine::Conv(g) => {
+                let mut dx = compute.tensor(g.input(samples).len());
+                let turned = conv::turned(g, weights);
+                let is_finite = conv::input_gradient(compute, g, &turned, &dy.blocks, samples, &mut dx);
+                (dx, is_finite)
+            }
+            Affine::Linear(g) => {
+                let mut dx = compute.tensor(g.input(samples).len());
+                let is_finite = linear::input_gradient(compute, g, weights, &dy.natural, samples, &mut dx);
+                (dx, is_finite)
+            }
+        }
+    }
+}

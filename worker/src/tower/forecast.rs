@@ -1,0 +1,184 @@
+//! How much memory a worker will hold while it trains: weights with momentum and gradients, and what a step's tensors come to,
+//! taken and dropped in the order of a step, as lengths alone.
+//!
+//! Not here: what a checkpoint takes beside it, and anything that is measured.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use convoy_common::batch::Division;
+use convoy_common::model::LayerKind;
+use convoy_common::plan::Plan;
+
+use super::layer::{Shapes, passes};
+use crate::kernels::affine::Affine;
+use crate::kernels::memory::best_fit;
+
+/// The program, its threads, its connections and what it records: as measured in a job of eight small images a step.
+const PROGRAM_BYTES: u64 = 52_000_000;
+/// Steps that are gone through: in the second one memory is used again.
+const STEPS: usize = 2;
+
+/// Bytes that `worker` will hold in a job of `batch` images a step.
+pub fn worker_bytes(plan: &Plan, worker: usize, batch: usize, division: Division) -> u64 {
+    let towers = plan.towers_of(worker);
+    let learnt: usize = towers.iter().map(|tower| weights_of(plan, *tower)).sum();
+    let samples: Vec<usize> = division.of(1, batch).into_iter().map(|micro_batch| micro_batch.samples.len()).collect();
+    let (floats, indices) = (Rc::new(Shelf::default()), Rc::new(Shelf::default()));
+    for _ in 0..STEPS {
+        Step { plan, towers: &towers, samples: &samples, floats: &floats, indices: &indices }.run();
+    }
+    // Values, momentum and gradient.
+    let held = 3 * learnt + floats.all() + indices.all();
+    // What is exchanged in a step goes to and from other memory, which the allocator keeps.
+    let exchanged = plan.step_traffic(batch).total() / plan.workers as u64;
+    PROGRAM_BYTES + (held * size_of::<f32>()) as u64 + exchanged
+}
+
+fn weights_of(plan: &Plan, tower: usize) -> usize {
+    let each = (0..plan.network.layers.len()).filter_map(|index| passes(plan, index, tower));
+    each.map(|passes| passes.groups() * passes.panels().len()).sum()
+}
+
+/// Buffers as lengths: those in use, and those that lie idle.
+#[derive(Debug, Default)]
+struct Shelf(RefCell<Lengths>);
+
+#[derive(Debug, Default)]
+struct Lengths {
+    idle: Vec<usize>,
+    all: usize,
+}
+
+impl Shelf {
+    fn take(self: &Rc<Self>, length: usize) -> Rc<Held> {
+        let mut lengths = self.0.borrow_mut();
+        let found = best_fit(lengths.idle.iter().copied(), length);
+        let length = match found {
+            Some(index) => lengths.idle.swap_remove(index),
+            None => {
+                lengths.all += length;
+                length
+            }
+        };
+        Rc::new(Held { length, shelf: self.clone() })
+    }
+
+    fn all(&self) -> usize {
+        self.0.borrow().all
+    }
+}
+
+/// A buffer in use.
+#[derive(Debug)]
+struct Held {
+    length: usize,
+    shelf: Rc<Shelf>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.shelf.0.borrow_mut().idle.push(self.length);
+    }
+}
+
+/// What a layer's forward pass leaves for its backward pass.
+type Kept = Vec<Rc<Held>>;
+
+/// One step of a worker's towers.
+struct Step<'a> {
+    plan: &'a Plan,
+    towers: &'a [usize],
+    /// Of each micro-batch.
+    samples: &'a [usize],
+    floats: &'a Rc<Shelf>,
+    indices: &'a Rc<Shelf>,
+}
+
+impl Step<'_> {
+    /// All micro-batches go through a segment before any goes through the next one.
+    fn run(&self) {
+        let image = self.plan.network.input.shape.len();
+        let mut wholes: Vec<_> = self.samples.iter().map(|samples| self.floats.take(samples * image)).collect();
+        let mut kept: Vec<Vec<Vec<Vec<Kept>>>> = Vec::new();
+        for segment in 0..self.plan.segments.len() {
+            let (mut of_segment, mut next) = (Vec::new(), Vec::new());
+            for (samples, whole) in self.samples.iter().zip(wholes) {
+                let behind = self.floats.take(samples * self.plan.segments[segment].output.len());
+                let of_towers = self.towers.iter().map(|tower| self.forward(segment, *tower, *samples, whole.clone()));
+                of_segment.push(of_towers.collect());
+                next.push(behind);
+            }
+            kept.push(of_segment);
+            wholes = next;
+        }
+        drop(wholes);
+        for (segment, of_segment) in kept.into_iter().enumerate().rev() {
+            for (samples, of_towers) in self.samples.iter().zip(of_segment) {
+                for (tower, kept) in self.towers.iter().zip(of_towers) {
+                    self.backward(segment, *tower, *samples, kept);
+                }
+            }
+        }
+    }
+
+    fn forward(&self, segment: usize, tower: usize, samples: usize, whole: Rc<Held>) -> Vec<Kept> {
+        let mut x = whole;
+        let mut kept = Vec::new();
+        for index in self.plan.segments[segment].layers.clone() {
+            let (y, keep) = self.layer_forward(index, tower, samples, x);
+            x = y;
+            kept.push(keep);
+        }
+        kept
+    }
+
+    fn layer_forward(&self, index: usize, tower: usize, samples: usize, x: Rc<Held>) -> (Rc<Held>, Kept) {
+        let output = Shapes::of(self.plan, index, tower).output.len() * samples;
+        let take = |length| self.floats.take(length);
+        let in_place = |x: Rc<Held>| if Rc::strong_count(&x) == 1 { x } else { take(output) };
+        match &self.plan.network.layers[index].kind {
+            LayerKind::Conv(_) | LayerKind::Linear(_) => {
+                let blocks = passes(self.plan, index, tower).map(|passes| take(passes.input_floats(samples)));
+                drop(x);
+                (take(output), blocks.into_iter().collect())
+            }
+            LayerKind::Relu => {
+                let y = in_place(x);
+                (y.clone(), vec![y])
+            }
+            LayerKind::Lrn(_) => {
+                let y = take(output);
+                (y.clone(), vec![x, y, take(output)])
+            }
+            LayerKind::MaxPool(_) => (take(output), vec![self.indices.take(output)]),
+            LayerKind::AvgPool(_) => (take(output), Vec::new()),
+            LayerKind::Dropout { .. } => (in_place(x), Vec::new()),
+        }
+    }
+
+    fn backward(&self, segment: usize, tower: usize, samples: usize, kept: Vec<Kept>) {
+        let layers = self.plan.segments[segment].layers.clone();
+        let output = Shapes::of(self.plan, layers.end - 1, tower).output.len();
+        let mut dy = self.floats.take(samples * output);
+        for (index, kept) in layers.zip(kept).rev() {
+            dy = self.layer_backward(index, tower, samples, dy);
+            drop(kept);
+        }
+    }
+
+    fn layer_backward(&self, index: usize, tower: usize, samples: usize, dy: Rc<Held>) -> Rc<Held> {
+        let input = Shapes::of(self.plan, index, tower).input.len() * samples;
+        let take = |length| self.floats.take(length);
+        match &self.plan.network.layers[index].kind {
+            LayerKind::Conv(_) | LayerKind::Linear(_) => {
+                let passes = passes(self.plan, index, tower);
+                let _blocks = passes.map(|passes| take(passes.gradient_floats(samples)));
+                let _by_unit = passes.filter(|passes| matches!(passes, Affine::Linear(_))).map(|_| take(input));
+                if index == 0 { dy } else { take(input) }
+            }
+            LayerKind::Relu | LayerKind::Dropout { .. } => dy,
+            LayerKind::Lrn(_) | LayerKind::MaxPool(_) | LayerKind::AvgPool(_) => take(input),
+        }
+    }
+}
