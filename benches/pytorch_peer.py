@@ -37,7 +37,10 @@ class Gather(torch.autograd.Function):
     def forward(ctx, own, widths, sums):
         ctx.widths, ctx.sums = widths, sums
         parts = [own.new_empty((own.shape[0], width, *own.shape[2:])) for width in widths]
-        dist.all_gather(parts, own.contiguous()) if len(set(widths)) == 1 else uneven_gather(parts, own.contiguous())
+        if len(set(widths)) == 1:
+            dist.all_gather(parts, own.contiguous())
+        else:
+            uneven_gather(parts, own.contiguous())
         return torch.cat(parts, dim=1)
 
     @staticmethod
@@ -79,6 +82,8 @@ def tower_net(model, rank):
         kind, widths = layer["kind"], share(shape[0], towers)
         if kind == "conv":
             own, filters, groups = shape[0], share(layer["filters"], towers), layer.get("groups", 1)
+            if position == 0 and groups > 1:
+                raise SystemExit("gloo: a grouped first layer is not built here")
             if position > 0 and groups == 1:
                 modules.append(Exchange(widths))
             elif position > 0:
@@ -106,7 +111,8 @@ def tower_net(model, rank):
 
 
 def load(turn, model):
-    """All training pixels as floats, and labels; a few batches of noise if the data is synthetic."""
+    """All training pixels as floats, and labels; a few batches of noise if the data is synthetic. Alike in every process."""
+    torch.manual_seed(turn["seed"])
     if turn["data"] != "synthetic":
         images, labels = torchnet.read_split(turn["data"], "train")
         return torchnet.normalise(images, model), labels
@@ -165,6 +171,8 @@ def a_process_a_tower(turn, model):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     results = torch.multiprocessing.get_context("spawn").SimpleQueue()
     started = torch.multiprocessing.spawn(one_tower, (turn, model, port, results), nprocs=model["towers"], join=False)
+    while results.empty():
+        started.join(timeout=0.2)  # raises what a tower raised
     took = results.get()
     while not started.join():
         pass

@@ -67,8 +67,10 @@ fn a_plan_knows_how_much_memory_workers_will_hold() {
         for (worker, predicted) in plan["memory_bytes_a_worker"].as_array().unwrap().iter().enumerate() {
             let held = bench["account"]["workers"][worker]["resident_bytes"].as_f64().unwrap();
             let ratio = predicted.as_f64().unwrap() / held;
-            println!("{model}, {batch} images, worker {worker}: {predicted} bytes predicted, {held} held");
-            assert!((0.85..1.15).contains(&ratio), "{model}, {batch} images: {predicted} bytes predicted, {held} held");
+            assert!(
+                (0.85..1.15).contains(&ratio),
+                "{model}, {batch} images, worker {worker}: {predicted} bytes predicted, {held} held"
+            );
         }
     }
 }

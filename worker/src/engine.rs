@@ -26,6 +26,7 @@ use convoy_common::wire::{Assignment, Direction, Elements, FromWorker, Payload, 
 use crate::kernels::Compute;
 use crate::kernels::elementwise::{Rates, add};
 use crate::kernels::memory::Tensor;
+use crate::tower::forecast::least_bytes;
 use crate::tower::{KeptSegment, Means, NotFinite, Tower};
 
 mod pixels;
@@ -200,7 +201,8 @@ impl Engine {
         if assignment.worker >= plan.workers {
             return Err(EngineError::Worker { worker: assignment.worker, workers: plan.workers });
         }
-        let needed = least_memory(&plan, &assignment);
+        let samples = assignment.division.largest_micro_batch(assignment.batch);
+        let needed = least_bytes(&plan, assignment.worker, samples, assignment.train);
         if needed > memory {
             return Err(EngineError::Memory { needed, memory });
         }
@@ -586,7 +588,11 @@ impl Engine {
             from_tower: tower,
             to_tower: None,
         };
-        Ok(if leaves { vec![self.payload(key, Arc::unwrap_or_clone(y).into_vec())] } else { Vec::new() })
+        Ok(if leaves {
+            vec![self.payload(key, Arc::try_unwrap(y).map_or_else(|y| y.to_vec(), Tensor::into_vec))]
+        } else {
+            Vec::new()
+        })
     }
 
     fn backward(
@@ -640,19 +646,6 @@ impl Engine {
         let shape = convoy_common::wire::expected_shape(&self.plan, usize::MAX, &key).expect("a tensor of this plan");
         Out::Tensor(Payload::floats(key, shape, values))
     }
-}
-
-/// A lower bound: weights, momentum and gradients of the worker's towers, and one micro-batch at the widest segment.
-fn least_memory(plan: &Plan, assignment: &Assignment) -> u64 {
-    let states = if assignment.train { 3 } else { 1 };
-    let own = plan.towers_of(assignment.worker);
-    let slices = plan.network.parameters().into_iter().flat_map(|parameter| {
-        own.iter().map(move |tower| parameter.slice_shape(&plan.network, *tower).iter().product::<usize>() as u64)
-    });
-    let widest = plan.segments.iter().map(|segment| (segment.input.len() + segment.output.len()) as u64).max();
-    let samples = assignment.division.largest_micro_batch(assignment.batch) as u64;
-    let floats = slices.sum::<u64>() * states + samples * widest.unwrap_or(0);
-    floats * size_of::<f32>() as u64
 }
 
 /// What of a parameter a worker holds.

@@ -21,8 +21,9 @@ pub(crate) type Checked = (Tensor, bool);
 
 /// The gradient of an output: as it lies between layers, and in blocks.
 #[derive(Debug)]
-pub(crate) struct Gradient {
-    natural: Tensor,
+pub(crate) struct OutputGradient {
+    /// For linear layers alone.
+    natural: Option<Tensor>,
     blocks: Tensor,
 }
 
@@ -77,12 +78,17 @@ impl Affine {
     }
 
     /// A gradient with its blocks.
-    pub(crate) fn gradient(&self, compute: &Compute, dy: Tensor, samples: usize) -> Gradient {
-        let blocks = match self {
-            Affine::Conv(g) => g.gradient_blocks(samples).filled(compute, &dy, g.output(samples)),
-            Affine::Linear(g) => g.gradient_blocks(samples).filled(compute, &dy, g.output(samples)),
-        };
-        Gradient { natural: dy, blocks }
+    pub(crate) fn gradient(&self, compute: &Compute, dy: Tensor, samples: usize) -> OutputGradient {
+        match self {
+            Affine::Conv(g) => {
+                let blocks = g.gradient_blocks(samples).filled(compute, &dy, g.output(samples));
+                OutputGradient { natural: None, blocks }
+            }
+            Affine::Linear(g) => {
+                let blocks = g.gradient_blocks(samples).filled(compute, &dy, g.output(samples));
+                OutputGradient { natural: Some(dy), blocks }
+            }
+        }
     }
 
     /// The outputs of an input in blocks.
@@ -113,7 +119,7 @@ impl Affine {
         &self,
         compute: &Compute,
         x: &[f32],
-        dy: &Gradient,
+        dy: &OutputGradient,
         samples: usize,
         goes_on: bool,
         dw: &mut [f32],
@@ -125,7 +131,13 @@ impl Affine {
     }
 
     /// The gradient of the input.
-    pub(crate) fn input_gradient(&self, compute: &Compute, weights: &[f32], dy: &Gradient, samples: usize) -> Checked {
+    pub(crate) fn input_gradient(
+        &self,
+        compute: &Compute,
+        weights: &[f32],
+        dy: &OutputGradient,
+        samples: usize,
+    ) -> Checked {
         match self {
             Affine::Conv(g) => {
                 let mut dx = compute.tensor(g.input(samples).len());
@@ -134,8 +146,9 @@ impl Affine {
                 (dx, is_finite)
             }
             Affine::Linear(g) => {
+                let natural = dy.natural.as_deref().expect("a linear layer's gradient keeps it");
                 let mut dx = compute.tensor(g.input(samples).len());
-                let is_finite = linear::input_gradient(compute, g, weights, &dy.natural, samples, &mut dx);
+                let is_finite = linear::input_gradient(compute, g, weights, natural, samples, &mut dx);
                 (dx, is_finite)
             }
         }

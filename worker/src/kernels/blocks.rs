@@ -1,4 +1,4 @@
-//! Feature maps as the convolution engine reads them: blocks of channels, zeros around them, and columns sorted by their
+//! Feature maps as products read them: blocks of channels, zeros around them, and columns sorted by their
 //! place in a stride, so that neighbouring outputs always read floats that lie one step apart. In memory
 //! (sample, group, block, line, phase, column, lane), where column `x` is column `x / stride` of phase `x % stride`.
 //!
@@ -28,15 +28,23 @@ pub(crate) struct Blocks {
     pub lines: usize,
     /// Columns of a phase, with those of the padding.
     pub columns: usize,
-    /// Phases: the stride of what reads them.
+    /// From one window to the next.
+    pub stride: usize,
+    /// Phases that any window reads.
     pub phases: usize,
     /// Zeros before the first row and column.
     pub before: usize,
 }
 
 impl Blocks {
-    /// Blocks of `maps` in `groups` groups, for windows `stride` apart, between `before` and `after` zeros on either side.
-    pub(super) fn to_be_multiplied(maps: Maps, groups: usize, before: usize, after: usize, stride: usize) -> Self {
+    /// Blocks of `maps` in `groups` groups, between `before` and `after` zeros on either side, for windows of `kernel` columns
+    /// that lie `stride` apart.
+    pub(super) fn to_be_multiplied(
+        maps: Maps,
+        groups: usize,
+        (before, after): (usize, usize),
+        (kernel, stride): (usize, usize),
+    ) -> Self {
         let channels = maps.channels / groups;
         let lanes = if channels <= FEW { FEW } else { UNIT };
         Self {
@@ -47,14 +55,15 @@ impl Blocks {
             lanes,
             lines: maps.height + before + after,
             columns: (maps.width + before + after).div_ceil(stride),
-            phases: stride,
+            stride,
+            phases: stride.min(kernel),
             before,
         }
     }
 
     /// The same with blocks of a whole unit, at least `blocks` of them: vectors can be read.
     pub(super) fn in_units(self, blocks: usize) -> Self {
-        Self { lanes: UNIT, blocks, ..self }
+        Self { lanes: UNIT, blocks: blocks.max(self.channels.div_ceil(UNIT)), ..self }
     }
 
     /// From one line to the next.
@@ -84,7 +93,7 @@ impl Blocks {
 
     /// Where a group's channel lies from the group's start. `column` is counted without regard to phases.
     pub(super) fn at(&self, channel: usize, line: usize, column: usize) -> usize {
-        let (phase, column) = (column % self.phases, column / self.phases);
+        let (phase, column) = (column % self.stride, column / self.stride);
         channel / self.lanes * self.plane()
             + line * self.line()
             + (phase * self.columns + column) * self.lanes
@@ -138,10 +147,10 @@ impl Blocks {
                 let (held, after) = rest.split_at_mut(count * self.lanes);
                 before.fill(0.0);
                 after.fill(0.0);
-                let mut from = maps.at(0, row, (first * self.phases + phase).saturating_sub(self.before));
+                let mut from = maps.at(0, row, (first * self.stride + phase).saturating_sub(self.before));
                 for lanes in held.chunks_exact_mut(self.lanes) {
                     copy(lanes, &x[from..]);
-                    from += self.phases * maps.channels;
+                    from += self.stride * maps.channels;
                 }
             }
         }
@@ -153,8 +162,8 @@ impl Blocks {
 
     /// The first column of a phase that isn't padding, and how many aren't.
     fn columns_of(&self, phase: usize, maps: Maps) -> (usize, usize) {
-        let first = self.before.saturating_sub(phase).div_ceil(self.phases).min(self.columns);
-        let end = (self.before + maps.width).saturating_sub(phase).div_ceil(self.phases).min(self.columns);
+        let first = self.before.saturating_sub(phase).div_ceil(self.stride).min(self.columns);
+        let end = (self.before + maps.width).saturating_sub(phase).div_ceil(self.stride).min(self.columns);
         (first, end.saturating_sub(first))
     }
 }

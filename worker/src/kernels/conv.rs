@@ -79,12 +79,12 @@ impl Geometry {
 
     /// How [`forward`] and [`weight_gradient`] read the input.
     pub(crate) fn input_blocks(&self, samples: usize) -> Blocks {
-        Blocks::to_be_multiplied(self.input(samples), self.groups, self.pad, self.pad, self.stride)
+        Blocks::to_be_multiplied(self.input(samples), self.groups, (self.pad, self.pad), (self.kernel, self.stride))
     }
 
     /// How [`input_gradient`] and [`weight_gradient`] read the gradient of the output.
     pub(crate) fn gradient_blocks(&self, samples: usize) -> Blocks {
-        let blocks = Blocks::to_be_multiplied(self.output(samples), self.groups, self.lead(), self.trail(), 1);
+        let blocks = Blocks::to_be_multiplied(self.output(samples), self.groups, (self.lead(), self.trail()), (1, 1));
         blocks.in_units(self.panels().units)
     }
 

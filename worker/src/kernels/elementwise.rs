@@ -88,6 +88,7 @@ for_each_isa! {
 
 /// One step of SGD. Ends the gradient's chains, if nobody has.
 pub(crate) fn sgd(compute: &Compute, rates: Rates, gradient: &[f32], momentum: &mut [f32], weights: &mut [f32]) {
+    assert!(gradient.len() == weights.len() && momentum.len() == weights.len(), "an update of another length");
     let mut parts: Vec<_> =
         momentum.chunks_mut(PART).zip(weights.chunks_mut(PART)).zip(gradient.chunks(PART)).collect();
     let rows = parts.len();
@@ -99,7 +100,7 @@ pub(crate) fn sgd(compute: &Compute, rates: Rates, gradient: &[f32], momentum: &
 }
 
 /// Elements that one thread updates at a time.
-const PART: usize = 1 << 14;
+pub(super) const PART: usize = 1 << 14;
 
 /// SGD's constants, each rounded from f64 once.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -5,16 +5,19 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// An instruction set with kernels of its own.
+/// An instruction set with kernels of its own, which this machine has: outside of here there is no other way to one than
+/// [`FromStr`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
     /// Plain Rust, `f32::mul_add` for every term.
     Scalar,
     /// 256-bit vectors with fused multiply-add.
     #[cfg(target_arch = "x86_64")]
+    #[non_exhaustive]
     Avx2,
     /// 512-bit vectors for products, and those of AVX2 for the rest, which waits for memory.
     #[cfg(target_arch = "x86_64")]
+    #[non_exhaustive]
     Avx512,
 }
 

@@ -45,12 +45,12 @@ impl Geometry {
 
     /// How [`forward`] and [`weight_gradient`] read the input; [`to_blocks`] makes it so.
     pub(crate) fn input_blocks(&self, samples: usize) -> Blocks {
-        Blocks::to_be_multiplied(self.input(samples), 1, 0, 0, 1)
+        Blocks::to_be_multiplied(self.input(samples), 1, (0, 0), (1, 1))
     }
 
     /// How [`weight_gradient`] reads the gradient of the output.
     pub(crate) fn gradient_blocks(&self, samples: usize) -> Blocks {
-        Blocks::to_be_multiplied(self.output(samples), 1, 0, 0, 1).in_units(self.panels().units)
+        Blocks::to_be_multiplied(self.output(samples), 1, (0, 0), (1, 1)).in_units(self.panels().units)
     }
 
     /// Where an input unit lies in a sample, which is (pixel, channel) in memory.

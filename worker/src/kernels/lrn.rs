@@ -30,18 +30,18 @@ impl Geometry {
 
     /// Channels of a window before its own one.
     fn before(&self) -> usize {
-        self.size / 2
+        (self.size / 2).min(self.channels - 1)
     }
 
     /// Channels of a window behind its own one.
     fn behind(&self) -> usize {
-        (self.size - 1) / 2
+        ((self.size - 1) / 2).min(self.channels - 1)
     }
 
     /// A pixel's channels with zeros on either side, for windows that reach beyond them: a zero changes no sum that starts
     /// from +0.0.
     fn scratch(&self) -> Vec<f32> {
-        vec![0.0; self.channels + self.size - 1]
+        vec![0.0; self.channels + self.before() + self.behind()]
     }
 }
 
@@ -89,7 +89,7 @@ for_each_isa! {
         for ((x, s), y) in pixels {
             padded[g.before()..][..g.channels].copy_from_slice(x);
             s.fill(0.0);
-            for shift in 0..g.size {
+            for shift in 0..=g.before() + g.behind() {
                 s.iter_mut().zip(&padded[shift..]).for_each(|(s, x)| *s = x.mul_add(*x, *s));
             }
             s.iter_mut().for_each(|s| *s = g.alpha.mul_add(*s, g.k));
@@ -110,7 +110,7 @@ for_each_isa! {
                 *t = (dy * y) / s;
             }
             sums.fill(0.0);
-            for shift in 0..g.size {
+            for shift in 0..=g.before() + g.behind() {
                 sums.iter_mut().zip(&padded[shift..]).for_each(|(sum, t)| *sum += t);
             }
             divide(g.beta, dy, s, dx);

@@ -8,8 +8,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Commits that a buffer lies idle before it is given back: an evaluation may come between two that need it.
 const IDLE_MAX: u64 = 2;
+/// No more lies idle than so many times what has been in use at once.
+const IDLE_SHARE: usize = 2;
 /// A buffer serves for a tensor of so much less than its length.
 const SLACK: usize = 2;
+
+/// What a tensor is made of.
+pub(crate) trait Element: Copy + Default {
+    /// What tests find in a tensor that nobody has written to: no result may depend on it.
+    const DIRT: Self;
+}
+
+impl Element for f32 {
+    const DIRT: Self = f32::NAN;
+}
+
+impl Element for u32 {
+    const DIRT: Self = u32::MAX;
+}
 
 /// Buffers that nobody uses at the moment.
 #[derive(Debug, Default)]
@@ -22,6 +38,9 @@ struct Idle<T> {
     buffers: Vec<Buffer<T>>,
     /// Commits so far.
     commits: u64,
+    /// Elements of the buffers that are in use, and the most that ever were.
+    in_use: usize,
+    most: usize,
 }
 
 #[derive(Debug)]
@@ -31,14 +50,21 @@ struct Buffer<T> {
     used: u64,
 }
 
-impl<T: Copy + Default> Shelf<T> {
+impl<T: Element> Shelf<T> {
     /// A tensor of `length` elements, whatever they are.
     pub(super) fn tensor(self: &Arc<Self>, length: usize) -> Tensor<T> {
         let found = self.with(|idle| {
             let best = best_fit(idle.buffers.iter().map(|buffer| buffer.values.len()), length)?;
             Some(idle.buffers.swap_remove(best).values)
         });
-        let values = found.unwrap_or_else(|| vec![T::default(); length]);
+        let mut values = found.unwrap_or_else(|| vec![T::default(); length]);
+        if cfg!(test) {
+            values.fill(T::DIRT);
+        }
+        self.with(|idle| {
+            idle.in_use += values.len();
+            idle.most = idle.most.max(idle.in_use);
+        });
         Tensor { values, length, shelf: Some(self.clone()) }
     }
 
@@ -59,7 +85,13 @@ impl<T: Copy + Default> Shelf<T> {
     fn put(&self, values: Vec<T>) {
         self.with(|idle| {
             let used = idle.commits;
+            idle.in_use = idle.in_use.saturating_sub(values.len());
             idle.buffers.push(Buffer { values, used });
+            // Batches of ever new sizes would leave behind buffers that fit nobody.
+            let mut all: usize = idle.buffers.iter().map(|buffer| buffer.values.len()).sum();
+            while all > IDLE_SHARE * idle.most {
+                all -= idle.buffers.remove(0).values.len();
+            }
         });
     }
 
@@ -76,30 +108,32 @@ pub(crate) fn best_fit(lengths: impl Iterator<Item = usize>, length: usize) -> O
 
 /// Elements that go back to their shelf when they are no longer needed.
 #[derive(Debug)]
-pub(crate) struct Tensor<T: Copy + Default = f32> {
+pub(crate) struct Tensor<T: Element = f32> {
     /// At least as long as the tensor.
     values: Vec<T>,
     length: usize,
     shelf: Option<Arc<Shelf<T>>>,
 }
 
-impl<T: Copy + Default> Tensor<T> {
+impl<T: Element> Tensor<T> {
     /// The elements alone, which go to no shelf any more.
     pub(crate) fn into_vec(mut self) -> Vec<T> {
-        self.shelf = None;
         let mut values = std::mem::take(&mut self.values);
+        if let Some(shelf) = self.shelf.take() {
+            shelf.with(|idle| idle.in_use = idle.in_use.saturating_sub(values.len()));
+        }
         values.truncate(self.length);
         values
     }
 }
 
-impl<T: Copy + Default> From<Vec<T>> for Tensor<T> {
+impl<T: Element> From<Vec<T>> for Tensor<T> {
     fn from(values: Vec<T>) -> Self {
         Self { length: values.len(), values, shelf: None }
     }
 }
 
-impl<T: Copy + Default> Clone for Tensor<T> {
+impl<T: Element> Clone for Tensor<T> {
     fn clone(&self) -> Self {
         let Some(shelf) = &self.shelf else { return Self::from(self.to_vec()) };
         let mut copy = shelf.tensor(self.length);
@@ -108,7 +142,7 @@ impl<T: Copy + Default> Clone for Tensor<T> {
     }
 }
 
-impl<T: Copy + Default> Drop for Tensor<T> {
+impl<T: Element> Drop for Tensor<T> {
     fn drop(&mut self) {
         if let Some(shelf) = &self.shelf {
             shelf.put(std::mem::take(&mut self.values));
@@ -116,7 +150,7 @@ impl<T: Copy + Default> Drop for Tensor<T> {
     }
 }
 
-impl<T: Copy + Default> Deref for Tensor<T> {
+impl<T: Element> Deref for Tensor<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -124,7 +158,7 @@ impl<T: Copy + Default> Deref for Tensor<T> {
     }
 }
 
-impl<T: Copy + Default> DerefMut for Tensor<T> {
+impl<T: Element> DerefMut for Tensor<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         &mut self.values[..self.length]
     }

@@ -8,6 +8,8 @@
 //! conv      a convolution's three passes              linear    a linear layer's
 //! affine    either of them
 //! lrn, pool, elementwise    what has no product, over (sample, row, column, channel)
+//! memory    what steps use again                      isa       which instruction sets there are
+//! peak      what a core could do at most              reference NUMERICS.md as code, for the tests
 //! ```
 //!
 //! Not here: which layer comes when (`tower`), and any other order of a sum. `unsafe` lives in this folder alone.

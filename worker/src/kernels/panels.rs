@@ -1,4 +1,4 @@
-//! Weights as the convolution engine reads them: panels of a few units of columns, (panel, term, column of the panel), with
+//! Weights as products read them: panels of a few units of columns, (panel, term, column of the panel), with
 //! zeros where the last panel has fewer columns. They lie alike on every instruction set, and stay so from step to step:
 //! momentum, gradients and updates know no other layout; only what leaves the worker is [natural](Panels::unpack) again.
 //!

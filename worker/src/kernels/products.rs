@@ -15,9 +15,9 @@ use super::tile::{self, Chains, Outer, Pixels, ROWS_MAX, UNIT, UNITS_MAX};
 /// units.
 const BLOCK_TERMS: usize = 1024;
 /// Panels of up to so many floats are taken whole.
-const WHOLE_MAX: usize = 160 * 1024;
+pub(super) const WHOLE_MAX: usize = 160 * 1024;
 /// Terms that are taken at once where a tile of the source stays: the weights of all columns of as many stay in the cache.
-const SOURCE_TERMS: usize = 512;
+pub(super) const SOURCE_TERMS: usize = 512;
 /// Floats of the gradient's operand that are gone through for one tile after another: they stay in a first-level cache.
 const NEAR_MAX: usize = 4 * 1024;
 
@@ -50,45 +50,43 @@ pub(super) struct Terms {
     line: usize,
     /// Lines of a channel.
     lines: usize,
-    /// For each row of pixels that sees some lines alone: which, and where their terms lie.
-    partial: Vec<(Range<usize>, Vec<usize>)>,
-    /// For each row of pixels, its place in `partial`, if it has one.
-    of_row: Vec<Option<usize>>,
+    /// The lines that each row of pixels sees; all of them where nothing is said.
+    seen: Vec<Range<usize>>,
+}
+
+/// The terms of a chain that are taken: `runs` of `run`, `every` terms apart.
+#[derive(Clone, Copy)]
+struct Taken {
+    first: usize,
+    run: usize,
+    runs: usize,
+    every: usize,
 }
 
 impl Terms {
     /// Terms without padding.
     pub(super) fn whole(all: Vec<usize>) -> Self {
-        Self { line: all.len(), lines: 1, all, partial: Vec::new(), of_row: Vec::new() }
+        Self { line: all.len(), lines: 1, all, seen: Vec::new() }
     }
 
     /// Terms of which each row of pixels sees the `seen` lines.
     pub(super) fn new(all: Vec<usize>, line: usize, lines: usize, seen: impl Iterator<Item = Range<usize>>) -> Self {
-        let mut terms = Self { all, line, lines, partial: Vec::new(), of_row: Vec::new() };
-        for seen in seen {
-            let place = (seen != (0..lines)).then(|| terms.place_of(seen));
-            terms.of_row.push(place);
-        }
-        terms
-    }
-
-    fn place_of(&mut self, seen: Range<usize>) -> usize {
-        let known = self.partial.iter().position(|(lines, _)| *lines == seen);
-        known.unwrap_or_else(|| {
-            let of_channel = seen.start * self.line..seen.end * self.line;
-            let channels = self.all.chunks_exact(self.line * self.lines);
-            let terms = channels.flat_map(|channel| &channel[of_channel.clone()]).copied().collect();
-            self.partial.push((seen, terms));
-            self.partial.len() - 1
-        })
+        Self { all, line, lines, seen: seen.collect() }
     }
 
     fn len(&self) -> usize {
         self.all.len()
     }
 
-    fn part_of(&self, row: usize) -> Option<&(Range<usize>, Vec<usize>)> {
-        self.of_row.get(row).copied().flatten().map(|place| &self.partial[place])
+    /// What a row of pixels takes of some terms. Lines are left out where all terms are taken at once.
+    fn taken(&self, row: usize, terms: &Range<usize>) -> Taken {
+        match self.seen.get(row).filter(|seen| **seen != (0..self.lines) && terms.len() == self.len()) {
+            Some(seen) => {
+                let every = self.line * self.lines;
+                Taken { first: seen.start * self.line, run: seen.len() * self.line, runs: self.len() / every, every }
+            }
+            None => Taken { first: terms.start, run: terms.len(), runs: 1, every: 0 },
+        }
     }
 }
 
@@ -114,6 +112,23 @@ pub(super) struct Steps {
 impl Steps {
     fn at(&self, sample: usize, row: usize, column: usize) -> usize {
         self.first + sample * self.sample + row * self.row + column * self.column
+    }
+
+    /// Where the last pixel of so many ends if it takes `width` floats, unless that can't be counted.
+    fn end(&self, (samples, rows, columns): (usize, usize, usize), width: usize) -> Option<usize> {
+        let steps = [(samples - 1, self.sample), (rows - 1, self.row), (columns - 1, self.column)];
+        steps
+            .iter()
+            .try_fold(self.first.checked_add(width)?, |end, (count, step)| end.checked_add(count.checked_mul(*step)?))
+    }
+
+    /// Whether no two of so many pixels share one of their `width` floats.
+    fn are_apart(&self, (samples, rows, columns): (usize, usize, usize), width: usize) -> bool {
+        let row = (columns - 1) * self.column + width;
+        let sample = (rows - 1) * self.row + row;
+        (columns == 1 || self.column >= width)
+            && (rows == 1 || self.row >= row)
+            && (samples == 1 || self.sample >= sample)
     }
 }
 
@@ -180,14 +195,11 @@ impl Correlation<'_> {
         let Grid { samples, rows, columns, source, result } = self.grid;
         let last = self.terms.all.iter().max().copied().unwrap_or(0);
         assert_eq!(self.terms.len(), self.panels.terms, "another number of terms than the panels have");
-        assert!(
-            source.at(samples - 1, rows - 1, columns - 1) + last < self.source.len(),
-            "a pixel leads out of its slice"
-        );
-        assert!(
-            result.at(samples - 1, rows - 1, columns - 1) + self.panels.columns <= length,
-            "a result leads out of its slice"
-        );
+        let (pixels, width) = ((samples, rows, columns), self.panels.columns);
+        let within = |end: Option<usize>, length: usize| end.is_some_and(|end| end <= length);
+        assert!(within(source.end(pixels, last + 1), self.source.len()), "a pixel leads out of its slice");
+        assert!(within(result.end(pixels, width), length), "a result leads out of its slice");
+        assert!(result.are_apart(pixels, width), "two results lie in one place");
         assert!(self.weights.len() >= self.panels.len(), "the last panel leads out of its slice");
         assert!(self.end.len() >= self.panels.units * UNIT, "too few ends");
     }
@@ -241,24 +253,16 @@ impl Correlation<'_> {
         let Place { line, pixels, panel } = place;
         let (sample, row) = (line / self.grid.rows, line % self.grid.rows);
         let (goes_on, ends) = (terms.start > 0, terms.end == self.terms.len());
-        let step = panel.units * UNIT;
-        // Lines are left out where all terms are taken at once.
-        let partial = self.terms.part_of(row).filter(|_| !goes_on && ends);
-        let (terms, run, b, b_skip) = match partial {
-            Some((lines, terms)) => {
-                let (run, skipped) = (lines.len() * self.terms.line, self.terms.lines - lines.len());
-                (&terms[..], run.max(1), lines.start * self.terms.line, skipped * self.terms.line * step)
-            }
-            None => (&self.terms.all[terms.clone()], terms.len().max(1), terms.start, 0),
-        };
+        let Taken { first, run, runs, every } = self.terms.taken(row, &terms);
         let c = c.at(self.grid.result.at(sample, row, pixels.start) + panel.first * UNIT);
         let mut tile = Chains {
             a: self.source[self.grid.source.at(sample, row, pixels.start)..].as_ptr(),
-            terms,
+            terms: &self.terms.all[first..],
             run,
-            b: self.weights[self.panels.at(panel, b)..].as_ptr(),
-            b_step: step,
-            b_skip,
+            runs,
+            every,
+            b: self.weights[self.panels.at(panel, first)..].as_ptr(),
+            b_step: panel.units * UNIT,
             c,
             c_step: self.grid.result.column,
             goes_on,
@@ -275,24 +279,25 @@ impl Correlation<'_> {
         // Columns that don't count aren't in `c`: by way of a buffer.
         let mut whole = [0.0; ROWS_MAX * UNITS_MAX * UNIT];
         (tile.c, tile.c_step) = (whole.as_mut_ptr(), UNITS_MAX * UNIT);
-        for row in 0..rows {
+        if goes_on {
             // SAFETY: these columns count, and lie within `c` by `check`; the buffer has room for the highest tile.
-            unsafe {
-                let (c, whole) = (c.add(row * self.grid.result.column), tile.c.add(row * tile.c_step));
-                if goes_on {
-                    std::ptr::copy_nonoverlapping(c, whole, width);
-                }
-            }
+            unsafe { copy_rows((c, self.grid.result.column), (tile.c, tile.c_step), rows, width) };
         }
         // SAFETY: as above, but for the results, which the buffer has room for.
         unsafe { tile::run_chains(compute.isa, &tile, rows, panel.units, step) };
-        for row in 0..rows {
-            // SAFETY: as for the copy into the buffer.
-            unsafe {
-                let (c, whole) = (c.add(row * self.grid.result.column), tile.c.add(row * tile.c_step));
-                std::ptr::copy_nonoverlapping(whole, c, width);
-            }
-        }
+        // SAFETY: as for the copy into the buffer.
+        unsafe { copy_rows((tile.c, tile.c_step), (c, self.grid.result.column), rows, width) };
+    }
+}
+
+/// Copies rows of `width` floats, each so far from the one before it.
+///
+/// # Safety
+/// They are valid, and don't overlap.
+unsafe fn copy_rows((from, from_step): (*mut f32, usize), (to, to_step): (*mut f32, usize), rows: usize, width: usize) {
+    for row in 0..rows {
+        // SAFETY: the caller vouches for all of them.
+        unsafe { std::ptr::copy_nonoverlapping(from.add(row * from_step), to.add(row * to_step), width) };
     }
 }
 
@@ -383,7 +388,9 @@ impl Gradient<'_> {
         let a = (p.samples - 1) * p.a_sample + (p.lines - 1) * p.a_line + (p.columns - 1) * p.a_column;
         let b = (p.samples - 1) * p.b_sample + (p.lines - 1) * p.b_line + (p.columns - 1) * UNIT;
         assert!(terms().count() == self.panels.terms, "another number of terms than the panels have");
-        assert!(terms().all(|(_, index)| *index < self.panels.terms), "a term leads out of its panel");
+        let mut is_known = vec![false; self.panels.terms];
+        let is_new = |index: &usize| is_known.get_mut(*index).is_some_and(|known| !std::mem::replace(known, true));
+        assert!(terms().map(|(_, index)| index).all(is_new), "a term leads out of its panel, or comes twice");
         assert!(self.terms.iter().all(|these| these.lines.end <= p.lines), "a line leads out of its sample");
         assert!(a + last < self.source.len(), "a pixel leads out of its slice");
         assert!(

@@ -60,8 +60,11 @@ struct ConvCase {
 }
 
 fn conv_case() -> impl Strategy<Value = ConvCase> {
-    let window = (1usize..=11, 1usize..=3, 0usize..=6, 1usize..=3);
-    let sizes = (any::<u64>(), 1usize..=3, 1usize..=7, 1usize..=19, 0usize..=4, 0usize..=5);
+    let window = (1usize..=11, 1usize..=4, 0usize..=6, 1usize..=3);
+    // One block of channels and several, one panel of filters and several, all of them ragged or not.
+    let channels = prop_oneof![4 => 1usize..=7, 2 => 15usize..=20, 1 => Just(33)];
+    let filters = prop_oneof![4 => 1usize..=19, 2 => 31usize..=36, 1 => Just(49), 1 => Just(65), 1 => Just(80)];
+    let sizes = (any::<u64>(), 1usize..=3, channels, filters, 0usize..=4, 0usize..=5);
     (window, sizes).prop_map(
         |((kernel, stride, pad, groups), (seed, samples, group_channels, group_filters, more_rows, more_columns))| {
             let least = kernel.saturating_sub(2 * pad).max(1);
@@ -117,7 +120,7 @@ fn check_conv(case: &ConvCase) {
         assert_eq!(bits(found), bits(to_memory(y.view())), "forward");
         assert!(is_finite);
         let mut found = vec![f32::NAN; dx.len()];
-        conv::input_gradient(compute, &g, &turned, &dy_blocks, samples, &mut found);
+        assert!(conv::input_gradient(compute, &g, &turned, &dy_blocks, samples, &mut found));
         assert_eq!(bits(found), bits(to_memory(dx.view())), "input gradient");
         // The chains go on from one micro-batch to the next: cut after each sample, they end in the same bits.
         let mut chains = vec![f32::NAN; weights.len()];
@@ -127,7 +130,7 @@ fn check_conv(case: &ConvCase) {
             conv::weight_gradient(compute, &g, &x, &dy, 1, n > 0, &mut chains);
         }
         let mut whole = vec![f32::NAN; weights.len()];
-        conv::weight_gradient(compute, &g, &x_blocks, &dy_blocks, samples, false, &mut whole);
+        assert!(conv::weight_gradient(compute, &g, &x_blocks, &dy_blocks, samples, false, &mut whole));
         assert_eq!(bits(chains), bits(whole.clone()), "micro-batches");
         elementwise::end_chains(compute, &mut whole);
         let found = g.panels().unpack(window.groups, &whole);
@@ -165,10 +168,10 @@ fn check_linear(seed: u64, samples: usize, g: linear::Geometry) {
             |dy: &[f32], samples: usize| in_blocks(compute, dy, g.output(samples), g.gradient_blocks(samples));
         let (x, dy) = (to_memory(&x), dy.as_slice().unwrap());
         let mut found = vec![f32::NAN; y.len()];
-        linear::forward(compute, &g, &weights, bias.as_slice(), &input(&x, samples), samples, &mut found);
+        assert!(linear::forward(compute, &g, &weights, bias.as_slice(), &input(&x, samples), samples, &mut found));
         assert_eq!(bits(found), bits(y.iter().copied()), "forward");
         let mut found = vec![f32::NAN; dx.len()];
-        linear::input_gradient(compute, &g, &weights, dy, samples, &mut found);
+        assert!(linear::input_gradient(compute, &g, &weights, dy, samples, &mut found));
         assert_eq!(bits(found), bits(to_memory(&dx)), "input gradient");
         let mut found = vec![f32::NAN; weights.len()];
         let half = samples / 2;
@@ -260,11 +263,60 @@ proptest! {
     }
 }
 
-/// More terms than a block in every pass, more columns than a panel, and the shapes of a real layer.
+/// The shapes of a real layer: more than a block of channels, and of a panel of filters.
 #[test]
-fn a_layer_larger_than_every_block_equals_the_reference() {
+fn a_layer_of_ordinary_size_equals_the_reference() {
     let window = Window { kernel: 3, stride: 1, pad: 1, groups: 2 };
     check_conv(&ConvCase { seed: 9, samples: 8, group_channels: 33, group_filters: 35, height: 7, width: 5, window });
+}
+
+/// Chains that are cut for the cache, with columns that don't fill a panel, and rows that would leave out padding.
+#[test]
+fn chains_that_are_cut_equal_the_reference() {
+    let window = Window { kernel: 11, stride: 1, pad: 5, groups: 1 };
+    let case = ConvCase { seed: 4, samples: 2, group_channels: 30, group_filters: 35, height: 4, width: 5, window };
+    const { assert!(30 * 11 * 11 * 3 * tile::UNIT > products::WHOLE_MAX, "the chain is taken whole") };
+    check_conv(&case);
+    let wide = linear::Geometry { channels: 5200, pixels: 1, outputs: 35 };
+    const { assert!(5200 * 2 * tile::UNIT > products::WHOLE_MAX, "the chain is taken whole") };
+    check_linear(5, 3, wide);
+    let tall = linear::Geometry { channels: 5, pixels: 4, outputs: 1100 };
+    const { assert!(1100 > products::SOURCE_TERMS, "the chain is taken whole") };
+    check_linear(6, 17, tall);
+    check_linear(7, 70, linear::Geometry { outputs: 40, ..tall });
+}
+
+#[test]
+fn panels_hold_every_weight_once() {
+    for columns in 1..=100 {
+        for panels in [panels::Panels::tight(3, columns), panels::Panels::in_twos(3, columns)] {
+            let natural = values(columns as u64, 2 * 3 * columns);
+            let packed = panels.pack(2, &natural);
+            assert_eq!(packed.len(), 2 * panels.len());
+            assert_eq!(bits(panels.unpack(2, &packed)), bits(natural), "{panels:?}");
+        }
+    }
+}
+
+/// More elements than one thread takes at a time.
+#[test]
+fn what_is_done_to_each_element_is_done_to_all() {
+    let count = 2 * elementwise::PART + 7;
+    let rates = elementwise::Rates { learning: 0.1, momentum: 0.9, weight_decay: 5e-4 };
+    let (g, v, w) = (values(1, count), values(2, count), values(3, count));
+    on_every_compute(|compute| {
+        let (mut momentum, mut weights) = (v.clone(), w.clone());
+        elementwise::sgd(compute, rates, &g, &mut momentum, &mut weights);
+        let expected: Vec<_> = (0..count).map(|i| reference::sgd(rates, g[i] + 0.0, v[i], w[i])).collect();
+        assert_eq!(bits(momentum), bits(expected.iter().map(|e| e.0)));
+        assert_eq!(bits(weights), bits(expected.iter().map(|e| e.1)));
+        let mut sum = v.clone();
+        elementwise::add(compute, &mut sum, &w);
+        assert_eq!(bits(sum), bits((0..count).map(|i| v[i] + w[i])));
+        let mut dy = v.clone();
+        elementwise::relu_backward(compute, &w, &mut dy);
+        assert_eq!(bits(dy), bits((0..count).map(|i| if w[i] > 0.0 { v[i] } else { 0.0 })));
+    });
 }
 
 #[test]

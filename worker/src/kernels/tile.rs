@@ -24,14 +24,14 @@ pub(super) struct Chains<'a> {
     pub a: *const f32,
     /// Where each term lies.
     pub terms: &'a [usize],
-    /// Terms whose columns follow one another; all of them, or a divisor of their number.
+    /// Those that are taken: `runs` of `run` terms, from the first one on, each `every` terms behind the one before it.
     pub run: usize,
+    pub runs: usize,
+    pub every: usize,
     /// The first term's columns.
     pub b: *const f32,
     /// From one term's columns to the next one's.
     pub b_step: usize,
-    /// Floats of columns that are left out after each run.
-    pub b_skip: usize,
     /// The first row's columns.
     pub c: *mut f32,
     /// From one row's columns to the next one's.
@@ -93,14 +93,13 @@ unsafe fn chains<V: Vector, const ROWS: usize, const VECTORS: usize, const STEP:
         if t.goes_on {
             load(&mut sums, results);
         }
-        let mut b = t.b;
-        for run in t.terms.chunks_exact(t.run) {
-            for term in run {
+        for run in 0..t.runs {
+            let first = run * t.every;
+            let mut b = t.b.wrapping_add(first * t.b_step);
+            for term in t.terms.get_unchecked(first..first + t.run) {
                 let a = t.a.add(*term);
                 if STEP == WIDE_STEP {
-                    // Rows are lines of weights that come from memory: by the time that a panel's terms are through, the
-                    // next tile's are there.
-                    prefetch(a.wrapping_add(ROWS * STEP + *term % STEP * (UNIT - 1)));
+                    prefetch(next_tile(a, *term, ROWS));
                 }
                 let mut columns = [V::zero(); VECTORS];
                 for v in 0..VECTORS {
@@ -114,7 +113,6 @@ unsafe fn chains<V: Vector, const ROWS: usize, const VECTORS: usize, const STEP:
                 }
                 b = b.wrapping_add(t.b_step);
             }
-            b = b.wrapping_add(t.b_skip);
         }
         if !t.end.is_null() {
             for v in 0..VECTORS {
@@ -127,6 +125,14 @@ unsafe fn chains<V: Vector, const ROWS: usize, const VECTORS: usize, const STEP:
         }
         store(&sums, results);
     }
+}
+
+/// A line of the next tile's rows, where rows are lines of weights that come from memory. The terms of a panel are neighbours:
+/// the o-th of them asks for the o-th [`UNIT`] behind the last row, so that all are there once the panel is through.
+#[inline(always)]
+fn next_tile(term_of_first_row: *const f32, term: usize, rows: usize) -> *const f32 {
+    let within = term % WIDE_STEP;
+    term_of_first_row.wrapping_sub(within).wrapping_add(rows * WIDE_STEP + within * UNIT)
 }
 
 #[inline(always)]
@@ -242,14 +248,17 @@ const WIDE_STEP: usize = 2 * UNIT;
 /// Steps from row to row that [`Chains`] is compiled for.
 const STEPS: [usize; 3] = [4, UNIT, WIDE_STEP];
 
+/// A tile of any instruction set fits into a buffer of the highest and widest one.
+const _: () = assert!(UNITS_MAX == 3 && ROWS_MAX >= 14);
+
 /// Runs a tile of `rows` rows, `step` apart, and `units` of columns.
 ///
 /// # Panics
 /// When there is no tile of this size.
 ///
 /// # Safety
-/// For every term k and row r < `rows`, `a[terms[k] + r * step]`, `units * UNIT` floats from k's columns in `b` and from
-/// `c[r * c_step]`, and those from `end` if it isn't null are valid, `c` and `poison` for writing too. `run` isn't zero.
+/// The terms that are taken are in `terms`; for each such term k and row r < `rows`, `a[terms[k] + r * step]`, `units * UNIT` floats from k's columns in `b` and from
+/// `c[r * c_step]`, and those from `end` if it isn't null are valid, `c` and `poison` for writing too.
 pub(super) unsafe fn run_chains(isa: Isa, tile: &Chains, rows: usize, units: usize, step: usize) {
     let step = STEPS.iter().position(|known| *known == step).expect("one of the steps that there are");
     // SAFETY: the caller vouches for the addresses; detection for the instruction set. Columns a unit at a time stay within

@@ -1,7 +1,8 @@
 //! How much memory a worker will hold while it trains: weights with momentum and gradients, and what a step's tensors come to,
 //! taken and dropped in the order of a step, as lengths alone.
 //!
-//! Not here: what a checkpoint takes beside it, and anything that is measured.
+//! It follows `layer.rs`, which does what is foretold here. Not here: what a checkpoint takes beside it, and anything that is
+//! measured.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -28,11 +29,31 @@ pub fn worker_bytes(plan: &Plan, worker: usize, batch: usize, division: Division
     for _ in 0..STEPS {
         Step { plan, towers: &towers, samples: &samples, floats: &floats, indices: &indices }.run();
     }
-    // Values, momentum and gradient.
-    let held = 3 * learnt + floats.all() + indices.all();
+    // Values, momentum and gradient; and the sum of the slots that are done.
+    let copies = 3 + usize::from(division.slots > 1);
+    let held = copies * learnt + floats.all() + indices.all();
     // What is exchanged in a step goes to and from other memory, which the allocator keeps.
     let exchanged = plan.step_traffic(batch).total() / plan.workers as u64;
     PROGRAM_BYTES + (held * size_of::<f32>()) as u64 + exchanged
+}
+
+/// Bytes that `worker` can't do without: its weights, with momentum and gradient where it `trains`, and the operands of its widest
+/// layer for `samples` samples.
+pub(crate) fn least_bytes(plan: &Plan, worker: usize, samples: usize, trains: bool) -> u64 {
+    let towers = plan.towers_of(worker);
+    let learnt: usize = towers.iter().map(|tower| weights_of(plan, *tower)).sum();
+    let layers = || (0..plan.network.layers.len()).flat_map(|index| towers.iter().map(move |tower| (index, *tower)));
+    let of_layer = |(index, tower)| {
+        let Shapes { input, output, .. } = Shapes::of(plan, index, tower);
+        let blocks = passes(plan, index, tower).map_or(0, |passes| {
+            let backward = if trains { passes.gradient_floats(samples) } else { 0 };
+            passes.input_floats(samples).saturating_add(backward)
+        });
+        (input.len() + output.len()).saturating_mul(samples).saturating_add(blocks)
+    };
+    let widest = layers().map(of_layer).max().unwrap_or(0);
+    let floats = learnt.saturating_mul(if trains { 3 } else { 1 }).saturating_add(widest);
+    (floats as u64).saturating_mul(size_of::<f32>() as u64)
 }
 
 fn weights_of(plan: &Plan, tower: usize) -> usize {
@@ -174,8 +195,13 @@ impl Step<'_> {
             LayerKind::Conv(_) | LayerKind::Linear(_) => {
                 let passes = passes(self.plan, index, tower);
                 let _blocks = passes.map(|passes| take(passes.gradient_floats(samples)));
-                let _by_unit = passes.filter(|passes| matches!(passes, Affine::Linear(_))).map(|_| take(input));
-                if index == 0 { dy } else { take(input) }
+                if index == 0 {
+                    return dy;
+                }
+                let is_linear = matches!(passes, Some(Affine::Linear(_)));
+                let _natural = is_linear.then_some(dy);
+                let _by_unit = is_linear.then(|| take(input));
+                take(input)
             }
             LayerKind::Relu | LayerKind::Dropout { .. } => dy,
             LayerKind::Lrn(_) | LayerKind::MaxPool(_) | LayerKind::AvgPool(_) => take(input),

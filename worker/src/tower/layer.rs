@@ -69,7 +69,7 @@ pub(super) enum Work {
     /// A convolution or a linear layer.
     Affine {
         passes: Affine,
-        learnt: Learnt,
+        learnt: Box<Learnt>,
     },
     Relu,
     Lrn(lrn::Geometry),
@@ -216,7 +216,7 @@ impl TowerLayer {
             LayerKind::Conv(Conv { bias, .. }) | LayerKind::Linear(Linear { bias, .. }) => {
                 let passes = passes(plan, index, tower).expect("a layer of weights has passes");
                 let learnt = Learnt::new(passes.panels(), passes.groups(), bias.then_some(output.channels), train);
-                Work::Affine { passes, learnt }
+                Work::Affine { passes, learnt: Box::new(learnt) }
             }
             LayerKind::Relu => Work::Relu,
             LayerKind::Lrn(described) => Work::Lrn(lrn::Geometry::new(described, output.channels)),
