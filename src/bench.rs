@@ -79,7 +79,8 @@ fn run_steps(asked: &Steps, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     let model = settings::model_text(&asked.model)?;
     let network = Network::parse(&model)?;
     let peak = bench::peak(asked.isa);
-    let folder = tempfile::Builder::new().prefix("convoy-bench-").tempdir()?;
+    let wrong = |error| format!("make a folder for the run, where TMPDIR says: {error}");
+    let folder = tempfile::Builder::new().prefix("convoy-bench-").tempdir().map_err(wrong)?;
     let out = folder.path().join("run");
     let mut watch = Watch::default();
     let ended = train(job(asked, model, &out, log)?, &mut watch, &*signals::stop_flag()?)?;

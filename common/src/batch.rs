@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// Images that a step may have at most.
 pub const BATCH_MAX: usize = 1 << 20;
+/// Batches of an evaluation that are under way at once: enough that no worker waits for images.
+pub const EVALUATIONS_UNDER_WAY: usize = 3;
 /// No worker has more threads: no machine that is known has more cores.
 pub const THREADS_MAX: usize = 1024;
 

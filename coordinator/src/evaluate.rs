@@ -2,16 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use convoy_common::batch::{MicroBatch, MicroBatchId, Phase};
+use convoy_common::batch::{EVALUATIONS_UNDER_WAY, MicroBatch, MicroBatchId, Phase};
 
 use crate::cluster::{Cluster, Heard};
 use crate::data::Split;
 use crate::error::JobError;
 use crate::exchange::{Exchanges, Routed};
 use crate::loss::cross_entropy;
-
-/// Micro-batches under way: enough that no worker waits for images.
-const UNDER_WAY: usize = 3;
 
 /// What a network makes of a set of images.
 #[derive(Clone, Debug)]
@@ -52,7 +49,7 @@ pub fn evaluate(
     let mut waiting = micro_batches(split.len(), size, step);
     let mut under_way = 0;
     loop {
-        while under_way < UNDER_WAY {
+        while under_way < EVALUATIONS_UNDER_WAY {
             let Some(micro_batch) = waiting.next() else { break };
             exchanges.open(&micro_batch);
             cluster.send_images(split, &micro_batch, micro_batch.samples.clone())?;

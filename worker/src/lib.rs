@@ -6,6 +6,7 @@
 
 mod engine;
 mod kernels;
+mod machine;
 mod metrics;
 mod probe;
 pub mod service;

@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use convoy_common::address::Address;
+use convoy_common::batch::EVALUATIONS_UNDER_WAY;
 use convoy_common::plan::Plan;
 use convoy_common::trace::{Activity, Transfer};
 use convoy_common::wire::{
@@ -26,6 +27,7 @@ use super::elsewhere::Whereabouts;
 use super::{Presence, WorkerConfig};
 use crate::engine::{Engine, Out};
 use crate::kernels::isa::Isa;
+use crate::machine;
 use crate::metrics::Metrics;
 use crate::probe::Probe;
 
@@ -279,12 +281,12 @@ impl<'a> Session<'a> {
 
     fn begin(&self, assignment: Assignment, out: Sender<Out>) -> Result<Terms, Failure> {
         let (job, batch) = (assignment.job, assignment.batch);
-        let engine = Engine::new(assignment, memory()).map_err(|error| super::compute::failure(&error))?;
+        let engine =
+            Engine::new(assignment, machine::memory_bytes()).map_err(|error| super::compute::failure(&error))?;
         let plan = engine.plan();
-        let parameters: usize = plan.network.parameters().iter().map(|p| p.len() * size_of::<f32>()).sum();
         let clock = engine.traces().then_some(self.presence.clock);
         let slow = self.config.rehearsal.slow.clone();
-        let queue_limit = (plan.step_traffic(batch).down as usize).saturating_add(parameters).saturating_mul(2);
+        let queue_limit = queue_limit(&plan, batch);
         let begun = self.commands.send(Command::Begin(Box::new(Job {
             engine,
             out,
@@ -445,14 +447,33 @@ fn span_of(assignment: &Assignment) -> tracing::Span {
     tracing::error_span!("job", job = %format_args!("{job:016x}"), worker, ?towers)
 }
 
-/// Bytes of memory that the machine has; without a limit where the system doesn't say.
-fn memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kilobytes =
-        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
-    kilobytes.map_or(u64::MAX, |kilobytes: u64| kilobytes.saturating_mul(1024))
+/// Bytes of tensors that may wait to be computed: a step's, its parameters, and as many evaluation batches as a coordinator has
+/// under way.
+fn queue_limit(plan: &Plan, batch: usize) -> usize {
+    let parameters: usize = plan.network.parameters().iter().map(|p| p.len() * size_of::<f32>()).sum();
+    let step = usize::try_from(plan.step_traffic(batch).down).unwrap_or(usize::MAX);
+    step.saturating_add(parameters).saturating_mul(1 + EVALUATIONS_UNDER_WAY)
 }
 
 fn internal(message: &str) -> Failure {
     Failure { kind: FailureKind::Internal, message: message.to_owned(), layer: None, tower: None, step: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use convoy_common::model::Network;
+
+    use super::*;
+
+    /// Of a small net, images are nearly all that a step brings: an evaluation's must not be taken for a flood.
+    #[test]
+    fn as_many_evaluation_batches_may_wait_as_are_under_way() {
+        let model = "name = \"small\"\ntowers = 1\ninput = { channels = 1, height = 28, width = 28 }\n\
+                     [[layer]]\nkind = \"linear\"\nname = \"fc\"\nunits = 2\n";
+        let plan = Plan::new(Network::parse(model).unwrap(), 1).unwrap();
+        for batch in [1, 12, 128, 1000] {
+            let images = EVALUATIONS_UNDER_WAY * batch * 28 * 28;
+            assert!(queue_limit(&plan, batch) > images, "batches of {batch}");
+        }
+    }
 }

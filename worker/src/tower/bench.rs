@@ -9,11 +9,13 @@ use convoy_common::batch::{MicroBatch, MicroBatchId, Phase};
 use convoy_common::model::Network;
 use convoy_common::plan::{Plan, PlanError};
 
+use super::forecast::least_bytes;
 use super::layer::{Context, TowerLayer, Work};
 use crate::Isa;
 use crate::kernels::affine::Affine;
 use crate::kernels::memory::Tensor;
 use crate::kernels::{Compute, peak};
+use crate::machine::memory_bytes;
 
 /// What is timed, and how often.
 #[derive(Clone, Debug)]
@@ -62,6 +64,14 @@ pub enum BenchError {
     /// The model can't be divided.
     #[error("plan the model's towers")]
     Plan(#[from] PlanError),
+    /// The machine is too small.
+    #[error("the tower takes at least {needed} bytes of memory, and the machine has {memory}; use a smaller --batch")]
+    Memory {
+        /// Bytes of weights and gradients, and of the widest layer's operands.
+        needed: u64,
+        /// Bytes that there are.
+        memory: u64,
+    },
     /// The system gives no threads.
     #[error("start the compute threads")]
     Threads(#[from] rayon::ThreadPoolBuildError),
@@ -74,6 +84,10 @@ pub enum BenchError {
 pub fn kernels(bench: KernelBench, mut told: impl FnMut(&str)) -> Result<Timings, BenchError> {
     let towers = bench.network.towers;
     let plan = Plan::new(bench.network.clone(), towers)?;
+    let (needed, memory) = (least_bytes(&plan, 0, bench.samples, true), memory_bytes());
+    if needed > memory {
+        return Err(BenchError::Memory { needed, memory });
+    }
     let compute = Compute::new(bench.threads, bench.isa.unwrap_or_else(Isa::detect))?;
     let (mut passes, mut peaks) = (Vec::new(), vec![peak::measured(compute.isa)]);
     for index in 0..plan.network.layers.len() {
