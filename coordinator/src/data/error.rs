@@ -9,7 +9,7 @@ use super::ImageShape;
 
 /// Why a data set can't be used.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)] // the fields: each message says what they are
+#[allow(missing_docs, reason = "of fields alone: each message says what they are")]
 pub enum DataError {
     /// The user's word for a source was empty.
     #[error("data source \"\" is empty: give auto, bundled, synthetic or a folder")]

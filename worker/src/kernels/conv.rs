@@ -3,12 +3,13 @@
 //!
 //! Not here: which channels a tower is given (`tower`), and how products are computed (`products`).
 
+use std::ops::Range;
+
 use super::blocks::Blocks;
 use super::panels::Panels;
 use super::products::{Correlation, Gradient, Grid, Lines, Order, Steps, Terms};
-use super::tile::{Pixels, UNIT};
+use super::tile::Pixels;
 use super::{Compute, Maps};
-use std::ops::Range;
 
 /// A tower's convolution. `channels` and `filters` are those that this tower sees and computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +33,22 @@ pub(crate) struct Geometry {
 }
 
 /// The input pixels whose gradient reads the same kernel taps: those with the same `(position + pad) mod stride`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Phase {
-    row: usize,
-    column: usize,
+    rows: Axis,
+    columns: Axis,
+}
+
+/// One axis of a phase.
+#[derive(Clone, Debug)]
+struct Axis {
+    /// Kernel lines that are read, in ascending order of the line of dy: so from the last to the first. At least one.
+    taps: Vec<usize>,
+    /// The first input line, and how many there are, a stride apart.
+    first: usize,
+    count: usize,
+    /// Where the first one starts to read, counted with the zeros before dy.
+    start: usize,
 }
 
 impl Geometry {
@@ -105,12 +118,13 @@ impl Geometry {
 
     /// The taps of a window, by the rows of outputs for which they are not padding.
     fn terms_by_lines(&self, blocks: &Blocks) -> Vec<Lines> {
+        let lines: Vec<_> = (0..self.kernel).map(|kernel_row| self.rows_of(kernel_row)).collect();
         let mut by_lines: Vec<Lines> = Vec::new();
         for (index, place) in self.taps(blocks).into_iter().enumerate() {
-            let lines = self.rows_of(index / self.kernel % self.kernel);
-            match by_lines.iter_mut().find(|these| these.lines == lines) {
+            let lines = &lines[index / self.kernel % self.kernel];
+            match by_lines.iter_mut().find(|these| these.lines == *lines) {
                 Some(these) => these.terms.push((place, index)),
-                None => by_lines.push(Lines { lines, terms: vec![(place, index)] }),
+                None => by_lines.push(Lines { lines: lines.clone(), terms: vec![(place, index)] }),
             }
         }
         by_lines
@@ -124,21 +138,66 @@ impl Geometry {
         if sees(first) { first..end } else { 0..0 }
     }
 
-    fn phases(&self) -> impl Iterator<Item = Phase> + use<> {
+    fn phases(&self) -> Vec<Phase> {
         // Input pixels beyond the kernel's reach in a stride are read by no window.
-        let stride = self.stride.min(self.kernel);
-        (0..stride).flat_map(move |row| (0..stride).map(move |column| Phase { row, column }))
+        let phases = 0..self.stride.min(self.kernel);
+        let of_row = |row: usize| {
+            let columns = phases.clone().map(|column| self.axis(column, self.width));
+            columns.map(move |columns| Phase { rows: self.axis(row, self.height), columns })
+        };
+        phases.clone().flat_map(of_row).collect()
     }
 
-    /// Kernel rows (or columns) that a phase reads, in ascending order of the row of dy: so from the last to the first.
-    fn kernel_lines(&self, phase: usize) -> Vec<usize> {
-        (phase..self.kernel).step_by(self.stride).rev().collect()
+    fn axis(&self, phase: usize, length: usize) -> Axis {
+        let taps: Vec<_> = (phase..self.kernel).step_by(self.stride).rev().collect();
+        let first = (phase + self.stride - self.pad % self.stride) % self.stride;
+        let count = length.saturating_sub(first).div_ceil(self.stride);
+        // It reads from (position + pad) / stride - (taps - 1) on, shifted by the zeros before dy.
+        let start = (first + self.pad) / self.stride + self.lead() + 1 - taps.len();
+        Axis { taps, first, count, start }
     }
 
     /// How a phase's turned weights of each group lie: a term is (filter, row of dy, column of dy), a column a channel.
-    fn turned_panels(&self, phase: Phase) -> Panels {
-        let lines = self.kernel_lines(phase.row).len() * self.kernel_lines(phase.column).len();
-        Panels::tight(self.group_filters() * lines, self.group_channels())
+    fn turned_panels(&self, phase: &Phase) -> Panels {
+        let taps = phase.rows.taps.len() * phase.columns.taps.len();
+        Panels::tight(self.group_filters() * taps, self.group_channels())
+    }
+
+    /// The terms of a phase's pixels. Lines of zeros around dy are left out.
+    fn turned_terms(&self, phase: &Phase, blocks: &Blocks) -> Terms {
+        let (lines, columns) = (phase.rows.taps.len(), phase.columns.taps.len());
+        let order =
+            (0..self.group_filters()).flat_map(|f| (0..lines).flat_map(move |y| (0..columns).map(move |x| (f, y, x))));
+        let places = order.map(|(f, y, x)| blocks.at(f, y, x)).collect();
+        let held = self.lead()..self.lead() + self.out_height();
+        let seen = (0..phase.rows.count).map(|row| {
+            let read = phase.rows.start + row..phase.rows.start + row + lines;
+            let (first, end) = (held.start.clamp(read.start, read.end), held.end.clamp(read.start, read.end));
+            first - read.start..end.max(first) - read.start
+        });
+        Terms::new(places, columns, lines, seen)
+    }
+
+    /// Where a phase's pixels of a group lie, in dy's blocks and in the input's gradient.
+    fn turned_grid(&self, phase: &Phase, blocks: &Blocks, input: Maps, group: usize) -> Grid {
+        let Phase { rows, columns } = phase;
+        Grid {
+            samples: input.samples,
+            rows: rows.count,
+            columns: columns.count,
+            source: Steps {
+                first: group * blocks.group() + blocks.at(0, rows.start, columns.start),
+                sample: blocks.sample(),
+                row: blocks.line(),
+                column: blocks.lanes,
+            },
+            result: Steps {
+                first: input.at(0, rows.first, columns.first) + group * self.group_channels(),
+                sample: input.at(1, 0, 0),
+                row: input.at(0, self.stride, 0),
+                column: input.at(0, 0, self.stride),
+            },
+        }
     }
 
     /// Rows and columns of zeros before dy, so that every line of a phase can be read.
@@ -151,12 +210,6 @@ impl Geometry {
         let reach = |length: usize, out: usize| ((length - 1 + self.pad) / self.stride + 1).saturating_sub(out);
         reach(self.height, self.out_height()).max(reach(self.width, self.out_width()))
     }
-
-    /// The input lines of a phase: the first one, and how many there are.
-    fn lines_of(&self, phase: usize, length: usize) -> (usize, usize) {
-        let first = (phase + self.stride - self.pad % self.stride) % self.stride;
-        (first, length.saturating_sub(first).div_ceil(self.stride))
-    }
 }
 
 /// Weights as [`input_gradient`] reads them: of each phase and group, with filters and channels swapped and kernels turned.
@@ -164,8 +217,8 @@ pub(crate) fn turned(g: &Geometry, weights: &[f32]) -> Vec<f32> {
     let forward = g.panels();
     let mut turned = Vec::with_capacity(weights.len());
     for phase in g.phases() {
-        let (rows, columns) = (g.kernel_lines(phase.row), g.kernel_lines(phase.column));
-        let panels = g.turned_panels(phase);
+        let (rows, columns) = (&phase.rows.taps, &phase.columns.taps);
+        let panels = g.turned_panels(&phase);
         for group in weights.chunks_exact(forward.len()) {
             let start = turned.len();
             turned.resize(start + panels.len(), 0.0);
@@ -199,10 +252,7 @@ pub(crate) fn forward(
     let mut finite = true;
     for (group, weights) in weights.chunks_exact(panels.len()).enumerate() {
         let first = group * g.group_filters();
-        let mut end = vec![0.0; panels.units * UNIT];
-        if let Some(bias) = bias {
-            end[..g.group_filters()].copy_from_slice(&bias[first..first + g.group_filters()]);
-        }
+        let end = panels.ends(bias.map(|bias| &bias[first..first + g.group_filters()]));
         let grid = Grid {
             samples,
             rows: output.height,
@@ -236,45 +286,12 @@ pub(crate) fn input_gradient(
     let (blocks, input) = (g.gradient_blocks(samples), g.input(samples));
     let (mut finite, mut weights) = (true, turned);
     for phase in g.phases() {
-        let panels = g.turned_panels(phase);
-        let (lines, columns) = (g.kernel_lines(phase.row).len(), g.kernel_lines(phase.column).len());
-        let order =
-            (0..g.group_filters()).flat_map(|f| (0..lines).flat_map(move |y| (0..columns).map(move |x| (f, y, x))));
-        let terms = order.map(|(f, y, x)| blocks.at(f, y, x)).collect();
-        let ((first_row, rows), (first_column, wide)) =
-            (g.lines_of(phase.row, g.height), g.lines_of(phase.column, g.width));
-        // The first line that a pixel reads is (position + pad) / stride - (lines - 1), shifted by the zeros before dy.
-        let start = |position: usize, lines: usize| (position + g.pad) / g.stride + g.lead() + 1 - lines;
-        // Of dy's lines with their zeros around them, those that hold anything.
-        let held = g.lead()..g.lead() + g.out_height();
-        let seen = (0..rows).map(|row| {
-            let first = start(first_row, lines) + row;
-            let seen = held.start.clamp(first, first + lines)..held.end.clamp(first, first + lines);
-            seen.start - first..seen.end.max(seen.start) - first
-        });
-        let terms = Terms::new(terms, columns, lines, seen);
-        let end = vec![0.0; panels.units * UNIT];
+        let (panels, terms) = (g.turned_panels(&phase), g.turned_terms(&phase, &blocks));
+        let end = panels.ends(None);
         for group in 0..g.groups {
             let (these, rest) = weights.split_at(panels.len());
             weights = rest;
-            let grid = Grid {
-                samples,
-                rows,
-                columns: wide,
-                source: Steps {
-                    first: group * blocks.group() + blocks.at(0, start(first_row, lines), start(first_column, columns)),
-                    sample: blocks.sample(),
-                    row: blocks.line(),
-                    column: blocks.lanes,
-                },
-                result: Steps {
-                    first: input.at(0, first_row, first_column) + group * g.group_channels(),
-                    sample: input.at(1, 0, 0),
-                    row: input.at(0, g.stride, 0),
-                    column: input.at(0, 0, g.stride),
-                },
-            };
-            let order = Order::Weights;
+            let (grid, order) = (g.turned_grid(&phase, &blocks, input, group), Order::Weights);
             let product = Correlation { source: dy, terms: &terms, panels, weights: these, end: &end, grid, order };
             finite &= product.run(compute, dx);
         }

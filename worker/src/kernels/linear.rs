@@ -89,10 +89,7 @@ pub(crate) fn forward(
     y: &mut [f32],
 ) -> bool {
     let (blocks, panels) = (g.input_blocks(samples), g.panels());
-    let mut end = vec![0.0; panels.units * UNIT];
-    if let Some(bias) = bias {
-        end[..g.outputs].copy_from_slice(bias);
-    }
+    let end = panels.ends(bias);
     let grid = Grid {
         samples: 1,
         rows: 1,
@@ -118,7 +115,7 @@ pub(crate) fn input_gradient(
     let panels = g.panels();
     let turned = Panels::tight(g.outputs, samples);
     let dy = turned.pack(1, dy);
-    let end = vec![0.0; turned.units * UNIT];
+    let end = turned.ends(None);
     let width = panels.panel(0).units * UNIT;
     let terms = Terms::whole((0..g.outputs).map(|o| o / width * width * g.inputs() + o % width).collect());
     let grid = Grid {

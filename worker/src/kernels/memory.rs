@@ -54,17 +54,16 @@ impl<T: Element> Shelf<T> {
     /// A tensor of `length` elements, whatever they are.
     pub(super) fn tensor(self: &Arc<Self>, length: usize) -> Tensor<T> {
         let found = self.with(|idle| {
-            let best = best_fit(idle.buffers.iter().map(|buffer| buffer.values.len()), length)?;
-            Some(idle.buffers.swap_remove(best).values)
+            let best = best_fit(idle.buffers.iter().map(|buffer| buffer.values.len()), length);
+            let found = best.map(|best| idle.buffers.swap_remove(best).values);
+            idle.in_use += found.as_ref().map_or(length, Vec::len);
+            idle.most = idle.most.max(idle.in_use);
+            found
         });
         let mut values = found.unwrap_or_else(|| vec![T::default(); length]);
         if cfg!(test) {
             values.fill(T::DIRT);
         }
-        self.with(|idle| {
-            idle.in_use += values.len();
-            idle.most = idle.most.max(idle.in_use);
-        });
         Tensor { values, length, shelf: Some(self.clone()) }
     }
 
@@ -79,7 +78,10 @@ impl<T: Element> Shelf<T> {
 
     /// Gives everything back.
     pub(super) fn clear(&self) {
-        self.with(|idle| idle.buffers.clear());
+        self.with(|idle| {
+            idle.buffers.clear();
+            idle.most = idle.in_use;
+        });
     }
 
     fn put(&self, values: Vec<T>) {

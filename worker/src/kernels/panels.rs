@@ -96,6 +96,15 @@ impl Panels {
         natural
     }
 
+    /// What ends the chains of each column: the bias of those that count, or +0.0.
+    pub(super) fn ends(&self, bias: Option<&[f32]>) -> Vec<f32> {
+        let mut ends = vec![0.0; self.units * UNIT];
+        if let Some(bias) = bias {
+            ends[..self.columns].copy_from_slice(bias);
+        }
+        ends
+    }
+
     /// Sets every column of a term of one group.
     pub(super) fn set_row(&self, packed: &mut [f32], term: usize, value: impl Fn(usize) -> f32) {
         for panel in (0..self.count()).map(|index| self.panel(index)) {

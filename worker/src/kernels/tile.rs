@@ -4,8 +4,10 @@
 //!
 //! Written once over [`Vector`] and compiled for each instruction set. Not here: which tile comes when.
 
-// Indices with constant bounds are unrolled, and arrays stay in registers; an iterator's may not.
-#![allow(clippy::needless_range_loop)]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops with constant bounds are unrolled, and arrays stay in registers; an iterator's may not"
+)]
 
 use super::isa::Isa;
 use super::vector::{Vector, prefetch};
@@ -247,9 +249,6 @@ pub(super) fn rows_of_outer(isa: Isa, units: usize) -> usize {
 const WIDE_STEP: usize = 2 * UNIT;
 /// Steps from row to row that [`Chains`] is compiled for.
 const STEPS: [usize; 3] = [4, UNIT, WIDE_STEP];
-
-/// A tile of any instruction set fits into a buffer of the highest and widest one.
-const _: () = assert!(UNITS_MAX == 3 && ROWS_MAX >= 14);
 
 /// Runs a tile of `rows` rows, `step` apart, and `units` of columns.
 ///

@@ -7,7 +7,7 @@ use convoy_common::model::{Conv, LayerKind, Linear, Pool, Shape};
 use convoy_common::plan::Plan;
 use convoy_common::wire::State;
 
-use crate::kernels::affine::Affine;
+use crate::kernels::affine::{Affine, OutputGradient};
 use crate::kernels::elementwise::{self, Dropout, Rates};
 use crate::kernels::memory::Tensor;
 use crate::kernels::panels::Panels;
@@ -179,6 +179,23 @@ impl Learnt {
         self.bias.as_ref().map(|bias| bias.values.as_slice())
     }
 
+    /// Goes on with the gradients' chains. The gradient of the output comes back in blocks; an error names what is not finite.
+    fn differentiate(
+        &mut self,
+        context: &Context,
+        passes: &Affine,
+        x: &[f32],
+        dy: Tensor,
+    ) -> Result<OutputGradient, &'static str> {
+        let compute = context.compute;
+        self.enter_slot(compute, context.micro_batch.id.slot);
+        let bias_is_finite = self.add_to_bias(compute, &dy);
+        let dy = passes.gradient(compute, dy, context.samples());
+        let goes_on = std::mem::replace(&mut self.weight.started, true);
+        let is_finite = passes.weight_gradient(compute, x, &dy, context.samples(), goes_on, &mut self.weight.chain);
+        (is_finite && bias_is_finite).then_some(dy).ok_or("weight gradients")
+    }
+
     /// Goes on with the bias gradient's chains.
     fn add_to_bias(&mut self, compute: &Compute, dy: &[f32]) -> bool {
         let Some(bias) = &mut self.bias else { return true };
@@ -297,43 +314,35 @@ impl TowerLayer {
         wants_input: bool,
     ) -> Result<Option<Tensor>, &'static str> {
         let (compute, samples) = (context.compute, context.samples());
-        let slot = context.micro_batch.id.slot;
         let pool = pool_geometry(self.input, self.output, samples);
-        let dx = match (&mut self.work, kept) {
+        let (dx, is_finite) = match (&mut self.work, kept) {
             (Work::Affine { passes, learnt }, Kept::Input(x)) => {
-                learnt.enter_slot(compute, slot);
-                let bias_is_finite = learnt.add_to_bias(compute, &dy);
-                let dy = passes.gradient(compute, dy, samples);
-                let Values { values, chain, started, .. } = &mut learnt.weight;
-                let goes_on = std::mem::replace(started, true);
-                let is_finite = passes.weight_gradient(compute, &x, &dy, samples, goes_on, chain);
-                (is_finite && bias_is_finite).then_some(()).ok_or("weight gradients")?;
+                let dy = learnt.differentiate(context, passes, &x, dy)?;
                 if !wants_input {
                     return Ok(None);
                 }
-                let (dx, is_finite) = passes.input_gradient(compute, values, &dy, samples);
-                return is_finite.then_some(Some(dx)).ok_or("input gradients");
+                passes.input_gradient(compute, &learnt.weight.values, &dy, samples)
             }
             (Work::Relu, Kept::Output(y)) => {
                 elementwise::relu_backward(compute, &y, &mut dy);
-                return Ok(Some(dy));
+                (dy, true)
             }
             (Work::Lrn(geometry), Kept::Norm { x, y, s }) => {
-                lrn::backward(compute, geometry, lrn::Kept { x: &x, y: &y, s: &s }, &dy, samples)
+                let dx = lrn::backward(compute, geometry, lrn::Kept { x: &x, y: &y, s: &s }, &dy, samples);
+                let is_finite = elementwise::all_finite(compute.isa, &dx);
+                (dx, is_finite)
             }
             (Work::MaxPool(sides), Kept::Places(places)) => {
-                return Ok(Some(pool::max_backward(compute, &pool(*sides), &dy, &places)));
+                (pool::max_backward(compute, &pool(*sides), &dy, &places), true)
             }
-            (Work::AvgPool(sides), Kept::Nothing) => {
-                return Ok(Some(pool::avg_backward(compute, &pool(*sides), &dy)));
-            }
+            (Work::AvgPool(sides), Kept::Nothing) => (pool::avg_backward(compute, &pool(*sides), &dy), true),
             (Work::Dropout { .. }, Kept::Mask { kept, scale }) => {
                 elementwise::drop_out(&mut dy, &kept, scale);
-                return Ok(Some(dy));
+                (dy, true)
             }
             (_, kept) => unreachable!("layer \"{}\" kept {kept:?} for its backward pass", self.name),
         };
-        elementwise::all_finite(compute.isa, &dx).then_some(Some(dx)).ok_or("input gradients")
+        is_finite.then_some(Some(dx)).ok_or("input gradients")
     }
 
     /// Applies the step's gradients.
