@@ -35,7 +35,7 @@ pub(crate) struct Arguments {
     /// Threads of each worker that is started here [default: the machine's cores shared out]
     #[arg(long, value_name = "N", conflicts_with = "listen")]
     threads: Option<usize>,
-    /// Instruction set of the kernels of each worker that is started here: scalar, avx2 or avx512, with the same bits
+    /// Instruction set of the kernels of each worker that is started here: scalar, avx2, avx512 or neon, with the same bits
     /// [default: the best that the machine has]
     #[arg(long, value_name = "NAME", conflicts_with = "listen")]
     isa: Option<Isa>,

@@ -26,7 +26,7 @@ pub(crate) struct Arguments {
     /// Threads that compute [default: the machine's cores]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
-    /// Instruction set of the kernels: scalar, avx2 or avx512, with the same bits [default: the best that the machine has]
+    /// Instruction set of the kernels: scalar, avx2, avx512 or neon, with the same bits [default: the best that the machine has]
     #[arg(long, value_name = "NAME")]
     isa: Option<Isa>,
     /// A file with a word that the coordinator may want to hear (its --token-file); it isn't encrypted on its way

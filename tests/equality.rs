@@ -216,13 +216,47 @@ fn a_job_goes_on_from_an_older_checkpoint_and_to_a_later_end() {
     assert_eq!(losses(&whole), losses(&out));
 }
 
+/// A job whose coordinator and one of whose workers run on another kind of CPU, the other worker on this one, has the bits of
+/// one that knows but this. `CONVOY_OTHER_CPU` is a command that runs a Convoy built for it, an emulator's perhaps.
+#[test]
+fn two_kinds_of_cpu_in_one_cluster_change_no_bits() {
+    let Some(other) = std::env::var("CONVOY_OTHER_CPU").ok().filter(|command| !command.trim().is_empty()) else {
+        return support::skip("CONVOY_OTHER_CPU names no Convoy for another kind of CPU, so no cluster has two");
+    };
+    let on_other_cpu = |arguments: &str| {
+        let mut words = other.split_whitespace();
+        let mut command = std::process::Command::new(words.next().unwrap());
+        support::forget_settings(&mut command);
+        command.env("CONVOY_OFFLINE", "1").stdin(Stdio::null()).args(words).args(arguments.split_whitespace());
+        command
+    };
+    let folder = TempDir::new().unwrap();
+    let (here, mixed) = (folder.path().join("here"), folder.path().join("mixed"));
+    let job = "train --data bundled --batch 6 --steps 8 --micro-batches 2";
+    succeed(job, &[("--out", &here)]);
+    let mut command = on_other_cpu(&format!("{job} --listen 127.0.0.1:0"));
+    let mut coordinator =
+        command.arg("--out").arg(&mixed).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let address = support::listening_at(&mut coordinator);
+    let joining = on_other_cpu(&format!("worker --join {address} --threads 1")).stderr(Stdio::null()).spawn().unwrap();
+    let _workers = [support::Ended(joining), support::Ended(worker(&address))];
+    let output = support::finish(coordinator);
+    assert!(output.status.success(), "{}", support::said(&output));
+    let record = record(&mixed);
+    let mut used: Vec<&Value> =
+        record["workers"].as_array().unwrap().iter().map(|worker| &worker["instruction_set"]).collect();
+    used.dedup();
+    assert_eq!(used.len(), 2, "both kinds of CPU computed: {used:?}");
+    assert_eq!((hash(&here), losses(&here)), (hash(&mixed), losses(&mixed)));
+}
+
 /// A job of 30 steps has the same bits on every instruction set that the machine has, each of which was used as asked; one
 /// that it lacks is refused with those that there are.
 #[test]
 fn the_instruction_set_changes_no_bits() {
     let folder = TempDir::new().unwrap();
     let mut found = Vec::new();
-    for isa in ["scalar", "avx2", "avx512"] {
+    for isa in ["scalar", "avx2", "avx512", "neon"] {
         let out = folder.path().join(isa);
         let arguments = format!("train --data bundled --batch 2 --steps 30 --isa {isa}");
         let output = support::run(&arguments, &[("--out", &out)]);
@@ -241,5 +275,5 @@ fn the_instruction_set_changes_no_bits() {
     assert!(found.iter().all(|other| *other == found[0]) && found[0].1.len() == 30);
     let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has = |flag: &str| usize::from(flags.split_whitespace().any(|word| word == flag));
-    assert_eq!(found.len(), 1 + has("avx2") + has("avx512f"), "each that the machine has was used");
+    assert_eq!(found.len(), 1 + has("avx2") + has("avx512f") + has("asimd"), "each that the machine has was used");
 }

@@ -19,6 +19,10 @@ pub enum Isa {
     #[cfg(target_arch = "x86_64")]
     #[non_exhaustive]
     Avx512,
+    /// 128-bit vectors with fused multiply-add, which every 64-bit Arm has.
+    #[cfg(target_arch = "aarch64")]
+    #[non_exhaustive]
+    Neon,
 }
 
 impl Isa {
@@ -31,6 +35,10 @@ impl Isa {
             if std::arch::is_x86_feature_detected!("avx512f") {
                 found.push(Isa::Avx512);
             }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            found.push(Isa::Neon);
         }
         found
     }
@@ -63,6 +71,8 @@ impl fmt::Display for Isa {
             Isa::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => "neon",
         })
     }
 }
@@ -84,6 +94,9 @@ macro_rules! for_each_isa {
 
             match isa {
                 $crate::kernels::isa::Isa::Scalar => body($($arg),*),
+                // What is compiled for any 64-bit Arm has NEON already.
+                #[cfg(target_arch = "aarch64")]
+                $crate::kernels::isa::Isa::Neon => body($($arg),*),
                 // SAFETY: Isa::Avx2 and Isa::Avx512 exist only where detection found avx2 and fma.
                 #[cfg(target_arch = "x86_64")]
                 $crate::kernels::isa::Isa::Avx2 | $crate::kernels::isa::Isa::Avx512 => unsafe { avx2($($arg),*) },

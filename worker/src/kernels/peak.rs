@@ -22,6 +22,9 @@ pub(crate) fn measured(isa: Isa) -> f64 {
         // SAFETY: Isa::Avx512 exists only where avx512f does.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { x86::avx512(black_box(1.0)) },
+        // SAFETY: Isa::Neon exists only where neon does.
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => unsafe { neon(black_box(1.0)) },
     };
     (2 * lanes * CHAINS * ROUNDS) as f64 / began.elapsed().as_secs_f64() / 1e9
 }
@@ -51,6 +54,15 @@ unsafe fn run<V: Vector>(value: f32) -> usize {
 fn scalar(value: f32) -> usize {
     // SAFETY: plain floats need no instruction set.
     unsafe { run::<f32>(value) }
+}
+
+/// # Safety
+/// The machine has the instruction set.
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon(value: f32) -> usize {
+    // SAFETY: handed on.
+    unsafe { run::<std::arch::aarch64::float32x4_t>(value) }
 }
 
 #[cfg(target_arch = "x86_64")]

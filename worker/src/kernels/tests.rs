@@ -263,6 +263,18 @@ proptest! {
     }
 }
 
+/// Few sums over every kind of edge, for interpreters: `cargo +nightly miri test -p convoy-worker --lib small_shapes`, with
+/// `MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-ignore-leaks -Zmiri-tree-borrows"`.
+#[test]
+fn small_shapes_equal_the_reference() {
+    let shapes = [(3, 5, 3, 2, 1, 2), (17, 33, 1, 1, 0, 1), (1, 49, 2, 3, 1, 1)];
+    for (group_channels, group_filters, kernel, stride, pad, groups) in shapes {
+        let window = Window { kernel, stride, pad, groups };
+        check_conv(&ConvCase { seed: 2, samples: 2, group_channels, group_filters, height: 3, width: 4, window });
+    }
+    check_linear(3, 15, linear::Geometry { channels: 9, pixels: 2, outputs: 35 });
+}
+
 /// The shapes of a real layer: more than a block of channels, and of a panel of filters.
 #[test]
 fn a_layer_of_ordinary_size_equals_the_reference() {

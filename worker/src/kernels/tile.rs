@@ -222,27 +222,34 @@ pub(super) fn is_finite(poison: &[f32; UNIT]) -> bool {
 
 /// Rows of the highest [`Chains`] tile of a panel of `units`.
 pub(super) fn rows_of_chains(isa: Isa, units: usize) -> usize {
-    match isa {
-        Isa::Scalar => 4,
+    let of_units: [usize; UNITS_MAX] = match isa {
+        Isa::Scalar => [4; UNITS_MAX],
         // 6 x 16 floats are 12 of 16 registers.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => 6,
+        Isa::Avx2 => [6; UNITS_MAX],
         // 28 or 27 of 32 registers.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => [14, 14, 9][units - 1],
-    }
+        Isa::Avx512 => [14, 14, 9],
+        // 6 x 16 floats are 24 of 32 registers.
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => [6; UNITS_MAX],
+    };
+    of_units[units - 1]
 }
 
 /// Rows of the highest [`Outer`] tile of a panel of `units`.
 pub(super) fn rows_of_outer(isa: Isa, units: usize) -> usize {
-    match isa {
-        Isa::Scalar => 4,
+    let of_units: [usize; UNITS_MAX] = match isa {
+        Isa::Scalar => [4; UNITS_MAX],
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => 6,
+        Isa::Avx2 => [6; UNITS_MAX],
         // More rows than 12, and their addresses no longer fit into the general registers.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => [12, 12, 8][units - 1],
-    }
+        Isa::Avx512 => [12, 12, 8],
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => [6; UNITS_MAX],
+    };
+    of_units[units - 1]
 }
 
 /// From row to row where rows are those of a linear layer's weights.
@@ -264,11 +271,13 @@ pub(super) unsafe fn run_chains(isa: Isa, tile: &Chains, rows: usize, units: usi
     // those of all units.
     unsafe {
         match isa {
-            Isa::Scalar => each_unit(tile, units, scalar::CHAINS[step][rows - 1]),
+            Isa::Scalar => chains_of_each_unit(tile, units, scalar::CHAINS[step][rows - 1]),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => each_unit(tile, units, avx2::CHAINS[step][rows - 1]),
+            Isa::Avx2 => chains_of_each_unit(tile, units, avx2::CHAINS[step][rows - 1]),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512::chains(step, units)[rows - 1](tile),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => chains_of_each_unit(tile, units, neon::CHAINS[step][rows - 1]),
         }
     }
 }
@@ -283,34 +292,39 @@ pub(super) unsafe fn run_chains(isa: Isa, tile: &Chains, rows: usize, units: usi
 /// `c` are valid, `c` and `poison` for writing too.
 pub(super) unsafe fn run_outer(isa: Isa, tile: &Outer, units: usize) {
     let rows = tile.rows.len();
-    let each_unit = |run: OuterTile| {
-        for unit in 0..units {
-            let (b, c) = (tile.b.wrapping_add(unit * tile.b_plane), tile.c.wrapping_add(unit * UNIT));
-            // SAFETY: as below.
-            unsafe { run(&Outer { b, c, ..*tile }) }
-        }
-    };
     // SAFETY: the caller vouches for the addresses; detection for the instruction set.
     unsafe {
         match isa {
-            Isa::Scalar => each_unit(scalar::OUTER[rows - 1]),
+            Isa::Scalar => outer_of_each_unit(tile, units, scalar::OUTER[rows - 1]),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => each_unit(avx2::OUTER[rows - 1]),
+            Isa::Avx2 => outer_of_each_unit(tile, units, avx2::OUTER[rows - 1]),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512::outer(units)[rows - 1](tile),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => outer_of_each_unit(tile, units, neon::OUTER[rows - 1]),
         }
     }
 }
 
 /// # Safety
 /// As [`run_chains`].
-unsafe fn each_unit(tile: &Chains, units: usize, run: ChainsTile) {
+unsafe fn chains_of_each_unit(tile: &Chains, units: usize, run: ChainsTile) {
     for unit in 0..units {
         let first = unit * UNIT;
         let end = if tile.end.is_null() { tile.end } else { tile.end.wrapping_add(first) };
         let (b, c) = (tile.b.wrapping_add(first), tile.c.wrapping_add(first));
         // SAFETY: the caller vouches for all units.
         unsafe { run(&Chains { b, c, end, ..*tile }) }
+    }
+}
+
+/// # Safety
+/// As [`run_outer`].
+unsafe fn outer_of_each_unit(tile: &Outer, units: usize, run: OuterTile) {
+    for unit in 0..units {
+        let (b, c) = (tile.b.wrapping_add(unit * tile.b_plane), tile.c.wrapping_add(unit * UNIT));
+        // SAFETY: the caller vouches for all units.
+        unsafe { run(&Outer { b, c, ..*tile }) }
     }
 }
 
@@ -369,6 +383,21 @@ mod avx2 {
         heights!(chains_of::<2, 32>; 1 2 3 4 5 6),
     ];
     pub(super) const OUTER: [OuterTile; 6] = heights!(outer_of::<2>; 1 2 3 4 5 6);
+}
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use std::arch::aarch64::float32x4_t;
+
+    use super::{Chains, ChainsTile, Outer, OuterTile};
+
+    tiles!(float32x4_t, "neon");
+    pub(super) const CHAINS: [[ChainsTile; 6]; 3] = [
+        heights!(chains_of::<4, 4>; 1 2 3 4 5 6),
+        heights!(chains_of::<4, 16>; 1 2 3 4 5 6),
+        heights!(chains_of::<4, 32>; 1 2 3 4 5 6),
+    ];
+    pub(super) const OUTER: [OuterTile; 6] = heights!(outer_of::<4>; 1 2 3 4 5 6);
 }
 
 #[cfg(target_arch = "x86_64")]

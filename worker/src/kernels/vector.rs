@@ -56,7 +56,7 @@ impl Vector for f32 {
 }
 
 /// A vector type whose operations are one intrinsic each.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! vector {
     ($type:ty, $lanes:literal, $splat:ident, $load:ident, $store:ident, |$sum:ident, $a:ident, $b:ident| $fma:expr, $add:ident) => {
         impl Vector for $type {
@@ -120,6 +120,15 @@ mod x86 {
         |sum, a, b| _mm512_fmadd_ps(a, b, sum),
         _mm512_add_ps
     );
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use std::arch::aarch64::*;
+
+    use super::Vector;
+
+    vector!(float32x4_t, 4, vdupq_n_f32, vld1q_f32, vst1q_f32, |sum, a, b| vfmaq_f32(sum, a, b), vaddq_f32);
 }
 
 /// Asks for the line of the cache that holds `at`, which may lie anywhere.
