@@ -5,7 +5,8 @@
 
 use super::memory::Tensor;
 use super::panels::Panels;
-use super::{Compute, conv, linear};
+use super::products::End;
+use super::{Compute, conv, elementwise, linear};
 
 /// A layer's passes.
 #[derive(Clone, Copy, Debug)]
@@ -72,43 +73,54 @@ impl Affine {
     /// An input in blocks.
     pub(crate) fn input(&self, compute: &Compute, x: &[f32], samples: usize) -> Tensor {
         match self {
-            Affine::Conv(g) => g.input_blocks(samples).filled(compute, x, g.input(samples)),
+            Affine::Conv(g) => g.input_blocks(samples).filled(compute, x, None, g.input(samples)),
             Affine::Linear(g) => linear::to_blocks(compute, g, x, samples),
         }
     }
 
-    /// A gradient with its blocks.
-    pub(crate) fn gradient(&self, compute: &Compute, dy: Tensor, samples: usize) -> OutputGradient {
+    /// The gradient of the chains, with its blocks, from that of the output; `y` is the output if it has gone through ReLU.
+    pub(crate) fn gradient(
+        &self,
+        compute: &Compute,
+        mut dy: Tensor,
+        y: Option<&[f32]>,
+        samples: usize,
+    ) -> OutputGradient {
         match self {
             Affine::Conv(g) => {
-                let blocks = g.gradient_blocks(samples).filled(compute, &dy, g.output(samples));
+                let blocks = g.gradient_blocks(samples).filled(compute, &dy, y, g.output(samples));
                 OutputGradient { natural: None, blocks }
             }
             Affine::Linear(g) => {
-                let blocks = g.gradient_blocks(samples).filled(compute, &dy, g.output(samples));
+                if let Some(y) = y {
+                    elementwise::relu_backward(compute, y, &mut dy);
+                }
+                let blocks = g.gradient_blocks(samples).filled(compute, &dy, None, g.output(samples));
                 OutputGradient { natural: Some(dy), blocks }
             }
         }
     }
 
-    /// The outputs of an input in blocks.
-    pub(crate) fn forward(
-        &self,
-        compute: &Compute,
-        weights: &[f32],
-        bias: Option<&[f32]>,
-        x: &[f32],
-        samples: usize,
-    ) -> Checked {
+    /// Goes on with the bias gradient's chains in `db`.
+    pub(crate) fn bias_gradient(&self, compute: &Compute, dy: &OutputGradient, samples: usize, db: &mut [f32]) {
+        let blocks = match self {
+            Affine::Conv(g) => g.gradient_blocks(samples),
+            Affine::Linear(g) => g.gradient_blocks(samples),
+        };
+        blocks.add_pixels(compute.isa, &dy.blocks, db);
+    }
+
+    /// The outputs of an input in blocks; whether they are finite is said as of before ReLU.
+    pub(crate) fn forward(&self, compute: &Compute, weights: &[f32], end: End, x: &[f32], samples: usize) -> Checked {
         match self {
             Affine::Conv(g) => {
                 let mut y = compute.tensor(g.output(samples).len());
-                let is_finite = conv::forward(compute, g, weights, bias, x, samples, &mut y);
+                let is_finite = conv::forward(compute, g, weights, end, x, samples, &mut y);
                 (y, is_finite)
             }
             Affine::Linear(g) => {
                 let mut y = compute.tensor(g.output(samples).len());
-                let is_finite = linear::forward(compute, g, weights, bias, x, samples, &mut y);
+                let is_finite = linear::forward(compute, g, weights, end, x, samples, &mut y);
                 (y, is_finite)
             }
         }

@@ -4,6 +4,7 @@
 //!
 //! Not here: what is computed from them (`products`).
 
+use super::isa::{Isa, for_each_isa};
 use super::memory::Tensor;
 use super::tile::UNIT;
 use super::{Compute, Maps};
@@ -100,16 +101,17 @@ impl Blocks {
             + channel % self.lanes
     }
 
-    /// `x`, whose size is `maps`, in blocks.
-    pub(super) fn filled(&self, compute: &Compute, x: &[f32], maps: Maps) -> Tensor {
+    /// `x`, whose size is `maps`, in blocks; of a gradient behind ReLU only what lies where its output `y` is above zero.
+    pub(super) fn filled(&self, compute: &Compute, x: &[f32], y: Option<&[f32]>, maps: Maps) -> Tensor {
         let mut out = compute.tensor(self.len());
-        self.fill(compute, x, maps, &mut out);
+        self.fill(compute, x, y, maps, &mut out);
         out
     }
 
-    /// Copies `x`, whose size is `maps`, into `out`.
-    pub(super) fn fill(&self, compute: &Compute, x: &[f32], maps: Maps, out: &mut [f32]) {
+    /// The same into `out`.
+    pub(super) fn fill(&self, compute: &Compute, x: &[f32], y: Option<&[f32]>, maps: Maps, out: &mut [f32]) {
         assert_eq!((x.len(), out.len()), (maps.len(), self.len()), "maps or blocks of another size");
+        assert!(y.is_none_or(|y| y.len() == x.len()), "an output of another size than its gradient");
         let planes = self.samples * self.groups * self.blocks;
         compute.for_samples(out, planes, |index, plane| {
             let (rest, block) = (index / self.blocks, index % self.blocks);
@@ -118,20 +120,29 @@ impl Blocks {
             if count == 0 {
                 return plane.fill(0.0);
             }
-            let x = &x[maps.at(rest / self.groups, 0, 0) + first..];
+            let start = maps.at(rest / self.groups, 0, 0) + first;
+            let x = &x[start..];
             // Copies of a known length are one load and one store.
-            match count {
-                UNIT => self.fill_plane(x, maps, plane, |lanes, pixel| lanes[..UNIT].copy_from_slice(&pixel[..UNIT])),
-                3 => self.fill_plane(x, maps, plane, |lanes, pixel| lanes[..3].copy_from_slice(&pixel[..3])),
-                1 => self.fill_plane(x, maps, plane, |lanes, pixel| lanes[0] = pixel[0]),
-                _ => self.fill_plane(x, maps, plane, |lanes, pixel| lanes[..count].copy_from_slice(&pixel[..count])),
+            match (count, y.map(|y| &y[start..])) {
+                (UNIT, Some(y)) => self.fill_plane(maps, plane, |lanes, at| {
+                    copy_positive(&mut lanes[..UNIT], &x[at..at + UNIT], &y[at..at + UNIT]);
+                }),
+                (_, Some(y)) => self.fill_plane(maps, plane, |lanes, at| {
+                    copy_positive(&mut lanes[..count], &x[at..at + count], &y[at..at + count]);
+                }),
+                (UNIT, None) => {
+                    self.fill_plane(maps, plane, |lanes, at| lanes[..UNIT].copy_from_slice(&x[at..at + UNIT]));
+                }
+                (3, None) => self.fill_plane(maps, plane, |lanes, at| lanes[..3].copy_from_slice(&x[at..at + 3])),
+                (1, None) => self.fill_plane(maps, plane, |lanes, at| lanes[0] = x[at]),
+                _ => self.fill_plane(maps, plane, |lanes, at| lanes[..count].copy_from_slice(&x[at..at + count])),
             }
         });
     }
 
-    /// One block of one sample, whose first channel is `x`'s first float; `copy` takes its channels of one pixel.
+    /// One block of one sample; `copy` takes its channels of the pixel that lies so far behind the sample's first one.
     #[inline(always)]
-    fn fill_plane(&self, x: &[f32], maps: Maps, plane: &mut [f32], copy: impl Fn(&mut [f32], &[f32])) {
+    fn fill_plane(&self, maps: Maps, plane: &mut [f32], copy: impl Fn(&mut [f32], usize)) {
         let is_ragged = !self.channels.is_multiple_of(self.lanes);
         for (line, out) in plane.chunks_exact_mut(self.line()).enumerate() {
             let Some(row) = self.row_of(line, maps) else {
@@ -149,8 +160,25 @@ impl Blocks {
                 after.fill(0.0);
                 let mut from = maps.at(0, row, (first * self.stride + phase).saturating_sub(self.before));
                 for lanes in held.chunks_exact_mut(self.lanes) {
-                    copy(lanes, &x[from..]);
+                    copy(lanes, from);
                     from += self.stride * maps.channels;
+                }
+            }
+        }
+    }
+
+    /// Goes on with `sums`, a chain a channel, over the pixels of blocks of a [`UNIT`] whose windows lie one apart: samples, rows
+    /// and columns ascending.
+    pub(super) fn add_pixels(&self, isa: Isa, held: &[f32], sums: &mut [f32]) {
+        assert!(self.lanes == UNIT && self.stride == 1, "pixels that don't lie side by side");
+        for sample in held.chunks_exact(self.sample()) {
+            let groups = sample.chunks_exact(self.group()).zip(sums.chunks_exact_mut(self.channels));
+            for (group, sums) in groups {
+                for (plane, sums) in group.chunks_exact(self.plane()).zip(sums.chunks_mut(UNIT)) {
+                    let mut lanes = [0.0; UNIT];
+                    lanes[..sums.len()].copy_from_slice(sums);
+                    add_each(isa, plane, &mut lanes);
+                    sums.copy_from_slice(&lanes[..sums.len()]);
                 }
             }
         }
@@ -165,5 +193,27 @@ impl Blocks {
         let first = self.before.saturating_sub(phase).div_ceil(self.stride).min(self.columns);
         let end = (self.before + maps.width).saturating_sub(phase).div_ceil(self.stride).min(self.columns);
         (first, end.saturating_sub(first))
+    }
+}
+
+/// `x` where `y` is above zero, +0.0 elsewhere. A choice would be a branch that nobody foretells.
+#[inline(always)]
+fn copy_positive(out: &mut [f32], x: &[f32], y: &[f32]) {
+    for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
+        let all_or_none = u32::from(*y > 0.0).wrapping_neg();
+        *out = f32::from_bits(x.to_bits() & all_or_none);
+    }
+}
+
+for_each_isa! {
+    /// Adds pixels to `sums`, one after the other. Those of the padding are +0.0, and change no sum that began at +0.0.
+    fn add_each(pixels: &[f32], sums: &mut [f32; UNIT]) {
+        let mut lanes = *sums;
+        for pixel in pixels.chunks_exact(UNIT) {
+            for lane in 0..UNIT {
+                lanes[lane] += pixel[lane];
+            }
+        }
+        *sums = lanes;
     }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::blocks::Blocks;
 use super::panels::Panels;
-use super::products::{Correlation, Gradient, Grid, Lines, Order, Steps, Terms};
+use super::products::{Correlation, End, Gradient, Grid, Lines, Order, Steps, Terms};
 use super::tile::Pixels;
 use super::{Compute, Maps};
 
@@ -235,12 +235,12 @@ pub(crate) fn turned(g: &Geometry, weights: &[f32]) -> Vec<f32> {
     turned
 }
 
-/// The outputs, (sample, row, column, filter), of an input in blocks. Whether all are finite.
+/// The outputs, (sample, row, column, filter), of an input in blocks. Whether all are finite, before ReLU.
 pub(crate) fn forward(
     compute: &Compute,
     g: &Geometry,
     weights: &[f32],
-    bias: Option<&[f32]>,
+    End { bias, rectifies }: End,
     x: &[f32],
     samples: usize,
     y: &mut [f32],
@@ -266,7 +266,8 @@ pub(crate) fn forward(
             result: Steps { first, sample: output.at(1, 0, 0), row: output.at(0, 1, 0), column: output.at(0, 0, 1) },
         };
         let order = Order::Weights;
-        finite &= Correlation { source: x, terms: &terms, panels, weights, end: &end, grid, order }.run(compute, y);
+        let product = Correlation { source: x, terms: &terms, panels, weights, end: &end, rectifies, grid, order };
+        finite &= product.run(compute, y);
     }
     finite
 }
@@ -292,7 +293,8 @@ pub(crate) fn input_gradient(
             let (these, rest) = weights.split_at(panels.len());
             weights = rest;
             let (grid, order) = (g.turned_grid(&phase, &blocks, input, group), Order::Weights);
-            let product = Correlation { source: dy, terms: &terms, panels, weights: these, end: &end, grid, order };
+            let (source, weights, rectifies) = (dy, these, false);
+            let product = Correlation { source, terms: &terms, panels, weights, end: &end, rectifies, grid, order };
             finite &= product.run(compute, dx);
         }
     }

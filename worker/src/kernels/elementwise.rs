@@ -1,4 +1,4 @@
-//! What is done to each element by itself: bias, ReLU, dropout, the update; and the bias gradient, a plain sum over rows.
+//! What is done to each element by itself: ReLU where no product has done it, dropout, sums of slots, the update.
 
 use convoy_common::random::Source;
 
@@ -51,15 +51,6 @@ for_each_isa! {
 pub(crate) fn relu_backward(compute: &Compute, y: &[f32], dy: &mut [f32]) {
     let rows = dy.len();
     compute.for_rows(dy, rows, |range, dy| keep_positive(compute.isa, &y[range], dy));
-}
-
-for_each_isa! {
-    /// Adds the rows of `dy` to `sums`, from the first to the last.
-    pub(crate) fn add_rows(dy: &[f32], sums: &mut [f32]) {
-        for row in dy.chunks_exact(sums.len()) {
-            sums.iter_mut().zip(row).for_each(|(sum, dy)| *sum += dy);
-        }
-    }
 }
 
 for_each_isa! {

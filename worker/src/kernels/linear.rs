@@ -6,7 +6,7 @@
 use super::blocks::Blocks;
 use super::memory::Tensor;
 use super::panels::Panels;
-use super::products::{Correlation, Gradient, Grid, Lines, Order, Steps, Terms};
+use super::products::{Correlation, End, Gradient, Grid, Lines, Order, Steps, Terms};
 use super::tile::{Pixels, UNIT};
 use super::{Compute, Maps};
 
@@ -78,12 +78,12 @@ pub(crate) fn to_blocks(compute: &Compute, g: &Geometry, x: &[f32], samples: usi
     out
 }
 
-/// The outputs, (sample, unit), of an input in blocks. Whether all are finite.
+/// The outputs, (sample, unit), of an input in blocks. Whether all are finite, before ReLU.
 pub(crate) fn forward(
     compute: &Compute,
     g: &Geometry,
     weights: &[f32],
-    bias: Option<&[f32]>,
+    End { bias, rectifies }: End,
     x: &[f32],
     samples: usize,
     y: &mut [f32],
@@ -98,7 +98,7 @@ pub(crate) fn forward(
         result: Steps { first: 0, sample: 0, row: 0, column: g.outputs },
     };
     let (terms, order) = (Terms::whole(g.taps(&blocks)), Order::Weights);
-    Correlation { source: x, terms: &terms, panels, weights, end: &end, grid, order }.run(compute, y)
+    Correlation { source: x, terms: &terms, panels, weights, end: &end, rectifies, grid, order }.run(compute, y)
 }
 
 /// The gradient with respect to the input, (sample, unit), as it lies in memory. Whether all is finite.
@@ -132,6 +132,7 @@ pub(crate) fn input_gradient(
         panels: turned,
         weights: &dy,
         end: &end,
+        rectifies: false,
         grid,
         order: Order::Source,
     };

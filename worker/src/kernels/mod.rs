@@ -27,7 +27,7 @@ pub(crate) mod memory;
 pub(crate) mod panels;
 pub(crate) mod peak;
 pub(crate) mod pool;
-mod products;
+pub(crate) mod products;
 #[cfg(test)]
 mod reference;
 mod tile;

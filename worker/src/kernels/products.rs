@@ -21,7 +21,7 @@ pub(super) const SOURCE_TERMS: usize = 512;
 /// Floats of the gradient's operand that are gone through for one tile after another: they stay in a first-level cache.
 const NEAR_MAX: usize = 4 * 1024;
 
-/// `c[pixel][column] = chain over terms of source[pixel + terms[k]] * weights[k][column]`, then `+ end[column]`.
+/// `c[pixel][column] = chain over terms of source[pixel + terms[k]] * weights[k][column]`, then `+ end[column]`, and ReLU if it `rectifies`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Correlation<'a> {
     /// What pixels are read from.
@@ -34,6 +34,8 @@ pub(super) struct Correlation<'a> {
     pub weights: &'a [f32],
     /// What is added to each column at the end, for all units of columns.
     pub end: &'a [f32],
+    /// Whether only what is above zero stays then.
+    pub rectifies: bool,
     /// The pixels.
     pub grid: Grid,
     /// What stays in the cache.
@@ -132,6 +134,15 @@ impl Steps {
     }
 }
 
+/// What comes behind the chain of an output.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct End<'a> {
+    /// What is added, an output channel each; +0.0 without one.
+    pub bias: Option<&'a [f32]>,
+    /// Whether ReLU follows.
+    pub rectifies: bool,
+}
+
 /// What stays in the cache while the other operand goes by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
@@ -157,7 +168,7 @@ impl Shared {
 }
 
 impl Correlation<'_> {
-    /// Computes all of it into `c`. Whether all results are finite.
+    /// Computes all of it into `c`. Whether all results are finite, before ReLU.
     ///
     /// # Panics
     /// When a pixel or a term leads out of its slice.
@@ -267,6 +278,7 @@ impl Correlation<'_> {
             c_step: self.grid.result.column,
             goes_on,
             end: if ends { self.end[panel.first * UNIT..].as_ptr() } else { std::ptr::null() },
+            rectifies: self.rectifies,
             poison: poison.as_mut_ptr(),
         };
         let (rows, step) = (pixels.len(), self.grid.source.column);

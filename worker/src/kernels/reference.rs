@@ -207,6 +207,11 @@ pub(super) fn avg_pool_backward(dy_nchw: ArrayView4<f32>, input: (usize, usize),
     dx
 }
 
+/// What is above zero, and +0.0 for the rest.
+pub(super) fn relu(x: f32) -> f32 {
+    if x > 0.0 { x } else { 0.0 }
+}
+
 /// LRN of one pixel's channels: the outputs, and the sums that the backward pass divides by.
 pub(super) fn lrn(x_c: &[f32], lrn: &convoy_common::model::Lrn) -> (Vec<f32>, Vec<f32>) {
     let s: Vec<f32> = (0..x_c.len())

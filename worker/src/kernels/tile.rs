@@ -42,6 +42,8 @@ pub(super) struct Chains<'a> {
     pub goes_on: bool,
     /// What is added at the chains' end, a float a column; null if they aren't at their end.
     pub end: *const f32,
+    /// Whether only what is above zero stays once the chains have ended.
+    pub rectifies: bool,
     /// A unit of floats that stay zero as long as all that ends is finite.
     pub poison: *mut f32,
 }
@@ -124,6 +126,13 @@ unsafe fn chains<V: Vector, const ROWS: usize, const VECTORS: usize, const STEP:
                 }
             }
             poison(&sums, t.poison);
+            if t.rectifies {
+                for r in 0..ROWS {
+                    for v in 0..VECTORS {
+                        sums[r][v] = sums[r][v].positive();
+                    }
+                }
+            }
         }
         store(&sums, results);
     }

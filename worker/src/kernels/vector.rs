@@ -22,6 +22,8 @@ pub(super) trait Vector: Copy {
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
     /// `self + other`.
     unsafe fn plus(self, other: Self) -> Self;
+    /// What is above zero, and +0.0 for the rest, NaNs included.
+    unsafe fn positive(self) -> Self;
 }
 
 /// Plain Rust, a float at a time.
@@ -53,12 +55,16 @@ impl Vector for f32 {
     unsafe fn plus(self, other: Self) -> Self {
         self + other
     }
+    #[inline(always)]
+    unsafe fn positive(self) -> Self {
+        if self > 0.0 { self } else { 0.0 }
+    }
 }
 
 /// A vector type whose operations are one intrinsic each.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! vector {
-    ($type:ty, $lanes:literal, $splat:ident, $load:ident, $store:ident, |$sum:ident, $a:ident, $b:ident| $fma:expr, $add:ident) => {
+    ($type:ty, $lanes:literal, $splat:ident, $load:ident, $store:ident, |$sum:ident, $a:ident, $b:ident| $fma:expr, $add:ident, $max:ident) => {
         impl Vector for $type {
             const LANES: usize = $lanes;
             #[inline(always)]
@@ -92,6 +98,11 @@ macro_rules! vector {
                 // SAFETY: as the trait says, the machine has the instruction.
                 unsafe { $add(self, other) }
             }
+            #[inline(always)]
+            unsafe fn positive(self) -> Self {
+                // SAFETY: as the trait says, the machine has the instruction. Of a NaN and zero, and of two zeros, it takes +0.0.
+                unsafe { $max(self, $splat(0.0)) }
+            }
         }
     };
 }
@@ -109,7 +120,8 @@ mod x86 {
         _mm256_loadu_ps,
         _mm256_storeu_ps,
         |sum, a, b| _mm256_fmadd_ps(a, b, sum),
-        _mm256_add_ps
+        _mm256_add_ps,
+        _mm256_max_ps
     );
     vector!(
         __m512,
@@ -118,7 +130,8 @@ mod x86 {
         _mm512_loadu_ps,
         _mm512_storeu_ps,
         |sum, a, b| _mm512_fmadd_ps(a, b, sum),
-        _mm512_add_ps
+        _mm512_add_ps,
+        _mm512_max_ps
     );
 }
 
@@ -128,7 +141,16 @@ mod arm {
 
     use super::Vector;
 
-    vector!(float32x4_t, 4, vdupq_n_f32, vld1q_f32, vst1q_f32, |sum, a, b| vfmaq_f32(sum, a, b), vaddq_f32);
+    vector!(
+        float32x4_t,
+        4,
+        vdupq_n_f32,
+        vld1q_f32,
+        vst1q_f32,
+        |sum, a, b| vfmaq_f32(sum, a, b),
+        vaddq_f32,
+        vmaxnmq_f32
+    );
 }
 
 /// Asks for the line of the cache that holds `at`, which may lie anywhere.

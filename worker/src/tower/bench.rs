@@ -12,8 +12,8 @@ use convoy_common::plan::{Plan, PlanError};
 use super::forecast::least_bytes;
 use super::layer::{Context, TowerLayer, Work};
 use crate::Isa;
-use crate::kernels::affine::Affine;
 use crate::kernels::memory::Tensor;
+use crate::kernels::products::End;
 use crate::kernels::{Compute, peak};
 use crate::machine::memory_bytes;
 
@@ -134,35 +134,24 @@ fn timed<T>(run: impl FnOnce() -> T) -> Duration {
 }
 
 fn time_layer(clock: &mut Clock, compute: &Compute, layer: &mut TowerLayer, wants_input_gradient: bool) {
-    match &layer.work {
-        Work::Affine { passes, learnt } => {
-            let (x, dy) = (layer.input.len(), layer.output.len());
-            time_affine(clock, compute, passes, (x, dy, learnt.weights()), wants_input_gradient);
-        }
-        _ => time_other(clock, compute, layer),
-    }
-}
-
-/// `lengths` are those of a sample's input and output, and of the weights.
-fn time_affine(
-    clock: &mut Clock,
-    compute: &Compute,
-    passes: &Affine,
-    lengths: (usize, usize, usize),
-    wants_input_gradient: bool,
-) {
-    let samples = clock.bench.samples;
+    let Work::Affine { passes, learnt, rectifies } = &layer.work else { return time_other(clock, compute, layer) };
+    let (samples, rectifies) = (clock.bench.samples, *rectifies);
     let flops = Some(2 * passes.multiply_adds(samples) as u64);
-    let (x, dy, weights) = (made_up(lengths.0 * samples), made_up(lengths.1 * samples), made_up(lengths.2));
-    let mut dw = vec![0.0; weights.len()];
-    let gradient = || passes.gradient(compute, copied(compute, &dy), samples);
+    let (x, dy) = (made_up(layer.input.len() * samples), made_up(layer.output.len() * samples));
+    let weights = made_up(learnt.weights());
+    let (mut dw, mut db) = (vec![0.0; weights.len()], vec![0.0; layer.output.channels]);
+    let end = End { bias: None, rectifies };
+    // Half of it is above zero.
+    let y = rectifies.then_some(dy.as_slice());
+    let gradient = || passes.gradient(compute, copied(compute, &dy), y, samples);
     let (x_blocks, dy_blocks) = (passes.input(compute, &x, samples), gradient());
     clock.time("input to blocks", None, || timed(|| passes.input(compute, &x, samples)));
-    clock.time("forward", flops, || timed(|| passes.forward(compute, &weights, None, &x_blocks, samples)));
+    clock.time("forward", flops, || timed(|| passes.forward(compute, &weights, end, &x_blocks, samples)));
     clock.time("gradient to blocks", None, || {
         let dy = copied(compute, &dy);
-        timed(|| passes.gradient(compute, dy, samples))
+        timed(|| passes.gradient(compute, dy, y, samples))
     });
+    clock.time("bias gradient", None, || timed(|| passes.bias_gradient(compute, &dy_blocks, samples, &mut db)));
     clock.time("weight gradient", flops, || {
         timed(|| passes.weight_gradient(compute, &x_blocks, &dy_blocks, samples, false, &mut dw))
     });

@@ -11,7 +11,7 @@ use convoy_common::batch::Division;
 use convoy_common::model::LayerKind;
 use convoy_common::plan::Plan;
 
-use super::layer::{Shapes, passes};
+use super::layer::{Shapes, passes, rectifies};
 use crate::kernels::affine::Affine;
 use crate::kernels::memory::best_fit;
 
@@ -162,8 +162,11 @@ impl Step<'_> {
             LayerKind::Conv(_) | LayerKind::Linear(_) => {
                 let blocks = passes(self.plan, index, tower).map(|passes| take(passes.input_floats(samples)));
                 drop(x);
-                (take(output), blocks.into_iter().collect())
+                let y = take(output);
+                let rectified = rectifies(self.plan, index).then(|| y.clone());
+                (y, blocks.into_iter().chain(rectified).collect())
             }
+            LayerKind::Relu if index > 0 && rectifies(self.plan, index - 1) => (x, Vec::new()),
             LayerKind::Relu => {
                 let y = in_place(x);
                 (y.clone(), vec![y])

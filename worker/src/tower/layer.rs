@@ -11,6 +11,7 @@ use crate::kernels::affine::{Affine, OutputGradient};
 use crate::kernels::elementwise::{self, Dropout, Rates};
 use crate::kernels::memory::Tensor;
 use crate::kernels::panels::Panels;
+use crate::kernels::products::End;
 use crate::kernels::{Compute, Maps, conv, linear, lrn, pool};
 
 /// What every layer is told of the micro-batch at hand.
@@ -29,8 +30,8 @@ impl Context<'_> {
 /// What a layer's forward pass leaves for its backward pass.
 #[derive(Debug)]
 pub(super) enum Kept {
-    /// The input in blocks.
-    Input(Tensor),
+    /// A product's input in blocks, and its output if that has gone through ReLU.
+    Operands { x: Tensor, rectified: Option<Arc<Tensor>> },
     /// The output.
     Output(Arc<Tensor>),
     /// Input, output and sums of LRN.
@@ -70,8 +71,13 @@ pub(super) enum Work {
     Affine {
         passes: Affine,
         learnt: Box<Learnt>,
+        /// Whether it does the work of the ReLU behind it too.
+        rectifies: bool,
     },
-    Relu,
+    Relu {
+        /// Whether the layer before has done its work.
+        is_done: bool,
+    },
     Lrn(lrn::Geometry),
     MaxPool(Pool),
     AvgPool(Pool),
@@ -175,35 +181,30 @@ impl Learnt {
         self.weight.values.len()
     }
 
-    fn bias(&self) -> Option<&[f32]> {
-        self.bias.as_ref().map(|bias| bias.values.as_slice())
+    fn end(&self, rectifies: bool) -> End<'_> {
+        End { bias: self.bias.as_ref().map(|bias| bias.values.as_slice()), rectifies }
     }
 
-    /// Goes on with the gradients' chains. The gradient of the output comes back in blocks; an error names what is not finite.
+    /// Goes on with the gradients' chains. An error names what is not finite.
     fn differentiate(
         &mut self,
         context: &Context,
         passes: &Affine,
         x: &[f32],
-        dy: Tensor,
-    ) -> Result<OutputGradient, &'static str> {
-        let compute = context.compute;
+        dy: &OutputGradient,
+    ) -> Result<(), &'static str> {
+        let (compute, samples) = (context.compute, context.samples());
         self.enter_slot(compute, context.micro_batch.id.slot);
-        let bias_is_finite = self.add_to_bias(compute, &dy);
-        let dy = passes.gradient(compute, dy, context.samples());
         let goes_on = std::mem::replace(&mut self.weight.started, true);
-        let is_finite = passes.weight_gradient(compute, x, &dy, context.samples(), goes_on, &mut self.weight.chain);
-        (is_finite && bias_is_finite).then_some(dy).ok_or("weight gradients")
-    }
-
-    /// Goes on with the bias gradient's chains.
-    fn add_to_bias(&mut self, compute: &Compute, dy: &[f32]) -> bool {
-        let Some(bias) = &mut self.bias else { return true };
-        if !std::mem::replace(&mut bias.started, true) {
-            bias.chain.fill(0.0);
+        let mut is_finite = passes.weight_gradient(compute, x, dy, samples, goes_on, &mut self.weight.chain);
+        if let Some(bias) = &mut self.bias {
+            if !std::mem::replace(&mut bias.started, true) {
+                bias.chain.fill(0.0);
+            }
+            passes.bias_gradient(compute, dy, samples, &mut bias.chain);
+            is_finite &= elementwise::all_finite(compute.isa, &bias.chain);
         }
-        elementwise::add_rows(compute.isa, dy, &mut bias.chain);
-        elementwise::all_finite(compute.isa, &bias.chain)
+        is_finite.then_some(()).ok_or("weight gradients")
     }
 
     fn load(&mut self, bias: bool, state: State, values: Vec<f32>) {
@@ -233,9 +234,9 @@ impl TowerLayer {
             LayerKind::Conv(Conv { bias, .. }) | LayerKind::Linear(Linear { bias, .. }) => {
                 let passes = passes(plan, index, tower).expect("a layer of weights has passes");
                 let learnt = Learnt::new(passes.panels(), passes.groups(), bias.then_some(output.channels), train);
-                Work::Affine { passes, learnt: Box::new(learnt) }
+                Work::Affine { passes, learnt: Box::new(learnt), rectifies: rectifies(plan, index) }
             }
-            LayerKind::Relu => Work::Relu,
+            LayerKind::Relu => Work::Relu { is_done: index > 0 && rectifies(plan, index - 1) },
             LayerKind::Lrn(described) => Work::Lrn(lrn::Geometry::new(described, output.channels)),
             LayerKind::MaxPool(described) => Work::MaxPool(*described),
             LayerKind::AvgPool(described) => Work::AvgPool(*described),
@@ -271,13 +272,17 @@ impl TowerLayer {
         let pool = pool_geometry(self.input, self.output, samples);
         let trains = context.micro_batch.id.phase == Phase::Train;
         match &mut self.work {
-            Work::Affine { passes, learnt } => {
+            Work::Affine { passes, learnt, rectifies } => {
                 let blocks = passes.input(compute, &x, samples);
                 drop(x);
-                let (y, is_finite) = passes.forward(compute, &learnt.weight.values, learnt.bias(), &blocks, samples);
-                is_finite.then(|| (Arc::new(y), Kept::Input(blocks))).ok_or("outputs")
+                let end = learnt.end(*rectifies);
+                let (y, is_finite) = passes.forward(compute, &learnt.weight.values, end, &blocks, samples);
+                let y = Arc::new(y);
+                let kept = Kept::Operands { x: blocks, rectified: rectifies.then(|| y.clone()) };
+                is_finite.then_some((y, kept)).ok_or("outputs")
             }
-            Work::Relu => {
+            Work::Relu { is_done: true } => Ok((x, Kept::Nothing)),
+            Work::Relu { is_done: false } => {
                 let mut y = Arc::unwrap_or_clone(x);
                 elementwise::relu(compute, &mut y);
                 let y = Arc::new(y);
@@ -316,14 +321,18 @@ impl TowerLayer {
         let (compute, samples) = (context.compute, context.samples());
         let pool = pool_geometry(self.input, self.output, samples);
         let (dx, is_finite) = match (&mut self.work, kept) {
-            (Work::Affine { passes, learnt }, Kept::Input(x)) => {
-                let dy = learnt.differentiate(context, passes, &x, dy)?;
+            (Work::Affine { passes, learnt, .. }, Kept::Operands { x, rectified }) => {
+                let y = rectified.as_ref().map(|y| &y[..]);
+                let dy = passes.gradient(compute, dy, y, samples);
+                drop(rectified);
+                learnt.differentiate(context, passes, &x, &dy)?;
                 if !wants_input {
                     return Ok(None);
                 }
                 passes.input_gradient(compute, &learnt.weight.values, &dy, samples)
             }
-            (Work::Relu, Kept::Output(y)) => {
+            (Work::Relu { is_done: true }, Kept::Nothing) => (dy, true),
+            (Work::Relu { is_done: false }, Kept::Output(y)) => {
                 elementwise::relu_backward(compute, &y, &mut dy);
                 (dy, true)
             }
@@ -374,6 +383,14 @@ impl Shapes {
         let output = layer.output.with_channels(network.slice(layer.output.channels, tower).len());
         Self { input, output, picks }
     }
+}
+
+/// Whether a layer of weights does the work of a ReLU behind it, with no exchange between them: one pass over memory less.
+pub(super) fn rectifies(plan: &Plan, index: usize) -> bool {
+    let kind_at = |index: usize| plan.network.layers.get(index).map(|layer| &layer.kind);
+    matches!(kind_at(index), Some(LayerKind::Conv(_) | LayerKind::Linear(_)))
+        && matches!(kind_at(index + 1), Some(LayerKind::Relu))
+        && !plan.needs_exchange(index + 1)
 }
 
 /// The passes of a layer of weights.
