@@ -7,9 +7,12 @@ use std::ops::Range;
 
 use super::blocks::Blocks;
 use super::panels::Panels;
-use super::products::{Correlation, End, Gradient, Grid, Lines, Order, Steps, Terms};
+use super::products::{Correlation, End, Gradient, Grid, Order, Seen, Steps, Terms};
 use super::tile::Pixels;
 use super::{Compute, Maps};
+
+/// Channels of a group that are enough for tiles of weight gradients whose terms share the kernel's row and column.
+const CHANNELS_MANY: usize = 8;
 
 /// A tower's convolution. `channels` and `filters` are those that this tower sees and computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,26 +119,38 @@ impl Geometry {
         first..end.max(first)
     }
 
-    /// The taps of a window, by the rows of outputs for which they are not padding.
-    fn terms_by_lines(&self, blocks: &Blocks) -> Vec<Lines> {
-        let lines: Vec<_> = (0..self.kernel).map(|kernel_row| self.rows_of(kernel_row)).collect();
-        let mut by_lines: Vec<Lines> = Vec::new();
+    /// The taps of a window, by the outputs for which they are not padding. Few channels leave too few taps to a tile if columns
+    /// are told apart too.
+    fn terms_by_pixels(&self, blocks: &Blocks) -> Vec<Seen> {
+        let lines: Vec<_> = (0..self.kernel).map(|row| self.outputs_of(row, self.height)).collect();
+        let columns: Vec<_> = (0..self.kernel).map(|column| self.columns_of(column)).collect();
+        let mut by_pixels: Vec<Seen> = Vec::new();
         for (index, place) in self.taps(blocks).into_iter().enumerate() {
             let lines = &lines[index / self.kernel % self.kernel];
-            match by_lines.iter_mut().find(|these| these.lines == *lines) {
+            let columns = if self.group_channels() < CHANNELS_MANY {
+                0..self.out_width()
+            } else {
+                columns[index % self.kernel].clone()
+            };
+            match by_pixels.iter_mut().find(|these| these.lines == *lines && these.columns == columns) {
                 Some(these) => these.terms.push((place, index)),
-                None => by_lines.push(Lines { lines: lines.clone(), terms: vec![(place, index)] }),
+                None => by_pixels.push(Seen { lines: lines.clone(), columns, terms: vec![(place, index)] }),
             }
         }
-        by_lines
+        by_pixels
     }
 
-    /// The rows of outputs for which a kernel row is not padding.
-    fn rows_of(&self, kernel_row: usize) -> Range<usize> {
-        let sees = |row: usize| self.kernel_rows_of(row).contains(&kernel_row);
-        let first = (0..self.out_height()).find(|row| sees(*row)).unwrap_or(0);
-        let end = (first..self.out_height()).find(|row| !sees(*row)).unwrap_or(self.out_height());
-        if sees(first) { first..end } else { 0..0 }
+    /// The columns of outputs for which a kernel column is not padding.
+    fn columns_of(&self, kernel_column: usize) -> Range<usize> {
+        self.outputs_of(kernel_column, self.width)
+    }
+
+    /// The outputs along an axis of so many input pixels for which a line of the kernel is not padding.
+    fn outputs_of(&self, kernel_line: usize, pixels: usize) -> Range<usize> {
+        let outputs = (pixels + 2 * self.pad - self.kernel) / self.stride + 1;
+        let first = self.pad.saturating_sub(kernel_line).div_ceil(self.stride).min(outputs);
+        let end = (pixels + self.pad).saturating_sub(kernel_line).div_ceil(self.stride).min(outputs);
+        first..end.max(first)
     }
 
     fn phases(&self) -> Vec<Phase> {
@@ -175,7 +190,13 @@ impl Geometry {
             let (first, end) = (held.start.clamp(read.start, read.end), held.end.clamp(read.start, read.end));
             first - read.start..end.max(first) - read.start
         });
-        Terms::new(places, columns, lines, seen)
+        let held = self.lead()..self.lead() + self.out_width();
+        let seeing = (0..columns).map(|column| {
+            let read = phase.columns.start + column;
+            let (first, end) = (held.start.saturating_sub(read), held.end.saturating_sub(read));
+            first.min(phase.columns.count)..end.min(phase.columns.count)
+        });
+        Terms::new(places, lines, seen, seeing)
     }
 
     /// Where a phase's pixels of a group lie, in dy's blocks and in the input's gradient.
@@ -248,7 +269,8 @@ pub(crate) fn forward(
     let (blocks, panels, output) = (g.input_blocks(samples), g.panels(), g.output(samples));
     assert!(weights.len() == g.groups * panels.len(), "a group's weights lead out of its slice");
     let seen = (0..output.height).map(|row| g.kernel_rows_of(row));
-    let terms = Terms::new(g.taps(&blocks), g.kernel, g.kernel, seen);
+    let seeing = (0..g.kernel).map(|column| g.columns_of(column));
+    let terms = Terms::new(g.taps(&blocks), g.kernel, seen, seeing);
     let mut finite = true;
     for (group, weights) in weights.chunks_exact(panels.len()).enumerate() {
         let first = group * g.group_filters();
@@ -314,7 +336,7 @@ pub(crate) fn weight_gradient(
 ) -> bool {
     let (input, gradient, panels) = (g.input_blocks(samples), g.gradient_blocks(samples), g.panels());
     assert!(dw.len() == g.groups * panels.len(), "a group's weight gradient leads out of its slice");
-    let terms = g.terms_by_lines(&input);
+    let terms = g.terms_by_pixels(&input);
     let pixels = Pixels {
         samples,
         lines: g.out_height(),

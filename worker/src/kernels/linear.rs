@@ -6,7 +6,7 @@
 use super::blocks::Blocks;
 use super::memory::Tensor;
 use super::panels::Panels;
-use super::products::{Correlation, End, Gradient, Grid, Lines, Order, Steps, Terms};
+use super::products::{Correlation, End, Gradient, Grid, Order, Seen, Steps, Terms};
 use super::tile::{Pixels, UNIT};
 use super::{Compute, Maps};
 
@@ -177,7 +177,7 @@ pub(crate) fn weight_gradient(
         a_column: input.lanes,
     };
     let terms = g.taps(&input).into_iter().enumerate().map(|(index, place)| (place, index)).collect();
-    let (terms, panels) = ([Lines { lines: 0..1, terms }], g.panels());
+    let (terms, panels) = ([Seen { lines: 0..1, columns: 0..samples, terms }], g.panels());
     Gradient { source: x, terms: &terms, gradient: dy, plane: gradient.plane(), first: 0, pixels, panels }
         .run(compute, goes_on, dw)
 }

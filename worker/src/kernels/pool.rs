@@ -1,6 +1,8 @@
 //! Max and average pooling over (sample, row, column, channel). Padding is never read: minus infinity loses against
 //! everything, and zero adds nothing.
 
+use std::ops::Range;
+
 use super::isa::for_each_isa;
 use super::memory::Tensor;
 use super::{Compute, Maps};
@@ -31,35 +33,83 @@ impl Geometry {
     }
 
     /// One sample's windows, row-major. Found once for all samples: divisions are dear beside a comparison.
-    fn windows(&self) -> Vec<Window> {
-        let (height, width, channels) = (self.out_height, self.out_width, self.input.channels);
-        let window = |index: usize| Window { at: index * channels, places: self.places(index / width, index % width) };
-        (0..height * width).map(window).collect()
+    fn windows(&self) -> Windows {
+        let (rows, columns) =
+            (self.spans(self.out_height, self.input.height), self.spans(self.out_width, self.input.width));
+        let mut shapes: Vec<Shape> = Vec::new();
+        let mut each = Vec::with_capacity(rows.len() * columns.len());
+        for (row, y) in rows.iter().enumerate() {
+            for (column, x) in columns.iter().enumerate() {
+                let known = shapes.iter().position(|shape| (&shape.rows, &shape.columns) == (&y.window, &x.window));
+                let shape = known.unwrap_or_else(|| {
+                    shapes.push(self.shape(&y.window, &x.window));
+                    shapes.len() - 1
+                });
+                let at = (row * self.out_width + column) * self.input.channels;
+                each.push(Window { at, from: self.input.at(0, y.first, x.first), shape });
+            }
+        }
+        Windows { each, shapes }
     }
 
-    /// The places of one window that lie within one sample's input, row-major.
-    fn places(&self, row: usize, column: usize) -> Vec<Place> {
-        let within = |k: usize| {
-            let (y, x) = (row * self.stride + k / self.kernel, column * self.stride + k % self.kernel);
-            let (y, x) = (y.checked_sub(self.pad)?, x.checked_sub(self.pad)?);
-            let inside = y < self.input.height && x < self.input.width;
-            inside.then(|| Place { index: k as u32, at: self.input.at(0, y, x) })
+    /// What each output along an axis of so many pixels sees of them, padding left out.
+    fn spans(&self, outputs: usize, pixels: usize) -> Vec<Span> {
+        let span = |output: usize| {
+            let start = output * self.stride;
+            let (first, end) = (start.max(self.pad), (start + self.kernel).min(pixels + self.pad));
+            Span { window: first - start..end - start, first: first - self.pad }
         };
-        (0..self.kernel * self.kernel).filter_map(within).collect()
+        (0..outputs).map(span).collect()
+    }
+
+    fn shape(&self, rows: &Range<usize>, columns: &Range<usize>) -> Shape {
+        let place = |(row, column): (usize, usize)| Place {
+            index: (row * self.kernel + column) as u32,
+            at: self.input.at(0, row - rows.start, column - columns.start),
+        };
+        let places = rows.clone().flat_map(|row| columns.clone().map(move |column| (row, column))).map(place).collect();
+        Shape { rows: rows.clone(), columns: columns.clone(), places }
     }
 }
 
-/// A window: where its output lies in one sample, and what it reads.
+/// What of a window is no padding along an axis, and the first pixel that it sees.
+struct Span {
+    window: Range<usize>,
+    first: usize,
+}
+
+/// The windows of a sample. Most have one shape; those near the edges lack what is padding.
+struct Windows {
+    each: Vec<Window>,
+    shapes: Vec<Shape>,
+}
+
+/// Where a window's output lies in one sample, and where what it reads begins.
 struct Window {
     at: usize,
+    from: usize,
+    shape: usize,
+}
+
+/// The rows and columns of a window that are no padding, and their places, row-major.
+struct Shape {
+    rows: Range<usize>,
+    columns: Range<usize>,
     places: Vec<Place>,
 }
 
-/// A place of a window: its index in the window, and where it lies in one sample's input.
+/// A place of a window: its index in the window, and where it lies from the first one that is no padding.
 #[derive(Clone, Copy)]
 struct Place {
     index: u32,
     at: usize,
+}
+
+impl Windows {
+    /// Each window with its places.
+    fn iter(&self) -> impl Iterator<Item = (&Window, &[Place])> {
+        self.each.iter().map(|window| (window, self.shapes[window.shape].places.as_slice()))
+    }
 }
 
 /// The largest of each window, the first one where several are.
@@ -82,21 +132,22 @@ const LANES: usize = 16;
 
 for_each_isa! {
     /// One sample's maxima, and the index of each in its window.
-    fn max_of_sample(windows: &[Window], channels: usize, x: &[f32], y: &mut [f32], indices: &mut [u32]) {
-        for window in windows {
+    fn max_of_sample(windows: &Windows, channels: usize, x: &[f32], y: &mut [f32], indices: &mut [u32]) {
+        for (window, places) in windows.iter() {
+            let x = &x[window.from..];
             let (y, indices) = (&mut y[window.at..][..channels], &mut indices[window.at..][..channels]);
             let (y, y_rest) = y.as_chunks_mut::<LANES>();
             let (indices, indices_rest) = indices.as_chunks_mut::<LANES>();
             for (block, (y, indices)) in y.iter_mut().zip(indices).enumerate() {
-                let (mut largest, mut found) = ([f32::NEG_INFINITY; LANES], [window.places[0].index; LANES]);
-                for place in &window.places {
+                let (mut largest, mut found) = ([f32::NEG_INFINITY; LANES], [places[0].index; LANES]);
+                for place in places {
                     keep_larger(&x[place.at + block * LANES..][..LANES], place.index, &mut largest, &mut found);
                 }
                 (*y, *indices) = (largest, found);
             }
             y_rest.fill(f32::NEG_INFINITY);
-            indices_rest.fill(window.places[0].index);
-            for place in &window.places {
+            indices_rest.fill(places[0].index);
+            for place in places {
                 let x = &x[place.at + channels - y_rest.len()..][..y_rest.len()];
                 keep_larger(x, place.index, y_rest, indices_rest);
             }
@@ -130,11 +181,12 @@ pub(crate) fn max_backward(compute: &Compute, g: &Geometry, dy: &[f32], indices:
 for_each_isa! {
     /// One sample's gradient. Where a maximum was not it adds +0.0, which changes nothing: a sum that starts from +0.0 is
     /// never -0.0.
-    fn hand_back(windows: &[Window], channels: usize, dy: &[f32], indices: &[u32], dx: &mut [f32]) {
+    fn hand_back(windows: &Windows, channels: usize, dy: &[f32], indices: &[u32], dx: &mut [f32]) {
         dx.fill(0.0);
-        for window in windows {
+        for (window, places) in windows.iter() {
+            let dx = &mut dx[window.from..];
             let (dy, indices) = (&dy[window.at..][..channels], &indices[window.at..][..channels]);
-            for place in &window.places {
+            for place in places {
                 for ((dy, found), dx) in dy.iter().zip(indices).zip(&mut dx[place.at..]) {
                     *dx += if *found == place.index { *dy } else { 0.0 };
                 }
@@ -150,9 +202,9 @@ pub(crate) fn avg_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Tensor 
     let (windows, divisor) = (g.windows(), (g.kernel * g.kernel) as f32);
     compute.for_samples(&mut y, g.input.samples, |sample, y| {
         let x = &x[sample * length..][..length];
-        for window in &windows {
-            let y = &mut y[window.at..][..g.input.channels];
-            for place in &window.places {
+        for (window, places) in windows.iter() {
+            let (x, y) = (&x[window.from..], &mut y[window.at..][..g.input.channels]);
+            for place in places {
                 y.iter_mut().zip(&x[place.at..]).for_each(|(y, x)| *y += x);
             }
             y.iter_mut().for_each(|y| *y /= divisor);
@@ -168,9 +220,9 @@ pub(crate) fn avg_backward(compute: &Compute, g: &Geometry, dy: &[f32]) -> Tenso
     let (windows, divisor) = (g.windows(), (g.kernel * g.kernel) as f32);
     compute.for_samples(&mut dx, g.input.samples, |sample, dx| {
         let dy = &dy[sample * length..][..length];
-        for window in &windows {
-            let dy = &dy[window.at..][..g.input.channels];
-            for place in &window.places {
+        for (window, places) in windows.iter() {
+            let (dy, dx) = (&dy[window.at..][..g.input.channels], &mut dx[window.from..]);
+            for place in places {
                 dx[place.at..].iter_mut().zip(dy).for_each(|(dx, dy)| *dx += dy / divisor);
             }
         }

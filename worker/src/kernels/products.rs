@@ -18,6 +18,8 @@ const BLOCK_TERMS: usize = 1024;
 pub(super) const WHOLE_MAX: usize = 160 * 1024;
 /// Terms that are taken at once where a tile of the source stays: the weights of all columns of as many stay in the cache.
 pub(super) const SOURCE_TERMS: usize = 512;
+/// Longer lines of terms leave out whole lines of padding alone.
+const LINE_MAX: usize = 16;
 /// Floats of the gradient's operand that are gone through for one tile after another: they stay in a first-level cache.
 const NEAR_MAX: usize = 4 * 1024;
 
@@ -34,7 +36,7 @@ pub(super) struct Correlation<'a> {
     pub weights: &'a [f32],
     /// What is added to each column at the end, for all units of columns.
     pub end: &'a [f32],
-    /// Whether only what is above zero stays then.
+    /// Whether ReLU follows.
     pub rectifies: bool,
     /// The pixels.
     pub grid: Grid,
@@ -43,7 +45,7 @@ pub(super) struct Correlation<'a> {
 }
 
 /// Where each term lies from its pixel: (channel, line, column). Lines that are padding for a whole row of pixels are left
-/// out of that row's chains.
+/// out of that row's chains, and terms that are for a pixel near either end of a row, out of that pixel's.
 #[derive(Clone, Debug)]
 pub(super) struct Terms {
     /// Where all of them lie.
@@ -54,6 +56,8 @@ pub(super) struct Terms {
     lines: usize,
     /// The lines that each row of pixels sees; all of them where nothing is said.
     seen: Vec<Range<usize>>,
+    /// The columns of pixels that see each term of a line; all of them where nothing is said.
+    seeing: Vec<Range<usize>>,
 }
 
 /// The terms of a chain that are taken: `runs` of `run`, `every` terms apart.
@@ -68,12 +72,19 @@ struct Taken {
 impl Terms {
     /// Terms without padding.
     pub(super) fn whole(all: Vec<usize>) -> Self {
-        Self { line: all.len(), lines: 1, all, seen: Vec::new() }
+        Self { line: all.len(), lines: 1, all, seen: Vec::new(), seeing: Vec::new() }
     }
 
-    /// Terms of which each row of pixels sees the `seen` lines.
-    pub(super) fn new(all: Vec<usize>, line: usize, lines: usize, seen: impl Iterator<Item = Range<usize>>) -> Self {
-        Self { all, line, lines, seen: seen.collect() }
+    /// Terms of `lines` lines, of which each row of pixels sees those of `seen`; each term of a line is seen by the columns of
+    /// `seeing`.
+    pub(super) fn new(
+        all: Vec<usize>,
+        lines: usize,
+        seen: impl Iterator<Item = Range<usize>>,
+        seeing: impl Iterator<Item = Range<usize>>,
+    ) -> Self {
+        let seeing: Vec<_> = seeing.collect();
+        Self { all, line: seeing.len(), lines, seen: seen.collect(), seeing }
     }
 
     fn len(&self) -> usize {
@@ -89,6 +100,23 @@ impl Terms {
             }
             None => Taken { first: terms.start, run: terms.len(), runs: 1, every: 0 },
         }
+    }
+
+    /// The pixels of a tile that take each term of a line, counted from the tile's first one; nothing where all do. Terms are left
+    /// out where all are taken at once.
+    fn line_of<'a>(
+        &self,
+        pixels: &Range<usize>,
+        terms: &Range<usize>,
+        room: &'a mut [Range<usize>; LINE_MAX],
+    ) -> &'a [Range<usize>] {
+        let line = &mut room[..self.seeing.len().min(LINE_MAX)];
+        let within = |column: usize| column.clamp(pixels.start, pixels.end) - pixels.start;
+        for (taken, seeing) in line.iter_mut().zip(&self.seeing) {
+            *taken = within(seeing.start)..within(seeing.end);
+        }
+        let is_whole = terms.len() == self.len() && self.seeing.len() <= LINE_MAX;
+        if is_whole && line.iter().any(|taken| *taken != (0..pixels.len())) { line } else { &[] }
     }
 }
 
@@ -265,6 +293,8 @@ impl Correlation<'_> {
         let (sample, row) = (line / self.grid.rows, line % self.grid.rows);
         let (goes_on, ends) = (terms.start > 0, terms.end == self.terms.len());
         let Taken { first, run, runs, every } = self.terms.taken(row, &terms);
+        let mut room: [Range<usize>; LINE_MAX];
+        let (rows, step) = (pixels.len(), self.grid.source.column);
         let c = c.at(self.grid.result.at(sample, row, pixels.start) + panel.first * UNIT);
         let mut tile = Chains {
             a: self.source[self.grid.source.at(sample, row, pixels.start)..].as_ptr(),
@@ -272,6 +302,12 @@ impl Correlation<'_> {
             run,
             runs,
             every,
+            line: if step == UNIT {
+                room = [const { 0..0 }; LINE_MAX];
+                self.terms.line_of(&pixels, &terms, &mut room)
+            } else {
+                &[]
+            },
             b: self.weights[self.panels.at(panel, first)..].as_ptr(),
             b_step: panel.units * UNIT,
             c,
@@ -281,7 +317,6 @@ impl Correlation<'_> {
             rectifies: self.rectifies,
             poison: poison.as_mut_ptr(),
         };
-        let (rows, step) = (pixels.len(), self.grid.source.column);
         let width = (panel.units * UNIT).min(self.panels.columns - panel.first * UNIT);
         if width == panel.units * UNIT {
             // SAFETY: `check` has bounded every pixel, term and column; this thread alone writes to this tile's results.
@@ -325,8 +360,8 @@ struct Place {
 pub(super) struct Gradient<'a> {
     /// What pixels are read from.
     pub source: &'a [f32],
-    /// The terms, by the lines of pixels at which they aren't padding.
-    pub terms: &'a [Lines],
+    /// The terms, by the pixels at which they aren't padding.
+    pub terms: &'a [Seen],
     /// The gradient of the outputs, in units of columns.
     pub gradient: &'a [f32],
     /// From one unit of its columns to the next.
@@ -339,11 +374,13 @@ pub(super) struct Gradient<'a> {
     pub panels: Panels,
 }
 
-/// Terms whose chains run over the same lines of pixels.
+/// Terms whose chains run over the same pixels.
 #[derive(Clone, Debug)]
-pub(super) struct Lines {
+pub(super) struct Seen {
     /// The lines of each sample; the others are padding.
     pub lines: Range<usize>,
+    /// The columns of each line; the others are padding.
+    pub columns: Range<usize>,
     /// Where each term lies from its pixel, and its index.
     pub terms: Vec<(usize, usize)>,
 }
@@ -352,6 +389,7 @@ pub(super) struct Lines {
 struct Piece<'a> {
     panel: Panel,
     lines: Range<usize>,
+    columns: Range<usize>,
     terms: &'a [(usize, usize)],
 }
 
@@ -373,7 +411,10 @@ impl Gradient<'_> {
             .flat_map(|panel| self.terms.iter().map(move |these| (panel, these)))
             .flat_map(|(panel, these)| {
                 let parts = even_parts(0..these.terms.len(), tile::rows_of_outer(compute.isa, panel.units));
-                parts.map(move |part| Piece { panel, lines: these.lines.clone(), terms: &these.terms[part] })
+                parts.map(move |part| {
+                    let Seen { lines, columns, terms } = these;
+                    Piece { panel, lines: lines.clone(), columns: columns.clone(), terms: &terms[part] }
+                })
             })
             .collect();
         compute.split(pieces.len(), |part| {
@@ -404,6 +445,7 @@ impl Gradient<'_> {
         let is_new = |index: &usize| is_known.get_mut(*index).is_some_and(|known| !std::mem::replace(known, true));
         assert!(terms().map(|(_, index)| index).all(is_new), "a term leads out of its panel, or comes twice");
         assert!(self.terms.iter().all(|these| these.lines.end <= p.lines), "a line leads out of its sample");
+        assert!(self.terms.iter().all(|these| these.columns.end <= p.columns), "a column leads out of its line");
         assert!(a + last < self.source.len(), "a pixel leads out of its slice");
         assert!(
             self.first + b + (self.panels.units - 1) * self.plane + UNIT <= self.gradient.len(),
@@ -421,15 +463,16 @@ impl Gradient<'_> {
         goes_on: bool,
         poison: &mut [f32; UNIT],
     ) {
-        let Piece { panel, lines, terms } = piece;
+        let Piece { panel, lines, columns, terms } = piece;
         let p = self.pixels;
-        let first = self.first + samples.start * p.b_sample + lines.start * p.b_line + panel.first * self.plane;
+        let a = samples.start * p.a_sample + lines.start * p.a_line + columns.start * p.a_column;
+        let b = samples.start * p.b_sample + lines.start * p.b_line + columns.start * UNIT;
         let tile = Outer {
-            a: self.source[samples.start * p.a_sample + lines.start * p.a_line..].as_ptr(),
+            a: self.source[a..].as_ptr(),
             rows: terms,
-            b: self.gradient[first..].as_ptr(),
+            b: self.gradient[self.first + b + panel.first * self.plane..].as_ptr(),
             b_plane: self.plane,
-            pixels: Pixels { samples: samples.len(), lines: lines.len(), ..p },
+            pixels: Pixels { samples: samples.len(), lines: lines.len(), columns: columns.len(), ..p },
             c: c.at(self.panels.at(*panel, 0)),
             c_step: panel.units * UNIT,
             goes_on,

@@ -207,9 +207,9 @@ pub(super) fn avg_pool_backward(dy_nchw: ArrayView4<f32>, input: (usize, usize),
     dx
 }
 
-/// What is above zero, and +0.0 for the rest.
+/// +0.0 for what is zero or less.
 pub(super) fn relu(x: f32) -> f32 {
-    if x > 0.0 { x } else { 0.0 }
+    if x <= 0.0 { 0.0 } else { x }
 }
 
 /// LRN of one pixel's channels: the outputs, and the sums that the backward pass divides by.

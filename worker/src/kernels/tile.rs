@@ -9,6 +9,8 @@
     reason = "loops with constant bounds are unrolled, and arrays stay in registers; an iterator's may not"
 )]
 
+use std::ops::Range;
+
 use super::isa::Isa;
 use super::vector::{Vector, prefetch};
 
@@ -30,6 +32,8 @@ pub(super) struct Chains<'a> {
     pub run: usize,
     pub runs: usize,
     pub every: usize,
+    /// The rows that aren't padding, for each term of a line, which runs are made of; nothing if all are, or if that isn't looked at.
+    pub line: &'a [Range<usize>],
     /// The first term's columns.
     pub b: *const f32,
     /// From one term's columns to the next one's.
@@ -42,7 +46,7 @@ pub(super) struct Chains<'a> {
     pub goes_on: bool,
     /// What is added at the chains' end, a float a column; null if they aren't at their end.
     pub end: *const f32,
-    /// Whether only what is above zero stays once the chains have ended.
+    /// Whether ReLU follows once the chains have ended.
     pub rectifies: bool,
     /// A unit of floats that stay zero as long as all that ends is finite.
     pub poison: *mut f32,
@@ -100,21 +104,22 @@ unsafe fn chains<V: Vector, const ROWS: usize, const VECTORS: usize, const STEP:
         for run in 0..t.runs {
             let first = run * t.every;
             let mut b = t.b.wrapping_add(first * t.b_step);
-            for term in t.terms.get_unchecked(first..first + t.run) {
+            let terms = t.terms.get_unchecked(first..first + t.run);
+            if STEP == UNIT && !t.line.is_empty() {
+                for line in terms.chunks_exact(t.line.len()) {
+                    for (term, rows) in line.iter().zip(t.line) {
+                        add_term::<V, ROWS, VECTORS, STEP>(&mut sums, t.a.add(*term), b, rows);
+                        b = b.wrapping_add(t.b_step);
+                    }
+                }
+                continue;
+            }
+            for term in terms {
                 let a = t.a.add(*term);
                 if STEP == WIDE_STEP {
                     prefetch(next_tile(a, *term, ROWS));
                 }
-                let mut columns = [V::zero(); VECTORS];
-                for v in 0..VECTORS {
-                    columns[v] = V::load(b.add(v * V::LANES));
-                }
-                for r in 0..ROWS {
-                    let value = V::splat(*a.add(r * STEP));
-                    for v in 0..VECTORS {
-                        sums[r][v] = sums[r][v].add_product(value, columns[v]);
-                    }
-                }
+                add_term::<V, ROWS, VECTORS, STEP>(&mut sums, a, b, &(0..ROWS));
                 b = b.wrapping_add(t.b_step);
             }
         }
@@ -129,12 +134,41 @@ unsafe fn chains<V: Vector, const ROWS: usize, const VECTORS: usize, const STEP:
             if t.rectifies {
                 for r in 0..ROWS {
                     for v in 0..VECTORS {
-                        sums[r][v] = sums[r][v].positive();
+                        sums[r][v] = sums[r][v].rectified();
                     }
                 }
             }
         }
         store(&sums, results);
+    }
+}
+
+/// Rows at either end of a tile that a term may leave out, as they are padding for it; the others it takes in any case.
+pub(super) const EDGE: usize = 2;
+
+/// Adds a term to the rows of a tile.
+#[inline(always)]
+unsafe fn add_term<V: Vector, const ROWS: usize, const VECTORS: usize, const STEP: usize>(
+    sums: &mut [[V; VECTORS]; ROWS],
+    a: *const f32,
+    b: *const f32,
+    rows: &Range<usize>,
+) {
+    // SAFETY: the caller vouches for every address.
+    unsafe {
+        let mut columns = [V::zero(); VECTORS];
+        for v in 0..VECTORS {
+            columns[v] = V::load(b.add(v * V::LANES));
+        }
+        for r in 0..ROWS {
+            if (r < EDGE && r < rows.start) || (r + EDGE >= ROWS && r >= rows.end) {
+                continue;
+            }
+            let value = V::splat(*a.add(r * STEP));
+            for v in 0..VECTORS {
+                sums[r][v] = sums[r][v].add_product(value, columns[v]);
+            }
+        }
     }
 }
 

@@ -22,8 +22,8 @@ pub(super) trait Vector: Copy {
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
     /// `self + other`.
     unsafe fn plus(self, other: Self) -> Self;
-    /// What is above zero, and +0.0 for the rest, NaNs included.
-    unsafe fn positive(self) -> Self;
+    /// +0.0 for what is zero or less; a NaN stays.
+    unsafe fn rectified(self) -> Self;
 }
 
 /// Plain Rust, a float at a time.
@@ -56,8 +56,8 @@ impl Vector for f32 {
         self + other
     }
     #[inline(always)]
-    unsafe fn positive(self) -> Self {
-        if self > 0.0 { self } else { 0.0 }
+    unsafe fn rectified(self) -> Self {
+        if self <= 0.0 { 0.0 } else { self }
     }
 }
 
@@ -99,9 +99,10 @@ macro_rules! vector {
                 unsafe { $add(self, other) }
             }
             #[inline(always)]
-            unsafe fn positive(self) -> Self {
-                // SAFETY: as the trait says, the machine has the instruction. Of a NaN and zero, and of two zeros, it takes +0.0.
-                unsafe { $max(self, $splat(0.0)) }
+            unsafe fn rectified(self) -> Self {
+                // SAFETY: as the trait says, the machine has the instruction. x86 takes the second of a zero and a NaN, and of
+                // two zeros: a NaN stays, and -0.0 does until +0.0 is added.
+                unsafe { $add($max($splat(0.0), self), $splat(0.0)) }
             }
         }
     };
@@ -141,16 +142,7 @@ mod arm {
 
     use super::Vector;
 
-    vector!(
-        float32x4_t,
-        4,
-        vdupq_n_f32,
-        vld1q_f32,
-        vst1q_f32,
-        |sum, a, b| vfmaq_f32(sum, a, b),
-        vaddq_f32,
-        vmaxnmq_f32
-    );
+    vector!(float32x4_t, 4, vdupq_n_f32, vld1q_f32, vst1q_f32, |sum, a, b| vfmaq_f32(sum, a, b), vaddq_f32, vmaxq_f32);
 }
 
 /// Asks for the line of the cache that holds `at`, which may lie anywhere.
