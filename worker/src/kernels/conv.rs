@@ -122,20 +122,22 @@ impl Geometry {
     /// The taps of a window, by the outputs for which they are not padding. Few channels leave too few taps to a tile if columns
     /// are told apart too.
     fn terms_by_pixels(&self, blocks: &Blocks) -> Vec<Seen> {
-        let lines: Vec<_> = (0..self.kernel).map(|row| self.outputs_of(row, self.height)).collect();
-        let columns: Vec<_> = (0..self.kernel).map(|column| self.columns_of(column)).collect();
+        let are_many = self.group_channels() >= CHANNELS_MANY;
         let mut by_pixels: Vec<Seen> = Vec::new();
-        for (index, place) in self.taps(blocks).into_iter().enumerate() {
-            let lines = &lines[index / self.kernel % self.kernel];
-            let columns = if self.group_channels() < CHANNELS_MANY {
-                0..self.out_width()
-            } else {
-                columns[index % self.kernel].clone()
-            };
-            match by_pixels.iter_mut().find(|these| these.lines == *lines && these.columns == columns) {
-                Some(these) => these.terms.push((place, index)),
-                None => by_pixels.push(Seen { lines: lines.clone(), columns, terms: vec![(place, index)] }),
+        let mut of_taps = Vec::with_capacity(self.kernel * self.kernel);
+        for row in 0..self.kernel {
+            let lines = self.outputs_of(row, self.height);
+            for column in 0..self.kernel {
+                let columns = if are_many { self.columns_of(column) } else { 0..self.out_width() };
+                let known = by_pixels.iter().position(|these| (&these.lines, &these.columns) == (&lines, &columns));
+                of_taps.push(known.unwrap_or(by_pixels.len()));
+                if known.is_none() {
+                    by_pixels.push(Seen { lines: lines.clone(), columns, terms: Vec::new() });
+                }
             }
+        }
+        for (index, place) in self.taps(blocks).into_iter().enumerate() {
+            by_pixels[of_taps[index % of_taps.len()]].terms.push((place, index));
         }
         by_pixels
     }
@@ -150,7 +152,8 @@ impl Geometry {
         let outputs = (pixels + 2 * self.pad - self.kernel) / self.stride + 1;
         let first = self.pad.saturating_sub(kernel_line).div_ceil(self.stride).min(outputs);
         let end = (pixels + self.pad).saturating_sub(kernel_line).div_ceil(self.stride).min(outputs);
-        first..end.max(first)
+        // What no output sees begins nowhere, lest it lead out of a slice.
+        if first < end { first..end } else { 0..0 }
     }
 
     fn phases(&self) -> Vec<Phase> {

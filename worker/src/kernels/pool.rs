@@ -34,54 +34,61 @@ impl Geometry {
 
     /// One sample's windows, row-major. Found once for all samples: divisions are dear beside a comparison.
     fn windows(&self) -> Windows {
-        let (rows, columns) =
-            (self.spans(self.out_height, self.input.height), self.spans(self.out_width, self.input.width));
-        let mut shapes: Vec<Shape> = Vec::new();
+        let (rows, row_kinds) = self.spans(self.out_height, self.input.height);
+        let (columns, column_kinds) = self.spans(self.out_width, self.input.width);
         let mut each = Vec::with_capacity(rows.len() * columns.len());
         for (row, y) in rows.iter().enumerate() {
             for (column, x) in columns.iter().enumerate() {
-                let known = shapes.iter().position(|shape| (&shape.rows, &shape.columns) == (&y.window, &x.window));
-                let shape = known.unwrap_or_else(|| {
-                    shapes.push(self.shape(&y.window, &x.window));
-                    shapes.len() - 1
+                each.push(Window {
+                    at: (row * self.out_width + column) * self.input.channels,
+                    from: self.input.at(0, y.first, x.first),
+                    shape: y.kind * column_kinds.len() + x.kind,
                 });
-                let at = (row * self.out_width + column) * self.input.channels;
-                each.push(Window { at, from: self.input.at(0, y.first, x.first), shape });
             }
         }
-        Windows { each, shapes }
+        let shapes = row_kinds.iter().flat_map(|rows| column_kinds.iter().map(|columns| self.places(rows, columns)));
+        Windows { each, shapes: shapes.collect() }
     }
 
-    /// What each output along an axis of so many pixels sees of them, padding left out.
-    fn spans(&self, outputs: usize, pixels: usize) -> Vec<Span> {
+    /// What each output along an axis of so many pixels sees of them, padding left out; and the kinds that there are.
+    fn spans(&self, outputs: usize, pixels: usize) -> (Vec<Span>, Vec<Range<usize>>) {
+        let mut kinds: Vec<Range<usize>> = Vec::new();
         let span = |output: usize| {
             let start = output * self.stride;
             let (first, end) = (start.max(self.pad), (start + self.kernel).min(pixels + self.pad));
-            Span { window: first - start..end - start, first: first - self.pad }
+            let kind = first - start..end - start;
+            let known = kinds.iter().position(|other| *other == kind);
+            let index = known.unwrap_or(kinds.len());
+            if known.is_none() {
+                kinds.push(kind);
+            }
+            Span { kind: index, first: first - self.pad }
         };
-        (0..outputs).map(span).collect()
+        let spans = (0..outputs).map(span).collect();
+        (spans, kinds)
     }
 
-    fn shape(&self, rows: &Range<usize>, columns: &Range<usize>) -> Shape {
+    /// The places of a window's rows and columns, row-major.
+    fn places(&self, rows: &Range<usize>, columns: &Range<usize>) -> Vec<Place> {
         let place = |(row, column): (usize, usize)| Place {
             index: (row * self.kernel + column) as u32,
             at: self.input.at(0, row - rows.start, column - columns.start),
         };
-        let places = rows.clone().flat_map(|row| columns.clone().map(move |column| (row, column))).map(place).collect();
-        Shape { rows: rows.clone(), columns: columns.clone(), places }
+        rows.clone().flat_map(|row| columns.clone().map(move |column| (row, column))).map(place).collect()
     }
 }
 
-/// What of a window is no padding along an axis, and the first pixel that it sees.
+/// What a window sees along an axis: which of the kinds of lines that are no padding, and the first pixel.
 struct Span {
-    window: Range<usize>,
+    kind: usize,
     first: usize,
 }
 
 /// The windows of a sample. Most have one shape; those near the edges lack what is padding.
 struct Windows {
     each: Vec<Window>,
-    shapes: Vec<Shape>,
+    /// The places of each shape, row-major.
+    shapes: Vec<Vec<Place>>,
 }
 
 /// Where a window's output lies in one sample, and where what it reads begins.
@@ -89,13 +96,6 @@ struct Window {
     at: usize,
     from: usize,
     shape: usize,
-}
-
-/// The rows and columns of a window that are no padding, and their places, row-major.
-struct Shape {
-    rows: Range<usize>,
-    columns: Range<usize>,
-    places: Vec<Place>,
 }
 
 /// A place of a window: its index in the window, and where it lies from the first one that is no padding.
@@ -108,7 +108,7 @@ struct Place {
 impl Windows {
     /// Each window with its places.
     fn iter(&self) -> impl Iterator<Item = (&Window, &[Place])> {
-        self.each.iter().map(|window| (window, self.shapes[window.shape].places.as_slice()))
+        self.each.iter().map(|window| (window, self.shapes[window.shape].as_slice()))
     }
 }
 

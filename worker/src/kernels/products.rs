@@ -23,7 +23,8 @@ const LINE_MAX: usize = 16;
 /// Floats of the gradient's operand that are gone through for one tile after another: they stay in a first-level cache.
 const NEAR_MAX: usize = 4 * 1024;
 
-/// `c[pixel][column] = chain over terms of source[pixel + terms[k]] * weights[k][column]`, then `+ end[column]`, and ReLU if it `rectifies`.
+/// `c[pixel][column] = chain over terms of source[pixel + terms[k]] * weights[k][column]`, then `+ end[column]`, and ReLU if it
+/// `rectifies`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Correlation<'a> {
     /// What pixels are read from.
@@ -84,6 +85,7 @@ impl Terms {
         seeing: impl Iterator<Item = Range<usize>>,
     ) -> Self {
         let seeing: Vec<_> = seeing.collect();
+        assert!(all.len().is_multiple_of((seeing.len() * lines).max(1)), "terms that aren't whole channels");
         Self { all, line: seeing.len(), lines, seen: seen.collect(), seeing }
     }
 

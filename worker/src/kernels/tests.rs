@@ -230,7 +230,8 @@ proptest! {
         pad in 0usize..=2, rows in 0usize..=6, columns in 0usize..=6, levels in 1u32..=4,
     ) {
         let pad = pad.min(kernel / 2);
-        let (height, width) = (kernel + rows, kernel + columns);
+        let least = (kernel - 2 * pad).max(1);
+        let (height, width) = (least + rows, least + columns);
         let window = Window { kernel, stride, pad, groups: 1 };
         // A few levels alone, so that maxima tie.
         let levelled = values(seed, samples * channels * height * width).into_iter().map(|v| (v * levels as f32).round());
@@ -292,6 +293,12 @@ fn small_shapes_equal_the_reference() {
         check_conv(&ConvCase { seed: 2, samples: 2, group_channels, group_filters, height: 3, width: 4, window });
     }
     check_linear(3, 15, linear::Geometry { channels: 9, pixels: 2, outputs: 35 });
+    // One pixel, and lines of the kernel that no output sees.
+    for (group_channels, kernel, stride) in [(3, 3, 2), (9, 2, 2), (2, 3, 8)] {
+        let window = Window { kernel, stride, pad: 1, groups: 1 };
+        let (seed, samples, group_filters, height, width) = (3, 1, 5, 1, 1);
+        check_conv(&ConvCase { seed, samples, group_channels, group_filters, height, width, window });
+    }
 }
 
 /// The shapes of a real layer: more than a block of channels, and of a panel of filters.

@@ -32,7 +32,8 @@ pub(super) struct Chains<'a> {
     pub run: usize,
     pub runs: usize,
     pub every: usize,
-    /// The rows that aren't padding, for each term of a line, which runs are made of; nothing if all are, or if that isn't looked at.
+    /// For each term of a line, which runs are made of, the rows that aren't padding; nothing where none is, or where nobody has
+    /// looked. More than [`EDGE`] rows at either end aren't left out, and read the zeros of the padding.
     pub line: &'a [Range<usize>],
     /// The first term's columns.
     pub b: *const f32,
@@ -105,6 +106,7 @@ unsafe fn chains<V: Vector, const ROWS: usize, const VECTORS: usize, const STEP:
             let first = run * t.every;
             let mut b = t.b.wrapping_add(first * t.b_step);
             let terms = t.terms.get_unchecked(first..first + t.run);
+            debug_assert!(t.line.is_empty() || t.run.is_multiple_of(t.line.len()), "runs of whole lines");
             if STEP == UNIT && !t.line.is_empty() {
                 for line in terms.chunks_exact(t.line.len()) {
                     for (term, rows) in line.iter().zip(t.line) {
@@ -306,8 +308,9 @@ const STEPS: [usize; 3] = [4, UNIT, WIDE_STEP];
 /// When there is no tile of this size.
 ///
 /// # Safety
-/// The terms that are taken are in `terms`; for each such term k and row r < `rows`, `a[terms[k] + r * step]`, `units * UNIT` floats from k's columns in `b` and from
-/// `c[r * c_step]`, and those from `end` if it isn't null are valid, `c` and `poison` for writing too.
+/// The terms that are taken are in `terms`, whole lines of them where `line` is given; for each such term k and row r < `rows`,
+/// `a[terms[k] + r * step]`, `units * UNIT` floats from k's columns in `b` and from `c[r * c_step]`, and those from `end` if it isn't
+/// null are valid, `c` and `poison` for writing too.
 pub(super) unsafe fn run_chains(isa: Isa, tile: &Chains, rows: usize, units: usize, step: usize) {
     let step = STEPS.iter().position(|known| *known == step).expect("one of the steps that there are");
     // SAFETY: the caller vouches for the addresses; detection for the instruction set. Columns a unit at a time stay within

@@ -101,7 +101,7 @@ macro_rules! vector {
             #[inline(always)]
             unsafe fn rectified(self) -> Self {
                 // SAFETY: as the trait says, the machine has the instruction. x86 takes the second of a zero and a NaN, and of
-                // two zeros: a NaN stays, and -0.0 does until +0.0 is added.
+                // two zeros: a NaN stays, and -0.0 does until +0.0 is added. Arm's keeps a NaN, and takes the +0.0 of two zeros.
                 unsafe { $add($max($splat(0.0), self), $splat(0.0)) }
             }
         }
