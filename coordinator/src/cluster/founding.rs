@@ -195,6 +195,7 @@ impl Founding {
             runtime: self.runtime,
             vitals: self.vitals,
             leaving: None,
+            failed: HashSet::new(),
             recorder: Recorder::off(self.clock),
         })
     }

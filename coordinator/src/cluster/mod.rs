@@ -103,6 +103,8 @@ pub struct Cluster {
     vitals: Vitals,
     /// The first worker that has said that it will leave.
     leaving: Option<usize>,
+    /// Workers that have said that they can't go on.
+    failed: HashSet<usize>,
     /// What is recorded of the job.
     pub recorder: Recorder,
 }
@@ -262,6 +264,9 @@ impl Cluster {
                 return Err(JobError::Silence { seconds: SILENCE_MAX.as_secs(), step, waiting_for: waiting_for() });
             };
             let Some(worker) = self.members.iter().position(|member| member.session == session) else { continue };
+            if matches!(heard, Heard::Said(FromWorker::Failure(_))) {
+                self.failed.insert(worker);
+            }
             return match heard {
                 Heard::Lost(why) => Err(self.lost_because(worker, step, why)),
                 Heard::Said(FromWorker::Failure(failure)) if failure.kind == FailureKind::NotFinite => {
@@ -371,8 +376,9 @@ impl Cluster {
         let mut busy_threads = vec![None; self.members.len()];
         let mut owed = HashSet::new();
         for (worker, member) in self.members.iter().enumerate() {
-            // One that is gone needs no farewell, and says none.
-            if member.control.try_send(ToWorker::EndJob { reason: reason.to_owned() }.into()).is_ok() {
+            // One that is gone needs no farewell, and says none; one that couldn't go on has said its last words.
+            let told = member.control.try_send(ToWorker::EndJob { reason: reason.to_owned() }.into()).is_ok();
+            if told && !self.failed.contains(&worker) {
                 owed.insert(worker);
             }
         }
@@ -387,7 +393,7 @@ impl Cluster {
                     owed.remove(&worker);
                 }
                 Heard::Said(FromWorker::Recorded(recorded)) => self.recorder.on_recorded(worker, recorded),
-                Heard::Lost(_) => drop(owed.remove(&worker)),
+                Heard::Said(FromWorker::Failure(_)) | Heard::Lost(_) => drop(owed.remove(&worker)),
                 _ => {}
             }
         }

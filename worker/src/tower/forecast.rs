@@ -11,7 +11,7 @@ use convoy_common::batch::Division;
 use convoy_common::model::LayerKind;
 use convoy_common::plan::Plan;
 
-use super::layer::{Shapes, passes, rectifies};
+use super::layer::{Shapes, is_rectified, passes, rectifies};
 use crate::kernels::affine::Affine;
 use crate::kernels::memory::best_fit;
 
@@ -166,7 +166,7 @@ impl Step<'_> {
                 let rectified = rectifies(self.plan, index).then(|| y.clone());
                 (y, blocks.into_iter().chain(rectified).collect())
             }
-            LayerKind::Relu if index > 0 && rectifies(self.plan, index - 1) => (x, Vec::new()),
+            LayerKind::Relu if is_rectified(self.plan, index) => (x, Vec::new()),
             LayerKind::Relu => {
                 let y = in_place(x);
                 (y.clone(), vec![y])
@@ -186,18 +186,19 @@ impl Step<'_> {
         let output = Shapes::of(self.plan, layers.end - 1, tower).output.len();
         let mut dy = self.floats.take(samples * output);
         for (index, kept) in layers.zip(kept).rev() {
-            dy = self.layer_backward(index, tower, samples, dy);
-            drop(kept);
+            dy = self.layer_backward(index, tower, samples, dy, kept);
         }
     }
 
-    fn layer_backward(&self, index: usize, tower: usize, samples: usize, dy: Rc<Held>) -> Rc<Held> {
+    fn layer_backward(&self, index: usize, tower: usize, samples: usize, dy: Rc<Held>, mut kept: Kept) -> Rc<Held> {
         let input = Shapes::of(self.plan, index, tower).input.len() * samples;
         let take = |length| self.floats.take(length);
         match &self.plan.network.layers[index].kind {
             LayerKind::Conv(_) | LayerKind::Linear(_) => {
                 let passes = passes(self.plan, index, tower);
                 let _blocks = passes.map(|passes| take(passes.gradient_floats(samples)));
+                // The output, where ReLU was done within the product, has been needed for these blocks alone.
+                kept.truncate(1);
                 if index == 0 {
                     return dy;
                 }

@@ -236,7 +236,7 @@ impl TowerLayer {
                 let learnt = Learnt::new(passes.panels(), passes.groups(), bias.then_some(output.channels), train);
                 Work::Affine { passes, learnt: Box::new(learnt), rectifies: rectifies(plan, index) }
             }
-            LayerKind::Relu => Work::Relu { is_done: index > 0 && rectifies(plan, index - 1) },
+            LayerKind::Relu => Work::Relu { is_done: is_rectified(plan, index) },
             LayerKind::Lrn(described) => Work::Lrn(lrn::Geometry::new(described, output.channels)),
             LayerKind::MaxPool(described) => Work::MaxPool(*described),
             LayerKind::AvgPool(described) => Work::AvgPool(*described),
@@ -391,6 +391,11 @@ pub(super) fn rectifies(plan: &Plan, index: usize) -> bool {
     matches!(kind_at(index), Some(LayerKind::Conv(_) | LayerKind::Linear(_)))
         && matches!(kind_at(index + 1), Some(LayerKind::Relu))
         && !plan.needs_exchange(index + 1)
+}
+
+/// Whether a layer's input has gone through ReLU in the layer before.
+pub(super) fn is_rectified(plan: &Plan, index: usize) -> bool {
+    index.checked_sub(1).is_some_and(|before| rectifies(plan, before))
 }
 
 /// The passes of a layer of weights.
