@@ -588,11 +588,7 @@ impl Engine {
             from_tower: tower,
             to_tower: None,
         };
-        Ok(if leaves {
-            vec![self.payload(key, Arc::try_unwrap(y).map_or_else(|y| y.to_vec(), Tensor::into_vec))]
-        } else {
-            Vec::new()
-        })
+        Ok(if leaves { vec![self.payload(key, y)] } else { Vec::new() })
     }
 
     fn backward(
@@ -632,7 +628,7 @@ impl Engine {
                     from_tower: tower,
                     to_tower: Some(to),
                 };
-                out.push(self.payload(key, values.into_vec()));
+                out.push(self.payload(key, Arc::new(values)));
             }
         }
         Ok(out)
@@ -642,9 +638,18 @@ impl Engine {
         self.towers.get_mut(&index).expect("tasks are queued for this worker's towers alone")
     }
 
-    fn payload(&self, key: TensorKey, values: Vec<f32>) -> Out {
+    fn payload(&self, key: TensorKey, values: Arc<Tensor>) -> Out {
         let shape = convoy_common::wire::expected_shape(&self.plan, usize::MAX, &key).expect("a tensor of this plan");
-        Out::Tensor(Payload::floats(key, shape, values))
+        Out::Tensor(Payload::floats(key, shape, Sent(values)))
+    }
+}
+
+/// A tensor on its way out, whose memory serves again once it is through.
+struct Sent(Arc<Tensor>);
+
+impl AsRef<[f32]> for Sent {
+    fn as_ref(&self) -> &[f32] {
+        &self.0
     }
 }
 

@@ -136,15 +136,15 @@ pub struct Payload {
 }
 
 impl Payload {
-    /// A tensor of floats, without copying them.
-    pub fn floats(key: TensorKey, shape: Vec<usize>, values: Vec<f32>) -> Self {
-        struct Owner(Vec<f32>);
-        impl AsRef<[u8]> for Owner {
+    /// A tensor of floats, without copying them. `values` is dropped once all of it has been sent.
+    pub fn floats(key: TensorKey, shape: Vec<usize>, values: impl AsRef<[f32]> + Send + 'static) -> Self {
+        struct Owner<T>(T);
+        impl<T: AsRef<[f32]>> AsRef<[u8]> for Owner<T> {
             fn as_ref(&self) -> &[u8] {
-                bytemuck::cast_slice(&self.0)
+                bytemuck::cast_slice(self.0.as_ref())
             }
         }
-        debug_assert_eq!(shape.iter().product::<usize>(), values.len());
+        debug_assert_eq!(shape.iter().product::<usize>(), values.as_ref().len());
         Self { key, shape, data: Bytes::from_owner(Owner(values)) }
     }
 

@@ -159,7 +159,8 @@ impl Cluster {
                         let parameter = plan.network.parameter(name).expect("a state's names are the network's");
                         let slice = parameter.slice_of(&plan.network, tower, tensor);
                         let key = TensorKey::Parameter { step, name: name.clone(), tower, state: kind };
-                        let payload = Payload::floats(key, slice.shape().to_vec(), slice.iter().copied().collect());
+                        let values: Vec<f32> = slice.iter().copied().collect();
+                        let payload = Payload::floats(key, slice.shape().to_vec(), values);
                         self.state_bytes[worker] += payload.data.len() as u64;
                         self.send(worker, payload, step)?;
                     }

@@ -76,11 +76,11 @@ impl<T: Element> Shelf<T> {
         });
     }
 
-    /// Gives everything back.
+    /// Gives everything back, and what is still in use as soon as it isn't.
     pub(super) fn clear(&self) {
         self.with(|idle| {
             idle.buffers.clear();
-            idle.most = idle.in_use;
+            idle.most = 0;
         });
     }
 
@@ -115,18 +115,6 @@ pub(crate) struct Tensor<T: Element = f32> {
     values: Vec<T>,
     length: usize,
     shelf: Option<Arc<Shelf<T>>>,
-}
-
-impl<T: Element> Tensor<T> {
-    /// The elements alone, which go to no shelf any more.
-    pub(crate) fn into_vec(mut self) -> Vec<T> {
-        let mut values = std::mem::take(&mut self.values);
-        if let Some(shelf) = self.shelf.take() {
-            shelf.with(|idle| idle.in_use = idle.in_use.saturating_sub(values.len()));
-        }
-        values.truncate(self.length);
-        values
-    }
 }
 
 impl<T: Element> From<Vec<T>> for Tensor<T> {
@@ -184,7 +172,9 @@ mod tests {
         assert!(shelf.tensor(20).len() == 20 && shelf.with(|idle| idle.buffers.len()) == 3, "too long for it");
         (0..=IDLE_MAX).for_each(|_| shelf.commit());
         assert_eq!(shelf.with(|idle| idle.buffers.len()), 0);
-        assert_eq!(shelf.tensor(8).into_vec().len(), 8);
-        assert_eq!(shelf.with(|idle| idle.buffers.len()), 0, "what left the shelf doesn't come back");
+        let sent = shelf.tensor(8);
+        shelf.clear();
+        drop(sent);
+        assert_eq!(shelf.with(|idle| idle.buffers.len()), 0, "what was in use at the end doesn't come back");
     }
 }
