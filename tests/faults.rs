@@ -284,3 +284,19 @@ fn a_number_that_is_no_longer_finite_stops_the_job_before_the_commit() {
         assert!(values.into_iter().all(f32::is_finite), "{name} is good to go on from");
     }
 }
+
+/// Nobody else is there whose farewell would be waited for.
+#[test]
+fn a_worker_that_could_not_go_on_hears_that_the_job_is_over() {
+    let folder = TempDir::new().unwrap();
+    let join = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut command = support::convoy();
+    command.args(["worker", "--join", &join, "--threads", "1"]).env("RUST_LOG", "convoy=info");
+    let worker = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let job = "train --data bundled --batch 16 --schedule constant --lr 1e30 --steps 9 --workers 1";
+    let output = support::run(&format!("{job} --listen {join}"), &[("--out", &folder.path().join("run"))]);
+    assert!(said(&output).contains("no longer finite at step"), "the fault fired: {}", said(&output));
+    signal(worker.id(), "TERM");
+    let log = said(&finish(worker));
+    assert!(log.contains("the job is over") && !log.contains("broke") && !log.contains("in the middle"), "{log}");
+}

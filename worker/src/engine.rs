@@ -588,7 +588,7 @@ impl Engine {
             from_tower: tower,
             to_tower: None,
         };
-        Ok(if leaves { vec![self.payload(key, y)] } else { Vec::new() })
+        Ok(if leaves { vec![self.payload(key, Sent(y))] } else { Vec::new() })
     }
 
     fn backward(
@@ -628,7 +628,7 @@ impl Engine {
                     from_tower: tower,
                     to_tower: Some(to),
                 };
-                out.push(self.payload(key, Arc::new(values)));
+                out.push(self.payload(key, values));
             }
         }
         Ok(out)
@@ -638,13 +638,13 @@ impl Engine {
         self.towers.get_mut(&index).expect("tasks are queued for this worker's towers alone")
     }
 
-    fn payload(&self, key: TensorKey, values: Arc<Tensor>) -> Out {
+    fn payload(&self, key: TensorKey, values: impl AsRef<[f32]> + Send + 'static) -> Out {
         let shape = convoy_common::wire::expected_shape(&self.plan, usize::MAX, &key).expect("a tensor of this plan");
-        Out::Tensor(Payload::floats(key, shape, Sent(values)))
+        Out::Tensor(Payload::floats(key, shape, values))
     }
 }
 
-/// A tensor on its way out, whose memory serves again once it is through.
+/// A segment's output on its way out, which the backward pass may still read.
 struct Sent(Arc<Tensor>);
 
 impl AsRef<[f32]> for Sent {

@@ -136,7 +136,8 @@ pub struct Payload {
 }
 
 impl Payload {
-    /// A tensor of floats, without copying them. `values` is dropped once all of it has been sent.
+    /// A tensor of floats, without copying them. `values` is dropped when the last of its frames has been written or thrown away,
+    /// by whichever thread does so.
     pub fn floats(key: TensorKey, shape: Vec<usize>, values: impl AsRef<[f32]> + Send + 'static) -> Self {
         struct Owner<T>(T);
         impl<T: AsRef<[f32]>> AsRef<[u8]> for Owner<T> {

@@ -16,9 +16,6 @@ const LEAVE_MAX: Duration = Duration::from_secs(2);
 /// A process whose socket has closed is reaped within this.
 const REAP_MAX: Duration = Duration::from_millis(500);
 const REAP_EVERY: Duration = Duration::from_millis(5);
-/// What the allocator (mimalloc) goes by, and for how many milliseconds it keeps what is free: longer than a step of the largest
-/// nets, which otherwise asks the system for all that is exchanged anew, page by page.
-const KEEPS_MEMORY: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "60000");
 
 /// Worker processes that we have started.
 pub struct LocalWorkers {
@@ -158,9 +155,6 @@ fn start_one(plan: &LocalPlan, address: &Address) -> std::io::Result<LocalWorker
     }
     if let Some(complaints) = complaints {
         command.stderr(complaints.try_clone()?);
-    }
-    if std::env::var_os(KEEPS_MEMORY.0).is_none() {
-        command.env(KEEPS_MEMORY.0, KEEPS_MEMORY.1);
     }
     let mut process = command
         .args(arguments)

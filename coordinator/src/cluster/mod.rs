@@ -25,7 +25,7 @@ use convoy_proto::v1;
 use ndarray::{ArrayD, Axis, IxDyn, Slice};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::mpsc::{Receiver, Sender};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::data::Split;
 use crate::error::JobError;
@@ -88,6 +88,13 @@ pub struct Member {
     pub address: String,
     control: Sender<v1::ToWorker>,
     frames: Sender<v1::Frame>,
+}
+
+impl Member {
+    /// There are no more orders. Those on their way arrive; then a worker leaves that couldn't go on, and says nothing more.
+    fn hang_up(&mut self) {
+        self.control = channel(1).0;
+    }
 }
 
 /// The workers of a run.
@@ -376,11 +383,13 @@ impl Cluster {
     pub fn dismiss(mut self, reason: &str) -> Farewell {
         let mut busy_threads = vec![None; self.members.len()];
         let mut owed = HashSet::new();
-        for (worker, member) in self.members.iter().enumerate() {
-            // One that is gone needs no farewell, and says none; one that couldn't go on has said its last words.
-            let told = member.control.try_send(ToWorker::EndJob { reason: reason.to_owned() }.into()).is_ok();
-            if told && !self.failed.contains(&worker) {
+        for (worker, member) in self.members.iter_mut().enumerate() {
+            // One that is gone needs no farewell, and says none.
+            if member.control.try_send(ToWorker::EndJob { reason: reason.to_owned() }.into()).is_ok() {
                 owed.insert(worker);
+            }
+            if self.failed.contains(&worker) {
+                member.hang_up();
             }
         }
         let start = Instant::now();
@@ -394,7 +403,8 @@ impl Cluster {
                     owed.remove(&worker);
                 }
                 Heard::Said(FromWorker::Recorded(recorded)) => self.recorder.on_recorded(worker, recorded),
-                Heard::Said(FromWorker::Failure(_)) | Heard::Lost(_) => drop(owed.remove(&worker)),
+                Heard::Said(FromWorker::Failure(_)) => self.members[worker].hang_up(),
+                Heard::Lost(_) => drop(owed.remove(&worker)),
                 _ => {}
             }
         }

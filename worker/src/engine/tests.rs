@@ -260,3 +260,21 @@ fn an_assignment_that_makes_no_sense_is_refused() {
     let error = Engine::new(assignment(vec![0, 1]), 1000).unwrap_err().to_string();
     assert!(error.contains("memory") && error.contains("1000"), "{error}");
 }
+
+#[test]
+fn the_memory_of_a_tensor_serves_again_once_it_has_been_sent() {
+    on_a_pool(|compute| {
+        let mut engine = ready(compute, vec![0, 0]);
+        let (key, elements) = images(1, 0);
+        engine.accept(compute, key, elements).unwrap();
+        let mut out = work_all(&mut engine, compute);
+        let Some(Out::Tensor(logits)) = out.pop() else { panic!("no logits: {out:?}") };
+        let place = logits.data.as_ptr();
+        let length = logits.data.len() / size_of::<f32>();
+        // So many that nothing idle is left of this length.
+        let others: Vec<_> = (0..100).map(|_| compute.tensor(length)).collect();
+        assert!(others.iter().all(|other| other.as_ptr().cast() != place), "it is being sent");
+        std::thread::spawn(move || drop(logits)).join().unwrap();
+        assert_eq!(compute.tensor(length).as_ptr().cast(), place);
+    });
+}

@@ -38,7 +38,9 @@ struct Idle<T> {
     buffers: Vec<Buffer<T>>,
     /// Commits so far.
     commits: u64,
-    /// Elements of the buffers that are in use, and the most that ever were.
+    /// Jobs so far: what an earlier one took doesn't come back.
+    jobs: u64,
+    /// Elements of the job's buffers that are in use, and the most that were at once.
     in_use: usize,
     most: usize,
 }
@@ -53,18 +55,18 @@ struct Buffer<T> {
 impl<T: Element> Shelf<T> {
     /// A tensor of `length` elements, whatever they are.
     pub(super) fn tensor(self: &Arc<Self>, length: usize) -> Tensor<T> {
-        let found = self.with(|idle| {
+        let (found, job) = self.with(|idle| {
             let best = best_fit(idle.buffers.iter().map(|buffer| buffer.values.len()), length);
             let found = best.map(|best| idle.buffers.swap_remove(best).values);
             idle.in_use += found.as_ref().map_or(length, Vec::len);
             idle.most = idle.most.max(idle.in_use);
-            found
+            (found, idle.jobs)
         });
         let mut values = found.unwrap_or_else(|| vec![T::default(); length]);
         if cfg!(test) {
             values.fill(T::DIRT);
         }
-        Tensor { values, length, shelf: Some(self.clone()) }
+        Tensor { values, length, home: Some(Home { shelf: self.clone(), job }) }
     }
 
     /// A commit has been: what has lain idle for long is given back.
@@ -76,18 +78,18 @@ impl<T: Element> Shelf<T> {
         });
     }
 
-    /// Gives everything back, and what is still in use as soon as it isn't.
+    /// The job is over: gives everything back, and what is still being sent as soon as it isn't.
     pub(super) fn clear(&self) {
-        self.with(|idle| {
-            idle.buffers.clear();
-            idle.most = 0;
-        });
+        self.with(|idle| *idle = Idle { commits: idle.commits, jobs: idle.jobs + 1, ..Idle::default() });
     }
 
-    fn put(&self, values: Vec<T>) {
+    fn put(&self, values: Vec<T>, job: u64) {
         self.with(|idle| {
+            if job != idle.jobs {
+                return;
+            }
             let used = idle.commits;
-            idle.in_use = idle.in_use.saturating_sub(values.len());
+            idle.in_use -= values.len();
             idle.buffers.push(Buffer { values, used });
             // Batches of ever new sizes would leave behind buffers that fit nobody.
             let mut all: usize = idle.buffers.iter().map(|buffer| buffer.values.len()).sum();
@@ -114,19 +116,26 @@ pub(crate) struct Tensor<T: Element = f32> {
     /// At least as long as the tensor.
     values: Vec<T>,
     length: usize,
-    shelf: Option<Arc<Shelf<T>>>,
+    home: Option<Home<T>>,
+}
+
+/// Where a tensor's memory goes in the end, unless the job that took it is over by then.
+#[derive(Debug)]
+struct Home<T> {
+    shelf: Arc<Shelf<T>>,
+    job: u64,
 }
 
 impl<T: Element> From<Vec<T>> for Tensor<T> {
     fn from(values: Vec<T>) -> Self {
-        Self { length: values.len(), values, shelf: None }
+        Self { length: values.len(), values, home: None }
     }
 }
 
 impl<T: Element> Clone for Tensor<T> {
     fn clone(&self) -> Self {
-        let Some(shelf) = &self.shelf else { return Self::from(self.to_vec()) };
-        let mut copy = shelf.tensor(self.length);
+        let Some(home) = &self.home else { return Self::from(self.to_vec()) };
+        let mut copy = home.shelf.tensor(self.length);
         copy.copy_from_slice(self);
         copy
     }
@@ -134,8 +143,8 @@ impl<T: Element> Clone for Tensor<T> {
 
 impl<T: Element> Drop for Tensor<T> {
     fn drop(&mut self) {
-        if let Some(shelf) = &self.shelf {
-            shelf.put(std::mem::take(&mut self.values));
+        if let Some(Home { shelf, job }) = &self.home {
+            shelf.put(std::mem::take(&mut self.values), *job);
         }
     }
 }
@@ -145,6 +154,12 @@ impl<T: Element> Deref for Tensor<T> {
 
     fn deref(&self) -> &[T] {
         &self.values[..self.length]
+    }
+}
+
+impl<T: Element> AsRef<[T]> for Tensor<T> {
+    fn as_ref(&self) -> &[T] {
+        self
     }
 }
 
@@ -172,9 +187,18 @@ mod tests {
         assert!(shelf.tensor(20).len() == 20 && shelf.with(|idle| idle.buffers.len()) == 3, "too long for it");
         (0..=IDLE_MAX).for_each(|_| shelf.commit());
         assert_eq!(shelf.with(|idle| idle.buffers.len()), 0);
+    }
+
+    #[test]
+    fn what_is_still_sent_when_the_job_is_over_does_not_come_back() {
+        let shelf = Arc::new(Shelf::<f32>::default());
         let sent = shelf.tensor(8);
         shelf.clear();
-        drop(sent);
-        assert_eq!(shelf.with(|idle| idle.buffers.len()), 0, "what was in use at the end doesn't come back");
+        let of_the_next_job = shelf.tensor(4);
+        std::thread::spawn(move || drop(sent)).join().unwrap();
+        let held = || shelf.with(|idle| (idle.in_use, idle.most, idle.buffers.len()));
+        assert_eq!(held(), (4, 4, 0));
+        drop(of_the_next_job);
+        assert_eq!(held(), (0, 4, 1));
     }
 }

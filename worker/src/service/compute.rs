@@ -1,5 +1,5 @@
-//! The computing side of a worker: takes commands from the network side, works, and hands back what comes out. It sleeps
-//! only when there has been nothing to compute for a while.
+//! The computing side of a worker: takes commands from the network side, works, and hands back what comes out. When
+//! there is nothing to compute it sleeps; within a job only after having looked for a while.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,8 +21,8 @@ use crate::probe::Probe;
 use crate::tower::Means;
 
 /// Within a job, what is waited for is looked for so long before this thread sleeps: most exchanges of a small net take less, and
-/// a core that has gone to sleep wakes late, a virtual one above all. Whoever else wants the core goes first.
-const LOOK: Duration = Duration::from_micros(200);
+/// a core that has gone to sleep wakes late, a virtual one above all. Other threads of the same control group go first.
+const LOOK_MAX: Duration = Duration::from_micros(200);
 
 /// What the network side asks for.
 pub(super) enum Command {
@@ -68,7 +68,7 @@ pub(super) fn serve(compute: &Compute, inbox: &Receiver<Command>, vitals: &Vital
             }
         } else {
             vitals.rest();
-            let look = if job.is_some() { LOOK } else { Duration::ZERO };
+            let look = if job.is_some() { LOOK_MAX } else { Duration::ZERO };
             let command = match wait(inbox, look) {
                 Ok(command) => command,
                 Err(RecvError) => return,
@@ -264,5 +264,26 @@ pub(super) fn failure(error: &EngineError) -> Failure {
             step: Some(found.step),
         },
         _ => Failure { kind: FailureKind::BadMessage, message, layer: None, tower: None, step: None },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    /// Far longer than a test may take.
+    const LONG: Duration = Duration::from_secs(600);
+
+    #[test]
+    fn a_command_is_found_while_it_is_looked_for_and_while_it_is_slept_for() {
+        for look in [Duration::ZERO, LONG] {
+            let (commands, inbox) = channel();
+            let sender = std::thread::spawn(move || commands.send(Command::End).unwrap());
+            assert!(matches!(wait(&inbox, look), Ok(Command::End)), "{look:?}");
+            sender.join().unwrap();
+            assert!(wait(&inbox, look).is_err(), "nobody is left to send one");
+        }
     }
 }

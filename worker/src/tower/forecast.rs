@@ -32,7 +32,7 @@ pub fn worker_bytes(plan: &Plan, worker: usize, batch: usize, division: Division
     // Values, momentum and gradient; and the sum of the slots that are done.
     let copies = 3 + usize::from(division.slots > 1);
     let held = copies * learnt + floats.all() + indices.all();
-    // What is exchanged in a step goes to and from other memory, which the allocator keeps.
+    // What is received in a step comes into other memory, which the allocator keeps; what is sent is copied into frames there.
     let exchanged = plan.step_traffic(batch).total() / plan.workers as u64;
     PROGRAM_BYTES + (held * size_of::<f32>()) as u64 + exchanged
 }
@@ -103,7 +103,7 @@ impl Drop for Held {
     }
 }
 
-/// What a layer's forward pass leaves for its backward pass.
+/// What a layer's forward pass leaves for its backward pass: of a product, first its input in blocks, which is needed longest.
 type Kept = Vec<Rc<Held>>;
 
 /// One step of a worker's towers.
@@ -137,7 +137,7 @@ impl Step<'_> {
         for (segment, of_segment) in kept.into_iter().enumerate().rev() {
             for (samples, of_towers) in self.samples.iter().zip(of_segment) {
                 for (tower, kept) in self.towers.iter().zip(of_towers) {
-                    self.backward(segment, *tower, *samples, kept);
+                    let _sent = self.backward(segment, *tower, *samples, kept);
                 }
             }
         }
@@ -181,13 +181,17 @@ impl Step<'_> {
         }
     }
 
-    fn backward(&self, segment: usize, tower: usize, samples: usize, kept: Vec<Kept>) {
+    /// What it sends to others.
+    fn backward(&self, segment: usize, tower: usize, samples: usize, kept: Vec<Kept>) -> Vec<Rc<Held>> {
         let layers = self.plan.segments[segment].layers.clone();
         let output = Shapes::of(self.plan, layers.end - 1, tower).output.len();
         let mut dy = self.floats.take(samples * output);
         for (index, kept) in layers.zip(kept).rev() {
             dy = self.layer_backward(index, tower, samples, dy, kept);
         }
+        let Some(exchange) = segment.checked_sub(1) else { return Vec::new() };
+        let others = (0..self.plan.network.towers).filter(|other| !self.towers.contains(other));
+        others.map(|other| self.floats.take(samples * self.plan.slice_floats(exchange, other))).collect()
     }
 
     fn layer_backward(&self, index: usize, tower: usize, samples: usize, dy: Rc<Held>, mut kept: Kept) -> Rc<Held> {
