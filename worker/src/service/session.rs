@@ -409,8 +409,17 @@ impl<'a> Session<'a> {
 
     /// Says why there can be no job, and waits to be told that there is none.
     async fn give_up(&self, failure: Failure, orders: &mut Streaming<v1::ToWorker>) -> Result<(), SessionError> {
+        tracing::info!("can't go on: {}", failure.message);
         self.say(FromWorker::Failure(failure)).await?;
-        let ended = async { while !matches!(next(orders).await, Ok(None | Some(ToWorker::EndJob { .. })) | Err(_)) {} };
+        let ended = async {
+            loop {
+                match next(orders).await {
+                    Ok(Some(ToWorker::EndJob { reason })) => return tracing::info!(reason, "the job is over"),
+                    Ok(None) | Err(_) => return,
+                    Ok(Some(_)) => {}
+                }
+            }
+        };
         timeout(FAREWELL, ended).await.map_err(|_| SessionError::Failed)
     }
 
