@@ -156,7 +156,8 @@ fn the_account_closes() {
             // From the first step's beginning to the last commit's end there is nothing but steps.
             let span = last_commit(&trace, worker["worker"].as_u64().unwrap()) - first_step(&trace);
             let counted = uses * found["steps"].as_array().unwrap().len() as f64;
-            assert!((counted / span - 1.0).abs() < 0.02, "{model}: {counted} of {span} ns are accounted for");
+            let steps = &found["steps"];
+            assert!((counted / span - 1.0).abs() < 0.02, "{model}: {counted} of {span} ns in {steps}, {worker}");
             let share_max = worker["unexplained_share_max"].as_f64().unwrap();
             assert!(share_max <= 0.02, "{model}: {share_max} of a step of worker {} is unexplained", worker["worker"]);
             let unexplained = |part: &&Value| part[0]["on"] == "unexplained";
