@@ -148,6 +148,7 @@ fn the_account_closes() {
         succeed(&format!("train --model {model} {arguments} --trace all"), &[("--out", &out)]);
         let found = account(&out);
         let trace: Value = serde_json::from_slice(&std::fs::read(out.join("trace.json")).unwrap()).unwrap();
+        steps_follow_each_other_without_a_gap(&trace);
         let workers = found["workers"].as_array().unwrap();
         assert_eq!(workers.len(), 2);
         for worker in workers {
@@ -174,6 +175,22 @@ fn the_account_closes() {
             assert_eq!(exchange["planned_bytes"].as_f64(), exchange["bytes"].as_f64(), "{exchange}");
         }
     }
+}
+
+/// What the coordinator does between a commit and the next step's images belongs to the next step. Otherwise workers, which
+/// compute meanwhile, would do so in nobody's time.
+fn steps_follow_each_other_without_a_gap(trace: &Value) {
+    let mut steps: Vec<_> = events(trace, "step").map(|step| (micros(step, "ts"), micros(step, "dur"))).collect();
+    steps.sort_by(|a, b| a.0.total_cmp(&b.0));
+    assert!(steps.len() >= 4);
+    for pair in steps.windows(2) {
+        let gap = pair[1].0 - (pair[0].0 + pair[0].1);
+        assert!(gap.abs() < 0.01, "{gap} microseconds between two steps: {pair:?}");
+    }
+}
+
+fn micros(event: &Value, key: &str) -> f64 {
+    event[key].as_f64().unwrap()
 }
 
 fn events<'a>(trace: &'a Value, category: &'a str) -> impl Iterator<Item = &'a Value> {

@@ -85,7 +85,7 @@ impl Metrics {
         registry.register("images", "Training images in those steps", metrics.images.clone());
         let help = "Bytes of tensors that came from workers up to the last step, checkpoints aside";
         registry.register("received_bytes", help, metrics.received_bytes.clone());
-        let help = "How long a step takes, from its images to its commit";
+        let help = "How long a step takes, from the commit before it to its own";
         registry.register_with_unit("step", help, Unit::Seconds, metrics.step_seconds.clone());
         registry.register("loss", "Mean loss of the last step's images", metrics.loss.clone());
         registry.register("learning_rate", "Learning rate of the last step", metrics.learning_rate.clone());

@@ -52,7 +52,8 @@ pub enum Event {
         lr: f64,
         /// Images of the batch.
         images: usize,
-        /// How long it took, from its images to its commit.
+        /// How long it took: from the commit before it to its own, or from its images where something other than a step
+        /// came before it.
         seconds: f64,
         /// Bytes of tensors that have come from workers since the step before.
         received_bytes: u64,

@@ -235,6 +235,7 @@ impl Run {
             exchanges: Exchanges::new(self.plan.clone(), self.job.batch),
             order: DataOrder::new(self.job.seed, self.job.order, self.data.train.len(), self.job.batch),
             sent: None,
+            last_commit: None,
             seconds: 0.0,
             epoch_seconds: 0.0,
             epoch_images: 0,
@@ -361,9 +362,8 @@ impl Run {
 
     /// One step, from images to commit.
     fn step(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
-        let began = Instant::now();
         let number = self.progress.step + 1;
-        let began_recording = drive.cluster.recorder.now();
+        let (began, began_recording) = drive.step_begins();
         if drive.cluster.recorder.samples(number) {
             drive.cluster.ask_for_clocks(number)?;
         }
@@ -382,20 +382,23 @@ impl Run {
         }
         let lr = self.job.schedule.rate(self.job.lr, number, self.job.span);
         let hand_over = drive.cluster.recorder.decide(number, began_recording);
+        // The step ends here, before any worker can have heard of the commit.
+        let decided = (Instant::now(), drive.cluster.recorder.now());
         drive.cluster.tell_all(&ToWorker::Commit { step: number, rate: lr as f32, hand_over }, number)?;
-        let seconds = began.elapsed();
+        let (epoch, loss) = (drive.order.epoch(number), step.loss());
+        let figures = Figures { loss, images: images.len() };
+        drive.cluster.recorder.step_ended(number, (began_recording, decided.1), figures);
+        let seconds = decided.0 - began;
+        drive.last_commit = Some(decided);
         if hand_over && !drive.cluster.recorder.samples(number) {
-            // That it would be kept has only now come out.
+            // The step turned out to be slow, so it is kept after all.
             drive.cluster.ask_for_clocks(number)?;
         }
         micro_batches.iter().for_each(|micro_batch| drive.exchanges.close(micro_batch.id));
         self.progress.step = number;
         self.progress.epoch_loss_sum += step.loss_sum();
         self.progress.epoch_images += images.len() as u64;
-        let (epoch, loss) = (drive.order.epoch(number), step.loss());
         self.folder.add_step(number, epoch, loss, lr)?;
-        let figures = Figures { loss, images: images.len() };
-        drive.cluster.recorder.step_ended(number, began_recording, figures);
         let images = images.len();
         drive.count(images, seconds);
         let (seconds, received_bytes) = (seconds.as_secs_f64(), drive.newly_received_bytes());
@@ -463,6 +466,7 @@ impl Run {
 
     /// The test images, at the end of an epoch and of the job.
     fn measure(&mut self, drive: &mut Drive, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<(), JobError> {
+        drive.last_commit = None;
         let step = self.progress.step;
         let (size, began) = (self.job.batch, drive.cluster.recorder.now());
         let measured: Measured = evaluate(&mut drive.cluster, &mut drive.exchanges, &self.data.test, step, size, stop)?;
@@ -490,6 +494,7 @@ impl Run {
     }
 
     fn checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
+        drive.last_commit = None;
         let step = self.progress.step;
         let began = drive.cluster.recorder.now();
         let state = drive.cluster.collect(step)?;
@@ -579,6 +584,9 @@ struct Drive {
     order: DataOrder,
     /// The next step's images, where they have been sent already.
     sent: Option<(Vec<usize>, Vec<MicroBatch>)>,
+    /// When the last commit was decided, by the system's clock and by the recorder's. None after a measurement or a
+    /// checkpoint.
+    last_commit: Option<(Instant, u64)>,
     /// Of training in this run, without evaluation and checkpoints.
     seconds: f64,
     epoch_seconds: f64,
@@ -590,6 +598,12 @@ struct Drive {
 }
 
 impl Drive {
+    /// When the next step begins: at the last commit, so that no time lies between two steps, or now if something other
+    /// than a step came in between.
+    fn step_begins(&mut self) -> (Instant, u64) {
+        self.last_commit.take().unwrap_or_else(|| (Instant::now(), self.cluster.recorder.now()))
+    }
+
     fn count(&mut self, images: usize, time: Duration) {
         self.seconds += time.as_secs_f64();
         self.epoch_seconds += time.as_secs_f64();

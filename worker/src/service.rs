@@ -183,7 +183,10 @@ async fn serve(
     let (mut pause, mut complained) = (PAUSE_MIN, None::<(Instant, String)>);
     loop {
         match Session::run(config, isa, &commands, presence).await {
-            Ok(()) => (pause, complained) = (PAUSE_MIN, None),
+            Ok(()) => {
+                (pause, complained) = (PAUSE_MIN, None);
+                sleep(pause).await;
+            }
             Err(SessionError::Refused { reason }) => {
                 return Err(WorkerError::Refused { address: config.join.clone(), reason });
             }
@@ -191,8 +194,10 @@ async fn serve(
                 if error.was_in_a_job() {
                     (pause, complained) = (PAUSE_MIN, None);
                 }
-                // A worker that ends with its coordinator is gone before the pause is over, and has nothing to complain of.
+                // The pause before the next try comes first: a worker that ends with its coordinator is gone before it is
+                // over, and has nothing to complain of.
                 sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
                 let complaint = chain(&error);
                 if complained.as_ref().is_none_or(|(at, last)| *last != complaint || at.elapsed() > COMPLAINT_EVERY) {
                     tracing::warn!("{complaint}; trying again");
@@ -200,7 +205,5 @@ async fn serve(
                 }
             }
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(PAUSE_MAX);
     }
 }

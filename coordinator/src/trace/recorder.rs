@@ -340,10 +340,10 @@ impl Recorder {
         }
     }
 
-    /// A step that began at `start` was committed.
-    pub fn step_ended(&mut self, step: u64, start: u64, figures: Figures) {
-        self.ended(start, || Activity::Step { step });
+    /// A step was committed, which lasted from `start` to `end`.
+    pub fn step_ended(&mut self, step: u64, (start, end): (u64, u64), figures: Figures) {
         if let Some(recording) = &mut self.recording {
+            recording.note(Span { start, end, activity: Activity::Step { step } });
             if recording.keeps(step) {
                 recording.open(step).own_resident = memory_stats().map_or(0, |memory| memory.physical_mem as u64);
             }
