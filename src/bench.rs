@@ -14,7 +14,7 @@ use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::observe::{Event, Observer};
 use convoy_coordinator::trace::Sampling;
 use convoy_coordinator::trace::account::Account;
-use convoy_coordinator::train::{Training, train};
+use convoy_coordinator::train::{Out, Training, train};
 use convoy_worker::{Isa, bench};
 use serde_json::{Value, json};
 
@@ -118,12 +118,11 @@ fn job(asked: &Steps, model: String, out: &Path, log: &Log) -> Result<Training, 
             ..Asked::default()
         },
         default_model: String::new(),
-        data: settings::data_reader(DataSource::Synthetic)?,
-        source: DataSource::Synthetic.to_string(),
+        data: Some(DataSource::Synthetic),
+        places: settings::places()?,
         resume: None,
         init: None,
-        out: out.to_owned(),
-        goes_on: false,
+        out: Out::Fresh(out.to_owned()),
     })
 }
 

@@ -27,8 +27,8 @@ pub(crate) struct Arguments {
     model: Option<String>,
     /// auto (Fashion-MNIST: looked for, else downloaded, else the bundled subset), a folder of IDX files, bundled, or
     /// synthetic
-    #[arg(long, value_name = "auto|DIR|bundled|synthetic", default_value = "auto")]
-    data: DataSource,
+    #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
+    data: Option<DataSource>,
     /// Worker processes, at most one a tower [default: one a tower]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
@@ -57,7 +57,8 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     let measuring = Measuring {
         path: arguments.path,
         model: arguments.model.as_deref().map(settings::model_text).transpose()?,
-        data: settings::data_reader(arguments.data)?,
+        data: arguments.data,
+        places: settings::places()?,
         running: Running {
             workers: arguments.workers,
             threads: arguments.threads,

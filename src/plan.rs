@@ -5,11 +5,13 @@ use std::error::Error;
 use convoy_common::batch::{BATCH_MAX, Division};
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
+use convoy_coordinator::job::defaults::{BATCH, MICRO_BATCHES, SLOTS};
 use convoy_worker::forecast;
 use serde_json::{Value, json};
 
 use crate::table::aligned;
-use crate::{Outcome, output, settings};
+use crate::settings::{self, Misuse};
+use crate::{Outcome, output};
 
 /// Show what a step will cost on a given cluster, without one: per layer and per exchange.
 #[derive(clap::Args)]
@@ -21,8 +23,14 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
     /// Images a step
-    #[arg(long, value_name = "N", default_value_t = convoy_coordinator::job::defaults::BATCH, value_parser = batch_in_range)]
+    #[arg(long, value_name = "N", default_value_t = BATCH, value_parser = batch_in_range)]
     batch: usize,
+    /// Slots of a batch, as in `convoy train`
+    #[arg(long, value_name = "N", default_value_t = SLOTS)]
+    slots: usize,
+    /// Micro-batches of a slot, as in `convoy train` [default: 2]
+    #[arg(long, value_name = "N")]
+    micro_batches: Option<usize>,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -32,9 +40,29 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let network = Network::parse(&settings::model_text(&arguments.model)?)?;
     let workers = arguments.workers.unwrap_or(network.towers);
     let plan = Plan::new(network, workers)?;
-    let json = arguments.json.then(|| format!("{:#}\n", as_json(&plan, arguments.batch)));
-    output::print(&json.unwrap_or_else(|| as_table(&plan, arguments.batch)))?;
+    let step = Step { batch: arguments.batch, division: division(arguments)? };
+    let text = if arguments.json { format!("{:#}\n", as_json(&plan, step)) } else { as_table(&plan, step) };
+    output::print(&text)?;
     Ok(Outcome::Done)
+}
+
+/// A step's images, and how they are divided.
+#[derive(Clone, Copy)]
+struct Step {
+    batch: usize,
+    division: Division,
+}
+
+/// Slots and micro-batches as a job would have them, refused as a job would refuse them.
+fn division(arguments: &Arguments) -> Result<Division, Misuse> {
+    let &Arguments { batch, slots, micro_batches, .. } = arguments;
+    let micro_batches = micro_batches.unwrap_or(MICRO_BATCHES.min(batch));
+    for (flag, value) in [("--slots", slots), ("--micro-batches", micro_batches)] {
+        if !(1..=batch).contains(&value) {
+            return Err(Misuse(format!("{flag} {value}: must be at least 1 and at most the batch")));
+        }
+    }
+    Ok(Division { slots, micro_batches })
 }
 
 /// The range that `train` accepts too: a plan for a batch that can't be trained would mislead.
@@ -43,7 +71,8 @@ fn batch_in_range(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|batch| (1..=BATCH_MAX).contains(batch)).ok_or(expected)
 }
 
-fn as_json(plan: &Plan, batch: usize) -> Value {
+fn as_json(plan: &Plan, step: Step) -> Value {
+    let batch = step.batch;
     let network = &plan.network;
     let layers = network.layers.iter().enumerate().map(|(index, layer)| {
         let parameters: usize = network.parameters_of(index).iter().map(|parameter| parameter.len()).sum();
@@ -70,11 +99,14 @@ fn as_json(plan: &Plan, batch: usize) -> Value {
         "model": network.name, "towers": network.towers, "workers": plan.workers, "placement": plan.placement,
         "batch": batch, "parameters": network.parameters().iter().map(|p| p.len()).sum::<usize>(),
         "multiply_adds": network.multiply_adds(), "layers": Value::Array(layers), "images": plan.image_traffic(batch),
-        "memory_bytes_a_worker": memory(plan, batch), "exchanges": Value::Array(exchanges), "step": total, "floats_leaving_a_tower_an_image": leaving,
+        "slots": step.division.slots, "micro_batches": step.division.micro_batches,
+        "memory_bytes_a_worker": memory(plan, step),
+        "exchanges": Value::Array(exchanges), "step": total, "floats_leaving_a_tower_an_image": leaving,
     })
 }
 
-fn as_table(plan: &Plan, batch: usize) -> String {
+fn as_table(plan: &Plan, step: Step) -> String {
+    let batch = step.batch;
     let network = &plan.network;
     let mut text = format!(
         "{} in {} towers on {} worker{}, {batch} images a step\n\n",
@@ -111,16 +143,15 @@ fn as_table(plan: &Plan, batch: usize) -> String {
     text += &aligned(&rows, &[0, 1, 7]);
     text += "\n";
     text += &exchange_table(plan, batch);
-    let held = memory(plan, batch).into_iter().enumerate();
+    let held = memory(plan, step).into_iter().enumerate();
     let held = held.map(|(worker, bytes)| format!("worker {worker} {:.0} MB", bytes as f64 / 1e6));
     text += &format!("memory held while training: {}\n", held.collect::<Vec<_>>().join(", "));
     text
 }
 
-/// Bytes that each worker will hold, with as many micro-batches as a job has where nothing is said.
-fn memory(plan: &Plan, batch: usize) -> Vec<u64> {
-    let division = Division { slots: 1, micro_batches: convoy_coordinator::job::defaults::MICRO_BATCHES.min(batch) };
-    (0..plan.workers).map(|worker| forecast::worker_bytes(plan, worker, batch, division)).collect()
+/// Bytes that each worker will hold.
+fn memory(plan: &Plan, step: Step) -> Vec<u64> {
+    (0..plan.workers).map(|worker| forecast::worker_bytes(plan, worker, step.batch, step.division)).collect()
 }
 
 /// Bytes a step, every socket crossing counted.

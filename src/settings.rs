@@ -9,7 +9,7 @@ use convoy_common::model::{ModelError, Network, TEXT_BYTES_MAX, presets};
 use convoy_common::plan::PlanError;
 use convoy_common::token::{TOKEN_BYTES_MAX, Token, TokenError};
 use convoy_coordinator::JobError;
-use convoy_coordinator::data::{self, DataSource, Places};
+use convoy_coordinator::data::Places;
 
 /// The command line asks for what can't be: exit code 2.
 #[derive(Debug)]
@@ -71,10 +71,9 @@ pub(crate) fn token(file: Option<&Path>) -> Result<Option<Token>, Misuse> {
     text.parse().map(Some).map_err(|error: TokenError| wrong(error.to_string()))
 }
 
-/// A reader of data, to be called when the model is known.
-pub(crate) fn data_reader(source: DataSource) -> Result<data::Reader, Misuse> {
-    let offline = offline()?;
-    Ok(Box::new(move |wanted| data::load(&source, wanted, &Places::of_this_machine(offline))))
+/// Where Fashion-MNIST may be on this machine.
+pub(crate) fn places() -> Result<Places, Misuse> {
+    Ok(Places::of_this_machine(offline()?))
 }
 
 /// Where traced steps are to be sent, by the variable that OpenTelemetry has for it.

@@ -2,18 +2,17 @@
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::builder::NonEmptyStringValueParser;
 use convoy_common::address::Address;
-use convoy_common::model::{Network, presets};
+use convoy_common::model::presets;
 use convoy_common::schedule::Schedule;
 use convoy_coordinator::checkpoint;
 use convoy_coordinator::data::DataSource;
 use convoy_coordinator::job::{Asked, Length, Order, Running};
 use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::trace::Sampling;
-use convoy_coordinator::train::{Training, default_out, train};
+use convoy_coordinator::train::{Out, Training, train};
 
 use convoy_worker::Isa;
 
@@ -114,19 +113,14 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     let model = arguments.model.as_deref().map(settings::model_text).transpose()?;
     let run = resume.as_deref().and_then(checkpoint::run_of);
     let resume = resume.map(|path| checkpoint::read(&path)).transpose()?;
-    let out = match (&arguments.out, &run) {
-        (Some(out), _) => out.clone(),
-        (None, Some(run)) => run.clone(),
-        (None, None) => {
-            let of_checkpoint = resume.as_ref().map(|checkpoint| checkpoint.manifest.job.model.as_str());
-            let text = model.as_deref().or(of_checkpoint).unwrap_or(&default_model);
-            free_out(&Network::parse(text)?.name)
-        }
+    let out = match (arguments.out, run) {
+        // `--resume auto` that found nothing begins in --out; otherwise the run continues in its folder, or as a new one elsewhere.
+        (Some(out), _) if arguments.resume.is_some() && resume.is_none() => Out::Continued(out),
+        (Some(out), Some(run)) if same_place(&run, &out) => Out::Continued(out),
+        (Some(out), _) => Out::Fresh(out),
+        (None, Some(run)) => Out::Continued(run),
+        (None, None) => Out::Unnamed,
     };
-    // `--resume auto` that found nothing begins in --out; else the run goes on where it was, or as a new one elsewhere.
-    let goes_on = arguments.resume.is_some() && (resume.is_none() || run.is_some_and(|run| same_place(&run, &out)));
-    let said_before = resume.as_ref().and_then(|checkpoint| checkpoint.manifest.source.as_ref()?.parse().ok());
-    let source = arguments.data.or(said_before).unwrap_or(DataSource::Auto);
     let training = Training {
         running: Running {
             workers: arguments.workers,
@@ -154,12 +148,11 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
             slots: arguments.slots,
         },
         default_model,
-        source: remembered(&source),
-        data: settings::data_reader(source)?,
+        data: arguments.data,
+        places: settings::places()?,
         resume,
         init: arguments.init,
         out,
-        goes_on,
     };
     let stop = signals::stop_flag()?;
     let mut console = Console::new(arguments.json);
@@ -184,35 +177,6 @@ impl Arguments {
     }
 }
 
-/// A source of data as a checkpoint keeps it: a folder by its whole path, so that it is found from anywhere.
-fn remembered(source: &DataSource) -> String {
-    match source {
-        DataSource::Folder(folder) => std::path::absolute(folder).as_deref().unwrap_or(folder).display().to_string(),
-        other => other.to_string(),
-    }
-}
-
 fn same_place(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
-}
-
-/// A folder that isn't there yet, named after the model and the time.
-fn free_out(model: &str) -> PathBuf {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let first = default_out(model, &stamp(seconds));
-    let others = (2..1000).map(|n| PathBuf::from(format!("{}-{n}", first.display())));
-    std::iter::once(first.clone()).chain(others).find(|path| !path.exists()).unwrap_or(first)
-}
-
-/// YYYYMMDD-HHMMSS in UTC, by Howard Hinnant's civil-from-days.
-fn stamp(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}", rest / 3600, rest / 60 % 60, rest % 60)
 }

@@ -116,20 +116,24 @@ fn a_wrong_model_file_is_refused_by_layer_and_key() {
         ("towers = 2", "towers = 0", &["towers", "0", "1 to 1024"]),
         ("towers = 2", "towers = \"two\"", &["towers", "two"]),
         ("towers = 2", "", &["towers", "missing"]),
-        ("towers = 2", "towers = = 2", &["isn't valid TOML", "line 2"]),
+        ("towers = 2", "towers = = 2", &["is not valid TOML", "line 2"]),
         ("kernel = 3\ngroups", "kernal = 3\ngroups", &["layer 3", "conv2", "kernal", "kernel"]),
         ("kind = \"max_pool\"", "kind = \"maxpool\"", &["layer 4", "maxpool", "max_pool"]),
         ("groups = 2", "groups = 3", &["layer 3", "conv2", "groups = 3", "8 input channels"]),
-        ("towers = 2", "towers = 4", &["layer 3", "conv2", "groups = 2", "4 towers", "multiple of 4"]),
-        ("filters = 8\nkernel = 3\n[", "filters = 7\nkernel = 3\n[", &["layer 1", "conv1", "7 filters", "2 towers"]),
-        ("height = 8", "height = 3", &["layer 3", "conv2", "shape runs out", "kernel of 3", "1x6"]),
-        ("kernel = 2\nstride = 2", "kernel = 9\nstride = 2", &["layer 4", "shape runs out", "kernel of 9", "4x4"]),
-        ("kernel = 2\nstride = 2", "kernel = 2\nstride = 0", &["layer 4", "stride = 0", "at least 1"]),
-        ("units = 3", "units = 1", &["layer 5", "fc", "units = 1", "2 towers"]),
+        ("towers = 2", "towers = 4", &["layer 3", "conv2", "groups = 2", "multiple of the 4 towers"]),
+        ("filters = 8\nkernel = 3\n[", "filters = 7\nkernel = 3\n[", &["layer 1", "conv1", "filters = 7", "2 towers"]),
+        ("height = 8", "height = 3", &["layer 3", "conv2", "kernel = 3", "must fit", "1x6"]),
+        ("kernel = 2\nstride = 2", "kernel = 9\nstride = 2", &["layer 4", "kernel = 9", "must fit", "4x4"]),
+        ("kernel = 2\nstride = 2", "kernel = 2\nstride = 0", &["layer 4", "stride = 0", "must be 1 to"]),
+        ("units = 3", "units = 1", &["layer 5", "fc", "units = 1", "at least 2, one for each tower"]),
         ("units = 3", "units = 3\n[[layer]]\nkind = \"relu\"", &["layer 6", "last layer must be a linear", "relu"]),
         ("name = \"conv2\"", "name = \"conv1\"", &["layer 3", "conv1", "another layer has this name"]),
         ("filters = 8\nkernel = 3\ngroups", "filters = 9999999999999\nkernel = 3\ngroups", &["conv2", "9999999999999"]),
         ("units = 3", "units = 3\ninit = { sdt = 0.1 }", &["layer 5", "sdt", "std"]),
+        ("filters = 8\nkernel = 3\n[", "filters = 8\nkernel = [3, 2]\n[", &["layer 1", "kernel = [3, 2]", "whole number"]),
+        ("groups = 2", "dilation = 2", &["layer 3", "dilation", "expected one of", "groups"]),
+        ("kind = \"max_pool\"", "kind = \"concat\"", &["layer 4", "concat", "expected one of conv, linear"]),
+        ("stride = 2", "pad = 2", &["layer 4", "pad = 2", "at most half of kernel = 2", "PyTorch"]),
     ];
     let folder = TempDir::new().unwrap();
     let (model, out) = (folder.path().join("model.toml"), folder.path().join("run"));
@@ -185,7 +189,8 @@ fn damaged_missing_and_unfitting_data_are_refused_by_file() {
     spoil(&pixels, &whole[..7], &["ends after 7 bytes"]);
     spoil(&pixels, &[], &["ends after 0 bytes"]);
     spoil(&pixels, &[&whole[..], &[0]].concat(), &["goes on after the 1936 bytes"]);
-    spoil(&pixels, &[b"GIF8", &whole[4..]].concat(), &["starts with 0x47494638", "0x00000803"]);
+    spoil(&pixels, &[b"GIF8", &whole[4..]].concat(), &["not an IDX file", "starts with \"GIF8\""]);
+    spoil(&pixels, &[&[0, 0, 12, 3], &whole[4..]].concat(), &["holds 32-bit integers in 3 dimensions", "unsigned bytes"]);
     let huge = [&[0, 0, 8, 3][..], &[0xff; 12]].concat();
     spoil(&pixels, &huge, &["claims to hold"]);
     spoil(&pixels, &[&[0, 0, 8, 3][..], &[0; 12]].concat(), &["each must be at least 1"]);
@@ -194,7 +199,6 @@ fn damaged_missing_and_unfitting_data_are_refused_by_file() {
     out_of_range[17] = 3;
     spoil(&labels, &of_labels(&out_of_range), &["label 3 at index 17", "3 classes", "0 to 2"]);
     spoil(&labels, &of_labels(&[0; 29]), &["30 images", "29 labels"]);
-    spoil(&labels, &of_labels(&[0; 30]), &["has 1 classes", "the model has 3", "`units`"]);
 
     let zipped = data.join("train-images-idx3-ubyte.gz");
     fs::rename(&pixels, folder.path().join("aside")).unwrap();
@@ -208,7 +212,7 @@ fn damaged_missing_and_unfitting_data_are_refused_by_file() {
     train(FAILED, &["1x9x9", "1x8x8"]);
     let paths: &[(&str, &Path)] = &[("--model", &model), ("--out", &out)];
     refused("train --data bundled", paths, FAILED, &["Fashion-MNIST", "1x28x28", "1x8x8", "--data DIR"]);
-    refused("train --data ./no-such-folder", paths, FAILED, &["no-such-folder", "isn't there"]);
+    refused("train --data ./no-such-folder", paths, FAILED, &["no-such-folder", "does not exist"]);
     assert!(!out.exists());
 }
 
@@ -379,6 +383,21 @@ fn an_input_without_end_and_an_output_that_is_full_are_errors() {
         let output = finish(child);
         assert_eq!(output.status.code(), Some(FAILED), "{}", said(&output));
         assert!(said(&output).contains("write to standard output: No space"), "{}", said(&output));
+    }
+}
+
+/// Whichever class has no training image, the job trains and says so.
+#[test]
+fn missing_classes_are_named_and_stop_no_job() {
+    let (folder, model, data) = sound();
+    for missing in 0..3u8 {
+        let out = folder.path().join(format!("run-{missing}"));
+        let mut train = images(30, 8, 3);
+        train.labels.iter_mut().filter(|label| **label == missing).for_each(|label| *label = (missing + 1) % 3);
+        write_data(&data, &train, &images(9, 8, 3));
+        let text = succeed("train --steps 1 --batch 5", &[("--model", &model), ("--data", &data), ("--out", &out)]);
+        let notice = format!("1 of the model's 3 classes has no training image: {missing}\n");
+        assert!(text.contains(&notice), "no \"{notice}\" in {text}");
     }
 }
 

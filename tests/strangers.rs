@@ -129,35 +129,49 @@ async fn strangers_at_the_coordinators_door_are_refused_and_the_job_goes_on() {
     assert_eq!(hash(&out), hash(&embedded));
 }
 
+/// A worker that says what a test wants.
+struct Fake {
+    say: mpsc::Sender<v1::FromWorker>,
+    orders: Streaming<v1::ToWorker>,
+    send: mpsc::Sender<v1::Frame>,
+    incoming: Streaming<v1::Frame>,
+}
+
+impl Fake {
+    async fn join(address: &str) -> Self {
+        let (say, words) = mpsc::channel(8);
+        let (send, chunks) = mpsc::channel(64);
+        say.send(hello(PROTOCOL_VERSION)).await.unwrap();
+        let mut orders = dial(address).await.control(ReceiverStream::new(words)).await.unwrap().into_inner();
+        let welcome = orders.next().await.unwrap().unwrap();
+        let Some(v1::to_worker::Message::Welcome(welcome)) = welcome.message else { panic!("{welcome:?}") };
+        send.send(v1::Frame { frame: Some(v1::frame::Frame::Open(welcome.session)) }).await.unwrap();
+        let incoming = dial(address).await.tensors(ReceiverStream::new(chunks)).await.unwrap().into_inner();
+        Self { say, orders, send, incoming }
+    }
+
+    /// Is assigned, and says that it has its weights. The job's number.
+    async fn ready(mut self) -> (Self, u64) {
+        let order = self.orders.next().await.unwrap().unwrap();
+        let Some(v1::to_worker::Message::Assign(assign)) = order.message else { panic!("{order:?}") };
+        let ready = v1::FromWorker { message: Some(v1::from_worker::Message::Ready(v1::Ready {})) };
+        self.say.send(ready).await.unwrap();
+        (self, assign.job)
+    }
+}
+
 /// Two fake workers that take their towers, and then one of them sends `frames`.
 async fn towers_taken_then(frames: impl FnOnce(u64, &v1::Chunk) -> Vec<v1::Frame>) -> String {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
     let address = free_port();
     let child = coordinator(&address, &out);
-    let (mut lines, mut tensors) = (Vec::new(), Vec::new());
-    for _ in 0..2 {
-        let (say, words) = mpsc::channel(8);
-        let (send, chunks) = mpsc::channel(64);
-        say.send(hello(PROTOCOL_VERSION)).await.unwrap();
-        let mut orders = dial(&address).await.control(ReceiverStream::new(words)).await.unwrap().into_inner();
-        let welcome = orders.next().await.unwrap().unwrap();
-        let Some(v1::to_worker::Message::Welcome(welcome)) = welcome.message else { panic!("{welcome:?}") };
-        send.send(v1::Frame { frame: Some(v1::frame::Frame::Open(welcome.session)) }).await.unwrap();
-        let incoming = dial(&address).await.tensors(ReceiverStream::new(chunks)).await.unwrap().into_inner();
-        lines.push((say, orders));
-        tensors.push((send, incoming));
-    }
-    let mut job = 0;
-    for (say, orders) in &mut lines {
-        let order = orders.next().await.unwrap().unwrap();
-        let Some(v1::to_worker::Message::Assign(assign)) = order.message else { panic!("{order:?}") };
-        job = assign.job;
-        say.send(v1::FromWorker { message: Some(v1::from_worker::Message::Ready(v1::Ready {})) }).await.unwrap();
-    }
+    let fakes = [Fake::join(&address).await, Fake::join(&address).await];
+    let [first, second] = fakes;
+    let (_first, (mut fake, job)) = (first.ready().await, second.ready().await);
     // Images show that the first step has begun, and what its micro-batches are called.
     let images = loop {
-        let frame = tensors[1].1.next().await.unwrap().unwrap();
+        let frame = fake.incoming.next().await.unwrap().unwrap();
         if let Some(v1::frame::Frame::Chunk(chunk)) = frame.frame
             && matches!(chunk.tensor, Some(v1::chunk::Tensor::Images(_)))
         {
@@ -166,13 +180,45 @@ async fn towers_taken_then(frames: impl FnOnce(u64, &v1::Chunk) -> Vec<v1::Frame
     };
     for frame in frames(job, &images) {
         // The coordinator may have hung up on an earlier one.
-        let _ = tensors[1].0.send(frame).await;
+        let _ = fake.send.send(frame).await;
     }
     let output = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(!text.contains("panicked") && text.contains("worker 1"), "{text}");
     text
+}
+
+/// Workers that answer every micro-batch's images with `BackwardDone` and never send logits: no step is committed.
+#[tokio::test]
+async fn a_backward_pass_without_logits_commits_nothing() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let address = free_port();
+    let child = coordinator(&address, &out);
+    let fakes = [Fake::join(&address).await, Fake::join(&address).await];
+    let mut ready = Vec::new();
+    for fake in fakes {
+        ready.push(fake.ready().await);
+    }
+    let mut micro_batches = Vec::new();
+    while micro_batches.len() < 2 {
+        let frame = ready[0].0.incoming.next().await.unwrap().unwrap();
+        if let Some(v1::frame::Frame::Chunk(v1::Chunk { tensor: Some(v1::chunk::Tensor::Images(images)), .. })) = frame.frame {
+            micro_batches.extend(images.micro_batch);
+        }
+    }
+    for (fake, tower) in ready.iter().zip(0..) {
+        for micro_batch in &micro_batches {
+            let done = v1::BackwardDone { micro_batch: Some(*micro_batch), tower };
+            // The coordinator may have hung up on an earlier one.
+            let _ = fake.0.say.send(v1::FromWorker { message: Some(v1::from_worker::Message::BackwardDone(done)) }).await;
+        }
+    }
+    let output = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("BackwardDone"), "the fault fired: {}", said(&output));
+    assert_eq!(std::fs::read_to_string(out.join("metrics.jsonl")).unwrap(), "", "nothing was committed");
 }
 
 fn activations(images: &v1::Chunk, exchange: u32, from_tower: u32) -> v1::chunk::Tensor {
@@ -322,7 +368,7 @@ async fn a_worker_that_sends_nonsense_is_named_with_what_it_sent() {
             "doesn't hold it",
             Box::new(move |job, images| vec![frame(job, activations(images, 0, 0), &shape, 0, &[0; 4])]),
         ),
-        ("no such one", Box::new(move |job, images| vec![frame(job, activations(images, 99, 1), &shape, 0, &[0; 4])])),
+        ("out of range", Box::new(move |job, images| vec![frame(job, activations(images, 99, 1), &shape, 0, &[0; 4])])),
         (
             "checksum",
             Box::new(move |job, images| {

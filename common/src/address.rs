@@ -14,18 +14,36 @@ pub enum Address {
     Unix(PathBuf),
 }
 
+/// The longest path that a Unix socket may have on Linux (`sun_path`, less its closing zero).
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
 /// An address that can't be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("address \"{0}\" is neither HOST:PORT, such as 10.0.0.7:7878, nor unix:PATH")]
-pub struct AddressError(String);
+pub enum AddressError {
+    /// It has neither form.
+    #[error("address \"{0}\" is neither HOST:PORT, such as 10.0.0.7:7878, nor unix:PATH")]
+    Form(String),
+    /// No socket can have this path.
+    #[error("the path in \"{address}\" has {bytes} bytes; a Unix socket's path may have {SOCKET_PATH_BYTES_MAX}")]
+    PathTooLong {
+        /// As it was given.
+        address: String,
+        /// The path's length.
+        bytes: usize,
+    },
+}
 
 impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let wrong = || AddressError(text.to_owned());
+        let wrong = || AddressError::Form(text.to_owned());
         if let Some(path) = text.strip_prefix("unix:") {
-            return if path.is_empty() { Err(wrong()) } else { Ok(Address::Unix(path.into())) };
+            return match path.len() {
+                0 => Err(wrong()),
+                1..=SOCKET_PATH_BYTES_MAX => Ok(Address::Unix(path.into())),
+                bytes => Err(AddressError::PathTooLong { address: text.to_owned(), bytes }),
+            };
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
         let is_port = !port.starts_with('+') && port.parse::<u16>().is_ok();
@@ -60,6 +78,9 @@ mod tests {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
         let too_long = format!("{}:80", "x".repeat(254));
+        let long_path = format!("unix:{}", "x".repeat(SOCKET_PATH_BYTES_MAX + 1));
+        assert!(long_path.parse::<Address>().unwrap_err().to_string().contains("108 bytes"));
+        assert!(long_path[..long_path.len() - 1].parse::<Address>().is_ok());
         for text in [
             "",
             "host",

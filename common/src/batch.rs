@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Images that a step may have at most.
 pub const BATCH_MAX: usize = 1 << 20;
-/// Batches of an evaluation that are under way at once: enough that no worker waits for images.
+/// Micro-batches of a measurement that are under way at once: enough that no worker waits for images.
 pub const EVALUATIONS_UNDER_WAY: usize = 3;
 /// No worker has more threads: no machine that is known has more cores.
 pub const THREADS_MAX: usize = 1024;
@@ -76,7 +76,7 @@ impl Division {
             .collect()
     }
 
-    /// The most samples that one micro-batch of a batch of `batch` samples holds.
+    /// The most samples that one micro-batch of a batch of `batch` samples holds. Micro-batches of a measurement hold no more.
     pub fn largest_micro_batch(&self, batch: usize) -> usize {
         batch.div_ceil(self.slots).div_ceil(self.micro_batches)
     }

@@ -1,27 +1,25 @@
-//! The nearest known name to one that isn't known, for error messages. Not a spelling corrector: nothing is guessed
+//! Help for a name that isn't known: the known name that was probably meant, or else all of them. Nothing is corrected
 //! silently.
 
-use std::fmt::Write;
+/// A known name that starts an unknown one is probably meant, as "pad" by "padding", unless it is shorter than this.
+const PREFIX_MIN: usize = 3;
 
-/// The known name most like `unknown`, if one is near enough to be what was meant.
+/// The known name that was probably meant: one slip of the finger away (two in names of more than four letters), or the
+/// beginning of what was written.
 pub fn nearest<'a>(unknown: &str, known: &[&'a str]) -> Option<&'a str> {
-    let near_enough = 0.6;
-    known
-        .iter()
-        .map(|name| (strsim::jaro_winkler(unknown, name), *name))
-        .filter(|(likeness, _)| *likeness >= near_enough)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name)
+    let slips_max = |name: &str| if name.len() > 4 { 2 } else { 1 };
+    let slips = |name: &&str| strsim::osa_distance(unknown, name);
+    let nearest = known.iter().copied().min_by_key(slips).filter(|name| slips(name) <= slips_max(name));
+    let begins = |name: &&str| name.len() >= PREFIX_MIN && unknown.starts_with(name);
+    nearest.or_else(|| known.iter().copied().filter(begins).max_by_key(|name| name.len()))
 }
 
-/// `; did you mean "relu"? known are "conv", "relu"`: the tail of an error about an unknown name.
+/// The tail of an error about an unknown name: `; did you mean "relu"?` where one is close, else `; expected one of conv, relu`.
 pub fn hint(unknown: &str, known: &[&str]) -> String {
-    let mut text = String::new();
-    if let Some(name) = nearest(unknown, known) {
-        let _ = write!(text, "; did you mean \"{name}\"?");
+    match nearest(unknown, known) {
+        Some(name) => format!("; did you mean \"{name}\"?"),
+        None => format!("; expected one of {}", known.join(", ")),
     }
-    let _ = write!(text, "; known are {}", known.join(", "));
-    text
 }
 
 #[cfg(test)]
@@ -29,8 +27,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slip_of_the_finger_finds_its_name() {
-        assert_eq!(nearest("fitlers", &["filters", "kernel"]), Some("filters"));
-        assert_eq!(nearest("xyzzy", &["filters", "kernel"]), None);
+    fn a_name_that_is_close_is_suggested_and_otherwise_all_are_listed() {
+        let keys = ["name", "filters", "kernel", "stride", "pad", "groups", "bias", "init"];
+        for (unknown, meant) in [("fitlers", "filters"), ("kernal", "kernel"), ("padding", "pad"), ("kernel_size", "kernel")] {
+            assert_eq!(nearest(unknown, &keys), Some(meant));
+        }
+        for unknown in ["dilation", "ceil_mode", "xyzzy", ""] {
+            assert_eq!(nearest(unknown, &keys), None, "{unknown}");
+        }
+        assert_eq!(nearest("concat", &["conv", "linear", "relu"]), None);
+        assert_eq!(hint("concat", &["conv", "relu"]), "; expected one of conv, relu");
+        assert_eq!(hint("conf", &["conv", "relu"]), "; did you mean \"conv\"?");
     }
 }

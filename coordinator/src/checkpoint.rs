@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use convoy_common::model::Network;
 use convoy_common::parameters::{Tensors, hex, sha256};
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::cluster::JobState;
+use crate::data::DataSource;
 use crate::job::Job;
 
 /// Of the manifest's form. Raise it when an older program would misread it.
@@ -41,6 +43,9 @@ pub struct Manifest {
     /// What `--data` said, a folder by its whole path: for going on without saying it again.
     #[serde(default)]
     pub source: Option<String>,
+    /// SHA-256 over the test images, their dimensions and labels. Older checkpoints lack it.
+    #[serde(default)]
+    pub test_images: Option<String>,
     /// Over all weights.
     pub weights_sha256: String,
     /// SHA-256 of the two tensor files.
@@ -153,6 +158,15 @@ pub struct Described {
     pub progress: Progress,
     /// What `--data` said.
     pub source: Option<String>,
+    /// SHA-256 over the test images.
+    pub test_images: Option<String>,
+}
+
+impl Manifest {
+    /// Where the job's data came from, as `--data` says it.
+    pub fn data_source(&self) -> Option<DataSource> {
+        self.source.as_ref()?.parse().ok()
+    }
 }
 
 /// Writes a checkpoint into `folder`, the run's `checkpoints`. Where it is.
@@ -195,8 +209,8 @@ fn put_in_place(new: &Path, path: &Path) -> std::io::Result<()> {
 /// A job that is resumed at its end has nothing new to write.
 fn is_already_there(path: &Path, described: &Described, state: &JobState) -> bool {
     let same = |manifest: &Manifest| {
-        let Manifest { job, last_step, progress, source, .. } = manifest.clone();
-        Described { job, last_step, progress, source } == *described
+        let Manifest { job, last_step, progress, source, test_images, .. } = manifest.clone();
+        Described { job, last_step, progress, source, test_images } == *described
             && manifest.weights_sha256 == sha256(&state.weights)
     };
     path.is_dir() && read(path).is_ok_and(|checkpoint| same(&checkpoint.manifest))
@@ -220,6 +234,7 @@ fn write_into(temporary: &Path, described: &Described, state: &JobState) -> std:
         last_step: described.last_step,
         progress: described.progress,
         source: described.source.clone(),
+        test_images: described.test_images.clone(),
         weights_sha256: sha256(&state.weights),
         files,
     };
@@ -338,8 +353,11 @@ pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), CheckpointErr
 /// # Errors
 /// When the disk doesn't take it.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    // Two writers of one file must not share a temporary one: the first to finish would rename what the other still writes.
+    static NEXT: AtomicU64 = AtomicU64::new(0);
     let name = path.file_name().map_or_else(|| "file".into(), |name| name.to_string_lossy().into_owned());
-    let temporary = path.with_file_name(format!(".{name}.tmp"));
+    let (process, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let temporary = path.with_file_name(format!(".{name}.{process}-{number}.tmp"));
     let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
     written.inspect_err(|_| {
         // What can't be removed either is told of by the error that there is.

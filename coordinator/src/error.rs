@@ -74,6 +74,17 @@ pub enum JobError {
         /// The one asked for.
         asked: String,
     },
+    /// The test images that the checkpoint names have changed since.
+    #[error(
+        "the test images of {origin} are not those that the job of {path} was measured on; give --data to measure other \
+         images"
+    )]
+    OtherTestImages {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What was loaded.
+        origin: String,
+    },
     /// The cluster.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -204,6 +215,7 @@ impl JobError {
                 | JobError::OutBusy { .. }
                 | JobError::ModelWanted { .. }
                 | JobError::OtherModel { .. }
+                | JobError::OtherTestImages { .. }
                 | JobError::Otlp(_)
                 | JobError::Plan(_)
         )

@@ -13,15 +13,15 @@ use convoy_common::wire::Assignment;
 use ndarray::{ArrayD, IxDyn};
 use serde::Serialize;
 
-use crate::checkpoint;
+use crate::checkpoint::{self, Checkpoint};
 use crate::cluster::JobState;
 use crate::cluster::doors::unguessable;
 use crate::cluster::founding::found;
-use crate::data::{Reader, Wanted};
+use crate::data::{DataChoice, DataSource, Places, Wanted};
 use crate::error::JobError;
 use crate::evaluate::evaluate;
 use crate::exchange::Exchanges;
-use crate::job::{Running, defaults};
+use crate::job::{Job, Running, defaults};
 use crate::observe::{Event, Observer};
 
 /// Images that travel together.
@@ -33,8 +33,10 @@ pub struct Measuring {
     pub path: PathBuf,
     /// The model's text: needed for a weights file, and checked against a checkpoint's own.
     pub model: Option<String>,
-    /// The images.
-    pub data: Reader,
+    /// Where the images come from. Left out: where the checkpoint says, or [`DataSource::Auto`] for a weights file.
+    pub data: Option<DataSource>,
+    /// Where Fashion-MNIST may be.
+    pub places: Places,
     /// Where to run.
     pub running: Running,
     /// Where to put the logits, (image, class).
@@ -67,16 +69,19 @@ pub struct Finding {
 /// # Errors
 /// Whatever keeps the weights, the data or the workers from coming together.
 pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Finding, JobError> {
-    let Measuring { path, model, data, running, logits } = measuring;
-    let Found { text, path: weights_path, weights, seed } = weights_at(&path, model)?;
+    let Measuring { path, model, data, places, running, logits } = measuring;
+    let Loaded { text, path: weights_path, weights, seed, data: remembered, test_images } = load(&path, model)?;
     let network = Network::parse(&text)?;
     let classes = network.classes();
     let workers = running.workers.unwrap_or(network.towers);
     let plan = Arc::new(Plan::new(network.clone(), workers)?);
-    let data = data(&Wanted::by(&network, seed))?;
-    if let Some(text) = data.notice.clone() {
-        observer.on(Event::Notice { text });
+    let choice = DataChoice::of(data, remembered);
+    let data = choice.load_test(&Wanted::by(&network, seed), &places)?;
+    let is_other = test_images.is_some_and(|known| known != data.images.fingerprint());
+    if choice.is_remembered && is_other {
+        return Err(JobError::OtherTestImages { path: weights_path, origin: data.origin });
     }
+    data.notices.iter().cloned().for_each(|text| observer.on(Event::Notice { text }));
     let job = unguessable().max(1);
     let threads = running.threads_of_each(workers)?;
     let mut cluster = found(job, plan.clone(), &running, threads, observer, stop)?;
@@ -96,7 +101,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     let state = JobState { weights, momentum: Tensors::new() };
     cluster.assign(&assignment, &state, 0)?;
     let mut exchanges = Exchanges::new(plan, MICRO_BATCH);
-    let measured = evaluate(&mut cluster, &mut exchanges, &data.test, 0, MICRO_BATCH, stop)?;
+    let measured = evaluate(&mut cluster, &mut exchanges, &data.images, 0, MICRO_BATCH, stop)?;
     cluster.dismiss("measured");
     let accuracy = measured.accuracy();
     if let Some(path) = logits {
@@ -117,7 +122,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
 }
 
 /// Weights, and what is known of them.
-struct Found {
+struct Loaded {
     /// The model's text.
     text: String,
     /// The file or folder that they are in.
@@ -125,13 +130,18 @@ struct Found {
     weights: Tensors,
     /// Their job's; it decides what synthetic images look like.
     seed: u64,
+    /// Where their job's data came from, if a checkpoint says so.
+    data: Option<DataSource>,
+    /// SHA-256 over their job's test images, likewise.
+    test_images: Option<String>,
 }
 
-fn weights_at(path: &Path, model: Option<String>) -> Result<Found, JobError> {
+fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
     if path.is_dir() {
         let found = checkpoint::find(path)?;
-        let checkpoint = checkpoint::read(&found)?;
-        let own = checkpoint.manifest.job.model;
+        let Checkpoint { manifest, state, .. } = checkpoint::read(&found)?;
+        let (data, test_images) = (manifest.data_source(), manifest.test_images);
+        let Job { model: own, seed, .. } = manifest.job;
         if model.as_ref().is_some_and(|model| *model != own) {
             return Err(JobError::OtherModel {
                 path: found,
@@ -139,12 +149,11 @@ fn weights_at(path: &Path, model: Option<String>) -> Result<Found, JobError> {
                 asked: name_of(&model.unwrap_or_default()),
             });
         }
-        let seed = checkpoint.manifest.job.seed;
-        return Ok(Found { text: own, path: found, weights: checkpoint.state.weights, seed });
+        return Ok(Loaded { text: own, path: found, weights: state.weights, seed, data, test_images });
     }
     let text = model.ok_or_else(|| JobError::ModelWanted { path: path.to_owned() })?;
     let weights = checkpoint::read_weights(path, &Network::parse(&text)?)?;
-    Ok(Found { text, path: path.to_owned(), weights, seed: defaults::SEED })
+    Ok(Loaded { text, path: path.to_owned(), weights, seed: defaults::SEED, data: None, test_images: None })
 }
 
 fn name_of(text: &str) -> String {

@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Write};
+use std::iter;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use convoy_common::plan::Traffic;
 use serde::Serialize;
@@ -15,6 +17,8 @@ use crate::error::JobError;
 use crate::job::Job;
 use crate::observe::{EpochRecord, WorkerRecord};
 
+/// Names that are tried for a new folder, all of one second.
+const CLAIMS_MAX: usize = 10_000;
 /// The trace of a run, in its folder.
 pub const TRACE: &str = "trace.json";
 
@@ -119,10 +123,6 @@ impl RunFolder {
     /// # Errors
     /// When it can't be written, or another run is at work in it.
     pub fn open(path: &Path, earlier: Option<&Path>, kept: &Kept) -> Result<Self, JobError> {
-        let wrong = |at: &Path| {
-            let path = at.to_owned();
-            move |source| JobError::Write { path, source }
-        };
         let checkpoints = path.join(FOLDER);
         fs::create_dir_all(&checkpoints).map_err(wrong(&checkpoints))?;
         let lock = File::open(path).map_err(wrong(path))?;
@@ -136,6 +136,26 @@ impl RunFolder {
         write_atomically(&file, &lines.map_err(wrong(&file))?).map_err(wrong(&file))?;
         let metrics = OpenOptions::new().append(true).open(&file).map_err(wrong(&file))?;
         Ok(Self { path: path.to_owned(), _lock: lock, metrics: BufWriter::new(metrics) })
+    }
+
+    /// Claims a new folder for a run: `runs/MODEL-TIME`, or the next free name after it. It is created, not looked for, so
+    /// that of several jobs that start at once each gets its own.
+    ///
+    /// # Errors
+    /// When it can't be created.
+    pub fn claim(model: &str, now: SystemTime) -> Result<PathBuf, JobError> {
+        let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let runs = Path::new("runs");
+        fs::create_dir_all(runs).map_err(wrong(runs))?;
+        let first = runs.join(format!("{model}-{}", stamp(seconds)));
+        let others = (2..=CLAIMS_MAX).map(|n| PathBuf::from(format!("{}-{n}", first.display())));
+        for path in iter::once(first.clone()).chain(others) {
+            match fs::create_dir(&path) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                created => return created.map(|()| path.clone()).map_err(wrong(&path)),
+            }
+        }
+        Err(wrong(&first)(ErrorKind::AlreadyExists.into()))
     }
 
     /// Where checkpoints go.
@@ -206,6 +226,24 @@ impl RunFolder {
     fn wrong(&self, source: std::io::Error) -> JobError {
         JobError::Write { path: self.path.join("metrics.jsonl"), source }
     }
+}
+
+fn wrong(at: &Path) -> impl FnOnce(std::io::Error) -> JobError {
+    let path = at.to_owned();
+    move |source| JobError::Write { path, source }
+}
+
+/// YYYYMMDD-HHMMSS in UTC, by Howard Hinnant's civil-from-days.
+fn stamp(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
 /// Whether the record of the run in `folder` says that it is done, with weights of this hash.

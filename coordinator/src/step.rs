@@ -2,9 +2,11 @@
 //! pass and the step may be committed. Pure: what comes out are values to send.
 //!
 //! ```text
-//! Computing --all logits, all BackwardDone--> done --(the driver sends Commit)
-//!     \--a loss that isn't finite--> NotFinite: nothing of the step is applied
+//! Computing --all logits, then all BackwardDone--> done --(the driver sends Commit)
+//!     \--a loss that isn't finite--> nothing of the step is applied
 //! ```
+//!
+//! A step without a finite loss is never done: a backward pass counts only once the logits of its micro-batch have come.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -51,9 +53,12 @@ impl Step {
         })
     }
 
-    /// A tower has finished a micro-batch's backward pass. Whether it was owed.
-    pub fn on_backward_done(&mut self, id: MicroBatchId, tower: usize) -> bool {
-        self.owed.remove(&(id, tower))
+    /// A tower has finished a micro-batch's backward pass. Whether it owed that, and could have: without the gradient of its
+    /// logits no tower can.
+    pub fn on_backward_done(&mut self, micro_batch: &MicroBatch, tower: usize) -> bool {
+        let losses = self.losses.get(micro_batch.samples.clone());
+        let is_possible = losses.is_some_and(|losses| losses.iter().all(|loss| loss.is_finite()));
+        is_possible && self.owed.remove(&(micro_batch.id, tower))
     }
 
     /// Whether every tower has finished.
@@ -89,5 +94,31 @@ impl Step {
             to_tower: Some(tower),
         };
         Payload::floats(key, vec![micro_batch.samples.len(), 1, 1, slice.len()], values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use convoy_common::batch::Division;
+    use convoy_common::model::{Network, presets};
+
+    use super::*;
+
+    #[test]
+    fn no_backward_pass_counts_before_the_logits_of_its_micro_batch_or_with_other_samples() {
+        let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
+        let micro_batches = Division { slots: 1, micro_batches: 2 }.of(1, 4);
+        let mut step = Step::new(Arc::new(Plan::new(network, 2).unwrap()), vec![3; 4], &micro_batches);
+        for micro_batch in &micro_batches {
+            assert!(!step.on_backward_done(micro_batch, 0), "its logits haven't come");
+            assert!(step.on_logits(micro_batch, &[0.0; 20]).is_some());
+            let longer = MicroBatch { samples: 0..5, ..micro_batch.clone() };
+            assert!(!step.on_backward_done(&longer, 0), "it has other samples");
+            assert!(!step.is_done());
+            assert!(step.on_backward_done(micro_batch, 0) && step.on_backward_done(micro_batch, 1));
+            assert!(!step.on_backward_done(micro_batch, 1), "it has come before");
+        }
+        assert!(step.is_done() && step.loss().is_finite());
+        assert!(step.on_logits(&micro_batches[0], &[f32::NAN; 20]).is_none());
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Not here: what a step decides (`step`), who may send what (`exchange`), and printing (an [`Observer`]).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -17,11 +17,11 @@ use convoy_common::schedule::Schedule;
 use convoy_common::trace::Activity;
 use convoy_common::wire::{Assignment, Direction, FromWorker, ToWorker};
 
-use crate::checkpoint::{self, Checkpoint, Described, Progress};
+use crate::checkpoint::{self, Checkpoint, Described, Manifest, Progress};
 use crate::cluster::doors::unguessable;
 use crate::cluster::founding::found;
 use crate::cluster::{Cluster, Farewell, Heard, JobState};
-use crate::data::{DataSet, Reader, Wanted};
+use crate::data::{DataChoice, DataSet, DataSource, Places, Wanted};
 use crate::error::JobError;
 use crate::evaluate::{Measured, evaluate};
 use crate::exchange::{Exchanges, Routed};
@@ -43,18 +43,34 @@ pub struct Training {
     pub running: Running,
     /// The model's text where neither flag nor checkpoint says one.
     pub default_model: String,
-    /// The images, for the model that they are wanted by.
-    pub data: Reader,
-    /// Where they come from, for whoever goes on with the job.
-    pub source: String,
-    /// The checkpoint to go on from.
+    /// Where the images come from. Left out: where the checkpoint says, or [`crate::data::DataSource::Auto`].
+    pub data: Option<DataSource>,
+    /// Where Fashion-MNIST may be.
+    pub places: Places,
+    /// The checkpoint to continue from.
     pub resume: Option<Checkpoint>,
     /// A weights file to start from.
     pub init: Option<PathBuf>,
     /// The run's folder.
-    pub out: PathBuf,
-    /// Whether that folder may hold a run already, which this one goes on with.
-    pub goes_on: bool,
+    pub out: Out,
+}
+
+/// The folder of a run.
+#[derive(Clone, Debug)]
+pub enum Out {
+    /// A new one, which must not hold a run yet.
+    Fresh(PathBuf),
+    /// One that may hold a run already, which this run continues.
+    Continued(PathBuf),
+    /// A new one below `runs`, which gets its name when it is created.
+    Unnamed,
+}
+
+impl Training {
+    fn data_choice(&self) -> DataChoice {
+        let manifest = self.resume.as_ref().map(|checkpoint| &checkpoint.manifest);
+        DataChoice::of(self.data.clone(), manifest.and_then(Manifest::data_source))
+    }
 }
 
 /// Trains until the end, or until `stop` is set; then a checkpoint is written and the run counts as interrupted.
@@ -82,9 +98,10 @@ pub fn train(training: Training, observer: &mut dyn Observer, stop: &AtomicBool)
 /// How a run ended that is resumed where it is, and asked for nothing more: nothing is computed or written anew. One whose
 /// record doesn't say that it ended, or that is to go on with other data, isn't such a run.
 fn ended_already(training: &Training) -> Result<Option<Ended>, JobError> {
-    let Some(checkpoint) = training.resume.as_ref().filter(|_| training.goes_on) else { return Ok(None) };
-    let checkpoint::Manifest { job, progress, last_step, weights_sha256, source, .. } = checkpoint.manifest.clone();
-    if !says_done(&training.out, &weights_sha256) || source.is_some_and(|source| source != training.source) {
+    let (Some(checkpoint), Out::Continued(out)) = (&training.resume, &training.out) else { return Ok(None) };
+    let Manifest { job, progress, last_step, weights_sha256, source, .. } = checkpoint.manifest.clone();
+    let asks_for_source = training.data_choice().source.remembered()?;
+    if !says_done(out, &weights_sha256) || source.is_some_and(|source| source != asks_for_source) {
         return Ok(None);
     }
     let steps_per_epoch = job.span.steps_per_epoch;
@@ -100,7 +117,7 @@ fn ended_already(training: &Training) -> Result<Option<Ended>, JobError> {
         weights_sha256,
         images_per_second: 0.0,
         checkpoint: checkpoint.path.clone(),
-        out: training.out.clone(),
+        out: out.clone(),
     }))
 }
 
@@ -110,7 +127,10 @@ struct Run {
     data: DataSet,
     plan: Arc<Plan>,
     running: Running,
+    /// Where the data come from, as checkpoints keep it.
     source: String,
+    /// SHA-256 over the test images.
+    test_images: String,
     threads: usize,
     progress: Progress,
     state: JobState,
@@ -122,15 +142,11 @@ struct Run {
 
 impl Run {
     fn prepare(training: Training, observer: &mut dyn Observer) -> Result<Self, JobError> {
-        let Training { mut asked, running, default_model, data, source, resume, init, out, goes_on } = training;
+        let choice = training.data_choice();
+        let Training { mut asked, running, default_model, places, resume, init, out, .. } = training;
         running.otlp.as_deref().map(read_endpoint).transpose().map_err(JobError::Otlp)?;
-        if out.to_str().is_none() {
-            let (flag, value) = ("--out", out.display().to_string());
-            return Err(JobError::Setting { flag, value, expected: "UTF-8, since records are" });
-        }
-        if !goes_on && checkpoint::newest(&out)?.is_some() {
-            return Err(JobError::OutTaken { path: out });
-        }
+        check_out(&out)?;
+        let source = choice.source.remembered()?;
         let before = resume.as_ref().map(|checkpoint| &checkpoint.manifest.job);
         let text = asked.model_of(before, default_model)?;
         let network = Network::parse(&text)?;
@@ -139,10 +155,8 @@ impl Run {
         let workers = running.workers.unwrap_or(network.towers);
         let plan = Plan::new(network.clone(), workers)?;
         let threads = running.threads_of_each(workers)?;
-        let data = data(&Wanted::by(&network, seed))?;
-        if let Some(text) = data.notice.clone() {
-            observer.on(Event::Notice { text });
-        }
+        let data = choice.load(&Wanted::by(&network, seed), &places)?;
+        data.notices.iter().cloned().for_each(|text| observer.on(Event::Notice { text }));
         let weights = init.map(|path| checkpoint::read_weights(&path, &network)).transpose()?;
         let images = data.train.len();
         let steps_per_epoch = |batch| DataOrder::steps_per_epoch(images, batch);
@@ -168,6 +182,10 @@ impl Run {
         let earlier = resumed.as_ref().and_then(|(path, _)| checkpoint::run_of(path));
         let ends_epoch = |step: u64| step.is_multiple_of(job.span.steps_per_epoch.max(1));
         let kept = Kept { steps_through: progress.step, epoch: &ends_epoch };
+        let out = match out {
+            Out::Fresh(path) | Out::Continued(path) => path,
+            Out::Unnamed => RunFolder::claim(&network.name, SystemTime::now())?,
+        };
         let folder = RunFolder::open(&out, earlier.as_deref(), &kept)?;
         let checkpoint_every = running.checkpoint_every.unwrap_or(job.span.steps_per_epoch).max(1);
         let record = RunRecord {
@@ -197,6 +215,7 @@ impl Run {
         let plan = Arc::new(plan);
         Ok(Self {
             job,
+            test_images: data.test.fingerprint(),
             data,
             plan,
             running,
@@ -232,7 +251,7 @@ impl Run {
         observer.on(Event::Started(Box::new(self.started())));
         let mut drive = Drive {
             cluster,
-            exchanges: Exchanges::new(self.plan.clone(), self.job.batch),
+            exchanges: Exchanges::new(self.plan.clone(), self.largest_micro_batch()),
             order: DataOrder::new(self.job.seed, self.job.order, self.data.train.len(), self.job.batch),
             sent: None,
             last_commit: None,
@@ -456,7 +475,7 @@ impl Run {
                 }
             }
             Heard::Said(FromWorker::BackwardDone { micro_batch, tower })
-                if placement.get(tower) == Some(&worker) && step.on_backward_done(micro_batch.id, tower) =>
+                if placement.get(tower) == Some(&worker) && step.on_backward_done(&micro_batch, tower) =>
             {
                 Ok(())
             }
@@ -468,7 +487,7 @@ impl Run {
     fn measure(&mut self, drive: &mut Drive, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<(), JobError> {
         drive.last_commit = None;
         let step = self.progress.step;
-        let (size, began) = (self.job.batch, drive.cluster.recorder.now());
+        let (size, began) = (self.largest_micro_batch(), drive.cluster.recorder.now());
         let measured: Measured = evaluate(&mut drive.cluster, &mut drive.exchanges, &self.data.test, step, size, stop)?;
         drive.cluster.recorder.ended(began, || Activity::Measure);
         let train_loss = self.progress.epoch_loss_sum / self.progress.epoch_images.max(1) as f64;
@@ -506,12 +525,18 @@ impl Run {
             last_step: self.last_step,
             progress: self.progress,
             source: Some(self.source.clone()),
+            test_images: Some(self.test_images.clone()),
         };
         let path = checkpoint::write(&self.folder.checkpoints(), &described, &self.state)?;
         drive.checkpoint = Some(path.clone());
         drive.cluster.recorder.ended(began, || Activity::Checkpoint);
         observer.on(Event::Checkpoint { step, path });
         Ok(())
+    }
+
+    /// Images of the largest micro-batch, in training and in measuring.
+    fn largest_micro_batch(&self) -> usize {
+        self.job.division(self.record.running.micro_batches).largest_micro_batch(self.job.batch)
     }
 
     /// The mean loss of the epoch at hand, or of the last one.
@@ -554,6 +579,19 @@ impl Run {
             out: self.folder.path().to_owned(),
         }
     }
+}
+
+/// Checks what can be known of the run's folder before anything is read.
+fn check_out(out: &Out) -> Result<(), JobError> {
+    let (Out::Fresh(path) | Out::Continued(path)) = out else { return Ok(()) };
+    if path.to_str().is_none() {
+        let (flag, value) = ("--out", path.display().to_string());
+        return Err(JobError::Setting { flag, value, expected: "UTF-8, because records are" });
+    }
+    if matches!(out, Out::Fresh(_)) && checkpoint::newest(path)?.is_some() {
+        return Err(JobError::OutTaken { path: path.clone() });
+    }
+    Ok(())
 }
 
 /// A word about a job that goes on beyond the end that its schedule was made for.
@@ -643,9 +681,4 @@ fn exchange_records(exchanges: &Exchanges) -> Vec<ExchangeRecord> {
         bytes: counted.bytes,
     })
     .collect()
-}
-
-/// The folder that a run without `--out` gets: `runs/MODEL-TIME`.
-pub fn default_out(model: &str, time: &str) -> PathBuf {
-    Path::new("runs").join(format!("{model}-{time}"))
 }

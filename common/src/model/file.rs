@@ -1,7 +1,6 @@
-//! A model file as it is written: TOML tables, with every key checked by name before serde reads it, so that a slip is
-//! answered with the nearest key. Not here: whether the layers fit together ([`super::network`]).
+//! A model file as it is written: TOML tables, read key by key, so that each error names its layer, its key, the value, and
+//! what would be right. Not here: whether the layers fit together ([`super::network`]).
 
-use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::network::ModelError;
@@ -15,7 +14,6 @@ pub(crate) struct RawModel {
     pub(crate) layers: Vec<RawLayer>,
 }
 
-#[derive(Deserialize)]
 pub(crate) struct RawInput {
     pub(crate) channels: usize,
     pub(crate) height: usize,
@@ -31,8 +29,6 @@ pub(crate) struct RawLayer {
     pub(crate) kind: RawKind,
 }
 
-#[derive(Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum RawKind {
     Conv(RawConv),
     Linear(RawLinear),
@@ -43,144 +39,227 @@ pub(crate) enum RawKind {
     Dropout { p: f64 },
 }
 
-#[derive(Deserialize)]
 pub(crate) struct RawConv {
     pub(crate) filters: usize,
     pub(crate) kernel: usize,
-    #[serde(default = "one")]
     pub(crate) stride: usize,
-    #[serde(default)]
     pub(crate) pad: usize,
-    #[serde(default = "one")]
     pub(crate) groups: usize,
-    #[serde(default = "yes")]
     pub(crate) bias: bool,
-    pub(crate) init: Option<RawInit>,
+    pub(crate) init: RawInit,
 }
 
-#[derive(Deserialize)]
 pub(crate) struct RawLinear {
     pub(crate) units: usize,
-    #[serde(default = "yes")]
     pub(crate) bias: bool,
-    pub(crate) init: Option<RawInit>,
+    pub(crate) init: RawInit,
 }
 
-#[derive(Deserialize)]
 pub(crate) struct RawInit {
     pub(crate) std: Option<f64>,
     pub(crate) bias: Option<f64>,
 }
 
-#[derive(Deserialize)]
 pub(crate) struct RawLrn {
-    #[serde(default = "lrn_size")]
     pub(crate) size: usize,
-    #[serde(default = "lrn_alpha")]
     pub(crate) alpha: f64,
-    #[serde(default = "lrn_beta")]
     pub(crate) beta: f64,
-    #[serde(default = "lrn_k")]
     pub(crate) k: f64,
 }
 
-#[derive(Deserialize)]
 pub(crate) struct RawPool {
     pub(crate) kernel: usize,
     pub(crate) stride: usize,
-    #[serde(default)]
     pub(crate) pad: usize,
 }
 
+/// The kinds of layers, and the keys of each beside `kind` and `name`.
 const KINDS: [(&str, &[&str]); 7] = [
-    ("conv", &["kind", "name", "filters", "kernel", "stride", "pad", "groups", "bias", "init"]),
-    ("linear", &["kind", "name", "units", "bias", "init"]),
-    ("relu", &["kind", "name"]),
-    ("lrn", &["kind", "name", "size", "alpha", "beta", "k"]),
-    ("max_pool", &["kind", "name", "kernel", "stride", "pad"]),
-    ("avg_pool", &["kind", "name", "kernel", "stride", "pad"]),
-    ("dropout", &["kind", "name", "p"]),
+    ("conv", &["filters", "kernel", "stride", "pad", "groups", "bias", "init"]),
+    ("linear", &["units", "bias", "init"]),
+    ("relu", &[]),
+    ("lrn", &["size", "alpha", "beta", "k"]),
+    ("max_pool", &["kernel", "stride", "pad"]),
+    ("avg_pool", &["kernel", "stride", "pad"]),
+    ("dropout", &["p"]),
 ];
+
+/// LRN's constants where the file leaves them out: those of the AlexNet paper.
+const LRN: RawLrn = RawLrn { size: 5, alpha: 1e-4, beta: 0.75, k: 2.0 };
 
 /// Reads the text of a model file.
 pub(crate) fn parse(text: &str) -> Result<RawModel, ModelError> {
-    let mut table: Table = text.parse().map_err(|e: toml::de::Error| ModelError::Syntax(e.to_string()))?;
-    check_keys(&table, &["name", "towers", "input", "layer"], "the model")?;
-    let input = take(&mut table, "input", "the model")?;
-    if let Some(table) = input.as_table() {
-        check_keys(table, &["channels", "height", "width", "mean", "std"], "input")?;
-    }
-    let layers = match table.remove("layer") {
+    let table: Table = text.parse().map_err(|error: toml::de::Error| ModelError::Syntax(error.to_string()))?;
+    let mut model = Fields { table, place: "the model".to_owned() };
+    model.check_keys(&["name", "towers", "input", "layer"])?;
+    let layers = match model.table.remove("layer") {
+        None => return Err(ModelError::NoLayers),
         Some(Value::Array(layers)) => layers,
-        _ => return Err(ModelError::NoLayers),
+        Some(other) => return Err(model.wrong("layer", &other, "a list of tables, each under [[layer]]")),
     };
+    let mut input = model.required("input", Fields::table)?;
+    input.check_keys(&["channels", "height", "width", "mean", "std"])?;
     Ok(RawModel {
-        name: read(take(&mut table, "name", "the model")?, "name")?,
-        towers: read(take(&mut table, "towers", "the model")?, "towers")?,
-        input: read(input, "input")?,
-        layers: layers.into_iter().enumerate().map(|(i, v)| parse_layer(i + 1, v)).collect::<Result<_, _>>()?,
+        name: model.required("name", Fields::text)?,
+        towers: model.required("towers", Fields::count)?,
+        input: RawInput {
+            channels: input.required("channels", Fields::count)?,
+            height: input.required("height", Fields::count)?,
+            width: input.required("width", Fields::count)?,
+            mean: input.numbers("mean")?,
+            std: input.numbers("std")?,
+        },
+        layers: layers.into_iter().enumerate().map(|(i, layer)| parse_layer(i + 1, layer)).collect::<Result<_, _>>()?,
     })
 }
 
-fn parse_layer(position: usize, value: Value) -> Result<RawLayer, ModelError> {
-    let Value::Table(mut table) = value else { return Err(ModelError::NoLayers) };
-    let named = table.get("name").and_then(Value::as_str).map(|name| format!(" (\"{name}\")"));
-    let place = format!("layer {position}{}", named.unwrap_or_default());
-    let kind: String = read(table.get("kind").cloned().ok_or_else(|| missing("kind", &place))?, &place)?;
+fn parse_layer(position: usize, layer: Value) -> Result<RawLayer, ModelError> {
+    let mut place = format!("layer {position}");
+    let Value::Table(table) = layer else {
+        return Err(Fields { table: Table::new(), place }.wrong("layer", &layer, "a table under [[layer]]"));
+    };
+    if let Some(name) = table.get("name").and_then(Value::as_str) {
+        place += &format!(" (\"{name}\")");
+    }
+    let mut layer = Fields { table, place };
+    let kind = layer.required("kind", Fields::text)?;
     let Some((_, keys)) = KINDS.iter().find(|(known, _)| *known == kind) else {
         let hint = suggest::hint(&kind, &KINDS.map(|(known, _)| known));
-        return Err(ModelError::UnknownKind { place, kind, hint });
+        return Err(ModelError::UnknownKind { place: layer.place, kind, hint });
     };
-    check_keys(&table, keys, &place)?;
-    if let Some(init) = table.get("init").and_then(Value::as_table) {
-        check_keys(init, &["std", "bias"], &format!("{place}, init"))?;
-    }
-    let name = table.remove("name").map(|name| read(name, &place)).transpose()?;
-    Ok(RawLayer { position, name, kind: read(Value::Table(table), &place)? })
+    layer.check_keys(&[&["name"], *keys].concat())?;
+    let name = layer.text("name")?;
+    let kind = match kind.as_str() {
+        "conv" => RawKind::Conv(RawConv {
+            filters: layer.required("filters", Fields::count)?,
+            kernel: layer.required("kernel", Fields::count)?,
+            stride: layer.count("stride")?.unwrap_or(1),
+            pad: layer.count("pad")?.unwrap_or(0),
+            groups: layer.count("groups")?.unwrap_or(1),
+            bias: layer.flag("bias")?.unwrap_or(true),
+            init: layer.init()?,
+        }),
+        "linear" => RawKind::Linear(RawLinear {
+            units: layer.required("units", Fields::count)?,
+            bias: layer.flag("bias")?.unwrap_or(true),
+            init: layer.init()?,
+        }),
+        "lrn" => RawKind::Lrn(RawLrn {
+            size: layer.count("size")?.unwrap_or(LRN.size),
+            alpha: layer.number("alpha")?.unwrap_or(LRN.alpha),
+            beta: layer.number("beta")?.unwrap_or(LRN.beta),
+            k: layer.number("k")?.unwrap_or(LRN.k),
+        }),
+        "max_pool" => RawKind::MaxPool(layer.pool()?),
+        "avg_pool" => RawKind::AvgPool(layer.pool()?),
+        "dropout" => RawKind::Dropout { p: layer.required("p", Fields::number)? },
+        _ => RawKind::Relu,
+    };
+    Ok(RawLayer { position, name, kind })
 }
 
-fn check_keys(table: &Table, known: &[&str], place: &str) -> Result<(), ModelError> {
-    match table.keys().find(|key| !known.contains(&key.as_str())) {
-        None => Ok(()),
-        Some(key) => {
-            Err(ModelError::UnknownKey { place: place.to_owned(), key: key.clone(), hint: suggest::hint(key, known) })
+/// The keys of one table, and what errors call the table. Reading a key removes it.
+struct Fields {
+    table: Table,
+    place: String,
+}
+
+impl Fields {
+    fn check_keys(&self, known: &[&str]) -> Result<(), ModelError> {
+        match self.table.keys().find(|key| !known.contains(&key.as_str())) {
+            None => Ok(()),
+            Some(key) => Err(ModelError::UnknownKey {
+                place: self.place.clone(),
+                key: key.clone(),
+                hint: suggest::hint(key, known),
+            }),
         }
     }
+
+    fn required<T>(
+        &mut self,
+        key: &str,
+        read: impl FnOnce(&mut Self, &str) -> Result<Option<T>, ModelError>,
+    ) -> Result<T, ModelError> {
+        let value = read(self, key)?;
+        let missing = || format!("the key \"{key}\" is missing");
+        value.ok_or_else(|| ModelError::Value { place: self.place.clone(), reason: missing() })
+    }
+
+    fn count(&mut self, key: &str) -> Result<Option<usize>, ModelError> {
+        let count = |value: &Value| usize::try_from(value.as_integer()?).ok();
+        let expected = match key {
+            "kernel" | "stride" | "pad" => "a whole number, at least 0, for rows and columns alike",
+            _ => "a whole number, at least 0",
+        };
+        self.read(key, expected, count)
+    }
+
+    fn number(&mut self, key: &str) -> Result<Option<f64>, ModelError> {
+        self.read(key, "a number", as_number)
+    }
+
+    fn numbers(&mut self, key: &str) -> Result<Option<Vec<f64>>, ModelError> {
+        let numbers = |value: &Value| value.as_array()?.iter().map(as_number).collect();
+        self.read(key, "a list of numbers, one for each channel", numbers)
+    }
+
+    fn flag(&mut self, key: &str) -> Result<Option<bool>, ModelError> {
+        self.read(key, "true or false", Value::as_bool)
+    }
+
+    fn text(&mut self, key: &str) -> Result<Option<String>, ModelError> {
+        self.read(key, "text in quotes", |value| value.as_str().map(str::to_owned))
+    }
+
+    fn table(&mut self, key: &str) -> Result<Option<Fields>, ModelError> {
+        let table = self.read(key, "a table", |value| value.as_table().cloned())?;
+        let is_whole = self.place == "the model";
+        let place = if is_whole { key.to_owned() } else { format!("{}, {key}", self.place) };
+        Ok(table.map(|table| Fields { table, place }))
+    }
+
+    fn init(&mut self) -> Result<RawInit, ModelError> {
+        let Some(mut init) = self.table("init")? else { return Ok(RawInit { std: None, bias: None }) };
+        init.check_keys(&["std", "bias"])?;
+        Ok(RawInit { std: init.number("std")?, bias: init.number("bias")? })
+    }
+
+    /// Windows lie side by side where no stride is given, as in PyTorch.
+    fn pool(&mut self) -> Result<RawPool, ModelError> {
+        let kernel = self.required("kernel", Fields::count)?;
+        Ok(RawPool { kernel, stride: self.count("stride")?.unwrap_or(kernel), pad: self.count("pad")?.unwrap_or(0) })
+    }
+
+    fn read<T>(
+        &mut self,
+        key: &str,
+        expected: &str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, ModelError> {
+        let Some(value) = self.table.remove(key) else { return Ok(None) };
+        read(&value).map(Some).ok_or_else(|| self.wrong(key, &value, expected))
+    }
+
+    fn wrong(&self, key: &str, value: &Value, expected: &str) -> ModelError {
+        let reason = format!("{key} = {}; must be {expected}", shown(value));
+        ModelError::Value { place: self.place.clone(), reason }
+    }
 }
 
-fn take(table: &mut Table, key: &str, place: &str) -> Result<Value, ModelError> {
-    table.remove(key).ok_or_else(|| missing(key, place))
+fn as_number(value: &Value) -> Option<f64> {
+    value.as_float().or_else(|| value.as_integer().map(|whole| whole as f64))
 }
 
-fn missing(key: &str, place: &str) -> ModelError {
-    ModelError::Value { place: place.to_owned(), reason: format!("the key \"{key}\" is missing") }
-}
-
-fn read<'de, T: Deserialize<'de>>(value: Value, place: &str) -> Result<T, ModelError> {
-    T::deserialize(value)
-        .map_err(|e| ModelError::Value { place: place.to_owned(), reason: e.to_string().trim_end().to_owned() })
-}
-
-fn one() -> usize {
-    1
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn lrn_size() -> usize {
-    5
-}
-
-fn lrn_alpha() -> f64 {
-    1e-4
-}
-
-fn lrn_beta() -> f64 {
-    0.75
-}
-
-fn lrn_k() -> f64 {
-    2.0
+/// A value as TOML writes it, cut where it is long.
+fn shown(value: &Value) -> String {
+    const CHARACTERS_MAX: usize = 60;
+    let text = match value {
+        Value::Table(_) => "{ ... }".to_owned(),
+        other => other.to_string().replace('\n', " "),
+    };
+    match text.char_indices().nth(CHARACTERS_MAX) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
 }

@@ -154,7 +154,7 @@ pub struct Pool {
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum ModelError {
     /// The text isn't TOML.
-    #[error("the model file isn't valid TOML: {0}")]
+    #[error("the model file is not valid TOML: {0}")]
     Syntax(String),
     /// A key that nothing knows.
     #[error("{place}: unknown key \"{key}\"{hint}")]
@@ -185,7 +185,7 @@ pub enum ModelError {
         reason: String,
     },
     /// There are no layers.
-    #[error("the model has no [[layer]] tables; it needs at least one linear layer, with a unit for each class")]
+    #[error("the model has no [[layer]] tables; it needs at least one linear layer with a unit for each class")]
     NoLayers,
 }
 
@@ -278,20 +278,21 @@ impl Network {
     /// Names the layer, the value and what would be right.
     pub fn parse(text: &str) -> Result<Self, ModelError> {
         check(text.len() <= TEXT_BYTES_MAX, "the model", || {
-            format!("the file has {} bytes; at most {TEXT_BYTES_MAX} can be had", text.len())
+            format!("its file has {} bytes; must have at most {TEXT_BYTES_MAX}", text.len())
         })?;
         let RawModel { name, towers, input, layers } = file::parse(text)?;
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         let sound = (1..=100).contains(&name.len()) && name.chars().all(plain) && !name.starts_with('.');
-        check(sound, "name", || {
-            format!(
-                "{name:?}; must be 1 to 100 letters, digits, \"-\", \"_\" and \".\", since folders are called by it"
-            )
+        check(sound, "the model", || {
+            let rule = "must be 1 to 100 letters, digits, \"-\", \"_\" and \".\", because folders are named after it";
+            format!("name = {name:?}; {rule}, and must not start with \".\"")
         })?;
-        check((1..=1024).contains(&towers), "towers", || format!("{towers} towers; 1 to 1024 can be had"))?;
-        check(!layers.is_empty(), "the model", || "has no layers".to_owned())?;
+        check((1..=1024).contains(&towers), "the model", || format!("towers = {towers}; must be 1 to 1024"))?;
+        if layers.is_empty() {
+            return Err(ModelError::NoLayers);
+        }
         check(layers.len() <= LAYERS_MAX, "the model", || {
-            format!("{} layers; at most {LAYERS_MAX} can be had", layers.len())
+            format!("it has {} layers; must have at most {LAYERS_MAX}", layers.len())
         })?;
         let input = check_input(input)?;
         let mut network = Self { name, towers, input, layers: Vec::new(), source: text.to_owned() };
@@ -321,7 +322,9 @@ impl Network {
         let name = self.name_of(&raw);
         let place = format!("layer {} (\"{name}\")", raw.position);
         check(!self.layers.iter().any(|l| l.name == name), &place, || "another layer has this name".to_owned())?;
-        check(is_sound_name(&name), &place, || "a name has 1 to 100 letters, digits, \"_\" or \"-\"".to_owned())?;
+        check(is_sound_name(&name), &place, || {
+            "its name must be 1 to 100 letters, digits, \"_\" and \"-\"".to_owned()
+        })?;
         let input = self.layers.last().map_or(self.input.shape, |layer| layer.output);
         let first = self.layers.is_empty();
         let weighs = matches!(raw.kind, RawKind::Conv(_) | RawKind::Linear(_));
@@ -353,10 +356,10 @@ impl Network {
         let last = self.layers.last().ok_or(ModelError::NoLayers)?;
         let is_linear = matches!(last.kind, LayerKind::Linear(_));
         check(is_linear, &format!("layer {} (\"{}\")", self.layers.len(), last.name), || {
-            format!("the last layer must be a linear with one unit per class, not a {}", last.kind_name())
+            format!("kind = \"{}\"; the last layer must be a linear with a unit for each class", last.kind_name())
         })?;
         check(last.output.channels <= usize::from(u16::MAX), &last.name, || {
-            format!("{} classes; at most {} can be had", last.output.channels, u16::MAX)
+            format!("units = {}; a model may have at most {} classes", last.output.channels, u16::MAX)
         })
     }
 }
@@ -389,15 +392,15 @@ impl Builder<'_> {
         let (filters, groups, towers, channels) = (raw.filters, raw.groups, self.towers, self.input.channels);
         self.check((1..=LENGTH_MAX).contains(&filters), || format!("filters = {filters}; must be 1 to {LENGTH_MAX}"))?;
         self.check(groups >= 1, || "groups = 0; must be at least 1".to_owned())?;
-        self.check(filters % towers == 0, || format!("{filters} filters don't divide into {towers} towers"))?;
+        self.check(filters % towers == 0, || format!("filters = {filters}; must be a multiple of the {towers} towers"))?;
         self.check(channels % groups == 0 && filters % groups == 0, || {
-            format!("groups = {groups} must divide its {channels} input channels and its {filters} filters")
+            format!("groups = {groups}; must divide its {channels} input channels and its {filters} filters")
         })?;
         self.check(groups == 1 || groups % towers == 0, || {
-            format!("groups = {groups} don't fall whole into {towers} towers; must be 1 or a multiple of {towers}")
+            format!("groups = {groups}; must be 1 or a multiple of the {towers} towers")
         })?;
         self.check(groups == 1 || self.first || channels % towers == 0, || {
-            format!("its {channels} input channels don't divide into {towers} towers, as groups = {groups} needs")
+            format!("groups = {groups} needs input channels that are a multiple of the {towers} towers; it has {channels}")
         })?;
         let output = self.window(raw.kernel, raw.stride, raw.pad)?.with_channels(filters);
         let fan_in = channels / groups * raw.kernel * raw.kernel;
@@ -411,7 +414,7 @@ impl Builder<'_> {
         let units = raw.units;
         self.check((1..=LENGTH_MAX).contains(&units), || format!("units = {units}; must be 1 to {LENGTH_MAX}"))?;
         self.check(units >= self.towers, || {
-            format!("units = {units}; each of {} towers needs at least one", self.towers)
+            format!("units = {units}; must be at least {}, one for each tower", self.towers)
         })?;
         let init = self.init(raw.init, self.input.len(), units)?;
         let output = Shape { channels: units, height: 1, width: 1 };
@@ -420,24 +423,17 @@ impl Builder<'_> {
 
     fn lrn(&self, raw: &file::RawLrn) -> Result<(LayerKind, Shape), ModelError> {
         let lrn = Lrn { size: raw.size, alpha: raw.alpha, beta: raw.beta, k: raw.k };
-        self.check((1..=LENGTH_MAX).contains(&lrn.size), || format!("size = {}; must be at least 1", lrn.size))?;
-        let sound =
-            lrn.alpha.is_finite() && lrn.alpha >= 0.0 && lrn.beta.is_finite() && lrn.k.is_finite() && lrn.k > 0.0;
-        self.check(sound, || {
-            format!(
-                "alpha = {}, beta = {}, k = {}; must be finite, alpha not negative, k above 0",
-                lrn.alpha, lrn.beta, lrn.k
-            )
-        })?;
+        self.check((1..=LENGTH_MAX).contains(&lrn.size), || format!("size = {}; must be 1 to {LENGTH_MAX}", lrn.size))?;
+        let Lrn { alpha, beta, k, .. } = lrn;
+        self.check(alpha.is_finite() && alpha >= 0.0, || format!("alpha = {alpha}; must be finite and at least 0"))?;
+        self.check(beta.is_finite(), || format!("beta = {beta}; must be finite"))?;
+        self.check(k.is_finite() && k > 0.0, || format!("k = {k}; must be finite and above 0"))?;
         Ok((LayerKind::Lrn(lrn), self.input))
     }
 
     fn pool(&self, raw: &file::RawPool) -> Result<(Pool, Shape), ModelError> {
-        self.check(raw.pad * 2 <= raw.kernel, || {
-            format!(
-                "pad = {} with kernel = {}; at most half of the kernel, or a window would hold padding alone",
-                raw.pad, raw.kernel
-            )
+        self.check(raw.pad <= raw.kernel / 2, || {
+            format!("pad = {}; must be at most half of kernel = {}, as in PyTorch", raw.pad, raw.kernel)
         })?;
         let output = self.window(raw.kernel, raw.stride, raw.pad)?;
         Ok((Pool { kernel: raw.kernel, stride: raw.stride, pad: raw.pad }, output))
@@ -446,12 +442,13 @@ impl Builder<'_> {
     /// The output's rows and columns; sizes round down, as in PyTorch.
     fn window(&self, kernel: usize, stride: usize, pad: usize) -> Result<Shape, ModelError> {
         let Shape { channels, height, width } = self.input;
-        let sound = |length: usize| (1..=LENGTH_MAX).contains(&length);
-        self.check(sound(kernel) && sound(stride) && pad <= LENGTH_MAX, || {
-            format!("kernel = {kernel}, stride = {stride}, pad = {pad}; kernel and stride must be at least 1, and none above {LENGTH_MAX}")
-        })?;
+        for (key, value, least) in [("kernel", kernel, 1), ("stride", stride, 1), ("pad", pad, 0)] {
+            self.check((least..=LENGTH_MAX).contains(&value), || {
+                format!("{key} = {value}; must be {least} to {LENGTH_MAX}")
+            })?;
+        }
         self.check(kernel <= height + 2 * pad && kernel <= width + 2 * pad, || {
-            format!("the shape runs out: a kernel of {kernel} doesn't fit into {height}x{width} with pad = {pad}")
+            format!("kernel = {kernel}; must fit into its input of {height}x{width} (rows x columns) with pad = {pad}")
         })?;
         // Kernels read the padded input, and a pool walks through its window.
         check_elements(Shape { channels, height: height + 2 * pad, width: width + 2 * pad }, self.place)?;
@@ -459,17 +456,15 @@ impl Builder<'_> {
         Ok(Shape { channels, height: side(height), width: side(width) })
     }
 
-    fn init(&self, raw: Option<RawInit>, fan_in: usize, outputs: usize) -> Result<Init, ModelError> {
+    fn init(&self, raw: RawInit, fan_in: usize, outputs: usize) -> Result<Init, ModelError> {
         self.check(fan_in.checked_mul(outputs).is_some_and(|n| n <= ELEMENTS_MAX), || {
-            format!("{fan_in} x {outputs} weights; at most {ELEMENTS_MAX} can be had")
+            format!("it has {fan_in} x {outputs} weights; must have at most {ELEMENTS_MAX}")
         })?;
-        let (std, bias) = raw.map_or((None, None), |raw| (raw.std, raw.bias));
         let he = libm::sqrt(2.0 / fan_in as f64);
-        let init = Init { std: std.unwrap_or(he), bias: bias.unwrap_or(0.0) };
-        self.check(init.std.is_finite() && init.std >= 0.0 && init.bias.is_finite(), || {
-            format!("init = {{ std = {}, bias = {} }}; must be finite, std not negative", init.std, init.bias)
-        })?;
-        Ok(init)
+        let Init { std, bias } = Init { std: raw.std.unwrap_or(he), bias: raw.bias.unwrap_or(0.0) };
+        self.check(std.is_finite() && std >= 0.0, || format!("init.std = {std}; must be finite and at least 0"))?;
+        self.check(bias.is_finite(), || format!("init.bias = {bias}; must be finite"))?;
+        Ok(Init { std, bias })
     }
 
     fn check_size(&self, shape: Shape) -> Result<(), ModelError> {
@@ -483,23 +478,21 @@ impl Builder<'_> {
 
 fn check_input(raw: RawInput) -> Result<Input, ModelError> {
     let shape = Shape { channels: raw.channels, height: raw.height, width: raw.width };
-    let lengths = [shape.channels, shape.height, shape.width];
-    check(lengths.iter().all(|n| (1..=LENGTH_MAX).contains(n)), "input", || {
-        format!("{shape}; every length must be 1 to {LENGTH_MAX}")
-    })?;
+    let Shape { channels, height, width } = shape;
+    for (key, value) in [("channels", channels), ("height", height), ("width", width)] {
+        check((1..=LENGTH_MAX).contains(&value), "input", || format!("{key} = {value}; must be 1 to {LENGTH_MAX}"))?;
+    }
     check_elements(shape, "input")?;
-    let mean = raw.mean.unwrap_or_else(|| vec![0.0; shape.channels]);
-    let std = raw.std.unwrap_or_else(|| vec![1.0; shape.channels]);
-    check(mean.len() == shape.channels && std.len() == shape.channels, "input", || {
-        format!(
-            "{} means and {} stds for {} channels; there must be one of each a channel",
-            mean.len(),
-            std.len(),
-            shape.channels
-        )
-    })?;
-    check(mean.iter().all(|m| m.is_finite()) && std.iter().all(|s| s.is_finite() && *s > 0.0), "input", || {
-        format!("mean = {mean:?}, std = {std:?}; must be finite, std above 0")
+    let mean = raw.mean.unwrap_or_else(|| vec![0.0; channels]);
+    let std = raw.std.unwrap_or_else(|| vec![1.0; channels]);
+    for (key, values) in [("mean", &mean), ("std", &std)] {
+        check(values.len() == channels, "input", || {
+            format!("{key} = {values:?}; must have {channels} values, one for each channel")
+        })?;
+    }
+    check(mean.iter().all(|m| m.is_finite()), "input", || format!("mean = {mean:?}; each must be finite"))?;
+    check(std.iter().all(|s| s.is_finite() && *s > 0.0), "input", || {
+        format!("std = {std:?}; each must be finite and above 0")
     })?;
     Ok(Input { shape, mean, std })
 }
@@ -507,7 +500,7 @@ fn check_input(raw: RawInput) -> Result<Input, ModelError> {
 fn check_elements(shape: Shape, place: &str) -> Result<(), ModelError> {
     let elements = shape.channels.checked_mul(shape.height).and_then(|n| n.checked_mul(shape.width));
     check(elements.is_some_and(|n| n <= ELEMENTS_MAX), place, || {
-        format!("{shape} elements; at most {ELEMENTS_MAX} can be had")
+        format!("a map of {shape} has too many elements; must have at most {ELEMENTS_MAX}")
     })
 }
 

@@ -46,36 +46,78 @@ fn a_wrong_file_is_answered_with_the_place_the_value_and_what_would_be_right() {
         (model(2, &conv("fitlers = 3")), "layer 1 (\"c\"): unknown key \"fitlers\"; did you mean \"filters\"?"),
         (
             model(2, &conv("groups = 3")),
-            "layer 1 (\"c\"): groups = 3 must divide its 4 input channels and its 8 filters",
+            "layer 1 (\"c\"): groups = 3; must divide its 4 input channels and its 8 filters",
         ),
-        (model(4, &conv("groups = 2")), "groups = 2 don't fall whole into 4 towers; must be 1 or a multiple of 4"),
-        (model(3, &conv("")), "8 filters don't divide into 3 towers"),
-        (model(2, &conv("stride = 0")), "stride = 0"),
-        (model(2, &conv("pad = -1")), "layer 1 (\"c\")"),
+        (model(4, &conv("groups = 2")), "groups = 2; must be 1 or a multiple of the 4 towers"),
+        (model(3, &conv("")), "filters = 8; must be a multiple of the 3 towers"),
+        (model(2, &conv("stride = 0")), "layer 1 (\"c\"): stride = 0; must be 1 to 1048576"),
+        (model(2, &conv("pad = -1")), "layer 1 (\"c\"): pad = -1; must be a whole number, at least 0, for rows"),
+        (model(2, &conv("stride = [3, 2]")), "layer 1 (\"c\"): stride = [3, 2]; must be a whole number"),
+        (model(2, &conv("stride = 1.5")), "stride = 1.5; must be a whole number"),
+        (model(2, &conv("bias = 1")), "bias = 1; must be true or false"),
+        (model(2, &conv("init = 0.1")), "init = 0.1; must be a table"),
+        (model(2, &conv("init = { std = \"small\" }")), "layer 1 (\"c\"), init: std = \"small\"; must be a number"),
+        (model(2, &conv("init = { sdt = 1 }")), "layer 1 (\"c\"), init: unknown key \"sdt\"; did you mean \"std\"?"),
+        (model(2, &conv("dilation = 2")), "unknown key \"dilation\"; expected one of name, filters, kernel, stride, pad"),
+        (model(2, &conv("padding = 2")), "unknown key \"padding\"; did you mean \"pad\"?"),
         (
             model(2, &conv("[[layer]]\nkind = \"max_pool\"\nkernel = 7\nstride = 1")),
-            "the shape runs out: a kernel of 7 doesn't fit into 6x6",
+            "layer 2 (\"maxpool1\"): kernel = 7; must fit into its input of 6x6 (rows x columns) with pad = 0",
         ),
+        (
+            model(2, &conv("[[layer]]\nkind = \"max_pool\"\nkernel = 3\nceil_mode = true")),
+            "layer 2: unknown key \"ceil_mode\"; expected one of name, kernel, stride, pad",
+        ),
+        (
+            model(2, &conv("[[layer]]\nkind = \"avg_pool\"\nkernel = 3\npad = 2")),
+            "pad = 2; must be at most half of kernel = 3, as in PyTorch",
+        ),
+        (model(2, &conv("[[layer]]\nkind = \"avg_pool\"")), "layer 2: the key \"kernel\" is missing"),
+        (
+            model(2, &conv("[[layer]]\nkind = \"concat\"")),
+            "layer 2: unknown layer kind \"concat\"; expected one of conv, linear, relu, lrn, max_pool, avg_pool, dropout",
+        ),
+        (model(2, &conv("[[layer]]\nkind = 3")), "layer 2: kind = 3; must be text in quotes"),
+        (model(2, &conv("[[layer]]\nkind = \"lrn\"\nk = 0")), "k = 0; must be finite and above 0"),
         (
             model(2, &conv("[[layer]]\nkind = \"conf\"\n")),
             "layer 2: unknown layer kind \"conf\"; did you mean \"conv\"?",
         ),
         (model(2, &conv("[[layer]]\nkind = \"dropout\"\np = 1.0")), "p = 1; must be at least 0 and below 1"),
         (model(2, "[[layer]]\nkind = \"relu\"\n"), "the first layer must be a conv or a linear"),
-        (model(2, &format!("{LAST}[[layer]]\nkind = \"relu\"")), "the last layer must be a linear"),
-        (model(16, LAST), "units = 10; each of 16 towers needs at least one"),
+        (
+            model(2, &conv("[[layer]]\nkind = \"avg_pool\"\nkernel = 2").replace(LAST, "")),
+            "layer 2 (\"avgpool1\"): kind = \"avg_pool\"; the last layer must be a linear with a unit for each class",
+        ),
+        (model(16, LAST), "units = 10; must be at least 16, one for each tower"),
         (model(2, &format!("{LAST}{LAST}")), "another layer has this name"),
-        (model(0, LAST), "towers: 0 towers"),
+        (model(0, LAST), "towers = 0; must be 1 to 1024"),
         (model(2, ""), "no [[layer]] tables"),
+        (model(2, "layer = []"), "no [[layer]] tables"),
+        (model(2, "layer = 3"), "layer = 3; must be a list of tables, each under [[layer]]"),
         (model(2, LAST).replace("towers", "tower"), "did you mean \"towers\"?"),
-        (model(2, LAST).replace("channels = 4", "channels = 4, mean = [0.5]"), "1 means and 4 stds for 4 channels"),
-        (model(2, &conv("pad = 1048576")), "elements; at most"),
-        ("name = ".to_owned(), "isn't valid TOML"),
+        (model(2, LAST).replace("towers = 2", "towers = \"two\""), "the model: towers = \"two\"; must be a whole number"),
+        (model(2, LAST).replace("height = 8", "height = 0"), "input: height = 0; must be 1 to 1048576"),
+        (
+            model(2, LAST).replace("channels = 4", "channels = 4, mean = [0.5]"),
+            "input: mean = [0.5]; must have 4 values, one for each channel",
+        ),
+        (model(2, &conv("pad = 1048576")), "too many elements; must have at most"),
+        ("name = ".to_owned(), "is not valid TOML"),
     ];
     for (text, expected) in cases {
         let error = Network::parse(&text).expect_err(&text).to_string();
         assert!(error.contains(expected), "\n{error}\nlacks\n{expected}");
     }
+}
+
+/// PyTorch's default.
+#[test]
+fn a_pool_without_a_stride_steps_by_its_kernel() {
+    let pool = |rest| conv(&format!("[[layer]]\nkind = \"max_pool\"\nkernel = 3\n{rest}"));
+    let shapes = |text: String| Network::parse(&text).unwrap().layers[1].output;
+    assert_eq!(shapes(model(2, &pool(""))), shapes(model(2, &pool("stride = 3"))));
+    assert_ne!(shapes(model(2, &pool(""))), shapes(model(2, &pool("stride = 1"))));
 }
 
 #[test]

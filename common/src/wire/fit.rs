@@ -21,7 +21,7 @@ pub fn expected_shape(plan: &Plan, samples_max: usize, key: &TensorKey) -> Resul
             let owner = match (direction, to_tower) {
                 (Direction::Forward, None) => *from_tower,
                 (Direction::Backward, Some(to)) => *to,
-                (Direction::Forward, Some(to)) => return Err(unfit("to_tower", to, "forward it isn't set")),
+                (Direction::Forward, Some(to)) => return Err(unfit("to_tower", to, "must not be set forward")),
                 (Direction::Backward, None) => return Err(WireError::Missing("to_tower")),
             };
             below("to_tower", owner, plan.network.towers)?;
@@ -32,7 +32,7 @@ pub fn expected_shape(plan: &Plan, samples_max: usize, key: &TensorKey) -> Resul
         TensorKey::Parameter { name, tower, .. } => {
             below("tower", *tower, plan.network.towers)?;
             let parameter =
-                plan.network.parameter(name).ok_or_else(|| unfit("name", name, "the model has no such parameter"))?;
+                plan.network.parameter(name).ok_or_else(|| unfit("name", name, "must be a parameter of the model"))?;
             Ok(parameter.slice_shape(&plan.network, *tower))
         }
     }
@@ -41,13 +41,13 @@ pub fn expected_shape(plan: &Plan, samples_max: usize, key: &TensorKey) -> Resul
 fn samples(micro_batch: &MicroBatch, samples_max: usize) -> Result<usize, WireError> {
     let count = micro_batch.samples.len();
     if count == 0 || count > samples_max || micro_batch.samples.end > u32::MAX as usize {
-        return Err(unfit("samples", &count, "it must be at least 1 and at most a batch"));
+        return Err(unfit("samples", &count, "must be at least 1 and at most the largest micro-batch"));
     }
     Ok(count)
 }
 
 fn below(field: &'static str, value: usize, limit: usize) -> Result<(), WireError> {
-    if value < limit { Ok(()) } else { Err(unfit(field, &value, "the plan has no such one")) }
+    if value < limit { Ok(()) } else { Err(unfit(field, &value, "out of range for this plan")) }
 }
 
 fn unfit(field: &'static str, value: &dyn std::fmt::Display, expected: &'static str) -> WireError {

@@ -1,11 +1,11 @@
 //! Workers of our own: processes of this program on this machine, over a Unix socket. Each holds the reading end of a pipe
 //! whose writing end only we hold, so that none outlives us, however we end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use convoy_common::address::Address;
+use convoy_common::address::{Address, SOCKET_PATH_BYTES_MAX};
 
 use super::doors::unguessable;
 use crate::error::JobError;
@@ -16,6 +16,8 @@ const LEAVE_MAX: Duration = Duration::from_secs(2);
 /// A process whose socket has closed is reaped within this.
 const REAP_MAX: Duration = Duration::from_millis(500);
 const REAP_EVERY: Duration = Duration::from_millis(5);
+/// The socket's name in its folder.
+const SOCKET: &str = "coordinator";
 
 /// Worker processes that we have started.
 pub struct LocalWorkers {
@@ -46,20 +48,39 @@ pub struct LocalPlan {
 pub struct SocketFolder(PathBuf);
 
 impl SocketFolder {
-    /// Makes the folder.
+    /// Makes the folder in the first place that can have it: the system's temporary folder, unless its name is too long for
+    /// a socket in it or it can't be written, or one of the places that most systems have.
     ///
     /// # Errors
-    /// When the system's temporary folder can't be written.
+    /// When none of them can have it: why the first can't.
     pub fn create() -> std::io::Result<Self> {
+        let places = [std::env::temp_dir(), "/tmp".into(), "/var/tmp".into(), "/dev/shm".into()];
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        let mut first = None;
+        for place in places.into_iter().chain(runtime) {
+            match Self::create_in(&place) {
+                Ok(folder) => return Ok(folder),
+                Err(error) => drop(first.get_or_insert(error)),
+            }
+        }
+        Err(first.unwrap_or_else(|| std::io::ErrorKind::NotFound.into()))
+    }
+
+    fn create_in(place: &Path) -> std::io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
-        let path = std::env::temp_dir().join(format!("convoy-{:016x}", unguessable()));
+        let path = place.join(format!("convoy-{:016x}", unguessable()));
+        let length = path.join(SOCKET).as_os_str().len();
+        if length > SOCKET_PATH_BYTES_MAX {
+            let why = format!("a socket's path may have {SOCKET_PATH_BYTES_MAX} bytes, and in {} it has {length}", place.display());
+            return Err(std::io::Error::other(why));
+        }
         std::fs::DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self(path))
     }
 
     /// The socket's address.
     pub fn address(&self) -> Address {
-        Address::Unix(self.0.join("coordinator"))
+        Address::Unix(self.0.join(SOCKET))
     }
 }
 

@@ -72,6 +72,14 @@ impl Remote {
     }
 }
 
+impl Remote {
+    /// The same without training images and labels.
+    pub(super) fn test_files(mut self) -> Self {
+        self.files.retain(|file| file.name.starts_with("t10k"));
+        self
+    }
+}
+
 /// Every wait bounded; tests add that they want no proxy.
 pub(super) fn agent_config() -> ureq::config::ConfigBuilder<ureq::typestate::AgentScope> {
     ureq::Agent::config_builder()

@@ -1,6 +1,6 @@
 //! Everything that can be wrong with a data set, each with the file, the value, and what would be right.
 //!
-//! Failed downloads aren't here: they never stop a job, they send it to the bundled subset (see `fashion.rs`).
+//! Failed downloads aren't here: they never stop a job, which then uses the bundled subset (see `fashion.rs`).
 
 use std::io;
 use std::path::PathBuf;
@@ -9,19 +9,27 @@ use super::ImageShape;
 
 /// Why a data set can't be used.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "of fields alone: each message says what they are")]
+#[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum DataError {
     /// The user's word for a source was empty.
-    #[error("data source \"\" is empty: give auto, bundled, synthetic or a folder")]
+    #[error("data source \"\" is empty; it must be auto, bundled, synthetic or a folder")]
     EmptySource,
 
+    /// The user named no data, and those that the checkpoint names can't be used.
+    #[error("use the data that the checkpoint names, {data} (--data takes others)")]
+    OfCheckpoint { data: String, source: Box<DataError> },
+
+    /// A checkpoint couldn't remember the folder.
+    #[error("data folder {} has a name that is not UTF-8; rename it, since checkpoints record it as text", folder.display())]
+    NotUtf8 { folder: PathBuf },
+
     /// The folder that the user named doesn't exist, or is a file.
-    #[error("data folder {} isn't there, or isn't a folder", folder.display())]
+    #[error("data folder {} does not exist, or is not a folder", folder.display())]
     FolderMissing { folder: PathBuf },
 
-    /// The folder lacks some of the four files.
+    /// The folder lacks some of the files.
     #[error(
-        "data folder {} lacks {}: it needs these names, plain or with .gz (-images-idx4-ubyte does as well)",
+        "data folder {} lacks {}; files may also end in .gz, and images may be called -images-idx4-ubyte",
         folder.display(),
         missing.join(", ")
     )]
@@ -31,12 +39,21 @@ pub enum DataError {
     #[error("read {}", file.display())]
     Read { file: PathBuf, source: io::Error },
 
-    /// A file doesn't begin as an IDX file of bytes with the right number of dimensions.
-    #[error("{} starts with {found:#010x}, not with {}", file.display(), hex(expected))]
-    WrongMagic { file: PathBuf, found: u32, expected: &'static [u32] },
+    /// A file doesn't begin as an IDX file does.
+    #[error(
+        "{} is not an IDX file: it starts with {}; an IDX file starts with two zero bytes, the element type and the \
+         number of dimensions",
+        file.display(),
+        described(start)
+    )]
+    NotIdx { file: PathBuf, start: Vec<u8> },
+
+    /// An IDX file holds something other than what its name says.
+    #[error("{} holds {found}; needed are {needed}", file.display())]
+    WrongContent { file: PathBuf, found: String, needed: &'static str },
 
     /// A file is shorter than its header says; bytes are counted after unpacking.
-    #[error("{} ends after {found} bytes, its header needs {expected}", file.display())]
+    #[error("{} ends after {found} bytes; its header needs {expected}", file.display())]
     Truncated { file: PathBuf, found: u64, expected: u64 },
 
     /// A file is longer than its header says; bytes are counted after unpacking.
@@ -44,16 +61,16 @@ pub enum DataError {
     TrailingBytes { file: PathBuf, expected: u64 },
 
     /// A header claims more than a data set may hold.
-    #[error("{} claims to hold {claimed} bytes, the most is {limit}", file.display())]
+    #[error("{} claims to hold {claimed} bytes; the most is {limit}", file.display())]
     TooBig { file: PathBuf, claimed: u128, limit: u64 },
 
     /// A header has a dimension of zero.
-    #[error("{} is empty: its dimensions are {dims:?}, each must be at least 1", file.display())]
+    #[error("{} is empty: its dimensions are {dims:?}, and each must be at least 1", file.display())]
     Empty { file: PathBuf, dims: Vec<u32> },
 
     /// The images don't fit the model's input.
     #[error(
-        "images of {} are {found} (channels x height x width), the model wants {wanted}: give other data, \
+        "images of {} are {found} (channels x height x width), and the model needs {wanted}; give other data, \
          or set the model's `input` to {found}",
         file.display()
     )]
@@ -61,7 +78,7 @@ pub enum DataError {
 
     /// Images and labels don't pair up.
     #[error(
-        "{} has {images} images, {} has {labels} labels: one label an image is right",
+        "{} has {images} images, and {} has {labels} labels; there must be one label for each image",
         images_file.display(),
         labels_file.display()
     )]
@@ -69,26 +86,17 @@ pub enum DataError {
 
     /// A label has no unit in the model's last layer.
     #[error(
-        "label {label} at index {index} of {} is out of range: the model has {classes} classes, \
-         so that 0 to {} are right",
+        "label {label} at index {index} of {} is out of range; the model has {classes} classes, so labels must be \
+         0 to {}",
         file.display(),
         classes.saturating_sub(1)
     )]
-    LabelOutOfRange { file: PathBuf, index: usize, label: u16, classes: usize },
-
-    /// The model's last layer has units that no training image teaches.
-    #[error(
-        "{} has {found} classes (its highest label is {}), the model has {wanted}: set `units` of its last \
-         layer to {found}",
-        file.display(),
-        found.saturating_sub(1)
-    )]
-    ClassCountMismatch { file: PathBuf, found: usize, wanted: usize },
+    LabelOutOfRange { file: PathBuf, index: usize, label: i32, classes: usize },
 
     /// Fashion-MNIST was chosen, and the model is for something else.
     #[error(
-        "Fashion-MNIST has images of {} (channels x height x width) in {} classes, the model wants {wanted} in \
-         {wanted_classes} classes: give --data DIR or --data synthetic",
+        "Fashion-MNIST has images of {} (channels x height x width) in {} classes, and the model needs {wanted} in \
+         {wanted_classes} classes; give --data DIR or --data synthetic",
         super::fashion::SHAPE,
         super::fashion::CLASS_NAMES.len()
     )]
@@ -96,25 +104,30 @@ pub enum DataError {
 
     /// A folder where Fashion-MNIST is looked for holds something else.
     #[error(
-        "{} holds {train} train and {test} test images, Fashion-MNIST has {} and {}: \
-         give --data {} if you mean these, or remove them",
+        "{} holds {found}, and Fashion-MNIST has {} training and {} test images; \
+         give --data {} if you mean these images, or remove them",
         folder.display(),
         super::fashion::TRAIN_COUNT,
         super::fashion::TEST_COUNT,
         folder.display()
     )]
-    NotFashionMnist { folder: PathBuf, train: usize, test: usize },
+    NotFashionMnist { folder: PathBuf, found: String },
 
-    /// Not even a handful of synthetic images would fit into memory, or an image is nothing.
-    #[error("a synthetic image of {shape} has {bytes} bytes: 1 to {limit} are right")]
+    /// Not even a handful of synthetic images would fit into memory, or an image has no pixels.
+    #[error("a synthetic image of {shape} has {bytes} bytes; it must have 1 to {limit}")]
     SyntheticSize { shape: ImageShape, bytes: u128, limit: u64 },
 
     /// Synthetic labels can't number so many classes.
-    #[error("{classes} synthetic classes are out of range: 1 to {limit} are right")]
+    #[error("{classes} synthetic classes are out of range; there must be 1 to {limit}")]
     SyntheticClasses { classes: usize, limit: usize },
 }
 
-fn hex(words: &[u32]) -> String {
-    let words: Vec<String> = words.iter().map(|word| format!("{word:#010x}")).collect();
-    words.join(" or ")
+/// A file's first bytes for a person: as text where they are text.
+fn described(start: &[u8]) -> String {
+    match std::str::from_utf8(start) {
+        Ok(text) if text.chars().all(|character| character.is_ascii_graphic() || character == ' ') => {
+            format!("\"{text}\"")
+        }
+        _ => format!("the bytes {}", start.iter().map(u8::to_string).collect::<Vec<_>>().join(", ")),
+    }
 }

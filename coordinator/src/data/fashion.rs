@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::download::{self, Remote};
 use super::folder::{self, Parsed, Splits};
-use super::{DataError, DataSet, ImageShape, Wanted, fingerprint, idx};
+use super::{DataError, DataSet, ImageShape, TestSet, Wanted, idx};
 
 /// What the labels mean.
 pub const CLASS_NAMES: [&str; 10] =
@@ -60,27 +60,24 @@ impl Places {
 }
 
 /// The whole set from the first folder that has it, or else from the network, or else the bundled subset.
-///
-/// A folder that lacks files is passed over, which the notice says; one that has all four and is damaged is an error, since
-/// training on something else would hide it.
 pub(super) fn auto(wanted: &Wanted, places: &Places, remote: &Remote) -> Result<DataSet, DataError> {
     check_model(wanted)?;
-    let mut reasons = Vec::new();
-    for folder in places.folders() {
-        match folder::find(&folder) {
-            Ok(files) => return whole(files, &folder, wanted),
-            Err(DataError::FolderMissing { .. }) => {}
-            // What the cache lacks is for the download to say.
-            Err(_) if places.cache_folder().as_ref() == Some(&folder) => {}
-            Err(unusable) => reasons.push(chain(&unusable)),
-        }
+    match locate(places, remote, folder::find)? {
+        Located::In(folder, files) => whole(folder::read(files, wanted)?, &folder),
+        Located::Nowhere { why } => subset(wanted, Some(&why)),
     }
-    match fetch(places, remote) {
-        Ok(folder) => whole(folder::find(&folder)?, &folder, wanted),
-        Err(why) => {
-            reasons.push(why);
-            subset(wanted, Some(&reasons.join("; ")))
+}
+
+/// The test images of the set that [`auto`] would take, without the training images.
+pub(super) fn auto_test(wanted: &Wanted, places: &Places, remote: &Remote) -> Result<TestSet, DataError> {
+    check_model(wanted)?;
+    match locate(places, remote, folder::find_test)? {
+        Located::In(folder, files) => {
+            let images = folder::read_split(files, wanted)?;
+            check_count(&folder, images.len() == TEST_COUNT, || format!("{} test images", images.len()))?;
+            Ok(TestSet::new(images, &format!("Fashion-MNIST in {}", folder.display()), Vec::new()))
         }
+        Located::Nowhere { why } => subset_test(wanted, Some(&why)),
     }
 }
 
@@ -90,6 +87,51 @@ pub(super) fn bundled(wanted: &Wanted) -> Result<DataSet, DataError> {
     subset(wanted, None)
 }
 
+/// The test images of the subset in the binary.
+pub(super) fn bundled_test(wanted: &Wanted) -> Result<TestSet, DataError> {
+    check_model(wanted)?;
+    subset_test(wanted, None)
+}
+
+/// Where the set is.
+enum Located<F> {
+    /// Its files, in this folder.
+    In(PathBuf, F),
+    /// Neither on this machine nor to be downloaded, for these reasons.
+    Nowhere { why: String },
+}
+
+/// Looks for the files that `find` finds in a folder, and downloads them where they are nowhere.
+///
+/// A folder that lacks files is passed over, and the reasons say so. One that has them all and is damaged is an error, since
+/// using something else would hide it.
+fn locate<F>(
+    places: &Places,
+    remote: &Remote,
+    find: impl Fn(&Path) -> Result<F, DataError>,
+) -> Result<Located<F>, DataError> {
+    let mut reasons = Vec::new();
+    for folder in places.folders() {
+        match find(&folder) {
+            Ok(files) => return Ok(Located::In(folder, files)),
+            Err(DataError::FolderMissing { .. }) => {}
+            // The download completes the cache, or says what it lacks.
+            Err(_) if places.cache_folder().as_ref() == Some(&folder) => {}
+            Err(unusable) => reasons.push(chain(&unusable)),
+        }
+    }
+    match fetch(places, remote) {
+        Ok(folder) => {
+            let files = find(&folder)?;
+            Ok(Located::In(folder, files))
+        }
+        Err(why) => {
+            reasons.push(why);
+            Ok(Located::Nowhere { why: reasons.join("; ") })
+        }
+    }
+}
+
 fn check_model(wanted: &Wanted) -> Result<(), DataError> {
     if wanted.shape() == SHAPE && wanted.classes == CLASS_NAMES.len() {
         return Ok(());
@@ -97,41 +139,49 @@ fn check_model(wanted: &Wanted) -> Result<(), DataError> {
     Err(DataError::NotForThisModel { wanted: wanted.shape(), wanted_classes: wanted.classes })
 }
 
-fn whole(files: folder::Files, folder: &Path, wanted: &Wanted) -> Result<DataSet, DataError> {
-    let splits = folder::read(files, wanted)?;
+fn whole(splits: Splits, folder: &Path) -> Result<DataSet, DataError> {
     let (train, test) = (splits.train.len(), splits.test.len());
-    if (train, test) != (TRAIN_COUNT, TEST_COUNT) {
-        return Err(DataError::NotFashionMnist { folder: folder.to_path_buf(), train, test });
-    }
-    Ok(data_set(splits, format!("Fashion-MNIST in {}", folder.display()), None))
+    let is_right = (train, test) == (TRAIN_COUNT, TEST_COUNT);
+    check_count(folder, is_right, || format!("{train} training and {test} test images"))?;
+    Ok(DataSet::new(splits, &format!("Fashion-MNIST in {}", folder.display()), Vec::new()))
+}
+
+fn check_count(folder: &Path, is_right: bool, found: impl FnOnce() -> String) -> Result<(), DataError> {
+    if is_right { Ok(()) } else { Err(DataError::NotFashionMnist { folder: folder.to_path_buf(), found: found() }) }
 }
 
 /// Downloads what the cache lacks and returns the cache's folder, or the reason in words for the notice.
 fn fetch(places: &Places, remote: &Remote) -> Result<PathBuf, String> {
     if places.offline {
-        return Err("downloads are off".into());
+        return Err("downloads are off (CONVOY_OFFLINE)".into());
     }
     let folder = places.cache_folder().ok_or("there is no cache directory to download it to")?;
     download::fetch_missing(&folder, remote).map_err(|error| chain(&error))?;
     Ok(folder)
 }
 
+/// What the subset is called.
+const SUBSET: &str = "the bundled subset of Fashion-MNIST";
+
 fn subset(wanted: &Wanted, why: Option<&str>) -> Result<DataSet, DataError> {
-    let splits = folder::check(BUNDLED_TRAIN.parse()?, BUNDLED_TEST.parse()?, wanted)?;
-    let why = why.map(|why| format!(", as the whole set isn't on this machine ({why})")).unwrap_or_default();
-    let notice = format!(
-        "using the bundled {} of Fashion-MNIST's {TRAIN_COUNT} training images{why}; for all of them, apt install \
-         dataset-fashion-mnist, or put the four files into ./data/{FOLDER}",
-        splits.train.len(),
-    );
-    Ok(data_set(splits, "the subset of Fashion-MNIST that is bundled with Convoy".into(), Some(notice)))
+    let train = folder::check(BUNDLED_TRAIN.parse()?, wanted)?;
+    let test = folder::check(BUNDLED_TEST.parse()?, wanted)?;
+    let notice = notice_of_subset(&format!("{} of Fashion-MNIST's {TRAIN_COUNT} training", train.len()), why);
+    Ok(DataSet::new(Splits { train, test }, SUBSET, vec![notice]))
 }
 
-fn data_set(splits: Splits, name: String, notice: Option<String>) -> DataSet {
-    let Splits { train, test } = splits;
-    let origin = format!("{name}: {} train and {} test images of {SHAPE}", train.len(), test.len());
-    let fingerprint = fingerprint(&train, &test);
-    DataSet { train, test, origin, notice, fingerprint }
+fn subset_test(wanted: &Wanted, why: Option<&str>) -> Result<TestSet, DataError> {
+    let images = folder::check(BUNDLED_TEST.parse()?, wanted)?;
+    let notice = notice_of_subset(&format!("{} of Fashion-MNIST's {TEST_COUNT} test", images.len()), why);
+    Ok(TestSet::new(images, SUBSET, vec![notice]))
+}
+
+fn notice_of_subset(which: &str, why: Option<&str>) -> String {
+    let why = why.map(|why| format!(", because the whole set is not on this machine ({why})")).unwrap_or_default();
+    format!(
+        "using the bundled {which} images{why}; to use all of them, run `apt install dataset-fashion-mnist`, or put the \
+         four files into ./data/{FOLDER}"
+    )
 }
 
 /// One split in the binary; `coordinator/data/make_subset.py` wrote it.

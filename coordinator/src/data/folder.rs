@@ -1,4 +1,4 @@
-//! A folder of four IDX files, and the checks that a data set must pass before a model is trained on it.
+//! A folder of IDX files, and the checks that a data set must pass before a model uses it.
 //!
 //! Which folder it is, and what to do when there is none, is decided in `fashion.rs` and `mod.rs`.
 
@@ -10,19 +10,24 @@ use ndarray::Array4;
 
 use super::{DataError, ImageShape, Split, Wanted, idx};
 
-/// The names of one split's files, without `.gz`; images come first under the name that MNIST gave them.
+/// The names of one split's files, without `.gz`, under the names that MNIST gave them first. IDX names end in the number of
+/// dimensions and the element type; which of these a file holds is read from the file itself.
 struct Names {
     images: [&'static str; 2],
-    labels: [&'static str; 1],
+    labels: [&'static str; 4],
 }
 
-const TRAIN: Names =
-    Names { images: ["train-images-idx3-ubyte", "train-images-idx4-ubyte"], labels: ["train-labels-idx1-ubyte"] };
-const TEST: Names =
-    Names { images: ["t10k-images-idx3-ubyte", "t10k-images-idx4-ubyte"], labels: ["t10k-labels-idx1-ubyte"] };
+const TRAIN: Names = Names {
+    images: ["train-images-idx3-ubyte", "train-images-idx4-ubyte"],
+    labels: ["train-labels-idx1-ubyte", "train-labels-idx1-byte", "train-labels-idx1-short", "train-labels-idx1-int"],
+};
+const TEST: Names = Names {
+    images: ["t10k-images-idx3-ubyte", "t10k-images-idx4-ubyte"],
+    labels: ["t10k-labels-idx1-ubyte", "t10k-labels-idx1-byte", "t10k-labels-idx1-short", "t10k-labels-idx1-int"],
+};
 
 /// Where one split's files are.
-struct SplitFiles {
+pub(super) struct SplitFiles {
     images: PathBuf,
     labels: PathBuf,
 }
@@ -43,88 +48,113 @@ pub(super) struct Splits {
 pub(super) struct Parsed {
     pub(super) images: Array4<u8>,
     pub(super) images_file: PathBuf,
-    pub(super) labels: Vec<u16>,
+    pub(super) labels: Vec<i32>,
     pub(super) labels_file: PathBuf,
 }
 
-/// Finds the four files of a folder that the user named.
+/// Finds the four files of a folder.
 pub(super) fn find(folder: &Path) -> Result<Files, DataError> {
-    match fs::metadata(folder) {
-        Ok(metadata) if metadata.is_dir() => {}
-        Err(source) if !matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            return Err(DataError::Read { file: folder.to_path_buf(), source });
-        }
-        _ => return Err(DataError::FolderMissing { folder: folder.to_path_buf() }),
-    }
-    look(folder).map_err(|missing| DataError::FilesMissing { folder: folder.to_path_buf(), missing })
+    check_folder(folder)?;
+    let mut missing = Vec::new();
+    let files = Files { train: place(folder, &TRAIN, &mut missing), test: place(folder, &TEST, &mut missing) };
+    none_missing(folder, missing).map(|()| files)
 }
 
-/// Looks for the four files, and says which of them aren't there.
-fn look(folder: &Path) -> Result<Files, Vec<&'static str>> {
+/// Finds the two files of a folder that hold test images.
+pub(super) fn find_test(folder: &Path) -> Result<SplitFiles, DataError> {
+    check_folder(folder)?;
     let mut missing = Vec::new();
+    let files = place(folder, &TEST, &mut missing);
+    none_missing(folder, missing).map(|()| files)
+}
+
+fn check_folder(folder: &Path) -> Result<(), DataError> {
+    match fs::metadata(folder) {
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Err(source) if !matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Err(DataError::Read { file: folder.to_path_buf(), source })
+        }
+        _ => Err(DataError::FolderMissing { folder: folder.to_path_buf() }),
+    }
+}
+
+fn none_missing(folder: &Path, missing: Vec<&'static str>) -> Result<(), DataError> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(DataError::FilesMissing { folder: folder.to_path_buf(), missing })
+}
+
+/// Where a split's files are. Those that aren't there are noted in `missing`.
+fn place(folder: &Path, names: &Names, missing: &mut Vec<&'static str>) -> SplitFiles {
     let mut place = |names: &[&'static str]| {
-        let found = names.iter().flat_map(|name| [folder.join(name), folder.join(format!("{name}.gz"))]);
-        found.into_iter().find(|path| path.is_file()).unwrap_or_else(|| {
+        let paths = names.iter().flat_map(|name| [folder.join(name), folder.join(format!("{name}.gz"))]);
+        paths.into_iter().find(|path| path.is_file()).unwrap_or_else(|| {
             missing.push(names[0]);
             PathBuf::new()
         })
     };
-    let mut split = |names: &Names| SplitFiles { images: place(&names.images), labels: place(&names.labels) };
-    let files = Files { train: split(&TRAIN), test: split(&TEST) };
-    if missing.is_empty() { Ok(files) } else { Err(missing) }
+    SplitFiles { images: place(&names.images), labels: place(&names.labels) }
 }
 
 /// Reads all four files and checks them against each other and against the model.
 pub(super) fn read(files: Files, wanted: &Wanted) -> Result<Splits, DataError> {
-    check(parse(files.train)?, parse(files.test)?, wanted)
+    Ok(Splits { train: read_split(files.train, wanted)?, test: read_split(files.test, wanted)? })
 }
 
-/// Checks both splits against the model. Only the training split must have every class.
-pub(super) fn check(train: Parsed, test: Parsed, wanted: &Wanted) -> Result<Splits, DataError> {
-    check_split(&train, wanted)?;
-    check_split(&test, wanted)?;
-    check_class_count(&train, wanted)?;
-    Ok(Splits { train: Split::new(train.images, train.labels), test: Split::new(test.images, test.labels) })
-}
-
-fn parse(files: SplitFiles) -> Result<Parsed, DataError> {
-    Ok(Parsed {
+/// Reads one split's files and checks them against each other and against the model.
+pub(super) fn read_split(files: SplitFiles, wanted: &Wanted) -> Result<Split, DataError> {
+    let parsed = Parsed {
         images: idx::read_images(&files.images)?,
         images_file: files.images,
         labels: idx::read_labels(&files.labels)?,
         labels_file: files.labels,
-    })
+    };
+    check(parsed, wanted)
 }
 
-fn check_split(split: &Parsed, wanted: &Wanted) -> Result<(), DataError> {
+/// Checks one split against itself and against the model.
+pub(super) fn check(split: Parsed, wanted: &Wanted) -> Result<Split, DataError> {
     let (count, channels, height, width) = split.images.dim();
     let found = ImageShape { channels, height, width };
     if found != wanted.shape() {
-        return Err(DataError::ShapeMismatch { file: split.images_file.clone(), found, wanted: wanted.shape() });
+        return Err(DataError::ShapeMismatch { file: split.images_file, found, wanted: wanted.shape() });
     }
     if count != split.labels.len() {
         return Err(DataError::CountMismatch {
-            images_file: split.images_file.clone(),
+            images_file: split.images_file,
             images: count,
-            labels_file: split.labels_file.clone(),
+            labels_file: split.labels_file,
             labels: split.labels.len(),
         });
     }
-    check_labels(split, wanted.classes)
+    Ok(Split::new(split.images, classes_of(&split.labels, split.labels_file, wanted.classes)?))
 }
 
-fn check_labels(split: &Parsed, classes: usize) -> Result<(), DataError> {
-    let out_of_range = split.labels.iter().position(|&label| usize::from(label) >= classes);
-    out_of_range.map_or(Ok(()), |index| {
-        Err(DataError::LabelOutOfRange { file: split.labels_file.clone(), index, label: split.labels[index], classes })
-    })
+/// The labels as classes of the model.
+fn classes_of(labels: &[i32], file: PathBuf, classes: usize) -> Result<Vec<u16>, DataError> {
+    let class_of = |label: i32| u16::try_from(label).ok().filter(|&label| usize::from(label) < classes);
+    let found: Result<_, _> = labels.iter().enumerate().map(|(index, &label)| class_of(label).ok_or(index)).collect();
+    found.map_err(|index: usize| DataError::LabelOutOfRange { file, index, label: labels[index], classes })
 }
 
-fn check_class_count(train: &Parsed, wanted: &Wanted) -> Result<(), DataError> {
-    let found = train.labels.iter().max().map_or(0, |&label| usize::from(label) + 1);
-    // A set with fewer images than the model has classes can't hold them all, and says nothing about their number.
-    if found == wanted.classes || train.labels.len() < wanted.classes {
-        return Ok(());
-    }
-    Err(DataError::ClassCountMismatch { file: train.labels_file.clone(), found, wanted: wanted.classes })
+/// A notice for a person if some of the model's classes have no training image: the model can't learn them.
+pub(super) fn missing_classes(train: &Split, classes: usize) -> Option<String> {
+    let mut is_there = vec![false; classes];
+    train.labels().iter().for_each(|&label| is_there[usize::from(label)] = true);
+    let missing: Vec<usize> = (0..classes).filter(|&class| !is_there[class]).collect();
+    let (count, plural) = (missing.len(), if missing.len() == 1 { "has" } else { "have" });
+    (count > 0).then(|| format!("{count} of the model's {classes} classes {plural} no training image: {}", ranges(&missing)))
+}
+
+/// Ascending numbers for a person: `0, 4, 7 to 9`.
+fn ranges(numbers: &[usize]) -> String {
+    const SHOWN_MAX: usize = 10;
+    let runs: Vec<&[usize]> = numbers.chunk_by(|a, b| a + 1 == *b).collect();
+    let run = |run: &&[usize]| match run {
+        [first, .., last] => format!("{first} to {last}"),
+        _ => run[0].to_string(),
+    };
+    let shown: Vec<String> = runs.iter().take(SHOWN_MAX).map(run).collect();
+    shown.join(", ") + if runs.len() > SHOWN_MAX { ", and others" } else { "" }
 }

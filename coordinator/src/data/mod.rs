@@ -23,6 +23,7 @@ use sha2::{Digest, Sha256};
 
 pub use error::DataError;
 pub use fashion::{CLASS_NAMES, Places};
+use folder::Splits;
 
 /// Where images come from, as the user says it: `--data auto|DIR|bundled|synthetic`.
 ///
@@ -39,6 +40,15 @@ pub enum DataSource {
     Synthetic,
 }
 
+/// The source that a command uses, and who named it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataChoice {
+    /// The source.
+    pub source: DataSource,
+    /// Whether a checkpoint names it, and not the user.
+    pub is_remembered: bool,
+}
+
 /// What the model needs of a data set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
@@ -53,9 +63,6 @@ pub struct Wanted {
     /// The job's seed, which synthetic images are made of.
     pub seed: u64,
 }
-
-/// Loads the images, when the model that wants them is known.
-pub type Reader = Box<dyn Fn(&Wanted) -> Result<DataSet, DataError>>;
 
 /// The extents of one image. Displays as `3x227x227`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,17 +92,60 @@ pub struct DataSet {
     pub test: Split,
     /// What it is and where it is from, in one line for a person.
     pub origin: String,
-    /// That this is only the bundled subset, and how to get the whole, in one line.
-    pub notice: Option<String>,
-    /// SHA-256 over both splits, in hex: a checkpoint keeps it, so that a resume on other data is refused.
+    /// What a person should know about it, a line each: that it is only a subset, that classes are missing.
+    pub notices: Vec<String>,
+    /// SHA-256 over both splits, in hex. A checkpoint keeps it, so that a resumed job can refuse other data.
     pub fingerprint: String,
 }
 
-/// Loads the data and checks that it fits the model.
+/// The test images of a data set, loaded without its training images.
+#[derive(Debug, Clone)]
+pub struct TestSet {
+    /// The images.
+    pub images: Split,
+    /// What they are and where they are from, in one line for a person.
+    pub origin: String,
+    /// What a person should know about them, a line each.
+    pub notices: Vec<String>,
+}
+
+impl DataChoice {
+    /// The source that was asked for, or else the one that a checkpoint remembers, or else [`DataSource::Auto`]. Every command
+    /// that opens a checkpoint asks this.
+    pub fn of(asked: Option<DataSource>, remembered: Option<DataSource>) -> Self {
+        let is_remembered = asked.is_none() && remembered.is_some();
+        Self { source: asked.or(remembered).unwrap_or(DataSource::Auto), is_remembered }
+    }
+
+    /// As [`load`].
+    ///
+    /// # Errors
+    /// As [`load`], and says so where a checkpoint named the source.
+    pub fn load(&self, wanted: &Wanted, places: &Places) -> Result<DataSet, DataError> {
+        load(&self.source, wanted, places).map_err(|error| self.blamed(error))
+    }
+
+    /// As [`load_test`].
+    ///
+    /// # Errors
+    /// As [`load_test`], and says so where a checkpoint named the source.
+    pub fn load_test(&self, wanted: &Wanted, places: &Places) -> Result<TestSet, DataError> {
+        load_test(&self.source, wanted, places).map_err(|error| self.blamed(error))
+    }
+
+    fn blamed(&self, error: DataError) -> DataError {
+        if !self.is_remembered {
+            return error;
+        }
+        DataError::OfCheckpoint { data: self.source.to_string(), source: Box::new(error) }
+    }
+}
+
+/// Loads the training and test images, and checks that they fit the model.
 ///
 /// # Errors
-/// Says which file, which value in it, and what would be right. A download that fails is no error: `Auto` then falls
-/// back on the bundled subset, and the notice says why.
+/// Says which file, which value in it, and what would be right. A download that fails is no error: `Auto` then uses the
+/// bundled subset, and a notice says why.
 pub fn load(source: &DataSource, wanted: &Wanted, places: &Places) -> Result<DataSet, DataError> {
     match source {
         DataSource::Auto => fashion::auto(wanted, places, &download::Remote::fashion_mnist()),
@@ -105,18 +155,45 @@ pub fn load(source: &DataSource, wanted: &Wanted, places: &Places) -> Result<Dat
     }
 }
 
+/// Loads the test images alone, and checks that they fit the model. Training images need not be there.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_test(source: &DataSource, wanted: &Wanted, places: &Places) -> Result<TestSet, DataError> {
+    match source {
+        DataSource::Auto => fashion::auto_test(wanted, places, &download::Remote::fashion_mnist().test_files()),
+        DataSource::Folder(folder) => test_from_folder(folder, wanted),
+        DataSource::Bundled => fashion::bundled_test(wanted),
+        DataSource::Synthetic => synthetic::make_test(wanted),
+    }
+}
+
 fn from_folder(folder: &Path, wanted: &Wanted) -> Result<DataSet, DataError> {
-    let folder::Splits { train, test } = folder::read(folder::find(folder)?, wanted)?;
-    let origin = format!(
-        "IDX files in {}: {} train and {} test images of {}, {} classes",
-        folder.display(),
-        train.len(),
-        test.len(),
-        wanted.shape(),
-        wanted.classes
-    );
-    let fingerprint = fingerprint(&train, &test);
-    Ok(DataSet { train, test, origin, notice: None, fingerprint })
+    let splits = folder::read(folder::find(folder)?, wanted)?;
+    let notices = folder::missing_classes(&splits.train, wanted.classes).into_iter().collect();
+    Ok(DataSet::new(splits, &format!("IDX files in {}", folder.display()), notices))
+}
+
+fn test_from_folder(folder: &Path, wanted: &Wanted) -> Result<TestSet, DataError> {
+    let images = folder::read_split(folder::find_test(folder)?, wanted)?;
+    Ok(TestSet::new(images, &format!("IDX files in {}", folder.display()), Vec::new()))
+}
+
+impl DataSet {
+    fn new(splits: Splits, name: &str, notices: Vec<String>) -> Self {
+        let Splits { train, test } = splits;
+        let (train_count, test_count, shape) = (train.len(), test.len(), train.shape());
+        let origin = format!("{name}: {train_count} training and {test_count} test images of {shape}");
+        let fingerprint = fingerprint(&[&train, &test]);
+        DataSet { train, test, origin, notices, fingerprint }
+    }
+}
+
+impl TestSet {
+    fn new(images: Split, name: &str, notices: Vec<String>) -> Self {
+        let origin = format!("{name}: {} test images of {}", images.len(), images.shape());
+        TestSet { images, origin, notices }
+    }
 }
 
 impl Split {
@@ -131,6 +208,17 @@ impl Split {
     /// How many images there are.
     pub fn len(&self) -> usize {
         self.labels.len()
+    }
+
+    /// The extents of one image.
+    pub fn shape(&self) -> ImageShape {
+        let (_, channels, height, width) = self.images.dim();
+        ImageShape { channels, height, width }
+    }
+
+    /// SHA-256 over this split alone, in hex.
+    pub fn fingerprint(&self) -> String {
+        fingerprint(&[self])
     }
 
     /// Whether there is no image; a loaded split has at least one.
@@ -169,10 +257,10 @@ impl Split {
     }
 }
 
-/// SHA-256 over the dimensions, the bytes and the labels of both splits; packing and file names don't matter.
-fn fingerprint(train: &Split, test: &Split) -> String {
+/// SHA-256 over the dimensions, the bytes and the labels of splits; packing and file names don't matter.
+fn fingerprint(splits: &[&Split]) -> String {
     let mut sha = Sha256::new();
-    for split in [train, test] {
+    for split in splits {
         for &extent in split.images.shape() {
             sha.update((extent as u64).to_le_bytes());
         }
@@ -200,6 +288,18 @@ impl Wanted {
 impl fmt::Display for ImageShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}x{}x{}", self.channels, self.height, self.width)
+    }
+}
+
+impl DataSource {
+    /// As a checkpoint keeps it: a folder by its whole path, so that it is found from anywhere. It parses back.
+    ///
+    /// # Errors
+    /// When the folder's path isn't UTF-8, which a checkpoint couldn't keep.
+    pub fn remembered(&self) -> Result<String, DataError> {
+        let DataSource::Folder(folder) = self else { return Ok(self.to_string()) };
+        let whole = std::path::absolute(folder).unwrap_or_else(|_| folder.clone());
+        whole.to_str().map(str::to_owned).ok_or_else(|| DataError::NotUtf8 { folder: folder.clone() })
     }
 }
 

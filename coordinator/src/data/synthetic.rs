@@ -6,7 +6,7 @@ use convoy_common::random::Source;
 use ndarray::Array4;
 use sha2::{Digest, Sha256};
 
-use super::{DataError, DataSet, Split, Wanted};
+use super::{DataError, DataSet, Split, TestSet, Wanted};
 use convoy_common::parameters::hex;
 
 /// The most that both splits may take together.
@@ -23,27 +23,38 @@ pub(super) struct Counts {
     pub(super) test: usize,
 }
 
-/// Makes both splits. The fingerprint is over the parameters, since they say everything.
+/// Makes both splits. The fingerprint is over the parameters, which decide every byte.
 pub(super) fn make(wanted: &Wanted) -> Result<DataSet, DataError> {
-    if wanted.classes == 0 || wanted.classes > CLASSES_MAX {
-        return Err(DataError::SyntheticClasses { classes: wanted.classes, limit: CLASSES_MAX });
-    }
     let counts = fitting_counts(wanted)?;
     let (shape, classes, seed) = (wanted.shape(), wanted.classes, wanted.seed);
-    let origin = format!(
-        "synthetic noise of seed {seed}: {} train and {} test images of {shape}, {classes} classes",
-        counts.train, counts.test
-    );
+    let Counts { train, test } = counts;
+    // Checkpoints of all versions hold the hash of this text, so it never changes.
+    let parameters =
+        format!("synthetic noise of seed {seed}: {train} train and {test} test images of {shape}, {classes} classes");
     Ok(DataSet {
-        train: split(wanted, "synthetic:train", counts.train),
-        test: split(wanted, "synthetic:test", counts.test),
-        fingerprint: hex(&Sha256::digest(&origin)),
-        origin,
-        notice: None,
+        train: split(wanted, TRAIN, train),
+        test: split(wanted, TEST, test),
+        fingerprint: hex(&Sha256::digest(parameters)),
+        origin: format!("synthetic noise of seed {seed}: {train} training and {test} test images of {shape}"),
+        notices: Vec::new(),
     })
 }
 
+/// Makes the test split alone.
+pub(super) fn make_test(wanted: &Wanted) -> Result<TestSet, DataError> {
+    let counts = fitting_counts(wanted)?;
+    let name = format!("synthetic noise of seed {}", wanted.seed);
+    Ok(TestSet::new(split(wanted, TEST, counts.test), &name, Vec::new()))
+}
+
+/// The purposes of the random numbers that the splits are made of.
+const TRAIN: &str = "synthetic:train";
+const TEST: &str = "synthetic:test";
+
 fn fitting_counts(wanted: &Wanted) -> Result<Counts, DataError> {
+    if wanted.classes == 0 || wanted.classes > CLASSES_MAX {
+        return Err(DataError::SyntheticClasses { classes: wanted.classes, limit: CLASSES_MAX });
+    }
     let shape = wanted.shape();
     let bytes = [shape.channels, shape.height, shape.width]
         .iter()

@@ -126,8 +126,8 @@ fn plain_files_are_read() {
     assert_eq!(data.train.labels(), [0, 1, 1, 0]);
     assert_eq!((data.test.image(0)[0], data.test.label(0)), (100, 1));
     assert!(!data.train.is_empty());
-    assert_eq!(data.notice, None);
-    assert!(data.origin.contains("4 train and 2 test images of 1x2x3"), "{}", data.origin);
+    assert_eq!(data.notices, Vec::<String>::new());
+    assert!(data.origin.contains("4 training and 2 test images of 1x2x3"), "{}", data.origin);
 }
 
 /// Packing is told by content: under either name, packed or not, a file gives the same data.
@@ -176,7 +176,8 @@ fn fingerprint_is_of_the_data() {
     assert_eq!(seen.len(), 5);
     let tall = Split::new(Array4::zeros((1, 1, 3, 2)), vec![0]);
     let wide = Split::new(Array4::zeros((1, 1, 2, 3)), vec![0]);
-    assert_ne!(fingerprint(&tall, &wide), fingerprint(&wide, &tall));
+    assert_ne!(fingerprint(&[&tall, &wide]), fingerprint(&[&wide, &tall]));
+    assert_ne!(tall.fingerprint(), wide.fingerprint());
 }
 
 #[test]
@@ -196,14 +197,72 @@ fn missing_folder_and_files_are_named() {
     assert_error!(Err::<(), _>(error), DataError::FilesMissing { .. }, [TRAIN_LABELS, TEST_IMAGES, ".gz"]);
 }
 
+/// An IDX header for elements of another type.
+fn typed(code: u8, dims: &[u32], payload: &[u8]) -> Vec<u8> {
+    let mut bytes = idx(dims, payload);
+    bytes[2] = code;
+    bytes
+}
+
+/// In words: what the file holds, and what is needed.
 #[test]
-fn wrong_magic_is_refused() {
-    let labels = idx(&[4], &[0, 1, 1, 0]);
-    let words = [TRAIN_IMAGES, "0x00000801", "0x00000803 or 0x00000804"];
-    assert_error!(load_with(TRAIN_IMAGES, labels), DataError::WrongMagic { .. }, words);
-    let floats = [0, 0, 0x0d, 1, 0, 0, 0, 0].to_vec();
-    let words = [TEST_LABELS, "0x00000d01", "0x00000801"];
-    assert_error!(load_with(TEST_LABELS, floats), DataError::WrongMagic { .. }, words);
+fn files_of_other_contents_are_refused_in_words() {
+    let images = "unsigned bytes in 3 dimensions (image, row, column) or 4";
+    let cases = [
+        (TRAIN_IMAGES, idx(&[4], &[0, 1, 1, 0]), "holds unsigned bytes in 1 dimension;", images),
+        (TRAIN_IMAGES, typed(0x0c, &[4, 2, 3], &[0; 96]), "holds 32-bit integers in 3 dimensions;", images),
+        (TRAIN_IMAGES, typed(0x0e, &[4, 2, 3], &[0; 192]), "holds 64-bit floats in 3 dimensions;", images),
+        (TEST_LABELS, typed(0x0d, &[2], &[0; 8]), "holds 32-bit floats in 1 dimension;", "integers in 1 dimension"),
+        (TEST_LABELS, idx(&[2, 1], &[1, 0]), "holds unsigned bytes in 2 dimensions;", "a label for each image"),
+    ];
+    for (name, bytes, found, needed) in cases {
+        assert_error!(load_with(name, bytes), DataError::WrongContent { .. }, [name, found, needed]);
+    }
+    let cases = [(&b"\x89PNG\r\n"[..], "the bytes 137, 80, 78, 71"), (b"GIF89a", "\"GIF8\""), (&[0, 0, 7, 1], "0, 0, 7, 1")];
+    for (bytes, start) in cases {
+        let words = [TRAIN_IMAGES, "not an IDX file", start, "two zero bytes"];
+        assert_error!(load_with(TRAIN_IMAGES, bytes.to_vec()), DataError::NotIdx { .. }, words);
+    }
+}
+
+/// Of any width and either sign; more classes than a byte can number; and a name that says the type.
+#[test]
+fn labels_of_any_integer_type_are_read() {
+    let plain = load_files(&small_files(), &small_wanted()).unwrap();
+    let wide = |code, width: usize| {
+        let payload = [0u8, 1, 1, 0].iter().flat_map(|label| [vec![0; width - 1], vec![*label]].concat());
+        typed(code, &[4], &payload.collect::<Vec<_>>())
+    };
+    for (code, width) in [(0x09, 1), (0x0b, 2), (0x0c, 4)] {
+        let data = load_with(TRAIN_LABELS, wide(code, width)).unwrap();
+        assert_eq!((data.train.labels(), data.fingerprint), (plain.train.labels(), plain.fingerprint.clone()));
+    }
+    let mut files = small_without(TRAIN_LABELS);
+    files.insert("train-labels-idx1-int".into(), typed(0x0c, &[4], &[0, 0, 1, 44, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]));
+    let data = load_files(&files, &Wanted { classes: 301, ..small_wanted() }).unwrap();
+    assert_eq!(data.train.labels(), [300, 1, 0, 1]);
+    let negative = typed(0x09, &[4], &[0, 1, 255, 0]);
+    let words = [TRAIN_LABELS, "label -1 at index 2", "0 to 1"];
+    assert_error!(load_with(TRAIN_LABELS, negative), DataError::LabelOutOfRange { .. }, words);
+}
+
+/// Members one after another, and zeros behind the last one, read as the plain file does. Anything else is named.
+#[test]
+fn zeros_behind_gzip_data_are_skipped_and_nothing_else_is() {
+    let plain = idx(&[4], &[0, 1, 1, 0]);
+    let before = load_files(&small_files(), &small_wanted()).unwrap().fingerprint;
+    let members = [gz(&plain[..5]), gz(&plain[5..])].concat();
+    let padded = |zeros: usize| [gz(&plain), vec![0; zeros]].concat();
+    for bytes in [members.clone(), padded(1), padded(10_240), [members, vec![0; 512]].concat()] {
+        assert_eq!(load_with(TRAIN_LABELS, bytes).unwrap().fingerprint, before);
+    }
+    let cut = gz(b"")[..7].to_vec();
+    for tail in [&b"garbage"[..], b"\0\0garbage", b"\x1f", b"\x1f\x8b", &cut] {
+        let error = load_with(TRAIN_LABELS, [gz(&plain), tail.to_vec()].concat()).unwrap_err();
+        assert!(matches!(error, DataError::Read { .. }), "{error:?}");
+        let text = convoy_common::chain::chain(&error);
+        assert!(text.ends_with(&format!("{TRAIN_LABELS}: bytes after the gzip data")), "{text}");
+    }
 }
 
 /// Both in the header and in the payload, and where a gzip stream breaks off.
@@ -211,7 +270,7 @@ fn wrong_magic_is_refused() {
 fn truncated_files_are_refused() {
     let whole = idx(&[4], &[0, 1, 1, 0]);
     let cases =
-        [(0, "0 bytes, its header needs 4"), (6, "6 bytes, its header needs 8"), (11, "11 bytes, its header needs 12")];
+        [(0, "0 bytes; its header needs 4"), (6, "6 bytes; its header needs 8"), (11, "11 bytes; its header needs 12")];
     for (length, word) in cases {
         for bytes in [whole[..length].to_vec(), gz(&whole[..length])] {
             assert_error!(load_with(TRAIN_LABELS, bytes), DataError::Truncated { .. }, [TRAIN_LABELS, word]);
@@ -285,18 +344,64 @@ fn labels_must_have_a_unit() {
     assert_error!(result, DataError::LabelOutOfRange { .. }, words);
 }
 
-/// Only of the training split: a test split may lack a class. And only where there are images enough for every class:
-/// four images can't show five of them, and say nothing about their number.
+/// One rule for every class, the first and the last too: a notice. A test split may lack any.
 #[test]
-fn units_must_have_a_label() {
-    for classes in [3, 4] {
-        let result = load_files(&small_files(), &Wanted { classes, ..small_wanted() });
-        let has = format!("model has {classes}");
-        let words = [TRAIN_LABELS, "2 classes", has.as_str(), "set `units` of its last layer to 2"];
-        assert_error!(result, DataError::ClassCountMismatch { .. }, words);
+fn classes_without_a_training_image_are_named() {
+    let notices = |labels: &[u8], classes| {
+        let mut files = small_files();
+        files.insert(TRAIN_LABELS.into(), idx(&[4], labels));
+        files.insert(TEST_LABELS.into(), idx(&[2], &[0, 0]));
+        load_files(&files, &Wanted { classes, ..small_wanted() }).unwrap().notices
+    };
+    let cases = [
+        (&[0, 1, 1, 0], 2, None),
+        (&[1, 1, 2, 1], 3, Some("1 of the model's 3 classes has no training image: 0")),
+        (&[0, 2, 2, 0], 3, Some("1 of the model's 3 classes has no training image: 1")),
+        (&[0, 1, 1, 0], 3, Some("1 of the model's 3 classes has no training image: 2")),
+        (&[3, 3, 5, 5], 12, Some("10 of the model's 12 classes have no training image: 0 to 2, 4, 6 to 11")),
+    ];
+    for (labels, classes, expected) in cases {
+        assert_eq!(notices(labels, classes), Vec::from_iter(expected), "{labels:?}");
     }
-    assert!(load_files(&small_files(), &Wanted { classes: 5, ..small_wanted() }).is_ok());
-    assert!(load_with(TEST_LABELS, idx(&[2], &[0, 0])).is_ok());
+    let many = Split::new(Array4::zeros((50, 1, 1, 1)), (0..50).map(|label| label * 2).collect());
+    let text = folder::missing_classes(&many, 100).unwrap();
+    assert!(text.contains("50 of the model's 100") && text.ends_with("17, 19, and others"), "{text}");
+}
+
+/// Training files need not be there, and what is loaded is what a whole set's test split would be.
+#[test]
+fn test_images_are_loaded_alone() {
+    let whole = load_files(&small_files(), &small_wanted()).unwrap();
+    let folder = TempDir::new().unwrap();
+    let mut files = small_without(TRAIN_IMAGES);
+    files.remove(TRAIN_LABELS);
+    write_files(folder.path(), &files);
+    let test = test_from_folder(folder.path(), &small_wanted()).unwrap();
+    assert_eq!(test.images.fingerprint(), whole.test.fingerprint());
+    assert!(test.origin.contains("2 test images of 1x2x3"), "{}", test.origin);
+    fs::remove_file(folder.path().join(TEST_LABELS)).unwrap();
+    let error = test_from_folder(folder.path(), &small_wanted());
+    assert_error!(error, DataError::FilesMissing { .. }, [TEST_LABELS]);
+    let places = Search::new().places;
+    for source in [DataSource::Bundled, DataSource::Synthetic] {
+        let (all, alone) = (load(&source, &fashion_wanted(), &places), load_test(&source, &fashion_wanted(), &places));
+        assert_eq!(all.unwrap().test.fingerprint(), alone.unwrap().images.fingerprint(), "{source}");
+    }
+}
+
+#[test]
+fn a_source_that_a_checkpoint_names_is_taken_unless_another_was_asked_for() {
+    let nowhere = DataSource::Folder("nowhere".into());
+    let choice = DataChoice::of(None, Some(nowhere.clone()));
+    let places = Search::new().places;
+    for error in [choice.load(&small_wanted(), &places).unwrap_err(), choice.load_test(&small_wanted(), &places).unwrap_err()]
+    {
+        let text = convoy_common::chain::chain(&error);
+        assert!(text.contains("that the checkpoint names, nowhere") && text.contains("does not exist"), "{text}");
+    }
+    let asked = DataChoice::of(Some(DataSource::Bundled), Some(nowhere));
+    assert_eq!(asked, DataChoice { source: DataSource::Bundled, is_remembered: false });
+    assert_eq!(DataChoice::of(None, None).source, DataSource::Auto);
 }
 
 #[test]
@@ -308,7 +413,7 @@ fn bundled_subset_is_balanced() {
         assert_eq!(counts, [per_class; CLASS_NAMES.len()]);
         assert_eq!(split.images().dim(), (per_class * CLASS_NAMES.len(), 1, 28, 28));
     }
-    let notice = data.notice.unwrap();
+    let [notice] = data.notices.try_into().unwrap();
     for word in ["bundled 5000 of", "60000", "apt install dataset-fashion-mnist", "./data/fashion-mnist"] {
         assert!(notice.contains(word), "{word:?} isn't in {notice:?}");
     }
@@ -371,10 +476,12 @@ fn auto_takes_the_first_folder_with_all_files() {
     write_files(&search.folder("system/fashion-mnist"), &whole_files());
     let data = search.auto(&nowhere()).unwrap();
     assert_eq!((data.train.len(), data.test.len(), data.train.image(0)[0]), (60_000, 10_000, 77));
-    assert!(data.origin.contains("system") && data.notice.is_none());
+    assert!(data.origin.contains("system") && data.notices.is_empty());
     write_files(&search.folder("working/data/fashion-mnist"), &ten_each(30, 20));
-    let words = ["working/data/fashion-mnist", "30 train", "20 test", "60000", "10000"];
+    let words = ["working/data/fashion-mnist", "30 training", "20 test", "60000", "10000"];
     assert_error!(search.auto(&nowhere()), DataError::NotFashionMnist { .. }, words);
+    let test = fashion::auto_test(&fashion_wanted(), &search.places, &nowhere());
+    assert_error!(test, DataError::NotFashionMnist { .. }, ["working/data/fashion-mnist", "20 test images"]);
 }
 
 #[test]
@@ -382,13 +489,13 @@ fn auto_falls_back_on_the_bundled_subset() {
     let search = Search::new();
     let data = search.auto(&nowhere()).unwrap();
     assert_eq!(data.fingerprint, fashion::bundled(&fashion_wanted()).unwrap().fingerprint);
-    let notice = data.notice.unwrap();
+    let [notice] = data.notices.try_into().unwrap();
     assert!(notice.contains("downloads are off") && !notice.contains('\n'), "{notice}");
     // A folder that was meant and lacks something is named.
     let mut lacking = ten_each(10, 10);
     lacking.pop_first();
     write_files(&search.folder("working/data/fashion-mnist"), &lacking);
-    let notice = search.auto(&nowhere()).unwrap().notice.unwrap();
+    let [notice] = search.auto(&nowhere()).unwrap().notices.try_into().unwrap();
     assert!(notice.contains("working/data/fashion-mnist") && notice.contains("downloads are off"), "{notice}");
 }
 
@@ -559,14 +666,32 @@ fn auto_downloads_into_the_cache() {
     assert_eq!(names_in(&search.folder("cache/convoy/fashion-mnist")), names);
 }
 
+/// Test images alone cost the download of test images alone.
+#[test]
+fn auto_downloads_no_training_images_for_test_images() {
+    let files = ten_each(60_000, 10_000);
+    let known = files.iter().map(|(name, bytes)| RemoteFile {
+        name: name.clone().leak(),
+        bytes: bytes.len() as u64,
+        md5: md5_hex(bytes),
+    });
+    let remote = remote([serve(files.clone()), closed()], known.collect()).test_files();
+    let mut search = Search::new();
+    search.places.offline = false;
+    let test = fashion::auto_test(&fashion_wanted(), &search.places, &remote).unwrap();
+    assert_eq!(test.images.len(), 10_000);
+    let names = [TEST_IMAGES, TEST_LABELS].map(|name| format!("{name}.gz"));
+    assert_eq!(names_in(&search.folder("cache/convoy/fashion-mnist")), names);
+}
+
 #[test]
 fn auto_says_why_the_download_failed() {
     let mut search = Search::new();
     search.places.offline = false;
-    let notice = search.auto(&nowhere()).unwrap().notice.unwrap();
+    let [notice] = search.auto(&nowhere()).unwrap().notices.try_into().unwrap();
     assert!(notice.contains("fetch http://127.0.0.1") && !notice.contains('\n'), "{notice}");
     search.places.cache_dir = None;
-    let notice = search.auto(&nowhere()).unwrap().notice.unwrap();
+    let [notice] = search.auto(&nowhere()).unwrap().notices.try_into().unwrap();
     assert!(notice.contains("no cache directory"), "{notice}");
 }
 
@@ -608,6 +733,6 @@ proptest! {
         prop_assert_eq!(images.dim(), dims);
         prop_assert_eq!(images.as_slice().unwrap(), payload);
         let labels = super::idx::parse_labels(&pack(idx(&[81], &bytes))[..], file).unwrap();
-        prop_assert!(labels.iter().zip(&bytes).all(|(&label, &byte)| label == u16::from(byte)));
+        prop_assert!(labels.iter().zip(&bytes).all(|(&label, &byte)| label == i32::from(byte)));
     }
 }

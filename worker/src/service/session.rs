@@ -168,7 +168,8 @@ impl Arriving {
 struct Terms {
     job: u64,
     plan: Arc<Plan>,
-    batch: usize,
+    /// Samples of the largest micro-batch.
+    samples_max: usize,
     /// Bytes of tensors that may wait to be computed.
     queue_limit: usize,
     /// What this side records.
@@ -281,12 +282,13 @@ impl<'a> Session<'a> {
 
     fn begin(&self, assignment: Assignment, out: Sender<Out>) -> Result<Terms, Failure> {
         let (job, batch) = (assignment.job, assignment.batch);
+        let samples_max = assignment.division.largest_micro_batch(batch);
         let engine =
             Engine::new(assignment, machine::memory_bytes()).map_err(|error| super::compute::failure(&error))?;
         let plan = engine.plan();
         let clock = engine.traces().then_some(self.presence.clock);
         let slow = self.config.rehearsal.slow.clone();
-        let queue_limit = queue_limit(&plan, batch);
+        let queue_limit = queue_limit(&plan, batch, samples_max);
         let begun = self.commands.send(Command::Begin(Box::new(Job {
             engine,
             out,
@@ -296,7 +298,7 @@ impl<'a> Session<'a> {
             span: tracing::Span::current(),
         })));
         begun.map_err(|_| internal("the computing thread is gone"))?;
-        Ok(Terms { job, plan, batch, queue_limit, probe: Probe::new(clock, None) })
+        Ok(Terms { job, plan, samples_max, queue_limit, probe: Probe::new(clock, None) })
     }
 
     /// Orders, until the job ends.
@@ -347,7 +349,7 @@ impl<'a> Session<'a> {
             if chunk.job != terms.job {
                 continue; // What is left of an earlier job concerns nobody any more.
             }
-            let shape = expected_shape(&terms.plan, terms.batch, &chunk.key)?;
+            let shape = expected_shape(&terms.plan, terms.samples_max, &chunk.key)?;
             let name = terms.probe.is_on().then(|| chunk.key.clone());
             let whole = assembler.accept(chunk, &shape)?;
             if let Some(name) = name {
@@ -456,12 +458,13 @@ fn span_of(assignment: &Assignment) -> tracing::Span {
     tracing::error_span!("job", job = %format_args!("{job:016x}"), worker, ?towers)
 }
 
-/// Bytes of tensors that may wait to be computed: a step's, its parameters, and as many evaluation batches as a coordinator has
-/// under way.
-fn queue_limit(plan: &Plan, batch: usize) -> usize {
+/// Bytes of tensors that may wait to be computed: two steps', since the next one's images come ahead, the parameters, and as many
+/// micro-batches of a measurement as a coordinator has under way.
+fn queue_limit(plan: &Plan, batch: usize, samples_max: usize) -> usize {
     let parameters: usize = plan.network.parameters().iter().map(|p| p.len() * size_of::<f32>()).sum();
-    let step = usize::try_from(plan.step_traffic(batch).down).unwrap_or(usize::MAX);
-    step.saturating_add(parameters).saturating_mul(1 + EVALUATIONS_UNDER_WAY)
+    let down = |samples| usize::try_from(plan.step_traffic(samples).down).unwrap_or(usize::MAX);
+    let measured = down(samples_max).saturating_mul(EVALUATIONS_UNDER_WAY);
+    down(batch).saturating_mul(2).saturating_add(2 * parameters).saturating_add(measured)
 }
 
 fn internal(message: &str) -> Failure {
@@ -474,15 +477,15 @@ mod tests {
 
     use super::*;
 
-    /// Of a small net, images are nearly all that a step brings: an evaluation's must not be taken for a flood.
+    /// In a small net, images are nearly all that a step brings: a measurement's must not be taken for a flood.
     #[test]
-    fn as_many_evaluation_batches_may_wait_as_are_under_way() {
+    fn as_many_micro_batches_of_a_measurement_may_wait_as_are_under_way() {
         let model = "name = \"small\"\ntowers = 1\ninput = { channels = 1, height = 28, width = 28 }\n\
                      [[layer]]\nkind = \"linear\"\nname = \"fc\"\nunits = 2\n";
         let plan = Plan::new(Network::parse(model).unwrap(), 1).unwrap();
-        for batch in [1, 12, 128, 1000] {
-            let images = EVALUATIONS_UNDER_WAY * batch * 28 * 28;
-            assert!(queue_limit(&plan, batch) > images, "batches of {batch}");
+        for (batch, samples_max) in [(1, 1), (12, 12), (128, 64), (1000, 10)] {
+            let images = (EVALUATIONS_UNDER_WAY * samples_max + 2 * batch) * 28 * 28;
+            assert!(queue_limit(&plan, batch, samples_max) > images, "batches of {batch}");
         }
     }
 }

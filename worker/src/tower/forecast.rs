@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use convoy_common::batch::Division;
+use convoy_common::batch::{Division, EVALUATIONS_UNDER_WAY};
 use convoy_common::model::LayerKind;
 use convoy_common::plan::Plan;
 
@@ -20,20 +20,23 @@ const PROGRAM_BYTES: u64 = 52_000_000;
 /// Steps that are gone through: in the second one memory is used again.
 const STEPS: usize = 2;
 
-/// Bytes that `worker` will hold in a job of `batch` images a step.
+/// Bytes that `worker` will hold in a job of `batch` images a step, measurements on test images included.
 pub fn worker_bytes(plan: &Plan, worker: usize, batch: usize, division: Division) -> u64 {
     let towers = plan.towers_of(worker);
     let learnt: usize = towers.iter().map(|tower| weights_of(plan, *tower)).sum();
     let samples: Vec<usize> = division.of(1, batch).into_iter().map(|micro_batch| micro_batch.samples.len()).collect();
+    let measured = [division.largest_micro_batch(batch); EVALUATIONS_UNDER_WAY];
     let (floats, indices) = (Rc::new(Shelf::default()), Rc::new(Shelf::default()));
+    let passes = |samples| Passes { plan, towers: &towers, samples, floats: &floats, indices: &indices };
     for _ in 0..STEPS {
-        Step { plan, towers: &towers, samples: &samples, floats: &floats, indices: &indices }.run();
+        passes(&samples).step();
     }
+    passes(&measured).measurement();
     // Values, momentum and gradient; and the sum of the slots that are done.
     let copies = 3 + usize::from(division.slots > 1);
     let held = copies * learnt + floats.all() + indices.all();
     // What is received in a step comes into other memory, which the allocator keeps; what is sent is copied into frames there.
-    let exchanged = plan.step_traffic(batch).total() / plan.workers as u64;
+    let exchanged = plan.step_traffic(batch.max(measured.iter().sum())).total() / plan.workers as u64;
     PROGRAM_BYTES + (held * size_of::<f32>()) as u64 + exchanged
 }
 
@@ -106,8 +109,8 @@ impl Drop for Held {
 /// What a layer's forward pass leaves for its backward pass: of a product, first its input in blocks, which is needed longest.
 type Kept = Vec<Rc<Held>>;
 
-/// One step of a worker's towers.
-struct Step<'a> {
+/// A worker's towers, and the micro-batches that go through them.
+struct Passes<'a> {
     plan: &'a Plan,
     towers: &'a [usize],
     /// Of each micro-batch.
@@ -116,25 +119,10 @@ struct Step<'a> {
     indices: &'a Rc<Shelf>,
 }
 
-impl Step<'_> {
-    /// All micro-batches go through a segment before any goes through the next one.
-    fn run(&self) {
-        let image = self.plan.network.input.shape.len();
-        let mut wholes: Vec<_> = self.samples.iter().map(|samples| self.floats.take(samples * image)).collect();
-        let mut kept: Vec<Vec<Vec<Vec<Kept>>>> = Vec::new();
-        for segment in 0..self.plan.segments.len() {
-            let (mut of_segment, mut next) = (Vec::new(), Vec::new());
-            for (samples, whole) in self.samples.iter().zip(wholes) {
-                let behind = self.floats.take(samples * self.plan.segments[segment].output.len());
-                let of_towers = self.towers.iter().map(|tower| self.forward(segment, *tower, *samples, whole.clone()));
-                of_segment.push(of_towers.collect());
-                next.push(behind);
-            }
-            kept.push(of_segment);
-            wholes = next;
-        }
-        drop(wholes);
-        for (segment, of_segment) in kept.into_iter().enumerate().rev() {
+impl Passes<'_> {
+    /// Forward and backward. All micro-batches go through a segment before any goes through the next one.
+    fn step(&self) {
+        for (segment, of_segment) in self.forward_all(true).into_iter().enumerate().rev() {
             for (samples, of_towers) in self.samples.iter().zip(of_segment) {
                 for (tower, kept) in self.towers.iter().zip(of_towers) {
                     let _sent = self.backward(segment, *tower, *samples, kept);
@@ -143,13 +131,39 @@ impl Step<'_> {
         }
     }
 
-    fn forward(&self, segment: usize, tower: usize, samples: usize, whole: Rc<Held>) -> Vec<Kept> {
+    /// Forward alone, which leaves nothing for a backward pass.
+    fn measurement(&self) {
+        self.forward_all(false);
+    }
+
+    /// What all segments leave for their backward passes, by segment, micro-batch, tower and layer.
+    fn forward_all(&self, trains: bool) -> Vec<Vec<Vec<Vec<Kept>>>> {
+        let image = self.plan.network.input.shape.len();
+        let mut wholes: Vec<_> = self.samples.iter().map(|samples| self.floats.take(samples * image)).collect();
+        let mut kept = Vec::new();
+        for segment in 0..self.plan.segments.len() {
+            let (mut of_segment, mut next) = (Vec::new(), Vec::new());
+            for (samples, whole) in self.samples.iter().zip(wholes) {
+                let behind = self.floats.take(samples * self.plan.segments[segment].output.len());
+                let forward = |tower| self.forward(segment, tower, *samples, whole.clone(), trains);
+                of_segment.push(self.towers.iter().copied().map(forward).collect());
+                next.push(behind);
+            }
+            kept.push(of_segment);
+            wholes = next;
+        }
+        kept
+    }
+
+    fn forward(&self, segment: usize, tower: usize, samples: usize, whole: Rc<Held>, trains: bool) -> Vec<Kept> {
         let mut x = whole;
         let mut kept = Vec::new();
         for index in self.plan.segments[segment].layers.clone() {
             let (y, keep) = self.layer_forward(index, tower, samples, x);
             x = y;
-            kept.push(keep);
+            if trains {
+                kept.push(keep);
+            }
         }
         kept
     }

@@ -1,0 +1,180 @@
+//! What the program chooses where nothing is said: the data of a checkpoint, the folder of a run, a place for sockets. A
+//! wrong choice gives a wrong number without an error, so each is tested through the built program.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use support::{Images, checkpoint, finish, output_of, run, said, signal, succeed, write_data};
+use tempfile::TempDir;
+
+/// Images in which one row of pixels tells the class, so that a net learns them at once.
+fn images(count: usize) -> Images {
+    let labels: Vec<u8> = (0..count).map(|image| (image % 10) as u8).collect();
+    let mut pixels = vec![0; count * 784];
+    for (image, label) in labels.iter().enumerate() {
+        pixels[image * 784 + usize::from(*label) * 56..][..56].fill(255);
+    }
+    Images { pixels, shape: [1, 28, 28], labels }
+}
+
+const MODEL: &str = "name = \"linear\"\ntowers = 1\ninput = { channels = 1, height = 28, width = 28 }\n\
+                     [[layer]]\nkind = \"linear\"\nname = \"fc\"\nunits = 10\n";
+
+/// A run that was trained on a folder of its own, which has Fashion-MNIST's shape.
+struct Trained {
+    folder: TempDir,
+    data: PathBuf,
+    out: PathBuf,
+}
+
+impl Trained {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        let (data, model, out) = (folder.path().join("mine"), folder.path().join("net.toml"), folder.path().join("run"));
+        fs::create_dir(&data).unwrap();
+        write_data(&data, &images(100), &images(60));
+        fs::write(&model, MODEL).unwrap();
+        let paths: &[(&str, &Path)] = &[("--model", &model), ("--data", &data), ("--out", &out)];
+        succeed("train --epochs 5 --batch 10 --trace off", paths);
+        Self { folder, data, out }
+    }
+
+    fn eval(&self, rest: &[(&str, &Path)]) -> Value {
+        serde_json::from_str(&succeed(&format!("eval {} --json", self.out.display()), rest)).unwrap()
+    }
+
+    /// `convoy eval` has to refuse, in words that hold every one of `parts`.
+    fn refused(&self, code: i32, parts: &[&str]) {
+        let output = run(&format!("eval {}", self.out.display()), &[]);
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
+        parts.iter().for_each(|part| assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output)));
+    }
+}
+
+/// It measures the data that the checkpoint names, as its own job did, and needs no training files for that.
+#[test]
+fn eval_measures_the_data_of_the_checkpoint() {
+    let trained = Trained::new();
+    let own = support::record(&trained.out)["final"]["test_accuracy"].clone();
+    let found = trained.eval(&[]);
+    assert_eq!((&found["images"], &found["accuracy"]), (&60.into(), &own), "{found}");
+    assert!(found["data"].as_str().unwrap().contains(trained.data.to_str().unwrap()), "it says which: {found}");
+    assert_eq!(trained.eval(&[("--data", Path::new("bundled"))])["images"], 1000, "--data wins");
+    for file in ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"] {
+        fs::remove_file(trained.data.join(file)).unwrap();
+    }
+    assert_eq!(trained.eval(&[]), found, "test images alone are measured");
+    let step = checkpoint(&trained.out);
+    let of_step: Value = serde_json::from_str(&succeed(&format!("eval {} --json", step.display()), &[])).unwrap();
+    assert_eq!(of_step["accuracy"], own, "a checkpoint's folder says the same as its run's");
+}
+
+/// Data that are gone, or have changed since, are never replaced by others in silence.
+#[test]
+fn eval_refuses_data_that_are_gone_or_have_changed() {
+    let trained = Trained::new();
+    write_data(&trained.data, &images(100), &images(50));
+    trained.refused(2, &["are not those", trained.data.to_str().unwrap(), "--data"]);
+    assert_eq!(trained.eval(&[("--data", &trained.data)])["images"], 50, "unless they are asked for by name");
+    fs::rename(&trained.data, trained.folder.path().join("moved")).unwrap();
+    trained.refused(1, &["that the checkpoint names", trained.data.to_str().unwrap(), "does not exist", "--data"]);
+    let output = run("train --steps 60", &[("--resume", &trained.out)]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("that the checkpoint names"), "a resumed job says so too: {}", said(&output));
+}
+
+/// Of jobs that start in the same second each gets a folder of its own.
+#[test]
+fn jobs_that_start_at_once_claim_a_folder_each() {
+    let folder = TempDir::new().unwrap();
+    let children: Vec<_> = (1..=6)
+        .map(|seed| {
+            let mut command = support::convoy();
+            command.args("train --data bundled --steps 2 --batch 2 --threads 1 --trace off --seed".split_whitespace());
+            command.arg(seed.to_string()).current_dir(folder.path());
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for child in children {
+        let output = finish(child);
+        assert!(output.status.success(), "{}", said(&output));
+    }
+    let runs: Vec<PathBuf> = fs::read_dir(folder.path().join("runs")).unwrap().map(|run| run.unwrap().path()).collect();
+    let seeds: BTreeSet<u64> =
+        runs.iter().map(|run| support::record(run)["configuration"]["seed"].as_u64().unwrap()).collect();
+    assert_eq!((runs.len(), seeds), (6, (1..=6).collect()), "{runs:?}");
+}
+
+/// A job that is refused claims no folder.
+#[test]
+fn a_job_that_is_refused_leaves_no_folder() {
+    let folder = TempDir::new().unwrap();
+    for arguments in ["train --data ./nowhere", "train --data bundled --lr nan", "train --data bundled --workers 3"] {
+        let mut command = support::convoy();
+        let output = output_of(command.args(arguments.split_whitespace()).current_dir(folder.path()));
+        assert!(!output.status.success(), "{arguments}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{arguments}: {}", said(&output));
+    }
+}
+
+/// Batch systems give jobs temporary folders whose names are longer than a socket's path may be, or that can't be written.
+#[test]
+fn a_temporary_folder_that_can_have_no_socket_stops_no_job() {
+    let folder = TempDir::new().unwrap();
+    let long = folder.path().join("scratch-of-job-4711-".repeat(6));
+    fs::create_dir(&long).unwrap();
+    assert!(long.as_os_str().len() > 108);
+    for (name, temporary) in [("long", long), ("missing", folder.path().join("nowhere"))] {
+        let out = folder.path().join(name);
+        let mut command = support::convoy();
+        command.args("train --data bundled --steps 1 --batch 4 --out".split_whitespace()).arg(&out);
+        let output = output_of(command.env("TMPDIR", &temporary));
+        assert!(output.status.success(), "{name}: {}", said(&output));
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_convoy"));
+    let join = format!("unix:/tmp/{}", "x".repeat(120));
+    let output = output_of(command.args(["worker", "--join", &join]));
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("125 bytes") && said(&output).contains("107"), "{}", said(&output));
+}
+
+/// A worker's memory, with micro-batches of 32 in training and in measuring, is what the plan says.
+#[test]
+fn measuring_holds_no_more_memory_than_the_plan_says() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let division = "--batch 512 --slots 8";
+    let plan: Value = serde_json::from_str(&succeed(&format!("plan {division} --json"), &[])).unwrap();
+    assert_eq!((&plan["slots"], &plan["micro_batches"]), (&8.into(), &2.into()));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let join = format!("127.0.0.1:{port}");
+    let workers: Vec<_> = (0..2)
+        .map(|_| {
+            let mut command = support::convoy();
+            command.args(["worker", "--threads", "1", "--join", &join]).stderr(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    succeed(&format!("train --data bundled {division} --steps 3 --listen {join}"), &[("--out", &out)]);
+    let held: Vec<f64> = workers.iter().map(|worker| peak_memory(worker.id())).collect();
+    for worker in workers {
+        signal(worker.id(), "TERM");
+        assert_eq!(finish(worker).status.code(), Some(0));
+    }
+    for (held, predicted) in held.iter().zip(plan["memory_bytes_a_worker"].as_array().unwrap()) {
+        let ratio = predicted.as_f64().unwrap() / held;
+        assert!((0.85..1.15).contains(&ratio), "{predicted} bytes predicted, {held} held at most");
+    }
+}
+
+/// The most bytes that a process has held.
+fn peak_memory(process: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<f64>().unwrap() * 1024.0
+}
