@@ -15,7 +15,8 @@ use convoy_coordinator::observe::{Event, Observer};
 use convoy_coordinator::trace::Sampling;
 use convoy_coordinator::trace::account::Account;
 use convoy_coordinator::train::{Out, Training, train};
-use convoy_worker::{Isa, bench};
+use convoy_worker::Isa;
+use convoy_worker::bench::Yardstick;
 use serde_json::{Value, json};
 
 use crate::log::Log;
@@ -78,18 +79,17 @@ pub(crate) fn run(arguments: &Arguments, log: &Log) -> Result<Outcome, Box<dyn E
 fn run_steps(asked: &Steps, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     let model = settings::model_text(&asked.model)?;
     let network = Network::parse(&model)?;
-    let peak = bench::peak(asked.isa);
     let wrong = |error| format!("make a folder for the run, where TMPDIR says: {error}");
     let folder = tempfile::Builder::new().prefix("convoy-bench-").tempdir().map_err(wrong)?;
     let out = folder.path().join("run");
-    let mut watch = Watch::default();
+    let mut watch = Watch::new(asked);
     let ended = train(job(asked, model, &out, log)?, &mut watch, &*signals::stop_flag()?)?;
     if ended.interrupted {
         return Ok(Outcome::Interrupted);
     }
     let account = trace::accounted(&out, None)?.2;
     let took = watch.seconds.split_off(watch.seconds.len().min(asked.warm_up as usize));
-    let found = Found::new(&network, asked, peak, took, &watch.workers, account);
+    let found = Measured::new(&network, asked, took, &watch, account);
     let text = if asked.json { format!("{:#}\n", found.as_json()?) } else { found.as_text() };
     output::print(&text)?;
     Ok(Outcome::Done)
@@ -126,12 +126,33 @@ fn job(asked: &Steps, model: String, out: &Path, log: &Log) -> Result<Training, 
     })
 }
 
-/// What is heard of the job.
-#[derive(Default)]
+/// What is heard of the job, and the yardstick, which is measured while workers rest: before the first step, between the
+/// steps that warm up, and after the last one. The best counts, so that a moment at which the machine was busy does not.
 struct Watch {
+    isa: Option<Isa>,
+    warm_up: u64,
+    last_step: u64,
     seconds: Vec<f64>,
     /// Threads and instruction set of each worker.
     workers: Vec<(usize, String)>,
+    yardstick: Yardstick,
+}
+
+impl Watch {
+    fn new(asked: &Steps) -> Self {
+        let warm_up = u64::from(asked.warm_up);
+        let last_step = warm_up + u64::from(asked.steps);
+        let (seconds, workers, yardstick) = (Vec::new(), Vec::new(), Yardstick::default());
+        Self { isa: asked.isa, warm_up, last_step, seconds, workers, yardstick }
+    }
+
+    fn threads(&self) -> usize {
+        self.workers.iter().map(|worker| worker.0).sum()
+    }
+
+    fn measure(&mut self) {
+        self.yardstick = self.yardstick.or(Yardstick::measured(self.isa, self.threads()));
+    }
 }
 
 impl Observer for Watch {
@@ -139,15 +160,26 @@ impl Observer for Watch {
         match event {
             Event::Started(started) => {
                 self.workers = started.workers.into_iter().map(|w| (w.threads, w.instruction_set)).collect();
+                self.measure();
             }
-            Event::Step { seconds, .. } => self.seconds.push(seconds),
+            Event::Step { step, seconds, .. } => {
+                self.seconds.push(seconds);
+                if self.pauses_after(step) {
+                    self.measure();
+                }
+            }
             _ => {}
         }
+    }
+
+    /// The step after a pause finds colder caches, so it has to be one that doesn't count.
+    fn pauses_after(&self, step: u64) -> bool {
+        step < self.warm_up || step == self.last_step
     }
 }
 
 /// What was measured.
-struct Found {
+struct Measured {
     model: String,
     batch: u32,
     isa: String,
@@ -156,32 +188,25 @@ struct Found {
     /// Sorted.
     seconds: Vec<f64>,
     gflop: f64,
-    peak: f64,
+    yardstick: Yardstick,
     account: Account,
 }
 
-impl Found {
-    fn new(
-        network: &Network,
-        asked: &Steps,
-        peak: f64,
-        mut seconds: Vec<f64>,
-        workers: &[(usize, String)],
-        account: Account,
-    ) -> Self {
+impl Measured {
+    fn new(network: &Network, asked: &Steps, mut seconds: Vec<f64>, watch: &Watch, account: Account) -> Self {
         seconds.sort_by(f64::total_cmp);
-        // Forward, the gradient of the weights and that of the input, which the first layer needs none of.
+        // Forward, the gradient of the weights, and that of the input, which the first layer doesn't need.
         let passes =
             network.layers.iter().enumerate().map(|(index, layer)| layer.multiply_adds() * (3 - u64::from(index == 0)));
         Self {
             model: network.name.clone(),
             batch: asked.batch,
-            isa: workers.first().map_or_else(String::new, |worker| worker.1.clone()),
-            workers: workers.len(),
-            threads: workers.iter().map(|worker| worker.0).sum(),
+            isa: watch.workers.first().map_or_else(String::new, |worker| worker.1.clone()),
+            workers: watch.workers.len(),
+            threads: watch.threads(),
             gflop: 2.0 * passes.sum::<u64>() as f64 * f64::from(asked.batch) / 1e9,
             seconds,
-            peak,
+            yardstick: watch.yardstick,
             account,
         }
     }
@@ -198,9 +223,9 @@ impl Found {
         f64::from(self.batch) / seconds
     }
 
-    /// What of all threads' multiply-adds a step of so many seconds uses.
+    /// The share of all threads' multiply-adds that a step of so many seconds uses.
     fn share(&self, seconds: f64) -> f64 {
-        self.gflop / seconds / self.peak / self.threads as f64
+        self.gflop / seconds / self.yardstick.gflops
     }
 
     fn as_json(&self) -> Result<Value, serde_json::Error> {
@@ -214,7 +239,8 @@ impl Found {
             "model": self.model, "batch": self.batch, "workers": self.workers, "threads": self.threads, "isa": self.isa,
             "steps_ms": self.seconds.iter().map(|seconds| seconds * 1e3).collect::<Vec<_>>(),
             "best": figures(self.best()), "median": figures(self.median()),
-            "gflop_a_step": self.gflop, "peak_gflops_a_core": self.peak, "account": serde_json::to_value(&self.account)?,
+            "gflop_a_step": self.gflop, "peak_gflops": self.yardstick.gflops, "memory_gb_per_second": self.yardstick.gigabytes,
+            "account": serde_json::to_value(&self.account)?,
         }))
     }
 
@@ -231,7 +257,8 @@ impl Found {
         };
         format!(
             "{}, {} images a step, {} worker{} with {} thread{} in all, {}: {} steps\n\
-             A step multiplies and adds {:.1} GFLOP; a core alone does {:.1} GFLOP/s at most, measured before.\n\n{}{}\n{}",
+             A step takes {:.1} GFLOP. As many threads do at most {:.1} GFLOP/s, and copy {:.1} GB/s (read and written); both \
+             are the best of measurements between the steps.\n\n{}{}\n{}",
             self.model,
             self.batch,
             self.workers,
@@ -241,7 +268,8 @@ impl Found {
             self.isa,
             self.seconds.len(),
             self.gflop,
-            self.peak,
+            self.yardstick.gflops,
+            self.yardstick.gigabytes,
             line("best", self.best()),
             line("median", self.median()),
             trace::worker_table(&self.account)

@@ -9,8 +9,8 @@ use convoy_coordinator::job::defaults::{BATCH, MICRO_BATCHES, SLOTS};
 use convoy_worker::forecast;
 use serde_json::{Value, json};
 
-use crate::table::aligned;
 use crate::settings::{self, Misuse};
+use crate::table::aligned;
 use crate::{Outcome, output};
 
 /// Show what a step will cost on a given cluster, without one: per layer and per exchange.

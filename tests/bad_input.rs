@@ -130,7 +130,11 @@ fn a_wrong_model_file_is_refused_by_layer_and_key() {
         ("name = \"conv2\"", "name = \"conv1\"", &["layer 3", "conv1", "another layer has this name"]),
         ("filters = 8\nkernel = 3\ngroups", "filters = 9999999999999\nkernel = 3\ngroups", &["conv2", "9999999999999"]),
         ("units = 3", "units = 3\ninit = { sdt = 0.1 }", &["layer 5", "sdt", "std"]),
-        ("filters = 8\nkernel = 3\n[", "filters = 8\nkernel = [3, 2]\n[", &["layer 1", "kernel = [3, 2]", "whole number"]),
+        (
+            "filters = 8\nkernel = 3\n[",
+            "filters = 8\nkernel = [3, 2]\n[",
+            &["layer 1", "kernel = [3, 2]", "whole number"],
+        ),
         ("groups = 2", "dilation = 2", &["layer 3", "dilation", "expected one of", "groups"]),
         ("kind = \"max_pool\"", "kind = \"concat\"", &["layer 4", "concat", "expected one of conv, linear"]),
         ("stride = 2", "pad = 2", &["layer 4", "pad = 2", "at most half of kernel = 2", "PyTorch"]),
@@ -190,7 +194,11 @@ fn damaged_missing_and_unfitting_data_are_refused_by_file() {
     spoil(&pixels, &[], &["ends after 0 bytes"]);
     spoil(&pixels, &[&whole[..], &[0]].concat(), &["goes on after the 1936 bytes"]);
     spoil(&pixels, &[b"GIF8", &whole[4..]].concat(), &["not an IDX file", "starts with \"GIF8\""]);
-    spoil(&pixels, &[&[0, 0, 12, 3], &whole[4..]].concat(), &["holds 32-bit integers in 3 dimensions", "unsigned bytes"]);
+    spoil(
+        &pixels,
+        &[&[0, 0, 12, 3], &whole[4..]].concat(),
+        &["holds 32-bit integers in 3 dimensions", "unsigned bytes"],
+    );
     let huge = [&[0, 0, 8, 3][..], &[0xff; 12]].concat();
     spoil(&pixels, &huge, &["claims to hold"]);
     spoil(&pixels, &[&[0, 0, 8, 3][..], &[0; 12]].concat(), &["each must be at least 1"]);

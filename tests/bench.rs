@@ -14,7 +14,9 @@ fn json(arguments: &str) -> Value {
 #[test]
 fn every_pass_of_every_layer_is_timed_beside_the_peak() {
     let found = json("bench kernels --model alexnet-fashion --batch 3 --repeats 2 --json");
-    assert!(found["peak_gflops_a_core"].as_f64().unwrap() > 0.0);
+    for yardstick in ["peak_gflops", "memory_gb_per_second"] {
+        assert!(found[yardstick].as_f64().unwrap() > 0.0, "{yardstick}");
+    }
     let plan = json("plan --model alexnet-fashion --json");
     let passes = found["passes"].as_array().unwrap();
     let of = |layer: &str, pass: &str| passes.iter().find(|p| p["layer"] == layer && p["pass"] == pass);
@@ -32,6 +34,9 @@ fn every_pass_of_every_layer_is_timed_beside_the_peak() {
             let flops = (of_a_tower > 0).then_some(2 * 3 * of_a_tower);
             assert_eq!(timing["flops"].as_u64(), flops, "{name} {pass}");
             assert_eq!(timing["share_of_peak"].as_f64().is_some(), of_a_tower > 0);
+            // A ReLU behind a product is done by that.
+            let moves = of_a_tower == 0 && !name.starts_with("relu");
+            assert_eq!(timing["share_of_memory"].as_f64().is_some(), moves, "{name} {pass}");
         }
     }
     assert!(of("conv1", "input gradient").is_none(), "no job computes it");
@@ -52,6 +57,9 @@ fn whole_steps_are_timed_and_nothing_is_left_behind() {
         "the steps that count are those in the account"
     );
     assert!(found["best"]["ms"].as_f64() <= found["median"]["ms"].as_f64());
+    for yardstick in ["peak_gflops", "memory_gb_per_second"] {
+        assert!(found[yardstick].as_f64().unwrap() > 0.0, "{yardstick}");
+    }
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
 }

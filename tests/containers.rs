@@ -233,6 +233,7 @@ fn workers_in_containers_serve_one_job_after_another() {
     let Some((image, folder, composes)) = setting() else { return };
     let whole = embedded(folder.path(), "--steps 60");
     let second = embedded(folder.path(), "--steps 10 --seed 2");
+    assert_ne!(second, embedded(folder.path(), "--steps 10"), "another seed has other bits");
     for compose in &composes {
         let project = Project::new(compose, &image, folder.path());
         project.run(&["up", "-d", "worker"]);

@@ -36,7 +36,8 @@ struct Trained {
 impl Trained {
     fn new() -> Self {
         let folder = TempDir::new().unwrap();
-        let (data, model, out) = (folder.path().join("mine"), folder.path().join("net.toml"), folder.path().join("run"));
+        let (data, model, out) =
+            (folder.path().join("mine"), folder.path().join("net.toml"), folder.path().join("run"));
         fs::create_dir(&data).unwrap();
         write_data(&data, &images(100), &images(60));
         fs::write(&model, MODEL).unwrap();

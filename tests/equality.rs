@@ -141,6 +141,7 @@ fn workers_that_dialled_in_give_the_same_bits_job_after_job() {
     for (model, count) in [("alexnet-fashion", 2), ("alexnet-fashion-dense", 2), ("four-towers", 4)] {
         let case = Case::new(model, 1);
         let embedded = case.embedded("embedded", PLAIN);
+        assert_ne!(embedded, case.embedded("other-seed", Way { seed: 6, ..PLAIN }), "{model}: another seed");
         let way = Way { workers: count, ..PLAIN };
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}");
@@ -173,8 +174,10 @@ fn an_interrupted_job_ends_in_the_bits_of_one_that_was_not() {
         let arguments = case
             .arguments(Way { workers: 2, micro_batches: 2, ..PLAIN })
             .replace(&format!("--steps {STEPS}"), &format!("--steps {steps}"));
-        let whole = case.out("whole");
+        let (whole, other) = (case.out("whole"), case.out("other"));
         succeed(&arguments, &[("--out", &whole)]);
+        succeed(&arguments.replace("--seed 5", "--seed 6"), &[("--out", &other)]);
+        assert_ne!(hash(&whole), hash(&other), "{model}: another seed");
         let out = case.out("cut");
         let mut command = support::convoy();
         command.args(arguments.split_whitespace()).arg("--out").arg(&out);
@@ -234,6 +237,9 @@ fn two_kinds_of_cpu_in_one_cluster_change_no_bits() {
     let (here, mixed) = (folder.path().join("here"), folder.path().join("mixed"));
     let job = "train --data bundled --batch 6 --steps 8 --micro-batches 2";
     succeed(job, &[("--out", &here)]);
+    let other_seed = folder.path().join("other-seed");
+    succeed(&format!("{job} --seed 2"), &[("--out", &other_seed)]);
+    assert_ne!(hash(&here), hash(&other_seed), "another seed");
     let mut command = on_other_cpu(&format!("{job} --listen 127.0.0.1:0"));
     let mut coordinator =
         command.arg("--out").arg(&mixed).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -273,6 +279,9 @@ fn the_instruction_set_changes_no_bits() {
         found.push((hash(&out), losses(&out)));
     }
     assert!(found.iter().all(|other| *other == found[0]) && found[0].1.len() == 30);
+    let other_seed = folder.path().join("other-seed");
+    succeed("train --data bundled --batch 2 --steps 30 --seed 3", &[("--out", &other_seed)]);
+    assert_ne!(found[0].0, hash(&other_seed), "another seed");
     let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has = |flag: &str| usize::from(flags.split_whitespace().any(|word| word == flag));
     assert_eq!(found.len(), 1 + has("avx2") + has("avx512f") + has("asimd"), "each that the machine has was used");

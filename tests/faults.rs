@@ -62,6 +62,18 @@ fn losing_a_worker_by(with: &str) {
     assert_eq!((hash(&whole), losses(&whole)), (hash(&out), losses(&out)), "{with}");
 }
 
+/// The control of all comparisons here: what an undisturbed job ends in depends on its seed.
+#[test]
+fn another_seed_has_other_bits_and_losses() {
+    let folder = TempDir::new().unwrap();
+    let [one, other] = ["1", "2"].map(|seed| {
+        let out = folder.path().join(seed);
+        succeed(&format!("train --data bundled {JOB} --steps 3 --seed {seed}"), &[("--out", &out)]);
+        (hash(&out), losses(&out))
+    });
+    assert!(one.0 != other.0 && one.1 != other.1, "{one:?} {other:?}");
+}
+
 #[test]
 fn a_killed_worker_ends_the_job_by_name_and_leaves_a_good_checkpoint() {
     losing_a_worker_by("KILL");

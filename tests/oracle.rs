@@ -119,6 +119,14 @@ fn four_towers_on_three_workers() {
     assert_equal(Case { towers: 4, workers: 3, ..SEQUENTIAL });
 }
 
+/// The control: the oracle tells one job from another.
+#[test]
+fn another_seed_is_another_result() {
+    let (ours, theirs) = (train(Case { seed: 8, ..SEQUENTIAL }), convoy(SEQUENTIAL));
+    assert_ne!(ours.steps[0].0.to_bits(), theirs.steps[0].0.to_bits());
+    assert_ne!(ours.weights_sha256, theirs.weights_sha256);
+}
+
 /// Every tensor's gradient must say how fast the loss moves along it, and along a part of it. Larger steps than these
 /// cross the bends of the ReLUs.
 #[test]

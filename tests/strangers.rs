@@ -204,7 +204,9 @@ async fn a_backward_pass_without_logits_commits_nothing() {
     let mut micro_batches = Vec::new();
     while micro_batches.len() < 2 {
         let frame = ready[0].0.incoming.next().await.unwrap().unwrap();
-        if let Some(v1::frame::Frame::Chunk(v1::Chunk { tensor: Some(v1::chunk::Tensor::Images(images)), .. })) = frame.frame {
+        if let Some(v1::frame::Frame::Chunk(v1::Chunk { tensor: Some(v1::chunk::Tensor::Images(images)), .. })) =
+            frame.frame
+        {
             micro_batches.extend(images.micro_batch);
         }
     }
@@ -212,7 +214,8 @@ async fn a_backward_pass_without_logits_commits_nothing() {
         for micro_batch in &micro_batches {
             let done = v1::BackwardDone { micro_batch: Some(*micro_batch), tower };
             // The coordinator may have hung up on an earlier one.
-            let _ = fake.0.say.send(v1::FromWorker { message: Some(v1::from_worker::Message::BackwardDone(done)) }).await;
+            let _ =
+                fake.0.say.send(v1::FromWorker { message: Some(v1::from_worker::Message::BackwardDone(done)) }).await;
         }
     }
     let output = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();

@@ -81,6 +81,11 @@ impl Traffic {
         self.up + self.down
     }
 
+    /// The one with more bytes in all.
+    pub fn max(self, other: Traffic) -> Traffic {
+        if other.total() > self.total() { other } else { self }
+    }
+
     fn plus(self, other: Traffic) -> Traffic {
         Traffic { up: self.up.saturating_add(other.up), down: self.down.saturating_add(other.down) }
     }
@@ -183,6 +188,12 @@ impl Plan {
         (0..self.segments.len())
             .flat_map(|i| [self.forward_traffic(i, samples), self.backward_traffic(i, samples)])
             .fold(self.image_traffic(samples), Traffic::plus)
+    }
+
+    /// What measuring moves for `samples` images: images, every exchange forward.
+    pub fn measurement_traffic(&self, samples: usize) -> Traffic {
+        let forward = (0..self.segments.len()).map(|i| self.forward_traffic(i, samples));
+        forward.fold(self.image_traffic(samples), Traffic::plus)
     }
 
     /// Floats of one image that leave `tower` forward over a socket, logits aside.

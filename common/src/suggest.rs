@@ -29,7 +29,9 @@ mod tests {
     #[test]
     fn a_name_that_is_close_is_suggested_and_otherwise_all_are_listed() {
         let keys = ["name", "filters", "kernel", "stride", "pad", "groups", "bias", "init"];
-        for (unknown, meant) in [("fitlers", "filters"), ("kernal", "kernel"), ("padding", "pad"), ("kernel_size", "kernel")] {
+        for (unknown, meant) in
+            [("fitlers", "filters"), ("kernal", "kernel"), ("padding", "pad"), ("kernel_size", "kernel")]
+        {
             assert_eq!(nearest(unknown, &keys), Some(meant));
         }
         for unknown in ["dilation", "ceil_mode", "xyzzy", ""] {

@@ -151,6 +151,10 @@ impl Observer for Metered<'_> {
         log(&event);
         self.observer.on(event);
     }
+
+    fn pauses_after(&self, step: u64) -> bool {
+        self.observer.pauses_after(step)
+    }
 }
 
 /// The words of a log, for whoever asks for them; a person is told by the program.

@@ -170,4 +170,10 @@ pub struct Ended {
 pub trait Observer {
     /// Something happened.
     fn on(&mut self, event: Event);
+
+    /// Whether the observer will take its time when it hears of `step`. Then the next step's images aren't sent ahead, so that
+    /// workers rest meanwhile, and the time counts for no step.
+    fn pauses_after(&self, _step: u64) -> bool {
+        false
+    }
 }

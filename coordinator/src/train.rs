@@ -391,7 +391,10 @@ impl Run {
             None => self.send_images(drive, number)?,
         };
         // While this step is computed the next one's images are on their way, unless something comes in between.
-        if number < self.last_step && !drive.order.ends_epoch(number) && !number.is_multiple_of(self.checkpoint_every) {
+        let something_follows = drive.order.ends_epoch(number)
+            || number.is_multiple_of(self.checkpoint_every)
+            || observer.pauses_after(number);
+        if number < self.last_step && !something_follows {
             drive.sent = Some(self.send_images(drive, number + 1)?);
         }
         let labels = images.iter().map(|image| self.data.train.label(*image)).collect();
@@ -422,6 +425,9 @@ impl Run {
         drive.count(images, seconds);
         let (seconds, received_bytes) = (seconds.as_secs_f64(), drive.newly_received_bytes());
         observer.on(Event::Step { step: number, epoch, loss, lr, images, seconds, received_bytes });
+        if observer.pauses_after(number) {
+            drive.last_commit = None;
+        }
         Ok(())
     }
 

@@ -49,23 +49,36 @@ pub(super) fn run(kernels: &Kernels) -> Result<Outcome, Box<dyn Error>> {
     Ok(Outcome::Done)
 }
 
-/// GFLOP/s of a pass, and what that is of all threads' peak.
-fn speed(timing: &Timing, threads: u16, peak: f64) -> Option<(f64, f64)> {
-    let gflops = timing.flops? as f64 / timing.median_ms / 1e6;
-    Some((gflops, gflops / peak / f64::from(threads)))
+/// A pass's rate, in GFLOP/s or GB/s, and its share of what as many threads do at most.
+fn rate(amount: Option<u64>, median_ms: f64, most: f64) -> Option<(f64, f64)> {
+    let rate = amount? as f64 / median_ms / 1e6;
+    Some((rate, rate / most))
+}
+
+/// GFLOP/s of a pass that multiplies and adds.
+fn speed(timing: &Timing, timings: &Timings) -> Option<(f64, f64)> {
+    rate(timing.flops, timing.median_ms, timings.yardstick.gflops)
+}
+
+/// GB/s of a pass that only moves memory.
+fn bandwidth(timing: &Timing, timings: &Timings) -> Option<(f64, f64)> {
+    rate(timing.bytes, timing.median_ms, timings.yardstick.gigabytes)
 }
 
 fn as_json(model: &str, asked: &Kernels, timings: &Timings) -> Value {
     let pass = |timing: &Timing| {
-        let speed = speed(timing, asked.threads, timings.peak);
+        let (speed, bandwidth) = (speed(timing, timings), bandwidth(timing, timings));
         json!({
             "layer": timing.layer, "pass": timing.pass, "median_ms": timing.median_ms, "best_ms": timing.best_ms,
             "flops": timing.flops, "gflops": speed.map(|speed| speed.0), "share_of_peak": speed.map(|speed| speed.1),
+            "bytes": timing.bytes, "gb_per_second": bandwidth.map(|bandwidth| bandwidth.0),
+            "share_of_memory": bandwidth.map(|bandwidth| bandwidth.1),
         })
     };
     json!({
         "model": model, "tower": 0, "batch": asked.batch, "threads": asked.threads, "isa": timings.isa.to_string(),
-        "peak_gflops_a_core": timings.peak, "passes": timings.passes.iter().map(pass).collect::<Vec<_>>(),
+        "peak_gflops": timings.yardstick.gflops, "memory_gb_per_second": timings.yardstick.gigabytes,
+        "passes": timings.passes.iter().map(pass).collect::<Vec<_>>(),
     })
 }
 
@@ -73,31 +86,25 @@ fn as_table(model: &str, asked: &Kernels, timings: &Timings) -> String {
     let (batch, threads) = (asked.batch, asked.threads);
     let plural = if threads == 1 { "" } else { "s" };
     let mut text = format!(
-        "Tower 0 of {model}, {batch} images, {threads} thread{plural}, {}. A core multiplies and adds {:.1} GFLOP/s at most, \
-         measured in between.\n\n",
-        timings.isa, timings.peak
+        "Tower 0 of {model}, {batch} images, {threads} thread{plural}, {}. As many threads do at most {:.1} GFLOP/s, and copy \
+         {:.1} GB/s (read and written); both are the best of measurements between the layers.\n\n",
+        timings.isa, timings.yardstick.gflops, timings.yardstick.gigabytes
     );
-    let mut rows = vec![["layer", "pass", "ms", "best", "GFLOP/s", "of the peak"].map(str::to_owned).to_vec()];
+    let head = ["layer", "pass", "ms", "best", "GFLOP/s", "of the peak", "GB/s", "of the peak"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
     for timing in &timings.passes {
-        let speed = speed(timing, threads, timings.peak);
-        rows.push(vec![
-            timing.layer.clone(),
-            timing.pass.to_owned(),
-            format!("{:.3}", timing.median_ms),
-            format!("{:.3}", timing.best_ms),
-            speed.map_or_else(String::new, |speed| format!("{:.1}", speed.0)),
-            speed.map_or_else(String::new, |speed| format!("{:.1} %", speed.1 * 100.0)),
-        ]);
+        let cells = |rate: Option<(f64, f64)>| match rate {
+            Some((rate, share)) => [format!("{rate:.1}"), format!("{:.1} %", share * 100.0)],
+            None => [String::new(), String::new()],
+        };
+        let times = [timing.median_ms, timing.best_ms].map(|ms| format!("{ms:.3}"));
+        let rates = [speed(timing, timings), bandwidth(timing, timings)].map(cells);
+        rows.push([vec![timing.layer.clone(), timing.pass.to_owned()], times.to_vec(), rates.concat()].concat());
     }
     let total: f64 = timings.passes.iter().map(|timing| timing.median_ms).sum();
-    rows.push(vec![
-        "all".to_owned(),
-        String::new(),
-        format!("{total:.3}"),
-        String::new(),
-        String::new(),
-        String::new(),
-    ]);
+    let mut last = vec![String::new(); head.len()];
+    (last[0], last[2]) = ("all".to_owned(), format!("{total:.3}"));
+    rows.push(last);
     text += &aligned(&rows, &[0, 1]);
     text
 }

@@ -392,7 +392,9 @@ impl Builder<'_> {
         let (filters, groups, towers, channels) = (raw.filters, raw.groups, self.towers, self.input.channels);
         self.check((1..=LENGTH_MAX).contains(&filters), || format!("filters = {filters}; must be 1 to {LENGTH_MAX}"))?;
         self.check(groups >= 1, || "groups = 0; must be at least 1".to_owned())?;
-        self.check(filters % towers == 0, || format!("filters = {filters}; must be a multiple of the {towers} towers"))?;
+        self.check(filters % towers == 0, || {
+            format!("filters = {filters}; must be a multiple of the {towers} towers")
+        })?;
         self.check(channels % groups == 0 && filters % groups == 0, || {
             format!("groups = {groups}; must divide its {channels} input channels and its {filters} filters")
         })?;
@@ -400,7 +402,9 @@ impl Builder<'_> {
             format!("groups = {groups}; must be 1 or a multiple of the {towers} towers")
         })?;
         self.check(groups == 1 || self.first || channels % towers == 0, || {
-            format!("groups = {groups} needs input channels that are a multiple of the {towers} towers; it has {channels}")
+            format!(
+                "groups = {groups} needs input channels that are a multiple of the {towers} towers; it has {channels}"
+            )
         })?;
         let output = self.window(raw.kernel, raw.stride, raw.pad)?.with_channels(filters);
         let fan_in = channels / groups * raw.kernel * raw.kernel;

@@ -58,7 +58,10 @@ fn a_wrong_file_is_answered_with_the_place_the_value_and_what_would_be_right() {
         (model(2, &conv("init = 0.1")), "init = 0.1; must be a table"),
         (model(2, &conv("init = { std = \"small\" }")), "layer 1 (\"c\"), init: std = \"small\"; must be a number"),
         (model(2, &conv("init = { sdt = 1 }")), "layer 1 (\"c\"), init: unknown key \"sdt\"; did you mean \"std\"?"),
-        (model(2, &conv("dilation = 2")), "unknown key \"dilation\"; expected one of name, filters, kernel, stride, pad"),
+        (
+            model(2, &conv("dilation = 2")),
+            "unknown key \"dilation\"; expected one of name, filters, kernel, stride, pad",
+        ),
         (model(2, &conv("padding = 2")), "unknown key \"padding\"; did you mean \"pad\"?"),
         (
             model(2, &conv("[[layer]]\nkind = \"max_pool\"\nkernel = 7\nstride = 1")),
@@ -96,7 +99,10 @@ fn a_wrong_file_is_answered_with_the_place_the_value_and_what_would_be_right() {
         (model(2, "layer = []"), "no [[layer]] tables"),
         (model(2, "layer = 3"), "layer = 3; must be a list of tables, each under [[layer]]"),
         (model(2, LAST).replace("towers", "tower"), "did you mean \"towers\"?"),
-        (model(2, LAST).replace("towers = 2", "towers = \"two\""), "the model: towers = \"two\"; must be a whole number"),
+        (
+            model(2, LAST).replace("towers = 2", "towers = \"two\""),
+            "the model: towers = \"two\"; must be a whole number",
+        ),
         (model(2, LAST).replace("height = 8", "height = 0"), "input: height = 0; must be 1 to 1048576"),
         (
             model(2, LAST).replace("channels = 4", "channels = 4, mean = [0.5]"),

@@ -71,7 +71,10 @@ impl SocketFolder {
         let path = place.join(format!("convoy-{:016x}", unguessable()));
         let length = path.join(SOCKET).as_os_str().len();
         if length > SOCKET_PATH_BYTES_MAX {
-            let why = format!("a socket's path may have {SOCKET_PATH_BYTES_MAX} bytes, and in {} it has {length}", place.display());
+            let why = format!(
+                "a socket's path may have {SOCKET_PATH_BYTES_MAX} bytes, and in {} it has {length}",
+                place.display()
+            );
             return Err(std::io::Error::other(why));
         }
         std::fs::DirBuilder::new().mode(0o700).create(&path)?;

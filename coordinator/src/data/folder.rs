@@ -144,7 +144,8 @@ pub(super) fn missing_classes(train: &Split, classes: usize) -> Option<String> {
     train.labels().iter().for_each(|&label| is_there[usize::from(label)] = true);
     let missing: Vec<usize> = (0..classes).filter(|&class| !is_there[class]).collect();
     let (count, plural) = (missing.len(), if missing.len() == 1 { "has" } else { "have" });
-    (count > 0).then(|| format!("{count} of the model's {classes} classes {plural} no training image: {}", ranges(&missing)))
+    (count > 0)
+        .then(|| format!("{count} of the model's {classes} classes {plural} no training image: {}", ranges(&missing)))
 }
 
 /// Ascending numbers for a person: `0, 4, 7 to 9`.

@@ -218,7 +218,8 @@ fn files_of_other_contents_are_refused_in_words() {
     for (name, bytes, found, needed) in cases {
         assert_error!(load_with(name, bytes), DataError::WrongContent { .. }, [name, found, needed]);
     }
-    let cases = [(&b"\x89PNG\r\n"[..], "the bytes 137, 80, 78, 71"), (b"GIF89a", "\"GIF8\""), (&[0, 0, 7, 1], "0, 0, 7, 1")];
+    let cases =
+        [(&b"\x89PNG\r\n"[..], "the bytes 137, 80, 78, 71"), (b"GIF89a", "\"GIF8\""), (&[0, 0, 7, 1], "0, 0, 7, 1")];
     for (bytes, start) in cases {
         let words = [TRAIN_IMAGES, "not an IDX file", start, "two zero bytes"];
         assert_error!(load_with(TRAIN_IMAGES, bytes.to_vec()), DataError::NotIdx { .. }, words);
@@ -394,7 +395,8 @@ fn a_source_that_a_checkpoint_names_is_taken_unless_another_was_asked_for() {
     let nowhere = DataSource::Folder("nowhere".into());
     let choice = DataChoice::of(None, Some(nowhere.clone()));
     let places = Search::new().places;
-    for error in [choice.load(&small_wanted(), &places).unwrap_err(), choice.load_test(&small_wanted(), &places).unwrap_err()]
+    for error in
+        [choice.load(&small_wanted(), &places).unwrap_err(), choice.load_test(&small_wanted(), &places).unwrap_err()]
     {
         let text = convoy_common::chain::chain(&error);
         assert!(text.contains("that the checkpoint names, nowhere") && text.contains("does not exist"), "{text}");

@@ -9,7 +9,8 @@
 //! affine    either of them
 //! lrn, pool, elementwise    what has no product, over (sample, row, column, channel)
 //! memory    what steps use again                      isa       which instruction sets there are
-//! peak      what a core could do at most              reference NUMERICS.md as code, for the tests
+//! peak, copying             what a core could do at most: multiply-adds, bytes moved
+//! reference NUMERICS.md as code, for the tests
 //! ```
 //!
 //! Not here: which layer comes when (`tower`), and any other order of a sum. `unsafe` lives in this folder alone.
@@ -19,6 +20,7 @@
 pub(crate) mod affine;
 mod blocks;
 pub(crate) mod conv;
+pub(crate) mod copying;
 pub(crate) mod elementwise;
 pub(crate) mod isa;
 pub(crate) mod linear;
@@ -33,6 +35,8 @@ mod reference;
 mod tile;
 mod vector;
 
+#[cfg(test)]
+mod repdl_tests;
 #[cfg(test)]
 mod tests;
 

@@ -142,6 +142,30 @@ fn check_conv(case: &ConvCase) {
     });
 }
 
+/// The control: the same terms in another order have other bits, so the comparisons with the reference see the order of a sum.
+#[test]
+fn a_sum_in_another_order_has_other_bits() {
+    let window = Window { kernel: 3, stride: 1, pad: 1, groups: 1 };
+    let array = |seed: u64, shape: (usize, usize, usize, usize)| {
+        Array4::from_shape_vec(shape, values(seed, shape.0 * shape.1 * shape.2 * shape.3)).unwrap()
+    };
+    let (x, w, dy) = (array(1, (4, 6, 5, 5)), array(2, (8, 6, 3, 3)), array(3, (4, 8, 5, 5)));
+    let forward = |x: ArrayView4<f32>, w: ArrayView4<f32>| bits(reference::conv_forward(x, w, None, window));
+    let (x_turned, w_turned) = (x.slice(s![.., ..;-1, .., ..]), w.slice(s![.., ..;-1, .., ..]));
+    assert_ne!(forward(x.view(), w.view()), forward(x_turned, w_turned), "input channels from last to first");
+    let backward =
+        |dy: ArrayView4<f32>, w: ArrayView4<f32>| bits(reference::conv_input_gradient(dy, w, (5, 5), window));
+    let (dy_turned, w_turned) = (dy.slice(s![.., ..;-1, .., ..]), w.slice(s![..;-1, .., .., ..]));
+    assert_ne!(backward(dy.view(), w.view()), backward(dy_turned, w_turned), "filters from last to first");
+    let gradient = |x: ArrayView4<f32>, dy: ArrayView4<f32>| {
+        let mut dw = Array4::zeros(w.dim());
+        reference::conv_weight_gradient(x, dy, window, dw.view_mut());
+        bits(dw)
+    };
+    let (x_turned, dy_turned) = (x.slice(s![..;-1, .., .., ..]), dy.slice(s![..;-1, .., .., ..]));
+    assert_ne!(gradient(x.view(), dy.view()), gradient(x_turned, dy_turned), "samples from last to first");
+}
+
 fn in_blocks(compute: &Compute, x: &[f32], maps: Maps, blocks: blocks::Blocks) -> Vec<f32> {
     let mut out = vec![f32::NAN; blocks.len()];
     blocks.fill(compute, x, None, maps, &mut out);

@@ -2,7 +2,7 @@
 //!
 //! Not here: exchanges, updates, and whole steps (`convoy bench` runs a job for those).
 
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use convoy_common::batch::{MicroBatch, MicroBatchId, Phase};
@@ -12,6 +12,7 @@ use convoy_common::plan::{Plan, PlanError};
 use super::forecast::least_bytes;
 use super::layer::{Context, TowerLayer, Work};
 use crate::Isa;
+use crate::kernels::copying::Copying;
 use crate::kernels::memory::Tensor;
 use crate::kernels::products::End;
 use crate::kernels::{Compute, peak};
@@ -43,17 +44,65 @@ pub struct Timing {
     pub median_ms: f64,
     /// The best, in milliseconds.
     pub best_ms: f64,
-    /// A multiply-add counts as two; none where a pass is not made of them.
+    /// A multiply-add counts as two. None where a pass isn't made of them.
     pub flops: Option<u64>,
+    /// Of a pass without multiply-adds, the bytes that it reads and writes at least: each operand once.
+    pub bytes: Option<u64>,
 }
+
+/// What the machine does at most, all threads together.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Yardstick {
+    /// GFLOP/s of threads that only multiply and add.
+    pub gflops: f64,
+    /// GB/s of threads that only copy memory, bytes read and bytes written both counted.
+    pub gigabytes: f64,
+}
+
+impl Yardstick {
+    /// Measures `threads` threads at once, some tenths of a second. Other work on the machine lowers it, so the best of
+    /// several measurements counts.
+    pub fn measured(isa: Option<Isa>, threads: usize) -> Self {
+        let isa = isa.unwrap_or_else(Isa::detect);
+        let start = Barrier::new(threads);
+        let one = || {
+            let mut copying = Copying::new();
+            let mut best = Self::default();
+            for _ in 0..TRIES {
+                // Together, so that threads that share caches, power and memory do so here too.
+                start.wait();
+                let gflops = peak::measured(isa);
+                start.wait();
+                best = best.or(Self { gflops, gigabytes: copying.measured() });
+            }
+            best
+        };
+        std::thread::scope(|scope| {
+            let all: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
+            let ended = all.into_iter().filter_map(|thread| thread.join().ok());
+            ended.fold(Self::default(), |sum, one| Self {
+                gflops: sum.gflops + one.gflops,
+                gigabytes: sum.gigabytes + one.gigabytes,
+            })
+        })
+    }
+
+    /// The larger of both, figure by figure.
+    pub fn or(self, other: Self) -> Self {
+        Self { gflops: self.gflops.max(other.gflops), gigabytes: self.gigabytes.max(other.gigabytes) }
+    }
+}
+
+/// Measurements of which each thread's best counts.
+const TRIES: usize = 3;
 
 /// All of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Timings {
     /// What the kernels used.
     pub isa: Isa,
-    /// GFLOP/s of one core that only multiplies and adds, the median over the run: beside each layer it was measured anew.
-    pub peak: f64,
+    /// What as many threads do at most: the best of a measurement before each layer and one at the end.
+    pub yardstick: Yardstick,
     /// Layer by layer.
     pub passes: Vec<Timing>,
 }
@@ -89,22 +138,16 @@ pub fn kernels(bench: KernelBench, mut told: impl FnMut(&str)) -> Result<Timings
         return Err(BenchError::Memory { needed, memory });
     }
     let compute = Compute::new(bench.threads, bench.isa.unwrap_or_else(Isa::detect))?;
-    let (mut passes, mut peaks) = (Vec::new(), vec![peak::measured(compute.isa)]);
+    let measured = || Yardstick::measured(Some(compute.isa), bench.threads);
+    let (mut passes, mut yardstick) = (Vec::new(), measured());
     for index in 0..plan.network.layers.len() {
         told(&plan.network.layers[index].name);
         let mut layer = TowerLayer::new(&plan, index, 0, true);
         let mut clock = Clock { bench: &bench, layer: layer.name().to_owned(), passes: &mut passes };
         time_layer(&mut clock, &compute, &mut layer, index > 0);
-        peaks.push(peak::measured(compute.isa));
+        yardstick = yardstick.or(measured());
     }
-    Ok(Timings { isa: compute.isa, peak: median(&mut peaks), passes })
-}
-
-/// GFLOP/s of one core that does nothing but multiply and add.
-pub fn peak(isa: Option<Isa>) -> f64 {
-    let isa = isa.unwrap_or_else(Isa::detect);
-    let mut measured: Vec<f64> = (0..5).map(|_| peak::measured(isa)).collect();
-    median(&mut measured)
+    Ok(Timings { isa: compute.isa, yardstick, passes })
 }
 
 struct Clock<'a> {
@@ -114,14 +157,28 @@ struct Clock<'a> {
 }
 
 impl Clock<'_> {
-    /// Notes how long `run` says that it took, so often; once before that, for memory and caches.
-    fn time(&mut self, pass: &'static str, flops: Option<u64>, mut run: impl FnMut() -> Duration) {
+    /// Notes how long `run` says that it took, as often as asked for; once before that, for memory and caches.
+    fn time(&mut self, pass: &'static str, amount: Amount, mut run: impl FnMut() -> Duration) {
         run();
         let mut took: Vec<f64> = (0..self.bench.repeats).map(|_| run().as_secs_f64() * 1e3).collect();
         let median_ms = median(&mut took);
         let best_ms = took.first().copied().unwrap_or_default();
-        self.passes.push(Timing { layer: self.layer.clone(), pass, median_ms, best_ms, flops });
+        let (flops, bytes) = match amount {
+            Amount::MultiplyAdds(count) => (Some(2 * count as u64), None),
+            Amount::Floats(count) => (None, Some((count * size_of::<f32>()) as u64)),
+            Amount::Nothing => (None, None),
+        };
+        self.passes.push(Timing { layer: self.layer.clone(), pass, median_ms, best_ms, flops, bytes });
     }
+}
+
+/// How much a pass has to do: multiply and add, or else move.
+#[derive(Clone, Copy)]
+enum Amount {
+    MultiplyAdds(usize),
+    Floats(usize),
+    /// Another layer does it.
+    Nothing,
 }
 
 /// How long it takes.
@@ -136,7 +193,7 @@ fn timed<T>(run: impl FnOnce() -> T) -> Duration {
 fn time_layer(clock: &mut Clock, compute: &Compute, layer: &mut TowerLayer, wants_input_gradient: bool) {
     let Work::Affine { passes, learnt, rectifies } = &layer.work else { return time_other(clock, compute, layer) };
     let (samples, rectifies) = (clock.bench.samples, *rectifies);
-    let flops = Some(2 * passes.multiply_adds(samples) as u64);
+    let products = Amount::MultiplyAdds(passes.multiply_adds(samples));
     let (x, dy) = (made_up(layer.input.len() * samples), made_up(layer.output.len() * samples));
     let weights = made_up(learnt.weights());
     let (mut dw, mut db) = (vec![0.0; weights.len()], vec![0.0; layer.output.channels]);
@@ -145,18 +202,25 @@ fn time_layer(clock: &mut Clock, compute: &Compute, layer: &mut TowerLayer, want
     let y = rectifies.then_some(dy.as_slice());
     let gradient = || passes.gradient(compute, copied(compute, &dy), y, samples);
     let (x_blocks, dy_blocks) = (passes.input(compute, &x, samples), gradient());
-    clock.time("input to blocks", None, || timed(|| passes.input(compute, &x, samples)));
-    clock.time("forward", flops, || timed(|| passes.forward(compute, &weights, end, &x_blocks, samples)));
-    clock.time("gradient to blocks", None, || {
+    let to_blocks = Amount::Floats(x.len() + passes.input_floats(samples));
+    clock.time("input to blocks", to_blocks, || timed(|| passes.input(compute, &x, samples)));
+    clock.time("forward", products, || timed(|| passes.forward(compute, &weights, end, &x_blocks, samples)));
+    let gradient_floats = passes.gradient_floats(samples);
+    let read = if rectifies { 2 * dy.len() } else { dy.len() };
+    clock.time("gradient to blocks", Amount::Floats(read + gradient_floats), || {
         let dy = copied(compute, &dy);
         timed(|| passes.gradient(compute, dy, y, samples))
     });
-    clock.time("bias gradient", None, || timed(|| passes.bias_gradient(compute, &dy_blocks, samples, &mut db)));
-    clock.time("weight gradient", flops, || {
+    clock.time("bias gradient", Amount::Floats(gradient_floats), || {
+        timed(|| passes.bias_gradient(compute, &dy_blocks, samples, &mut db))
+    });
+    clock.time("weight gradient", products, || {
         timed(|| passes.weight_gradient(compute, &x_blocks, &dy_blocks, samples, false, &mut dw))
     });
     if wants_input_gradient {
-        clock.time("input gradient", flops, || timed(|| passes.input_gradient(compute, &weights, &dy_blocks, samples)));
+        clock.time("input gradient", products, || {
+            timed(|| passes.input_gradient(compute, &weights, &dy_blocks, samples))
+        });
     }
 }
 
@@ -168,11 +232,15 @@ fn time_other(clock: &mut Clock, compute: &Compute, layer: &mut TowerLayer) {
     let x = made_up(layer.input.len() * samples.len());
     let dy = made_up(layer.output.len() * samples.len());
     let fresh = || Arc::new(copied(compute, &x));
-    clock.time("forward", None, || {
+    let moved = match layer.work {
+        Work::Relu { is_done: true } => Amount::Nothing,
+        _ => Amount::Floats(x.len() + dy.len()),
+    };
+    clock.time("forward", moved, || {
         let x = fresh();
         timed(|| layer.forward(&context, x))
     });
-    clock.time("backward", None, || {
+    clock.time("backward", moved, || {
         let kept = layer.forward(&context, fresh()).expect("made-up numbers are finite").1;
         let dy = copied(compute, &dy);
         timed(|| layer.backward(&context, dy, kept, true))

@@ -36,7 +36,8 @@ pub fn worker_bytes(plan: &Plan, worker: usize, batch: usize, division: Division
     let copies = 3 + usize::from(division.slots > 1);
     let held = copies * learnt + floats.all() + indices.all();
     // What is received in a step comes into other memory, which the allocator keeps; what is sent is copied into frames there.
-    let exchanged = plan.step_traffic(batch.max(measured.iter().sum())).total() / plan.workers as u64;
+    let exchanged = plan.step_traffic(batch).max(plan.measurement_traffic(measured.iter().sum()));
+    let exchanged = exchanged.total() / plan.workers as u64;
     PROGRAM_BYTES + (held * size_of::<f32>()) as u64 + exchanged
 }
 
