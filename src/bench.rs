@@ -1,5 +1,5 @@
-//! `convoy bench`: a short job on made-up images, its steps timed, and where their time went. A part of it, `bench kernels`,
-//! times layers by themselves.
+//! `convoy bench`: times the steps of a short job on synthetic images, and shows where their time went. Its subcommand
+//! `bench kernels` times single layers.
 
 mod kernels;
 
@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use crate::log::Log;
 use crate::{Outcome, output, settings, signals, trace};
 
-/// Measure what this machine does: whole steps of a job on made-up images, best and median, and where their time went
+/// Measure training speed on this machine: the best and the median step of a job on synthetic images, and where the time went
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
@@ -34,34 +34,34 @@ pub(crate) struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Part {
-    /// Time each layer and pass of one tower, beside the most that a core can do
+    /// Time each layer and pass of one tower, compared with the peak of the same threads
     Kernels(kernels::Kernels),
 }
 
 #[derive(clap::Args)]
 struct Steps {
-    /// A preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or a model file
+    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file
     #[arg(long, value_name = "NAME|FILE", default_value = "alexnet")]
     model: String,
-    /// Images a step
+    /// Images per step
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=BATCH_MAX as i64))]
     batch: u32,
-    /// Steps that count
+    /// Steps to measure
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     steps: u32,
-    /// Steps before them that don't: memory is asked for, and nothing is in a cache
+    /// Steps to run before measuring, while memory is allocated and caches fill
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     warm_up: u32,
-    /// Worker processes, at most one a tower [default: one a tower]
+    /// Worker processes, at most one per tower [default: one per tower]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
-    /// Threads of each worker [default: the machine's cores shared out]
+    /// Compute threads of each worker [default: the machine's cores divided by the workers]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Parts of the batch that are under way at once [default: 2]
+    /// Parts of the batch that are computed while others travel [default: 2]
     #[arg(long, value_name = "N")]
     micro_batches: Option<usize>,
-    /// Instruction set of the kernels [default: the best that the machine has]
+    /// Instruction set of the kernels: scalar, avx2, avx512 or neon [default: the best that the machine has]
     #[arg(long, value_name = "NAME")]
     isa: Option<Isa>,
     /// Print JSON instead of text
@@ -79,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments, log: &Log) -> Result<Outcome, Box<dyn E
 fn run_steps(asked: &Steps, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     let model = settings::model_text(&asked.model)?;
     let network = Network::parse(&model)?;
-    let wrong = |error| format!("make a folder for the run, where TMPDIR says: {error}");
+    let wrong = |error| format!("create a temporary folder for the run (TMPDIR sets where): {error}");
     let folder = tempfile::Builder::new().prefix("convoy-bench-").tempdir().map_err(wrong)?;
     let out = folder.path().join("run");
     let mut watch = Watch::new(asked);

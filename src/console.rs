@@ -1,4 +1,4 @@
-//! What a person sees of a job: a progress bar on a terminal, plain lines elsewhere, JSON objects for programs.
+//! What a job prints: a progress bar on a terminal, plain lines elsewhere, JSON objects for programs.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::output::{show_bar, tell};
 
-/// Without a terminal, a line about progress comes this often.
+/// Time between two lines of progress where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Prints events.
@@ -67,14 +67,14 @@ impl Console {
         tell(&format!("  checkpoint      {}", ended.checkpoint.display()));
         tell(&format!("  records         {}/run.json, metrics.jsonl", ended.out.display()));
         if ended.interrupted {
-            tell(&format!("  go on with      convoy train --resume {}", ended.out.display()));
+            tell(&format!("  continue with   convoy train --resume {}", ended.out.display()));
         }
     }
 }
 
 impl Drop for Console {
     fn drop(&mut self) {
-        // A job that fails says no word of its end.
+        // A job that fails sends no event of its end.
         show_bar(None);
     }
 }
@@ -82,19 +82,19 @@ impl Drop for Console {
 impl Observer for Console {
     fn on(&mut self, event: Event) {
         if self.json {
-            // An event is made of numbers and strings: it always has a JSON form.
+            // An event consists of numbers and strings, so it always has a JSON form.
             tell(&serde_json::to_string(&event).unwrap_or_default());
             return;
         }
         match event {
             Event::Notice { text } => tell(&format!("note: {text}")),
             Event::Waiting { address, have, want } if have < want => tell(&format!(
-                "waiting for workers at {address}: {have} of {want} have come; start more with: convoy worker --join {address}"
+                "waiting for workers at {address}: {have} of {want} workers connected; start more with: convoy worker --join {address}"
             )),
-            Event::Waiting { have, want, .. } => tell(&format!("{have} of {want} workers have come")),
+            Event::Waiting { have, want, .. } => tell(&format!("{have} of {want} workers connected")),
             Event::Elsewhere { host, coordinator, model } => {
-                let what = model.map_or("waits with others".to_owned(), |model| format!("computes {model}"));
-                tell(&format!("the worker on {host} {what} for another coordinator, at {coordinator}"));
+                let what = model.map_or("is waiting".to_owned(), |model| format!("is training {model}"));
+                tell(&format!("the worker on {host} {what} with another coordinator, at {coordinator}"));
             }
             Event::Refused { address, reason } => tell(&format!("a worker at {address} was refused: {reason}")),
             Event::Started(started) => self.start(started),
@@ -116,14 +116,14 @@ impl Observer for Console {
 fn described(started: &Started) -> String {
     let mut lines = vec![
         format!(
-            "model    {}: {} parameters, {:.1} M multiply-adds an image",
+            "model    {}: {} parameters, {:.1} M multiply-adds per image",
             started.model,
             started.parameters,
             started.multiply_adds as f64 / 1e6
         ),
         format!("data     {}", started.data),
         format!(
-            "steps    {} to {}, {} images each, {} steps an epoch, {:.2} MB over sockets a step",
+            "steps    {} to {}, {} images each, {} steps per epoch, {:.2} MB over sockets per step",
             started.first_step,
             started.last_step,
             started.batch,

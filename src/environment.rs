@@ -1,5 +1,5 @@
-//! Settings from the environment: what a flag `--some-flag` says may be said by `CONVOY_SOME_FLAG` too, and the flag wins.
-//! So that a compose file, which has one command line for many jobs, stays short.
+//! Settings from the environment: `CONVOY_SOME_FLAG` sets `--some-flag`, and a flag on the command line wins. This keeps a
+//! compose file short, which has one command line for many jobs.
 //!
 //! Not here: what a setting means.
 
@@ -10,7 +10,7 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, Command};
 
 const PREFIX: &str = "CONVOY_";
-/// Those that are no flag's: of the program, of docker-compose.yml and what lies in deploy/, and of the tests.
+/// Variables that belong to no flag: those of the program, of docker-compose.yml and deploy/, and of the tests.
 const OTHERS: [&str; 11] = [
     crate::log::FORMAT_VARIABLE,
     "CONVOY_OFFLINE",
@@ -24,11 +24,11 @@ const OTHERS: [&str; 11] = [
     "CONVOY_COMPOSE_V2",
     "CONVOY_NO_SKIPS",
 ];
-/// Names closer than this to a known one, what all begin with aside, are taken for a slip.
+/// A name that is more similar than this to a known one is probably a typo. The common prefix doesn't count.
 const SLIP: f64 = 0.9;
 
-/// The command, whose flags take what the `line` leaves out from the environment. A flag that something on the line
-/// excludes takes nothing: `--steps` on the line outdoes `CONVOY_EPOCHS`.
+/// The command, with environment variables for the flags that the `line` leaves out. A flag that conflicts with one on the
+/// line takes no variable: `--steps` on the line overrides `CONVOY_EPOCHS`.
 pub(crate) fn adopted(command: Command, line: &[OsString]) -> Command {
     let unless_outdone = |arg: Arg| {
         let is_given = arg.get_long().is_some_and(|long| is_on(line, &format!("--{long}")));
@@ -48,16 +48,16 @@ pub(crate) fn adopted(command: Command, line: &[OsString]) -> Command {
     })
 }
 
-/// What to say beside an error about a value that stands in the environment and not on the line.
+/// The note beside an error about a value that comes from the environment.
 pub(crate) fn source_of(error: &clap::Error, line: &[OsString]) -> Option<String> {
     let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else { return None };
     let flag = shown.split_whitespace().next()?;
     let name = name_of(flag.strip_prefix("--")?);
     let value = std::env::var_os(&name).filter(|_| !is_on(line, flag))?;
-    Some(format!("note: it stands in the environment, as {name}={}", value.display()))
+    Some(format!("note: the value comes from the environment variable {name}={}", value.display()))
 }
 
-/// A word about each variable whose name is nearly, but not quite, a setting's.
+/// A note about each variable whose name is almost that of a setting.
 pub(crate) fn slips(command: &Command) -> Vec<String> {
     let flags = command.get_subcommands().flat_map(Command::get_arguments).filter_map(variable);
     let known: Vec<String> = flags.chain(OTHERS.map(str::to_owned)).collect();
@@ -72,7 +72,7 @@ fn slip(name: &str, known: &[String]) -> Option<String> {
     let near = known.iter().map(|known| (strsim::jaro_winkler(&own(name), &own(known)), known));
     let (likeness, nearest) = near.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
     (likeness > SLIP)
-        .then(|| format!("note: no setting is called {name}, which is set in the environment; {nearest} is"))
+        .then(|| format!("note: the environment variable {name} has no effect; did you mean {nearest}?"))
 }
 
 fn excluded_by(command: &Command, line: &[OsString]) -> Vec<String> {
@@ -88,12 +88,12 @@ fn is_on(line: &[OsString], flag: &str) -> bool {
     line.iter().filter_map(|word| word.to_str()).any(given)
 }
 
-/// Compose files pass variables that aren't set on as empty ones.
+/// Compose files pass variables that aren't set as empty ones.
 fn is_empty(name: &OsStr) -> bool {
     std::env::var_os(name).is_some_and(|value| value.is_empty())
 }
 
-/// The variable of a flag that people may give.
+/// The variable of a public flag.
 fn variable(arg: &Arg) -> Option<String> {
     let long = arg.get_long().filter(|long| !arg.is_hide_set() && !["help", "version"].contains(long))?;
     Some(name_of(long))

@@ -1,4 +1,4 @@
-//! `convoy eval`: parses, measures, and prints what was found.
+//! `convoy eval`: parses the command line, measures, and prints the result.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use convoy_common::address::Address;
 use convoy_coordinator::data::DataSource;
 use convoy_coordinator::job::Running;
-use convoy_coordinator::measure::{Finding, Measuring, measure};
+use convoy_coordinator::measure::{Measurement, Measuring, measure};
 use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::observe::{Event, Observer};
 use convoy_coordinator::trace::Sampling;
@@ -17,35 +17,35 @@ use crate::console::Console;
 use crate::log::Log;
 use crate::{Outcome, output, settings, signals};
 
-/// Measure a checkpoint or a weights file on a data set's test images, over the same towers as in training.
+/// Measure the accuracy of a checkpoint or a weights file on test images, with the same towers as in training.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A checkpoint's folder, a run's folder (its newest checkpoint), or a safetensors file
+    /// Folder of a checkpoint, folder of a run (its newest checkpoint is used), or a safetensors file
     path: PathBuf,
-    /// A preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or a model file; needed for a safetensors file
+    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file; required for a safetensors file
     #[arg(long, value_name = "NAME|FILE")]
     model: Option<String>,
-    /// auto (Fashion-MNIST: looked for, else downloaded, else the bundled subset), a folder of IDX files, bundled, or
-    /// synthetic
+    /// Test images: auto (Fashion-MNIST: found on this machine, or downloaded, or the bundled subset), a folder of IDX files,
+    /// bundled, or synthetic [default: the data that the checkpoint was trained on, or auto for a safetensors file]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
-    /// Worker processes, at most one a tower [default: one a tower]
+    /// Worker processes, at most one per tower [default: one per tower]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
-    /// Threads of each worker that is started here [default: the machine's cores shared out]
+    /// Compute threads of each worker that this command starts [default: the machine's cores divided by the workers]
     #[arg(long, value_name = "N", conflicts_with = "listen")]
     threads: Option<usize>,
-    /// Instruction set of the kernels of each worker that is started here: scalar, avx2, avx512 or neon, with the same bits
+    /// Instruction set of the workers that this command starts: scalar, avx2, avx512 or neon. It does not change the result
     /// [default: the best that the machine has]
     #[arg(long, value_name = "NAME", conflicts_with = "listen")]
     isa: Option<Isa>,
-    /// Wait here for workers to dial in, rather than start them
+    /// Address on which to wait for workers, instead of starting them
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<Address>,
-    /// A file with a word; workers that dial in and don't say it (their --token-file) are refused. It isn't encrypted on its way
+    /// File with a shared secret; workers that don't present it (their --token-file) are refused. It is sent unencrypted
     #[arg(long, value_name = "FILE", requires = "listen")]
     token_file: Option<PathBuf>,
-    /// Write all logits, (image, class), to this safetensors file
+    /// Write all logits to this safetensors file, as one tensor (image, class)
     #[arg(long, value_name = "FILE")]
     logits: Option<PathBuf>,
     /// Print one JSON object instead of text
@@ -76,27 +76,27 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     };
     let mut console = Quiet { console: Console::new(false), json: arguments.json };
     let stop = signals::stop_flag()?;
-    let found = measure(measuring, &mut console, &stop)?;
-    let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&found)?) } else { described(&found) };
+    let result = measure(measuring, &mut console, &stop)?;
+    let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&result)?) } else { described(&result) };
     output::print(&text)?;
     Ok(Outcome::Done)
 }
 
-fn described(found: &Finding) -> String {
+fn described(result: &Measurement) -> String {
     format!(
         "model           {}\nweights         {} ({})\ndata            {}\ntest accuracy   {:.2} %: {} of {} images\nloss            {:.4}\n",
-        found.model,
-        found.weights.display(),
-        found.weights_sha256,
-        found.data,
-        found.accuracy * 100.0,
-        found.correct,
-        found.images,
-        found.loss
+        result.model,
+        result.weights.display(),
+        result.weights_sha256,
+        result.data,
+        result.accuracy * 100.0,
+        result.correct,
+        result.images,
+        result.loss
     )
 }
 
-/// With `--json` one object alone goes to standard output; what else there is to say goes to standard error.
+/// With `--json`, standard output gets one object and nothing else. Notes go to standard error.
 struct Quiet {
     console: Console,
     json: bool,
@@ -107,7 +107,7 @@ impl Observer for Quiet {
         match event {
             Event::Notice { text } if self.json => output::complain(&format!("note: {text}")),
             Event::Waiting { address, have, want } if self.json => {
-                output::complain(&format!("{have} of {want} workers have come to {address}"))
+                output::complain(&format!("{have} of {want} workers connected to {address}"))
             }
             event => self.console.on(event),
         }

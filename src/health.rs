@@ -1,4 +1,4 @@
-//! `convoy health`: asks one process how it is, by the standard protocol of gRPC, and says so in its exit code.
+//! `convoy health`: checks one process by gRPC's standard health protocol. The exit code is the answer.
 
 use std::error::Error;
 use std::time::Duration;
@@ -15,42 +15,43 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::{Outcome, output};
 
-/// Ask a worker or a coordinator how it is: exit code 0 if it is ready, 1 if not. For health checks and probes.
+/// Check the health of a worker or a coordinator. The exit code is 0 if it is ready and 1 if not, for container health checks
+/// and probes.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Where it answers: a worker's --health, or a coordinator's --listen
+    /// Address of a worker's --health or a coordinator's --listen
     #[arg(value_name = "HOST:PORT", env = "CONVOY_HEALTH", default_value = "127.0.0.1:7979")]
     address: Address,
-    /// Only whether it is alive: a coordinator that waits for its workers is, and isn't ready
+    /// Check only that the process is alive. A coordinator that waits for workers is alive but not ready
     #[arg(long)]
     live: bool,
 }
 
-/// A health check that takes longer has failed. Orchestrators allow a second by default, and a busy machine takes its
-/// share of that to start the program.
+/// A health check that takes longer has failed. Orchestrators allow one second by default, part of which a busy machine needs
+/// to start this program.
 const LIMIT: Duration = Duration::from_millis(500);
 
-/// What is wrong.
+/// Why a process isn't healthy.
 #[derive(Debug, thiserror::Error)]
 enum Unwell {
     #[error("look up {address}: {reason}")]
     Name { address: Address, reason: String },
-    #[error("nothing listens at {0}: it hasn't started yet, has ended, or is elsewhere (--health, --listen)")]
+    #[error("nothing listens at {0}: the process has not started, has ended, or uses another address (--health, --listen)")]
     Nobody(Address),
-    #[error("what listens at {0} didn't answer within {LIMIT:?}: it hangs, or isn't Convoy")]
+    #[error("{0} accepted the connection but did not answer within {LIMIT:?}: it hangs, or it is not Convoy")]
     Silent(Address),
-    #[error("what listens at {address} isn't a worker or a coordinator of Convoy: {reason}")]
+    #[error("the process at {address} is not a worker or a coordinator of Convoy: {reason}")]
     Stranger { address: Address, reason: String },
-    #[error("the {role} at {address} hangs: its work hasn't got on for minutes")]
+    #[error("the {role} at {address} hangs: it has made no progress for minutes")]
     Wedged { role: &'static str, address: Address },
-    #[error("the {role} at {address} is starting: it waits for its workers")]
+    #[error("the {role} at {address} is not ready: it is waiting for workers")]
     Starting { role: &'static str, address: Address },
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let asked = runtime.block_on(ask(&arguments.address, arguments.live));
-    // A name that is still being looked up can't be called off, and must not be waited for.
+    // A name lookup can't be cancelled, and must not be waited for.
     runtime.shutdown_background();
     let role = asked?;
     let how = if arguments.live { "alive" } else { "ready" };
@@ -58,7 +59,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     Ok(Outcome::Done)
 }
 
-/// Who answers, if all is well. Within [`LIMIT`], whatever the address is.
+/// The role of the process if it is healthy. Returns within [`LIMIT`] for any address.
 async fn ask(address: &Address, live: bool) -> Result<&'static str, Unwell> {
     let began = Instant::now();
     let place = timeout_at(began + LIMIT, dialled(address)).await;
@@ -68,13 +69,13 @@ async fn ask(address: &Address, live: bool) -> Result<&'static str, Unwell> {
     asked.unwrap_or_else(|_| Err(Unwell::Silent(address.clone())))
 }
 
-/// The address as it is dialled, its name looked up.
+/// The address to connect to, with its name looked up.
 async fn dialled(address: &Address) -> Result<String, String> {
     match address {
         Address::Unix(_) => Ok(address.to_string()),
         Address::Tcp(host) => {
             let mut found = tokio::net::lookup_host(host.as_str()).await.map_err(|error| error.to_string())?;
-            found.next().map(|found| format!("http://{found}")).ok_or_else(|| "it has no address".to_owned())
+            found.next().map(|found| format!("http://{found}")).ok_or_else(|| "the name has no address".to_owned())
         }
     }
 }
@@ -106,8 +107,8 @@ async fn check(client: &mut HealthClient<Channel>, service: &str) -> Result<bool
 
 fn described(status: &Status) -> String {
     match status.code() {
-        Code::Unimplemented => "it speaks gRPC, and answers no health checks".to_owned(),
-        Code::NotFound => "it answers health checks, of something else".to_owned(),
-        _ => "it doesn't speak gRPC".to_owned(),
+        Code::Unimplemented => "it speaks gRPC but does not answer health checks".to_owned(),
+        Code::NotFound => "it answers health checks of another service".to_owned(),
+        _ => "it does not speak gRPC".to_owned(),
     }
 }

@@ -1,5 +1,5 @@
-//! The log: quiet unless RUST_LOG says otherwise, as text or JSON, on standard error, and never in the midst of a progress
-//! bar. Embedded workers' lines come through a pipe, for the same reason.
+//! The log, on standard error, as text or JSON. It shows warnings unless RUST_LOG sets another level. A line never breaks a
+//! progress bar; for that reason the lines of workers that this process starts come through a pipe.
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, IsTerminal, PipeReader, pipe};
@@ -17,29 +17,29 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::output::{self, StandardError, complain};
 use crate::settings::Misuse;
 
-/// What says how the log is written where no flag does.
+/// The variable that sets the log's format where no flag does.
 pub(crate) const FORMAT_VARIABLE: &str = "CONVOY_LOG_FORMAT";
-/// What is logged where RUST_LOG says nothing.
+/// The level where RUST_LOG sets none.
 const DEFAULT: &str = "warn";
-/// What `output` says is logged whatever RUST_LOG says.
+/// Messages for people are logged at any level.
 const TOLD: &str = "convoy::output=warn";
-/// A line that is longer is cut.
+/// Longer lines of workers are cut.
 const LINE_BYTES_MAX: u64 = 64 * 1024;
 
-/// Workers that have ended have said all they had to within this.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long to wait, at the end, for the last lines of workers.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// How the log is written.
+/// The log's format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// For people.
     #[default]
     Text,
-    /// An object a line.
+    /// One object per line.
     Json,
 }
 
-/// A log that has begun. At its end it waits for what workers still have to say.
+/// The running log. When dropped, it waits for the last lines of workers.
 pub(crate) struct Log {
     format: Format,
     passed_on: Mutex<Option<Receiver<()>>>,
@@ -49,8 +49,8 @@ impl Drop for Log {
     fn drop(&mut self) {
         let passed_on = self.passed_on.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(passed_on) = &*passed_on {
-            // A worker that can't be ended may never close its end.
-            let _ = passed_on.recv_timeout(LAST_WORDS);
+            // A worker that can't be killed never closes its end.
+            let _ = passed_on.recv_timeout(LAST_LINES);
         }
     }
 }
@@ -66,13 +66,13 @@ impl MakeWriter<'_> for ToStandardError {
 }
 
 impl Log {
-    /// Warnings alone, unless RUST_LOG says otherwise.
+    /// Starts the log. It shows warnings unless RUST_LOG sets another level.
     pub(crate) fn begin(format: Format) -> Self {
         let wanted = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|wanted| !wanted.is_empty());
         let parsed = EnvFilter::builder().parse(wanted.as_deref().unwrap_or(DEFAULT));
-        let unreadable = parsed.as_ref().err().map(|error| format!("note: RUST_LOG isn't read: {error}"));
+        let unreadable = parsed.as_ref().err().map(|error| format!("note: RUST_LOG is ignored: {error}"));
         let filter = parsed.unwrap_or_else(|_| EnvFilter::new(DEFAULT));
-        // What a person is told in any case is not for the filter to keep from a program.
+        // What people always see must also reach programs, whatever the level.
         let told = Directive::from_str(TOLD).map(|told| filter.clone().add_directive(told));
         let filter = told.unwrap_or(filter);
         let log = tracing_subscriber::fmt()
@@ -84,16 +84,16 @@ impl Log {
             Format::Text => log.init(),
             Format::Json => {
                 log.json().flatten_event(true).with_span_list(false).init();
-                output::is_for_programs();
+                output::set_for_programs();
             }
         }
         unreadable.iter().for_each(|note| complain(note));
         Self { format, passed_on: Mutex::default() }
     }
 
-    /// This program, for embedded workers, which log as we do.
+    /// How to start this program as an embedded worker, which logs as this process does.
     pub(crate) fn local_program(&self) -> Result<LocalProgram, Box<dyn Error>> {
-        let wrong = |error| Misuse(format!("find this program's own file: {error}"));
+        let wrong = |error| Misuse(format!("find the path of this program: {error}"));
         let path = std::env::current_exe().map_err(wrong)?;
         let arguments = match self.format {
             Format::Text => Vec::new(),
@@ -103,7 +103,7 @@ impl Log {
         let (ended, passed_on) = channel();
         let passing_on = move || {
             pass_on(reader);
-            // Nobody may wait for it.
+            // There may be no receiver any more.
             let _ = ended.send(());
         };
         std::thread::Builder::new().name("complaints".to_owned()).spawn(passing_on)?;
@@ -112,7 +112,7 @@ impl Log {
     }
 }
 
-/// Lines of workers, until the last of them is gone.
+/// Copies lines of workers to standard error until the last worker has ended.
 fn pass_on(reader: PipeReader) {
     use std::io::Read;
     let mut reader = BufReader::new(reader);

@@ -1,4 +1,4 @@
-//! The program: reads the command line, calls the crates, prints. One file a command; no logic.
+//! The program: reads the command line, calls the crates, and prints. One file per command. No logic.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -27,18 +27,19 @@ use convoy_coordinator::JobError;
 use log::Log;
 use output::{complain, fail};
 
-// glibc's allocator gives large blocks back to the system at once, and every tensor then costs page faults anew.
+// glibc's allocator returns large blocks to the system at once, so every tensor would cost page faults again.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Trains convolutional networks with each convolution group on a worker process of its own: the same bits on any
-/// cluster.
+/// Trains convolutional networks with each convolution group on its own worker process. The result is the same to the bit on
+/// any cluster.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// How the log is written to standard error: text, or one JSON object a line. What is logged, RUST_LOG says [default: text]
+    /// Format of the log on standard error: text, or one JSON object per line. RUST_LOG sets the log level, for example
+    /// RUST_LOG=convoy=debug [default: text]
     #[arg(long, global = true, env = log::FORMAT_VARIABLE, hide_env = true, value_name = "text|json")]
     log_format: Option<log::Format>,
 }
@@ -49,30 +50,30 @@ enum Command {
     Train(Box<train::Arguments>),
     /// Serve towers for a coordinator
     Worker(worker::Arguments),
-    /// Measure a checkpoint or a weights file on a data set's test images
+    /// Measure the accuracy of a checkpoint or a weights file on test images
     Eval(Box<eval::Arguments>),
-    /// Ask a worker or a coordinator how it is
+    /// Check the health of a worker or a coordinator
     Health(health::Arguments),
-    /// Show what a step will cost on a given cluster, without one
+    /// Show what a training step will cost on a given cluster
     Plan(plan::Arguments),
-    /// Show where the time of a run went
+    /// Show where a run spent its time
     Trace(trace::Arguments),
-    /// Measure what this machine does
+    /// Measure training speed on this machine
     Bench(bench::Arguments),
 }
 
-/// How a command ended without an error.
+/// How a command ended, if without an error.
 pub(crate) enum Outcome {
     Done,
-    /// By Ctrl-C, with a checkpoint written.
+    /// Stopped by Ctrl-C, after writing a checkpoint.
     Interrupted,
 }
 
-/// Something went wrong.
+/// Exit code of a command that failed.
 const FAILED: u8 = 1;
-/// The command line asks for what can't be.
+/// Exit code of a command that was used wrongly.
 const MISUSED: u8 = 2;
-/// 128 + SIGINT, as shells have it.
+/// Exit code of an interrupted job: 128 + SIGINT, the convention of shells.
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
@@ -93,9 +94,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says what is wrong with the command line, or what help it asks for.
+/// Prints what is wrong with the command line, or the help that it asks for.
 fn refused(error: &clap::Error, line: &[OsString]) -> ExitCode {
-    // Where nothing can be printed there is the exit code.
+    // If nothing can be printed, the exit code still tells.
     let _ = error.print();
     if let Some(source) = environment::source_of(error, line) {
         complain(&source);

@@ -1,5 +1,5 @@
-//! `--metrics`: answers Prometheus over HTTP, in the OpenMetrics format. Few at a time, and not for long: whoever reads
-//! metrics costs a job nothing but the answer.
+//! `--metrics`: serves metrics to Prometheus over HTTP, in the OpenMetrics format. Connections are few and short, so readers
+//! can't slow a job down.
 //!
 //! Not here: what is counted (the coordinator and the worker).
 
@@ -31,20 +31,20 @@ use crate::settings::Misuse;
 
 const PATH: &str = "/metrics";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// Connections that are answered at once; others wait.
+/// Connections that are served at the same time. Others wait.
 const CONNECTIONS_MAX: usize = 16;
-/// From a connection's first byte to its last.
+/// How long one connection may last.
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(2);
-/// A system that gives no connections is asked again after this.
+/// Pause after the system failed to accept a connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Counters by `register`, which are read at `address` where there is one.
+/// Registers counters with `register`, and serves them at `address` if there is one.
 pub(crate) fn counted<M>(
     address: Option<&Address>,
     register: impl FnOnce(&mut Registry) -> M,
 ) -> Result<M, Box<dyn Error>> {
     let mut registry = Registry::default();
-    registry.register("convoy_build", "The program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+    registry.register("convoy_build", "Version of the program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
     registry.register_collector(Box::new(Memory));
     let metrics = register(&mut registry);
     if let Some(address) = address {
@@ -53,7 +53,7 @@ pub(crate) fn counted<M>(
     Ok(metrics)
 }
 
-/// What the system says of this process when it is asked, by the name that Prometheus' own clients give it.
+/// Memory of this process, under the name that Prometheus' own clients use. It is read when metrics are.
 #[derive(Debug)]
 struct Memory;
 
@@ -61,7 +61,7 @@ impl Collector for Memory {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Some(memory) = memory_stats() else { return Ok(()) };
         let gauge = ConstGauge::new(memory.physical_mem as i64);
-        let help = "Memory that the process holds";
+        let help = "Resident memory of the process";
         let metric = encoder.encode_descriptor("process_resident_memory_bytes", help, None, gauge.metric_type())?;
         gauge.encode(metric)
     }
@@ -71,15 +71,15 @@ fn serve(address: &Address, registry: Registry) -> Result<(), Box<dyn Error>> {
     let Address::Tcp(host) = address else {
         return Err(Misuse(format!("--metrics {address}: must be HOST:PORT")).into());
     };
-    let wrong = |error: std::io::Error| format!("answer Prometheus at {host} (--metrics): {error}");
+    let wrong = |error: std::io::Error| format!("serve metrics at {host} (--metrics): {error}");
     let listener = TcpListener::bind(host.as_str()).map_err(wrong)?;
     listener.set_nonblocking(true).map_err(wrong)?;
     let bound = listener.local_addr().map_err(wrong)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(wrong)?;
     let answering = move || {
-        // Nothing else runs here: without a listener there is nothing to do.
+        // This thread does nothing else, so it ends with its listener.
         if let Err(error) = runtime.block_on(answer_all(listener, Arc::new(registry))) {
-            tracing::warn!("metrics are no longer answered: {error}");
+            tracing::warn!("metrics are no longer served: {error}");
         }
     };
     std::thread::Builder::new().name("metrics".to_owned()).spawn(answering).map_err(wrong)?;
@@ -105,7 +105,7 @@ async fn answer_all(listener: TcpListener, registry: Arc<Registry>) -> std::io::
                 async move { Ok::<_, Infallible>(answer(&request, &registry)) }
             });
             let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
-            // Whoever doesn't hear the answer asks again.
+            // A reader that missed the answer asks again.
             let _ = timeout(CONNECTION_TIME_MAX, connection).await;
             drop(place);
         });
@@ -115,7 +115,7 @@ async fn answer_all(listener: TcpListener, registry: Arc<Registry>) -> std::io::
 
 fn answer(request: &Request<Incoming>, registry: &Registry) -> Response<Full<Bytes>> {
     if request.method() != Method::GET {
-        let mut response = told(StatusCode::METHOD_NOT_ALLOWED, "GET alone is answered here\n".to_owned());
+        let mut response = told(StatusCode::METHOD_NOT_ALLOWED, "only GET is supported\n".to_owned());
         response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET"));
         return response;
     }
@@ -124,7 +124,7 @@ fn answer(request: &Request<Incoming>, registry: &Registry) -> Response<Full<Byt
     }
     let mut encoded = String::new();
     if text::encode(&mut encoded, registry).is_err() {
-        return told(StatusCode::INTERNAL_SERVER_ERROR, "metrics can't be written\n".to_owned());
+        return told(StatusCode::INTERNAL_SERVER_ERROR, "failed to encode the metrics\n".to_owned());
     }
     let mut response = told(StatusCode::OK, encoded);
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(OPEN_METRICS));

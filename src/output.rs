@@ -1,4 +1,4 @@
-//! Standard output and standard error, and the progress bar that may stand there. What can't be printed is no panic.
+//! Standard output and standard error, and the progress bar that may be shown there. A failed write never panics.
 
 use std::error::Error;
 use std::io::{self, ErrorKind, Write};
@@ -7,12 +7,12 @@ use std::sync::{Mutex, PoisonError};
 
 use indicatif::ProgressBar;
 
-/// The bar that is to be seen, if any. Whoever prints moves it out of the way.
+/// The visible progress bar, if any. Every print moves it out of the way.
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
-/// Whether everything on standard error is a line of a log that programs read.
+/// Whether programs read standard error as a log.
 static IS_FOR_PROGRAMS: AtomicBool = AtomicBool::new(false);
 
-/// Prints what a command was asked for. A reader that has seen enough, as in `convoy plan | head`, may close the pipe.
+/// Prints the result of a command. A reader may close the pipe early, as in `convoy plan | head`.
 pub(crate) fn print(text: &str) -> Result<(), Box<dyn Error>> {
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
@@ -21,14 +21,14 @@ pub(crate) fn print(text: &str) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Prints a line about something that goes on whether anybody reads or not: what matters of a job is in its folder.
+/// Prints a line of progress. Failed writes are ignored: the job's folder holds everything that matters.
 pub(crate) fn tell(line: &str) {
     beside_the_bar(|| {
         let _ = writeln!(io::stdout(), "{line}");
     });
 }
 
-/// Prints a line to standard error, if anybody reads there: as one of the log's, where programs read that.
+/// Prints a line to standard error, or a log entry where programs read standard error. Failed writes are ignored.
 pub(crate) fn complain(line: &str) {
     if IS_FOR_PROGRAMS.load(Ordering::Relaxed) {
         tracing::warn!("{line}");
@@ -37,7 +37,7 @@ pub(crate) fn complain(line: &str) {
     }
 }
 
-/// Says why a command failed, likewise.
+/// Prints why a command failed, likewise.
 pub(crate) fn fail(why: &str) {
     if IS_FOR_PROGRAMS.load(Ordering::Relaxed) {
         tracing::error!("{why}");
@@ -46,27 +46,27 @@ pub(crate) fn fail(why: &str) {
     }
 }
 
-/// From now on whoever reads standard error reads the log, line by line.
-pub(crate) fn is_for_programs() {
+/// From now on programs read standard error as a log.
+pub(crate) fn set_for_programs() {
     IS_FOR_PROGRAMS.store(true, Ordering::Relaxed);
 }
 
 /// Writes a whole line.
 pub(crate) fn to_standard_error(line: &[u8]) {
     beside_the_bar(|| {
-        // Where nothing can be printed there is the exit code.
+        // If nothing can be printed, the exit code still tells.
         let _ = io::stderr().write_all(line);
     });
 }
 
-/// Shows a bar, or none.
+/// Shows a progress bar, or none.
 pub(crate) fn show_bar(bar: Option<ProgressBar>) {
     if let Some(old) = std::mem::replace(&mut *BAR.lock().unwrap_or_else(PoisonError::into_inner), bar) {
         old.finish_and_clear();
     }
 }
 
-/// Standard error, for a log, which writes whole lines.
+/// Standard error for the log, which writes whole lines.
 pub(crate) struct StandardError;
 
 impl Write for StandardError {

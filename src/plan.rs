@@ -1,4 +1,4 @@
-//! `convoy plan`: parses, plans, and prints a table or JSON.
+//! `convoy plan`: parses the command line, plans, and prints a table or JSON.
 
 use std::error::Error;
 
@@ -13,22 +13,22 @@ use crate::settings::{self, Misuse};
 use crate::table::aligned;
 use crate::{Outcome, output};
 
-/// Show what a step will cost on a given cluster, without one: per layer and per exchange.
+/// Show what a training step will cost on a given cluster, per layer and per exchange. No cluster is needed.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or a model file
+    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file
     #[arg(long, value_name = "NAME|FILE", default_value = "alexnet-fashion")]
     model: String,
-    /// Worker processes, at most one a tower [default: one a tower]
+    /// Worker processes, at most one per tower [default: one per tower]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
-    /// Images a step
+    /// Images per step
     #[arg(long, value_name = "N", default_value_t = BATCH, value_parser = batch_in_range)]
     batch: usize,
-    /// Slots of a batch, as in `convoy train`
+    /// Slots per batch, as in `convoy train`
     #[arg(long, value_name = "N", default_value_t = SLOTS)]
     slots: usize,
-    /// Micro-batches of a slot, as in `convoy train` [default: 2]
+    /// Micro-batches per slot, as in `convoy train` [default: 2]
     #[arg(long, value_name = "N")]
     micro_batches: Option<usize>,
     /// Print JSON instead of a table
@@ -65,7 +65,7 @@ fn division(arguments: &Arguments) -> Result<Division, Misuse> {
     Ok(Division { slots, micro_batches })
 }
 
-/// The range that `train` accepts too: a plan for a batch that can't be trained would mislead.
+/// The range that `train` accepts. A plan for a batch that can't be trained would mislead.
 fn batch_in_range(text: &str) -> Result<usize, String> {
     let expected = format!("expected 1 to {BATCH_MAX} images");
     text.parse().ok().filter(|batch| (1..=BATCH_MAX).contains(batch)).ok_or(expected)
@@ -109,14 +109,14 @@ fn as_table(plan: &Plan, step: Step) -> String {
     let batch = step.batch;
     let network = &plan.network;
     let mut text = format!(
-        "{} in {} towers on {} worker{}, {batch} images a step\n\n",
+        "{} in {} towers on {} worker{}, {batch} images per step\n\n",
         network.name,
         network.towers,
         plan.workers,
         if plan.workers == 1 { "" } else { "s" }
     );
     let mut rows = vec![
-        ["layer", "kind", "output", "groups", "parameters", "multiply-adds", "a tower", "input"]
+        ["layer", "kind", "output", "groups", "parameters", "multiply-adds", "per tower", "input"]
             .map(str::to_owned)
             .to_vec(),
     ];
@@ -145,7 +145,7 @@ fn as_table(plan: &Plan, step: Step) -> String {
     text += &exchange_table(plan, batch);
     let held = memory(plan, step).into_iter().enumerate();
     let held = held.map(|(worker, bytes)| format!("worker {worker} {:.0} MB", bytes as f64 / 1e6));
-    text += &format!("memory held while training: {}\n", held.collect::<Vec<_>>().join(", "));
+    text += &format!("memory of each worker: {}\n", held.collect::<Vec<_>>().join(", "));
     text
 }
 
@@ -154,7 +154,7 @@ fn memory(plan: &Plan, step: Step) -> Vec<u64> {
     (0..plan.workers).map(|worker| forecast::worker_bytes(plan, worker, step.batch, step.division)).collect()
 }
 
-/// Bytes a step, every socket crossing counted.
+/// Bytes per step. A byte counts once for each socket that it crosses.
 fn exchange_table(plan: &Plan, batch: usize) -> String {
     let mut rows = vec![
         ["exchange", "before", "forward up", "forward down", "backward up", "backward down"]
@@ -174,8 +174,8 @@ fn exchange_table(plan: &Plan, batch: usize) -> String {
     let total = plan.step_traffic(batch);
     let leaving: Vec<_> = (0..plan.network.towers).map(|tower| plan.floats_leaving(tower).to_string()).collect();
     format!(
-        "bytes a step between workers and coordinator (up to it, down from it), every socket crossing counted\n{}\
-         total {} bytes a step: {} up, {} down\nfloats an image that leave a tower forward, logits aside: {}\n",
+        "bytes per step between workers and coordinator (up: to the coordinator, down: to workers)\n{}\
+         total {} bytes per step: {} up, {} down\nfloats per image that leave a tower forward, without logits: {}\n",
         aligned(&rows, &[0, 1]),
         total.total(),
         total.up,
@@ -184,7 +184,7 @@ fn exchange_table(plan: &Plan, batch: usize) -> String {
     )
 }
 
-/// Of the first tower, which has the most where slices are uneven.
+/// Multiply-adds of the first tower, which has the most where slices are uneven.
 fn multiply_adds_a_tower(plan: &Plan, index: usize) -> u64 {
     let layer = &plan.network.layers[index];
     let own = plan.network.slice(layer.output.channels, 0).len();
@@ -195,7 +195,7 @@ fn name_of_first(plan: &Plan) -> String {
     plan.network.layers.first().map_or_else(String::new, |layer| layer.name.clone())
 }
 
-/// The layer that an exchange lies before; behind the last one there is the loss.
+/// The layer that comes after an exchange. After the last exchange comes the loss.
 fn name_behind(plan: &Plan, exchange: usize) -> String {
     let next = plan.segments.get(exchange + 1);
     next.map_or_else(|| "the loss".to_owned(), |segment| plan.network.layers[segment.layers.start].name.clone())

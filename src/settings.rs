@@ -1,4 +1,4 @@
-//! What several commands are told in the same way: a model by preset or file, data by name or folder.
+//! Settings that several commands share: the model, the token, the places of data.
 
 use std::error::Error;
 use std::fs::File;
@@ -11,7 +11,7 @@ use convoy_common::token::{TOKEN_BYTES_MAX, Token, TokenError};
 use convoy_coordinator::JobError;
 use convoy_coordinator::data::Places;
 
-/// The command line asks for what can't be: exit code 2.
+/// The command was used wrongly: exit code 2.
 #[derive(Debug)]
 pub(crate) struct Misuse(pub(crate) String);
 
@@ -23,13 +23,13 @@ impl std::fmt::Display for Misuse {
 
 impl Error for Misuse {}
 
-/// Whether an error is the command line's.
+/// Whether an error means that the command was used wrongly.
 pub(crate) fn is_misuse(error: &(dyn Error + 'static)) -> bool {
     let job = error.downcast_ref::<JobError>();
     error.is::<Misuse>() || error.is::<PlanError>() || job.is_some_and(JobError::is_misuse)
 }
 
-/// The text of a model, which parses: a preset's name, or a file's path.
+/// The text of a model, which is known to parse. `name` is a preset or the path of a file.
 pub(crate) fn model_text(name: &str) -> Result<String, Box<dyn Error>> {
     if let Some(text) = presets::text(name) {
         return Ok(text.to_owned());
@@ -38,12 +38,12 @@ pub(crate) fn model_text(name: &str) -> Result<String, Box<dyn Error>> {
     let looks_like_a_path = name.contains('/') || name.contains('.') || path.exists();
     if !looks_like_a_path {
         return Err(
-            Misuse(format!("unknown model \"{name}\"{}; or the path of a model file", presets::hint(name))).into()
+            Misuse(format!("unknown model \"{name}\"{} (or give the path of a model file)", presets::hint(name))).into()
         );
     }
     let wrong = |why: String| Misuse(format!("read the model file {name}: {why}"));
     let mut text = String::new();
-    // Some files never end.
+    // Some files never end, so the read has a limit.
     let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
     file.take(TEXT_BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;
     match Network::parse(&text) {
@@ -52,7 +52,7 @@ pub(crate) fn model_text(name: &str) -> Result<String, Box<dyn Error>> {
     }
 }
 
-/// A model file that is there, and wrong.
+/// A model file that can be read but is wrong.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}")]
 struct ModelFile {
@@ -76,12 +76,12 @@ pub(crate) fn places() -> Result<Places, Misuse> {
     Ok(Places::of_this_machine(offline()?))
 }
 
-/// Where traced steps are to be sent, by the variable that OpenTelemetry has for it.
+/// Where to send traced steps: OpenTelemetry's own variable.
 pub(crate) fn otlp_endpoint() -> Option<String> {
     std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty())
 }
 
-/// Whether nothing may be downloaded.
+/// Whether downloads are forbidden.
 fn offline() -> Result<bool, Misuse> {
     let value = std::env::var_os("CONVOY_OFFLINE").unwrap_or_default();
     match value.to_string_lossy().to_lowercase().as_str() {

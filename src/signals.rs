@@ -1,4 +1,4 @@
-//! Signals: the first asks a job to stop at the next step, the second ends the program at once.
+//! Signals: the first asks a job to stop after a checkpoint, the second ends the program immediately.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Signals closer together than this count as one.
+/// Signals within this time count as one.
 const ECHO: Duration = Duration::from_millis(200);
 
-/// A flag that the first Ctrl-C, SIGTERM or SIGHUP sets. The second one ends the program, and with it its workers.
+/// A flag that the first Ctrl-C, SIGTERM or SIGHUP sets. The second signal ends the program and its workers.
 pub(crate) fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let set = flag.clone();
@@ -19,25 +19,25 @@ pub(crate) fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
         runtime.block_on(async {
             any().await;
             set.store(true, Ordering::Relaxed);
-            // Whoever reads what we print may have stopped reading: the second signal must be heard all the same.
+            // Printing may block if nobody reads. The second signal must work all the same.
             tokio::task::spawn_blocking(|| {
-                crate::output::complain("stopping as soon as nothing is lost by it; once more to stop at once");
+                crate::output::complain("writing a checkpoint, then stopping; press Ctrl-C again to quit immediately");
             });
-            // Shells and supervisors may signal the process and then its group: that is one wish, not two.
+            // Shells and supervisors may signal the process and then its group. That is one request, not two.
             tokio::time::sleep(ECHO).await;
             any().await;
-            // Nothing is lost that a checkpoint doesn't have, and the workers' pipes close with the process.
+            // The last checkpoint stays good, and the workers end when their pipes close with this process.
             std::process::exit(i32::from(crate::INTERRUPTED));
         });
     })?;
     Ok(flag)
 }
 
-/// Waits for Ctrl-C, SIGTERM, or the end of the terminal (SIGHUP), if that hasn't been made harmless by nohup.
+/// Waits for Ctrl-C, SIGTERM, or the end of the terminal (SIGHUP, unless the process was started by nohup).
 pub(crate) async fn any() {
     let all = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
     let [Ok(mut interrupt), Ok(mut terminate)] = all else {
-        // Without signals there is nothing to wait for; the system's own handling ends the process.
+        // Without handlers the system's default applies: a signal ends the process.
         return std::future::pending().await;
     };
     tokio::select! {
@@ -58,7 +58,7 @@ async fn hung_up() {
     }
 }
 
-/// Whether the process was started with SIGHUP ignored. To be asked before anything listens for it.
+/// Whether the process was started with SIGHUP ignored. Must be called before anything handles SIGHUP.
 fn ignores_hang_up() -> bool {
     const HANG_UP: u64 = 1; // The lowest bit is signal 1.
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! `convoy trace`: reads a run's trace, and prints where the time went.
+//! `convoy trace`: reads the trace of a run, and prints where the time went.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -19,28 +19,28 @@ use crate::settings::Misuse;
 use crate::table::aligned;
 use crate::{Outcome, output};
 
-/// Show where the time of a run went: each worker's, until it adds up to the step; the critical path; who holds the others
-/// up; what was planned. The trace itself, trace.json in the run's folder, opens in Perfetto (ui.perfetto.dev).
+/// Show where a run spent its time: an account of each worker that adds up to the step, the critical path, the bottleneck, and
+/// the plan beside the measurement. The file trace.json in the run's folder also opens in Perfetto (ui.perfetto.dev).
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A run's folder, or a trace's file
+    /// Folder of a run, or a trace file
     run: PathBuf,
-    /// One step alone
+    /// Show only this step
     #[arg(long, value_name = "N")]
     step: Option<u64>,
-    /// Another run, or trace: what takes longer in this one than there
+    /// Compare with another run or trace file: show what takes longer here than there
     #[arg(long, value_name = "RUN", conflicts_with = "step")]
     compare: Option<PathBuf>,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
-    /// Write a page with all of it, and with steps to look into: it needs no network. [default file: trace.html in the run's
-    /// folder, or beside the trace]
+    /// Write an HTML page with the account and the timelines of some steps. It needs no network
+    /// [default file: trace.html in the run's folder, or beside the trace]
     #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with_all = ["json", "compare", "step"])]
     html: Option<Option<PathBuf>>,
 }
 
-/// Of every page.
+/// How each page of ours begins.
 const BEGINNING: &[u8] = b"<!doctype html>";
 /// Parts of the critical path that are shown.
 const PATH_SHOWN: usize = 12;
@@ -72,11 +72,11 @@ fn write_page(arguments: &Arguments, file: Option<&Path>, text: &str) -> Result<
         || if arguments.run.is_dir() { arguments.run.join("trace.html") } else { arguments.run.with_extension("html") };
     let path = file.map_or_else(beside, Path::to_owned);
     let wrong = |error| format!("write {}: {error}", path.display());
-    // Where a link leads to is what is meant.
+    // A link is followed: its target is replaced, not the link.
     let place = path.canonicalize().unwrap_or_else(|_| path.clone());
     match fs::metadata(&place) {
         Ok(found) if found.is_file() && !is_page(&place).map_err(wrong)? => {
-            return Err(Misuse(format!("--html {}: it is there, and is no page", path.display())).into());
+            return Err(Misuse(format!("--html {}: the file exists and is not an HTML page", path.display())).into());
         }
         // A device or a pipe.
         Ok(found) if !found.is_file() && !found.is_dir() => {
@@ -90,7 +90,7 @@ fn write_page(arguments: &Arguments, file: Option<&Path>, text: &str) -> Result<
     Ok(Outcome::Done)
 }
 
-/// Whether a file begins as a page of ours does, or is empty.
+/// Whether a file is empty or begins as our pages do.
 fn is_page(path: &Path) -> std::io::Result<bool> {
     let mut beginning = Vec::new();
     fs::File::open(path)?.take(BEGINNING.len() as u64).read_to_end(&mut beginning)?;
@@ -100,7 +100,7 @@ fn is_page(path: &Path) -> std::io::Result<bool> {
 /// A run's trace, its plan, and where the time went.
 pub(crate) fn accounted(run: &Path, step: Option<u64>) -> Result<(Trace, Plan, Account), Box<dyn Error>> {
     if !run.exists() {
-        return Err(format!("{} isn't there: name a run's folder, or its {TRACE}", run.display()).into());
+        return Err(format!("{} does not exist; give a run's folder or its {TRACE}", run.display()).into());
     }
     let path = if run.is_dir() { run.join(TRACE) } else { run.to_owned() };
     let trace = file::read(&path)?;
@@ -117,8 +117,8 @@ fn nothing_in(trace: &Trace, path: &Path, step: Option<u64>) -> Box<dyn Error> {
     };
     let path = path.display();
     match step {
-        Some(step) => Misuse(format!("{path} holds no whole step {step}; it has {shown}, or parts of them")).into(),
-        None => format!("{path} holds no step that was traced to its end; it has parts of {shown}").into(),
+        Some(step) => Misuse(format!("{path} does not hold the whole step {step}; it holds {shown}, whole or in part")).into(),
+        None => format!("{path} holds no whole step, only parts of {shown}").into(),
     }
 }
 
@@ -148,7 +148,7 @@ fn summary(trace: &Trace, plan: &Plan, found: &Account) -> String {
         count => format!("the mean of {count} steps between {first} and {last}"),
     };
     format!(
-        "{}, {} tower{} on {} worker{}, {} images a step: {steps};\na step takes {:.2} ms, {:.0} images/s; the coordinator waits for {:.0} % of it\n",
+        "{}, {} tower{} on {} worker{}, {} images per step: {steps};\na step takes {:.2} ms, {:.0} images/s; the coordinator waits for {:.0} % of it\n",
         network.name,
         network.towers,
         s(network.towers),
@@ -164,20 +164,20 @@ fn summary(trace: &Trace, plan: &Plan, found: &Account) -> String {
 fn notes(trace: &Trace) -> Vec<String> {
     let mut notes = Vec::new();
     if trace.is_cut {
-        notes.push("the trace lacks its end: its job goes on, or was killed".to_owned());
+        notes.push("the trace has no end: its job is still running, or was killed".to_owned());
     }
     if trace.unreadable > 0 {
-        notes.push(format!("{} lines of the trace make no sense and were left out", trace.unreadable));
+        notes.push(format!("{} lines of the trace are invalid and were ignored", trace.unreadable));
     }
     let dropped: u64 = trace.steps.values().flat_map(|step| &step.workers).map(|part| part.dropped).sum();
     if dropped > 0 {
-        notes.push(format!("{dropped} spans found no room and are missing"));
+        notes.push(format!("{dropped} spans are missing because a buffer was full"));
     }
     notes.extend(trace.incidents.iter().map(|(at, what)| format!("at {:.1} s: {what}", *at as f64 / 1e9)));
     notes
 }
 
-/// A column a worker; computing first, then what lies around it, then waits.
+/// One column per worker: first computing, then other work, then waits.
 pub(crate) fn worker_table(found: &Account) -> String {
     let of = |worker: usize, doing: Use| {
         let uses = &found.workers[worker].uses;
@@ -195,7 +195,7 @@ pub(crate) fn worker_table(found: &Account) -> String {
     let is_layer = |doing: &Use| matches!(doing, Use::Layer { .. });
     let computing = |worker: usize| all.iter().filter(|doing| is_layer(doing)).map(|doing| of(worker, *doing)).sum();
     let mut rows = vec![
-        ["ms of a step".to_owned()]
+        ["ms per step".to_owned()]
             .into_iter()
             .chain((0..found.workers.len()).map(|w| format!("worker {w}")))
             .collect::<Vec<_>>(),
@@ -206,16 +206,16 @@ pub(crate) fn worker_table(found: &Account) -> String {
         rows.push(row(format!("{indent}{}", name(found, *doing)), &|worker| of(worker, *doing)));
     }
     rows.push(row("the step".to_owned(), &|worker| found.workers[worker].step_ns));
-    rows.push(row("meanwhile, cutting what is sent".to_owned(), &|worker| found.workers[worker].encoding_ns));
-    rows.push(row("meanwhile, checking what comes".to_owned(), &|worker| found.workers[worker].decoding_ns));
-    rows.push(row("its clock may be off by".to_owned(), &|worker| found.workers[worker].clock_uncertainty_ns as f64));
+    rows.push(row("meanwhile, encoding sent tensors".to_owned(), &|worker| found.workers[worker].encoding_ns));
+    rows.push(row("meanwhile, decoding received tensors".to_owned(), &|worker| found.workers[worker].decoding_ns));
+    rows.push(row("uncertainty of its clock".to_owned(), &|worker| found.workers[worker].clock_uncertainty_ns as f64));
     let megabytes = |worker: &WorkerAccount| format!("{:.0}", worker.resident_bytes as f64 / 1e6);
-    rows.push(["MB of memory held".to_owned()].into_iter().chain(found.workers.iter().map(megabytes)).collect());
+    rows.push(["MB of resident memory".to_owned()].into_iter().chain(found.workers.iter().map(megabytes)).collect());
     aligned(&rows, &[0])
 }
 
 fn path_table(found: &Account) -> String {
-    let mut rows = vec![["critical path", "ms of a step", "largest part of"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["critical path", "ms per step", "largest part of"].map(str::to_owned).to_vec()];
     let shown = found.path.iter().take(PATH_SHOWN);
     rows.extend(shown.map(|share| {
         let through = match share.stretch {
@@ -236,20 +236,20 @@ fn path_table(found: &Account) -> String {
 fn verdict(found: &Account) -> String {
     match &found.verdict {
         Verdict::Layer { worker, segment, layer, backward, excess_ns } => format!(
-            "worker {worker}, in the {} pass of {layer} (segment {segment}): {} ms of a step longer than the others",
+            "worker {worker}, in the {} pass of {layer} (segment {segment}): {} ms per step longer than the others",
             pass(*backward),
             ms(*excess_ns)
         ),
         Verdict::Link { worker, excess_ns } => format!(
-            "the wire between worker {worker} and the coordinator: {} ms of a step longer on the critical path than the others'",
+            "the link between worker {worker} and the coordinator: {} ms per step longer on the critical path than the other links",
             ms(*excess_ns)
         ),
-        Verdict::Balanced => "none: no worker and no link holds the others up by more than 5 % of a step".to_owned(),
+        Verdict::Balanced => "none: no worker and no link delays the others by more than 5 % of a step".to_owned(),
     }
 }
 
 fn exchange_table(plan: &Plan, found: &Account) -> String {
-    let head = ["exchange", "before", "way", "MB planned", "MB sent", "ms a tensor", "ms at worst"];
+    let head = ["exchange", "before", "pass", "MB planned", "MB sent", "ms per tensor", "ms at most"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for exchange in &found.exchanges {
         let (index, before) = match exchange.exchange {
@@ -297,7 +297,7 @@ fn slowest(found: &Account) -> String {
         let more = (slow.step_ns as f64 - found.step_ns) / 1e6;
         let took = slow.step_ns as f64 / 1e6;
         let longer = longer.collect::<Vec<_>>().join(", ");
-        let _ = writeln!(text, "  step {} took {took:.2} ms, {more:.2} more than the mean: {longer}", slow.step);
+        let _ = writeln!(text, "  step {} took {took:.2} ms, {more:.2} ms more than the mean: {longer}", slow.step);
     }
     text
 }
@@ -318,7 +318,7 @@ fn compared(found: &Account, other: &Account) -> String {
     let mut all: Vec<_> =
         here.into_iter().map(|(key, ns)| (ns, there.get(&key).copied().unwrap_or(0.0), key)).collect();
     all.sort_by(|a, b| (b.0 - b.1).abs().total_cmp(&(a.0 - a.1).abs()));
-    let mut rows = vec![["ms of a step", "this run", "the other", "difference"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["ms per step", "this run", "the other", "difference"].map(str::to_owned).to_vec()];
     let row = |name: &str, here: f64, there: f64| {
         vec![name.to_owned(), ms(here), ms(there), format!("{:+.2}", (here - there) / 1e6)]
     };

@@ -1,4 +1,4 @@
-//! `convoy train`: parses, finds the checkpoint to go on from, and prints what happens.
+//! `convoy train`: parses the command line, finds the checkpoint to continue from, trains, and prints progress.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -21,88 +21,88 @@ use crate::log::Log;
 use crate::settings::{self, Misuse};
 use crate::{Outcome, metrics, signals};
 
-/// Run a training job: over worker processes started on this machine, or over workers that dial in (--listen).
+/// Run a training job, on worker processes that this command starts, or on workers that connect to it (--listen).
 ///
-/// What decides the bits of the result is the model, the data, the seed and the hyperparameters, and nothing else: not
-/// the number of workers, threads or micro-batches.
+/// The result depends to the bit on the model, the data, the seed and the hyperparameters, and on nothing else. The number of
+/// workers, threads and micro-batches does not change it.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or a model file [default: alexnet-fashion]
+    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file [default: alexnet-fashion]
     #[arg(long, value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
     model: Option<String>,
-    /// auto (Fashion-MNIST: looked for, else downloaded, else the bundled subset), a folder of IDX files, bundled, or
-    /// synthetic [default: what the resumed job had, or auto]
+    /// Images: auto (Fashion-MNIST: found on this machine, or downloaded, or the bundled subset), a folder of IDX files,
+    /// bundled, or synthetic [default: the data of the resumed job, or auto]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
     /// Passes over the training images [default: 8]
     #[arg(long, value_name = "N", conflicts_with = "steps")]
     epochs: Option<u64>,
-    /// Updates, instead of epochs
+    /// Number of steps (weight updates), instead of epochs
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
-    /// Images a step [default: 64]
+    /// Images per step [default: 64]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
     /// Base learning rate [default: 0.02]
     #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     lr: Option<f64>,
-    /// SGD's momentum, in PyTorch's form [default: 0.9]
+    /// Momentum of SGD, in PyTorch's form [default: 0.9]
     #[arg(long, value_name = "M", allow_negative_numbers = true)]
     momentum: Option<f64>,
-    /// SGD's weight decay, on every parameter [default: 0.0005]
+    /// Weight decay of SGD, for every parameter [default: 0.0005]
     #[arg(long, value_name = "D", allow_negative_numbers = true)]
     weight_decay: Option<f64>,
-    /// constant, step:EPOCHS:FACTOR (step alone: step:5:0.1), cosine or one-cycle [default: one-cycle]
+    /// Learning-rate schedule: constant, step:EPOCHS:FACTOR (step alone means step:5:0.1), cosine or one-cycle [default: one-cycle]
     #[arg(long, value_name = "SCHEDULE")]
     schedule: Option<Schedule>,
-    /// shuffled or sequential [default: shuffled]
+    /// Order of the images in an epoch: shuffled or sequential [default: shuffled]
     #[arg(long, value_name = "ORDER")]
     order: Option<Order>,
-    /// Seed of weights, order and dropout [default: 1]
+    /// Seed of initial weights, image order and dropout [default: 1]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Fixed shares of the batch whose gradients are added up; they change the bits [default: 1]
+    /// Fixed parts of a batch whose gradients are summed in order. Their number changes the result [default: 1]
     #[arg(long, value_name = "N")]
     slots: Option<usize>,
-    /// Parts of a slot that are under way at once, so that workers compute while data travels; they don't change the bits
+    /// Parts of a slot, so that workers compute one while another travels. Their number does not change the result
     /// [default: 2]
     #[arg(long, value_name = "N")]
     micro_batches: Option<usize>,
-    /// Worker processes, at most one a tower [default: one a tower]
+    /// Worker processes, at most one per tower [default: one per tower]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
-    /// Threads of each worker that is started here [default: the machine's cores shared out]
+    /// Compute threads of each worker that this command starts [default: the machine's cores divided by the workers]
     #[arg(long, value_name = "N", conflicts_with = "listen")]
     threads: Option<usize>,
-    /// Instruction set of the kernels of each worker that is started here: scalar, avx2, avx512 or neon, with the same bits
+    /// Instruction set of the workers that this command starts: scalar, avx2, avx512 or neon. It does not change the result
     /// [default: the best that the machine has]
     #[arg(long, value_name = "NAME", conflicts_with = "listen")]
     isa: Option<Isa>,
-    /// Wait here for workers to dial in, rather than start them
+    /// Address on which to wait for workers, instead of starting them
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<Address>,
-    /// A file with a word; workers that dial in and don't say it (their --token-file) are refused. It isn't encrypted on its way
+    /// File with a shared secret; workers that don't present it (their --token-file) are refused. It is sent unencrypted
     #[arg(long, value_name = "FILE", requires = "listen")]
     token_file: Option<PathBuf>,
-    /// A safetensors file of weights to start from
+    /// Safetensors file with the initial weights [default: random weights]
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
-    /// Go on from a checkpoint, or from the newest one of a run's folder; auto: of --out, if there is one
+    /// Continue from a checkpoint, or from the newest checkpoint of a run. auto continues the run in --out, if there is one
     #[arg(long, value_name = "DIR|auto")]
     resume: Option<PathBuf>,
-    /// Steps between checkpoints; one is written at the end and on Ctrl-C too [default: an epoch]
+    /// Steps between checkpoints. One is also written at the end and on Ctrl-C [default: the steps of one epoch]
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_every: Option<u64>,
-    /// Which steps to keep a trace of in the run's folder: off, a sample all over the run, steps:FROM-TO, or all
+    /// Steps to keep in the run's trace: off, sample (up to 50 steps, spread over the run), steps:FROM-TO, or all
     #[arg(long, value_name = "off|sample|steps:FROM-TO|all", default_value = "sample")]
     trace: Sampling,
-    /// Answer Prometheus here, at /metrics: the job's progress, loss and speed while it runs
+    /// Address on which to serve metrics to Prometheus, at /metrics: progress, loss and speed of the running job
     #[arg(long, value_name = "HOST:PORT")]
     metrics: Option<Address>,
-    /// The run's folder [default: the resumed run's, or runs/MODEL-TIME]
+    /// Folder of the run [default: that of the resumed run, or a new folder runs/MODEL-TIME]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Print one JSON object an event instead of text
+    /// Print one JSON object per event instead of text
     #[arg(long)]
     json: bool,
 }
@@ -114,7 +114,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     let run = resume.as_deref().and_then(checkpoint::run_of);
     let resume = resume.map(|path| checkpoint::read(&path)).transpose()?;
     let out = match (arguments.out, run) {
-        // `--resume auto` that found nothing begins in --out; otherwise the run continues in its folder, or as a new one elsewhere.
+        // `--resume auto` that found nothing begins a run in --out.
         (Some(out), _) if arguments.resume.is_some() && resume.is_none() => Out::Continued(out),
         (Some(out), Some(run)) if same_place(&run, &out) => Out::Continued(out),
         (Some(out), _) => Out::Fresh(out),
@@ -161,7 +161,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
 }
 
 impl Arguments {
-    /// The checkpoint that `--resume` means. With `auto` there may be none.
+    /// The checkpoint that `--resume` names. With `auto` there may be none.
     fn checkpoint(&self) -> Result<Option<PathBuf>, Box<dyn Error>> {
         match &self.resume {
             None => Ok(None),
@@ -169,7 +169,7 @@ impl Arguments {
                 let out = self
                     .out
                     .as_ref()
-                    .ok_or_else(|| Misuse("--resume auto needs --out: the folder to look in".to_owned()))?;
+                    .ok_or_else(|| Misuse("--resume auto needs --out, the folder of the run".to_owned()))?;
                 Ok(checkpoint::newest(out)?)
             }
             Some(path) => Ok(Some(checkpoint::find(path)?)),

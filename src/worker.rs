@@ -1,4 +1,4 @@
-//! `convoy worker`: parses, listens for signals, and serves.
+//! `convoy worker`: parses the command line, handles signals, and serves jobs.
 
 use std::error::Error;
 use std::io::Read;
@@ -16,41 +16,42 @@ use convoy_worker::{Isa, Metrics, Slow};
 use crate::settings::{self, Misuse};
 use crate::{Outcome, metrics, signals};
 
-/// Serve towers for a coordinator, one job after another, until told to leave (SIGTERM or Ctrl-C). In the middle of a job it
-/// stays until a checkpoint is written; once more, and it leaves at once.
+/// Serve towers for a coordinator, one job after another, until stopped by SIGTERM or Ctrl-C. During a job, the worker first
+/// waits until a checkpoint is written; a second signal stops it immediately.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The coordinator's address, HOST:PORT (or unix:PATH on the same machine); a missing coordinator is tried again
+    /// Address of the coordinator, HOST:PORT (or unix:PATH on the same machine). The worker retries until one answers
     #[arg(long, value_name = "HOST:PORT")]
     join: Address,
-    /// Threads that compute [default: the machine's cores]
+    /// Compute threads [default: the machine's cores]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
-    /// Instruction set of the kernels: scalar, avx2, avx512 or neon, with the same bits [default: the best that the machine has]
+    /// Instruction set of the kernels: scalar, avx2, avx512 or neon. It does not change the result
+    /// [default: the best that the machine has]
     #[arg(long, value_name = "NAME")]
     isa: Option<Isa>,
-    /// A file with a word that the coordinator may want to hear (its --token-file); it isn't encrypted on its way
+    /// File with the secret that the coordinator requires (its --token-file). It is sent unencrypted
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Answer health checks here (the standard protocol of gRPC), for `convoy health` and for orchestrators
+    /// Address on which to answer health checks (gRPC's standard protocol), for `convoy health` and for orchestrators
     #[arg(long, value_name = "HOST:PORT")]
     health: Option<Address>,
-    /// Answer Prometheus here, at /metrics: what the computing thread spends its time on, bytes sent and received
+    /// Address on which to serve metrics to Prometheus, at /metrics: time of the compute thread by use, bytes sent and received
     #[arg(long, value_name = "HOST:PORT")]
     metrics: Option<Address>,
-    /// End when standard input closes: for workers that a coordinator starts itself
+    /// Exit when standard input closes. For workers that a coordinator starts
     #[arg(long, hide = true)]
     lifeline: bool,
-    /// Make a layer slow on purpose, to see whether a trace finds it: LAYER:forward|backward:MS
+    /// Slow a layer down, to test whether a trace finds it: LAYER:forward|backward:MS
     #[arg(long, hide = true, value_name = "LAYER:PASS:MS", value_parser = slow)]
     rehearse_slow: Option<Slow>,
-    /// Set the clock that traces are made with ahead, to see whether they are aligned
+    /// Set the clock of traces ahead, to test whether traces are aligned
     #[arg(long, hide = true, value_name = "MS", default_value_t = 0)]
     rehearse_clock: u64,
 }
 
 fn slow(text: &str) -> Result<Slow, String> {
-    let wrong = || format!("\"{text}\" isn't LAYER:forward:MS or LAYER:backward:MS");
+    let wrong = || format!("\"{text}\" is neither LAYER:forward:MS nor LAYER:backward:MS");
     let [layer, pass, by] = text.split(':').collect::<Vec<_>>().try_into().map_err(|_| wrong())?;
     let direction = match pass {
         "forward" => Direction::Forward,
@@ -89,7 +90,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     Ok(Outcome::Done)
 }
 
-/// A coordinator that has gone, however it went, has closed the pipe. What is being computed is for nobody.
+/// However a coordinator ends, its end of the pipe closes. Then nobody needs what is being computed.
 fn end_with_input() {
     let mut input = std::io::stdin().lock();
     let mut bytes = [0; 64];

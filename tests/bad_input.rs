@@ -48,7 +48,7 @@ fn slips_of_the_command_line_are_answered_with_what_would_be_right() {
         ("train --data bundled --micro-batches 0", &["--micro-batches", "0", "at least 1"]),
         ("train --data bundled --lr=-1", &["--lr -1", "above 0"]),
         ("train --data bundled --lr nan", &["--lr NaN", "above 0"]),
-        ("train --data bundled --lr 1e39", &["--lr", "f32 can hold"]),
+        ("train --data bundled --lr 1e39", &["--lr", "fits into f32"]),
         ("train --data bundled --lr -1", &["--lr -1", "above 0"]),
         ("train --data bundled --threads 100000", &["--threads 100000", "at most 1024"]),
         ("worker --join 127.0.0.1:1 --threads 100000", &["--threads 100000", "at most 1024"]),
@@ -232,18 +232,18 @@ fn a_checkpoint_that_does_not_fit_or_is_damaged_is_refused_and_left_as_it_is() {
     succeed("train --steps 4 --batch 5 --checkpoint-every 2", fitting);
     let before = hash(&run);
     let resume: &[(&str, &Path)] = &[("--resume", &run), ("--data", &data)];
-    refused("train --steps 8 --lr 0.5", resume, MISUSED, &["lr is 0.5", "0.02", "must keep it"]);
+    refused("train --steps 8 --lr 0.5", resume, MISUSED, &["lr is 0.5", "0.02", "must keep its lr"]);
     refused("train --steps 8 --batch 6", resume, MISUSED, &["batch is 6", "has 5"]);
     refused("train --steps 8 --seed 2", resume, MISUSED, &["seed is 2", "has 1"]);
     refused("train --steps 8 --slots 2", resume, MISUSED, &["slots is 2", "has 1"]);
     refused("train --steps 8 --model alexnet-fashion", resume, MISUSED, &["alexnet-fashion", "small"]);
-    refused("train --steps 3", resume, MISUSED, &["after step 3", "of step 4", "later end"]);
-    refused("train --steps 4 --batch 5", fitting, MISUSED, &["holds a run already", "--resume", "--out"]);
+    refused("train --steps 3", resume, MISUSED, &["after step 3", "checkpoint's step 4", "later end"]);
+    refused("train --steps 4 --batch 5", fitting, MISUSED, &["already holds a run", "--resume", "--out"]);
     refused("train --resume ./no-such-run", &[], FAILED, &["no-such-run"]);
     let other_data = folder.path().join("other");
     fs::create_dir(&other_data).unwrap();
     write_data(&other_data, &images(29, 8, 3), &images(9, 8, 3));
-    refused("train --steps 8", &[("--resume", &run), ("--data", &other_data)], MISUSED, &["data is", "must keep it"]);
+    refused("train --steps 8", &[("--resume", &run), ("--data", &other_data)], MISUSED, &["data is", "must keep its data"]);
     assert_eq!(hash(&run), before, "a refusal changes nothing");
 
     let newest = checkpoint(&run);
@@ -266,7 +266,7 @@ fn a_checkpoint_that_does_not_fit_or_is_damaged_is_refused_and_left_as_it_is() {
         "train --steps 8",
         &[("--resume", &newest), ("--data", &data)],
         FAILED,
-        &["manifest.json", "isn't a manifest"],
+        &["manifest.json", "is not a manifest"],
     );
     fs::write(&manifest, &text).unwrap();
     succeed("train --steps 8", resume);
@@ -321,8 +321,8 @@ fn a_folder_in_which_a_run_goes_on_is_not_touched() {
     command.args("train --data bundled --epochs 50 --checkpoint-every 2".split_whitespace()).arg("--out").arg(&out);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for("a checkpoint", || (losses(&out).len() > 2).then_some(()));
-    refused("train --data bundled --steps 9", &[("--resume", &out)], MISUSED, &["is in use by a run that goes on"]);
-    refused("train --data bundled --steps 9", &[("--out", &out)], MISUSED, &["holds a run already"]);
+    refused("train --data bundled --steps 9", &[("--resume", &out)], MISUSED, &["is in use by another process"]);
+    refused("train --data bundled --steps 9", &[("--out", &out)], MISUSED, &["already holds a run"]);
     assert_eq!(record(&out)["status"], "running");
     signal(child.id(), "INT");
     assert_eq!(finish(child).status.code(), Some(130));
@@ -418,13 +418,13 @@ fn resuming_needs_no_other_word_and_changes_no_finished_run() {
     succeed("train --steps 3 --batch 8", paths);
     let before = (fs::read(out.join("run.json")).unwrap(), fs::read(out.join("metrics.jsonl")).unwrap());
     let text = succeed("train", &[("--resume", &out)]);
-    assert!(text.contains("has ended") && text.contains(&hash(&out)), "{text}");
+    assert!(text.contains("has ended already") && text.contains(&hash(&out)), "{text}");
     assert_eq!(before, (fs::read(out.join("run.json")).unwrap(), fs::read(out.join("metrics.jsonl")).unwrap()));
     // What is asked for beside it is looked at all the same.
     refused("train --workers 3", &[("--resume", &out)], MISUSED, &["3 workers", "2 towers"]);
-    refused("train --data synthetic", &[("--resume", &out)], MISUSED, &["data is", "a resumed job must keep it"]);
+    refused("train --data synthetic", &[("--resume", &out)], MISUSED, &["data is", "a resumed job must keep its data"]);
     let text = succeed("train --steps 5", &[("--resume", &out)]);
-    assert!(text.contains("made for 3 steps"), "{text}");
+    assert!(text.contains("spans 3 steps"), "{text}");
     assert_eq!((record(&out)["final"]["steps"].as_u64(), losses(&out).len()), (Some(5), 5));
 }
 
@@ -457,7 +457,7 @@ fn logits_replace_neither_devices_nor_weights() {
     let weights = checkpoint(&out).join("weights.safetensors");
     let fifo = folder.path().join("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    for (target, part) in [(&weights, "is a checkpoint"), (&fifo, "no plain file")] {
+    for (target, part) in [(&weights, "is a checkpoint"), (&fifo, "not a plain file")] {
         let arguments = format!("eval {}", out.display());
         refused(&arguments, &[("--data", &data), ("--logits", target)], FAILED, &[part, target.to_str().unwrap()]);
     }

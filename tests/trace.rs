@@ -330,7 +330,7 @@ fn a_slow_link_is_found() {
     let uncertain = |worker: u64| found["workers"][worker as usize]["clock_uncertainty_ns"].as_u64().unwrap();
     assert!(uncertain(far) > uncertain(1 - far), "it is the one whose pings take long");
     let text = succeed(&format!("trace {}", out.display()), &[]);
-    assert!(text.contains(&format!("bottleneck: the wire between worker {far} and the coordinator")), "{text}");
+    assert!(text.contains(&format!("bottleneck: the link between worker {far} and the coordinator")), "{text}");
 }
 
 /// The page in a real browser: it shows a step, says what a box is, follows a tensor, zooms, and asks no network for anything.
@@ -463,31 +463,31 @@ fn what_cannot_be_read_is_named_and_what_is_there_is_told() {
     };
     assert_eq!(with(&whole).0, 0);
     let (code, text) = with(&whole[..whole.len() / 2]);
-    assert!(code == 0 && text.contains("lacks its end") && text.contains("bottleneck"), "{text}");
+    assert!(code == 0 && text.contains("has no end") && text.contains("bottleneck"), "{text}");
     let head = whole.lines().next().unwrap();
     for (text, part) in [
-        ("", "it is empty"),
-        ("{}", "isn't the head of one"),
-        ("{\"traceEvents\":[\n{\"name\":\"other\"}\n]}", "its head"),
-        (&head.replace("\"format\":1", "\"format\":9"), "it is of format 9"),
+        ("", "the file is empty"),
+        ("{}", "is not the head of a trace"),
+        ("{\"traceEvents\":[\n{\"name\":\"other\"}\n]}", "invalid head"),
+        (&head.replace("\"format\":1", "\"format\":9"), "it has format 9"),
         (head, "holds no step"),
         (&head.replace("\"placement\":[0,1]", "\"placement\":[0,7]"), "a placement of 2 towers"),
-        (&head.replace("\"hosts\":[", "\"hosts\":[\"more\","), "don't fit"),
-        ("\u{0}\u{1}\u{2}", "isn't the head of one"),
+        (&head.replace("\"hosts\":[", "\"hosts\":[\"more\","), "it names 3 workers for a plan of 2"),
+        ("\u{0}\u{1}\u{2}", "is not the head of a trace"),
     ] {
         let (code, said) = with(text);
         assert!(code == 1 && said.contains(part) && said.contains("trace.json"), "{code}, no \"{part}\" in {said}");
     }
     let (code, text) = with(&whole.replacen("\"ph\":\"X\"", "\"ph\":17", 3));
-    assert!(code == 0 && text.contains("3 lines of the trace make no sense"), "{text}");
+    assert!(code == 0 && text.contains("3 lines of the trace are invalid"), "{text}");
     // What can't be in this job is left out; numbers that are too large end nothing.
     let outside = whole.replacen("\"segment\":4", "\"segment\":44", 2).replacen("\"layer\":3,", "\"layer\":3333,", 2);
     let outside =
         outside.replacen("\"exchange\":1,", "\"exchange\":1111,", 2).replacen("\"dur\":", "\"dur\":1e300,\"was\":", 4);
     let (code, text) = with(&outside);
-    assert!(code == 0 && text.contains("10 lines of the trace make no sense"), "{text}");
+    assert!(code == 0 && text.contains("10 lines of the trace are invalid"), "{text}");
     let output = run(&format!("trace {} --step 77", out.display()), &[]);
-    assert!(output.status.code() == Some(2) && said(&output).contains("no whole step 77"), "{}", said(&output));
+    assert!(output.status.code() == Some(2) && said(&output).contains("does not hold the whole step 77"), "{}", said(&output));
     let off = folder.path().join("off");
     succeed("train --data bundled --steps 1 --batch 16 --trace off", &[("--out", &off)]);
     let output = run(&format!("trace {}", off.display()), &[]);
@@ -502,7 +502,7 @@ fn what_cannot_be_read_is_named_and_what_is_there_is_told() {
         let output = run(&format!("trace {}", going.display()), &[]);
         (output.status.code() == Some(0)).then(|| said(&output))
     });
-    assert!(text.contains("its job goes on"), "{text}");
+    assert!(text.contains("its job is still running"), "{text}");
     signal(child.id(), "INT");
     finish(child);
     let text = succeed(&format!("trace {} --compare {}", out.display(), going.display()), &[]);

@@ -19,6 +19,7 @@ pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// An address that can't be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum AddressError {
     /// It has neither form.
     #[error("address \"{0}\" is neither HOST:PORT, such as 10.0.0.7:7878, nor unix:PATH")]
@@ -26,9 +27,7 @@ pub enum AddressError {
     /// No socket can have this path.
     #[error("the path in \"{address}\" has {bytes} bytes; a Unix socket's path may have {SOCKET_PATH_BYTES_MAX}")]
     PathTooLong {
-        /// As it was given.
         address: String,
-        /// The path's length.
         bytes: usize,
     },
 }

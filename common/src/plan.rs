@@ -37,6 +37,7 @@ pub struct Segment {
 
 /// A cluster that can't hold a network.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum PlanError {
     /// Some workers would have nothing to do.
     #[error(
@@ -44,11 +45,8 @@ pub enum PlanError {
          give --workers {towers} or fewer"
     )]
     MoreWorkersThanTowers {
-        /// Workers asked for.
         workers: usize,
-        /// Towers of the model.
         towers: usize,
-        /// The model's name.
         model: String,
     },
     /// No workers at all.
@@ -57,11 +55,8 @@ pub enum PlanError {
     /// A placement that doesn't fit the network.
     #[error("a placement of {given} towers on {workers} workers doesn't fit the {towers} towers of the model")]
     Placement {
-        /// Entries of the placement.
         given: usize,
-        /// Workers that it names.
         workers: usize,
-        /// Towers of the model.
         towers: usize,
     },
 }

@@ -1,6 +1,6 @@
-//! Checkpoints: everything that is needed to go on, and nothing of the cluster that wrote it. A folder
-//! `step-NNNNNN` with `weights.safetensors`, `optimizer.safetensors` and `manifest.json`, written under another name, synced,
-//! and renamed: it is there whole, or not at all.
+//! Checkpoints: everything needed to continue a job, and nothing about the cluster that wrote it. A checkpoint is a folder
+//! `step-NNNNNN` with `weights.safetensors`, `optimizer.safetensors` and `manifest.json`. It is written under a temporary name,
+//! synced and renamed, so it is there whole or not at all.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -19,51 +19,51 @@ use crate::cluster::JobState;
 use crate::data::DataSource;
 use crate::job::Job;
 
-/// Of the manifest's form. Raise it when an older program would misread it.
+/// Version of the manifest. Raise it when an older program would misread the manifest.
 const FORMAT: u32 = 1;
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const MANIFEST: &str = "manifest.json";
-/// Where a run keeps its checkpoints.
+/// The folder for checkpoints in a run's folder.
 pub const FOLDER: &str = "checkpoints";
 
 /// A checkpoint's manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Of this file's form.
+    /// Version of the manifest, [`FORMAT`].
     pub format: u32,
-    /// The program that wrote it.
+    /// Version of the program that wrote it.
     pub convoy: String,
-    /// Everything that decides the job's bits.
+    /// Everything that decides the result.
     pub job: Job,
-    /// The last step that the job was to have. A resumed job may have a later end.
+    /// The last step of the job. A resumed job may have a later one.
     pub last_step: u64,
-    /// Where the job stands.
+    /// How far the job has come.
     pub progress: Progress,
-    /// What `--data` said, a folder by its whole path: for going on without saying it again.
+    /// Where the data came from, as `--data` takes it, with a folder's absolute path.
     #[serde(default)]
     pub source: Option<String>,
     /// SHA-256 over the test images, their dimensions and labels. Older checkpoints lack it.
     #[serde(default)]
     pub test_images: Option<String>,
-    /// Over all weights.
+    /// SHA-256 over all weights.
     pub weights_sha256: String,
-    /// SHA-256 of the two tensor files.
+    /// SHA-256 of the two tensor files, by file name.
     pub files: HashMap<String, String>,
 }
 
-/// Where a job stands: the data position follows from the step.
+/// How far a job has come. The position in the data follows from the step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Steps committed.
     pub step: u64,
-    /// Sum of the losses of the images of the epoch at hand, in the order in which they were learnt.
+    /// Sum of the losses of the current epoch's images, in the order of training.
     pub epoch_loss_sum: f64,
-    /// How many images that were.
+    /// Number of those images.
     pub epoch_images: u64,
-    /// The mean loss of the last whole epoch.
+    /// Mean loss of the last complete epoch.
     pub train_loss: Option<f64>,
-    /// The last test accuracy.
+    /// Last measured test accuracy.
     pub test_accuracy: Option<f64>,
 }
 
@@ -80,83 +80,68 @@ pub struct Checkpoint {
 
 /// What is wrong with a checkpoint or a weights file.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum CheckpointError {
     /// A file can't be read.
     #[error("read {path}")]
     Read {
-        /// Which.
         path: PathBuf,
-        /// Why.
         source: std::io::Error,
     },
     /// A file can't be written.
     #[error("write {path}")]
     Write {
-        /// Which.
         path: PathBuf,
-        /// Why.
         source: std::io::Error,
     },
-    /// There is no checkpoint where one was asked for.
-    #[error("{path} holds no checkpoint: neither {MANIFEST} nor checkpoints/step-NNNNNN/{MANIFEST} is there")]
+    /// There is no checkpoint at the path given.
+    #[error("{path} holds no checkpoint: it has neither {MANIFEST} nor checkpoints/step-NNNNNN/{MANIFEST}")]
     None {
-        /// Where.
         path: PathBuf,
     },
     /// The manifest can't be read.
-    #[error("{path} isn't a manifest of format {FORMAT}")]
+    #[error("{path} is not a manifest of format {FORMAT}")]
     Manifest {
-        /// Which.
         path: PathBuf,
-        /// Why.
         source: serde_json::Error,
     },
-    /// The manifest is of another form.
-    #[error("{path} is of format {found}; this program reads format {FORMAT}")]
+    /// The manifest has another version.
+    #[error("{path} has format {found}; this program reads format {FORMAT}")]
     Format {
-        /// Which.
         path: PathBuf,
-        /// Its format.
         found: u32,
     },
     /// A tensor file isn't the one that the manifest names.
-    #[error("{path} is damaged: its SHA-256 is {found}, and the manifest says {stated}")]
+    #[error("{path} is damaged: its SHA-256 is {found}, but the manifest says {stated}")]
     Damaged {
-        /// Which.
         path: PathBuf,
-        /// As it is.
         found: String,
-        /// As it should be.
         stated: String,
     },
     /// A tensor file can't be read.
-    #[error("{path} isn't a safetensors file: {reason}")]
+    #[error("{path} is not a safetensors file: {reason}")]
     Tensors {
-        /// Which.
         path: PathBuf,
-        /// Why.
         reason: String,
     },
-    /// A tensor isn't the model's.
+    /// A tensor doesn't fit the model.
     #[error("{path}: {reason}")]
     Fit {
-        /// Which.
         path: PathBuf,
-        /// What the file has and what the model wants.
         reason: String,
     },
 }
 
-/// What a checkpoint is of.
+/// A checkpoint without its tensors.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Described {
-    /// Everything that decides the job's bits.
+    /// Everything that decides the result.
     pub job: Job,
-    /// The last step that the job is to have.
+    /// The last step of the job.
     pub last_step: u64,
-    /// Where it stands.
+    /// How far the job has come.
     pub progress: Progress,
-    /// What `--data` said.
+    /// Where the data came from, as `--data` takes it.
     pub source: Option<String>,
     /// SHA-256 over the test images.
     pub test_images: Option<String>,
@@ -169,10 +154,10 @@ impl Manifest {
     }
 }
 
-/// Writes a checkpoint into `folder`, the run's `checkpoints`. Where it is.
+/// Writes a checkpoint into `folder`, the run's `checkpoints`. Returns its path.
 ///
 /// # Errors
-/// When the disk doesn't take it; then nothing of it is left.
+/// When it can't be written. Then nothing of it is left.
 pub fn write(folder: &Path, described: &Described, state: &JobState) -> Result<PathBuf, CheckpointError> {
     let step = described.progress.step;
     let path = folder.join(format!("step-{step:06}"));
@@ -184,21 +169,20 @@ pub fn write(folder: &Path, described: &Described, state: &JobState) -> Result<P
         put_in_place(&temporary, &path)?;
         sync_folder(folder)
     });
-    // What is left under the temporary name is a checkpoint that was replaced, or one that couldn't be written. If it
-    // stays, the next one removes it; the error at hand says more than a second one would.
+    // The temporary name holds a checkpoint that was replaced, or one that couldn't be written. If it can't be removed now,
+    // the next checkpoint removes it. The first error is the useful one.
     let _ = fs::remove_dir_all(&temporary);
     result.map_err(|source| CheckpointError::Write { path: path.clone(), source })?;
     Ok(path)
 }
 
-/// Renames `new` to `path`. A folder that is there already changes places with it, so that at each moment one of the two
-/// is there.
+/// Renames `new` to `path`. If `path` exists, the two are exchanged, so that `path` exists at every moment.
 fn put_in_place(new: &Path, path: &Path) -> std::io::Result<()> {
     if !path.exists() {
         return fs::rename(new, path);
     }
     match rustix::fs::renameat_with(rustix::fs::CWD, new, rustix::fs::CWD, path, rustix::fs::RenameFlags::EXCHANGE) {
-        // A file system that knows no exchange: the older one goes first, to come again when the job is resumed.
+        // The file system can't exchange: remove the older one first. A resumed job writes it again.
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
             fs::remove_dir_all(path).and_then(|()| fs::rename(new, path))
         }
@@ -206,7 +190,7 @@ fn put_in_place(new: &Path, path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// A job that is resumed at its end has nothing new to write.
+/// Whether the same checkpoint is already there: a job that is resumed at its end has nothing new to write.
 fn is_already_there(path: &Path, described: &Described, state: &JobState) -> bool {
     let same = |manifest: &Manifest| {
         let Manifest { job, last_step, progress, source, test_images, .. } = manifest.clone();
@@ -242,7 +226,7 @@ fn write_into(temporary: &Path, described: &Described, state: &JobState) -> std:
     sync_folder(temporary)
 }
 
-/// Finds the checkpoint that `path` means: itself, or the newest of the run whose folder it is.
+/// Finds the checkpoint that `path` names: its own folder, or the folder of a run, whose newest checkpoint is meant.
 ///
 /// # Errors
 /// When there is none.
@@ -253,12 +237,12 @@ pub fn find(path: &Path) -> Result<PathBuf, CheckpointError> {
     newest(path)?.ok_or_else(|| CheckpointError::None { path: path.to_owned() })
 }
 
-/// The run that a checkpoint lies in: RUN for RUN/checkpoints/step-NNNNNN. None for one that was copied out of its run.
+/// The folder of a checkpoint's run: RUN for RUN/checkpoints/step-NNNNNN. None for a checkpoint that was copied elsewhere.
 pub fn run_of(checkpoint: &Path) -> Option<PathBuf> {
     let path = checkpoint.canonicalize().ok()?;
     let folder = path.parent().filter(|folder| folder.ends_with(FOLDER))?;
     let run = folder.parent()?;
-    // As it was named, where that is possible: people know their own words best.
+    // The path as the user wrote it, if it leads there.
     let named = checkpoint.parent().and_then(Path::parent).filter(|named| !named.as_os_str().is_empty());
     Some(named.filter(|named| named.canonicalize().is_ok_and(|named| named == run)).unwrap_or(run).to_owned())
 }
@@ -266,14 +250,14 @@ pub fn run_of(checkpoint: &Path) -> Option<PathBuf> {
 /// The newest checkpoint of the run in `run`, if it has one.
 ///
 /// # Errors
-/// When the folder is there and can't be read.
+/// When the folder exists but can't be read.
 pub fn newest(run: &Path) -> Result<Option<PathBuf>, CheckpointError> {
     let folder = run.join(FOLDER);
     if !folder.is_dir() {
         return Ok(None);
     }
     let unreadable = |source| CheckpointError::Read { path: folder.clone(), source };
-    // A folder that can't be read to its end may hide the newest: going on without it would lose steps.
+    // A folder that is read only in part may hide the newest checkpoint, and steps would be lost.
     let entries = fs::read_dir(&folder).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(unreadable)?;
     let steps = entries.into_iter().filter_map(|entry| {
         let step = entry.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok()?;
@@ -282,7 +266,7 @@ pub fn newest(run: &Path) -> Result<Option<PathBuf>, CheckpointError> {
     Ok(steps.max().map(|(_, path)| path))
 }
 
-/// Reads a checkpoint whole, every file checked against its manifest.
+/// Reads a checkpoint and checks every file against the manifest.
 ///
 /// # Errors
 /// Names the file and what is wrong with it.
@@ -307,10 +291,10 @@ pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
     Ok(Checkpoint { path: path.to_owned(), manifest, state })
 }
 
-/// Reads a manifest alone.
+/// Reads only the manifest.
 ///
 /// # Errors
-/// When it isn't there or isn't one.
+/// When it can't be read, or isn't a manifest.
 pub fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
     let file = path.join(MANIFEST);
     let bytes = read_file(&file)?;
@@ -325,21 +309,21 @@ pub fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
 /// Reads a weights file for `network`.
 ///
 /// # Errors
-/// Names the tensor that is missing, unknown, or of another shape.
+/// Names the tensor that is missing, unknown, or has another shape.
 pub fn read_weights(path: &Path, network: &Network) -> Result<Tensors, CheckpointError> {
     deserialized(path, &read_file(path)?, network)
 }
 
-/// Writes tensors to a safetensors file of their own, atomically.
+/// Writes tensors to a safetensors file, atomically.
 ///
 /// # Errors
-/// When the disk doesn't take it.
+/// When the file can't be written, or must not be replaced.
 pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), CheckpointError> {
     let wrong = |source| CheckpointError::Write { path: path.to_owned(), source };
-    // What is no plain file would be replaced by one; and a checkpoint's own files are its own.
+    // Writing would replace a device or a link by a plain file, or damage a checkpoint.
     let refused = match fs::symlink_metadata(path) {
-        Ok(found) if !found.is_file() => Some("it is there, and is no plain file"),
-        _ if path.parent().is_some_and(|folder| folder.join(MANIFEST).exists()) => Some("its folder is a checkpoint"),
+        Ok(found) if !found.is_file() => Some("it exists and is not a plain file"),
+        _ if path.parent().is_some_and(|folder| folder.join(MANIFEST).exists()) => Some("its folder is a checkpoint, whose files must not change"),
         _ => None,
     };
     if let Some(why) = refused {
@@ -348,10 +332,10 @@ pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), CheckpointErr
     write_atomically(path, &serialized(tensors).map_err(wrong)?).map_err(wrong)
 }
 
-/// Writes a file under another name, syncs it, and renames it. Where that fails nothing of it is left.
+/// Writes a file under a temporary name, syncs it, and renames it.
 ///
 /// # Errors
-/// When the disk doesn't take it.
+/// When it can't be written. Then nothing of it is left.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     // Two writers of one file must not share a temporary one: the first to finish would rename what the other still writes.
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -360,7 +344,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let temporary = path.with_file_name(format!(".{name}.{process}-{number}.tmp"));
     let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
     written.inspect_err(|_| {
-        // What can't be removed either is told of by the error that there is.
+        // The first error is the useful one.
         let _ = fs::remove_file(&temporary);
     })?;
     sync_folder(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
@@ -406,23 +390,23 @@ fn deserialized(path: &Path, bytes: &[u8], network: &Network) -> Result<Tensors,
     if let Some(extra) = file.names().into_iter().find(|name| parameters.iter().all(|p| p.name != **name)) {
         let known: Vec<_> = parameters.iter().map(|p| p.name.as_str()).collect();
         let hint = convoy_common::suggest::hint(extra, &known);
-        return Err(fit(path, format!("the model \"{}\" has no parameter \"{extra}\"{hint}", network.name)));
+        return Err(fit(path, format!("unknown tensor \"{extra}\" for the model \"{}\"{hint}", network.name)));
     }
     let read = |name: &str, shape: &[usize]| {
         let Ok(view) = file.tensor(name) else {
-            return Err(fit(path, format!("\"{name}\" is missing; the model \"{}\" needs it", network.name)));
+            return Err(fit(path, format!("the tensor \"{name}\" is missing; the model \"{}\" needs it", network.name)));
         };
         if view.dtype() != Dtype::F32 || view.shape() != shape {
             let found = format!("{:?} of shape {:?}", view.dtype(), view.shape());
             return Err(fit(
                 path,
-                format!("\"{name}\" is {found}; the model \"{}\" wants F32 of shape {shape:?}", network.name),
+                format!("the tensor \"{name}\" is {found}; the model \"{}\" needs F32 of shape {shape:?}", network.name),
             ));
         }
         let values =
             view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
         if let Some(value) = values.clone().find(|value| !value.is_finite()) {
-            return Err(fit(path, format!("\"{name}\" holds {value}; every value must be finite")));
+            return Err(fit(path, format!("the tensor \"{name}\" holds {value}; every value must be finite")));
         }
         Ok(ArrayD::from_shape_vec(IxDyn(shape), values.collect()).expect("as many values as the shape has elements"))
     };

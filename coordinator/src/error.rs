@@ -1,4 +1,4 @@
-//! Everything that can stop a job, in one enum: fields rather than formatted text, so that whoever decides can look.
+//! Everything that can stop a job, in one enum. Variants have fields instead of formatted text, so that callers can decide.
 
 use std::path::PathBuf;
 
@@ -11,78 +11,63 @@ use crate::data::DataError;
 
 /// Why a job can't start, or had to stop.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum JobError {
-    /// A setting has a value that can't be.
+    /// A setting has an invalid value.
     #[error("{flag} {value}: must be {expected}")]
     Setting {
-        /// The flag.
         flag: &'static str,
-        /// Its value.
         value: String,
-        /// What would be right.
         expected: &'static str,
     },
-    /// A resumed job can't have other settings than it had.
-    #[error("{key} is {asked}, and the checkpoint's job has {before}; a resumed job must keep it")]
+    /// A resumed job must keep the settings that decide its result.
+    #[error("{key} is {asked}, but the checkpoint's job has {before}; a resumed job must keep its {key}")]
     ResumeDiffers {
-        /// Which setting.
         key: &'static str,
-        /// As asked for now.
         asked: String,
-        /// As in the checkpoint.
         before: String,
     },
     /// The end lies before the checkpoint.
-    #[error("the job is to end after step {end}, and the checkpoint is of step {step}; give a later end")]
+    #[error("the job would end after step {end}, before the checkpoint's step {step}; give a later end")]
     EndsBeforeItStarts {
-        /// The last step asked for.
         end: u64,
-        /// The checkpoint's.
         step: u64,
     },
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),
     /// The folder belongs to another run.
-    #[error("{path} holds a run already; go on with it by --resume {path}, or give another --out")]
+    #[error("{path} already holds a run; continue it with --resume {path}, or give another --out")]
     OutTaken {
-        /// Which.
         path: PathBuf,
     },
-    /// Another process is at work in the folder.
-    #[error("{path} is in use by a run that goes on; wait for its end, or give another --out")]
+    /// Another process uses the folder.
+    #[error("{path} is in use by another process; wait until its run ends, or give another --out")]
     OutBusy {
-        /// Which.
         path: PathBuf,
     },
-    /// It was told to stop before anything had begun.
-    #[error("interrupted before there was anything to keep")]
+    /// It was asked to stop before the first step.
+    #[error("interrupted before the first step; nothing was written to keep")]
     Interrupted,
-    /// A weights file says nothing of its model.
-    #[error("{path} is no checkpoint's folder; to read it as a weights file, say which model's with --model")]
+    /// A weights file doesn't name its model.
+    #[error("{path} is not the folder of a checkpoint or a run; to read it as a weights file, give its model with --model")]
     ModelWanted {
-        /// Which.
         path: PathBuf,
     },
     /// A checkpoint is of another model than the one that was named.
-    #[error("{path} is a checkpoint of \"{own}\", and --model says \"{asked}\", which differs; leave --model out")]
+    #[error("{path} is a checkpoint of model \"{own}\", which differs from --model \"{asked}\"; omit --model")]
     OtherModel {
-        /// Which.
         path: PathBuf,
-        /// Its model.
         own: String,
-        /// The one asked for.
         asked: String,
     },
     /// The test images that the checkpoint names have changed since.
     #[error(
-        "the test images of {origin} are not those that the job of {path} was measured on; give --data to measure other \
-         images"
+        "the test images of {origin} are not those that the job of {path} was measured on; give --data to measure them \
+         anyway"
     )]
     OtherTestImages {
-        /// The checkpoint.
         path: PathBuf,
-        /// What was loaded.
         origin: String,
     },
     /// The cluster.
@@ -97,114 +82,84 @@ pub enum JobError {
     /// A file of the run can't be written.
     #[error("write {path}")]
     Write {
-        /// Which.
         path: PathBuf,
-        /// Why.
         source: std::io::Error,
     },
     /// The address can't be listened on.
     #[error("listen on {address}")]
     Listen {
-        /// Which.
         address: String,
-        /// Why.
         source: std::io::Error,
     },
-    /// Traced steps can't be sent where they are to go.
+    /// The receiver of traces can't be used.
     #[error("{0}")]
     Otlp(String),
-    /// The system gives no runtime.
+    /// The system provides no threads.
     #[error("start the coordinator's network threads")]
     Runtime(#[source] std::io::Error),
     /// A worker process can't be started.
     #[error("start a worker process, {program}")]
     Spawn {
-        /// What was to be started.
         program: PathBuf,
-        /// Why.
         source: std::io::Error,
     },
     /// Too few workers came in time.
-    #[error("{have} of {want} workers came within {seconds} s; start more with: convoy worker --join {address}")]
+    #[error("{have} of {want} workers connected within {seconds} s; start more with: convoy worker --join {address}")]
     TooFewWorkers {
-        /// How many came.
         have: usize,
-        /// How many are wanted.
         want: usize,
-        /// How long was waited.
         seconds: u64,
-        /// Where they are to dial.
         address: String,
     },
-    /// A worker is gone.
+    /// A worker was lost.
     #[error("worker {worker} (process {process_id} on {host}), which held {towers}, was lost at step {step}: {why}")]
     WorkerLost {
-        /// Which.
         worker: usize,
-        /// Its process.
         process_id: u32,
-        /// Its machine.
         host: String,
-        /// Its towers, as a list for a person.
         towers: String,
-        /// The step at hand.
         step: u64,
-        /// How it was noticed.
         why: String,
     },
-    /// A worker was told to leave.
+    /// A worker was asked to stop.
     #[error(
-        "worker {worker} on {host} was told to leave after step {step}; a checkpoint was written, and --resume goes on \
-         from it"
+        "worker {worker} on {host} was stopped after step {step}; a checkpoint was written, and --resume continues from it"
     )]
     WorkerLeaves {
-        /// Which.
         worker: usize,
-        /// Its machine.
         host: String,
-        /// Steps committed.
         step: u64,
     },
-    /// A worker said that it can't go on.
-    #[error("worker {worker} can't go on at step {step}: {message}")]
+    /// A worker reported a failure.
+    #[error("worker {worker} failed at step {step}: {message}")]
     WorkerFailed {
-        /// Which.
         worker: usize,
-        /// The step at hand.
         step: u64,
-        /// As it said.
         message: String,
     },
-    /// A worker sent something that its part in the job doesn't have.
-    #[error("worker {worker} sent what makes no sense at step {step}")]
+    /// A worker sent something that it has no part in.
+    #[error("worker {worker} sent an invalid message at step {step}")]
     Desync {
-        /// Which.
         worker: usize,
-        /// The step at hand.
         step: u64,
-        /// What.
         source: WireError,
     },
-    /// Nothing was heard for too long.
-    #[error("nothing was heard for {seconds} s at step {step}, waiting for {waiting_for}")]
+    /// No worker sent anything for too long.
+    #[error("no worker sent anything for {seconds} s at step {step}, while waiting for {waiting_for}")]
     Silence {
-        /// How long.
         seconds: u64,
-        /// The step at hand.
         step: u64,
-        /// Who owes what.
         waiting_for: String,
     },
     /// A number is no longer finite.
-    #[error("{what}. A smaller --lr is the usual cure; the last checkpoint, if there is one, is still good")]
+    #[error("{what}; a smaller --lr usually helps, and the last checkpoint, if there is one, is good")]
     NotFinite {
-        /// Which, and where it began.
         what: String,
     },
 }
 
 impl JobError {
-    /// Whether the command line asks for what can't be, rather than something having gone wrong.
+    /// Whether the command was used wrongly, rather than something having failed.
     pub fn is_misuse(&self) -> bool {
         matches!(
             self,

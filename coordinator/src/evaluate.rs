@@ -1,4 +1,4 @@
-//! Measuring on a set of images, over the same towers: a few micro-batches under way at a time, forward alone.
+//! Measures a set of images with the towers of a job: forward passes of a few micro-batches at a time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,30 +10,30 @@ use crate::error::JobError;
 use crate::exchange::{Exchanges, Routed};
 use crate::loss::cross_entropy;
 
-/// What a network makes of a set of images.
+/// The result of a network on a set of images.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// Images whose largest logit was their label's.
+    /// Number of images that were classified correctly.
     pub correct: usize,
-    /// Images in all.
+    /// Number of images.
     pub images: usize,
     /// The mean loss.
     pub loss: f64,
-    /// (image, class).
+    /// Logits, (image, class).
     pub logits: Vec<f32>,
 }
 
 impl Measured {
-    /// The share that was classified rightly.
+    /// The share of images that were classified correctly.
     pub fn accuracy(&self) -> f64 {
         self.correct as f64 / self.images.max(1) as f64
     }
 }
 
-/// Sends all of `split` through the towers in micro-batches of `size`, with the weights as of `step`.
+/// Measures all of `split` in micro-batches of `size`, with the weights as of `step`.
 ///
 /// # Errors
-/// When a worker is lost, fails, or sends what makes no sense; or when `stop` is set.
+/// When a worker is lost, fails, or sends an invalid message, or when `stop` is set.
 pub fn evaluate(
     cluster: &mut Cluster,
     exchanges: &mut Exchanges,

@@ -1,7 +1,7 @@
-//! The exchanges, seen from the middle: every chunk that a worker sends is checked against the plan, counted, and either
-//! passed on to the workers that want it or, where it holds logits, kept. Pure: nothing is sent from here.
+//! The exchanges, as the coordinator sees them. Every chunk from a worker is checked against the plan and counted. Then it is
+//! relayed to the workers that need it or, if it holds logits, kept. Pure: nothing is sent from here.
 //!
-//! Chunks are passed on as they come, so that a large tensor is on its way down while it is still on its way up.
+//! Chunks are relayed one by one, so that a large tensor is sent on while it still arrives.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -11,33 +11,33 @@ use convoy_common::plan::Plan;
 use convoy_common::wire::{Assembler, Chunk, Direction, Elements, TensorKey, WireError, expected_shape};
 use serde::Serialize;
 
-/// What is to be done with a chunk.
+/// What to do with a chunk.
 #[derive(Debug)]
 pub enum Routed {
-    /// Pass it on to these workers.
+    /// Send it on.
     Relay {
-        /// Who wants it.
+        /// The workers that need it.
         to: Vec<usize>,
         /// The chunk.
         chunk: Chunk,
     },
-    /// All towers' logits of a micro-batch are there.
+    /// It completed the logits of a micro-batch.
     Logits {
-        /// Which.
+        /// The micro-batch.
         micro_batch: MicroBatch,
-        /// (sample, class).
+        /// All towers' logits, (sample, class).
         logits: Vec<f32>,
     },
-    /// Nothing yet.
+    /// Nothing: it was kept.
     Kept,
 }
 
-/// What went over an exchange in one direction, as it arrived here.
+/// What an exchange has moved in one direction, counted on arrival.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counted {
-    /// Whole tensors.
+    /// Complete tensors.
     pub tensors: u64,
-    /// Bytes of payload.
+    /// Payload bytes.
     pub bytes: u64,
 }
 
@@ -47,9 +47,9 @@ pub struct Exchanges {
     plan: Arc<Plan>,
     samples_max: usize,
     live: HashMap<MicroBatchId, MicroBatch>,
-    /// Bytes that have come of each tensor of the live micro-batches.
+    /// Bytes received so far of each tensor of the live micro-batches.
     received: HashMap<TensorKey, u64>,
-    /// Its limit is the live micro-batches: no other's logits come so far.
+    /// It needs no limit of its own: only logits of live micro-batches get here.
     assembler: Assembler,
     logits: HashMap<MicroBatchId, Gathered>,
     counted: BTreeMap<(usize, Direction), Counted>,
@@ -62,7 +62,7 @@ struct Gathered {
 }
 
 impl Exchanges {
-    /// The exchanges of a job whose batches have at most `samples_max` samples.
+    /// The exchanges of a job whose micro-batches have at most `samples_max` samples.
     pub fn new(plan: Arc<Plan>, samples_max: usize) -> Self {
         Self {
             plan,
@@ -75,40 +75,40 @@ impl Exchanges {
         }
     }
 
-    /// From now on tensors of this micro-batch are expected.
+    /// Expects tensors of this micro-batch from now on.
     pub fn open(&mut self, micro_batch: &MicroBatch) {
         self.live.insert(micro_batch.id, micro_batch.clone());
     }
 
-    /// No more tensors of this micro-batch are expected.
+    /// Expects no more tensors of this micro-batch.
     pub fn close(&mut self, id: MicroBatchId) {
         self.live.remove(&id);
         self.received.retain(|key, _| key.micro_batch().is_none_or(|m| m.id != id));
     }
 
-    /// What went over each exchange, forward and backward.
+    /// What each exchange has moved, forward and backward.
     pub fn counted(&self) -> &BTreeMap<(usize, Direction), Counted> {
         &self.counted
     }
 
-    /// Checks a chunk from `worker`, and says what is to be done with it.
+    /// Checks a chunk from `worker`, and says what to do with it.
     ///
     /// # Errors
-    /// When the worker has no business sending it.
+    /// When the worker must not send it.
     pub fn route(&mut self, worker: usize, chunk: Chunk) -> Result<Routed, WireError> {
         let expected = expected_shape(&self.plan, self.samples_max, &chunk.key)?;
         let TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower } = chunk.key.clone()
         else {
-            return Err(unfit("tensor", &chunk.key, "workers send activations in a step"));
+            return Err(unfit("tensor", &chunk.key, "during a step, workers may only send activations"));
         };
         if self.plan.placement[from_tower] != worker {
-            return Err(unfit("from_tower", &from_tower, "the worker doesn't hold it"));
+            return Err(unfit("from_tower", &from_tower, "the worker does not hold this tower"));
         }
         if self.live.get(&micro_batch.id) != Some(&micro_batch) {
-            return Err(unfit("micro_batch", &chunk.key, "it isn't under way"));
+            return Err(unfit("micro_batch", &chunk.key, "this micro-batch is not being computed"));
         }
         if exchange == self.plan.logits_exchange() && direction == Direction::Backward {
-            return Err(unfit("direction", &chunk.key, "the loss is the coordinator's own"));
+            return Err(unfit("direction", &chunk.key, "only the coordinator sends gradients of logits"));
         }
         let whole = self.count(&chunk, &expected, exchange, direction)?;
         if exchange == self.plan.logits_exchange() {
@@ -120,12 +120,12 @@ impl Exchanges {
             None => (0..self.plan.workers).filter(|other| *other != worker).collect(),
         };
         if to.contains(&worker) {
-            return Err(unfit("to_tower", &chunk.key, "the worker holds that tower itself"));
+            return Err(unfit("to_tower", &chunk.key, "the worker holds this tower itself"));
         }
         Ok(Routed::Relay { to, chunk })
     }
 
-    /// Counts a chunk; whether its tensor is whole now.
+    /// Counts a chunk. Returns whether it completes its tensor.
     fn count(
         &mut self,
         chunk: &Chunk,

@@ -1,4 +1,4 @@
-//! What is passed on to whom, what is counted, and what is refused.
+//! Which chunks are relayed to whom, what is counted, and what is refused.
 
 use bytes::Bytes;
 use convoy_common::batch::Phase;
@@ -57,7 +57,7 @@ fn logits_come_together_class_by_class() {
 }
 
 #[test]
-fn what_a_worker_has_no_business_sending_is_refused() {
+fn what_a_worker_must_not_send_is_refused() {
     let forward = || chunk(0, Direction::Forward, 0, None, [2, 7, 7, 32]);
     let mut exchanges = exchanges(2);
     assert!(exchanges.route(0, forward()).is_err(), "its micro-batch isn't under way");

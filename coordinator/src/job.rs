@@ -1,7 +1,7 @@
-//! What a job is: the settings that decide its bits ([`Job`]), the settings that don't ([`Running`]), and how both come
-//! from what was asked for, what a checkpoint says, and the defaults.
+//! The settings of a job: those that decide its result ([`Job`]), those that don't ([`Running`]), and how both follow from
+//! the request, the checkpoint and the defaults.
 //!
-//! Not here: reading flags (the program), and whether the model or the data are sound.
+//! Not here: reading flags (the program), and checking the model and the data.
 
 use std::ffi::OsString;
 use std::io::PipeWriter;
@@ -20,37 +20,37 @@ use crate::error::JobError;
 use crate::metrics::Metrics;
 use crate::trace::Sampling;
 
-/// What is taken where nothing is said. `convoy train --help` prints these.
+/// The defaults. `convoy train --help` prints them.
 pub mod defaults {
     use convoy_common::schedule::Schedule;
 
     /// Passes over the training images.
     pub const EPOCHS: u64 = 8;
-    /// Images a step.
+    /// Images per step.
     pub const BATCH: usize = 64;
     /// The base learning rate.
     pub const RATE: f64 = 0.02;
-    /// SGD's momentum.
+    /// Momentum of SGD.
     pub const MOMENTUM: f64 = 0.9;
-    /// SGD's weight decay, on every parameter.
+    /// Weight decay of SGD, for every parameter.
     pub const WEIGHT_DECAY: f64 = 5e-4;
-    /// How the rate changes.
+    /// The learning-rate schedule.
     pub const SCHEDULE: Schedule = Schedule::OneCycle;
     /// The job's seed.
     pub const SEED: u64 = 1;
-    /// Slots a batch.
+    /// Slots per batch.
     pub const SLOTS: usize = 1;
-    /// Micro-batches a slot.
+    /// Micro-batches per slot.
     pub const MICRO_BATCHES: usize = 2;
 }
 
-/// The order in which an epoch visits the images.
+/// The order of the images in an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
-    /// A new permutation each epoch, a function of seed and epoch.
+    /// A new permutation for each epoch, a function of seed and epoch.
     Shuffled,
-    /// As they lie in the files.
+    /// The order in the files.
     Sequential,
 }
 
@@ -66,18 +66,18 @@ impl FromStr for Order {
     }
 }
 
-/// How long a job is to be.
+/// The length of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Length {
-    /// So many passes over the training images.
+    /// Passes over the training images.
     Epochs(u64),
-    /// So many updates.
+    /// Weight updates.
     Steps(u64),
 }
 
 impl Length {
-    /// In steps, of which an epoch has `steps_per_epoch`.
+    /// The length in steps.
     pub fn steps(self, steps_per_epoch: u64) -> u64 {
         match self {
             Length::Epochs(epochs) => epochs.saturating_mul(steps_per_epoch),
@@ -86,103 +86,103 @@ impl Length {
     }
 }
 
-/// Everything that decides a job's bits. It is kept in every checkpoint.
+/// Everything that decides a job's result. Every checkpoint holds it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     /// The model file, word for word.
     pub model: String,
     /// SHA-256 over the data's dimensions, bytes and labels.
     pub data: String,
-    /// Images a step.
+    /// Images per step.
     pub batch: usize,
     /// The base learning rate.
     pub lr: f64,
-    /// SGD's momentum.
+    /// Momentum of SGD.
     pub momentum: f64,
-    /// SGD's weight decay.
+    /// Weight decay of SGD.
     pub weight_decay: f64,
-    /// How the rate changes.
+    /// The learning-rate schedule.
     pub schedule: Schedule,
-    /// The lengths that the schedule was made for.
+    /// The lengths that the schedule depends on.
     pub span: Span,
     /// The order of the images.
     pub order: Order,
-    /// The seed of everything random.
+    /// The seed of all random numbers.
     pub seed: u64,
-    /// Slots a batch.
+    /// Slots per batch.
     pub slots: usize,
-    /// SHA-256 of the weights that the job started from, where `--init` gave them.
+    /// SHA-256 of the weights of `--init`, if there were any.
     pub init: Option<String>,
 }
 
-/// What a job was asked to be: what is left out comes from the checkpoint, or else from [`defaults`].
+/// The requested settings of a job. What is missing comes from the checkpoint, or else from [`defaults`].
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
     /// The model file's text.
     pub model: Option<String>,
-    /// How long.
+    /// The length of the job.
     pub length: Option<Length>,
-    /// Images a step.
+    /// Images per step.
     pub batch: Option<usize>,
     /// The base learning rate.
     pub lr: Option<f64>,
-    /// SGD's momentum.
+    /// Momentum of SGD.
     pub momentum: Option<f64>,
-    /// SGD's weight decay.
+    /// Weight decay of SGD.
     pub weight_decay: Option<f64>,
-    /// How the rate changes.
+    /// The learning-rate schedule.
     pub schedule: Option<Schedule>,
     /// The order of the images.
     pub order: Option<Order>,
     /// The seed.
     pub seed: Option<u64>,
-    /// Slots a batch.
+    /// Slots per batch.
     pub slots: Option<usize>,
 }
 
-/// Where a job runs and what it leaves behind: nothing here changes its bits.
+/// Where a job runs and what it records. Nothing here changes its result.
 #[derive(Clone, Debug)]
 pub struct Running {
-    /// Worker processes; one a tower where nothing is said.
+    /// Worker processes. None: one per tower.
     pub workers: Option<usize>,
-    /// Threads of each embedded worker; the cores shared out where nothing is said.
+    /// Compute threads of each embedded worker. None: the cores divided by the workers.
     pub threads: Option<usize>,
-    /// Instruction set of each embedded worker; the best that the machine has where nothing is said.
+    /// Instruction set of each embedded worker. None: the best that the machine has.
     pub isa: Option<String>,
-    /// Waits here for workers instead of starting them.
+    /// Address on which to wait for workers, instead of starting them.
     pub listen: Option<Address>,
-    /// What workers that dial in have to know, if anything.
+    /// The secret that remote workers must present, if any.
     pub token: Option<Token>,
-    /// Micro-batches a slot; [`defaults::MICRO_BATCHES`] where nothing is said, or one where a batch has no more.
+    /// Micro-batches per slot. None: [`defaults::MICRO_BATCHES`], but no more than the batch has images.
     pub micro_batches: Option<usize>,
-    /// Steps between checkpoints; an epoch where nothing is said.
+    /// Steps between checkpoints. None: the steps of one epoch.
     pub checkpoint_every: Option<u64>,
-    /// Which steps to keep a trace of.
+    /// Steps to keep in the trace.
     pub trace: Sampling,
-    /// Where to send traced steps, if anywhere: a receiver of the OpenTelemetry protocol.
+    /// Endpoint of a receiver of the OpenTelemetry protocol, if traced steps are sent to one.
     pub otlp: Option<String>,
-    /// What to start as a worker.
+    /// The program to start as a worker.
     pub local: LocalProgram,
-    /// What is counted meanwhile.
+    /// The job's counters.
     pub metrics: Metrics,
 }
 
-/// What embedded workers are.
+/// How to start an embedded worker.
 #[derive(Clone, Debug)]
 pub struct LocalProgram {
     /// The program's file.
     pub path: PathBuf,
-    /// What it is told before anything else.
+    /// Arguments before the subcommand.
     pub arguments: Vec<OsString>,
-    /// Where it complains; our standard error where nothing is said.
+    /// Its standard error. None: that of this process.
     pub complaints: Option<Arc<PipeWriter>>,
 }
 
 impl Running {
-    /// Micro-batches a slot, for batches of `batch` images.
+    /// Micro-batches per slot, for batches of `batch` images.
     ///
     /// # Errors
-    /// When none were asked for, or more than there are images.
+    /// When the requested number is 0, or larger than the batch.
     pub fn micro_batches_of(&self, batch: usize) -> Result<usize, JobError> {
         let micro_batches = self.micro_batches.unwrap_or(defaults::MICRO_BATCHES.min(batch));
         let sound = (1..=batch).contains(&micro_batches);
@@ -190,10 +190,10 @@ impl Running {
         Ok(micro_batches)
     }
 
-    /// Threads of each embedded worker: as asked for, or the machine's cores shared out.
+    /// Compute threads of each embedded worker: as requested, or the machine's cores divided by the workers.
     ///
     /// # Errors
-    /// When none were asked for.
+    /// When the requested number is out of range.
     pub fn threads_of_each(&self, workers: usize) -> Result<usize, JobError> {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = self.threads.unwrap_or_else(|| (cores() / workers).max(1));
@@ -204,18 +204,18 @@ impl Running {
 }
 
 impl Asked {
-    /// The model's text: as asked for, the checkpoint's, or else `default`.
+    /// The model's text: as requested, that of the checkpoint, or else `default`.
     ///
     /// # Errors
-    /// When it isn't the one that the checkpoint's job, `before`, had.
+    /// When it differs from that of the checkpoint's job, `before`.
     pub fn model_of(&self, before: Option<&Job>, default: String) -> Result<String, JobError> {
         settle("model", self.model.clone(), before.map(|job| job.model.clone()), default)
     }
 
-    /// The job, for data of `steps_per_epoch(batch)` steps an epoch, and its last step.
+    /// The job and its last step, for data with `steps_per_epoch(batch)` steps per epoch.
     ///
     /// # Errors
-    /// When a value can't be, or isn't the one that `before`, the checkpoint's job and its last step, had.
+    /// When a value is invalid, or differs from that of `before`, the checkpoint's job and its last step.
     pub fn resolve(
         &self,
         before: Option<(&Job, u64)>,
@@ -258,15 +258,15 @@ impl Asked {
 
 impl Job {
     fn check(&self) -> Result<(), JobError> {
-        // Workers compute with f32: what is infinite there is no number.
+        // Workers compute with f32, where larger numbers are infinite.
         let sound = |value: f64| (value as f32).is_finite() && value >= 0.0;
-        check("--lr", self.lr, sound(self.lr) && self.lr as f32 > 0.0, "a number above 0 that f32 can hold")?;
+        check("--lr", self.lr, sound(self.lr) && self.lr as f32 > 0.0, "a number above 0 that fits into f32")?;
         check("--momentum", self.momentum, sound(self.momentum) && self.momentum < 1.0, "at least 0 and below 1")?;
         check(
             "--weight-decay",
             self.weight_decay,
             sound(self.weight_decay),
-            "at least 0, and no more than f32 can hold",
+            "a number of at least 0 that fits into f32",
         )?;
         check("--slots", self.slots, (1..=self.batch).contains(&self.slots), "at least 1 and at most the batch")
     }
@@ -277,7 +277,8 @@ impl Job {
     }
 }
 
-/// The value that was asked for, the checkpoint's, or the default. Asked for and different from the checkpoint's: an error.
+/// The requested value, that of the checkpoint, or the default. A requested value that differs from the checkpoint's is an
+/// error.
 fn settle<T: PartialEq + std::fmt::Debug>(
     key: &'static str,
     asked: Option<T>,
@@ -292,7 +293,7 @@ fn settle<T: PartialEq + std::fmt::Debug>(
     }
 }
 
-/// A value for an error message: a long text by its first line.
+/// A value for an error message. A model's text is shown by its name.
 fn shown(value: &impl std::fmt::Debug) -> String {
     let text = format!("{value:?}");
     match (text.find("name = "), text.len() > 100) {

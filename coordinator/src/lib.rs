@@ -1,8 +1,7 @@
-//! What decides: who is in the cluster, what a step does, the exchanges, the data, the loss, checkpoints, and the run's
-//! records.
+//! The coordinator: it forms the cluster, drives steps, relays exchanges, loads data, computes the loss, and writes checkpoints
+//! and records.
 //!
-//! Not here: computing on activations (the worker), and printing (the program): what happens is told to an
-//! [`observe::Observer`].
+//! Not here: computing activations (the worker), and printing (the program). Events go to an [`observe::Observer`].
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;

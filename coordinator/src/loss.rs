@@ -1,15 +1,15 @@
-//! Softmax and cross-entropy, in f64 with a platform-independent `exp` and `log`: the one place where towers' logits meet.
+//! Softmax and cross-entropy, in f64 with a platform-independent `exp` and `log`. Only here do the logits of all towers meet.
 
-/// What one sample's logits say.
+/// The result of one sample's logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Verdict {
     /// Cross-entropy.
     pub loss: f64,
-    /// The first class of the largest logit.
+    /// The class of the largest logit; the first of several.
     pub predicted: usize,
 }
 
-/// The loss of one sample, and the gradient of its logits divided by `batch`, into `gradient`.
+/// The loss of one sample. Writes the gradient of its logits, divided by `batch`, to `gradient`.
 pub fn cross_entropy(logits: &[f32], label: usize, batch: usize, gradient: &mut [f32]) -> Verdict {
     let (predicted, largest) = first_maximum(logits);
     let exponentials: Vec<f64> = logits.iter().map(|l| libm::exp(f64::from(*l) - largest)).collect();

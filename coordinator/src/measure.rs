@@ -1,6 +1,6 @@
-//! `convoy eval`'s work: weights from wherever they lie, workers to hold them, and one pass over the test images.
+//! `convoy eval`: loads weights and test images, forms a cluster, and measures once.
 //!
-//! Not here: measuring in the middle of a job (`evaluate`), and printing.
+//! Not here: the measurement itself, which jobs use too (`evaluate`), and printing.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::checkpoint::{self, Checkpoint};
 use crate::cluster::JobState;
 use crate::cluster::doors::unguessable;
-use crate::cluster::founding::found;
+use crate::cluster::formation::form;
 use crate::data::{DataChoice, DataSource, Places, Wanted};
 use crate::error::JobError;
 use crate::evaluate::evaluate;
@@ -24,51 +24,51 @@ use crate::exchange::Exchanges;
 use crate::job::{Job, Running, defaults};
 use crate::observe::{Event, Observer};
 
-/// Images that travel together.
+/// Images per micro-batch.
 const MICRO_BATCH: usize = 64;
 
-/// What is to be measured.
+/// A request to measure.
 pub struct Measuring {
-    /// A checkpoint's or a run's folder, or a safetensors file.
+    /// The folder of a checkpoint or a run, or a safetensors file.
     pub path: PathBuf,
-    /// The model's text: needed for a weights file, and checked against a checkpoint's own.
+    /// The model's text. Required for a weights file. For a checkpoint it must be the checkpoint's own.
     pub model: Option<String>,
     /// Where the images come from. Left out: where the checkpoint says, or [`DataSource::Auto`] for a weights file.
     pub data: Option<DataSource>,
     /// Where Fashion-MNIST may be.
     pub places: Places,
-    /// Where to run.
+    /// How to run.
     pub running: Running,
-    /// Where to put the logits, (image, class).
+    /// File for the logits, (image, class), if they are wanted.
     pub logits: Option<PathBuf>,
 }
 
-/// What was found.
+/// The result.
 #[derive(Clone, Debug, Serialize)]
-pub struct Finding {
+pub struct Measurement {
     /// The model's name.
     pub model: String,
     /// The weights that were measured.
     pub weights: PathBuf,
-    /// Over all weights.
+    /// SHA-256 over all weights.
     pub weights_sha256: String,
-    /// What the images are and where they came from.
+    /// What the images are and where they come from.
     pub data: String,
-    /// How many there are.
+    /// Number of images.
     pub images: usize,
-    /// How many were classified rightly.
+    /// Number of images that were classified correctly.
     pub correct: usize,
     /// Their share.
     pub accuracy: f64,
-    /// The mean loss.
+    /// Mean loss.
     pub loss: f64,
 }
 
 /// Measures.
 ///
 /// # Errors
-/// Whatever keeps the weights, the data or the workers from coming together.
-pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Finding, JobError> {
+/// When weights, data or workers can't be had or don't fit, or when `stop` is set.
+pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Measurement, JobError> {
     let Measuring { path, model, data, places, running, logits } = measuring;
     let Loaded { text, path: weights_path, weights, seed, data: remembered, test_images } = load(&path, model)?;
     let network = Network::parse(&text)?;
@@ -84,7 +84,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     data.notices.iter().cloned().for_each(|text| observer.on(Event::Notice { text }));
     let job = unguessable().max(1);
     let threads = running.threads_of_each(workers)?;
-    let mut cluster = found(job, plan.clone(), &running, threads, observer, stop)?;
+    let mut cluster = form(job, plan.clone(), &running, threads, observer, stop)?;
     let assignment = Assignment {
         job,
         model: text,
@@ -109,7 +109,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         let logits = logits.expect("a row of logits for each image");
         checkpoint::write_tensors(&path, &Tensors::from([("logits".to_owned(), logits)]))?;
     }
-    Ok(Finding {
+    Ok(Measurement {
         model: network.name,
         weights: weights_path,
         weights_sha256: sha256(&state.weights),
@@ -121,18 +121,18 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     })
 }
 
-/// Weights, and what is known of them.
+/// Weights, and what is known about their job.
 struct Loaded {
     /// The model's text.
     text: String,
-    /// The file or folder that they are in.
+    /// The weights' file or folder.
     path: PathBuf,
     weights: Tensors,
-    /// Their job's; it decides what synthetic images look like.
+    /// The job's seed, which decides synthetic images.
     seed: u64,
-    /// Where their job's data came from, if a checkpoint says so.
+    /// Where the job's data came from, if a checkpoint says so.
     data: Option<DataSource>,
-    /// SHA-256 over their job's test images, likewise.
+    /// SHA-256 over the job's test images, if a checkpoint says so.
     test_images: Option<String>,
 }
 

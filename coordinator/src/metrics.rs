@@ -1,5 +1,5 @@
-//! What a coordinator counts for those who watch a job while it runs, made of the events that it tells its observer.
-//! Not here: how they are read (the program answers at `--metrics`).
+//! The coordinator's counters for Prometheus, made from the events that its observer gets. Not here: serving them (the program,
+//! with `--metrics`).
 
 use std::sync::atomic::AtomicU64;
 
@@ -10,13 +10,13 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::observe::{Event, Observer};
 
-/// Steps take a millisecond to two minutes; each bucket holds twice what the one before does.
+/// Steps take from a millisecond to two minutes. Each bucket reaches twice as far as the one before.
 const STEP_BUCKETS: (f64, f64, u16) = (0.001, 2.0, 18);
 
-/// A number that isn't known yet is none.
+/// NaN until the number is known.
 type Known = Gauge<f64, AtomicU64>;
 
-/// A job's counters. Clones count together.
+/// A job's counters. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     workers: Gauge,
@@ -67,33 +67,33 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Counters that are read through `registry`.
+    /// Counters that are registered in `registry`.
     pub fn registered(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         let registry = registry.sub_registry_with_prefix("convoy");
-        registry.register("workers", "Workers that have come", metrics.workers.clone());
+        registry.register("workers", "Workers that are connected", metrics.workers.clone());
         registry.register("workers_wanted", "Workers that the job needs", metrics.workers_wanted.clone());
         registry.register(
             "workers_refused",
-            "Workers that were refused while others were waited for",
+            "Workers that were refused while the coordinator waited for workers",
             metrics.workers_refused.clone(),
         );
         registry.register("step", "The last step committed", metrics.step.clone());
-        registry.register("last_step", "The step that the job ends with", metrics.last_step.clone());
-        registry.register("epoch", "The epoch at hand, counted from 1", metrics.epoch.clone());
+        registry.register("last_step", "The last step of the job", metrics.last_step.clone());
+        registry.register("epoch", "The current epoch, counted from 1", metrics.epoch.clone());
         registry.register("steps", "Steps committed by this process", metrics.steps.clone());
         registry.register("images", "Training images in those steps", metrics.images.clone());
-        let help = "Bytes of tensors that came from workers up to the last step, checkpoints aside";
+        let help = "Bytes of tensors received from workers up to the last step, without checkpoints";
         registry.register("received_bytes", help, metrics.received_bytes.clone());
-        let help = "How long a step takes, from the commit before it to its own";
+        let help = "Duration of a step, from the previous commit to its own";
         registry.register_with_unit("step", help, Unit::Seconds, metrics.step_seconds.clone());
         registry.register("loss", "Mean loss of the last step's images", metrics.loss.clone());
         registry.register("learning_rate", "Learning rate of the last step", metrics.learning_rate.clone());
-        registry.register("test_loss", "Mean loss of the test images, as last measured", metrics.test_loss.clone());
-        let help = "Share of the test images classified rightly, as last measured";
+        registry.register("test_loss", "Mean loss of the test images in the last measurement", metrics.test_loss.clone());
+        let help = "Share of the test images classified correctly in the last measurement";
         registry.register("test_accuracy", help, metrics.test_accuracy.clone());
         registry.register("checkpoints", "Checkpoints written by this process", metrics.checkpoints.clone());
-        registry.register("checkpoint_step", "The step of the newest of them", metrics.checkpoint_step.clone());
+        registry.register("checkpoint_step", "The step of the newest checkpoint", metrics.checkpoint_step.clone());
         metrics
     }
 
@@ -139,7 +139,7 @@ impl Metrics {
     }
 }
 
-/// Counts what it hears, logs it, and passes it on.
+/// Counts and logs events, and forwards them.
 pub(crate) struct Metered<'a> {
     pub(crate) metrics: Metrics,
     pub(crate) observer: &'a mut dyn Observer,
@@ -157,12 +157,12 @@ impl Observer for Metered<'_> {
     }
 }
 
-/// The words of a log, for whoever asks for them; a person is told by the program.
+/// Log entries. What people read is printed by the program.
 fn log(event: &Event) {
     match event {
         Event::Notice { text } => tracing::info!("{text}"),
-        Event::Waiting { address, have, want } => tracing::info!(address, have, want, "workers have come"),
-        Event::Elsewhere { host, coordinator, .. } => tracing::info!(host, coordinator, "a worker serves another"),
+        Event::Waiting { address, have, want } => tracing::info!(address, have, want, "workers connected"),
+        Event::Elsewhere { host, coordinator, .. } => tracing::info!(host, coordinator, "a worker serves another coordinator"),
         Event::Refused { address, reason } => tracing::info!(address, reason, "a worker was refused"),
         Event::Started(started) => {
             tracing::info!(model = started.model, first = started.first_step, last = started.last_step, "started");

@@ -1,44 +1,44 @@
-//! What a job tells whoever watches it. The program prints; the coordinator never does.
+//! The events of a job, for an observer. The program prints; the coordinator never does.
 
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-/// Something that happened.
+/// An event of a job.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// A word about the data that the user should read.
+    /// Something that the user should know.
     Notice {
         /// One line.
         text: String,
     },
-    /// Where workers are to dial, and how many are wanted.
+    /// The coordinator waits for workers.
     Waiting {
-        /// The address.
+        /// The address that workers connect to.
         address: String,
-        /// How many have come.
+        /// Number of connected workers.
         have: usize,
-        /// How many are wanted.
+        /// Number of workers that the job needs.
         want: usize,
     },
-    /// A worker that might have come serves another coordinator.
+    /// A worker serves another coordinator.
     Elsewhere {
-        /// Its machine.
+        /// The worker's machine.
         host: String,
-        /// Where it sees that coordinator.
+        /// Address of that coordinator, as the worker sees it.
         coordinator: String,
-        /// The model of its job, if it has one yet.
+        /// The model of its job, if the job has begun.
         model: Option<String>,
     },
     /// A worker was refused.
     Refused {
-        /// Where it dialled in from.
+        /// The worker's address.
         address: String,
-        /// What it was told.
+        /// The reason that it was given.
         reason: String,
     },
-    /// All workers are there; the job begins.
+    /// All workers are ready, and the job begins.
     Started(Box<Started>),
     /// A step was committed.
     Step {
@@ -50,55 +50,54 @@ pub enum Event {
         loss: f64,
         /// The learning rate.
         lr: f64,
-        /// Images of the batch.
+        /// Images in the batch.
         images: usize,
-        /// How long it took: from the commit before it to its own, or from its images where something other than a step
-        /// came before it.
+        /// How long it took, from the previous commit to its own. After a measurement or a checkpoint it counts from its images.
         seconds: f64,
-        /// Bytes of tensors that have come from workers since the step before.
+        /// Bytes of tensors received from workers since the previous step.
         received_bytes: u64,
     },
-    /// An epoch, or the whole job, was measured on the test images.
+    /// The test images were measured, at the end of an epoch or of the job.
     Epoch(EpochRecord),
     /// A checkpoint was written.
     Checkpoint {
-        /// As of which step.
+        /// The step that it holds.
         step: u64,
-        /// Where.
+        /// Its folder.
         path: PathBuf,
     },
-    /// The job is over.
+    /// The job has ended.
     Ended(Box<Ended>),
 }
 
-/// What is about to run.
+/// A job that begins.
 #[derive(Clone, Debug, Serialize)]
 pub struct Started {
     /// The model's name.
     pub model: String,
-    /// Its parameters.
+    /// Number of its parameters.
     pub parameters: usize,
-    /// Multiply-adds of an image forward.
+    /// Multiply-adds of one image, forward.
     pub multiply_adds: u64,
     /// What the data are and where they come from.
     pub data: String,
-    /// Training images.
+    /// Number of training images.
     pub train_images: usize,
-    /// Test images.
+    /// Number of test images.
     pub test_images: usize,
     /// The first step of this run, counted from 1.
     pub first_step: u64,
-    /// The last one.
+    /// The last step of the job.
     pub last_step: u64,
-    /// Steps an epoch.
+    /// Steps per epoch.
     pub steps_per_epoch: u64,
-    /// Images a step.
+    /// Images per step.
     pub batch: usize,
-    /// Bytes over sockets a step.
+    /// Bytes over sockets per step.
     pub step_bytes: u64,
-    /// Who computes.
+    /// The workers.
     pub workers: Vec<WorkerRecord>,
-    /// Where the run is kept.
+    /// The run's folder.
     pub out: PathBuf,
 }
 
@@ -113,66 +112,66 @@ pub struct WorkerRecord {
     pub process_id: u32,
     /// Its machine.
     pub host: String,
-    /// Where it dialled in from.
+    /// Where it connected from.
     pub address: String,
-    /// Threads of its pool.
+    /// Its compute threads.
     pub threads: usize,
-    /// Threads that did any work, known at the end.
+    /// Number of its threads that did any work, known at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub busy_threads: Option<usize>,
-    /// What its kernels used.
+    /// Instruction set of its kernels.
     pub instruction_set: String,
     /// Bytes of weights and momentum that it was given.
     pub state_bytes: u64,
 }
 
-/// An epoch, as `metrics.jsonl` keeps it.
+/// An epoch, as `metrics.jsonl` records it.
 #[derive(Clone, Debug, Serialize)]
 pub struct EpochRecord {
     /// Counted from 1.
     pub epoch: u64,
-    /// The last step that it holds.
+    /// Its last step.
     pub through_step: u64,
-    /// The mean loss of its images.
+    /// Mean loss of its images.
     pub train_loss: f64,
-    /// Of the test images, the share that was classified rightly.
+    /// Share of the test images that were classified correctly.
     pub test_accuracy: f64,
-    /// The mean loss of the test images.
+    /// Mean loss of the test images.
     pub test_loss: f64,
-    /// Seconds of training in this run, without evaluation.
+    /// Seconds of training in this run, without measurements.
     pub seconds: f64,
-    /// Training images a second.
+    /// Training images per second.
     pub images_per_second: f64,
 }
 
 /// How a job ended.
 #[derive(Clone, Debug, Serialize)]
 pub struct Ended {
-    /// Whether it was interrupted before its end.
+    /// Whether it was interrupted.
     pub interrupted: bool,
-    /// Steps committed in all.
+    /// Steps committed, those of earlier runs included.
     pub steps: u64,
     /// Mean loss of the last epoch's images.
     pub train_loss: Option<f64>,
-    /// On the test images.
+    /// Accuracy on the test images.
     pub test_accuracy: Option<f64>,
-    /// Over all weights.
+    /// SHA-256 over all weights.
     pub weights_sha256: String,
-    /// Training images a second, in this run.
+    /// Training images per second, in this run.
     pub images_per_second: f64,
-    /// The last checkpoint.
+    /// The folder of the last checkpoint.
     pub checkpoint: PathBuf,
     /// The run's folder.
     pub out: PathBuf,
 }
 
-/// Whoever watches a job.
+/// Observes a job.
 pub trait Observer {
-    /// Something happened.
+    /// Handles an event.
     fn on(&mut self, event: Event);
 
-    /// Whether the observer will take its time when it hears of `step`. Then the next step's images aren't sent ahead, so that
-    /// workers rest meanwhile, and the time counts for no step.
+    /// Whether handling the event of `step` takes long. If so, the next step's images aren't sent ahead, so that workers are idle
+    /// meanwhile, and the time belongs to no step.
     fn pauses_after(&self, _step: u64) -> bool {
         false
     }

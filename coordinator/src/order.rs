@@ -1,5 +1,5 @@
-//! Which images a step holds: a pure function of seed, order, and step. Nothing is advanced, so a resumed job asks the
-//! same question and gets the same answer.
+//! The images of each step: a pure function of seed, order and step. There is no state to advance, so a resumed job gets the
+//! same images.
 
 use std::ops::Range;
 
@@ -14,17 +14,17 @@ pub struct DataOrder {
     order: Order,
     images: usize,
     batch: usize,
-    /// The last epoch asked for and its permutation.
+    /// The last requested epoch and its permutation.
     at_hand: Option<(u64, Vec<u32>)>,
 }
 
 impl DataOrder {
-    /// The order over `images` images in batches of `batch`.
+    /// The order of `images` images in batches of `batch`.
     pub fn new(seed: u64, order: Order, images: usize, batch: usize) -> Self {
         Self { seed, order, images, batch, at_hand: None }
     }
 
-    /// Steps of one epoch; the last may be smaller.
+    /// Steps per epoch. The batch of the last one may be smaller.
     pub fn steps_per_epoch(images: usize, batch: usize) -> u64 {
         images.div_ceil(batch) as u64
     }
@@ -39,7 +39,7 @@ impl DataOrder {
         step.is_multiple_of(Self::steps_per_epoch(self.images, self.batch))
     }
 
-    /// The images of `step`, in the order of their positions in the batch.
+    /// The images of `step`, by position in the batch.
     pub fn images(&mut self, step: u64) -> Vec<usize> {
         let places = self.places(step);
         if self.order == Order::Sequential {
@@ -49,11 +49,11 @@ impl DataOrder {
         if self.at_hand.as_ref().is_none_or(|(at_hand, _)| *at_hand != epoch) {
             self.at_hand = Some((epoch, permutation(self.seed, &format!("shuffle:{epoch}"), self.images)));
         }
-        let (_, order) = self.at_hand.as_ref().expect("it was made just now");
+        let (_, order) = self.at_hand.as_ref().expect("it was computed just now");
         order[places].iter().map(|index| *index as usize).collect()
     }
 
-    /// How many images `step` has.
+    /// Number of images of `step`.
     pub fn batch_len(&self, step: u64) -> usize {
         self.places(step).len()
     }

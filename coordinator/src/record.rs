@@ -1,5 +1,5 @@
-//! What a run leaves behind beside its checkpoints: `run.json`, replaced whole whenever it changes, and `metrics.jsonl`,
-//! which grows by a line a step and is cut back when a job is resumed.
+//! The records in a run's folder, beside its checkpoints: `run.json`, which is replaced as a whole when it changes, and
+//! `metrics.jsonl`, which gets a line per step and is cut back when a job is resumed.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -17,9 +17,9 @@ use crate::error::JobError;
 use crate::job::Job;
 use crate::observe::{EpochRecord, WorkerRecord};
 
-/// Names that are tried for a new folder, all of one second.
+/// The most names that are tried for a new folder in one second.
 const CLAIMS_MAX: usize = 10_000;
-/// The trace of a run, in its folder.
+/// The file of a run's trace.
 pub const TRACE: &str = "trace.json";
 
 /// `run.json`.
@@ -27,102 +27,102 @@ pub const TRACE: &str = "trace.json";
 pub struct RunRecord {
     /// `running`, `done`, `interrupted` or `failed`.
     pub status: &'static str,
-    /// Why it failed.
+    /// Why it failed, if it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// The model's name.
     pub model: String,
-    /// Everything that decides the job's bits.
+    /// Everything that decides the result.
     pub configuration: Job,
-    /// What doesn't.
+    /// Settings that don't.
     pub running: RunningRecord,
-    /// What the data are and where they came from.
+    /// What the data are and where they come from.
     pub data: String,
-    /// Machine and program.
+    /// The machine and the program.
     pub environment: BTreeMap<&'static str, String>,
-    /// Who computed.
+    /// The workers.
     pub workers: Vec<WorkerRecord>,
-    /// What crossed each exchange, as it arrived at the coordinator.
+    /// What each exchange moved, counted on arrival at the coordinator.
     pub exchanges: Vec<ExchangeRecord>,
-    /// Bytes over sockets in a full training step, as planned.
+    /// Planned bytes over sockets in a full training step.
     pub planned_step_traffic: Option<Traffic>,
-    /// Training images a second in this run.
+    /// Training images per second in this run.
     pub images_per_second: Option<f64>,
-    /// Faults as the job saw them. None can be mended yet, so a job that sees one ends with it.
+    /// Faults. A job can't recover from one yet, so there is at most one.
     pub incidents: Vec<Value>,
-    /// How it ended.
+    /// The result, once the run has ended.
     #[serde(rename = "final")]
     pub ended: Option<FinalRecord>,
 }
 
-/// The settings that don't change a job's bits.
+/// The settings that don't change a job's result.
 #[derive(Clone, Debug, Serialize)]
 pub struct RunningRecord {
     /// Worker processes.
     pub workers: usize,
-    /// Threads of each embedded worker.
+    /// Compute threads of each embedded worker.
     pub threads: Option<usize>,
-    /// Where workers dial in, if they do.
+    /// The address that remote workers connect to, if there are any.
     pub listen: Option<String>,
-    /// Micro-batches a slot.
+    /// Micro-batches per slot.
     pub micro_batches: usize,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
     /// The last step.
     pub last_step: u64,
-    /// The checkpoint that the run went on from, and its step.
+    /// The checkpoint that the run continued from, and its step.
     pub resumed: Option<(PathBuf, u64)>,
 }
 
-/// What crossed an exchange in one direction.
+/// What an exchange moved in one direction.
 #[derive(Clone, Debug, Serialize)]
 pub struct ExchangeRecord {
-    /// Index of the exchange; the last is the logits'.
+    /// Index of the exchange. The last one carries logits.
     pub exchange: usize,
     /// `forward` or `backward`.
     pub direction: &'static str,
-    /// Whole tensors.
+    /// Complete tensors.
     pub tensors: u64,
-    /// Bytes of payload.
+    /// Payload bytes.
     pub bytes: u64,
 }
 
-/// How a run ended.
+/// The result of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct FinalRecord {
     /// Steps committed.
     pub steps: u64,
     /// Mean loss of the last epoch's images.
     pub train_loss: Option<f64>,
-    /// On the test images.
+    /// Accuracy on the test images.
     pub test_accuracy: Option<f64>,
-    /// Over all weights.
+    /// SHA-256 over all weights.
     pub weights_sha256: String,
 }
 
-/// What a resumed run keeps of the metrics before it.
-pub struct Kept<'a> {
-    /// Lines of steps up to this one.
+/// The lines that a resumed run keeps of earlier metrics.
+pub struct EarlierMetrics<'a> {
+    /// Keep steps up to this one.
     pub steps_through: u64,
-    /// Of the lines of epochs, those through steps of which this is true.
-    pub epoch: &'a dyn Fn(u64) -> bool,
+    /// Keep the epochs that end at a step for which this is true.
+    pub ends_epoch: &'a dyn Fn(u64) -> bool,
 }
 
 /// The run's folder.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    /// The folder itself, locked for as long as the run goes on.
+    /// The folder itself, locked while the run lasts.
     _lock: File,
     metrics: BufWriter<File>,
 }
 
 impl RunFolder {
-    /// Opens the folder, with what is to be `kept` of an earlier run's metrics.
+    /// Opens the folder and locks it. `kept` says which metrics of the run in the folder `earlier` stay.
     ///
     /// # Errors
-    /// When it can't be written, or another run is at work in it.
-    pub fn open(path: &Path, earlier: Option<&Path>, kept: &Kept) -> Result<Self, JobError> {
+    /// When it can't be written, or another process uses it.
+    pub fn open(path: &Path, earlier: Option<&Path>, kept: &EarlierMetrics) -> Result<Self, JobError> {
         let checkpoints = path.join(FOLDER);
         fs::create_dir_all(&checkpoints).map_err(wrong(&checkpoints))?;
         let lock = File::open(path).map_err(wrong(path))?;
@@ -138,8 +138,8 @@ impl RunFolder {
         Ok(Self { path: path.to_owned(), _lock: lock, metrics: BufWriter::new(metrics) })
     }
 
-    /// Claims a new folder for a run: `runs/MODEL-TIME`, or the next free name after it. It is created, not looked for, so
-    /// that of several jobs that start at once each gets its own.
+    /// Claims a new folder for a run: `runs/MODEL-TIME`, or the next free name after it. The folder is created and not merely
+    /// looked for, so that several jobs that start at once get a folder each.
     ///
     /// # Errors
     /// When it can't be created.
@@ -158,25 +158,25 @@ impl RunFolder {
         Err(wrong(&first)(ErrorKind::AlreadyExists.into()))
     }
 
-    /// Where checkpoints go.
+    /// The folder for checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join(FOLDER)
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where a trace goes. One of an earlier run in this folder is kept under another name.
+    /// The path for the trace. An earlier run's trace is renamed first.
     ///
     /// # Errors
-    /// When that can't be renamed.
+    /// When it can't be renamed.
     pub fn trace(&self) -> Result<PathBuf, JobError> {
         let path = self.path.join(TRACE);
         if path.exists() {
             let free = (1..).map(|n| self.path.join(format!("trace-{n}.json"))).find(|path| !path.exists());
-            let earlier = free.expect("numbers don't end");
+            let earlier = free.expect("there is always another number");
             fs::rename(&path, &earlier).map_err(|source| JobError::Write { path: earlier, source })?;
         }
         Ok(path)
@@ -192,7 +192,7 @@ impl RunFolder {
         text.and_then(|text| write_atomically(&path, &text)).map_err(|source| JobError::Write { path, source })
     }
 
-    /// Adds a step's line to the metrics.
+    /// Appends the line of a step to the metrics.
     ///
     /// # Errors
     /// When it can't be written.
@@ -200,7 +200,7 @@ impl RunFolder {
         self.add(&json!({ "step": step, "epoch": epoch, "loss": loss, "lr": lr }))
     }
 
-    /// Adds an epoch's line to the metrics.
+    /// Appends the line of an epoch to the metrics.
     ///
     /// # Errors
     /// When it can't be written.
@@ -208,7 +208,7 @@ impl RunFolder {
         self.add(epoch)
     }
 
-    /// Makes sure that the metrics are on disk, before a checkpoint says that they are.
+    /// Writes the metrics to disk. Must be called before a checkpoint, which relies on them.
     ///
     /// # Errors
     /// When they can't be written.
@@ -246,15 +246,15 @@ fn stamp(seconds: u64) -> String {
     format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
-/// Whether the record of the run in `folder` says that it is done, with weights of this hash.
+/// Whether `run.json` in `folder` says that the run is done and ended with weights of this hash.
 pub fn says_done(folder: &Path, weights_sha256: &str) -> bool {
     let text = fs::read(folder.join("run.json")).unwrap_or_default();
     let record: Value = serde_json::from_slice(&text).unwrap_or_default();
     record["status"] == "done" && record["final"]["weights_sha256"] == weights_sha256
 }
 
-/// The lines that are to be kept. A line that was cut short by a crash, and all after it, is left out.
-fn kept_lines(path: &Path, kept: &Kept) -> std::io::Result<Vec<u8>> {
+/// The lines to keep. A line that a crash cut short is dropped, and so are all after it.
+fn kept_lines(path: &Path, kept: &EarlierMetrics) -> std::io::Result<Vec<u8>> {
     let file = match File::open(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         file => file?,
@@ -266,9 +266,9 @@ fn kept_lines(path: &Path, kept: &Kept) -> std::io::Result<Vec<u8>> {
         let number = |key| value.get(key).and_then(Value::as_u64);
         match (number("step"), number("through_step")) {
             (Some(step), _) if step <= kept.steps_through => writeln!(lines, "{line}")?,
-            // A part of an epoch that was measured because the job was to end there is measured again, whole.
+            // A partial epoch was measured because the job ended there. It will be measured again as a whole.
             (None, Some(through)) if through <= kept.steps_through => {
-                if (kept.epoch)(through) {
+                if (kept.ends_epoch)(through) {
                     writeln!(lines, "{line}")?;
                 }
             }
@@ -278,7 +278,7 @@ fn kept_lines(path: &Path, kept: &Kept) -> std::io::Result<Vec<u8>> {
     Ok(lines)
 }
 
-/// Machine and program.
+/// The machine and the program.
 pub fn environment() -> BTreeMap<&'static str, String> {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     BTreeMap::from([

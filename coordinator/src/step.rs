@@ -1,5 +1,5 @@
-//! One step as a state machine: from logits to the gradients that go back, until every tower has finished its backward
-//! pass and the step may be committed. Pure: what comes out are values to send.
+//! One step as a state machine: from logits to their gradients, until every tower has finished its backward pass and the step
+//! may be committed. Pure: it returns the values to send.
 //!
 //! ```text
 //! Computing --all logits, then all BackwardDone--> done --(the driver sends Commit)
@@ -17,20 +17,20 @@ use convoy_common::wire::{Direction, Payload, TensorKey};
 
 use crate::loss::cross_entropy;
 
-/// A step under way.
+/// A step in progress.
 #[derive(Debug)]
 pub struct Step {
     plan: Arc<Plan>,
     /// Labels by position in the batch.
     labels: Vec<u16>,
-    /// Losses by position in the batch, as they come to be known.
+    /// Losses by position in the batch. NaN until known.
     losses: Vec<f64>,
-    /// Backward passes that haven't been finished.
+    /// Backward passes that haven't finished.
     owed: BTreeSet<(MicroBatchId, usize)>,
 }
 
 impl Step {
-    /// A step over a batch with these labels, cut into these micro-batches.
+    /// A step over a batch with these labels, divided into these micro-batches.
     pub fn new(plan: Arc<Plan>, labels: Vec<u16>, micro_batches: &[MicroBatch]) -> Self {
         let towers = 0..plan.network.towers;
         let owed = micro_batches.iter().flat_map(|m| towers.clone().map(move |tower| (m.id, tower))).collect();
@@ -38,7 +38,7 @@ impl Step {
         Self { plan, labels, losses, owed }
     }
 
-    /// The losses of a micro-batch, and for every tower the gradient of its logits. Nothing when a loss isn't finite.
+    /// Records the losses of a micro-batch. Returns the gradient of the logits for every tower, or None if a loss isn't finite.
     pub fn on_logits(&mut self, micro_batch: &MicroBatch, logits: &[f32]) -> Option<Vec<(usize, Payload)>> {
         let classes = self.plan.network.classes();
         let mut gradient = vec![0.0; logits.len()];
@@ -53,15 +53,15 @@ impl Step {
         })
     }
 
-    /// A tower has finished a micro-batch's backward pass. Whether it owed that, and could have: without the gradient of its
-    /// logits no tower can.
+    /// Records that a tower has finished a micro-batch's backward pass. Returns whether that was owed and possible: no tower can
+    /// finish before it has the gradient of its logits.
     pub fn on_backward_done(&mut self, micro_batch: &MicroBatch, tower: usize) -> bool {
         let losses = self.losses.get(micro_batch.samples.clone());
         let is_possible = losses.is_some_and(|losses| losses.iter().all(|loss| loss.is_finite()));
         is_possible && self.owed.remove(&(micro_batch.id, tower))
     }
 
-    /// Whether every tower has finished.
+    /// Whether every tower has finished all micro-batches.
     pub fn is_done(&self) -> bool {
         self.owed.is_empty()
     }
@@ -71,7 +71,7 @@ impl Step {
         self.owed.first().map(|(_, tower)| *tower)
     }
 
-    /// The sum of the samples' losses, in sample order.
+    /// The sum of all losses, in sample order.
     pub fn loss_sum(&self) -> f64 {
         self.losses.iter().fold(0.0, |sum, loss| sum + loss)
     }

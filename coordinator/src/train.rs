@@ -1,5 +1,5 @@
-//! A training run from beginning to end: what was asked for becomes a job, workers come, steps are driven one after
-//! another, checkpoints and records are written. The one loop that does the talking.
+//! A training run from beginning to end: settings become a job, a cluster is formed, steps are driven one after another, and
+//! checkpoints and records are written. This is the only loop that sends messages during a step.
 //!
 //! Not here: what a step decides (`step`), who may send what (`exchange`), and printing (an [`Observer`]).
 
@@ -19,7 +19,7 @@ use convoy_common::wire::{Assignment, Direction, FromWorker, ToWorker};
 
 use crate::checkpoint::{self, Checkpoint, Described, Manifest, Progress};
 use crate::cluster::doors::unguessable;
-use crate::cluster::founding::found;
+use crate::cluster::formation::form;
 use crate::cluster::{Cluster, Farewell, Heard, JobState};
 use crate::data::{DataChoice, DataSet, DataSource, Places, Wanted};
 use crate::error::JobError;
@@ -29,21 +29,23 @@ use crate::job::{Asked, Job, Running};
 use crate::metrics::Metered;
 use crate::observe::{Ended, EpochRecord, Event, Observer, Started, WorkerRecord};
 use crate::order::DataOrder;
-use crate::record::{ExchangeRecord, FinalRecord, Kept, RunFolder, RunRecord, RunningRecord, environment, says_done};
+use crate::record::{
+    EarlierMetrics, ExchangeRecord, FinalRecord, RunFolder, RunRecord, RunningRecord, environment, says_done,
+};
 use crate::step::Step;
 use crate::trace::file::{About, Figures};
 use crate::trace::otlp::{Exporter, read_endpoint};
 use crate::trace::{Recording, Sampling};
 
-/// Everything that a training run is told.
+/// A request to train.
 pub struct Training {
-    /// What decides the bits.
+    /// Settings that decide the result.
     pub asked: Asked,
-    /// What doesn't.
+    /// Settings that don't.
     pub running: Running,
-    /// The model's text where neither flag nor checkpoint says one.
+    /// The model's text, if neither a flag nor a checkpoint gives one.
     pub default_model: String,
-    /// Where the images come from. Left out: where the checkpoint says, or [`crate::data::DataSource::Auto`].
+    /// Where the images come from. None: as the checkpoint says, or [`DataSource::Auto`].
     pub data: Option<DataSource>,
     /// Where Fashion-MNIST may be.
     pub places: Places,
@@ -58,11 +60,11 @@ pub struct Training {
 /// The folder of a run.
 #[derive(Clone, Debug)]
 pub enum Out {
-    /// A new one, which must not hold a run yet.
+    /// A folder that must not hold a run yet.
     Fresh(PathBuf),
-    /// One that may hold a run already, which this run continues.
+    /// A folder that may hold a run, which this run continues.
     Continued(PathBuf),
-    /// A new one below `runs`, which gets its name when it is created.
+    /// A new folder below `runs`, which gets its name when it is created.
     Unnamed,
 }
 
@@ -73,16 +75,16 @@ impl Training {
     }
 }
 
-/// Trains until the end, or until `stop` is set; then a checkpoint is written and the run counts as interrupted.
+/// Trains until the end, or until `stop` is set. In that case a checkpoint is written, and the run counts as interrupted.
 ///
 /// # Errors
-/// Whatever stops the job; its last checkpoint stays.
+/// Whatever stops the job. Its last checkpoint stays.
 pub fn train(training: Training, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Ended, JobError> {
     let mut observer = Metered { metrics: training.running.metrics.clone(), observer };
     let observer = &mut observer;
     if let Some(ended) = ended_already(&training)? {
         observer.on(Event::Notice {
-            text: format!("the job has ended; to go on, give a later end than step {}", ended.steps),
+            text: format!("the job has ended already; to continue it, give a later end than step {}", ended.steps),
         });
         observer.on(Event::Ended(Box::new(ended.clone())));
         return Ok(ended);
@@ -95,8 +97,8 @@ pub fn train(training: Training, observer: &mut dyn Observer, stop: &AtomicBool)
     result
 }
 
-/// How a run ended that is resumed where it is, and asked for nothing more: nothing is computed or written anew. One whose
-/// record doesn't say that it ended, or that is to go on with other data, isn't such a run.
+/// The result of a run that has ended already, if it is resumed in its folder with the same end: then nothing is computed or
+/// written. None if the record doesn't say that the run is done, or if other data were asked for.
 fn ended_already(training: &Training) -> Result<Option<Ended>, JobError> {
     let (Some(checkpoint), Out::Continued(out)) = (&training.resume, &training.out) else { return Ok(None) };
     let Manifest { job, progress, last_step, weights_sha256, source, .. } = checkpoint.manifest.clone();
@@ -121,7 +123,7 @@ fn ended_already(training: &Training) -> Result<Option<Ended>, JobError> {
     }))
 }
 
-/// A run, ready to begin.
+/// A run that is ready to begin.
 struct Run {
     job: Job,
     data: DataSet,
@@ -181,7 +183,7 @@ impl Run {
         }
         let earlier = resumed.as_ref().and_then(|(path, _)| checkpoint::run_of(path));
         let ends_epoch = |step: u64| step.is_multiple_of(job.span.steps_per_epoch.max(1));
-        let kept = Kept { steps_through: progress.step, epoch: &ends_epoch };
+        let kept = EarlierMetrics { steps_through: progress.step, ends_epoch: &ends_epoch };
         let out = match out {
             Out::Fresh(path) | Out::Continued(path) => path,
             Out::Unnamed => RunFolder::claim(&network.name, SystemTime::now())?,
@@ -232,12 +234,12 @@ impl Run {
 
     fn carry_out(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Ended, JobError> {
         let job_number = unguessable().max(1);
-        // At the level of errors, so that it is there for whatever is logged.
+        // The level of errors makes it part of every log entry.
         let _of_job = tracing::error_span!("job", job = %format_args!("{job_number:016x}")).entered();
         let exporter = self.running.otlp.as_deref().map(Exporter::start).transpose().map_err(JobError::Otlp)?;
-        let mut cluster = found(job_number, self.plan.clone(), &self.running, self.threads, observer, stop)?;
+        let mut cluster = form(job_number, self.plan.clone(), &self.running, self.threads, observer, stop)?;
         if exporter.is_some() && self.running.trace == Sampling::Off {
-            let text = "no step is sent to the receiver of traces: --trace is off".to_owned();
+            let text = "no step is sent to the receiver of traces, because --trace is off".to_owned();
             observer.on(Event::Notice { text });
         }
         if let Err(error) = self.begin_recording(&mut cluster, exporter) {
@@ -275,7 +277,7 @@ impl Run {
         }
         if let Err(error) = &driven {
             recorder.incident(&reason);
-            // A receiver of traces may be slow, and the run has failed whether or not it hears of it.
+            // The record comes first, because a receiver of traces may be slow.
             self.record_failure(error);
             recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
         }
@@ -300,7 +302,7 @@ impl Run {
             weights_sha256: ended.weights_sha256.clone(),
         });
         self.folder.write(&self.record)?;
-        // A receiver of traces may be slow, and the run has ended whether or not it hears of it.
+        // The record comes first, because a receiver of traces may be slow.
         recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
         observer.on(Event::Ended(Box::new(ended.clone())));
         Ok(ended)
@@ -309,11 +311,11 @@ impl Run {
     fn record_failure(&mut self, error: &JobError) {
         self.record.status = if matches!(error, JobError::Interrupted) { "interrupted" } else { "failed" };
         self.record.error = Some(chain(error));
-        // The error at hand says more than a second one would.
+        // The first error is the useful one.
         let _ = self.folder.write(&self.record);
     }
 
-    /// From here on what everybody does is recorded, if it is to be.
+    /// Starts the recording, unless tracing is off.
     fn begin_recording(&self, cluster: &mut Cluster, exporter: Option<Exporter>) -> Result<(), JobError> {
         let sampling = self.running.trace.clone();
         if sampling == Sampling::Off {
@@ -330,7 +332,7 @@ impl Run {
         Ok(())
     }
 
-    /// All steps that are left. Whether it was interrupted. A job that is stopped in order leaves a checkpoint.
+    /// Drives all remaining steps. Returns whether the job was interrupted. A job that stops in order writes a checkpoint.
     fn drive(&mut self, drive: &mut Drive, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<bool, JobError> {
         let ended = self.drive_to_the_end(drive, observer, stop);
         if matches!(ended, Err(JobError::Interrupted | JobError::WorkerLeaves { .. })) {
@@ -348,7 +350,7 @@ impl Run {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<(), JobError> {
-        // A job that was interrupted in a measurement begins with it.
+        // A job that was interrupted during a measurement begins with that measurement.
         if self.owes_measurement(drive) {
             self.measure(drive, observer, stop)?;
         }
@@ -372,14 +374,14 @@ impl Run {
         Ok(())
     }
 
-    /// Whether the test images are to be measured before anything else: at the end of an epoch, whose images are counted
-    /// until they have been, and at the end of the job.
+    /// Whether the test images must be measured now: at the end of an epoch and at the end of the job. `epoch_images` is not zero
+    /// until they have been.
     fn owes_measurement(&self, drive: &Drive) -> bool {
         let Progress { step, epoch_images, .. } = self.progress;
         epoch_images > 0 && (drive.order.ends_epoch(step) || step == self.last_step)
     }
 
-    /// One step, from images to commit.
+    /// Drives one step, from images to commit.
     fn step(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
         let number = self.progress.step + 1;
         let (began, began_recording) = drive.step_begins();
@@ -390,7 +392,7 @@ impl Run {
             Some(sent) => sent,
             None => self.send_images(drive, number)?,
         };
-        // While this step is computed the next one's images are on their way, unless something comes in between.
+        // The next step's images are sent while this one is computed, unless something comes in between.
         let something_follows = drive.order.ends_epoch(number)
             || number.is_multiple_of(self.checkpoint_every)
             || observer.pauses_after(number);
@@ -404,7 +406,7 @@ impl Run {
         }
         let lr = self.job.schedule.rate(self.job.lr, number, self.job.span);
         let hand_over = drive.cluster.recorder.decide(number, began_recording);
-        // The step ends here, before any worker can have heard of the commit.
+        // The step ends before any worker can receive its commit.
         let decided = (Instant::now(), drive.cluster.recorder.now());
         drive.cluster.tell_all(&ToWorker::Commit { step: number, rate: lr as f32, hand_over }, number)?;
         let (epoch, loss) = (drive.order.epoch(number), step.loss());
@@ -444,7 +446,7 @@ impl Run {
         Ok((images, micro_batches))
     }
 
-    /// One message of a worker in a step.
+    /// Handles one message of a worker during a step.
     fn hear(&self, drive: &mut Drive, step: &mut Step, number: u64) -> Result<(), JobError> {
         let placement = &self.plan.placement;
         let waiting_for = || match step.waiting_for() {
@@ -470,7 +472,7 @@ impl Run {
                         drive.cluster.recorder.relayed(key, at, whole);
                         let began = drive.cluster.recorder.now();
                         let gradients = step.on_logits(&micro_batch, &logits).ok_or_else(|| JobError::NotFinite {
-                            what: format!("the loss of step {number} is no longer finite; it began at the softmax, every logit being finite"),
+                            what: format!("the loss of step {number} is no longer finite"),
                         })?;
                         let mut send =
                             |(tower, payload): (usize, _)| drive.cluster.send(placement[tower], payload, number);
@@ -489,7 +491,7 @@ impl Run {
         }
     }
 
-    /// The test images, at the end of an epoch and of the job.
+    /// Measures the test images, at the end of an epoch and of the job.
     fn measure(&mut self, drive: &mut Drive, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<(), JobError> {
         drive.last_commit = None;
         let step = self.progress.step;
@@ -540,12 +542,12 @@ impl Run {
         Ok(())
     }
 
-    /// Images of the largest micro-batch, in training and in measuring.
+    /// Size of the largest micro-batch, in training and in measurements.
     fn largest_micro_batch(&self) -> usize {
         self.job.division(self.record.running.micro_batches).largest_micro_batch(self.job.batch)
     }
 
-    /// The mean loss of the epoch at hand, or of the last one.
+    /// The mean loss of the current epoch so far, or of the last one.
     fn train_loss(&self) -> Option<f64> {
         let at_hand = self.progress.epoch_loss_sum / self.progress.epoch_images as f64;
         if self.progress.epoch_images > 0 { Some(at_hand) } else { self.progress.train_loss }
@@ -587,7 +589,7 @@ impl Run {
     }
 }
 
-/// Checks what can be known of the run's folder before anything is read.
+/// Checks the run's folder as far as is possible before anything is read.
 fn check_out(out: &Out) -> Result<(), JobError> {
     let (Out::Fresh(path) | Out::Continued(path)) = out else { return Ok(()) };
     if path.to_str().is_none() {
@@ -600,18 +602,18 @@ fn check_out(out: &Out) -> Result<(), JobError> {
     Ok(())
 }
 
-/// A word about a job that goes on beyond the end that its schedule was made for.
+/// A notice about a job that continues beyond the span of its schedule.
 fn schedule_outrun(job: &Job, last_step: u64) -> Option<String> {
     let made_for = job.span.steps;
     let changes = !matches!(job.schedule, Schedule::Constant);
     (changes && last_step > made_for).then(|| {
         format!(
-            "the learning-rate schedule was made for {made_for} steps; those after have the rate of step {made_for}"
+            "the learning-rate schedule spans {made_for} steps; later steps keep the rate of step {made_for}"
         )
     })
 }
 
-/// Updates that overflow show here first: what can't be gone on from isn't worth a checkpoint.
+/// Checks that a checkpoint is worth writing. An update that overflows shows here first.
 fn check_finite(state: &JobState, step: u64) -> Result<(), JobError> {
     let named = |(what, tensors): (&'static str, &Tensors)| {
         let spoilt = tensors.iter().find(|(_, tensor)| !tensor.iter().all(|value| value.is_finite()));
@@ -621,29 +623,29 @@ fn check_finite(state: &JobState, step: u64) -> Result<(), JobError> {
     found.map_or(Ok(()), |what| Err(JobError::NotFinite { what }))
 }
 
-/// What changes while steps are driven.
+/// What changes from step to step.
 struct Drive {
     cluster: Cluster,
     exchanges: Exchanges,
     order: DataOrder,
-    /// The next step's images, where they have been sent already.
+    /// The next step's images, if they have been sent already.
     sent: Option<(Vec<usize>, Vec<MicroBatch>)>,
     /// When the last commit was decided, by the system's clock and by the recorder's. None after a measurement or a
     /// checkpoint.
     last_commit: Option<(Instant, u64)>,
-    /// Of training in this run, without evaluation and checkpoints.
+    /// Seconds of training in this run, without measurements and checkpoints.
     seconds: f64,
     epoch_seconds: f64,
     epoch_images: u64,
     images: u64,
-    /// Those of tensors that have been told of.
+    /// Received bytes that have been reported.
     received_bytes: u64,
     checkpoint: Option<PathBuf>,
 }
 
 impl Drive {
-    /// When the next step begins: at the last commit, so that no time lies between two steps, or now if something other
-    /// than a step came in between.
+    /// When the next step begins: at the last commit, so that no time is lost between two steps. After something other than a
+    /// step, it begins now.
     fn step_begins(&mut self) -> (Instant, u64) {
         self.last_commit.take().unwrap_or_else(|| (Instant::now(), self.cluster.recorder.now()))
     }
@@ -661,7 +663,7 @@ impl Drive {
     }
 }
 
-/// Who computes, as the records have it.
+/// The workers, for the records.
 pub fn worker_records(cluster: &Cluster) -> Vec<WorkerRecord> {
     let each = cluster.members().iter().enumerate();
     each.map(|(worker, member)| WorkerRecord {

@@ -1,4 +1,4 @@
-//! `convoy bench kernels`: parses, times, and prints a table or JSON.
+//! `convoy bench kernels`: parses the command line, times layers, and prints a table or JSON.
 
 use std::error::Error;
 
@@ -11,22 +11,22 @@ use serde_json::{Value, json};
 use crate::table::aligned;
 use crate::{Outcome, output, settings};
 
-/// Time each layer and pass of one tower, beside the most that a core can do
+/// Time each layer and pass of one tower, compared with the peak of the same threads
 #[derive(clap::Args)]
 pub(super) struct Kernels {
-    /// A preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or a model file
+    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file
     #[arg(long, value_name = "NAME|FILE", default_value = "alexnet")]
     model: String,
-    /// Images of the batch
+    /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=BATCH_MAX as i64))]
     batch: u32,
     /// Compute threads
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
-    /// Instruction set [default: the best that the machine has]
+    /// Instruction set of the kernels: scalar, avx2, avx512 or neon [default: the best that the machine has]
     #[arg(long, value_name = "NAME")]
     isa: Option<Isa>,
-    /// Runs of each pass
+    /// Measured runs of each pass
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     repeats: u32,
     /// Print JSON instead of a table

@@ -67,9 +67,7 @@ pub(crate) enum EngineError {
     /// The assignment names another worker than the placement has.
     #[error("assigned as worker {worker} of {workers}")]
     Worker {
-        /// As said.
         worker: usize,
-        /// As placed.
         workers: usize,
     },
     /// The machine is too small.
@@ -78,51 +76,38 @@ pub(crate) enum EngineError {
              smaller --batch or more --slots"
     )]
     Memory {
-        /// Bytes of weights, momentum and gradients, and of one segment's input and output.
         needed: u64,
-        /// Bytes that there are.
         memory: u64,
     },
     /// A tensor came that isn't wanted now.
     #[error("{key} came unasked: {why}")]
     Unasked {
-        /// Which.
         key: String,
-        /// What is wrong with it.
         why: &'static str,
     },
     /// Gradients came in another order than that of the samples.
     #[error("backward pass of segment {segment} of tower {tower} for {micro_batch:?} after {last:?}")]
     OutOfOrder {
-        /// Where.
         segment: usize,
-        /// Whose.
         tower: usize,
-        /// What came now.
         micro_batch: MicroBatchId,
-        /// What came before.
         last: Option<MicroBatchId>,
     },
     /// Weights as of a step that isn't the last one.
     #[error("asked for the weights as of step {step} after step {committed}")]
     State {
-        /// Asked for.
         step: u64,
-        /// Done so far.
         committed: u64,
     },
     /// A commit in the middle of a step.
     #[error("commit of step {step}, of which a micro-batch is still under way")]
     Unfinished {
-        /// Asked for.
         step: u64,
     },
     /// A commit that doesn't follow the last one.
     #[error("commit of step {step} after step {committed}")]
     Commit {
-        /// Asked for.
         step: u64,
-        /// Done so far.
         committed: u64,
     },
 }

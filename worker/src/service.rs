@@ -70,13 +70,12 @@ pub struct Rehearsal {
 
 /// Why a worker ends with an error.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum WorkerError {
     /// The system gives no threads.
     #[error("start {threads} compute threads")]
     Threads {
-        /// As asked for.
         threads: usize,
-        /// Why.
         source: rayon::ThreadPoolBuildError,
     },
     /// The system gives no runtime.
@@ -85,17 +84,13 @@ pub enum WorkerError {
     /// Health checks can't be answered.
     #[error("answer health checks at {address}")]
     Health {
-        /// Where.
         address: Address,
-        /// Why.
         source: std::io::Error,
     },
     /// The coordinator will never take this worker.
     #[error("the coordinator at {address} refuses this worker: {reason}")]
     Refused {
-        /// Where.
         address: Address,
-        /// As it said.
         reason: String,
     },
     /// A thread panicked: a bug.

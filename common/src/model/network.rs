@@ -152,6 +152,7 @@ pub struct Pool {
 
 /// What is wrong with a model file.
 #[derive(Debug, thiserror::Error, PartialEq)]
+#[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum ModelError {
     /// The text isn't TOML.
     #[error("the model file is not valid TOML: {0}")]
@@ -159,29 +160,21 @@ pub enum ModelError {
     /// A key that nothing knows.
     #[error("{place}: unknown key \"{key}\"{hint}")]
     UnknownKey {
-        /// Where it stands.
         place: String,
-        /// The key.
         key: String,
-        /// The nearest known ones.
         hint: String,
     },
     /// A layer of a kind that nothing knows.
     #[error("{place}: unknown layer kind \"{kind}\"{hint}")]
     UnknownKind {
-        /// Where it stands.
         place: String,
-        /// The kind.
         kind: String,
-        /// The nearest known ones.
         hint: String,
     },
     /// A value that can't be.
     #[error("{place}: {reason}")]
     Value {
-        /// Where it stands.
         place: String,
-        /// Why, with the value and what would be right.
         reason: String,
     },
     /// There are no layers.

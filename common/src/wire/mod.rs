@@ -37,6 +37,7 @@ pub mod tuning {
 
 /// A message that makes no sense.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum WireError {
     /// A field that must be there isn't.
     #[error("a message without \"{0}\"")]
@@ -44,65 +45,45 @@ pub enum WireError {
     /// A field has a value that can't be.
     #[error("a message whose \"{field}\" is {value}; {expected}")]
     Value {
-        /// Which field.
         field: &'static str,
-        /// What it holds.
         value: String,
-        /// What would be right.
         expected: &'static str,
     },
     /// The bytes of a chunk aren't those that were sent.
     #[error("a chunk of {key} at byte {offset} has checksum {found:#010x}, and its header says {stated:#010x}")]
     Checksum {
-        /// Which tensor.
         key: String,
-        /// Where the chunk starts.
         offset: u64,
-        /// Of the bytes as they came.
         found: u32,
-        /// As the header has it.
         stated: u32,
     },
     /// The chunk doesn't go on where the last one ended, or runs over the tensor's end.
     #[error("a chunk of {key} at byte {offset} of {length} bytes, where {expected} of {total} had come")]
     Offset {
-        /// Which tensor.
         key: String,
-        /// Where the chunk starts.
         offset: u64,
-        /// The chunk's own bytes.
         length: usize,
-        /// What had come before.
         expected: usize,
-        /// Bytes of the whole tensor.
         total: usize,
     },
     /// The tensor has another shape than the plan says.
     #[error("{key} came with shape {found:?}; the plan says {expected:?}")]
     Shape {
-        /// Which tensor.
         key: String,
-        /// The shape in its header.
         found: Vec<usize>,
-        /// The shape that it should have.
         expected: Vec<usize>,
     },
     /// More tensors are under way at once than the job has.
     #[error("{key} of {bytes} bytes came while others were under way; together at most {limit} bytes may be")]
     Flood {
-        /// Which tensor.
         key: String,
-        /// Its bytes.
         bytes: usize,
-        /// What may be under way at once.
         limit: usize,
     },
     /// The system has no memory for a tensor.
     #[error("no memory for {key} of {bytes} bytes")]
     Memory {
-        /// Which tensor.
         key: String,
-        /// Its bytes.
         bytes: usize,
     },
 }

@@ -1,5 +1,5 @@
-//! The doors that workers come in by: the gRPC service, on TCP or on a Unix socket. It greets, checks versions, pairs a
-//! worker's two connections, and passes on what it hears. Who belongs to the job is decided here by number alone.
+//! The gRPC service that workers connect to, on TCP or on a Unix socket. It checks tokens and protocol versions, pairs a
+//! worker's two connections, and forwards messages. It admits workers up to the number that the job needs.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
@@ -31,28 +31,28 @@ use crate::trace::Clock;
 
 /// No worker has this number.
 const NO_SESSION: u64 = 0;
-/// Frames that may wait for one worker's socket.
+/// Frames that may be queued for one worker's socket.
 const FRAMES_QUEUED: usize = 64;
-/// Orders that may wait for one worker's socket.
+/// Orders that may be queued for one worker's socket.
 const ORDERS_QUEUED: usize = 32;
-/// Messages of all workers that may wait for the coordinator.
+/// Messages of all workers that may be queued for the coordinator.
 const MESSAGES_QUEUED: usize = 256;
-/// A worker that has dialled says who it is within this.
+/// A worker that has connected must send Hello within this.
 const GREETING_MAX: Duration = Duration::from_secs(10);
 
-/// An address that is listened on.
+/// A bound address.
 pub enum Listening {
-    /// TCP, and the address with the port that was really given.
+    /// TCP, and the address with the real port.
     Tcp(TcpListener, String),
     /// A Unix socket.
     Unix(UnixListener, String),
 }
 
 impl Listening {
-    /// Opens the address.
+    /// Binds the address.
     ///
     /// # Errors
-    /// When it is in use, or isn't this machine's.
+    /// When it is in use, or doesn't belong to this machine.
     pub async fn open(address: &Address) -> std::io::Result<Self> {
         match address {
             Address::Tcp(host) => {
@@ -64,7 +64,7 @@ impl Listening {
         }
     }
 
-    /// What to dial.
+    /// The address to connect to.
     pub fn address(&self) -> &str {
         match self {
             Listening::Tcp(_, address) | Listening::Unix(_, address) => address,
@@ -72,9 +72,10 @@ impl Listening {
     }
 }
 
-/// Serves on `listening` for as long as the runtime lives. What is heard comes out of the receiver.
+/// Serves on `listening` for as long as the runtime lives. Messages of workers come out of the receiver.
 ///
-/// With a token, those who don't say it are refused. `room` workers are let in; further ones are asked to come back later.
+/// If there is a token, workers that don't present it are refused. `room` workers are admitted; others are told to try again
+/// later.
 pub fn serve(
     listening: Listening,
     room: usize,
@@ -105,7 +106,7 @@ pub fn serve(
             Listening::Tcp(listener, _) => {
                 let tuned = TcpListenerStream::new(listener).map(|stream| {
                     stream.inspect(|stream| {
-                        // Slower without, but no less right.
+                        // Without it the connection is slower but still works.
                         let _ = stream.set_nodelay(true);
                     })
                 });
@@ -121,7 +122,7 @@ pub fn serve(
             }
         };
         if let Err(error) = served {
-            tracing::error!("the coordinator's doors closed: {}", chain(&error));
+            tracing::error!("the coordinator no longer accepts workers: {}", chain(&error));
         }
     });
     messages
@@ -132,14 +133,14 @@ struct Doors {
     clock: Clock,
     room: usize,
     wants_token: bool,
-    // A std mutex: it is never held across an await.
+    // A std mutex, because it is never held across an await.
     sessions: Arc<Sessions>,
 }
 
-/// By number; a worker whose two connections are there has left its arrival behind.
+/// Sessions by number. None once both connections of the worker are there.
 type Sessions = Mutex<HashMap<u64, Option<Arrival>>>;
 
-/// A worker whose tensor connection hasn't come yet.
+/// A worker whose tensor connection isn't there yet.
 struct Arrival {
     hello: Hello,
     address: String,
@@ -169,7 +170,7 @@ impl Coordinator for Doors {
         tokio::spawn(async move {
             let why = listen(&mut messages, session, &heard, clock).await;
             sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
-            // The coordinator itself may be gone, and then nobody asks.
+            // The coordinator may have ended already.
             let _ = heard.send((session, Heard::Lost(why))).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(orders).map(Ok))))
@@ -178,7 +179,7 @@ impl Coordinator for Doors {
     async fn tensors(&self, request: Request<Streaming<v1::Frame>>) -> Result<Response<Self::TensorsStream>, Status> {
         let mut incoming = request.into_inner();
         let first = timeout(GREETING_MAX, incoming.message()).await.map_err(|_| late())??;
-        let first = first.ok_or_else(|| Status::invalid_argument("a tensor connection without a first frame"))?;
+        let first = first.ok_or_else(|| Status::invalid_argument("the tensor connection closed before its first frame"))?;
         let session = session_from_frame(first).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let (frames, outgoing) = channel(FRAMES_QUEUED);
         let member = self.pair(session, frames)?;
@@ -199,14 +200,14 @@ impl Coordinator for Doors {
         let said = Elsewhere { host: shortened(host), coordinator: shortened(coordinator), model };
         let wanted = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).len() < self.room;
         if wanted {
-            // A coordinator that has more to do than to listen doesn't need to know.
+            // This is only for people. If the queue is full, it is dropped.
             let _ = self.heard.try_send((NO_SESSION, Heard::Elsewhere(said)));
         }
         Ok(Response::new(v1::ElsewhereAnswer { wanted }))
     }
 }
 
-/// What a stranger says of itself is shown to a person, and kept short.
+/// Text of a stranger that people will see: short, and without control characters.
 fn shortened(text: String) -> String {
     text.chars().filter(|character| !character.is_control()).take(100).collect()
 }
@@ -215,7 +216,7 @@ impl Doors {
     fn let_in(&self, arrival: Arrival) -> Result<u64, Status> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         if sessions.len() >= self.room {
-            return Err(Status::unavailable(format!("the job has all its {} workers; try again later", self.room)));
+            return Err(Status::unavailable(format!("the job already has its {} workers; try again later", self.room)));
         }
         let session = loop {
             let number = unguessable();
@@ -230,13 +231,13 @@ impl Doors {
     fn pair(&self, session: u64, frames: Sender<v1::Frame>) -> Result<Member, Status> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         let arrival = sessions.get_mut(&session).and_then(Option::take);
-        let arrival = arrival.ok_or_else(|| Status::invalid_argument("a tensor connection of no known worker"))?;
+        let arrival = arrival.ok_or_else(|| Status::invalid_argument("the tensor connection names an unknown session"))?;
         let Arrival { hello, address, control } = arrival;
         Ok(Member { session, hello, address, control, frames })
     }
 }
 
-/// A place is kept for a worker's second connection for so long, and then it is free for another worker.
+/// Frees the place of a worker whose second connection doesn't come in time.
 async fn give_up_unless_paired(session: u64, sessions: Arc<Sessions>) {
     tokio::time::sleep(GREETING_MAX).await;
     let mut sessions = sessions.lock().unwrap_or_else(PoisonError::into_inner);
@@ -247,45 +248,45 @@ async fn give_up_unless_paired(session: u64, sessions: Arc<Sessions>) {
 
 async fn greeting(messages: &mut Streaming<v1::FromWorker>) -> Result<Hello, Status> {
     let first = timeout(GREETING_MAX, messages.message()).await.map_err(|_| late())??;
-    let first = first.ok_or_else(|| Status::invalid_argument("a worker that left without a word"))?;
+    let first = first.ok_or_else(|| Status::invalid_argument("the worker closed the connection before Hello"))?;
     match FromWorker::try_from(first).map_err(|error| Status::invalid_argument(error.to_string()))? {
         FromWorker::Hello(hello) => Ok(hello),
         _ => Err(Status::invalid_argument("a worker's first message must be Hello")),
     }
 }
 
-/// A coordinator that has more to do than to listen doesn't need to know.
+/// Reports a refusal. This is only for people: if the queue is full, it is dropped.
 fn tell_of_refusal(heard: &Sender<Message>, address: String, status: &Status) {
     let _ = heard.try_send((NO_SESSION, Heard::Refused(address, status.message().to_owned())));
 }
 
-/// Without a token everybody may come.
+/// Without a token, every worker may connect.
 fn check_token(token: Option<&Token>, headers: &MetadataMap) -> Result<(), Status> {
     let said = headers.get("authorization").map_or(&b""[..], |header| header.as_bytes());
     match token {
-        Some(_) if said.is_empty() => Err(Status::unauthenticated("the coordinator wants a token (--token-file)")),
+        Some(_) if said.is_empty() => Err(Status::unauthenticated("the coordinator requires a token (--token-file)")),
         Some(token) if !token.is_said_by(said) => {
-            Err(Status::unauthenticated("the coordinator has another token (--token-file)"))
+            Err(Status::unauthenticated("the coordinator requires another token (--token-file)"))
         }
         _ => Ok(()),
     }
 }
 
-/// A worker of another protocol would misread what it is told: it is refused for good.
+/// A worker with another protocol version would misread messages, so it is refused for good.
 fn check_version(hello: &Hello) -> Result<(), Status> {
     if hello.protocol_version == PROTOCOL_VERSION {
         return Ok(());
     }
     Err(Status::failed_precondition(format!(
-        "the worker speaks protocol version {} (convoy {}), the coordinator version {PROTOCOL_VERSION} (convoy {}); \
-         use the same program for both",
+        "the worker has protocol version {} (convoy {}), and the coordinator has version {PROTOCOL_VERSION} (convoy {}); \
+         use the same version of the program for both",
         hello.protocol_version,
         hello.convoy_version,
         env!("CARGO_PKG_VERSION"),
     )))
 }
 
-/// Passes on what a worker says until it is gone. Why it is.
+/// Forwards a worker's control messages until the connection ends. Returns why it ended.
 async fn listen(
     messages: &mut Streaming<v1::FromWorker>,
     session: u64,
@@ -295,7 +296,7 @@ async fn listen(
     loop {
         let message = match messages.message().await {
             Ok(Some(message)) => FromWorker::try_from(message),
-            Ok(None) => return "it left".to_owned(),
+            Ok(None) => return "it closed its control connection".to_owned(),
             Err(status) => return format!("its control connection broke: {}", status.message()),
         };
         let said = match message {
@@ -304,18 +305,19 @@ async fn listen(
             Err(error) => return error.to_string(),
         };
         if heard.send((session, said)).await.is_err() {
-            return "the coordinator is gone".to_owned();
+            return "the coordinator has ended".to_owned();
         }
     }
 }
 
+/// Forwards a worker's tensors until the connection ends. Returns why it ended.
 async fn pass_on(incoming: &mut Streaming<v1::Frame>, session: u64, heard: &Sender<Message>, clock: Clock) -> String {
     loop {
         let received = incoming.message().await;
         let at = clock.now();
         let chunk = match received {
             Ok(Some(frame)) => chunk_from_frame(frame),
-            Ok(None) => return "it left".to_owned(),
+            Ok(None) => return "it closed its tensor connection".to_owned(),
             Err(status) => return format!("its tensor connection broke: {}", status.message()),
         };
         let sent = match chunk {
@@ -323,20 +325,20 @@ async fn pass_on(incoming: &mut Streaming<v1::Frame>, session: u64, heard: &Send
             Err(error) => return error.to_string(),
         };
         if heard.send((session, sent)).await.is_err() {
-            return "the coordinator is gone".to_owned();
+            return "the coordinator has ended".to_owned();
         }
     }
 }
 
 fn late() -> Status {
-    Status::deadline_exceeded(format!("nothing came within {GREETING_MAX:?}"))
+    Status::deadline_exceeded(format!("the connection sent nothing within {GREETING_MAX:?}"))
 }
 
 fn peer<T>(request: &Request<T>) -> String {
     request.remote_addr().map_or_else(|| "a Unix socket".to_owned(), |address| address.to_string())
 }
 
-/// Keys of the standard library's hasher are seeded by the system.
+/// A random number that others can't guess: the system seeds the standard library's hasher.
 pub(crate) fn unguessable() -> u64 {
     std::hash::RandomState::new().build_hasher().finish()
 }

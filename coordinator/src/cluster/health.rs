@@ -1,5 +1,5 @@
-//! How the coordinator is, for the health checks that its doors answer: alive, as "", and ready once all its workers are
-//! there, under its service's name.
+//! The coordinator's health, for gRPC's standard health checks: alive, under the name "", and ready once it has all its workers,
+//! under the name of its service.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,11 +12,11 @@ use tonic_health::server::HealthReporter;
 
 use super::SILENCE_MAX;
 
-/// Whoever drives the job looks in at least as often as it waits for workers; much longer, and it hangs.
+/// The thread that drives the job reports at least once per wait for workers. After a much longer silence, it hangs.
 const WEDGED_AFTER: Duration = SILENCE_MAX.saturating_add(Duration::from_secs(60));
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// What whoever drives the job shows.
+/// Signs of life of the thread that drives the job.
 #[derive(Clone, Debug)]
 pub struct Vitals {
     pulse: Arc<Pulse>,
@@ -25,23 +25,23 @@ pub struct Vitals {
 }
 
 impl Vitals {
-    /// Those of a coordinator that is starting.
+    /// The signs of a coordinator that is starting.
     pub fn starting() -> Self {
         Self { pulse: Arc::default(), ready: Arc::default(), began: Instant::now() }
     }
 
-    /// The job gets on.
+    /// The job makes progress.
     pub fn beat(&self) {
         self.pulse.beat(self.began.elapsed());
     }
 
-    /// All workers are there.
+    /// All workers are connected.
     pub fn set_ready(&self) {
         self.ready.store(true, Ordering::Relaxed);
     }
 }
 
-/// Tells `reporter` how things are, again and again.
+/// Reports the health to `reporter`, again and again.
 pub async fn watch(reporter: HealthReporter, vitals: Vitals) {
     loop {
         let silent = vitals.pulse.busy_for(vitals.began.elapsed());
@@ -52,7 +52,7 @@ pub async fn watch(reporter: HealthReporter, vitals: Vitals) {
     }
 }
 
-/// Alive and ready, after so long without a beat.
+/// Alive and ready, after `silent` without a sign of life.
 fn statuses(silent: Duration, ready: bool) -> [(&'static str, ServingStatus); 2] {
     let status = |well: bool| if well { ServingStatus::Serving } else { ServingStatus::NotServing };
     let alive = silent < WEDGED_AFTER;

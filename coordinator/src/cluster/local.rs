@@ -1,5 +1,5 @@
-//! Workers of our own: processes of this program on this machine, over a Unix socket. Each holds the reading end of a pipe
-//! whose writing end only we hold, so that none outlives us, however we end.
+//! Local workers: processes of this program on this machine, connected over a Unix socket. Each holds the reading end of a
+//! pipe whose writing end only this process holds, so no worker outlives it, however it ends.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -11,15 +11,15 @@ use super::doors::unguessable;
 use crate::error::JobError;
 use crate::job::LocalProgram;
 
-/// How long a worker may take to leave before it is killed.
+/// How long a worker may take to exit before it is killed.
 const LEAVE_MAX: Duration = Duration::from_secs(2);
-/// A process whose socket has closed is reaped within this.
+/// How long to wait for the exit code of a process whose socket has closed.
 const REAP_MAX: Duration = Duration::from_millis(500);
 const REAP_EVERY: Duration = Duration::from_millis(5);
 /// The socket's name in its folder.
 const SOCKET: &str = "coordinator";
 
-/// Worker processes that we have started.
+/// Worker processes that this process has started.
 pub struct LocalWorkers {
     children: Vec<LocalWorker>,
     folder: Option<SocketFolder>,
@@ -27,32 +27,32 @@ pub struct LocalWorkers {
 
 struct LocalWorker {
     process: Child,
-    /// Closing it ends the worker.
+    /// The worker exits when this is closed.
     lifeline: Option<ChildStdin>,
 }
 
-/// What to start.
+/// Which processes to start.
 #[derive(Clone, Debug)]
 pub struct LocalPlan {
     /// This program.
     pub program: LocalProgram,
-    /// How many.
+    /// Number of processes.
     pub workers: usize,
-    /// Threads each.
+    /// Compute threads of each.
     pub threads: usize,
-    /// Instruction set of each, where it isn't to be the best.
+    /// Instruction set of each. None: the best that the machine has.
     pub isa: Option<String>,
 }
 
-/// A folder that only we can enter, with the socket in it.
+/// A folder for the socket, which only this user can enter.
 pub struct SocketFolder(PathBuf);
 
 impl SocketFolder {
-    /// Makes the folder in the first place that can have it: the system's temporary folder, unless its name is too long for
-    /// a socket in it or it can't be written, or one of the places that most systems have.
+    /// Creates the folder in the first place that allows it: the system's temporary folder, or one of the places that most
+    /// systems have. A temporary folder is unusable if it can't be written, or if its name is too long for a socket's path.
     ///
     /// # Errors
-    /// When none of them can have it: why the first can't.
+    /// When no place allows it: the error of the first.
     pub fn create() -> std::io::Result<Self> {
         let places = [std::env::temp_dir(), "/tmp".into(), "/var/tmp".into(), "/dev/shm".into()];
         let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
@@ -89,7 +89,7 @@ impl SocketFolder {
 
 impl Drop for SocketFolder {
     fn drop(&mut self) {
-        // What can't be removed is an empty folder in the system's temporary one.
+        // If it can't be removed, an empty temporary folder stays.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
@@ -98,7 +98,7 @@ impl LocalWorkers {
     /// Starts the processes.
     ///
     /// # Errors
-    /// When one can't be started; those before it are ended.
+    /// When one can't be started. Those before it are stopped.
     pub fn start(plan: &LocalPlan, folder: SocketFolder) -> Result<Self, JobError> {
         let address = folder.address();
         let mut workers = Self { children: Vec::new(), folder: Some(folder) };
@@ -111,10 +111,10 @@ impl LocalWorkers {
         Ok(workers)
     }
 
-    /// A worker that ended before it came is an error.
+    /// Checks that no worker has ended before it connected.
     ///
     /// # Errors
-    /// With how it ended.
+    /// When one has: how it ended.
     pub fn check_alive(&mut self) -> Result<(), JobError> {
         for (worker, child) in self.children.iter_mut().enumerate() {
             if let Ok(Some(status)) = child.process.try_wait() {
@@ -125,28 +125,28 @@ impl LocalWorkers {
         Ok(())
     }
 
-    /// Where a process stands among those that were started.
+    /// The position of a process in the order of their start.
     pub fn position_of(&self, process_id: u32) -> usize {
         self.children.iter().position(|child| child.process.id() == process_id).unwrap_or(usize::MAX)
     }
 
-    /// Everybody is connected: the socket's name is needed no more, and nothing is left behind if we are killed.
+    /// All workers are connected: removes the socket's name, so that nothing stays behind if this process is killed.
     pub fn all_have_come(&mut self) {
         self.folder = None;
     }
 
-    /// How a process ended, if it has. One that hasn't will never answer again, and is killed.
+    /// How a lost process ended. One that is still running is killed, because it will never answer again.
     pub fn give_up(&mut self, process_id: u32) -> Option<String> {
         let child = self.children.iter_mut().find(|child| child.process.id() == process_id)?;
         let status = wait(&mut child.process, REAP_MAX);
         if status.is_none() {
-            // If it can't be killed, the end of all workers will wait for it, with a bound.
+            // If it can't be killed, the end of all workers waits for it, with a limit.
             let _ = child.process.kill();
         }
         status.map(|status| format!("its process {}", described(status)))
     }
 
-    /// Lets all processes leave, and waits for them.
+    /// Lets all processes exit, and waits for them.
     pub fn end(self) {
         drop(self);
     }
@@ -159,7 +159,7 @@ impl Drop for LocalWorkers {
         }
         for child in &mut self.children {
             if wait(&mut child.process, LEAVE_MAX).is_none() {
-                // It is being killed because it didn't leave; what it says to that doesn't matter.
+                // It didn't exit in time. Errors of the kill change nothing.
                 let _ = child.process.kill();
                 let _ = child.process.wait();
             }
@@ -171,7 +171,7 @@ fn start_one(plan: &LocalPlan, address: &Address) -> std::io::Result<LocalWorker
     use std::os::unix::process::CommandExt;
     let LocalProgram { path, arguments, complaints } = &plan.program;
     let mut command = Command::new(path);
-    // What the environment says to a worker is said to those that people start.
+    // CONVOY_ variables are for workers that people start.
     let settings =
         std::env::vars_os().map(|(name, _)| name).filter(|name| name.as_encoded_bytes().starts_with(b"CONVOY_"));
     for name in settings {
@@ -185,7 +185,7 @@ fn start_one(plan: &LocalPlan, address: &Address) -> std::io::Result<LocalWorker
         .args(["worker", "--join", &address.to_string(), "--threads", &plan.threads.to_string(), "--lifeline"])
         .args(plan.isa.iter().flat_map(|isa| ["--isa", isa]))
         .stdin(Stdio::piped())
-        // A group of its own: Ctrl-C is for the coordinator, which ends its workers in order.
+        // Its own process group, so that Ctrl-C reaches only the coordinator, which then stops its workers in order.
         .process_group(0)
         .spawn()?;
     let lifeline = process.stdin.take();

@@ -1,11 +1,11 @@
-//! The cluster of a run: the workers that came, what is said to each, and what is heard from all of them, in one place
-//! and with a bound on every wait. How it comes to be is in [`founding`], the doors that workers come in by in [`doors`], and
-//! workers of our own in [`local`].
+//! The cluster of a run: its workers, the messages to each, and the messages from all of them, in one place and with a limit
+//! on every wait. [`formation`] forms it, [`doors`] accepts connections, [`local`] starts workers on this machine, and
+//! [`health`] answers health checks.
 //!
 //! Not here: what a message means for the job.
 
 pub mod doors;
-pub mod founding;
+pub mod formation;
 pub mod health;
 pub mod local;
 
@@ -33,65 +33,65 @@ use crate::trace::Recorder;
 use health::Vitals;
 use local::LocalWorkers;
 
-/// A worker that owes something and says nothing for so long has hung. A step of the largest model on the slowest
-/// supported machine takes far less.
+/// A worker that owes something and stays silent for this long hangs. A step of the largest model on the slowest supported
+/// machine takes far less.
 const SILENCE_MAX: Duration = Duration::from_secs(300);
-/// How often a wait looks around: for worker processes that ended before they came.
+/// How often a wait for workers checks for processes that have ended.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Pings before the first step, while workers have nothing else to do: the best of them counts.
+/// Pings before the first step, while workers are idle. The best of them counts.
 const FIRST_PINGS: usize = 4;
-/// Shorter waits, in nanoseconds, aren't worth a line in a trace.
+/// Shorter waits, in nanoseconds, aren't recorded.
 const IDLE_MIN: u64 = 50_000;
-/// How long a worker may take for its last words.
+/// How long a worker may take for its last message.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
 
-/// What is heard of a worker.
+/// An event of a worker.
 #[derive(Debug)]
 pub enum Heard {
-    /// It has come, with both connections.
+    /// Both of its connections are there.
     Joined(Box<Member>),
-    /// It says something.
+    /// A control message.
     Said(FromWorker),
-    /// Its clock, in an answer that came at this time of ours.
+    /// An answer to a ping, and when it arrived, by the coordinator's clock.
     Pong(Pong, u64),
-    /// It sends a part of a tensor, which came at this time of ours.
+    /// A part of a tensor, and when it arrived, by the coordinator's clock.
     Chunk(Chunk, u64),
-    /// It is gone.
+    /// It is gone: why.
     Lost(String),
-    /// One that doesn't belong to the session, or to any, serves another coordinator.
+    /// A worker without a session serves another coordinator.
     Elsewhere(Elsewhere),
-    /// One from this address was refused, and why.
+    /// A worker was refused: its address, and why.
     Refused(String, String),
 }
 
-/// A worker that can't be had.
+/// A worker that serves another coordinator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Elsewhere {
     /// Its machine.
     pub host: String,
-    /// Where it sees the coordinator that it serves.
+    /// Address of that coordinator, as the worker sees it.
     pub coordinator: String,
-    /// The model of its job; none while that coordinator waits for more workers.
+    /// The model of its job. None while that coordinator waits for more workers.
     pub model: Option<String>,
 }
 
-/// What was heard, and in which session.
+/// A session and an event of its worker.
 pub type Message = (u64, Heard);
 
-/// A worker that has come.
+/// A connected worker.
 #[derive(Debug)]
 pub struct Member {
     session: u64,
-    /// Who it is.
+    /// Its own description.
     pub hello: Hello,
-    /// Where it dialled in from.
+    /// Where it connected from.
     pub address: String,
     control: Sender<v1::ToWorker>,
     frames: Sender<v1::Frame>,
 }
 
 impl Member {
-    /// There are no more orders. Those on their way arrive; then a worker leaves that couldn't go on, and says nothing more.
+    /// Closes the control connection after the orders that are queued. A worker that has failed waits for this.
     fn hang_up(&mut self) {
         self.control = channel(1).0;
     }
@@ -104,23 +104,23 @@ pub struct Cluster {
     members: Vec<Member>,
     heard: Receiver<Message>,
     local: Option<LocalWorkers>,
-    /// Bytes of weights and momentum given to each worker.
+    /// Bytes of weights and momentum that each worker was given.
     state_bytes: Vec<u64>,
     runtime: Runtime,
     vitals: Vitals,
-    /// The first worker that has said that it will leave.
+    /// The first worker that has announced that it will stop.
     leaving: Option<usize>,
-    /// Workers that have said that they can't go on.
+    /// Workers that have reported a failure.
     failed: HashSet<usize>,
-    /// What is recorded of the job.
+    /// The recording of the job.
     pub recorder: Recorder,
 }
 
-/// What workers say at the end of a job.
+/// What workers report at the end of a job.
 pub struct Farewell {
-    /// How many threads of each did any work, where it said so in time.
+    /// Number of threads of each worker that did any work, if it reported that in time.
     pub busy_threads: Vec<Option<usize>>,
-    /// With all that they handed over.
+    /// The recording, with everything that workers have handed over.
     pub recorder: Recorder,
 }
 
@@ -129,12 +129,12 @@ pub struct Farewell {
 pub struct JobState {
     /// By parameter name.
     pub weights: Tensors,
-    /// By parameter name; empty where nothing is learnt.
+    /// By parameter name. Empty where nothing is trained.
     pub momentum: Tensors,
 }
 
 impl Cluster {
-    /// Who holds what.
+    /// Which worker holds which towers.
     pub fn plan(&self) -> &Arc<Plan> {
         &self.plan
     }
@@ -144,18 +144,18 @@ impl Cluster {
         &self.members
     }
 
-    /// Bytes of weights and momentum given to `worker`.
+    /// Bytes of weights and momentum that `worker` was given.
     pub fn state_bytes(&self, worker: usize) -> u64 {
         self.state_bytes[worker]
     }
 
-    /// Tells every worker its towers, gives it their state as of `step`, and waits until all have it.
+    /// Assigns its towers to every worker, sends their state as of `step`, and waits until all have it.
     ///
     /// # Errors
     /// When a worker is lost or can't hold its towers.
     pub fn assign(&mut self, assignment: &Assignment, state: &JobState, step: u64) -> Result<(), JobError> {
         let plan = self.plan.clone();
-        // Before the first weights: a worker that has no job yet may still go over to another coordinator.
+        // First of all, because a worker without a job may still move to another coordinator.
         for worker in 0..plan.workers {
             self.tell(worker, ToWorker::Assign(Assignment { worker, ..assignment.clone() }), step)?;
         }
@@ -175,7 +175,7 @@ impl Cluster {
             }
         }
         for _ in 0..plan.workers {
-            match self.next(step, || "all workers to take their weights".to_owned())? {
+            match self.next(step, || "all workers to receive their weights".to_owned())? {
                 (_, Heard::Said(FromWorker::Ready)) => {}
                 (worker, other) => return Err(self.out_of_turn(worker, step, other)),
             }
@@ -183,7 +183,7 @@ impl Cluster {
         (0..FIRST_PINGS).try_for_each(|_| self.ask_for_clocks(step))
     }
 
-    /// Asks every worker for its clock, if that matters to anybody.
+    /// Asks every worker for its clock, if anything is recorded.
     ///
     /// # Errors
     /// When one is lost.
@@ -195,7 +195,7 @@ impl Cluster {
             .try_for_each(|worker| self.tell(worker, ToWorker::Ping { sent: self.recorder.now() }, step))
     }
 
-    /// Sends the images of a micro-batch, which are `rows` of `split` or those listed, once to every worker.
+    /// Sends the images of a micro-batch, listed by their index in `split`, once to every worker.
     ///
     /// # Errors
     /// When a worker is lost.
@@ -224,7 +224,7 @@ impl Cluster {
         })
     }
 
-    /// Passes a chunk on.
+    /// Relays a chunk to other workers.
     ///
     /// # Errors
     /// When a worker is lost.
@@ -236,7 +236,7 @@ impl Cluster {
         })
     }
 
-    /// Says something to a worker.
+    /// Sends a control message to a worker.
     ///
     /// # Errors
     /// When it is lost.
@@ -245,7 +245,7 @@ impl Cluster {
         delivered.map_err(|why| self.undelivered(worker, step, why))
     }
 
-    /// Says something to all.
+    /// Sends a control message to all workers.
     ///
     /// # Errors
     /// When one is lost.
@@ -253,16 +253,16 @@ impl Cluster {
         (0..self.members.len()).try_for_each(|worker| self.tell(worker, message.clone(), step))
     }
 
-    /// The next thing that any worker says or sends.
+    /// The next control message or chunk of any worker.
     ///
     /// # Errors
-    /// When one is lost or fails, or when all are silent for too long; `waiting_for` says what is owed.
+    /// When one is lost or fails, or when all are silent for too long. `waiting_for` says what is owed.
     pub fn next(&mut self, step: u64, waiting_for: impl Fn() -> String) -> Result<(usize, Heard), JobError> {
         let asked = Instant::now();
         self.vitals.beat();
         loop {
             let began = self.recorder.now();
-            // Words that get the job no further, of strangers or of clocks, lengthen no silence.
+            // Messages of strangers and about clocks don't count: they don't get the job any further.
             let left = SILENCE_MAX.saturating_sub(asked.elapsed());
             let received = receive(&self.runtime, &mut self.heard, left).filter(|_| !left.is_zero());
             if self.recorder.now() - began > IDLE_MIN {
@@ -284,7 +284,7 @@ impl Cluster {
                     Err(JobError::WorkerFailed { worker, step, message: failure.message })
                 }
                 Heard::Chunk(chunk, _) if chunk.job != self.job => continue,
-                // A commit is decided once, here. That it arrived shows in whatever the worker does next.
+                // Nobody waits for this: the next tensors show that the commit arrived.
                 Heard::Said(FromWorker::Committed { .. }) => continue,
                 Heard::Pong(pong, at) => {
                     self.recorder.on_pong(worker, pong, at);
@@ -303,10 +303,10 @@ impl Cluster {
         }
     }
 
-    /// Whether every worker means to go on.
+    /// Checks that no worker is about to stop.
     ///
     /// # Errors
-    /// When one was told to leave: it stays for as long as a checkpoint takes.
+    /// When one is. It stays for as long as a checkpoint takes.
     pub fn check_all_stay(&self, step: u64) -> Result<(), JobError> {
         match self.leaving {
             Some(worker) => {
@@ -332,7 +332,7 @@ impl Cluster {
         while owed > 0 {
             let (worker, heard) = self.next(step, || format!("{owed} tensors of the checkpoint"))?;
             let chunk = match heard {
-                // A job that stops early has sent the next step's images already; what comes of them is for nobody.
+                // A job that stops early has already sent the next step's images. Their results are ignored.
                 Heard::Chunk(Chunk { key: TensorKey::Activations { .. }, .. }, _) => continue,
                 Heard::Chunk(chunk, _) => chunk,
                 other => return Err(self.out_of_turn(worker, step, other)),
@@ -357,7 +357,7 @@ impl Cluster {
                     return Err(desync(WireError::Value {
                         field: "tensor",
                         value: key.to_string(),
-                        expected: "it has come already",
+                        expected: "it must be sent once",
                     }));
                 }
                 owed -= 1;
@@ -366,25 +366,25 @@ impl Cluster {
         Ok(state)
     }
 
-    /// The error for something that a worker says when it isn't its turn.
+    /// The error for a message that isn't allowed now.
     pub fn out_of_turn(&self, worker: usize, step: u64, heard: Heard) -> JobError {
         let message = match heard {
-            Heard::Said(message) => format!("it said {message:?} out of turn"),
-            Heard::Chunk(chunk, _) => format!("it sent {} out of turn", chunk.key),
-            Heard::Pong(..) => "it told its clock out of turn".to_owned(),
+            Heard::Said(message) => format!("it sent {message:?}, which is not allowed now"),
+            Heard::Chunk(chunk, _) => format!("it sent {}, which are not allowed now", chunk.key),
+            Heard::Pong(..) => "it sent its clock, which is not allowed now".to_owned(),
             Heard::Joined(_) | Heard::Lost(_) | Heard::Elsewhere(_) | Heard::Refused(..) => {
-                "it came or went out of turn".to_owned()
+                "it connected or disconnected, which is not allowed now".to_owned()
             }
         };
         JobError::WorkerFailed { worker, step, message }
     }
 
-    /// Ends the job for every worker, and hears what they say to that.
+    /// Ends the job for every worker, and collects their last messages.
     pub fn dismiss(mut self, reason: &str) -> Farewell {
         let mut busy_threads = vec![None; self.members.len()];
         let mut owed = HashSet::new();
         for (worker, member) in self.members.iter_mut().enumerate() {
-            // One that is gone needs no farewell, and says none.
+            // A worker that is gone gets no message and sends none.
             if member.control.try_send(ToWorker::EndJob { reason: reason.to_owned() }.into()).is_ok() {
                 owed.insert(worker);
             }
@@ -411,7 +411,7 @@ impl Cluster {
         if let Some(local) = self.local.take() {
             local.end();
         }
-        // Connections end with their runtime; waiting for peers that are gone would take for ever.
+        // Connections end with the runtime. Without a limit this would wait forever for peers that are gone.
         self.runtime.shutdown_timeout(Duration::from_millis(200));
         Farewell { busy_threads, recorder: self.recorder }
     }
@@ -420,13 +420,13 @@ impl Cluster {
         match why {
             Undelivered::Gone => self.lost(worker, step),
             Undelivered::Unread => {
-                let waiting_for = format!("worker {worker} to read what it was sent");
+                let waiting_for = format!("worker {worker} to read its messages");
                 JobError::Silence { seconds: SILENCE_MAX.as_secs(), step, waiting_for }
             }
         }
     }
 
-    /// A worker whose connection is closed: why, if that can be learnt.
+    /// A worker whose connection is closed: why, if a message about that comes soon.
     fn lost(&mut self, worker: usize, step: u64) -> JobError {
         let session = self.members[worker].session;
         let start = Instant::now();
@@ -457,7 +457,7 @@ impl Cluster {
     }
 }
 
-/// Whether a worker owes this tensor to the state as of `step`.
+/// Whether a worker owes this tensor to the state as of step `at`.
 fn is_owed(key: &TensorKey, plan: &Plan, worker: usize, at: u64) -> bool {
     matches!(key, TensorKey::Parameter { step, tower, .. } if *step == at && plan.placement[*tower] == worker)
 }

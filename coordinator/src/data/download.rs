@@ -1,8 +1,8 @@
-//! Fetches the files of a data set that a folder lacks, each checked against its MD5 before it appears there.
+//! Downloads the files of a data set that a folder lacks, and checks each against its MD5.
 //!
-//! Two mirrors, and every wait and every size has a bound. A file comes into being under its name only when it is
-//! whole and on disk, so that a job that is killed, or two at once, leave nothing half done. The MD5 guards against
-//! damage, not against malice: it is what upstream publishes.
+//! There are two mirrors, and every wait and every size has a limit. A file gets its name only when it is complete and on
+//! disk, so a job that is killed, or two jobs at once, leave no partial file. The MD5 sums, which upstream publishes, protect
+//! against damage and not against an attacker.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -14,11 +14,11 @@ use md5::{Digest, Md5};
 
 use convoy_common::parameters::hex;
 
-/// For a name to resolve and, again, for a connection to stand: a machine without a network shouldn't wait long.
+/// Limit for looking up a name, and again for connecting. A machine without a network shouldn't wait long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// For a server to begin its answer.
+/// Limit for a server to begin its answer.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// For one file from one mirror: the largest has 26 MB, so that 3 Mbit/s will do.
+/// Limit for one file from one mirror. The largest has 26 MB, so 3 Mbit/s are enough.
 const FILE_TIMEOUT: Duration = Duration::from_secs(90);
 const COPY_BUFFER_BYTES: usize = 64 << 10;
 
@@ -26,23 +26,23 @@ const COPY_BUFFER_BYTES: usize = 64 << 10;
 #[derive(Debug, Clone)]
 pub(super) struct RemoteFile {
     pub(super) name: &'static str,
-    /// Its size; a longer answer is cut short.
+    /// Its size. A longer answer is cut off.
     pub(super) bytes: u64,
     pub(super) md5: &'static str,
 }
 
-/// What to fetch, and from where.
+/// What to download, and from where.
 pub(super) struct Remote {
     pub(super) agent: ureq::Agent,
-    /// In the order in which they are asked. One that fails isn't asked again.
+    /// In the order of use. A mirror that fails isn't used again.
     pub(super) mirrors: [String; 2],
     pub(super) files: Vec<RemoteFile>,
 }
 
-/// Why a download came to nothing.
+/// Why a download failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DownloadError {
-    #[error("fetch {url}")]
+    #[error("download {url}")]
     Fetch { url: String, source: Box<ureq::Error> },
     #[error("read the body of {url}")]
     Body { url: String, source: io::Error },
@@ -53,7 +53,7 @@ pub(super) enum DownloadError {
 }
 
 impl Remote {
-    /// Fashion-MNIST at its publisher's and at GitHub.
+    /// Fashion-MNIST, from its publisher and from GitHub.
     pub(super) fn fashion_mnist() -> Self {
         let file = |name, bytes, md5| RemoteFile { name, bytes, md5 };
         Remote {
@@ -80,7 +80,7 @@ impl Remote {
     }
 }
 
-/// Every wait bounded; tests add that they want no proxy.
+/// Every wait has a limit. Tests add that they use no proxy.
 pub(super) fn agent_config() -> ureq::config::ConfigBuilder<ureq::typestate::AgentScope> {
     ureq::Agent::config_builder()
         .timeout_resolve(Some(CONNECT_TIMEOUT))
@@ -90,7 +90,7 @@ pub(super) fn agent_config() -> ureq::config::ConfigBuilder<ureq::typestate::Age
         .max_redirects(4)
 }
 
-/// Brings the folder to hold every file. Those that came before a failure stay, and aren't fetched again.
+/// Downloads every file that the folder lacks. Files that arrived before a failure stay, and aren't downloaded again.
 pub(super) fn fetch_missing(folder: &Path, remote: &Remote) -> Result<(), DownloadError> {
     let write = |source| DownloadError::Write { file: folder.to_path_buf(), source };
     fs::create_dir_all(folder).map_err(write)?;
@@ -104,7 +104,7 @@ pub(super) fn fetch_missing(folder: &Path, remote: &Remote) -> Result<(), Downlo
             tracing::info!(%error, "trying the next mirror");
         }
     }
-    // The renames are on disk only when the folder is.
+    // Renames are on disk only when the folder is synced.
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(write)
 }
 
@@ -124,14 +124,14 @@ fn fetch(folder: &Path, file: &RemoteFile, mirror: &str, agent: &ureq::Agent) ->
     part.keep(&folder.join(file.name))
 }
 
-/// A file that is being written under a name of its own, which goes away with it unless it is kept.
+/// A file that is written under a temporary name, and removed unless it is kept.
 struct Part {
     path: PathBuf,
     file: File,
 }
 
 impl Part {
-    /// The process id keeps two jobs apart. A stale part of a process of the same id is overwritten.
+    /// The process id keeps two jobs apart. A leftover of an earlier process with the same id is overwritten.
     fn create(folder: &Path, name: &str) -> Result<Self, DownloadError> {
         let path = folder.join(format!(".{name}.{}.part", process::id()));
         match File::create(&path) {
@@ -168,7 +168,7 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // After a rename there is nothing of that name, and a part that can't be removed does no harm.
+        // After the rename nothing has this name. A part that can't be removed does no harm.
         let _ = fs::remove_file(&self.path);
     }
 }

@@ -1,7 +1,7 @@
-//! Fashion-MNIST: where it may lie on a machine, how it is fetched otherwise, and the subset that is in the binary.
+//! Fashion-MNIST: the folders in which it may be, the download, and the subset in the binary.
 //!
-//! Files that are found on disk aren't compared with known checksums, since distributions pack them anew; their
-//! headers and sizes are checked instead. The environment is read in one place, [`Places::of_this_machine`].
+//! Files found on disk aren't compared with known checksums, because distributions compress them again. Their headers and
+//! sizes are checked instead. Only [`Places::of_this_machine`] reads the environment.
 
 use convoy_common::chain::chain;
 use std::env;
@@ -11,7 +11,7 @@ use super::download::{self, Remote};
 use super::folder::{self, Parsed, Splits};
 use super::{DataError, DataSet, ImageShape, TestSet, Wanted, idx};
 
-/// What the labels mean.
+/// Names of the classes, by label.
 pub const CLASS_NAMES: [&str; 10] =
     ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"];
 
@@ -19,27 +19,27 @@ pub(super) const SHAPE: ImageShape = ImageShape { channels: 1, height: 28, width
 pub(super) const TRAIN_COUNT: usize = 60_000;
 pub(super) const TEST_COUNT: usize = 10_000;
 
-/// The folder's name wherever data sets are kept.
+/// The name of its folder in each place.
 const FOLDER: &str = "fashion-mnist";
 
 /// The directories in which Fashion-MNIST is looked for, in this order.
 #[derive(Debug, Clone)]
 pub struct Places {
-    /// The job's own: `data/fashion-mnist` below it.
+    /// The working directory, which may have `data/fashion-mnist`.
     pub working_dir: PathBuf,
-    /// The user's cache: `convoy/fashion-mnist` below it, which is also where a download goes. None: no download.
+    /// The user's cache, which may have `convoy/fashion-mnist`. Downloads go there. None: no download.
     pub cache_dir: Option<PathBuf>,
-    /// The machine's data sets: `fashion-mnist` below it.
+    /// The machine's data sets, which may have `fashion-mnist`.
     pub system_dir: PathBuf,
-    /// Whether to leave the network alone.
+    /// Whether downloads are forbidden.
     pub offline: bool,
 }
 
 impl Places {
-    /// The working directory, the user's cache directory as the XDG specification has it, and where Debian puts its
-    /// package `dataset-fashion-mnist`.
+    /// The working directory, the user's cache directory by the XDG specification, and the directory of Debian's package
+    /// `dataset-fashion-mnist`.
     pub fn of_this_machine(offline: bool) -> Self {
-        // The specification asks to ignore relative paths, which an empty one is as well.
+        // The specification says to ignore relative paths, and an empty path is relative.
         let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         Places {
             working_dir: PathBuf::from("."),
@@ -59,7 +59,7 @@ impl Places {
     }
 }
 
-/// The whole set from the first folder that has it, or else from the network, or else the bundled subset.
+/// The complete set from the first folder that has it, or else from the network, or else the bundled subset.
 pub(super) fn auto(wanted: &Wanted, places: &Places, remote: &Remote) -> Result<DataSet, DataError> {
     check_model(wanted)?;
     match locate(places, remote, folder::find)? {
@@ -101,10 +101,10 @@ enum Located<F> {
     Nowhere { why: String },
 }
 
-/// Looks for the files that `find` finds in a folder, and downloads them where they are nowhere.
+/// Looks in each folder for the files that `find` finds there. Downloads them if no folder has them.
 ///
-/// A folder that lacks files is passed over, and the reasons say so. One that has them all and is damaged is an error, since
-/// using something else would hide it.
+/// A folder that lacks files is skipped, and the reasons say so. A folder with all files, one of them damaged, is an error:
+/// using other files would hide the damage.
 fn locate<F>(
     places: &Places,
     remote: &Remote,
@@ -150,7 +150,7 @@ fn check_count(folder: &Path, is_right: bool, found: impl FnOnce() -> String) ->
     if is_right { Ok(()) } else { Err(DataError::NotFashionMnist { folder: folder.to_path_buf(), found: found() }) }
 }
 
-/// Downloads what the cache lacks and returns the cache's folder, or the reason in words for the notice.
+/// Downloads what the cache lacks. Returns the folder in the cache, or for the notice why there is none.
 fn fetch(places: &Places, remote: &Remote) -> Result<PathBuf, String> {
     if places.offline {
         return Err("downloads are off (CONVOY_OFFLINE)".into());
@@ -184,7 +184,7 @@ fn notice_of_subset(which: &str, why: Option<&str>) -> String {
     )
 }
 
-/// One split in the binary; `coordinator/data/make_subset.py` wrote it.
+/// One split in the binary. `coordinator/data/make_subset.py` made its files.
 struct Bundled {
     images: &'static [u8],
     images_name: &'static str,
@@ -192,7 +192,7 @@ struct Bundled {
     labels_name: &'static str,
 }
 
-/// Names the files of one split and compiles them in.
+/// Compiles the files of one split into the binary.
 macro_rules! bundled {
     ($split:literal) => {
         Bundled {

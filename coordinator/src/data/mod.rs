@@ -1,7 +1,7 @@
 //! Images and labels: where they come from, and the checks that they fit the model.
 //!
-//! A data set is whole in memory, as bytes; a pixel becomes a float on the worker. The order in which images are
-//! taken, and batches, aren't here. Loading blocks on files and maybe on the network, so no async task may do it.
+//! A whole data set is in memory, as bytes. Workers turn pixels into floats. Loading blocks on files and possibly on the
+//! network, so no async task may do it. Not here: the order of images, and batches (`order`).
 
 mod download;
 mod error;
@@ -27,16 +27,16 @@ use folder::Splits;
 
 /// Where images come from, as the user says it: `--data auto|DIR|bundled|synthetic`.
 ///
-/// A folder whose name is one of the three words is written with its path: `./synthetic`.
+/// A folder with one of the three names is given with a path: `./synthetic`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DataSource {
-    /// Fashion-MNIST: from disk, or else from the network, or else the bundled subset.
+    /// Fashion-MNIST: from disk, or else downloaded, or else the bundled subset.
     Auto,
     /// A folder of four IDX files.
     Folder(PathBuf),
     /// The subset of Fashion-MNIST that is part of the binary.
     Bundled,
-    /// Noise in the shape that the model wants.
+    /// Noise in the shape that the model needs.
     Synthetic,
 }
 
@@ -60,7 +60,7 @@ pub struct Wanted {
     pub width: usize,
     /// Units of the model's last layer.
     pub classes: usize,
-    /// The job's seed, which synthetic images are made of.
+    /// The job's seed, which decides synthetic images.
     pub seed: u64,
 }
 
@@ -75,7 +75,7 @@ pub struct ImageShape {
     pub width: usize,
 }
 
-/// Images with a label each: either the training or the test part of a data set.
+/// The training part or the test part of a data set: images and their labels.
 #[derive(Debug, Clone)]
 pub struct Split {
     /// (image, channel, row, column), in standard layout.
@@ -83,16 +83,16 @@ pub struct Split {
     labels: Vec<u16>,
 }
 
-/// Everything that a job is trained and tested on.
+/// A data set.
 #[derive(Debug, Clone)]
 pub struct DataSet {
-    /// What the model learns from.
+    /// The training images.
     pub train: Split,
-    /// What its accuracy is measured on.
+    /// The test images.
     pub test: Split,
-    /// What it is and where it is from, in one line for a person.
+    /// What the data are and where they come from, in one line for people.
     pub origin: String,
-    /// What a person should know about it, a line each: that it is only a subset, that classes are missing.
+    /// What people should know, one line each: that this is only a subset, or that classes are missing.
     pub notices: Vec<String>,
     /// SHA-256 over both splits, in hex. A checkpoint keeps it, so that a resumed job can refuse other data.
     pub fingerprint: String,
@@ -103,9 +103,9 @@ pub struct DataSet {
 pub struct TestSet {
     /// The images.
     pub images: Split,
-    /// What they are and where they are from, in one line for a person.
+    /// What the data are and where they come from, in one line for people.
     pub origin: String,
-    /// What a person should know about them, a line each.
+    /// What people should know, one line each.
     pub notices: Vec<String>,
 }
 
@@ -205,7 +205,7 @@ impl Split {
         Split { images, labels }
     }
 
-    /// How many images there are.
+    /// Number of images.
     pub fn len(&self) -> usize {
         self.labels.len()
     }
@@ -221,15 +221,15 @@ impl Split {
         fingerprint(&[self])
     }
 
-    /// Whether there is no image; a loaded split has at least one.
+    /// Whether there is no image. A loaded split has at least one.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
     }
 
-    /// The bytes of one image: channel, row, column.
+    /// The bytes of one image, (channel, row, column).
     ///
     /// # Panics
-    /// If there is no such image.
+    /// If the index is out of range.
     pub fn image(&self, index: usize) -> &[u8] {
         assert!(index < self.len(), "image {index} of {}", self.len());
         let (_, channels, height, width) = self.images.dim();
@@ -241,7 +241,7 @@ impl Split {
     /// The class of one image.
     ///
     /// # Panics
-    /// If there is no such image.
+    /// If the index is out of range.
     pub fn label(&self, index: usize) -> u16 {
         self.labels[index]
     }
@@ -251,13 +251,13 @@ impl Split {
         self.images.view()
     }
 
-    /// All labels, in the images' order.
+    /// All labels, in the order of the images.
     pub fn labels(&self) -> &[u16] {
         &self.labels
     }
 }
 
-/// SHA-256 over the dimensions, the bytes and the labels of splits; packing and file names don't matter.
+/// SHA-256 over the dimensions, the bytes and the labels of splits. Compression and file names don't matter.
 fn fingerprint(splits: &[&Split]) -> String {
     let mut sha = Sha256::new();
     for split in splits {
@@ -272,7 +272,7 @@ fn fingerprint(splits: &[&Split]) -> String {
 }
 
 impl Wanted {
-    /// What `network` needs, in a job with this seed.
+    /// What `network` needs, in a job with the given seed.
     pub fn by(network: &Network, seed: u64) -> Self {
         let input = network.input.shape;
         let (channels, height, width) = (input.channels, input.height, input.width);

@@ -1,6 +1,6 @@
-//! Noise in the shape of a data set: for measuring speed, and for models whose data isn't at hand.
+//! Noise in the shape of a data set, for measuring speed, and for models whose data isn't available.
 //!
-//! The formula is in `docs/NUMERICS.md`, under *Random numbers*. There is nothing to learn in it, on purpose.
+//! The formula is in `docs/NUMERICS.md`, under *Random numbers*. The images teach nothing, on purpose.
 
 use convoy_common::random::Source;
 use ndarray::Array4;
@@ -9,14 +9,14 @@ use sha2::{Digest, Sha256};
 use super::{DataError, DataSet, Split, TestSet, Wanted};
 use convoy_common::parameters::hex;
 
-/// The most that both splits may take together.
+/// The most bytes of both splits together.
 const BYTES_MAX: u64 = 512 << 20;
-/// From this size on, an image is big, and half as many do.
+/// From this size on there are half as many images.
 const BIG_IMAGE_BYTES: u64 = 100_000;
 /// Labels are 16 bits wide.
 const CLASSES_MAX: usize = 1 << 16;
 
-/// How many images each split gets.
+/// Number of images of each split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Counts {
     pub(super) train: usize,
@@ -63,7 +63,7 @@ fn fitting_counts(wanted: &Wanted) -> Result<Counts, DataError> {
     fitting.ok_or(DataError::SyntheticSize { shape, bytes, limit: BYTES_MAX / 5 })
 }
 
-/// 2,048 and 512, or half of that for big images, and then halved until both splits fit; the ratio stays.
+/// 2,048 and 512, or half of that for large images. Both are halved until the splits fit, so their ratio stays.
 pub(super) fn counts(image_bytes: u64) -> Option<Counts> {
     let first: u64 = if image_bytes < BIG_IMAGE_BYTES { 512 } else { 256 };
     let mut halves = std::iter::successors(Some(first), |test| Some(test / 2).filter(|&test| test > 0));

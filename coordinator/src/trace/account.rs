@@ -1,9 +1,9 @@
-//! The account of a trace: each worker's time of a step, summed up by what it was spent on until it equals the step; the
-//! critical path; who or what holds the others up; bytes and time against the plan. Pure: a trace in, numbers out.
+//! The account of a trace: the time of each worker by what it was spent on, which adds up to the step; the critical path; the
+//! bottleneck; bytes and times beside the plan. Pure: a trace in, numbers out.
 //!
-//! A wait lies between two recorded events, and is laid at somebody's door by a third: until another worker had computed
-//! what was waited for, that worker is waited for; from then on the links are, the sender's until the coordinator has it
-//! all, the receiver's after that. What nobody recorded is a row of its own.
+//! A wait is attributed by when the tensor was computed and relayed. Until another worker has computed it, the wait is for that
+//! worker. After that it is for the sender's link, and once the coordinator has the whole tensor, for the receiver's link. Time
+//! that nobody recorded is a row of its own.
 
 use std::collections::BTreeMap;
 
@@ -17,148 +17,148 @@ use super::file::{Source, StepTrace, Trace, is_transfer, sent_by, source_of, ste
 mod ways;
 use ways::Ways;
 
-/// Less than this share of a step holds nobody up.
+/// A bottleneck costs at least this share of a step.
 const WORTH_NAMING: f64 = 0.05;
-/// Steps that are looked at one by one.
+/// The number of slow steps that are described one by one.
 const SLOWEST: usize = 3;
 
-/// What a worker's time was spent on.
+/// What a worker spent its time on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(tag = "on", rename_all = "snake_case")]
 pub enum Use {
-    /// A layer, there or back.
+    /// A layer.
     Layer {
         /// Its index in the network.
         layer: usize,
         /// Whether it is the backward pass.
         backward: bool,
     },
-    /// Within segments, around their layers: gathering, slicing, adding up.
+    /// Work around the layers of a segment: gathering, slicing, adding.
     Segments,
-    /// Putting tensors that have come where they belong.
+    /// Putting received tensors where they belong.
     Taking,
-    /// Handing over what was computed.
+    /// Handing results to the network thread.
     HandingOut,
     /// Applying gradients.
     Committing,
     /// Reading weights for a checkpoint.
     ReadingState,
-    /// Waiting for something that another worker hadn't computed yet.
+    /// Waiting for a tensor that another worker had not computed yet.
     WaitingForWorker {
-        /// Which.
+        /// The other worker.
         worker: usize,
     },
-    /// Waiting for something that was on its way, over this worker's link with the coordinator.
+    /// Waiting for a tensor that was being sent over a worker's link with the coordinator.
     WaitingForLink {
-        /// Which.
+        /// The worker whose link it is.
         worker: usize,
     },
-    /// Waiting for something that the coordinator hadn't sent yet.
+    /// Waiting for something that the coordinator had not sent yet.
     WaitingForCoordinator,
-    /// Nothing that was recorded.
+    /// Not recorded.
     Unexplained,
 }
 
 /// Nanoseconds by use.
 pub type Uses = BTreeMap<Use, u64>;
 
-/// One worker's mean step.
+/// The mean step of one worker.
 #[derive(Clone, Debug, Serialize)]
 pub struct WorkerAccount {
     /// Its number.
     pub worker: usize,
-    /// How long a step took it, which is the sum of all uses.
+    /// Its length, the sum of all uses.
     pub step_ns: f64,
-    /// By use.
+    /// Its time by use.
     pub uses: Vec<(Use, f64)>,
-    /// The largest share of a step that is unexplained, of all steps.
+    /// The largest unexplained share of any step.
     pub unexplained_share_max: f64,
-    /// What its network thread worked, beside the computing thread: cutting and checksums on the way out,
+    /// Work of its network thread on sent tensors: dividing them into chunks, checksums.
     pub encoding_ns: f64,
-    /// checking and copying on the way in.
+    /// Work of its network thread on received tensors: checking, copying.
     pub decoding_ns: f64,
-    /// The most that its clock's offset may be off.
+    /// The largest uncertainty of its clock's offset.
     pub clock_uncertainty_ns: u64,
-    /// The most that messages corrected it by.
+    /// The largest correction of its clock's offset by messages.
     pub clock_correction_ns: u64,
-    /// Spans for which there was no room.
+    /// Spans that are missing because a buffer was full.
     pub dropped: u64,
-    /// The most memory that its process held at a step's end; 0 where the system didn't say.
+    /// The most memory that its process held at the end of a step. 0 if unknown.
     pub resident_bytes: u64,
 }
 
-/// What the critical path of a step goes through.
+/// A kind of stretch of the critical path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(tag = "through", rename_all = "snake_case")]
 pub enum Stretch {
-    /// A worker computes or does something else.
+    /// Work of a worker.
     Work {
-        /// Which worker.
+        /// The worker.
         worker: usize,
         /// What it does.
         doing: Use,
     },
-    /// Something is on its way over a worker's link with the coordinator.
+    /// Transfer over a worker's link with the coordinator.
     Link {
-        /// Whose.
+        /// The worker whose link it is.
         worker: usize,
     },
-    /// The coordinator works.
+    /// Work of the coordinator.
     Coordinator,
 }
 
-/// A part of the critical path.
+/// The share of one kind of stretch in the critical path.
 #[derive(Clone, Debug, Serialize)]
 pub struct PathShare {
-    /// What it goes through.
+    /// The kind.
     pub stretch: Stretch,
-    /// In the mean step.
+    /// Its length in the mean step.
     pub mean_ns: f64,
-    /// Steps of which this was the largest part.
+    /// Number of steps in which it was the largest share.
     pub bound: usize,
 }
 
-/// What went over an exchange in one direction, in the mean step.
+/// What an exchange moved in one direction, in the mean step.
 #[derive(Clone, Debug, Serialize)]
 pub struct ExchangeAccount {
-    /// Its index; the last one is the logits'. None: images.
+    /// Index of the exchange. The last one carries logits. None: images.
     pub exchange: Option<usize>,
-    /// Whether these are gradients.
+    /// Whether it moved gradients.
     pub backward: bool,
-    /// Bytes over sockets, as planned.
+    /// Planned bytes over sockets.
     pub planned_bytes: u64,
-    /// As recorded.
+    /// Recorded bytes over sockets.
     pub bytes: f64,
-    /// From when a tensor was taken up by its sender until its receiver had it whole: the mean, and the worst.
+    /// Mean time of a tensor, from when its sender begins to send until its receiver has all of it.
     pub mean_ns: f64,
-    /// The worst.
+    /// The longest such time.
     pub max_ns: u64,
 }
 
 /// A segment of a worker in one direction, in the mean step.
 #[derive(Clone, Debug, Serialize)]
 pub struct SegmentAccount {
-    /// Its index.
+    /// Index of the segment.
     pub segment: usize,
-    /// Who computes it.
+    /// The worker.
     pub worker: usize,
     /// Whether it is the backward pass.
     pub backward: bool,
-    /// Multiply-adds, as planned: those of its towers' layers, twice as many backward but for the first layer.
+    /// Planned multiply-adds of its towers' layers. A backward pass has twice as many, except in the first layer.
     pub planned_multiply_adds: u64,
-    /// How long it took.
+    /// Mean time.
     pub mean_ns: f64,
 }
 
-/// What holds the others up, if anything does.
+/// The bottleneck, if there is one.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "bottleneck", rename_all = "snake_case")]
 pub enum Verdict {
     /// A worker takes longer for a layer than the others do for theirs.
     Layer {
-        /// Which worker.
+        /// The worker.
         worker: usize,
-        /// The segment that the layer is in.
+        /// The layer's segment.
         segment: usize,
         /// The layer's name.
         layer: String,
@@ -167,48 +167,48 @@ pub enum Verdict {
         /// How much longer, in the mean step.
         excess_ns: f64,
     },
-    /// A worker's link is on the critical path for longer than the others' are.
+    /// A worker's link is on the critical path for longer than the other links.
     Link {
-        /// Whose.
+        /// The worker whose link it is.
         worker: usize,
         /// How much longer, in the mean step.
         excess_ns: f64,
     },
-    /// Nobody holds anybody up.
+    /// There is none.
     Balanced,
 }
 
-/// A step that took longer than the others.
+/// A step that took longer than the mean.
 #[derive(Clone, Debug, Serialize)]
 pub struct SlowStep {
-    /// Which.
+    /// Its number.
     pub step: u64,
-    /// How long it took.
+    /// Its length.
     pub step_ns: u64,
-    /// What took longer than in the mean step, the most first: whose, on what, and by how much.
+    /// What took longer than in the mean step, largest first: the worker, the use, and by how much.
     pub longer: Vec<(usize, Use, f64)>,
 }
 
-/// All of it.
+/// The account of a trace.
 #[derive(Clone, Debug, Serialize)]
 pub struct Account {
-    /// Steps that were traced to their end.
+    /// The steps that it is about, each traced to its end.
     pub steps: Vec<u64>,
-    /// The mean step, as the coordinator drives it.
+    /// Length of the mean step, from commit to commit, on the coordinator.
     pub step_ns: f64,
-    /// Of that, the coordinator waited.
+    /// The coordinator's waits in the mean step.
     pub coordinator_idle_ns: f64,
-    /// Images a second in those steps.
+    /// Images per second in those steps.
     pub images_per_second: f64,
-    /// Each worker's.
+    /// The workers.
     pub workers: Vec<WorkerAccount>,
-    /// The critical path, its largest part first.
+    /// The critical path, largest share first.
     pub path: Vec<PathShare>,
-    /// What holds the others up.
+    /// The bottleneck.
     pub verdict: Verdict,
-    /// Plan and measurement of what was sent.
+    /// What was sent, beside the plan.
     pub exchanges: Vec<ExchangeAccount>,
-    /// And of what was computed.
+    /// What was computed, beside the plan.
     pub segments: Vec<SegmentAccount>,
     /// The slowest steps.
     pub slowest: Vec<SlowStep>,
@@ -216,11 +216,11 @@ pub struct Account {
     pub layers: Vec<String>,
 }
 
-/// The account of a trace's whole steps, or of one of them. Nothing where none has been traced to its end.
+/// The account of all complete steps of a trace, or of only one. None if there is no complete step.
 pub fn account(trace: &Trace, plan: &Plan, only: Option<u64>) -> Option<Account> {
     let chosen = trace.steps.iter().filter(|(step, _)| only.is_none_or(|only| only == **step));
     let all: Vec<_> = chosen.filter_map(|(step, traced)| StepAccount::of(*step, traced, plan)).collect();
-    // Those that were kept because they were slow say nothing of the mean, unless there are no others.
+    // Steps that were kept because they were slow don't count for the mean, unless there are no others.
     let (slow, usual): (Vec<_>, Vec<_>) = all.into_iter().partition(|step| step.traced.is_slow);
     let (steps, slow) = if usual.is_empty() { (slow, usual) } else { (usual, slow) };
     let count = steps.len() as f64;
@@ -247,7 +247,7 @@ pub fn account(trace: &Trace, plan: &Plan, only: Option<u64>) -> Option<Account>
     })
 }
 
-/// One step's account.
+/// The account of one step.
 struct StepAccount<'a> {
     step: u64,
     length: u64,
@@ -271,7 +271,7 @@ struct Share {
 }
 
 impl<'a> StepAccount<'a> {
-    /// Nothing unless the step was committed by everybody.
+    /// None unless every process has committed the step.
     fn of(step: u64, traced: &'a StepTrace, plan: &Plan) -> Option<Self> {
         let own = step_span(&traced.coordinator)?;
         let ways = Ways::of(traced, plan);
@@ -309,18 +309,18 @@ fn transfers(spans: &[Span]) -> (u64, u64) {
     })
 }
 
-/// What a worker's computing thread did in a step, one thing after another.
+/// What a worker's compute thread did in a step, in order.
 struct Timeline<'a> {
     start: u64,
-    /// Without layers, ascending.
+    /// All spans but layers, in order.
     main: Vec<&'a Span>,
-    /// Ascending.
+    /// Layers, in order.
     layers: Vec<&'a Span>,
 }
 
 impl<'a> Timeline<'a> {
-    /// From the end of the step before, or from when the coordinator began the step where something lay between them.
-    /// Nothing unless it was committed.
+    /// From the end of the previous step or, after a measurement or a checkpoint, from when the coordinator began the step.
+    /// None unless the step was committed.
     fn of(spans: &'a [Span], began: u64) -> Option<Self> {
         let is_layer = |span: &&Span| matches!(span.activity, Activity::Layer { .. });
         let of_thread = spans.iter().filter(|span| !is_transfer(&span.activity));
@@ -333,7 +333,7 @@ impl<'a> Timeline<'a> {
         Some(Self { start, main, layers })
     }
 
-    /// Layers of a segment's run.
+    /// The layers of a segment.
     fn within(&self, segment: &Span) -> impl Iterator<Item = &'a Span> {
         let first = self.layers.partition_point(|layer| layer.start < segment.start);
         let end = segment.end;
@@ -438,7 +438,7 @@ fn path_shares(steps: &[StepAccount]) -> Vec<PathShare> {
     shares
 }
 
-/// The largest of what some worker or link takes longer than the others.
+/// The layer or the link with the largest excess over the others.
 fn verdict(plan: &Plan, workers: &[WorkerAccount], path: &[PathShare], step_ns: f64) -> Verdict {
     let (layer, link) = (slowest_layer(plan, workers), slowest_link(plan.workers, path));
     let excess = |verdict: &Option<Verdict>| match verdict {
@@ -451,7 +451,7 @@ fn verdict(plan: &Plan, workers: &[WorkerAccount], path: &[PathShare], step_ns: 
 
 fn slowest_layer(plan: &Plan, workers: &[WorkerAccount]) -> Option<Verdict> {
     let towers = |worker: usize| plan.towers_of(worker).len() as f64;
-    // Of one tower: a worker that holds more of them has more to do, and isn't slow.
+    // Per tower: a worker that holds more towers has more to do, but isn't slow.
     let of_one = |account: &WorkerAccount, doing: Use| {
         account.uses.iter().find(|(other, _)| *other == doing).map(|(_, ns)| ns / towers(account.worker))
     };
@@ -504,8 +504,8 @@ fn segments(steps: &[StepAccount], plan: &Plan, batch: usize) -> Vec<SegmentAcco
     means.into_iter().map(account).collect()
 }
 
-/// Of one image: backward, gradients of weights and of inputs each cost what the forward pass does; the first layer's
-/// inputs are images, and want none.
+/// Multiply-adds of one image. A backward pass computes the gradients of weights and of inputs, each at the cost of the forward
+/// pass. The first layer's inputs are images, which need no gradient.
 fn multiply_adds(plan: &Plan, segment: usize, worker: usize, backward: bool) -> u64 {
     let network = &plan.network;
     let of_layer = |index: usize| -> u64 {

@@ -1,9 +1,9 @@
-//! `trace.json`: Chrome's trace format as Perfetto reads it, an event a line, so that a file that was cut short loads up to
-//! its last whole line. One process for the coordinator and one a worker; spans on named tracks; tensors as flows from
-//! process to process; counters; incidents.
+//! `trace.json`: Chrome's trace format, as Perfetto reads it, with one event per line, so that a file that was cut short loads up
+//! to its last complete line. It has a process for the coordinator and one per worker, spans on named tracks, tensors as flows
+//! between processes, counters, and incidents.
 //!
-//! Times are microseconds since the recording began, on the coordinator's clock. What was added to a worker's clock stands in
-//! an event of its own for each step, with its uncertainty and what of it is a correction.
+//! Times are microseconds since the recording began, on the coordinator's clock. For each step and worker, an event holds the
+//! offset that was added to the worker's clock, its uncertainty and its correction.
 
 use std::collections::BTreeMap;
 
@@ -22,18 +22,18 @@ pub(super) use event::described;
 pub use reader::{TraceError, read};
 pub use writer::Writer;
 
-/// Of the file's form. Raise it when an older reader would misread it.
+/// Version of the file's format. Raise it when an older reader would misread the file.
 const FORMAT: u32 = 1;
-/// Perfetto wants small numbers, and 0 is special.
+/// Process numbers. Perfetto needs small ones, and 0 is special.
 const COORDINATOR: u64 = 1;
 const FIRST_WORKER: u64 = 2;
 
-/// What a trace is of.
+/// The head of a trace: which job it is of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct About {
-    /// The program that wrote it.
+    /// Version of the program that wrote it.
     pub convoy: String,
-    /// The file's form.
+    /// Version of the file's format, [`FORMAT`].
     pub format: u32,
     /// When the recording began, in nanoseconds since 1970, by the coordinator's machine.
     pub epoch_unix_ns: u64,
@@ -41,14 +41,14 @@ pub struct About {
     pub model: String,
     /// Tower t is on worker `placement[t]`.
     pub placement: Vec<usize>,
-    /// Machines, by worker.
+    /// Machine of each worker.
     pub hosts: Vec<String>,
-    /// Images a step.
+    /// Images per step.
     pub batch: usize,
 }
 
 impl About {
-    /// For a trace that this program writes.
+    /// The head of a trace that this program writes.
     pub fn new(epoch_unix_ns: u64, model: String, placement: Vec<usize>, hosts: Vec<String>, batch: usize) -> Self {
         Self {
             convoy: env!("CARGO_PKG_VERSION").to_owned(),
@@ -65,54 +65,54 @@ impl About {
 /// One process's part in a step, on the coordinator's clock.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Part {
-    /// As they ended.
+    /// Spans, in the order of their ends.
     pub spans: Vec<Span>,
-    /// What its clock was moved by.
+    /// The offset that was added to its clock.
     pub offset: Option<Offset>,
-    /// Spans for which there was no room.
+    /// Spans that are missing because a buffer was full.
     pub dropped: u64,
-    /// Memory that the process held at its end; 0 where the system didn't say.
+    /// Memory that the process held at the end of the step. 0 if unknown.
     pub resident_bytes: u64,
 }
 
-/// What all processes recorded of a step.
+/// A step, as all processes recorded it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepTrace {
     /// The coordinator.
     pub coordinator: Part,
     /// The workers, by number.
     pub workers: Vec<Part>,
-    /// Loss and images a second, where the step was finished.
+    /// Loss and images, if the step was committed.
     pub figures: Option<Figures>,
-    /// Whether it was kept because it took longer than others, which makes it no sample of them.
+    /// Whether it was kept because it was slow, and is no part of the sample.
     pub is_slow: bool,
 }
 
-/// What a step came to.
+/// Figures of a committed step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Figures {
     /// The batch's mean loss.
     pub loss: f64,
-    /// Images that it held.
+    /// Images in the batch.
     pub images: usize,
 }
 
 /// A trace that was read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trace {
-    /// What it is of.
+    /// Its head.
     pub about: About,
-    /// By step.
+    /// Its steps, by number.
     pub steps: BTreeMap<u64, StepTrace>,
-    /// What went wrong, and when.
+    /// Incidents, and when they happened.
     pub incidents: Vec<(u64, String)>,
-    /// Whether the file lacks its end: its job goes on, or was killed.
+    /// Whether the file has no end: its job is still running, or was killed.
     pub is_cut: bool,
-    /// Lines in its midst that make no sense.
+    /// Number of invalid lines.
     pub unreadable: usize,
 }
 
-/// What the coordinator itself sends: images, and gradients of logits.
+/// Where a tensor is made. The coordinator makes images and gradients of logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Source {
     Images(MicroBatchId),
@@ -120,11 +120,11 @@ pub(super) enum Source {
     Worker,
 }
 
-/// Where a tensor begins its way.
+/// Where a tensor is made.
 pub(super) fn source_of(tensor: &TensorKey) -> Source {
     match tensor {
         TensorKey::Images(micro_batch) => Source::Images(micro_batch.id),
-        // A tower's partial gradient for itself stays at home: what comes to it under its own name is of its logits.
+        // A tower keeps its partial gradient for itself. What it receives under its own name is the gradient of its logits.
         TensorKey::Activations { micro_batch, from_tower, to_tower: Some(to), .. } if from_tower == to => {
             Source::Loss(micro_batch.id)
         }
@@ -132,7 +132,7 @@ pub(super) fn source_of(tensor: &TensorKey) -> Source {
     }
 }
 
-/// What a span of the coordinator's sends, and since when.
+/// What the coordinator sends in a span, and when it begins to.
 pub(super) fn sent_by(span: &Span) -> Option<(Source, u64)> {
     match span.activity {
         Activity::SendImages(id) => Some((Source::Images(id), span.start)),
@@ -141,7 +141,7 @@ pub(super) fn sent_by(span: &Span) -> Option<(Source, u64)> {
     }
 }
 
-/// Whether it is a tensor on its way, which may overlap with others.
+/// Whether an activity is a transfer, which may overlap with others.
 pub(super) fn is_transfer(activity: &Activity) -> bool {
     matches!(activity, Activity::Send(_) | Activity::Receive(_) | Activity::Relay(_))
 }

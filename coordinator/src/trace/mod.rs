@@ -1,8 +1,8 @@
-//! Where the time goes: what all processes recorded, on one clock ([`alignment`]), collected while a job runs
-//! ([`Recorder`]), kept in `trace.json` ([`mod@file`]), accounted for ([`account`]),
-//! drawn ([`page`]), and sent to those who want it live ([`otlp`]).
+//! Traces: what all processes recorded, on one clock ([`alignment`]). It is collected while a job runs ([`Recorder`]), written to
+//! `trace.json` ([`mod@file`]), summed up in an account ([`account`]), drawn as a page ([`page`]), and sent to receivers of the
+//! OpenTelemetry protocol ([`otlp`]).
 //!
-//! Not here: what is recorded, which `convoy-common` says, and what the account looks like, which the program prints.
+//! Not here: what is recorded (`convoy-common`), and printing the account (the program).
 
 pub mod account;
 pub mod alignment;
@@ -17,7 +17,7 @@ use std::time::Instant;
 pub use recorder::{Recorder, Recording};
 pub use sampling::Sampling;
 
-/// The coordinator's clock: nanoseconds since it was made.
+/// The coordinator's clock: nanoseconds since its start.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Instant);
 
@@ -27,7 +27,7 @@ impl Clock {
         Self(Instant::now())
     }
 
-    /// Nanoseconds since it was made.
+    /// Nanoseconds since the clock started.
     pub fn now(&self) -> u64 {
         self.0.elapsed().as_nanos() as u64
     }

@@ -1,8 +1,8 @@
-//! Steps for those who run Jaeger or Grafana: each kept step as one trace of the OpenTelemetry protocol, with the spans of all
-//! processes under it, sent to a receiver by a thread of its own. A receiver that is slow or away costs spans, never time.
+//! Sends kept steps to a receiver of the OpenTelemetry protocol, such as Jaeger or Grafana. Each step is one trace with the spans
+//! of all processes. A separate thread sends, so a receiver that is slow or away costs spans but no time.
 //!
-//! Layers stay in `trace.json`: here are steps, segments, tensors on their way, commits, measurements and checkpoints. Workers
-//! send nothing by themselves: what they hand over is on the coordinator's clock already.
+//! Layers are only in `trace.json`. Sent are steps, segments, transfers, commits, measurements and checkpoints. Workers send
+//! nothing themselves: the coordinator has their spans, on its own clock.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -20,24 +20,24 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::file::{About, Part, StepTrace, described, step_span};
 
-/// Steps that may wait for the receiver.
+/// Steps that may be queued for the receiver.
 const QUEUED: usize = 16;
-/// A receiver answers within this.
+/// A receiver must answer within this.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// What is still queued at the end of a job has so long to go.
+/// How long queued steps have at the end of a job.
 const FAREWELL_MAX: Duration = ANSWER_MAX;
 
-/// A thread that sends.
+/// The thread that sends.
 #[derive(Debug)]
 pub struct Exporter {
     endpoint: String,
     queue: SyncSender<ExportTraceServiceRequest>,
     ended: Receiver<Trouble>,
-    /// Steps for which there was no room.
+    /// Steps that were dropped because the queue was full.
     dropped: usize,
 }
 
-/// Steps that couldn't be sent, and why the first couldn't.
+/// Number of steps that couldn't be sent, and why the first couldn't.
 #[derive(Debug, Default)]
 struct Trouble {
     failed: usize,
@@ -45,10 +45,10 @@ struct Trouble {
 }
 
 impl Exporter {
-    /// Begins to send to `endpoint`, such as `http://localhost:4317`. Whether anybody is there is not asked.
+    /// Starts the thread for `endpoint`, such as `http://localhost:4317`. It doesn't check that a receiver is there.
     ///
     /// # Errors
-    /// When it is no address, or the system gives no thread.
+    /// When the endpoint isn't an address, or the system provides no thread.
     pub fn start(endpoint: &str) -> Result<Self, String> {
         let address = read_endpoint(endpoint)?;
         let wrong = |why: String| unusable(endpoint, &why);
@@ -59,19 +59,19 @@ impl Exporter {
             let _entered = runtime.enter();
             let client = TraceServiceClient::new(address.connect_lazy());
             let trouble = runtime.block_on(send_all(client, requests));
-            // A job that waits for no answer any more needs none.
+            // The job may have stopped waiting.
             let _ = end.send(trouble);
         });
         spawned.map_err(|error| wrong(error.to_string()))?;
         Ok(Self { endpoint: endpoint.to_owned(), queue, ended, dropped: 0 })
     }
 
-    /// Sends a step, or counts it where too many wait already.
+    /// Queues a step, or counts it as dropped if the queue is full.
     pub(super) fn export(&mut self, request: ExportTraceServiceRequest) {
         self.dropped += usize::from(self.queue.try_send(request).is_err());
     }
 
-    /// Ends the thread. What went wrong, for a person.
+    /// Ends the thread. Returns a notice for people if steps were lost.
     pub(super) fn finish(self) -> Option<String> {
         let Self { endpoint, queue, ended, dropped } = self;
         drop(queue);
@@ -79,16 +79,16 @@ impl Exporter {
             Ok(Trouble { failed: 0, .. }) if dropped == 0 => None,
             Ok(Trouble { failed, why }) => {
                 let why = why.map(|why| format!(": {why}")).unwrap_or_default();
-                Some(format!("{} traced steps couldn't be sent to {endpoint}{why}", failed + dropped))
+                Some(format!("failed to send {} traced steps to {endpoint}{why}", failed + dropped))
             }
-            Err(_) => Some(format!("traced steps were still waiting for {endpoint} when the job had ended")),
+            Err(_) => Some(format!("some traced steps were not sent to {endpoint}, because it did not answer within {FAREWELL_MAX:?}")),
         }
     }
 }
 
 async fn send_all(mut client: TraceServiceClient<Channel>, requests: Receiver<ExportTraceServiceRequest>) -> Trouble {
     let mut trouble = Trouble::default();
-    // Nothing else runs on this thread: it may block on its queue.
+    // This thread does nothing else, so it may block on its queue.
     while let Ok(request) = requests.recv() {
         let sent = tokio::time::timeout(ANSWER_MAX, client.export(request)).await;
         let failed = match sent {
@@ -102,10 +102,10 @@ async fn send_all(mut client: TraceServiceClient<Channel>, requests: Receiver<Ex
     trouble
 }
 
-/// A step as a trace. Its spans are numbered: 1 is the step, 2 onwards the workers' parts of it, and then whatever lies within.
+/// A step as a trace. Span 1 is the step. From 2 on come the workers' parts of it, and then everything within them.
 pub(super) fn request(step: u64, trace: &StepTrace, about: &About, network: &Network) -> ExportTraceServiceRequest {
     let mut spans = Numbered { step, about, network, next: 2 + trace.workers.len() as u64 };
-    // What lies beside the steps, as the last checkpoint does, has none of its own.
+    // Work beside the steps, such as the last checkpoint, has no step span.
     let (own, name) = match step_span(&trace.coordinator) {
         Some(own) => (Some(own.clone()), format!("step {step}")),
         None => (around(&trace.coordinator), format!("before step {step}")),
@@ -127,13 +127,13 @@ pub(super) fn request(step: u64, trace: &StepTrace, about: &About, network: &Net
     ExportTraceServiceRequest { resource_spans: resources }
 }
 
-/// Where to send, if it can be read.
+/// Parses an endpoint.
 ///
 /// # Errors
-/// With what is wrong with it, and what would be right.
+/// Says what is wrong, and what would be right.
 pub fn read_endpoint(endpoint: &str) -> Result<Endpoint, String> {
     if !endpoint.starts_with("http://") {
-        let why = "must be http://HOST:PORT, where a receiver speaks gRPC without encryption";
+        let why = "must be http://HOST:PORT of a receiver that accepts unencrypted gRPC";
         return Err(unusable(endpoint, why));
     }
     Endpoint::from_shared(endpoint.to_owned()).map_err(|error| unusable(endpoint, &chain(&error)))
@@ -143,7 +143,7 @@ fn unusable(endpoint: &str, why: &str) -> String {
     format!("OTEL_EXPORTER_OTLP_ENDPOINT={endpoint}: {why}")
 }
 
-/// From the first thing that a part recorded to the last.
+/// From the first recorded time of a part to the last.
 fn around(part: &Part) -> Option<Span> {
     let start = part.spans.iter().map(|span| span.start).min()?;
     let end = part.spans.iter().map(|span| span.end).max()?;
@@ -175,7 +175,7 @@ impl Numbered<'_> {
         let unix = |at: u64| self.about.epoch_unix_ns.saturating_add(at);
         let bytes = |number: u64| number.to_be_bytes().to_vec();
         wire::Span {
-            // A run is known by when it began: no two of a machine's begin in the same nanosecond.
+            // The time of its start identifies a run.
             trace_id: [self.about.epoch_unix_ns.to_be_bytes(), self.step.to_be_bytes()].concat(),
             span_id: bytes(number),
             parent_span_id: parent.map(bytes).unwrap_or_default(),

@@ -1,5 +1,5 @@
-//! A trace as one page that needs no network: the timeline of a few steps, the account, and the run's course. What is drawn
-//! and how is in `page.html`; here is what it is given.
+//! A trace as an HTML page that needs no network: the timelines of a few steps, the account, and curves over the run. The drawing
+//! is in `page.html`. This file prepares its data.
 
 use convoy_common::plan::Plan;
 use convoy_common::trace::{Activity, Span};
@@ -9,9 +9,9 @@ use super::account::Account;
 use super::file::{StepTrace, Trace, described, sent_by, source_of, step_span};
 
 const PAGE: &str = include_str!("page.html");
-/// Where the page takes its data from.
+/// The placeholder for the data.
 const PLACE: &str = "/* the data */ null";
-/// Steps whose timelines are on the page: it stays small enough to be mailed.
+/// The most timelines on a page, so that it stays small enough to mail.
 const TIMELINES_MAX: usize = 8;
 
 /// The page.
@@ -31,11 +31,11 @@ pub fn page(trace: &Trace, plan: &Plan, account: &Account, summary: &str, verdic
         "account": account, "timelines": timelines,
         "course": course.collect::<Vec<_>>(), "incidents": incidents.collect::<Vec<_>>(),
     });
-    // Text of a model's can't end the script that it stands in.
+    // Text of a model must not end the script that contains it.
     PAGE.replacen(PLACE, &data.to_string().replace('<', "\\u003c"), 1)
 }
 
-/// The slowest steps, a usual one, and the first and the last.
+/// The steps to draw: the middle one, the first, the last, and the slowest.
 fn chosen(account: &Account) -> Vec<u64> {
     let steps = &account.steps;
     let mut chosen: Vec<u64> =
@@ -46,7 +46,7 @@ fn chosen(account: &Account) -> Vec<u64> {
     chosen
 }
 
-/// Rows of boxes, in microseconds from the step's beginning, and the ways of tensors between them.
+/// Rows of boxes, in microseconds from the start of the step, and the ways of tensors between boxes.
 fn timeline(step: u64, traced: &StepTrace, plan: &Plan) -> Value {
     let origin = step_span(&traced.coordinator).map_or(0, |span| span.start);
     let end = step_span(&traced.coordinator).map_or(origin, |span| span.end);
@@ -80,7 +80,7 @@ fn timeline(step: u64, traced: &StepTrace, plan: &Plan) -> Value {
     json!({ "step": step, "length": micros(end), "rows": rows, "ways": ways })
 }
 
-/// Rows of a process: what it does one thing after another, and beside that.
+/// The rows of a process: sequential work, its layers, and transfers.
 const KINDS: [&str; 4] = ["", "layers", "send", "receive"];
 
 fn kind_of(activity: &Activity) -> &'static str {
@@ -92,11 +92,11 @@ fn kind_of(activity: &Activity) -> &'static str {
     }
 }
 
-/// Boxes are found by row and place in it.
+/// The row of a box, and its index in the row.
 type Place = (usize, usize);
 
-/// The coordinator comes first, so that where it sends from and relays is known when workers' transfers are seen; a worker's
-/// own sending is tied to its relay either way round.
+/// Notes a box and the ways that end or begin at it. The coordinator's boxes come first, so its sends and relays are known when
+/// those of workers are noted.
 fn note(places: &mut std::collections::HashMap<String, Place>, ways: &mut Vec<Value>, span: &Span, place: Place) {
     match &span.activity {
         Activity::Relay(transfer) => drop(places.insert(transfer.tensor.to_string(), place)),

@@ -1,8 +1,7 @@
-//! What is recorded while a job runs: the coordinator's own spans, the workers' as they hand them over, and their clocks.
-//! Steps that are to be kept are written as soon as all of it has come. Of the others the one at hand is there, in case that
-//! something goes wrong.
+//! The recording of a job: the coordinator's own spans, those that workers hand over, and their clocks. A step that is kept is
+//! written as soon as all of it is there. The current step is always held, in case of an incident.
 //!
-//! Not here: which steps are kept (`sampling`), and the file's form (`file`).
+//! Not here: which steps are kept (`sampling`), and the file's format (`file`).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -12,24 +11,25 @@ use convoy_common::trace::{Activity, Buffer, Span, Transfer};
 use convoy_common::wire::{Pong, Recorded, TensorKey};
 use memory_stats::memory_stats;
 
-use super::alignment::{Alignment, Exchange};
+use super::alignment::{Alignment, RoundTrip};
 use super::file::{About, Figures, Part, StepTrace, Writer, sent_by, source_of};
 use super::otlp::{self, Exporter};
 use super::sampling::Pace;
 use super::{Clock, Sampling};
 
-/// Spans of a process that are kept of a step: a hostile worker can't fill the memory.
+/// The most spans of a process in a step, so that a hostile worker can't fill the memory.
 const SPANS_OF_STEP_MAX: usize = 64 * 1024;
-/// Steps whose spans are still coming.
+/// The most steps whose spans are incomplete.
 const OPEN_STEPS_MAX: usize = 4;
-/// Records, or does nothing.
+
+/// Records a job, or does nothing.
 #[derive(Debug)]
 pub struct Recorder {
     clock: Clock,
     recording: Option<Box<Recording>>,
 }
 
-/// A trace in the making.
+/// A trace that is being recorded.
 #[derive(Debug)]
 pub struct Recording {
     writer: Option<Writer>,
@@ -42,32 +42,32 @@ pub struct Recording {
     slow: HashSet<u64>,
     first: u64,
     last: u64,
-    /// The step at hand.
+    /// The current step.
     at: u64,
     open: BTreeMap<u64, Open>,
     clocks: Vec<Alignment>,
-    /// Tensors of which a part has come: since when.
+    /// Tensors that have arrived in part: since when.
     arriving: HashMap<TensorKey, u64>,
-    /// Steps for which the file had no room any more.
+    /// Steps that were left out because the file was full.
     left_out: u64,
-    /// Steps up to this one have been written or forgotten.
+    /// Steps up to this one have been written or dropped.
     closed_through: u64,
-    /// Why the file could not be written, once.
+    /// The first error of writing the file.
     trouble: Option<std::io::Error>,
 }
 
-/// Which steps are closed.
+/// Which steps to close.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Closing {
-    /// Those of which all has come.
+    /// Complete steps.
     Whole,
-    /// Those that are to be kept.
+    /// Steps that are kept, complete or not.
     Kept,
-    /// All that there are.
+    /// All steps.
     Everything,
 }
 
-/// A step whose spans are coming. Workers' are on their own clocks.
+/// A step whose spans are still arriving. Those of workers have their own clocks.
 #[derive(Debug)]
 struct Open {
     own: Buffer,
@@ -94,7 +94,7 @@ impl Open {
 }
 
 impl Recording {
-    /// A recording of steps `first` to `last`, into `path`.
+    /// Begins a recording of steps `first` to `last`, into `path`.
     ///
     /// # Errors
     /// When the file can't be written.
@@ -129,7 +129,7 @@ impl Recording {
         })
     }
 
-    /// Whether it is one of the sample.
+    /// Whether a step belongs to the sample.
     fn samples(&self, step: u64) -> bool {
         self.sampling.keeps(step, self.first, self.last)
     }
@@ -153,10 +153,10 @@ impl Recording {
         self.open(step).own.push(span);
     }
 
-    /// What a worker hands over. What it sent and received belongs to the step of the tensor; everything else to the step
-    /// that it says.
+    /// Takes what a worker hands over. Transfers belong to the step of their tensor, everything else to the step that the message
+    /// names.
     fn take(&mut self, worker: usize, recorded: Recorded) {
-        // A worker can be a step behind, and no more.
+        // A worker can be one step behind, and no more.
         if recorded.step.saturating_add(OPEN_STEPS_MAX as u64) <= self.at || recorded.step > self.at + 1 {
             return;
         }
@@ -181,7 +181,7 @@ impl Recording {
         }
     }
 
-    /// Closes steps up to `through`: writes what is to be kept, and forgets the rest.
+    /// Closes steps up to `through`: writes those that are kept, and drops the rest.
     fn close(&mut self, through: u64, which: Closing) {
         while let Some((step, open)) = self.open.first_key_value() {
             let step = *step;
@@ -199,7 +199,7 @@ impl Recording {
         }
     }
 
-    /// A sample has a bound, which what lies around an incident may pass.
+    /// A sample has a limit, which the steps around an incident may exceed.
     fn write(&mut self, step: u64, trace: &StepTrace, of_incident: bool) {
         if let Some(exporter) = &mut self.exporter {
             exporter.export(otlp::request(step, trace, &self.about, &self.network));
@@ -210,13 +210,13 @@ impl Recording {
             return;
         }
         if let Err(error) = writer.add(step, trace) {
-            // A trace that can't be written stops no job: it is told of at the end.
+            // A trace that can't be written doesn't stop the job. It is reported at the end.
             self.trouble.get_or_insert(error);
             self.writer = None;
         }
     }
 
-    /// All parts on our clock.
+    /// All parts on the coordinator's clock.
     fn aligned(&self, mut open: Open) -> StepTrace {
         let (own, own_dropped) = open.own.take();
         let began: HashMap<&TensorKey, u64> = own.iter().filter_map(began_here).collect();
@@ -226,11 +226,11 @@ impl Recording {
             let (clock, dropped, resident_bytes) = (&self.clocks[worker], open.dropped[worker], open.resident[worker]);
             let (spans, unkept) = buffer.take();
             let bounds = |span: &Span| match &span.activity {
-                // It can't have come here before it was sent there,
+                // It can't arrive here before it was sent there.
                 Activity::Send(t) => {
                     (None, began.get(&t.tensor).map(|ours| (*ours as i64).saturating_sub(span.start as i64)))
                 }
-                // nor there before a part of it was here.
+                // It can't arrive there before a part of it was here.
                 Activity::Receive(t) => {
                     let ours = began.get(&t.tensor).or_else(|| sent_here.get(&source_of(&t.tensor)));
                     (ours.map(|ours| (*ours as i64).saturating_sub(span.start as i64)), None)
@@ -253,7 +253,7 @@ impl Recording {
     }
 }
 
-/// When the coordinator first had a part of a tensor that it passed on.
+/// When the coordinator received the first part of a tensor that it relayed.
 fn began_here(span: &Span) -> Option<(&TensorKey, u64)> {
     match &span.activity {
         Activity::Relay(transfer) => Some((&transfer.tensor, span.start)),
@@ -262,12 +262,12 @@ fn began_here(span: &Span) -> Option<(&TensorKey, u64)> {
 }
 
 impl Recorder {
-    /// One that records nothing, and could by this clock.
+    /// A recorder with this clock that records nothing yet.
     pub fn off(clock: Clock) -> Self {
         Self { clock, recording: None }
     }
 
-    /// From now on it records.
+    /// Starts recording.
     pub fn begin(&mut self, recording: Recording) {
         self.recording = Some(Box::new(recording));
     }
@@ -277,13 +277,13 @@ impl Recorder {
         self.recording.is_some()
     }
 
-    /// Whether a step is going to be one of the sample.
+    /// Whether a step belongs to the sample.
     pub fn samples(&self, step: u64) -> bool {
         self.recording.as_ref().is_some_and(|recording| recording.samples(step))
     }
 
-    /// Whether a step that began at `start` and is about to be committed is kept: as one of the sample, or because it took
-    /// so long.
+    /// Decides whether a step that began at `start` and is about to be committed is kept: as part of the sample, or because it is
+    /// slow.
     pub fn decide(&mut self, step: u64, start: u64) -> bool {
         let took = self.now().saturating_sub(start);
         let Some(recording) = &mut self.recording else { return false };
@@ -295,24 +295,24 @@ impl Recorder {
         recording.keeps(step)
     }
 
-    /// What it tells the time by.
+    /// Its clock.
     pub fn clock(&self) -> Clock {
         self.clock
     }
 
-    /// When something begins.
+    /// The time now, or 0 if nothing is recorded.
     pub fn now(&self) -> u64 {
         if self.is_on() { self.clock.now() } else { 0 }
     }
 
-    /// Something that began at `start` has ended.
+    /// Records that an activity that began at `start` has ended.
     pub fn ended(&mut self, start: u64, activity: impl FnOnce() -> Activity) {
         if let Some(recording) = &mut self.recording {
             recording.note(Span { start, end: self.clock.now(), activity: activity() });
         }
     }
 
-    /// A chunk of a tensor that is passed on arrived at `at`; it was the last one where `bytes` of the whole are known.
+    /// Records that a chunk of a relayed tensor arrived at `at`. `bytes`, the size of the tensor, is given with its last chunk.
     pub fn relayed(&mut self, tensor: Option<TensorKey>, at: u64, bytes: Option<u64>) {
         let Some(tensor) = tensor.filter(|tensor| tensor.training_step().is_some()) else { return };
         let Some(recording) = &mut self.recording else { return };
@@ -325,22 +325,22 @@ impl Recorder {
         recording.note(Span { start, end: self.clock.now(), activity: Activity::Relay(transfer) });
     }
 
-    /// A worker's clock, as its answer to a ping says that came at `arrived`.
+    /// Takes a worker's answer to a ping, which arrived at `arrived`.
     pub fn on_pong(&mut self, worker: usize, pong: Pong, arrived: u64) {
         if let Some(recording) = &mut self.recording {
             let Pong { ping_sent: sent, received, replied } = pong;
-            recording.clocks[worker].add(Exchange { sent, received, replied, arrived });
+            recording.clocks[worker].add(RoundTrip { sent, received, replied, arrived });
         }
     }
 
-    /// What a worker hands over.
+    /// Takes what a worker hands over.
     pub fn on_recorded(&mut self, worker: usize, recorded: Recorded) {
         if let Some(recording) = &mut self.recording {
             recording.take(worker, recorded);
         }
     }
 
-    /// A step was committed, which lasted from `start` to `end`.
+    /// Records a step that lasted from `start` to `end` and was committed.
     pub fn step_ended(&mut self, step: u64, (start, end): (u64, u64), figures: Figures) {
         if let Some(recording) = &mut self.recording {
             recording.note(Span { start, end, activity: Activity::Step { step } });
@@ -349,12 +349,12 @@ impl Recorder {
             }
             recording.open(step).figures = Some(figures);
             recording.at = step + 1;
-            // What workers hand over of the step that has just ended is on its way.
+            // Workers have yet to hand over the step that has just ended.
             recording.close(step.saturating_sub(1), Closing::Whole);
         }
     }
 
-    /// Something went wrong: what is known of the step at hand is kept, and of the one before it.
+    /// Records an incident. What is known about the current step and the one before it is kept.
     pub fn incident(&mut self, what: &str) {
         let now = self.clock.now();
         let Some(recording) = &mut self.recording else { return };
@@ -367,7 +367,7 @@ impl Recorder {
         }
     }
 
-    /// The end of the recording. What of it couldn't be written or sent, for a person.
+    /// Ends the recording. Returns notices for people about what couldn't be written or sent.
     pub fn finish(&mut self) -> Vec<String> {
         let Some(mut recording) = self.recording.take() else { return Vec::new() };
         recording.close(u64::MAX, Closing::Kept);
@@ -376,10 +376,10 @@ impl Recorder {
             (None, Some(writer)) => writer.finish(),
             (None, None) => Ok(()),
         };
-        let unwritten = written.err().map(|error| format!("the trace couldn't be written to its end: {error}"));
+        let unwritten = written.err().map(|error| format!("the trace is incomplete, because writing it failed: {error}"));
         let left_out = (recording.left_out > 0).then(|| {
             let steps = recording.left_out;
-            format!("trace.json is full: {steps} steps of the sample are missing; --trace steps:FROM-TO has no bound")
+            format!("trace.json is full: {steps} steps of the sample are missing; --trace steps:FROM-TO has no limit")
         });
         unwritten.into_iter().chain(left_out).chain(recording.exporter.and_then(Exporter::finish)).collect()
     }

@@ -1,4 +1,4 @@
-//! Which steps are kept in `trace.json`: a pure function of the step.
+//! Which steps are kept in `trace.json`. A pure function of the step, except for slow steps.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -6,32 +6,32 @@ use std::str::FromStr;
 
 use convoy_common::random::Source;
 
-/// Steps that a sample has at the most, apart from the first ones.
+/// The most steps of a sample, besides the first ones.
 const SAMPLED: u64 = 50;
-/// On average at most every so many-th step: one that is kept may be some 4 % longer, and the default is to cost 1 % at most.
+/// At most one step in this many is kept, on average. A kept step may take some 4 % longer, and the default may cost at most 1 %.
 const APART: u64 = 5;
-/// The first steps of a run, whose caches are cold, are worth a look.
+/// The first steps of a run are always kept, because their caches are cold.
 const FIRST: u64 = 3;
 
-/// Steps that a step is compared with.
+/// Number of previous steps that a step is compared with.
 const PACE_STEPS: usize = 15;
-/// Slow steps that are kept beside a sample.
+/// The most slow steps that are kept beside a sample.
 const SLOW_MAX: usize = 30;
 
-/// The purpose of the random places that sampled steps have.
+/// The purpose of the random numbers that place sampled steps.
 const PLACES: &str = "steps of a trace";
 
 /// Which steps to keep.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Sampling {
-    /// None: nothing is recorded.
+    /// None. Nothing is recorded.
     Off,
-    /// Some all over the run.
+    /// A sample, spread over the run.
     #[default]
     Sample,
-    /// Those of a range.
+    /// A range.
     Steps(RangeInclusive<u64>),
-    /// All of them.
+    /// All.
     All,
 }
 
@@ -44,30 +44,30 @@ impl Sampling {
             Sampling::Steps(range) => range.contains(&step),
             Sampling::Sample => {
                 let every = (last + 1).saturating_sub(first).div_ceil(SAMPLED).max(APART);
-                // Not at the same place of each stretch: where a stretch is as long as an epoch, all would begin one.
+                // A random place in each stretch: if stretches were as long as epochs, all sampled steps would begin one.
                 let (stretch, place) = ((step - first) / every, (step - first) % every);
                 step < first + FIRST || place == u64::from(Source::new(0, PLACES).word(stretch)) % every
             }
         }
     }
 
-    /// Whether the file may grow as large as it likes, since these steps were asked for.
+    /// Whether the file may grow without limit, because the user asked for these steps.
     pub fn is_unbounded(&self) -> bool {
         matches!(self, Sampling::All | Sampling::Steps(_))
     }
 }
 
-/// How long steps take, to find those that take longer.
+/// The usual length of steps, for finding slow ones.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pace {
-    /// Nanoseconds, of the last [`PACE_STEPS`] at the most.
+    /// Nanoseconds of at most the last [`PACE_STEPS`] steps.
     recent: VecDeque<u64>,
     found: usize,
 }
 
 impl Pace {
-    /// Whether a step that took `ns` is a slow one: half as long again as the median of those before it. No more than
-    /// [`SLOW_MAX`] are.
+    /// Whether a step of `ns` is slow: longer than one and a half times the median of those before it. At most [`SLOW_MAX`] steps
+    /// are.
     pub(super) fn finds_slow(&mut self, ns: u64) -> bool {
         let mut sorted: Vec<_> = self.recent.iter().copied().collect();
         sorted.sort_unstable();
@@ -85,7 +85,7 @@ impl FromStr for Sampling {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("\"{text}\" is neither off, sample, all nor steps:FROM-TO, such as steps:10-20");
+        let wrong = || format!("\"{text}\" must be off, sample, all or steps:FROM-TO, for example steps:10-20");
         match text {
             "off" => Ok(Sampling::Off),
             "sample" => Ok(Sampling::Sample),

@@ -109,6 +109,7 @@ pub struct Timings {
 
 /// Why nothing can be timed.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum BenchError {
     /// The model can't be divided.
     #[error("plan the model's towers")]
@@ -116,9 +117,7 @@ pub enum BenchError {
     /// The machine is too small.
     #[error("the tower takes at least {needed} bytes of memory, and the machine has {memory}; use a smaller --batch")]
     Memory {
-        /// Bytes of weights and gradients, and of the widest layer's operands.
         needed: u64,
-        /// Bytes that there are.
         memory: u64,
     },
     /// The system gives no threads.

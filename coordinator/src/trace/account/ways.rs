@@ -1,5 +1,5 @@
-//! The ways of a step's tensors, from who computed them to who waited for them: whom a wait is laid at, how the critical path
-//! goes from worker to worker, and what each exchange moved.
+//! The ways of a step's tensors, from the worker that computed them to the worker that waited for them: which worker or link a
+//! wait is attributed to, how the critical path goes from worker to worker, and what each exchange moved.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use convoy_common::trace::Transfer;
 
 use super::*;
 
-/// A path that goes through more stretches than this is none.
+/// No critical path has more stretches.
 const STRETCHES_MAX: usize = 100_000;
 
 /// A stretch of time.
@@ -19,24 +19,24 @@ pub(super) struct Between {
 }
 
 impl Between {
-    /// How much of it lies from `start` to `end`.
+    /// How much of it lies between `start` and `end`.
     pub(super) fn within(self, start: u64, end: u64) -> u64 {
         self.to.min(end).saturating_sub(self.from.max(start))
     }
 }
 
-/// Where what was waited for came from, and its times on the way.
+/// Where a tensor came from, and when.
 #[derive(Clone, Copy, Debug)]
 struct Origin {
-    /// Whoever computed it last, unless the coordinator had it all along; and when it was computed.
+    /// The worker that computed it, and when it had. None if the coordinator made it.
     producer: Option<(usize, u64)>,
-    /// When the coordinator had all that it needed,
+    /// When the coordinator had received all of it.
     had: u64,
-    /// and when it began to send it on.
+    /// When the coordinator began to send it.
     sent: u64,
 }
 
-/// When everything was computed and relayed.
+/// When each tensor was computed and relayed.
 pub(super) struct Ways {
     placement: Vec<usize>,
     logits: usize,
@@ -73,7 +73,7 @@ impl Ways {
         }
     }
 
-    /// Who computed a tensor.
+    /// Where a tensor came from.
     fn origin(&self, tensor: &TensorKey) -> Option<Origin> {
         let source = source_of(tensor);
         if source == Source::Worker {
@@ -94,7 +94,7 @@ impl Ways {
         Some(Origin { producer, had, sent })
     }
 
-    /// Where the word came from that all is done: from whoever finished the first segment last.
+    /// Where the commit came from: from the worker that was the last to finish the first segment's backward pass.
     fn origin_of_commit(&self) -> Option<Origin> {
         let first = self.computed.iter().filter(|(run, _)| run.segment == 0 && run.direction == Direction::Backward);
         let producer = first.map(|(_, end)| *end).max_by_key(|(_, end)| *end)?;
@@ -115,13 +115,13 @@ impl Ways {
         }
     }
 
-    /// Whom a worker waited for, and when.
+    /// What a worker waited for, and when.
     pub(super) fn blame(&self, worker: usize, wait: &Span) -> Vec<(Use, Between)> {
         let between = |from, to| Between { from, to };
         let Some(Origin { producer, had, sent }) = self.origin_of_wait(wait) else {
             return vec![(Use::WaitingForCoordinator, between(wait.start, wait.end))];
         };
-        // What the clocks leave uncertain must not be counted twice.
+        // Clocks are uncertain, and no time must be counted twice.
         let computed = producer.map_or(had, |(_, end)| end).min(wait.end);
         let (had, sent) = (had.clamp(computed, wait.end), sent.clamp(computed, wait.end));
         let before = match producer {
@@ -137,8 +137,8 @@ impl Ways {
         ]
     }
 
-    /// From the commit back to the images. The path stays with a worker for as long as that is busy; where it waited for
-    /// what another hadn't computed yet, the path goes over to that one.
+    /// From the commit back to the images. The path stays with a worker while that worker is busy. Where it waited for a tensor
+    /// that another worker had not computed yet, the path continues with that worker.
     pub(super) fn critical_path(&self, timelines: &[Timeline], step: &Span) -> BTreeMap<Stretch, u64> {
         let mut path = BTreeMap::new();
         let Some(Origin { producer: Some((mut worker, mut at)), .. }) = self.origin_of_commit() else { return path };
@@ -191,14 +191,14 @@ impl Ways {
                 }
             }
         }
-        // The coordinator begins a step as soon as it has said what ends the one before: that is still being applied.
+        // A step begins when the coordinator decides the previous commit, which workers still have to apply.
         add(Stretch::Work { worker, doing: Use::Committing }, at.saturating_sub(step.start));
         path.retain(|_, ns| *ns > 0);
         path
     }
 }
 
-/// What each exchange moved, and how long that took.
+/// What each exchange moved, and how long it took.
 pub(super) fn exchanges(steps: &[StepAccount], plan: &Plan, batch: usize) -> Vec<ExchangeAccount> {
     let mut found: BTreeMap<(Option<usize>, bool), Moved> = BTreeMap::new();
     for step in steps {
@@ -210,7 +210,7 @@ pub(super) fn exchanges(steps: &[StepAccount], plan: &Plan, batch: usize) -> Vec
                 began.insert(transfer.tensor.clone(), span.start);
                 let moved = found.entry(exchange_of(&transfer.tensor)).or_default();
                 moved.bytes = moved.bytes.saturating_add(transfer.bytes);
-                // Logits end here.
+                // Logits end at the coordinator.
                 if exchange_of(&transfer.tensor) == (Some(plan.logits_exchange()), false) {
                     moved.took(span.length());
                 }

@@ -1,4 +1,4 @@
-//! An event of the file, and both ways between it and an activity.
+//! An event of the file, and the conversion between events and activities.
 
 use std::borrow::Cow;
 
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub(super) struct Event<'a> {
     pub(super) name: Cow<'a, str>,
     pub(super) cat: Cow<'a, str>,
-    /// X: a span; i: an instant; s, t, f: a flow's beginning, stop and end; C: a counter; M: a name.
+    /// X: a span. i: an instant. s, t, f: a flow's start, step and end. C: a counter. M: a name.
     pub(super) ph: Cow<'a, str>,
     pub(super) pid: u64,
     pub(super) tid: u64,
@@ -23,10 +23,10 @@ pub(super) struct Event<'a> {
     pub(super) dur: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) id: Option<u64>,
-    /// How a flow's end is to be drawn.
+    /// How to draw a flow's end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) bp: Option<Cow<'a, str>>,
-    /// How far an instant is to be seen.
+    /// The scope of an instant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) s: Option<Cow<'a, str>>,
     #[serde(default)]
@@ -47,7 +47,7 @@ impl<'a> Event<'a> {
     }
 }
 
-/// What else there is to know of an event.
+/// Details of an event.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Args<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,7 +55,7 @@ pub(super) struct Args<'a> {
     /// A micro-batch: step, slot and place in it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) of: Option<(u64, u32, u32)>,
-    /// The first of them, and the first that isn't one.
+    /// The first sample, and the first one after the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) samples: Option<(usize, usize)>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,7 +72,7 @@ pub(super) struct Args<'a> {
     pub(super) from_tower: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) to_tower: Option<usize>,
-    /// The step that is applied.
+    /// The step that a commit applies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) commit: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -95,17 +95,17 @@ pub(super) struct Args<'a> {
     pub(super) correction_ns: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) dropped: Option<u64>,
-    /// A counter's.
+    /// The value of a counter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) value: Option<f64>,
-    /// Of a process or a track.
+    /// The name of a process or a track.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) name: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) sort_index: Option<u64>,
 }
 
-/// A direction as it is written.
+/// A direction, as the file spells it.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Way {
@@ -139,7 +139,7 @@ pub(super) fn nanos(micros: f64) -> u64 {
     (micros * 1e3).round().max(0.0) as u64
 }
 
-/// Category and name of an activity.
+/// The category and name of an activity.
 pub(in crate::trace) fn described<'a>(network: &Network, activity: &Activity) -> (&'static str, Cow<'a, str>) {
     match activity {
         Activity::Segment(SegmentRun { segment, tower, direction, .. }) => {
@@ -174,7 +174,7 @@ fn word(direction: Direction) -> &'static str {
     }
 }
 
-/// What is to be known of an activity beside its category and name.
+/// The details of an activity.
 pub(super) fn args_of(activity: &Activity) -> Args<'static> {
     match activity {
         Activity::Segment(SegmentRun { micro_batch, segment, tower, direction }) => Args {
@@ -232,7 +232,7 @@ fn args_of_tensor(tensor: &TensorKey) -> Args<'static> {
     }
 }
 
-/// The activity that an event tells of, if it tells of one and leaves nothing out.
+/// The activity of an event. None if it isn't one, or if details are missing.
 pub(super) fn activity_of(category: &str, args: &Args) -> Option<Activity> {
     let direction = || args.direction.map(Direction::from);
     let id = || {

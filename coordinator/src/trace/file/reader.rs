@@ -1,4 +1,4 @@
-//! Reads a trace back, as far as it goes: what can't be is left out.
+//! Reads a trace as far as possible. Invalid lines are counted and ignored.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -12,50 +12,44 @@ use convoy_common::wire::printable;
 use super::event::{Event, activity_of, nanos};
 use super::*;
 
-/// No line is longer: the first one holds the model.
+/// The longest line. The first one holds the model.
 const LINE_BYTES_MAX: u64 = 16 << 20;
-/// No run goes on for so many nanoseconds: a year.
+/// The longest run, in nanoseconds: one year.
 const TIME_MAX: u64 = 365 * 86_400 * 1_000_000_000;
 
 /// Why a trace can't be read.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum TraceError {
     /// The file can't be read.
     #[error("read {path}")]
     Read {
-        /// Which.
         path: PathBuf,
-        /// Why.
         source: std::io::Error,
     },
     /// The run has no trace.
-    #[error("{path} isn't there: the run was made with --trace off, or hasn't begun its first step")]
+    #[error("{path} does not exist: the run used --trace off, or has not begun its first step")]
     None {
-        /// Which.
         path: PathBuf,
     },
-    /// It was written by something else.
-    #[error("{path} isn't a trace of Convoy's: {why}")]
+    /// It wasn't written by Convoy.
+    #[error("{path} is not a trace of Convoy: {why}")]
     Foreign {
-        /// Which.
         path: PathBuf,
-        /// What is wrong with its first line.
         why: String,
     },
     /// It has no step.
-    #[error("{path} holds no step{}", if *.is_cut { ": it was cut short, or its job has only just begun" } else { "" })]
+    #[error("{path} holds no step{}", if *.is_cut { ": it was cut short, or its job has just begun" } else { "" })]
     Empty {
-        /// Which.
         path: PathBuf,
-        /// Whether it lacks its end.
         is_cut: bool,
     },
 }
 
-/// Reads a trace, as far as it goes.
+/// Reads a trace.
 ///
 /// # Errors
-/// When it isn't there, isn't Convoy's, or holds no step.
+/// When it doesn't exist, isn't Convoy's, or holds no step.
 pub fn read(path: &Path) -> Result<Trace, TraceError> {
     let file = match File::open(path) {
         Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
@@ -78,7 +72,7 @@ pub fn read(path: &Path) -> Result<Trace, TraceError> {
             trace.unreadable += 1;
         }
     }
-    // The last line of a file that was cut is no fault of the file's.
+    // The last line of a file that was cut doesn't count as invalid.
     trace.unreadable = trace.unreadable.saturating_sub(usize::from(trace.is_cut));
     if trace.steps.is_empty() {
         return Err(TraceError::Empty { path: path.to_owned(), is_cut: trace.is_cut });
@@ -86,7 +80,7 @@ pub fn read(path: &Path) -> Result<Trace, TraceError> {
     Ok(trace)
 }
 
-/// The lines of a file that may have no end.
+/// The lines of a file, which may be endless.
 struct Lines(BufReader<File>);
 
 impl Lines {
@@ -100,27 +94,27 @@ impl Lines {
 
 fn about(line: &str) -> Result<(About, Plan), String> {
     if line.is_empty() {
-        return Err("it is empty".to_owned());
+        return Err("the file is empty".to_owned());
     }
     let whole = format!("{}]}}", line.trim_end());
     let header: serde_json::Value =
-        serde_json::from_str(&whole).map_err(|_| "its first line isn't the head of one".to_owned())?;
+        serde_json::from_str(&whole).map_err(|_| "its first line is not the head of a trace".to_owned())?;
     let mut about: About =
-        serde_json::from_value(header["otherData"].clone()).map_err(|error| format!("its head: {error}"))?;
+        serde_json::from_value(header["otherData"].clone()).map_err(|error| format!("invalid head: {error}"))?;
     about.hosts.iter_mut().for_each(|host| *host = printable(host));
     if about.format != FORMAT {
-        return Err(format!("it is of format {}; this program reads format {FORMAT}", about.format));
+        return Err(format!("it has format {}; this program reads format {FORMAT}", about.format));
     }
-    let network = Network::parse(&about.model).map_err(|error| format!("its model: {error}"))?;
+    let network = Network::parse(&about.model).map_err(|error| format!("invalid model: {error}"))?;
     let plan = Plan::placed(network, about.placement.clone()).map_err(|error| error.to_string())?;
     if plan.workers == about.hosts.len() {
         Ok((about, plan))
     } else {
-        Err("its towers and workers don't fit".to_owned())
+        Err(format!("it names {} workers for a plan of {}", about.hosts.len(), plan.workers))
     }
 }
 
-/// Whether there is such a thing in the job.
+/// Whether an activity is possible in the job.
 fn is_of(plan: &Plan, activity: &Activity) -> bool {
     let has_tower = |tower: usize| tower < plan.network.towers;
     let has_segment = |segment: usize| segment < plan.segments.len();
@@ -142,7 +136,7 @@ fn is_of(plan: &Plan, activity: &Activity) -> bool {
 }
 
 impl Trace {
-    /// Whether the event makes sense.
+    /// Adds an event. Returns whether it was valid.
     fn take(&mut self, event: Event, plan: &Plan) -> bool {
         let (start, args) = (nanos(event.ts), &event.args);
         if event.cat == "incident" {

@@ -1,4 +1,4 @@
-//! Writes a trace, a step at a time.
+//! Writes a trace, step by step.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,23 +12,23 @@ use convoy_common::wire::TensorKey;
 use super::event::{Args, Event, args_of, described, micros};
 use super::*;
 
-/// A file that nobody asked to be complete grows no further, incidents aside.
+/// The limit of a file with a sample. Steps around an incident may exceed it.
 const SAMPLE_BYTES_MAX: u64 = 45_000_000;
-/// About what a step takes: it is written at once.
+/// About the size of a step, which is written at once.
 const STEP_BYTES: usize = 256 * 1024;
-/// Tracks of a process: the first is for what it does one thing after another, the others for transfers.
+/// Tracks of a process: the first for sequential work, the others for transfers.
 const MAIN_TRACK: u64 = 1;
 const SEND_TRACK: u64 = 2;
 const LANES: u64 = 10;
-/// More transfers at once than that share a track: a worker that makes them up costs no time.
+/// More simultaneous transfers share a track, so that a worker that makes them up costs no time.
 const LANES_MAX: u64 = 32;
 
-/// A trace on its way into its file.
+/// A trace that is being written.
 #[derive(Debug)]
 pub struct Writer {
     file: BufWriter<File>,
     network: Network,
-    /// The line at hand.
+    /// The current line.
     line: Vec<u8>,
     bytes: u64,
     first: bool,
@@ -39,7 +39,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Begins a trace. A file that is there is replaced.
+    /// Begins a trace. An existing file is replaced.
     ///
     /// # Errors
     /// When it can't be written.
@@ -60,7 +60,7 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Whether a sample has filled the file.
+    /// Whether the file has reached the limit of a sample.
     pub fn is_full(&self) -> bool {
         self.bytes > SAMPLE_BYTES_MAX
     }
@@ -96,7 +96,7 @@ impl Writer {
         self.file.flush()
     }
 
-    /// Adds something that went wrong.
+    /// Adds an incident.
     ///
     /// # Errors
     /// When it can't be written.
@@ -132,9 +132,9 @@ impl Writer {
             self.event(&Event { s: Some("p".into()), args, ..clock })?;
         }
         let mut spans: Vec<_> = part.spans.iter().collect();
-        // Of those that begin together the longest comes first: it holds the others.
+        // Of spans that begin together, the longest comes first, because it contains the others.
         spans.sort_by_key(|span| (span.start, std::cmp::Reverse(span.end)));
-        // An offset that is known better than in the step before may move this one's beginning into that one's end.
+        // A better offset than in the previous step may move this step's beginning before that step's end.
         let is_moved = part.offset.is_some();
         let until = |track| self.busy_until.get(&(process, track)).copied().filter(|_| is_moved).unwrap_or(0);
         let floors = [MAIN_TRACK, SEND_TRACK].map(until);
@@ -159,7 +159,7 @@ impl Writer {
         Ok(())
     }
 
-    /// A worker's step, around all that it did in it: for the eye alone, since it says nothing new.
+    /// A frame around everything that a worker did in a step. It only helps the eye.
     fn frame(&mut self, process: u64, step: u64, (start, end): (u64, u64)) -> std::io::Result<()> {
         let track = self.name_track(process, MAIN_TRACK, "compute".to_owned())?;
         let start = start.max(self.busy_until.get(&(process, track)).copied().unwrap_or(0));
@@ -169,7 +169,7 @@ impl Writer {
         self.event(&Event { dur, args, ..Event::new("X", "frame", name, (process, track), start) })
     }
 
-    /// Where a span is drawn. Transfers may overlap, and then they get a track each.
+    /// The track of a span. Transfers that overlap get a track each.
     fn track(&mut self, process: u64, span: &Span) -> std::io::Result<u64> {
         let (first, name) = match span.activity {
             Activity::Send(_) => (SEND_TRACK, "send"),
@@ -215,7 +215,7 @@ impl Writer {
         Ok(track)
     }
 
-    /// A tensor's way: from where it begins, over the coordinator, to whoever gets it.
+    /// The flow of each tensor: from its sender, over the coordinator, to its receivers.
     fn flows(&mut self, flows: &Flows) -> std::io::Result<()> {
         for (tensor, stops) in &flows.ways {
             let Some(from) = stops.from.or_else(|| flows.sources.get(&source_of(tensor)).copied()) else { continue };
@@ -246,7 +246,7 @@ impl Writer {
     }
 
     fn counter(&mut self, process: u64, name: &str, at: u64, value: f64) -> std::io::Result<()> {
-        // A number that is none is written as null, which Perfetto passes over.
+        // NaN is written as null, which Perfetto ignores.
         let args = Args { value: Some(value), ..Args::default() };
         self.event(&Event { args, ..Event::new("C", "figure", name, (process, 0), at) })
     }
@@ -260,7 +260,7 @@ impl Writer {
     }
 }
 
-/// What the coordinator's own part has more than a worker's.
+/// What only the coordinator's part has.
 #[derive(Clone, Copy, Default)]
 struct Own {
     figures: Option<Figures>,
@@ -299,7 +299,7 @@ impl Flows {
     }
 }
 
-/// From when a worker began a step, which may be with a wait for it, to when it had done with it.
+/// From when a worker began a step, possibly with a wait, to when it had finished.
 fn frame(part: &Part, step: Option<&Span>) -> Option<(u64, u64)> {
     let began = step?.start;
     let is_of_it = |span: &&Span| {

@@ -1,5 +1,5 @@
-//! How a cluster comes to be: doors are opened, processes of our own are started or others waited for, until every worker
-//! of the plan is there.
+//! Forms a cluster: opens the address, starts worker processes or waits for remote workers, until the plan has all its
+//! workers.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -20,18 +20,18 @@ use crate::job::Running;
 use crate::observe::{Event, Observer};
 use crate::trace::{Clock, Recorder};
 
-/// Our own processes come within this.
+/// Workers that this process starts must connect within this.
 const LOCAL_PATIENCE: Duration = Duration::from_secs(30);
-/// So many workers that serve others, or are refused, are spoken of.
+/// The most workers that are reported as refused or as serving another coordinator.
 const TOLD_MAX: usize = 64;
-/// Workers that are started by others come within this, or within this of the last sign of those that serve another job.
+/// Remote workers must connect within this. The time starts again when a worker reports that it is busy with another job.
 const REMOTE_PATIENCE: Duration = Duration::from_secs(600);
 
-/// A cluster with every worker of the plan: our own processes, or those that dial in.
+/// Forms a cluster with every worker of the plan: local processes, or remote workers if there is an address to listen on.
 ///
 /// # Errors
-/// When the address can't be listened on, too few workers come, or `stop` is set first.
-pub fn found(
+/// When the address can't be bound, too few workers connect, or `stop` is set first.
+pub fn form(
     job: u64,
     plan: Arc<Plan>,
     running: &Running,
@@ -48,7 +48,7 @@ pub fn found(
     let (address, folder) = match &running.listen {
         Some(address) => (address.clone(), None),
         None => {
-            let folder = SocketFolder::create().map_err(unusable("a Unix socket in the system's temporary folder"))?;
+            let folder = SocketFolder::create().map_err(unusable("a Unix socket in a temporary folder (TMPDIR)"))?;
             (folder.address(), Some(folder))
         }
     };
@@ -56,7 +56,7 @@ pub fn found(
     let opened = runtime.block_on(Listening::open(&address));
     let listening = opened.map_err(unusable(&address.to_string()))?;
     let address = listening.address().to_owned();
-    // Nobody else can enter the folder of the socket.
+    // Only this user can enter the socket's folder, so it needs no token.
     let token = running.token.clone().filter(|_| folder.is_none());
     let vitals = Vitals::starting();
     let shown = vitals.clone();
@@ -69,7 +69,7 @@ pub fn found(
     });
     let patience = if is_local { LOCAL_PATIENCE } else { REMOTE_PATIENCE };
     let address = dialled(&address);
-    let founding = Founding {
+    let formation = Formation {
         job,
         plan,
         heard,
@@ -80,7 +80,7 @@ pub fn found(
         clock,
         address: address.clone(),
     };
-    founding.gather(stop, |news| match news {
+    formation.gather(stop, |news| match news {
         News::Have(_) if is_local => {}
         News::Have(have) => observer.on(Event::Waiting { address: address.clone(), have, want: room }),
         News::Elsewhere(Elsewhere { host, coordinator, model }) => {
@@ -90,17 +90,17 @@ pub fn found(
     })
 }
 
-/// What is to be told while workers are waited for.
+/// What is reported while the coordinator waits for workers.
 enum News {
-    /// So many have come.
+    /// The number of connected workers.
     Have(usize),
-    /// One can't be had.
+    /// A worker serves another coordinator.
     Elsewhere(Elsewhere),
-    /// One from this address was refused, and why.
+    /// A worker was refused: its address, and why.
     Refused(String, String),
 }
 
-/// An address as others may dial it: where every address of this machine is listened on, its name stands for them.
+/// An address that other machines can connect to. If every address of this machine is bound, that is the machine's name.
 fn dialled(address: &str) -> String {
     match address.parse::<SocketAddr>() {
         Ok(socket) if socket.ip().is_unspecified() => {
@@ -111,8 +111,8 @@ fn dialled(address: &str) -> String {
     }
 }
 
-/// What a cluster is made of, before all have come.
-struct Founding {
+/// The parts of a cluster, before all workers are there.
+struct Formation {
     job: u64,
     plan: Arc<Plan>,
     heard: Receiver<Message>,
@@ -121,12 +121,12 @@ struct Founding {
     vitals: Vitals,
     clock: Clock,
     patience: Duration,
-    /// Where workers dial.
+    /// Where workers connect to.
     address: String,
 }
 
-impl Founding {
-    /// Waits until every worker of the plan has come; `tell` hears how many have.
+impl Formation {
+    /// Waits until every worker of the plan is connected. `tell` gets the news.
     fn gather(mut self, stop: &AtomicBool, mut tell: impl FnMut(News)) -> Result<Cluster, JobError> {
         let (mut start, want) = (Instant::now(), self.plan.workers);
         let mut members: Vec<Member> = Vec::new();
@@ -150,7 +150,7 @@ impl Founding {
                     }
                 }
                 Some((_, Heard::Elsewhere(worker))) => {
-                    // Workers that are there and busy are worth waiting for, until their job has ended.
+                    // Busy workers are worth waiting for until their job has ended.
                     if worker.model.is_some() {
                         start = Instant::now();
                     }
@@ -160,7 +160,7 @@ impl Founding {
                     }
                 }
                 Some((_, Heard::Refused(address, reason))) => {
-                    // Once a machine and reason: they try again, from another port each time.
+                    // Once per machine and reason, because workers try again, each time from another port.
                     let machine = address.rsplit_once(':').map_or(address.clone(), |(machine, _)| machine.to_owned());
                     if refused.len() < TOLD_MAX && refused.insert((machine, reason.clone())) {
                         tell(News::Refused(address, reason));
@@ -179,7 +179,7 @@ impl Founding {
             }
         }
         if let Some(local) = &mut self.local {
-            // Processes are numbered as they were started, whoever was the first to dial.
+            // Processes are numbered in the order of their start, not of their connecting.
             members.sort_by_key(|member| local.position_of(member.hello.process_id));
             local.all_have_come();
         }
