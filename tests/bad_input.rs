@@ -66,7 +66,7 @@ fn slips_of_the_command_line_are_answered_with_what_would_be_right() {
         ("worker --join 7878", &["7878", "HOST:PORT"]),
         ("worker --join 127.0.0.1:1 --threads 0", &["--threads", "0"]),
         ("worker --join 127.0.0.1:1 --token-file nowhere", &["the token in nowhere", "No such file"]),
-        ("worker --join 127.0.0.1:1 --token-file /dev/zero", &["the token in /dev/zero", "1 to 1024 letters"]),
+        ("worker --join 127.0.0.1:1 --token-file /dev/zero", &["the token in /dev/zero", "1 to 1024 ASCII letters"]),
         ("train --data bundled --token-file nowhere", &["--listen"]),
         ("plan --workers 3", &["3 workers", "2 towers"]),
         ("plan --model alexnot", &["alexnot", "alexnet"]),

@@ -1,4 +1,4 @@
-//! What is deliberately absent: dependencies the wrong way round, and presets that don't load.
+//! What must not exist: dependencies in the wrong direction, `unsafe` outside the kernels, and presets that don't load.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;
@@ -77,8 +77,8 @@ fn every_preset_loads_and_alexnet_costs_what_it_should() {
     let table = support::succeed("plan --model alexnet --workers 2", &[]);
     for part in [
         "conv3",
-        "exchanged: one group: each filter sees every channel",
-        "local: each group lies within a tower",
+        "exchanged: one group: each filter sees all channels",
+        "local: each group is within a tower",
         "30336, 30336",
     ] {
         assert!(table.contains(part), "no \"{part}\" in\n{table}");

@@ -1,11 +1,11 @@
-//! Where a coordinator is found: `HOST:PORT`, or `unix:PATH` on the same machine. A value; nobody is called here.
+//! The address of a coordinator: `HOST:PORT`, or `unix:PATH` on the same machine. Not here: connecting to it.
 
 use std::fmt;
 use std::net::SocketAddrV6;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// An address to dial or to listen on.
+/// An address to connect to or to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// `HOST:PORT`.
@@ -51,7 +51,7 @@ impl FromStr for Address {
     }
 }
 
-/// A name as DNS has it, or the numbers of an IPv4 address. Underscores are common in names of containers.
+/// Whether it is a DNS name or an IPv4 address. Underscores are common in names of containers.
 fn is_name(host: &str) -> bool {
     const BYTES_MAX: usize = 253; // RFC 1035, as text.
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);

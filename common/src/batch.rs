@@ -1,67 +1,67 @@
-//! How a batch falls into slots and micro-batches: pure arithmetic on positions in the global batch.
+//! The division of a batch into slots and micro-batches: pure arithmetic on positions in the global batch.
 //!
-//! Not here: which images those positions hold (the coordinator's data order).
+//! Not here: which images are at those positions (the coordinator's `order`).
 
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-/// Images that a step may have at most.
+/// The most images per step.
 pub const BATCH_MAX: usize = 1 << 20;
-/// Micro-batches of a measurement that are under way at once: enough that no worker waits for images.
+/// Micro-batches of a measurement that are in progress at once: enough that no worker waits for images.
 pub const EVALUATIONS_UNDER_WAY: usize = 3;
-/// No worker has more threads: no machine that is known has more cores.
+/// The most compute threads of a worker. No known machine has more cores.
 pub const THREADS_MAX: usize = 1024;
 
-/// `count` things dealt to `parts`: part `index`'s range. The first parts get one more where it doesn't divide.
+/// The range of part `index` if `count` items are divided into `parts`. If they don't divide evenly, the first parts get one more.
 pub fn part(count: usize, parts: usize, index: usize) -> Range<usize> {
     let (each, extra) = (count / parts, count % parts);
     let start = index * each + index.min(extra);
     start..start + each + usize::from(index < extra)
 }
 
-/// Whether a micro-batch is for learning or for measuring.
+/// Whether a micro-batch is for training or for measuring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
-    /// Forward and backward; dropout is on; activations are kept.
+    /// Forward and backward, with dropout. Activations are kept.
     Train,
-    /// Forward alone; dropout is off.
+    /// Forward only, without dropout.
     Evaluate,
 }
 
-/// Which micro-batch a tensor belongs to. Ordered as they are computed.
+/// Identifies a micro-batch. The order is that of computing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MicroBatchId {
-    /// The step, counted from 1; in evaluation the last step that was committed.
+    /// The step, counted from 1. In a measurement: the last committed step.
     pub step: u64,
-    /// Train or evaluate.
+    /// Training or measuring.
     pub phase: Phase,
-    /// Slot index; in evaluation 0.
+    /// Index of the slot. In a measurement: 0.
     pub slot: u32,
-    /// Index within the slot; in evaluation within the pass over the data.
+    /// Index in the slot. In a measurement: index in the pass over the images.
     pub micro_batch: u32,
 }
 
-/// One micro-batch: its name and the samples of the global batch that it holds.
+/// A micro-batch and the samples of the global batch that it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MicroBatch {
-    /// Its name.
+    /// Its identity.
     pub id: MicroBatchId,
     /// Positions in the global batch.
     pub samples: Range<usize>,
 }
 
-/// How a job divides its batches. `slots` is the job's; `micro_batches` may differ from run to run.
+/// How a job divides its batches. `slots` belongs to the job. `micro_batches` may differ from run to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Division {
-    /// Slots a batch.
+    /// Slots per batch.
     pub slots: usize,
-    /// Micro-batches a slot.
+    /// Micro-batches per slot.
     pub micro_batches: usize,
 }
 
 impl Division {
-    /// The micro-batches of a batch of `batch` samples, in the order of their samples; empty ones are left out.
+    /// The micro-batches of a batch of `batch` samples, in the order of their samples, without empty ones.
     pub fn of(&self, step: u64, batch: usize) -> Vec<MicroBatch> {
         let slots = (0..self.slots).map(|slot| (slot, part(batch, self.slots, slot)));
         slots
@@ -76,7 +76,7 @@ impl Division {
             .collect()
     }
 
-    /// The most samples that one micro-batch of a batch of `batch` samples holds. Micro-batches of a measurement hold no more.
+    /// The size of the largest micro-batch of a batch of `batch` samples. Micro-batches of a measurement are no larger.
     pub fn largest_micro_batch(&self, batch: usize) -> usize {
         batch.div_ceil(self.slots).div_ceil(self.micro_batches)
     }

@@ -1,8 +1,8 @@
-//! An error and its causes, on one line for a person.
+//! An error and its causes on one line, for people.
 
 use std::error::Error;
 
-/// The error, then its causes, from the nearest to the farthest. A cause that its error has already told isn't told again.
+/// The error and then its causes, nearest first. A cause that the text already ends with isn't repeated.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

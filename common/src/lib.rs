@@ -1,7 +1,7 @@
-//! What is known: the model and its shapes, the plan of a step, parameters and their slices, the counter-based random
-//! numbers, the learning-rate schedule, and the conversion between wire and domain.
+//! What coordinator and worker share: the model and its shapes, the plan of a step, parameters and their slices, counter-based
+//! random numbers, the learning-rate schedule, and the conversion between messages and domain values.
 //!
-//! Not here: sockets, clocks, threads of our own, files, tokio. Everything is a value or a pure function.
+//! Not here: sockets, clocks, files, tokio. Everything is a value or a pure function.
 #![forbid(unsafe_code)]
 
 pub mod address;

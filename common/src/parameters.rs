@@ -1,7 +1,7 @@
-//! Parameters by name: their shapes, the slice that each tower holds, how they start, and the hash over all of them.
-//! Names and layouts are PyTorch's: `conv2.weight` (out, in/groups, kh, kw), `fc6.weight` (out, in), `conv2.bias` (out).
+//! Parameters by name: their shapes, the slice of each tower, their initial values, and the hash over all of them. Names and
+//! layouts are PyTorch's: `conv2.weight` (out, in/groups, kh, kw), `fc6.weight` (out, in), `conv2.bias` (out).
 //!
-//! Not here: files (the coordinator's checkpoints) and the packed forms that kernels like (the worker's).
+//! Not here: files (the coordinator's checkpoints) and packed layouts (the worker's kernels).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -25,26 +25,26 @@ pub struct Parameter {
     pub layer: usize,
     /// The whole tensor's shape, outputs first.
     pub shape: Vec<usize>,
-    /// How its elements start.
+    /// Its initial values.
     pub start: Start,
 }
 
-/// How a parameter's elements start.
+/// The initial values of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Start {
-    /// Normal numbers of this standard deviation.
+    /// Normally distributed, with this standard deviation.
     Normal(f64),
-    /// All this value.
+    /// All the same.
     Constant(f64),
 }
 
 impl Parameter {
-    /// Elements of the whole tensor.
+    /// Number of elements of the whole tensor.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Whether it has no elements. A checked network has no such parameter.
+    /// Whether it has no elements. No parameter of a checked network is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -54,7 +54,7 @@ impl Parameter {
         network.slice(self.shape[0], tower)
     }
 
-    /// The shape of the part that `tower` holds.
+    /// The shape of `tower`'s part.
     pub fn slice_shape(&self, network: &Network, tower: usize) -> Vec<usize> {
         let mut shape = self.shape.clone();
         shape[0] = self.slice(network, tower).len();
@@ -66,7 +66,7 @@ impl Parameter {
         whole.slice_axis(Axis(0), Slice::from(self.slice(network, tower)))
     }
 
-    /// The whole tensor as it is before the first step.
+    /// The whole tensor before the first step.
     pub fn initial(&self, seed: u64) -> ArrayD<f32> {
         let values = match self.start {
             Start::Constant(value) => vec![value as f32; self.len()],
@@ -118,13 +118,13 @@ impl Network {
         self.parameters().into_iter().map(|p| (p.name.clone(), p.initial(seed))).collect()
     }
 
-    /// All zero, in the shapes of the parameters: momentum before the first step.
+    /// Zeros in the shapes of the parameters: the momentum before the first step.
     pub fn zeros(&self) -> Tensors {
         self.parameters().into_iter().map(|p| (p.name, ArrayD::zeros(IxDyn(&p.shape)))).collect()
     }
 }
 
-/// SHA-256 over every tensor in order of name: the name's bytes, then its raw little-endian bytes. In hexadecimal.
+/// SHA-256 over all tensors in order of name: for each, the bytes of its name and then its little-endian bytes. In hexadecimal.
 pub fn sha256(tensors: &Tensors) -> String {
     let mut hash = Sha256::new();
     for (name, tensor) in tensors {
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn he_normal_weights_have_the_deviation_that_he_asks_for() {
+    fn he_normal_weights_have_the_right_deviation() {
         let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
         let weights = network.initial_weights(1);
         let fc6 = &weights["fc6.weight"];

@@ -1,7 +1,7 @@
-//! The plan: a network on a cluster. Which layers form a segment, where towers must hear of each other, who holds which
-//! tower, and what a step costs in multiply-adds and bytes. Pure.
+//! The plan: a network on a cluster. It says which layers form a segment, where exchanges are, which worker holds which tower,
+//! and how many bytes a step moves. Pure.
 //!
-//! Not here: time. What a step *took* is the run's record.
+//! Not here: time. Traces record how long a step takes.
 
 use std::ops::Range;
 
@@ -9,29 +9,29 @@ use serde::Serialize;
 
 use crate::model::{Layer, Network, Shape};
 
-/// A network, cut into segments and placed on workers.
+/// A network, divided into segments and placed on workers.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The network.
     pub network: Network,
-    /// Runs of layers between exchanges, first to last.
+    /// The segments, first to last.
     pub segments: Vec<Segment>,
-    /// Tower t is held by worker `placement[t]`.
+    /// Worker `placement[t]` holds tower t.
     pub placement: Vec<usize>,
-    /// How many workers there are.
+    /// Number of workers.
     pub workers: usize,
 }
 
 /// The longest run of layers that a tower computes without hearing of another tower.
 ///
-/// Exchange i lies behind segment i. The last exchange is the logits', with the coordinator on its other side.
+/// Exchange i comes after segment i. The last exchange carries logits to the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Indices of its layers.
     pub layers: Range<usize>,
-    /// What goes in: the whole image for the first segment, and all channels after an exchange.
+    /// Shape of the input: the whole image for the first segment, all channels for the others.
     pub input: Shape,
-    /// What comes out, all towers together.
+    /// Shape of the output, all towers together.
     pub output: Shape,
 }
 
@@ -41,7 +41,7 @@ pub struct Segment {
 pub enum PlanError {
     /// Some workers would have nothing to do.
     #[error(
-        "{workers} workers for the {towers} towers of \"{model}\": at most one worker a tower can be used; \
+        "{workers} workers for the {towers} towers of \"{model}\"; there may be at most one worker per tower: \
          give --workers {towers} or fewer"
     )]
     MoreWorkersThanTowers {
@@ -50,10 +50,10 @@ pub enum PlanError {
         model: String,
     },
     /// No workers at all.
-    #[error("a job needs at least one worker; --workers 0 was given")]
+    #[error("--workers 0; a job needs at least one worker")]
     NoWorkers,
     /// A placement that doesn't fit the network.
-    #[error("a placement of {given} towers on {workers} workers doesn't fit the {towers} towers of the model")]
+    #[error("a placement of {given} towers on {workers} workers does not fit the {towers} towers of the model")]
     Placement {
         given: usize,
         workers: usize,
@@ -61,7 +61,7 @@ pub enum PlanError {
     },
 }
 
-/// Bytes that cross sockets in a step, all crossings counted: payload, without headers.
+/// Payload bytes over sockets. A byte counts once for each socket that it crosses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Traffic {
     /// From workers to the coordinator.
@@ -71,7 +71,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Both ways together.
+    /// Bytes in both directions.
     pub fn total(&self) -> u64 {
         self.up + self.down
     }
@@ -92,7 +92,7 @@ impl Traffic {
 }
 
 impl Plan {
-    /// Deals the towers of `network` to `workers` workers, as evenly as can be, neighbours together.
+    /// Places the towers of `network` on `workers` workers as evenly as possible. Neighbouring towers stay together.
     ///
     /// # Errors
     /// When there are more workers than towers, or none.
@@ -108,10 +108,10 @@ impl Plan {
         Self::placed(network, placement)
     }
 
-    /// A plan with the given placement, as a worker is told it.
+    /// A plan with the given placement, which workers get from the coordinator.
     ///
     /// # Errors
-    /// When the placement has another number of towers than the network, or leaves out a worker.
+    /// When the placement and the network differ in the number of towers, or when a worker gets no tower.
     pub fn placed(network: Network, placement: Vec<usize>) -> Result<Self, PlanError> {
         let workers = placement.iter().max().map_or(0, |w| w.saturating_add(1));
         let all_used = workers <= placement.len() && (0..workers).all(|w| placement.contains(&w));
@@ -122,32 +122,32 @@ impl Plan {
         Ok(Self { network, segments, placement, workers })
     }
 
-    /// The towers of `worker`, ascending.
+    /// The towers of `worker`, in ascending order.
     pub fn towers_of(&self, worker: usize) -> Vec<usize> {
         (0..self.network.towers).filter(|tower| self.placement[*tower] == worker).collect()
     }
 
-    /// The index of the exchange that carries logits, the last one.
+    /// The index of the last exchange, which carries logits.
     pub fn logits_exchange(&self) -> usize {
         self.segments.len() - 1
     }
 
-    /// The channels of segment `index`'s output that `tower` computes.
+    /// The channels that `tower` computes of the output of segment `index`.
     pub fn output_slice(&self, index: usize, tower: usize) -> Range<usize> {
         self.network.slice(self.segments[index].output.channels, tower)
     }
 
-    /// Floats of one image that `tower` hands to exchange `index`, forward.
+    /// Floats per image that `tower` contributes to exchange `index`, forward.
     pub fn slice_floats(&self, index: usize, tower: usize) -> usize {
         self.output_slice(index, tower).len() * self.segments[index].output.pixels()
     }
 
-    /// Images and their way to every worker.
+    /// Traffic of sending images to every worker.
     pub fn image_traffic(&self, samples: usize) -> Traffic {
         Traffic { up: 0, down: (self.network.input.shape.len() * samples * self.workers) as u64 }
     }
 
-    /// What exchange `index` moves forward for `samples` images.
+    /// Traffic of exchange `index` forward, for `samples` images.
     pub fn forward_traffic(&self, index: usize, samples: usize) -> Traffic {
         let (mut up, mut down) = (0, 0);
         for tower in 0..self.network.towers {
@@ -162,7 +162,7 @@ impl Plan {
         Traffic::floats(up, down, samples)
     }
 
-    /// What exchange `index` moves backward for `samples` images.
+    /// Traffic of exchange `index` backward, for `samples` images.
     pub fn backward_traffic(&self, index: usize, samples: usize) -> Traffic {
         let (mut up, mut down) = (0, 0);
         for to in 0..self.network.towers {
@@ -178,20 +178,20 @@ impl Plan {
         Traffic::floats(up, down, samples)
     }
 
-    /// What a whole training step moves: images, every exchange there and back.
+    /// Traffic of a training step: images, and every exchange forward and backward.
     pub fn step_traffic(&self, samples: usize) -> Traffic {
         (0..self.segments.len())
             .flat_map(|i| [self.forward_traffic(i, samples), self.backward_traffic(i, samples)])
             .fold(self.image_traffic(samples), Traffic::plus)
     }
 
-    /// What measuring moves for `samples` images: images, every exchange forward.
+    /// Traffic of measuring `samples` images: images, and every exchange forward.
     pub fn measurement_traffic(&self, samples: usize) -> Traffic {
         let forward = (0..self.segments.len()).map(|i| self.forward_traffic(i, samples));
         forward.fold(self.image_traffic(samples), Traffic::plus)
     }
 
-    /// Floats of one image that leave `tower` forward over a socket, logits aside.
+    /// Floats per image that leave `tower` over a socket, forward, without logits.
     pub fn floats_leaving(&self, tower: usize) -> usize {
         if self.workers == 1 {
             return 0;
@@ -199,32 +199,32 @@ impl Plan {
         (0..self.logits_exchange()).map(|index| self.slice_floats(index, tower)).sum()
     }
 
-    /// Why a layer starts a segment, or why it needn't.
+    /// Why a layer starts a segment, or why it doesn't need to.
     pub fn reason(&self, layer: usize) -> &'static str {
         let described = &self.network.layers[layer];
         if layer == 0 {
-            "the image is everywhere"
+            "every worker has the image"
         } else if self.needs_exchange(layer) {
             match described.kind_name() {
-                "linear" => "each unit sees every channel",
-                _ => "one group: each filter sees every channel",
+                "linear" => "each unit sees all channels",
+                _ => "one group: each filter sees all channels",
             }
         } else if self.network.towers == 1 {
-            "one tower holds everything"
+            "the only tower holds all channels"
         } else if described.groups() > 1 {
-            "each group lies within a tower"
+            "each group is within a tower"
         } else {
-            "each channel by itself"
+            "it stays within a tower's channels"
         }
     }
 
-    /// Whether an exchange lies before `layer`.
+    /// Whether an exchange comes before `layer`.
     pub fn needs_exchange(&self, layer: usize) -> bool {
         self.segments.iter().skip(1).any(|segment| segment.layers.start == layer)
     }
 }
 
-/// The shape of `tower`'s part of what `layer` puts out.
+/// The shape of `tower`'s part of the output of `layer`.
 pub fn tower_output(network: &Network, layer: &Layer, tower: usize) -> Shape {
     layer.output.with_channels(network.slice(layer.output.channels, tower).len())
 }

@@ -1,15 +1,15 @@
-//! Whether something that works still gets on: a mark that it sets as it goes, and that another thread looks at. Time is
-//! told by the caller.
+//! A sign of life: a thread that works sets it from time to time, and another thread reads it to see whether the first one hangs.
+//! The caller brings the time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The moment at which a piece of work began, or none while there is nothing to do.
+/// When the current piece of work began. None while there is nothing to do.
 #[derive(Debug, Default)]
 pub struct Pulse(AtomicU64);
 
 impl Pulse {
-    /// Work begins, or has got on, at `now`.
+    /// Work begins or makes progress at `now`.
     pub fn beat(&self, now: Duration) {
         self.0.store(now.as_millis() as u64 + 1, Ordering::Relaxed);
     }
@@ -19,7 +19,7 @@ impl Pulse {
         self.0.store(0, Ordering::Relaxed);
     }
 
-    /// For how long the piece of work at hand has been going on at `now`.
+    /// How long the current piece of work has lasted at `now`.
     pub fn busy_for(&self, now: Duration) -> Duration {
         match self.0.load(Ordering::Relaxed) {
             0 => Duration::ZERO,

@@ -1,7 +1,7 @@
 //! Random numbers as a pure function of (seed, purpose, index): Philox4x32-10, a counter-based generator (Salmon et al.,
 //! "Parallel random numbers: as easy as 1, 2, 3", SC11). docs/NUMERICS.md fixes every formula.
 //!
-//! Not here: a stream that somebody advances. Nothing in this file has state.
+//! Not here: a stream of numbers that is advanced. Nothing in this file has state.
 
 const ROUNDS: usize = 10;
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
@@ -12,7 +12,7 @@ pub fn words(seed: u64, purpose: &str, block: u64) -> [u32; 4] {
     Source::new(seed, purpose).words(block)
 }
 
-/// The numbers of one (seed, purpose), with the purpose already hashed.
+/// The random numbers of one seed and purpose, with the purpose already hashed.
 #[derive(Clone, Copy, Debug)]
 pub struct Source {
     seed: u64,
@@ -32,12 +32,12 @@ impl Source {
         philox([block_low, block_high, hash_low, hash_high], halves(self.seed))
     }
 
-    /// Word `index` of the purpose: four to a block.
+    /// Word `index`. A block has four.
     pub fn word(&self, index: u64) -> u32 {
         self.words(index / 4)[(index % 4) as usize]
     }
 
-    /// Standard normal number `index`, by Box and Muller, in f64.
+    /// Standard normal number `index`, in f64, by the transform of Box and Muller.
     pub fn normal(&self, index: u64) -> f64 {
         let w = self.words(index / 2);
         let unit = 1.0 / (1u64 << 53) as f64;
@@ -82,7 +82,7 @@ fn join(low: u32, high: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// FNV-1a, 64 bits (RFC 9923): fixed by the numeric rule, so not a hasher that a library may change.
+/// FNV-1a, 64 bits (RFC 9923). NUMERICS.md fixes it, so it can't be a hasher that a library may change.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }

@@ -1,5 +1,5 @@
-//! The learning rate of each step, in f64, as docs/NUMERICS.md writes it. The span of a schedule is fixed when the job
-//! starts: a job that is resumed with a later end goes on at the last rate of its span.
+//! The learning rate of each step, in f64, by the formulas of docs/NUMERICS.md. The span of a schedule is fixed when the job
+//! starts. A job that is resumed with a later end keeps the last rate of its span.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,7 +12,7 @@ use crate::suggest;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Schedule {
-    /// The base rate throughout.
+    /// Always the base rate.
     Constant,
     /// The rate is multiplied by `factor` after every `epochs` epochs.
     Step {
@@ -23,20 +23,20 @@ pub enum Schedule {
     },
     /// Half a cosine from the base rate to almost zero.
     Cosine,
-    /// A linear rise over the first 30 % of the span, then half a cosine down (Smith's 1cycle, in fastai's shape).
+    /// A linear rise over the first 30 % of the span, then half a cosine down to zero (Smith's 1cycle, in fastai's form).
     OneCycle,
 }
 
 /// The lengths that a rate depends on, in steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
-    /// Steps that the schedule spans.
+    /// Steps of the schedule.
     pub steps: u64,
-    /// Steps an epoch.
+    /// Steps per epoch.
     pub steps_per_epoch: u64,
 }
 
-/// A schedule that can't be read.
+/// An invalid schedule.
 #[derive(Debug, thiserror::Error, PartialEq)]
 #[error("unknown schedule \"{given}\"{hint}")]
 pub struct ScheduleError {

@@ -1,25 +1,25 @@
-//! What a coordinator and its workers may have to know, so that no stranger joins by mistake or takes a place. It travels in
-//! the clear: it keeps out those who can't listen, and nobody else.
+//! A secret that a coordinator and its workers may share, so that no other worker joins. It is sent unencrypted, so it doesn't
+//! protect against anybody who can read the network's traffic.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// No token is longer.
+/// The longest token.
 pub const TOKEN_BYTES_MAX: usize = 1024;
 
-/// A secret word. It is never printed.
+/// A shared secret. It is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
 /// A text that can't be a token.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("a token must be 1 to {TOKEN_BYTES_MAX} letters, digits or signs of ASCII on one line; this has {0} bytes")]
+#[error("a text of {0} bytes; a token must be 1 to {TOKEN_BYTES_MAX} ASCII letters, digits or punctuation marks on one line")]
 pub struct TokenError(usize);
 
 impl FromStr for Token {
     type Err = TokenError;
 
-    /// Line ends behind it, as editors leave them in a file, aren't part of it.
+    /// Trailing line ends, which editors add to files, aren't part of the token.
     fn from_str(text: &str) -> Result<Self, TokenError> {
         let word = text.trim_end_matches(['\r', '\n']);
         let sound = (1..=TOKEN_BYTES_MAX).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_graphic());
@@ -28,13 +28,13 @@ impl FromStr for Token {
 }
 
 impl Token {
-    /// As it travels: the value of the header `authorization`.
+    /// The value of the header `authorization` that carries the token.
     pub fn header(&self) -> String {
         format!("Bearer {}", self.0)
     }
 
-    /// Whether a header says this token. How long that takes doesn't depend on where they differ.
-    pub fn is_said_by(&self, header: &[u8]) -> bool {
+    /// Whether a header carries this token. The time this takes doesn't depend on where they differ.
+    pub fn is_carried_by(&self, header: &[u8]) -> bool {
         let own = self.header();
         let differences = own.bytes().zip(header).fold(0, |found, (own, other)| found | (own ^ other));
         own.len() == header.len() && differences == 0
@@ -54,9 +54,9 @@ mod tests {
     #[test]
     fn a_token_is_one_word_and_is_known_again() {
         let token: Token = "s3cret-w0rd\n".parse().unwrap();
-        assert!(token.is_said_by(b"Bearer s3cret-w0rd"));
+        assert!(token.is_carried_by(b"Bearer s3cret-w0rd"));
         for other in [&b"Bearer s3cret-w0rE"[..], b"Bearer s3cret-w0rd2", b"Bearer s3cret-w0r", b"", b"s3cret-w0rd"] {
-            assert!(!token.is_said_by(other));
+            assert!(!token.is_carried_by(other));
         }
         assert!(!format!("{token:?}").contains("s3cret"));
         for text in ["", "\n", "two words", "a\nb", "na\u{ef}ve", &"x".repeat(1025)] {

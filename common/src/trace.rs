@@ -1,12 +1,11 @@
-//! What processes record of a job: spans of time, each with what it was spent on, in a bounded buffer.
+//! What processes record: spans of time with what they were spent on, in a buffer of limited size.
 //!
-//! Not here: clocks (whoever records brings the time), how spans travel (`wire`), and what is made of them (the
-//! coordinator's `trace`).
+//! Not here: clocks (the caller brings the time), messages (`wire`), and the analysis (the coordinator's `trace`).
 
 use crate::batch::MicroBatchId;
 use crate::wire::{Direction, TensorKey};
 
-/// A stretch of time of one thread, in nanoseconds of its process's clock.
+/// A span of time of one thread, in nanoseconds of its process's clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     /// When it began.
@@ -18,88 +17,87 @@ pub struct Span {
 }
 
 impl Span {
-    /// How long it took.
+    /// Its length.
     pub fn length(&self) -> u64 {
         self.end.saturating_sub(self.start)
     }
 }
 
-/// What time is spent on. Tensors are those of a step: placement and checkpoints are no part of its account.
+/// What time is spent on. Tensors are those of steps. Assigning weights and checkpoints are not part of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Activity {
-    /// A worker's computing thread goes through a segment; its layers lie within.
+    /// A worker's compute thread computes a segment, which contains its layers.
     Segment(SegmentRun),
-    /// A layer of the segment around it.
+    /// A layer within a segment.
     Layer {
         /// Its index in the network.
         layer: usize,
-        /// There or back.
+        /// Forward or backward.
         direction: Direction,
     },
-    /// Gradients are applied.
+    /// A worker applies gradients.
     Commit {
-        /// Of which step.
+        /// The step.
         step: u64,
     },
-    /// A tensor that has come is put where it belongs.
+    /// A worker's compute thread puts a received tensor where it belongs.
     Take(TensorKey),
-    /// There is nothing to compute until this tensor comes.
+    /// A worker has nothing to compute until this tensor arrives.
     AwaitTensor(TensorKey),
-    /// There is nothing to compute until the coordinator says what is next.
+    /// A worker has nothing to compute until the next order of the coordinator.
     AwaitOrder,
-    /// What was computed is handed to the network thread; long when that has much to send.
+    /// A worker's compute thread hands results to its network thread, which may be busy sending.
     HandOut,
-    /// Weights are read for a checkpoint.
+    /// A worker reads weights for a checkpoint.
     ReadState,
-    /// A worker's network thread sends a tensor: from when it takes it up until the transport has all of it.
+    /// A worker's network thread sends a tensor, until the transport has all of it.
     Send(Transfer),
-    /// A worker's network thread receives a tensor: from its first chunk until it is whole.
+    /// A worker's network thread receives a tensor, from the first chunk to the last.
     Receive(Transfer),
-    /// The coordinator passes a tensor on, or keeps its logits: from the arrival of its first chunk until the last one is
-    /// handed on.
+    /// The coordinator relays a tensor or keeps logits, from the arrival of the first chunk until the last one is handed on.
     Relay(Transfer),
-    /// The coordinator drives a step, from its images until the commit.
+    /// The coordinator drives a step, from the previous commit to its own.
     Step {
-        /// Which.
+        /// Its number.
         step: u64,
     },
-    /// The coordinator puts a micro-batch's images together and sends them.
+    /// The coordinator collects and sends the images of a micro-batch.
     SendImages(MicroBatchId),
-    /// The coordinator computes a micro-batch's loss and sends its gradient.
+    /// The coordinator computes the loss of a micro-batch and sends the gradients.
     Loss(MicroBatchId),
-    /// The coordinator has nothing to do until somebody says something.
+    /// The coordinator waits for messages.
     Idle,
-    /// The coordinator measures on the test images.
+    /// The coordinator measures the test images.
     Measure,
     /// The coordinator collects and writes a checkpoint.
     Checkpoint,
 }
 
-/// Which segment, of which tower, for which micro-batch, and which way.
+/// The computation of a segment for one tower and one micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SegmentRun {
-    /// Whose samples.
+    /// The micro-batch.
     pub micro_batch: MicroBatchId,
-    /// Its index in the plan.
+    /// Index of the segment in the plan.
     pub segment: usize,
-    /// Whose channels.
+    /// The tower.
     pub tower: usize,
-    /// There or back.
+    /// Forward or backward.
     pub direction: Direction,
 }
 
-/// A tensor on its way.
+/// The transfer of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transfer {
-    /// Which.
+    /// The tensor.
     pub tensor: TensorKey,
-    /// Its payload.
+    /// Its payload bytes.
     pub bytes: u64,
-    /// Nanoseconds of cutting, checking and copying, rather than of waiting for the transport.
+    /// Nanoseconds spent on dividing, checking and copying, without waits for the transport.
     pub busy: u64,
 }
 
-/// A buffer of spans with a bound: what doesn't fit is counted, and time goes on.
+/// A buffer of spans with a limited size. Spans that don't fit are counted and dropped.
 #[derive(Debug)]
 pub struct Buffer {
     spans: Vec<Span>,
@@ -108,12 +106,12 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// A buffer of at most `limit` spans; of none where nothing is to be recorded.
+    /// A buffer of at most `limit` spans.
     pub fn new(limit: usize) -> Self {
         Self { spans: Vec::new(), dropped: 0, limit }
     }
 
-    /// Keeps a span, or counts it. The one that ends a step has room in any case: without it the others are nothing.
+    /// Adds a span, or counts it as dropped. The span that ends a step always fits, because the others need it.
     pub fn push(&mut self, span: Span) {
         let ends_step = matches!(span.activity, Activity::Commit { .. } | Activity::Step { .. });
         if self.spans.len() < self.limit || ends_step {
@@ -123,13 +121,13 @@ impl Buffer {
         }
     }
 
-    /// Forgets all but what `is_wanted`.
+    /// Drops all spans but those whose activity `is_wanted`.
     pub fn keep(&mut self, is_wanted: impl Fn(&Activity) -> bool) {
         self.spans.retain(|span| is_wanted(&span.activity));
         self.dropped = 0;
     }
 
-    /// What was kept since this was last asked, and how many spans weren't.
+    /// Empties the buffer. Returns its spans, and the number of dropped ones.
     pub fn take(&mut self) -> (Vec<Span>, u64) {
         (std::mem::take(&mut self.spans), std::mem::take(&mut self.dropped))
     }

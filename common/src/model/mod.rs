@@ -1,7 +1,7 @@
-//! The model: its file as written ([`mod@file`]), the checked network that it becomes ([`network`]), and the presets that
-//! come with the program ([`presets`]).
+//! The model: the file ([`mod@file`]), the checked network that it describes ([`network`]), and the presets that are part of the
+//! program ([`presets`]).
 //!
-//! Not here: where its towers are placed and what a step costs (see [`crate::plan`]), and any arithmetic on weights.
+//! Not here: placement and cost ([`crate::plan`]), and arithmetic on weights.
 
 pub mod file;
 pub mod network;

@@ -1,32 +1,32 @@
-//! The checked network: every layer with its shapes, its slice for each tower, its parameters and its cost. Once a
-//! [`Network`] exists, its shapes fit and its groups fall whole into towers; nobody checks that again.
+//! The checked network: every layer with its shapes, its slice for each tower, its parameters and its cost. In a [`Network`],
+//! shapes fit and no group is divided between towers, so nothing checks that again.
 
 use std::ops::Range;
 
 use super::file::{self, RawInit, RawInput, RawKind, RawLayer, RawModel};
 use crate::batch::part;
 
-/// No side, channel count, kernel or unit count may be larger: a bound for what arrives over the network.
+/// The largest side, number of channels, kernel or number of units. Models also arrive over the network, so all is limited.
 const LENGTH_MAX: usize = 1 << 20;
-/// No feature map of one image, and no tensor of weights, may have more elements.
+/// The most elements of one image's feature map, and of a weight tensor.
 const ELEMENTS_MAX: usize = 1 << 31;
-/// No model file is longer. It travels to every worker in one message.
+/// The longest model file. It is sent to every worker in one message.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
-/// No model has more layers.
+/// The most layers of a model.
 const LAYERS_MAX: usize = 1000;
 
-/// A network whose parts fit.
+/// A checked network.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Network {
     /// The model's name.
     pub name: String,
-    /// How many equal slices every layer's channels fall into.
+    /// Number of slices into which every layer's channels are divided.
     pub towers: usize,
-    /// What an image is.
+    /// The images that it takes.
     pub input: Input,
     /// The layers, first to last.
     pub layers: Vec<Layer>,
-    /// The file that it was read from, word for word: what a checkpoint keeps, and what travels to workers.
+    /// The text of its file. Checkpoints hold it, and workers get it.
     pub source: String,
 }
 
@@ -35,9 +35,9 @@ pub struct Network {
 pub struct Input {
     /// Channels, height and width.
     pub shape: Shape,
-    /// Subtracted from a pixel in 0 to 1, a value a channel.
+    /// What is subtracted from a pixel between 0 and 1, for each channel.
     pub mean: Vec<f64>,
-    /// What the difference is divided by, a value a channel.
+    /// What the difference is divided by, for each channel.
     pub std: Vec<f64>,
 }
 
@@ -52,31 +52,31 @@ pub struct Shape {
     pub width: usize,
 }
 
-/// One layer with the shapes of the whole layer, all towers together.
+/// A layer. Its shapes are those of all towers together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layer {
     /// Its name, unique in the network.
     pub name: String,
-    /// What it does.
+    /// Its kind and settings.
     pub kind: LayerKind,
-    /// What goes in.
+    /// Shape of the input.
     pub input: Shape,
-    /// What comes out.
+    /// Shape of the output.
     pub output: Shape,
 }
 
-/// What a layer does.
+/// The kind of a layer, and its settings.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LayerKind {
     /// A convolution.
     Conv(Conv),
     /// A fully connected layer.
     Linear(Linear),
-    /// Zero for what is negative.
+    /// max(x, 0).
     Relu,
     /// Local response normalisation over the channels of one tower.
     Lrn(Lrn),
-    /// The largest of each window.
+    /// The largest value of each window.
     MaxPool(Pool),
     /// The mean of each window.
     AvgPool(Pool),
@@ -87,40 +87,40 @@ pub enum LayerKind {
     },
 }
 
-/// A convolution's parameters, square kernels alone.
+/// Settings of a convolution. Kernels are square.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conv {
-    /// Output channels.
+    /// Number of output channels.
     pub filters: usize,
     /// Side of the kernel.
     pub kernel: usize,
-    /// Step between windows.
+    /// Distance between windows.
     pub stride: usize,
-    /// Zeros around the input.
+    /// Rows and columns of zeros on each side of the input.
     pub pad: usize,
-    /// Groups: each filter sees `channels / groups` input channels.
+    /// Number of groups. Each filter sees `channels / groups` input channels.
     pub groups: usize,
-    /// Whether a bias is added.
+    /// Whether it has a bias.
     pub bias: bool,
-    /// How its parameters start.
+    /// Its initial parameters.
     pub init: Init,
 }
 
-/// A fully connected layer's parameters.
+/// Settings of a fully connected layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Linear {
-    /// Output units.
+    /// Number of output units.
     pub units: usize,
-    /// Whether a bias is added.
+    /// Whether it has a bias.
     pub bias: bool,
-    /// How its parameters start.
+    /// Its initial parameters.
     pub init: Init,
 }
 
-/// How a layer's parameters start.
+/// The initial parameters of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Init {
-    /// Standard deviation of the normal weights.
+    /// Standard deviation of the weights, which are normally distributed.
     pub std: f64,
     /// Value of every bias.
     pub bias: f64,
@@ -131,22 +131,22 @@ pub struct Init {
 pub struct Lrn {
     /// Channels in a window.
     pub size: usize,
-    /// Weight of the sum; not divided by `size`.
+    /// Factor of the sum. It isn't divided by `size`.
     pub alpha: f64,
     /// The exponent.
     pub beta: f64,
-    /// The constant.
+    /// The constant term.
     pub k: f64,
 }
 
-/// A pooling window.
+/// Settings of a pooling layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pool {
     /// Side of the window.
     pub kernel: usize,
-    /// Step between windows.
+    /// Distance between windows.
     pub stride: usize,
-    /// Padding around the input.
+    /// Rows and columns of padding on each side of the input.
     pub pad: usize,
 }
 
@@ -157,21 +157,21 @@ pub enum ModelError {
     /// The text isn't TOML.
     #[error("the model file is not valid TOML: {0}")]
     Syntax(String),
-    /// A key that nothing knows.
+    /// An unknown key.
     #[error("{place}: unknown key \"{key}\"{hint}")]
     UnknownKey {
         place: String,
         key: String,
         hint: String,
     },
-    /// A layer of a kind that nothing knows.
+    /// A layer of an unknown kind.
     #[error("{place}: unknown layer kind \"{kind}\"{hint}")]
     UnknownKind {
         place: String,
         kind: String,
         hint: String,
     },
-    /// A value that can't be.
+    /// An invalid value.
     #[error("{place}: {reason}")]
     Value {
         place: String,
@@ -183,12 +183,12 @@ pub enum ModelError {
 }
 
 impl Shape {
-    /// Elements of one sample.
+    /// Number of elements of one sample.
     pub fn len(&self) -> usize {
         self.channels * self.height * self.width
     }
 
-    /// Whether it has no elements. A checked network has no such shape.
+    /// Whether it has no elements. No shape of a checked network is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -198,7 +198,7 @@ impl Shape {
         self.height * self.width
     }
 
-    /// The same rows and columns with other channels.
+    /// The same rows and columns with another number of channels.
     pub fn with_channels(self, channels: usize) -> Self {
         Self { channels, ..self }
     }
@@ -214,7 +214,7 @@ impl std::fmt::Display for Shape {
 }
 
 impl Layer {
-    /// Whether it holds weights.
+    /// Whether it has weights.
     pub fn has_weights(&self) -> bool {
         matches!(self.kind, LayerKind::Conv(_) | LayerKind::Linear(_))
     }
@@ -232,7 +232,7 @@ impl Layer {
         }
     }
 
-    /// Groups of a convolution, and 1 for everything else.
+    /// Number of groups of a convolution, and 1 for every other layer.
     pub fn groups(&self) -> usize {
         match &self.kind {
             LayerKind::Conv(conv) => conv.groups,
@@ -240,7 +240,7 @@ impl Layer {
         }
     }
 
-    /// Whether every output element wants every input channel.
+    /// Whether every output element depends on every input channel.
     pub fn sees_all_channels(&self) -> bool {
         match &self.kind {
             LayerKind::Conv(conv) => conv.groups == 1,
@@ -249,7 +249,7 @@ impl Layer {
         }
     }
 
-    /// Terms in the chain of one output element; 0 for a layer without weights.
+    /// Number of terms in the chain of one output element. 0 for a layer without weights.
     pub fn fan_in(&self) -> usize {
         match &self.kind {
             LayerKind::Conv(conv) => self.input.channels / conv.groups * conv.kernel * conv.kernel,
@@ -258,17 +258,17 @@ impl Layer {
         }
     }
 
-    /// Multiply-adds of one image forward, all towers together.
+    /// Multiply-adds of one image, forward, all towers together.
     pub fn multiply_adds(&self) -> u64 {
         self.fan_in() as u64 * self.output.len() as u64
     }
 }
 
 impl Network {
-    /// Reads and checks the text of a model file.
+    /// Parses and checks the text of a model file.
     ///
     /// # Errors
-    /// Names the layer, the value and what would be right.
+    /// Names the layer, the key, the value, and what would be right.
     pub fn parse(text: &str) -> Result<Self, ModelError> {
         check(text.len() <= TEXT_BYTES_MAX, "the model", || {
             format!("its file has {} bytes; must have at most {TEXT_BYTES_MAX}", text.len())
@@ -296,17 +296,17 @@ impl Network {
         Ok(network)
     }
 
-    /// Units of the last layer.
+    /// Number of classes: the units of the last layer.
     pub fn classes(&self) -> usize {
         self.layers.last().map_or(0, |layer| layer.output.channels)
     }
 
-    /// The channels of `tower` where a layer has `channels` in all: the first towers get one more where they don't divide.
+    /// The slice of `tower` in a layer with `channels` channels. If they don't divide evenly, the first towers get one more.
     pub fn slice(&self, channels: usize, tower: usize) -> Range<usize> {
         part(channels, self.towers, tower)
     }
 
-    /// Multiply-adds of one image forward.
+    /// Multiply-adds of one image, forward.
     pub fn multiply_adds(&self) -> u64 {
         self.layers.iter().map(Layer::multiply_adds).sum()
     }
@@ -327,7 +327,7 @@ impl Network {
         Ok(())
     }
 
-    /// A layer without a name is called by its kind and how many of that kind came before.
+    /// The name of a layer. A layer without one is named after its kind and its number among that kind.
     fn name_of(&self, raw: &RawLayer) -> String {
         if let Some(name) = &raw.name {
             return name.clone();
@@ -357,7 +357,7 @@ impl Network {
     }
 }
 
-/// Turns one written layer into a checked one.
+/// Turns a layer of the file into a checked one.
 struct Builder<'a> {
     place: &'a str,
     towers: usize,
@@ -436,7 +436,7 @@ impl Builder<'_> {
         Ok((Pool { kernel: raw.kernel, stride: raw.stride, pad: raw.pad }, output))
     }
 
-    /// The output's rows and columns; sizes round down, as in PyTorch.
+    /// Rows and columns of the output. Sizes round down, as in PyTorch.
     fn window(&self, kernel: usize, stride: usize, pad: usize) -> Result<Shape, ModelError> {
         let Shape { channels, height, width } = self.input;
         for (key, value, least) in [("kernel", kernel, 1), ("stride", stride, 1), ("pad", pad, 0)] {
@@ -447,7 +447,7 @@ impl Builder<'_> {
         self.check(kernel <= height + 2 * pad && kernel <= width + 2 * pad, || {
             format!("kernel = {kernel}; must fit into its input of {height}x{width} (rows x columns) with pad = {pad}")
         })?;
-        // Kernels read the padded input, and a pool walks through its window.
+        // The padded input must also have a reasonable size, because kernels read it.
         check_elements(Shape { channels, height: height + 2 * pad, width: width + 2 * pad }, self.place)?;
         let side = |length: usize| (length + 2 * pad - kernel) / stride + 1;
         Ok(Shape { channels, height: side(height), width: side(width) })

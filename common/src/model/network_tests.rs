@@ -1,4 +1,4 @@
-//! What a model file may say, and what is said to one that may not.
+//! Which model files are accepted, and the errors for those that aren't.
 
 use super::*;
 use crate::model::presets;

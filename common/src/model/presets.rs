@@ -1,8 +1,8 @@
-//! The models that come with the program: the TOML files of the repository's `models/` folder, embedded.
+//! The models that are part of the program: the TOML files of the repository's folder `models/`.
 
 use crate::suggest;
 
-/// The preset that a job trains where nothing else is said.
+/// The default model of a job.
 pub const DEFAULT: &str = "alexnet-fashion";
 
 const PRESETS: [(&str, &str); 3] = [
@@ -21,7 +21,7 @@ pub fn text(name: &str) -> Option<&'static str> {
     PRESETS.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
 }
 
-/// The tail of an error about a preset that isn't known.
+/// The tail of an error about an unknown preset.
 pub fn hint(name: &str) -> String {
     suggest::hint(name, &names())
 }

@@ -265,7 +265,7 @@ fn check_token(token: Option<&Token>, headers: &MetadataMap) -> Result<(), Statu
     let said = headers.get("authorization").map_or(&b""[..], |header| header.as_bytes());
     match token {
         Some(_) if said.is_empty() => Err(Status::unauthenticated("the coordinator requires a token (--token-file)")),
-        Some(token) if !token.is_said_by(said) => {
+        Some(token) if !token.is_carried_by(said) => {
             Err(Status::unauthenticated("the coordinator requires another token (--token-file)"))
         }
         _ => Ok(()),
