@@ -1,10 +1,10 @@
-//! Compiles the .proto file with protox, so that no protoc need be installed.
+//! Compiles the .proto file with protox, so that protoc need not be installed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let file = "proto/convoy/v1/convoy.proto";
     println!("cargo::rerun-if-changed={file}");
     let descriptors = protox::compile([file], ["proto"])?;
-    // Tensors' bytes stay shared slices of the receive buffer instead of being copied once more.
+    // With `Bytes`, a tensor stays a slice of the receive buffer, without another copy.
     tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
     Ok(())
 }

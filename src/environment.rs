@@ -71,8 +71,7 @@ fn slip(name: &str, known: &[String]) -> Option<String> {
     let own = |name: &str| name.strip_prefix(PREFIX).unwrap_or_default().to_owned();
     let near = known.iter().map(|known| (strsim::jaro_winkler(&own(name), &own(known)), known));
     let (likeness, nearest) = near.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
-    (likeness > SLIP)
-        .then(|| format!("note: the environment variable {name} has no effect; did you mean {nearest}?"))
+    (likeness > SLIP).then(|| format!("note: the environment variable {name} has no effect; did you mean {nearest}?"))
 }
 
 fn excluded_by(command: &Command, line: &[OsString]) -> Vec<String> {

@@ -36,7 +36,9 @@ const LIMIT: Duration = Duration::from_millis(500);
 enum Unwell {
     #[error("look up {address}: {reason}")]
     Name { address: Address, reason: String },
-    #[error("nothing listens at {0}: the process has not started, has ended, or uses another address (--health, --listen)")]
+    #[error(
+        "nothing listens at {0}: the process has not started, has ended, or uses another address (--health, --listen)"
+    )]
     Nobody(Address),
     #[error("{0} accepted the connection but did not answer within {LIMIT:?}: it hangs, or it is not Convoy")]
     Silent(Address),

@@ -37,9 +37,11 @@ pub(crate) fn model_text(name: &str) -> Result<String, Box<dyn Error>> {
     let path = Path::new(name);
     let looks_like_a_path = name.contains('/') || name.contains('.') || path.exists();
     if !looks_like_a_path {
-        return Err(
-            Misuse(format!("unknown model \"{name}\"{} (or give the path of a model file)", presets::hint(name))).into()
-        );
+        return Err(Misuse(format!(
+            "unknown model \"{name}\"{} (or give the path of a model file)",
+            presets::hint(name)
+        ))
+        .into());
     }
     let wrong = |why: String| Misuse(format!("read the model file {name}: {why}"));
     let mut text = String::new();

@@ -117,7 +117,9 @@ fn nothing_in(trace: &Trace, path: &Path, step: Option<u64>) -> Box<dyn Error> {
     };
     let path = path.display();
     match step {
-        Some(step) => Misuse(format!("{path} does not hold the whole step {step}; it holds {shown}, whole or in part")).into(),
+        Some(step) => {
+            Misuse(format!("{path} does not hold the whole step {step}; it holds {shown}, whole or in part")).into()
+        }
         None => format!("{path} holds no whole step, only parts of {shown}").into(),
     }
 }

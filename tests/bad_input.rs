@@ -1,6 +1,6 @@
-//! Bad input of every kind, given to the built program: flags, model files, data, checkpoints, folders and addresses. Each
-//! case ends with the right exit code and a line that names what is wrong and what would be right; nothing is half-written.
-//! What comes over the wire is `tests/strangers.rs`'s.
+//! Bad input for the built program: flags, model files, data, checkpoints, folders and addresses. Each case must end with
+//! the right exit code and an error that names what is wrong and what would be right, and must leave no half-written file.
+//! Bad input from the network is tested in `tests/strangers.rs`.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;
@@ -243,7 +243,12 @@ fn a_checkpoint_that_does_not_fit_or_is_damaged_is_refused_and_left_as_it_is() {
     let other_data = folder.path().join("other");
     fs::create_dir(&other_data).unwrap();
     write_data(&other_data, &images(29, 8, 3), &images(9, 8, 3));
-    refused("train --steps 8", &[("--resume", &run), ("--data", &other_data)], MISUSED, &["data is", "must keep its data"]);
+    refused(
+        "train --steps 8",
+        &[("--resume", &run), ("--data", &other_data)],
+        MISUSED,
+        &["data is", "must keep its data"],
+    );
     assert_eq!(hash(&run), before, "a refusal changes nothing");
 
     let newest = checkpoint(&run);

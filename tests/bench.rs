@@ -1,5 +1,4 @@
-//! `convoy bench` measures what it says, and `convoy plan` knows how much memory a worker will hold. How fast anything is, is no
-//! test's business.
+//! `convoy bench` measures what it reports, and `convoy plan` predicts the memory of a worker. No test asserts a speed.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;

@@ -1,5 +1,5 @@
-//! The hashes that tests and docs quote, from one file: `tests/bits.toml`. Each command is run and must give its hash, each
-//! hash stands where the file says, and nowhere else.
+//! Checks the hashes in `tests/bits.toml`, which holds every hash that tests and docs quote. Each command must give its
+//! hash, and each hash must appear in the files that are listed, and in no other.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;

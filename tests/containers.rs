@@ -1,7 +1,7 @@
-//! Workers and coordinator in containers of their own, on a real engine: by docker-compose.yml, in both of its ways, and by
-//! the Swarm stack. The same bits as on this machine alone; nothing is left behind, even when a test fails.
+//! Workers and the coordinator in containers on a real engine: with docker-compose.yml, in both of its ways, and with the
+//! Swarm stack. The bits must equal those of a local job, and nothing may be left behind, even when a test fails.
 //!
-//! Needs a Docker Engine that answers and docker-compose; without, it says so.
+//! The suite needs a running Docker Engine and docker-compose. Without them it says that it was skipped.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;

@@ -1,5 +1,5 @@
-//! What the program chooses where nothing is said: the data of a checkpoint, the folder of a run, a place for sockets. A
-//! wrong choice gives a wrong number without an error, so each is tested through the built program.
+//! Defaults of the program: the data of a checkpoint, the folder of a run, the folder for sockets, the size of
+//! micro-batches. A wrong default gives a wrong number without an error, so the built program is tested.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;

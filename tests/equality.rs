@@ -1,5 +1,5 @@
-//! The same bits on any cluster: final weights and every step's loss, over workers, threads, micro-batches, transport and
-//! interruptions. Every case proves that its setting took effect.
+//! The same bits on any cluster: the final weights and the loss of every step are compared over workers, threads,
+//! micro-batches, transports and interruptions. Every case proves that its setting took effect.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;

@@ -1,5 +1,5 @@
-//! Faults with real processes and real signals. Until recovery is built a lost worker ends the job, at once, with a name,
-//! and with its last checkpoint good; nothing is left behind. Every test asserts that its fault fired.
+//! Faults with real processes and real signals. Until recovery exists, a lost worker ends the job at once with an error that
+//! names it. The last checkpoint stays valid, and nothing is left behind. Every test asserts that its fault fired.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;

@@ -1,6 +1,6 @@
-//! PyTorch's second opinion: losses, logits and every gradient by name, against the golden files of `tests/golden/`, over
-//! worker processes of the built program. The only tolerances of these suites, since somebody else's arithmetic is on the
-//! other side; where they come from is in `tests/golden/README.md`, as are the formulas of data and weights.
+//! Losses, logits and every gradient by name, against what PyTorch computed for `tests/golden/`, with worker processes of
+//! the built program. Only these suites use tolerances, because the reference is somebody else's arithmetic.
+//! `tests/golden/README.md` justifies them, and holds the formulas of data and weights.
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 mod support;

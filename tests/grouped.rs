@@ -1,4 +1,4 @@
-//! What a grouped convolution is, over two worker processes: 100x100x32 into 64 filters in two groups.
+//! A grouped convolution over two worker processes: 100x100x32 into 64 filters in two groups.
 //!
 //! The linear layer behind the convolution has one weight of 1 in each row and zeros elsewhere, so that a logit *is* an
 //! output of the convolution, to the bit.

@@ -1,5 +1,5 @@
-//! `convoy health` against the built programs in every state: its exit code, its words, and that it never takes a second.
-//! And settings from the environment.
+//! `convoy health` against the built programs in every state: its exit code, its message, and that it takes less than a
+//! second. Also tests settings from environment variables.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;

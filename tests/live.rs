@@ -1,5 +1,5 @@
-//! What can be watched while a job runs: metrics, read by Prometheus' own parser, and logs. Whoever asks amiss for them costs
-//! the job nothing.
+//! Metrics and logs during a job. Prometheus' own parser reads the metrics. A client that sends malformed requests must not
+//! slow down the job.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;

@@ -1,8 +1,8 @@
-//! The oracle: a second trainer, written from `docs/NUMERICS.md` alone, that must reach the same bits as `convoy train`.
+//! The oracle: a second trainer, written only from `docs/NUMERICS.md`, that must reach the same bits as `convoy train`.
 //!
 //! It shares no code with the project's crates: plain loops over one sample at a time, no workers, no exchanges, no
-//! micro-batches, no SIMD. What is left of the towers is only what the page says changes the bits: the windows of LRN, and
-//! the input gradients, which are formed for each tower and then added up in tower order. A small net with every kind of
+//! micro-batches, no SIMD. It knows towers only where the page says that they change the bits: in the windows of LRN, and in
+//! input gradients, which are computed per tower and then added in tower order. A small net with every kind of
 //! layer is trained under several schedules, orders, slots and clusters; every step's loss, every epoch's accuracy and the
 //! hash of the final weights must be equal. Nothing here has a tolerance but the last tests, which ask whether the oracle
 //! itself can be trusted: are its gradients the slopes of its loss, and its random numbers Philox's?

@@ -1,5 +1,6 @@
-//! What comes over the wire from somebody who isn't a worker, or isn't a coordinator, or is one that has gone mad: the real
-//! programs refuse it in words, neither crash nor hang, and whoever was at work goes on.
+//! Hostile and broken peers on the network: clients that are not workers, servers that are not coordinators, and either of
+//! them with invalid messages. The built program must refuse them with a clear message, must not crash or hang, and must
+//! continue its work.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;
@@ -443,7 +444,7 @@ impl Coordinator for Impostor {
             }
             let _ = visits.send(last).await;
         });
-        let welcome = v1::to_worker::Message::Welcome(v1::Welcome { session: 9, wants_token: false });
+        let welcome = v1::to_worker::Message::Welcome(v1::Welcome { session: 9, requires_token: false });
         let words = std::iter::once(v1::ToWorker { message: Some(welcome) }).chain(words).map(Ok);
         Ok(Response::new(Box::pin(tokio_stream::iter(words.collect::<Vec<_>>()).chain(tokio_stream::pending()))))
     }

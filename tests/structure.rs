@@ -1,4 +1,4 @@
-//! What must not exist: dependencies in the wrong direction, `unsafe` outside the kernels, and presets that don't load.
+//! Rules for the source code: dependencies point in one direction, `unsafe` appears only in kernels, presets load.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;

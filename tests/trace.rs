@@ -1,5 +1,5 @@
-//! Where the time went: a run's trace in Perfetto's own trace processor, an account that closes, and culprits that are found
-//! by name: a slow layer, a slow link, and a clock that is wrong.
+//! Traces: Perfetto's own trace processor reads them, the account of time closes, and a planted slow layer, slow link and
+//! wrong clock are found by name.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;
@@ -487,7 +487,11 @@ fn what_cannot_be_read_is_named_and_what_is_there_is_told() {
     let (code, text) = with(&outside);
     assert!(code == 0 && text.contains("10 lines of the trace are invalid"), "{text}");
     let output = run(&format!("trace {} --step 77", out.display()), &[]);
-    assert!(output.status.code() == Some(2) && said(&output).contains("does not hold the whole step 77"), "{}", said(&output));
+    assert!(
+        output.status.code() == Some(2) && said(&output).contains("does not hold the whole step 77"),
+        "{}",
+        said(&output)
+    );
     let off = folder.path().join("off");
     succeed("train --data bundled --steps 1 --batch 16 --trace off", &[("--out", &off)]);
     let output = run(&format!("trace {}", off.display()), &[]);

@@ -1,5 +1,5 @@
-//! Weights that Convoy trained, in other hands: Python's safetensors reads them under PyTorch's names, and a PyTorch twin
-//! that is loaded with them classifies the test images alike. Needs a Python with torch; without, it says so.
+//! Interoperability of trained weights: Python's safetensors reads them under PyTorch's names, and a PyTorch model with these
+//! weights classifies the test images alike. The suite needs a Python with torch. Without it, it says that it was skipped.
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 mod support;

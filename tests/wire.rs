@@ -1,5 +1,5 @@
-//! What crosses the wire, counted by an outsider: a proxy between coordinator and workers that knows nothing of gRPC. A
-//! step's bytes are those that the plan foretells, and no worker is ever sent another tower's weights.
+//! Network traffic, counted by a proxy between coordinator and workers that knows nothing of gRPC. The bytes of a step must
+//! match the plan's prediction, and no worker may receive another tower's weights.
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 mod support;

@@ -26,10 +26,7 @@ pub enum AddressError {
     Form(String),
     /// No socket can have this path.
     #[error("the path in \"{address}\" has {bytes} bytes; a Unix socket's path may have {SOCKET_PATH_BYTES_MAX}")]
-    PathTooLong {
-        address: String,
-        bytes: usize,
-    },
+    PathTooLong { address: String, bytes: usize },
 }
 
 impl FromStr for Address {

@@ -44,21 +44,13 @@ pub enum PlanError {
         "{workers} workers for the {towers} towers of \"{model}\"; there may be at most one worker per tower: \
          give --workers {towers} or fewer"
     )]
-    MoreWorkersThanTowers {
-        workers: usize,
-        towers: usize,
-        model: String,
-    },
+    MoreWorkersThanTowers { workers: usize, towers: usize, model: String },
     /// No workers at all.
     #[error("--workers 0; a job needs at least one worker")]
     NoWorkers,
     /// A placement that doesn't fit the network.
     #[error("a placement of {given} towers on {workers} workers does not fit the {towers} towers of the model")]
-    Placement {
-        given: usize,
-        workers: usize,
-        towers: usize,
-    },
+    Placement { given: usize, workers: usize, towers: usize },
 }
 
 /// Payload bytes over sockets. A byte counts once for each socket that it crosses.

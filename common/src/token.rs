@@ -13,7 +13,9 @@ pub struct Token(String);
 
 /// A text that can't be a token.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("a text of {0} bytes; a token must be 1 to {TOKEN_BYTES_MAX} ASCII letters, digits or punctuation marks on one line")]
+#[error(
+    "a text of {0} bytes; a token must be 1 to {TOKEN_BYTES_MAX} ASCII letters, digits or punctuation marks on one line"
+)]
 pub struct TokenError(usize);
 
 impl FromStr for Token {

@@ -84,52 +84,28 @@ pub struct Checkpoint {
 pub enum CheckpointError {
     /// A file can't be read.
     #[error("read {path}")]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Read { path: PathBuf, source: std::io::Error },
     /// A file can't be written.
     #[error("write {path}")]
-    Write {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Write { path: PathBuf, source: std::io::Error },
     /// There is no checkpoint at the path given.
     #[error("{path} holds no checkpoint: it has neither {MANIFEST} nor checkpoints/step-NNNNNN/{MANIFEST}")]
-    None {
-        path: PathBuf,
-    },
+    None { path: PathBuf },
     /// The manifest can't be read.
     #[error("{path} is not a manifest of format {FORMAT}")]
-    Manifest {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
+    Manifest { path: PathBuf, source: serde_json::Error },
     /// The manifest has another version.
     #[error("{path} has format {found}; this program reads format {FORMAT}")]
-    Format {
-        path: PathBuf,
-        found: u32,
-    },
+    Format { path: PathBuf, found: u32 },
     /// A tensor file isn't the one that the manifest names.
     #[error("{path} is damaged: its SHA-256 is {found}, but the manifest says {stated}")]
-    Damaged {
-        path: PathBuf,
-        found: String,
-        stated: String,
-    },
+    Damaged { path: PathBuf, found: String, stated: String },
     /// A tensor file can't be read.
     #[error("{path} is not a safetensors file: {reason}")]
-    Tensors {
-        path: PathBuf,
-        reason: String,
-    },
+    Tensors { path: PathBuf, reason: String },
     /// A tensor doesn't fit the model.
     #[error("{path}: {reason}")]
-    Fit {
-        path: PathBuf,
-        reason: String,
-    },
+    Fit { path: PathBuf, reason: String },
 }
 
 /// A checkpoint without its tensors.
@@ -323,7 +299,9 @@ pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), CheckpointErr
     // Writing would replace a device or a link by a plain file, or damage a checkpoint.
     let refused = match fs::symlink_metadata(path) {
         Ok(found) if !found.is_file() => Some("it exists and is not a plain file"),
-        _ if path.parent().is_some_and(|folder| folder.join(MANIFEST).exists()) => Some("its folder is a checkpoint, whose files must not change"),
+        _ if path.parent().is_some_and(|folder| folder.join(MANIFEST).exists()) => {
+            Some("its folder is a checkpoint, whose files must not change")
+        }
         _ => None,
     };
     if let Some(why) = refused {
@@ -394,13 +372,19 @@ fn deserialized(path: &Path, bytes: &[u8], network: &Network) -> Result<Tensors,
     }
     let read = |name: &str, shape: &[usize]| {
         let Ok(view) = file.tensor(name) else {
-            return Err(fit(path, format!("the tensor \"{name}\" is missing; the model \"{}\" needs it", network.name)));
+            return Err(fit(
+                path,
+                format!("the tensor \"{name}\" is missing; the model \"{}\" needs it", network.name),
+            ));
         };
         if view.dtype() != Dtype::F32 || view.shape() != shape {
             let found = format!("{:?} of shape {:?}", view.dtype(), view.shape());
             return Err(fit(
                 path,
-                format!("the tensor \"{name}\" is {found}; the model \"{}\" needs F32 of shape {shape:?}", network.name),
+                format!(
+                    "the tensor \"{name}\" is {found}; the model \"{}\" needs F32 of shape {shape:?}",
+                    network.name
+                ),
             ));
         }
         let values =

@@ -15,61 +15,39 @@ use crate::data::DataError;
 pub enum JobError {
     /// A setting has an invalid value.
     #[error("{flag} {value}: must be {expected}")]
-    Setting {
-        flag: &'static str,
-        value: String,
-        expected: &'static str,
-    },
+    Setting { flag: &'static str, value: String, expected: &'static str },
     /// A resumed job must keep the settings that decide its result.
     #[error("{key} is {asked}, but the checkpoint's job has {before}; a resumed job must keep its {key}")]
-    ResumeDiffers {
-        key: &'static str,
-        asked: String,
-        before: String,
-    },
+    ResumeDiffers { key: &'static str, asked: String, before: String },
     /// The end lies before the checkpoint.
     #[error("the job would end after step {end}, before the checkpoint's step {step}; give a later end")]
-    EndsBeforeItStarts {
-        end: u64,
-        step: u64,
-    },
+    EndsBeforeItStarts { end: u64, step: u64 },
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),
     /// The folder belongs to another run.
     #[error("{path} already holds a run; continue it with --resume {path}, or give another --out")]
-    OutTaken {
-        path: PathBuf,
-    },
+    OutTaken { path: PathBuf },
     /// Another process uses the folder.
     #[error("{path} is in use by another process; wait until its run ends, or give another --out")]
-    OutBusy {
-        path: PathBuf,
-    },
+    OutBusy { path: PathBuf },
     /// It was asked to stop before the first step.
     #[error("interrupted before the first step; nothing was written to keep")]
     Interrupted,
     /// A weights file doesn't name its model.
-    #[error("{path} is not the folder of a checkpoint or a run; to read it as a weights file, give its model with --model")]
-    ModelWanted {
-        path: PathBuf,
-    },
+    #[error(
+        "{path} is not the folder of a checkpoint or a run; to read it as a weights file, give its model with --model"
+    )]
+    ModelWanted { path: PathBuf },
     /// A checkpoint is of another model than the one that was named.
     #[error("{path} is a checkpoint of model \"{own}\", which differs from --model \"{asked}\"; omit --model")]
-    OtherModel {
-        path: PathBuf,
-        own: String,
-        asked: String,
-    },
+    OtherModel { path: PathBuf, own: String, asked: String },
     /// The test images that the checkpoint names have changed since.
     #[error(
         "the test images of {origin} are not those that the job of {path} was measured on; give --data to measure them \
          anyway"
     )]
-    OtherTestImages {
-        path: PathBuf,
-        origin: String,
-    },
+    OtherTestImages { path: PathBuf, origin: String },
     /// The cluster.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -81,16 +59,10 @@ pub enum JobError {
     Checkpoint(#[from] CheckpointError),
     /// A file of the run can't be written.
     #[error("write {path}")]
-    Write {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Write { path: PathBuf, source: std::io::Error },
     /// The address can't be listened on.
     #[error("listen on {address}")]
-    Listen {
-        address: String,
-        source: std::io::Error,
-    },
+    Listen { address: String, source: std::io::Error },
     /// The receiver of traces can't be used.
     #[error("{0}")]
     Otlp(String),
@@ -99,63 +71,30 @@ pub enum JobError {
     Runtime(#[source] std::io::Error),
     /// A worker process can't be started.
     #[error("start a worker process, {program}")]
-    Spawn {
-        program: PathBuf,
-        source: std::io::Error,
-    },
+    Spawn { program: PathBuf, source: std::io::Error },
     /// Too few workers came in time.
     #[error("{have} of {want} workers connected within {seconds} s; start more with: convoy worker --join {address}")]
-    TooFewWorkers {
-        have: usize,
-        want: usize,
-        seconds: u64,
-        address: String,
-    },
+    TooFewWorkers { have: usize, want: usize, seconds: u64, address: String },
     /// A worker was lost.
     #[error("worker {worker} (process {process_id} on {host}), which held {towers}, was lost at step {step}: {why}")]
-    WorkerLost {
-        worker: usize,
-        process_id: u32,
-        host: String,
-        towers: String,
-        step: u64,
-        why: String,
-    },
+    WorkerLost { worker: usize, process_id: u32, host: String, towers: String, step: u64, why: String },
     /// A worker was asked to stop.
     #[error(
         "worker {worker} on {host} was stopped after step {step}; a checkpoint was written, and --resume continues from it"
     )]
-    WorkerLeaves {
-        worker: usize,
-        host: String,
-        step: u64,
-    },
+    WorkerLeaves { worker: usize, host: String, step: u64 },
     /// A worker reported a failure.
     #[error("worker {worker} failed at step {step}: {message}")]
-    WorkerFailed {
-        worker: usize,
-        step: u64,
-        message: String,
-    },
+    WorkerFailed { worker: usize, step: u64, message: String },
     /// A worker sent something that it has no part in.
     #[error("worker {worker} sent an invalid message at step {step}")]
-    Desync {
-        worker: usize,
-        step: u64,
-        source: WireError,
-    },
+    Desync { worker: usize, step: u64, source: WireError },
     /// No worker sent anything for too long.
     #[error("no worker sent anything for {seconds} s at step {step}, while waiting for {waiting_for}")]
-    Silence {
-        seconds: u64,
-        step: u64,
-        waiting_for: String,
-    },
+    Silence { seconds: u64, step: u64, waiting_for: String },
     /// A number is no longer finite.
     #[error("{what}; a smaller --lr usually helps, and the last checkpoint, if there is one, is good")]
-    NotFinite {
-        what: String,
-    },
+    NotFinite { what: String },
 }
 
 impl JobError {

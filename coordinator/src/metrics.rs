@@ -89,7 +89,11 @@ impl Metrics {
         registry.register_with_unit("step", help, Unit::Seconds, metrics.step_seconds.clone());
         registry.register("loss", "Mean loss of the last step's images", metrics.loss.clone());
         registry.register("learning_rate", "Learning rate of the last step", metrics.learning_rate.clone());
-        registry.register("test_loss", "Mean loss of the test images in the last measurement", metrics.test_loss.clone());
+        registry.register(
+            "test_loss",
+            "Mean loss of the test images in the last measurement",
+            metrics.test_loss.clone(),
+        );
         let help = "Share of the test images classified correctly in the last measurement";
         registry.register("test_accuracy", help, metrics.test_accuracy.clone());
         registry.register("checkpoints", "Checkpoints written by this process", metrics.checkpoints.clone());
@@ -162,7 +166,9 @@ fn log(event: &Event) {
     match event {
         Event::Notice { text } => tracing::info!("{text}"),
         Event::Waiting { address, have, want } => tracing::info!(address, have, want, "workers connected"),
-        Event::Elsewhere { host, coordinator, .. } => tracing::info!(host, coordinator, "a worker serves another coordinator"),
+        Event::Elsewhere { host, coordinator, .. } => {
+            tracing::info!(host, coordinator, "a worker serves another coordinator")
+        }
         Event::Refused { address, reason } => tracing::info!(address, reason, "a worker was refused"),
         Event::Started(started) => {
             tracing::info!(model = started.model, first = started.first_step, last = started.last_step, "started");

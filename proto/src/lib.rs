@@ -1,12 +1,12 @@
-//! What is said between coordinator and workers: the generated messages and services, and the protocol's version.
-//! Nothing else: whether a message makes sense is for `convoy-common`'s wire module to say.
+//! The generated messages and services of the protocol between coordinator and workers, and the protocol's version.
+//! Not here: checks of messages, which belong to the `wire` module of `convoy-common`.
 #![forbid(unsafe_code)]
 
-/// Both sides must name the same version before anything else is said. Raise it with any change that an older program
-/// would misread or miss.
+/// Version of the protocol. Both sides must have the same one. Raise it with any change that an older program would
+/// misread or miss.
 pub const PROTOCOL_VERSION: u32 = 2;
 
-/// What a worker is called in health checks. A coordinator goes by its service's name; a worker has no service of its own.
+/// The name of a worker in health checks. A coordinator uses the name of its gRPC service; a worker has no service.
 pub const WORKER_SERVICE: &str = "convoy.v1.Worker";
 
 /// Version 1 of the messages, generated.

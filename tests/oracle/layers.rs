@@ -1,5 +1,5 @@
-//! "Sums" and "Layers" of the page, for one sample at a time: a weight's gradient is a chain over the samples, which the
-//! next sample goes on with.
+//! "Sums" and "Layers" of docs/NUMERICS.md, for one sample at a time. The gradient of a weight is a chain over samples, which
+//! the next sample continues.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! The net that is trained, its file and its images: what convoy reads, and what the oracle knows by itself.
+//! The network under test, its model file and its images: as files for `convoy`, and as values for the oracle.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -1,4 +1,4 @@
-//! "Random numbers" of the page.
+//! "Random numbers" of docs/NUMERICS.md.
 
 pub(crate) fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for round in 0..10 {

@@ -1,4 +1,4 @@
-//! The weights, a sample's way through the net, the batch, and the update of the page.
+//! Training as docs/NUMERICS.md defines it: the weights, the passes of a sample, the batch, and the update.
 
 use sha2::{Digest, Sha256};
 

@@ -1,5 +1,5 @@
-//! What the whole-system suites share: running the built program with a bound on its time, reading what it leaves behind,
-//! and writing data and weights for it. Nothing here knows what a right answer is.
+//! Helpers of the whole-system suites: they run the built program with a time limit, read its results, and write data and
+//! weights for it. No expected results here.
 #![allow(dead_code, reason = "each suite uses a part of it")]
 
 use std::io::Read;

@@ -1,16 +1,16 @@
-//! A worker's part in a job as a value: tensors come in, work that has become possible is done in a fixed order, tensors
-//! and words go out. It knows no socket and no clock.
+//! A worker's part in a job, as a pure state machine. It accepts tensors, computes what has become possible in a fixed
+//! order, and puts out tensors and messages. It uses no socket and no clock.
 //!
 //! ```text
-//! parameters -> (all there) Ready
-//! images ------------------> forward segment 0 -> own channels out, and into the gather behind it
-//! others' channels -> gather -> (complete) forward segment i -> ... -> logits out
-//! dlogits -> backward of the last segment -> partial gradients out, and into the sums before it
+//! parameters -> (complete) Ready
+//! images ------------------> forward segment 0 -> own channels to other workers, and into the gather
+//! others' channels -> gather -> (complete) forward segment i -> ... -> logits to the coordinator
+//! dlogits -> backward of the last segment -> partial gradients to other workers, and into the sums
 //! others' partials -> sum in tower order -> (complete) backward segment i -> ... -> BackwardDone
-//! Commit -> SGD; images of the next step may have been waiting for it
+//! Commit -> SGD; then the images of the next step, which may have arrived before it
 //! ```
 //!
-//! Not here: which tensors are sent when by others (the coordinator decides), and the arithmetic (`tower`).
+//! Not here: when other processes send tensors (the coordinator decides), and the arithmetic (`tower`).
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;
@@ -27,111 +27,92 @@ use crate::kernels::Compute;
 use crate::kernels::elementwise::{Rates, add};
 use crate::kernels::memory::Tensor;
 use crate::tower::forecast::least_bytes;
-use crate::tower::{KeptSegment, Means, NotFinite, Tower};
+use crate::tower::{Means, NotFinite, SavedSegment, Tower};
 
 mod pixels;
 use pixels::Pixels;
 
-/// Steps that the coordinator may be ahead of a commit's arrival: it sends a step's images while the one before it is
-/// computed, and doesn't wait for commits to be confirmed.
+/// How many steps the coordinator may be ahead of this worker's last commit: it sends a step's images while the previous
+/// step is computed, and does not wait for commits to be confirmed.
 const STEPS_AHEAD: u64 = 3;
-/// Micro-batches of an evaluation that may arrive before the commit that it follows.
+/// Micro-batches of a measurement that may arrive before the commit that it follows.
 const EVALUATIONS_AHEAD: usize = 8;
 
-/// What an engine puts out.
+/// An output of the engine.
 #[derive(Debug)]
 pub(crate) enum Out {
-    /// To go over the tensor connection.
+    /// A tensor for the tensor connection.
     Tensor(Payload),
-    /// To go over the control connection.
+    /// A message for the control connection.
     Say(FromWorker),
-    /// What the computing side has recorded up to the commit of `step` has been said: it is the sending side's turn.
+    /// All spans of the compute thread up to the commit of `step` have been put out; the network thread's follow.
     HandedOver {
-        /// Which.
+        /// The committed step.
         step: u64,
     },
 }
 
-/// Why an engine can't go on.
+/// Why the engine cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EngineError {
     /// A number is no longer finite.
     #[error(transparent)]
     NotFinite(#[from] NotFinite),
-    /// The job's model can't be read.
-    #[error("read the job's model")]
+    /// The job's model is invalid.
+    #[error("cannot read the job's model")]
     Model(#[from] ModelError),
-    /// The job's placement doesn't fit its model.
-    #[error("read the job's placement")]
+    /// The job's placement does not fit its model.
+    #[error("cannot use the job's placement of towers")]
     Placement(#[from] PlanError),
-    /// The assignment names another worker than the placement has.
-    #[error("assigned as worker {worker} of {workers}")]
-    Worker {
-        worker: usize,
-        workers: usize,
-    },
-    /// The machine is too small.
+    /// The assignment names a worker that the placement does not have.
+    #[error("the coordinator assigned worker {worker}, but the job has {workers} workers, counted from 0")]
+    Worker { worker: usize, workers: usize },
+    /// The machine has too little memory.
     #[error(
-        "the job takes at least {needed} bytes of memory here, and the machine has {memory}; use more workers, a \
+        "the job needs at least {needed} bytes of memory on this machine, which has {memory}; use more workers, a \
              smaller --batch or more --slots"
     )]
-    Memory {
-        needed: u64,
-        memory: u64,
-    },
-    /// A tensor came that isn't wanted now.
-    #[error("{key} came unasked: {why}")]
-    Unasked {
-        key: String,
-        why: &'static str,
-    },
-    /// Gradients came in another order than that of the samples.
-    #[error("backward pass of segment {segment} of tower {tower} for {micro_batch:?} after {last:?}")]
-    OutOfOrder {
-        segment: usize,
-        tower: usize,
-        micro_batch: MicroBatchId,
-        last: Option<MicroBatchId>,
-    },
-    /// Weights as of a step that isn't the last one.
-    #[error("asked for the weights as of step {step} after step {committed}")]
-    State {
-        step: u64,
-        committed: u64,
-    },
-    /// A commit in the middle of a step.
-    #[error("commit of step {step}, of which a micro-batch is still under way")]
-    Unfinished {
-        step: u64,
-    },
-    /// A commit that doesn't follow the last one.
-    #[error("commit of step {step} after step {committed}")]
-    Commit {
-        step: u64,
-        committed: u64,
-    },
+    Memory { needed: u64, memory: u64 },
+    /// A tensor that the engine cannot use in its current state.
+    #[error("unexpected {key}: {why}")]
+    Unexpected { key: String, why: &'static str },
+    /// Gradients arrived in an order other than that of the samples.
+    #[error(
+        "gradients out of order: segment {segment} of tower {tower} has computed {last:?}; {micro_batch:?} must come \
+             before it"
+    )]
+    OutOfOrder { segment: usize, tower: usize, micro_batch: MicroBatchId, last: Option<MicroBatchId> },
+    /// A request for the weights of a step other than the last one.
+    #[error("the coordinator requested the weights of step {step}; the last commit was step {committed}")]
+    State { step: u64, committed: u64 },
+    /// A commit before the step is complete.
+    #[error("the coordinator committed step {step} while a micro-batch of it was incomplete")]
+    Unfinished { step: u64 },
+    /// A commit that does not follow the last one.
+    #[error("the coordinator committed step {step}; the next step is {}", .committed + 1)]
+    Commit { step: u64, committed: u64 },
 }
 
-/// Towers at work.
+/// The towers of a worker in a job, and the state of every micro-batch in progress.
 #[derive(Debug)]
 pub(crate) struct Engine {
     assignment: Assignment,
     plan: Arc<Plan>,
     pixels: Pixels,
     towers: BTreeMap<usize, Tower>,
-    /// Parameters that haven't arrived yet.
+    /// Parameters that have not arrived yet.
     awaited: HashSet<(String, usize, State)>,
-    /// The last step that was applied; before Ready, the step that the weights are of.
+    /// The last step that was applied. Before Ready, the step after which the weights were saved.
     committed: u64,
     tasks: VecDeque<Task>,
-    /// Tensors that overtook the commit before them, which comes over another connection.
+    /// Tensors that arrived before the commit that they follow, which uses another connection.
     early: Vec<(TensorKey, Elements)>,
-    /// Micro-batches whose images have come, and the samples that they hold: all else about them must agree.
-    under_way: HashMap<MicroBatchId, Range<usize>>,
+    /// Micro-batches whose images have arrived, and their samples. Later tensors must name the same samples.
+    in_progress: HashMap<MicroBatchId, Range<usize>>,
     gathers: HashMap<(MicroBatchId, usize), Gather>,
     sums: HashMap<(MicroBatchId, usize, usize), Partials>,
-    kept: HashMap<(MicroBatchId, usize, usize), KeptSegment>,
-    /// The last backward pass of each (segment, tower): weight gradients' chains go on in sample order.
+    kept: HashMap<(MicroBatchId, usize, usize), SavedSegment>,
+    /// The last backward pass of each (segment, tower). Chains of weight gradients continue in sample order.
     last_backward: HashMap<(usize, usize), MicroBatchId>,
 }
 
@@ -164,22 +145,22 @@ impl Task {
     }
 }
 
-/// All channels at an exchange, as they come together.
+/// The channels of all towers at an exchange, while they arrive.
 #[derive(Debug)]
 struct Gather {
     whole: Tensor,
     arrived: Vec<bool>,
 }
 
-/// Every tower's partial gradient of one tower's channels, as they come together.
+/// The partial gradients of one tower's channels from every tower, while they arrive.
 #[derive(Debug)]
 struct Partials(Vec<Option<Tensor>>);
 
 impl Engine {
-    /// An engine for what the coordinator assigned, on a machine with `memory` bytes.
+    /// An engine for an assignment, on a machine with `memory` bytes.
     ///
     /// # Errors
-    /// When the assignment makes no sense, or can't fit.
+    /// When the assignment is invalid, or the machine has too little memory.
     pub(crate) fn new(assignment: Assignment, memory: u64) -> Result<Self, EngineError> {
         let network = Network::parse(&assignment.model)?;
         let plan = Plan::placed(network, assignment.placement.clone())?;
@@ -206,7 +187,7 @@ impl Engine {
             committed: 0,
             tasks: VecDeque::new(),
             early: Vec::new(),
-            under_way: HashMap::new(),
+            in_progress: HashMap::new(),
             gathers: HashMap::new(),
             sums: HashMap::new(),
             kept: HashMap::new(),
@@ -215,15 +196,15 @@ impl Engine {
         })
     }
 
-    /// The plan that the assignment makes.
+    /// The plan of the assigned job.
     pub(crate) fn plan(&self) -> Arc<Plan> {
         self.plan.clone()
     }
 
-    /// Takes a tensor whose shape fits the plan.
+    /// Accepts a tensor whose shape fits the plan.
     ///
     /// # Errors
-    /// When it isn't one that this worker should get, or not now.
+    /// When the tensor is not for this worker, or not expected now.
     pub(crate) fn accept(
         &mut self,
         compute: &Compute,
@@ -232,7 +213,7 @@ impl Engine {
     ) -> Result<Vec<Out>, EngineError> {
         if self.is_early(&key) {
             if self.early.len() >= self.early_max() {
-                return Err(unasked(&key, "too many tensors came before their commit"));
+                return Err(unexpected(&key, "too many tensors arrived before the commit that they follow"));
             }
             self.early.push((key, elements));
             return Ok(Vec::new());
@@ -245,7 +226,7 @@ impl Engine {
                 TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower },
                 Elements::Floats(values),
             ) => {
-                self.check_under_way(micro_batch, &key)?;
+                self.check_in_progress(micro_batch, &key)?;
                 match (direction, to_tower) {
                     (Direction::Forward, _) => {
                         self.accept_channels(compute, micro_batch.clone(), *exchange, *from_tower, &values, &key)?
@@ -253,18 +234,20 @@ impl Engine {
                     (Direction::Backward, Some(to)) => {
                         self.accept_partial(micro_batch.clone(), *exchange, *from_tower, *to, values.into(), &key)?;
                     }
-                    (Direction::Backward, None) => return Err(unasked(&key, "it names no tower")),
+                    (Direction::Backward, None) => {
+                        return Err(unexpected(&key, "it does not name the tower that owns the channels"));
+                    }
                 }
             }
             (TensorKey::Parameter { step, name, tower, state }, Elements::Floats(values)) => {
                 return self.accept_parameter(*step, name, *tower, *state, values, &key);
             }
-            _ => return Err(unasked(&key, "it has elements of another kind")),
+            _ => return Err(unexpected(&key, "its elements have the wrong type")),
         }
         Ok(Vec::new())
     }
 
-    /// Does the next piece of work, if there is one.
+    /// Computes the next task, if there is one.
     ///
     /// # Errors
     /// When a number is no longer finite.
@@ -281,12 +264,12 @@ impl Engine {
         Ok(Some(out))
     }
 
-    /// What the next piece of work is, if there is one.
+    /// The next task, if there is one.
     pub(crate) fn next_run(&self) -> Option<SegmentRun> {
         self.tasks.front().map(Task::run)
     }
 
-    /// Whether the coordinator wants to know what is done.
+    /// Whether spans are recorded.
     pub(crate) fn traces(&self) -> bool {
         self.assignment.trace
     }
@@ -296,15 +279,15 @@ impl Engine {
         self.committed
     }
 
-    /// Whether there is work to do.
+    /// Whether there is a task to compute.
     pub(crate) fn has_work(&self) -> bool {
         !self.tasks.is_empty()
     }
 
-    /// Applies the gradients of `step`. Doing so twice does it once.
+    /// Applies the gradients of `step`. A repeated commit of the same step has no effect.
     ///
     /// # Errors
-    /// When `step` is neither the next step nor the last, or its backward passes haven't all been.
+    /// When `step` is neither the next step nor the last one, or a backward pass of it is missing.
     pub(crate) fn commit(&mut self, compute: &Compute, step: u64, learning: f32) -> Result<Vec<Out>, EngineError> {
         if step == self.committed + 1 {
             if self.has_work() || !self.kept.is_empty() {
@@ -316,7 +299,7 @@ impl Engine {
             }
             compute.committed();
             self.committed = step;
-            self.under_way.clear();
+            self.in_progress.clear();
             self.gathers.clear();
             self.sums.clear();
             for (key, elements) in std::mem::take(&mut self.early) {
@@ -328,7 +311,7 @@ impl Engine {
         Ok(vec![Out::Say(FromWorker::Committed { step })])
     }
 
-    /// Every tower's weights, and its momentum where there is one, as of `step`.
+    /// The weights of every tower after `step`, and the momentum if the job trains.
     ///
     /// # Errors
     /// When the last commit was of another step.
@@ -363,7 +346,7 @@ impl Engine {
         key: &TensorKey,
     ) -> Result<Vec<Out>, EngineError> {
         if !self.awaited.remove(&(name.to_owned(), tower, state)) {
-            return Err(unasked(key, "it has come before, or belongs to another worker"));
+            return Err(unexpected(key, "it arrived before, or it belongs to another worker"));
         }
         let parameter: Option<Parameter> = self.plan.network.parameter(name);
         if let (Some(parameter), Some(tower)) = (parameter, self.towers.get_mut(&tower)) {
@@ -385,12 +368,12 @@ impl Engine {
             Phase::Train => self.assignment.division.slots * self.assignment.division.micro_batches,
             Phase::Evaluate => EVALUATIONS_AHEAD,
         };
-        let of_phase = self.under_way.keys().filter(|id| id.phase == micro_batch.id.phase).count();
-        if self.under_way.insert(micro_batch.id, micro_batch.samples.clone()).is_some() {
-            return Err(unasked(key, "it has come before"));
+        let of_phase = self.in_progress.keys().filter(|id| id.phase == micro_batch.id.phase).count();
+        if self.in_progress.insert(micro_batch.id, micro_batch.samples.clone()).is_some() {
+            return Err(unexpected(key, "it arrived before"));
         }
         if of_phase >= most {
-            return Err(unasked(key, "more micro-batches are under way than a step has"));
+            return Err(unexpected(key, "more micro-batches are in progress than a step has"));
         }
         let mut whole = compute.tensor(bytes.len());
         self.pixels.normalise(bytes, &mut whole);
@@ -398,24 +381,24 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether a tensor is of a micro-batch whose images have come, with as many samples.
-    fn check_under_way(&self, micro_batch: &MicroBatch, key: &TensorKey) -> Result<(), EngineError> {
+    /// Checks that the images of a tensor's micro-batch have arrived, with the same samples.
+    fn check_in_progress(&self, micro_batch: &MicroBatch, key: &TensorKey) -> Result<(), EngineError> {
         self.check_current(micro_batch, key)?;
-        match self.under_way.get(&micro_batch.id) {
+        match self.in_progress.get(&micro_batch.id) {
             Some(samples) if *samples == micro_batch.samples => Ok(()),
-            Some(_) => Err(unasked(key, "its micro-batch has other samples")),
-            None => Err(unasked(key, "its micro-batch's images haven't come")),
+            Some(_) => Err(unexpected(key, "its micro-batch has other samples")),
+            None => Err(unexpected(key, "the images of its micro-batch have not arrived")),
         }
     }
 
-    /// Whether a tensor waits for a commit that is on its way.
+    /// Whether a tensor belongs to a step whose predecessor is not committed yet.
     pub(crate) fn is_early(&self, key: &TensorKey) -> bool {
         let (TensorKey::Images(micro_batch) | TensorKey::Activations { micro_batch, .. }) = key else { return false };
-        let at_hand = self.at_hand(micro_batch.id.phase);
-        micro_batch.id.step > at_hand && micro_batch.id.step <= at_hand + STEPS_AHEAD
+        let current_step = self.current_step(micro_batch.id.phase);
+        micro_batch.id.step > current_step && micro_batch.id.step <= current_step + STEPS_AHEAD
     }
 
-    /// Every tensor of the steps ahead, and of an evaluation's start.
+    /// The most tensors that can be early: all of the steps ahead, and of the first micro-batches of a measurement.
     fn early_max(&self) -> usize {
         let division = self.assignment.division;
         let of_micro_batch = 1 + 2 * self.plan.segments.len() * self.plan.network.towers * self.plan.network.towers;
@@ -423,21 +406,21 @@ impl Engine {
     }
 
     /// The step whose micro-batches may be computed now.
-    fn at_hand(&self, phase: Phase) -> u64 {
+    fn current_step(&self, phase: Phase) -> u64 {
         match phase {
             Phase::Train => self.committed + 1,
             Phase::Evaluate => self.committed,
         }
     }
 
-    /// Whether a micro-batch is of the step at hand.
+    /// Checks that a micro-batch belongs to the current step.
     fn check_current(&self, micro_batch: &MicroBatch, key: &TensorKey) -> Result<(), EngineError> {
         let MicroBatchId { phase, step, .. } = micro_batch.id;
-        let current = step == self.at_hand(phase) && (self.assignment.train || phase == Phase::Evaluate);
+        let current = step == self.current_step(phase) && (self.assignment.train || phase == Phase::Evaluate);
         match (self.awaited.is_empty(), current) {
             (true, true) => Ok(()),
-            (false, _) => Err(unasked(key, "the weights haven't all come")),
-            (_, false) => Err(unasked(key, "it isn't of the step at hand")),
+            (false, _) => Err(unexpected(key, "some weights have not arrived")),
+            (_, false) => Err(unexpected(key, "it does not belong to the current step")),
         }
     }
 
@@ -448,7 +431,7 @@ impl Engine {
         }
     }
 
-    /// A tower's channels at an exchange: into the gather, and on when all have come.
+    /// Adds another tower's channels at an exchange, and queues the next segment when the gather is complete.
     fn accept_channels(
         &mut self,
         compute: &Compute,
@@ -460,9 +443,9 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let own = self.towers.contains_key(&from);
         if own || exchange == self.plan.logits_exchange() {
-            return Err(unasked(key, "no other worker computes it for this one"));
+            return Err(unexpected(key, "this worker computes it itself"));
         }
-        self.gather(compute, micro_batch, exchange, from, values).map_err(|why| unasked(key, why))
+        self.gather(compute, micro_batch, exchange, from, values).map_err(|why| unexpected(key, why))
     }
 
     fn gather(
@@ -483,7 +466,7 @@ impl Engine {
             .or_insert_with(|| Gather { whole: compute.tensor(length), arrived: vec![false; towers] });
         let slice = self.plan.output_slice(exchange, from);
         if std::mem::replace(&mut gather.arrived[from], true) {
-            return Err("it has come before");
+            return Err("it arrived before");
         }
         for (whole, own) in gather.whole.chunks_exact_mut(output.channels).zip(values.chunks_exact(slice.len())) {
             whole[slice.clone()].copy_from_slice(own);
@@ -495,7 +478,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Another tower's partial gradient of this one's channels, or the gradient of its logits.
+    /// Accepts another tower's partial gradient of an own tower's channels, or the gradient of its logits.
     fn accept_partial(
         &mut self,
         micro_batch: MicroBatch,
@@ -506,22 +489,23 @@ impl Engine {
         key: &TensorKey,
     ) -> Result<(), EngineError> {
         if !self.towers.contains_key(&to) || micro_batch.id.phase == Phase::Evaluate {
-            return Err(unasked(key, "it isn't for this worker"));
+            return Err(unexpected(key, "it is not for this worker"));
         }
         if !self.kept.contains_key(&(micro_batch.id, exchange, to)) {
-            return Err(unasked(key, "its forward pass hasn't been"));
+            return Err(unexpected(key, "its forward pass has not run"));
         }
         if exchange == self.plan.logits_exchange() {
             self.tasks.push_back(Task::Backward { micro_batch, segment: exchange, tower: to, partials: vec![values] });
             return Ok(());
         }
         if self.towers.contains_key(&from) {
-            return Err(unasked(key, "no other worker computes it"));
+            return Err(unexpected(key, "this worker computes it itself"));
         }
-        self.add_partial(micro_batch, exchange, from, to, values).map_err(|why| unasked(key, why))
+        self.add_partial(micro_batch, exchange, from, to, values).map_err(|why| unexpected(key, why))
     }
 
-    /// Partials are added up once all have come, in tower order, so that the order of their arrival leaves no trace.
+    /// Adds a partial gradient. The backward pass sums them in tower order once all have arrived, so that the order of
+    /// arrival does not change the result.
     fn add_partial(
         &mut self,
         micro_batch: MicroBatch,
@@ -534,7 +518,7 @@ impl Engine {
         let towers = self.plan.network.towers;
         let partials = self.sums.entry(id).or_insert_with(|| Partials((0..towers).map(|_| None).collect()));
         if partials.0[from].replace(values).is_some() {
-            return Err("it has come before");
+            return Err("it arrived before");
         }
         if partials.0.iter().all(Option::is_some) {
             let partials = self.sums.remove(&id).expect("it was filled just now").0.into_iter().flatten().collect();
@@ -557,7 +541,7 @@ impl Engine {
         match micro_batch.id.phase {
             Phase::Train => drop(self.kept.insert((micro_batch.id, segment, tower), kept)),
             Phase::Evaluate if segment == plan.logits_exchange() && self.towers.keys().last() == Some(&tower) => {
-                self.under_way.remove(&micro_batch.id);
+                self.in_progress.remove(&micro_batch.id);
             }
             Phase::Evaluate => {}
         }
@@ -589,9 +573,9 @@ impl Engine {
         if last.is_some_and(|last| last >= micro_batch.id) {
             return Err(EngineError::OutOfOrder { segment, tower, micro_batch: micro_batch.id, last });
         }
-        let kept = self.kept.remove(&(micro_batch.id, segment, tower)).expect("its forward pass has been");
+        let kept = self.kept.remove(&(micro_batch.id, segment, tower)).expect("its forward pass has run");
         let mut partials = partials.into_iter();
-        let mut dy = partials.next().expect("a gradient has at least one part");
+        let mut dy = partials.next().expect("a gradient has at least one partial");
         partials.for_each(|partial| add(means.compute, &mut dy, &partial));
         let gradient = self.tower(tower).backward(means, &plan, segment, &micro_batch, (dy, kept))?;
         let Some(whole) = gradient else {
@@ -620,7 +604,7 @@ impl Engine {
     }
 
     fn tower(&mut self, index: usize) -> &mut Tower {
-        self.towers.get_mut(&index).expect("tasks are queued for this worker's towers alone")
+        self.towers.get_mut(&index).expect("tasks are queued only for this worker's towers")
     }
 
     fn payload(&self, key: TensorKey, values: impl AsRef<[f32]> + Send + 'static) -> Out {
@@ -629,7 +613,7 @@ impl Engine {
     }
 }
 
-/// A segment's output on its way out, which the backward pass may still read.
+/// A segment's output while it is sent. The backward pass may still read it.
 struct Sent(Arc<Tensor>);
 
 impl AsRef<[f32]> for Sent {
@@ -638,12 +622,12 @@ impl AsRef<[f32]> for Sent {
     }
 }
 
-/// What of a parameter a worker holds.
+/// The states of a parameter that a worker holds.
 fn states(train: bool) -> impl Iterator<Item = State> {
     [State::Weights, State::Momentum].into_iter().take(if train { 2 } else { 1 })
 }
 
-/// Some channels of each pixel.
+/// The channels of `slice` of each pixel.
 fn channels_of(compute: &Compute, whole: &[f32], channels: usize, slice: std::ops::Range<usize>) -> Tensor {
     let mut some = compute.tensor(whole.len() / channels * slice.len());
     for (some, pixel) in some.chunks_exact_mut(slice.len()).zip(whole.chunks_exact(channels)) {
@@ -652,8 +636,8 @@ fn channels_of(compute: &Compute, whole: &[f32], channels: usize, slice: std::op
     some
 }
 
-fn unasked(key: &TensorKey, why: &'static str) -> EngineError {
-    EngineError::Unasked { key: key.to_string(), why }
+fn unexpected(key: &TensorKey, why: &'static str) -> EngineError {
+    EngineError::Unexpected { key: key.to_string(), why }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! What computes: kernels, a tower's state and segments, and the service that holds towers for a coordinator.
+//! The worker: kernels, towers with their state and segments, and the service that computes for a coordinator.
 //!
-//! Not here: anything that decides. A worker doesn't know the data, the schedule, or the other workers.
+//! Not here: decisions. A worker does not know the data, the schedule or the other workers.
 
 #![deny(unsafe_code)]
 

@@ -1,6 +1,6 @@
-//! What the system says of the machine.
+//! The machine's memory, as the system reports it.
 
-/// Bytes of memory that the machine has; without a limit where the system doesn't say.
+/// Memory of the machine in bytes; `u64::MAX` where the system does not report it.
 pub(crate) fn memory_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kilobytes =

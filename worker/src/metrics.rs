@@ -1,5 +1,5 @@
-//! What a worker counts for those who watch it while it works: jobs, steps, bytes, and what its computing thread spends its
-//! time on. Not here: how they are read (the program answers at `--metrics`).
+//! A worker's metrics: jobs, steps, bytes, and the time of its compute thread by activity. Not here: the HTTP endpoint, which
+//! the program serves at `--metrics`.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
@@ -9,23 +9,23 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-/// What the computing thread does in a job, measurements on test images included.
+/// Activities of the compute thread in a job, measurements on test images included.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Doing {
-    /// Layers, and what lies between them.
+    /// Running layers.
     Computing,
-    /// Putting what has come where it belongs.
+    /// Accepting tensors that have arrived.
     TakingIn,
-    /// Giving what was computed to the network thread.
+    /// Passing results to the network thread.
     HandingOut,
-    /// Applying gradients, and reading weights for a checkpoint.
+    /// Applying gradients, or reading weights for a checkpoint.
     Committing,
-    /// Nothing, until something comes.
+    /// Waiting for the network thread.
     Waiting,
 }
 
 impl Doing {
-    /// The label's value.
+    /// The value of the metric's label.
     fn name(self) -> &'static str {
         match self {
             Doing::Computing => "computing",
@@ -52,17 +52,21 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Counters that are read through `registry`.
+    /// Metrics that are registered in `registry`.
     pub fn registered(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         let registry = registry.sub_registry_with_prefix("convoy_worker");
-        registry.register("jobs", "Jobs that this worker was assigned to", metrics.jobs.clone());
-        registry.register("in_job", "1 in a job, 0 between jobs", metrics.in_job.clone());
+        registry.register("jobs", "Jobs that were assigned to this worker", metrics.jobs.clone());
+        registry.register("in_job", "1 during a job, 0 otherwise", metrics.in_job.clone());
         registry.register("steps", "Steps committed", metrics.steps.clone());
-        registry.register("step", "The last step committed of the job at hand", metrics.step.clone());
+        registry.register("step", "The last committed step of the current job", metrics.step.clone());
         registry.register("sent_bytes", "Bytes of tensors sent to the coordinator", metrics.sent_bytes.clone());
-        registry.register("received_bytes", "Bytes of tensors received from it", metrics.received_bytes.clone());
-        let help = "What the computing thread spent its time on in jobs";
+        registry.register(
+            "received_bytes",
+            "Bytes of tensors received from the coordinator",
+            metrics.received_bytes.clone(),
+        );
+        let help = "Seconds of the compute thread in jobs, by activity";
         registry.register("seconds", help, metrics.seconds.clone());
         let all = [Doing::Computing, Doing::TakingIn, Doing::HandingOut, Doing::Committing, Doing::Waiting];
         all.iter().for_each(|doing| drop(metrics.seconds.get_or_create(&[("doing", doing.name())])));
@@ -70,7 +74,7 @@ impl Metrics {
     }
 }
 
-/// Tells what a thread spends its time on, one thing after another.
+/// Adds up the time of a thread by activity, without gaps.
 #[derive(Debug)]
 pub(crate) struct Stopwatch<'a> {
     metrics: &'a Metrics,
@@ -78,25 +82,25 @@ pub(crate) struct Stopwatch<'a> {
 }
 
 impl<'a> Stopwatch<'a> {
-    /// Time counts from now.
+    /// A stopwatch that starts now.
     pub(crate) fn starting(metrics: &'a Metrics) -> Self {
         Self { metrics, since: Instant::now() }
     }
 
-    /// This was what took the time since it was last asked.
+    /// Counts the time since the last call as `doing`.
     pub(crate) fn spent(&mut self, doing: Doing) {
         let now = Instant::now();
         self.metrics.seconds.get_or_create(&[("doing", doing.name())]).inc_by((now - self.since).as_secs_f64());
         self.since = now;
     }
 
-    /// A step was committed.
+    /// Counts a committed step.
     pub(crate) fn committed(&self, step: u64) {
         self.metrics.steps.inc();
         self.metrics.step.set(step as i64);
     }
 
-    /// What took the time since then concerns nobody.
+    /// Discards the time since the last call.
     pub(crate) fn restart(&mut self) {
         self.since = Instant::now();
     }

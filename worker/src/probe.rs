@@ -1,6 +1,6 @@
-//! What a worker's threads record of themselves: a clock, and a bounded buffer of spans for each of the two threads.
+//! Records the spans of a worker's threads: a clock, and a bounded buffer for each of the two threads.
 //!
-//! Not here: what becomes of it (the session hands it to the coordinator).
+//! Not here: how spans reach the coordinator (`service::session`).
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use convoy_common::trace::{Activity, Buffer, Span};
 use convoy_common::wire::{Direction, FromWorker, Recorded, SPANS_MAX};
 
-/// Spans that one thread keeps between two hand-overs: several times what a step of the largest preset has.
+/// Capacity of the buffer in spans: several times what a step of the largest preset has.
 const SPANS_KEPT: usize = 16 * 1024;
 
-/// A worker's clock, which only goes forward.
+/// A worker's monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     began: Instant,
@@ -19,63 +19,63 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// A clock that starts now, already showing `ahead`.
+    /// A clock that starts now at `ahead`.
     pub(crate) fn starting(ahead: Duration) -> Self {
         Self { began: Instant::now(), ahead }
     }
 
-    /// Nanoseconds since it began.
+    /// Nanoseconds since the clock started.
     pub(crate) fn now(&self) -> u64 {
         (self.began.elapsed() + self.ahead).as_nanos() as u64
     }
 }
 
-/// A layer that is made slow on purpose, to see whether a trace finds it.
+/// A layer that is slowed down on purpose, so that a test can find it in the trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slow {
-    /// Its name.
+    /// The name of the layer.
     pub layer: String,
-    /// There or back.
+    /// The direction that is slow.
     pub direction: Direction,
-    /// How much longer it takes, each time.
+    /// The delay of each pass.
     pub by: Duration,
 }
 
-/// What one thread records. It costs next to nothing where it is off.
+/// Records the spans of one thread. Its cost is negligible when it is off.
 #[derive(Debug)]
 pub(crate) struct Probe {
     clock: Option<Clock>,
     buffer: RefCell<Buffer>,
-    /// When the last of what is done one thing after another ended.
+    /// The end of the last span that [`Probe::next`] recorded.
     last: Cell<u64>,
     slow: Option<Slow>,
 }
 
 impl Probe {
-    /// One that records nothing unless there is a clock to record by.
+    /// A probe that records only if there is a clock.
     pub(crate) fn new(clock: Option<Clock>, slow: Option<Slow>) -> Self {
         Self { clock, buffer: RefCell::new(Buffer::new(SPANS_KEPT)), last: Cell::new(0), slow }
     }
 
-    /// Whether anything is recorded.
+    /// Whether spans are recorded.
     pub(crate) fn is_on(&self) -> bool {
         self.clock.is_some()
     }
 
-    /// When something begins.
+    /// The time now, for the start of a span; 0 when off.
     pub(crate) fn now(&self) -> u64 {
         self.clock.map_or(0, |clock| clock.now())
     }
 
-    /// Something that began at `start` has ended.
+    /// Records a span from `start` to now.
     pub(crate) fn ended(&self, start: u64, activity: impl FnOnce() -> Activity) {
         if let Some(clock) = self.clock {
             self.buffer.borrow_mut().push(Span { start, end: clock.now(), activity: activity() });
         }
     }
 
-    /// What has taken all the time since [`Probe::next`] or [`Probe::skip`] was last called has ended. No time falls between
-    /// two such spans, not even where a thread loses its core.
+    /// Records a span from the last call of [`Probe::next`] or [`Probe::skip`] to now. There is no gap between such spans,
+    /// even if the thread loses its core.
     pub(crate) fn next(&self, activity: impl FnOnce() -> Activity) {
         if let Some(clock) = self.clock {
             let (start, end) = (self.last.get(), clock.now());
@@ -84,19 +84,19 @@ impl Probe {
         }
     }
 
-    /// What has taken the time since then is no part of a step.
+    /// Discards the time since the last call: it does not belong to a step.
     pub(crate) fn skip(&self) {
         self.last.set(self.now());
     }
 
-    /// Takes as long as the rehearsal says, where it means this layer.
+    /// Delays the pass if this layer and direction are slowed down.
     pub(crate) fn rehearse(&self, layer: &str, direction: Direction) {
         if let Some(slow) = self.slow.as_ref().filter(|slow| slow.layer == layer && slow.direction == direction) {
             std::thread::sleep(slow.by);
         }
     }
 
-    /// Nobody wants to know of `step`, nor of those before it. What has come of the next one already stays.
+    /// Discards spans of `step` and earlier ones. Transfers of later steps are kept.
     pub(crate) fn forget(&self, step: u64) {
         let is_later = |activity: &Activity| match activity {
             Activity::Send(transfer) | Activity::Receive(transfer) => transfer.tensor.training_step() > Some(step),
@@ -105,8 +105,7 @@ impl Probe {
         self.buffer.borrow_mut().keep(is_later);
     }
 
-    /// What was recorded since the last hand-over, as messages. Another thread's of the same step follow where there is
-    /// `more`.
+    /// The spans since the last report, as messages. `more` says that the other thread's spans of the step follow.
     pub(crate) fn hand_over(&self, step: u64, more: bool) -> Vec<FromWorker> {
         if !self.is_on() {
             return Vec::new();

@@ -1,7 +1,7 @@
-//! The worker as a process: it dials a coordinator, holds towers for one job after another, and leaves when told to.
-//! The calling thread computes; another one talks. They share two queues and nothing else.
+//! The worker process: it connects to a coordinator, holds towers for one job after another, and stops on request.
+//! The calling thread computes; a second thread handles the network. They share two queues and nothing else.
 //!
-//! Not here: what is computed (`engine`), and anything that decides.
+//! Not here: what is computed (`engine`), and decisions, which the coordinator makes.
 
 mod compute;
 mod connection;
@@ -28,92 +28,83 @@ use crate::probe::{Clock, Slow};
 use health::Vitals;
 use session::{Session, SessionError};
 
-/// Pauses between two tries to find a coordinator: doubled from the first to the last.
+/// Pauses between two attempts to reach a coordinator, doubled from the first to the last.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
-/// What keeps a worker from a job is said once, and again after so long if it is still the same.
+/// A worker logs once why it has no job, and repeats an unchanged reason after this time.
 const COMPLAINT_EVERY: Duration = Duration::from_secs(600);
 
-/// A worker that is told to leave in the middle of a job says so, and stays for so long: time for a checkpoint.
+/// A worker that is asked to stop during a job waits for a checkpoint, but no longer than this.
 const LEAVE_MAX: Duration = Duration::from_secs(45);
 
-/// Shells and supervisors may signal a process and then its group: what comes closer together is one wish.
+/// Shells and supervisors may signal a process and then its group. Signals that are closer together count as one.
 const ECHO: Duration = Duration::from_millis(200);
 
-/// What a worker is started with.
+/// The configuration of a worker.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
-    /// Where the coordinator is.
+    /// Address of the coordinator.
     pub join: Address,
     /// Threads of the compute pool, at least 1.
     pub threads: usize,
-    /// What the kernels use; the best that the machine has where nothing is said.
+    /// The instruction set of the kernels; by default the best that the machine has.
     pub isa: Option<Isa>,
-    /// What the coordinator wants to hear, if anything.
+    /// The token that both sides require, if any.
     pub token: Option<Token>,
-    /// Where to answer health checks, if anywhere.
+    /// Address for health checks, if any.
     pub health: Option<Address>,
-    /// What is to go wrong on purpose.
+    /// Deliberate faults, for tests.
     pub rehearsal: Rehearsal,
-    /// What is counted meanwhile.
+    /// The metrics to update.
     pub metrics: Metrics,
 }
 
-/// What is to go wrong on purpose, to see whether a trace finds it.
+/// Deliberate faults, so that a test can find them in the trace.
 #[derive(Clone, Debug, Default)]
 pub struct Rehearsal {
-    /// A layer that takes longer than it must.
+    /// A layer that is slowed down.
     pub slow: Option<Slow>,
-    /// How far this worker's clock is ahead of its own start.
+    /// An offset of this worker's clock.
     pub clock_ahead: Duration,
 }
 
-/// Why a worker ends with an error.
+/// Why a worker process fails.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum WorkerError {
-    /// The system gives no threads.
-    #[error("start {threads} compute threads")]
-    Threads {
-        threads: usize,
-        source: rayon::ThreadPoolBuildError,
-    },
-    /// The system gives no runtime.
-    #[error("start the worker's network thread")]
+    /// The compute threads could not be started.
+    #[error("cannot start {threads} compute threads")]
+    Threads { threads: usize, source: rayon::ThreadPoolBuildError },
+    /// The network thread could not be started.
+    #[error("cannot start the worker's network thread")]
     Runtime(#[source] std::io::Error),
-    /// Health checks can't be answered.
-    #[error("answer health checks at {address}")]
-    Health {
-        address: Address,
-        source: std::io::Error,
-    },
-    /// The coordinator will never take this worker.
+    /// The address for health checks could not be used.
+    #[error("cannot serve health checks at {address}")]
+    Health { address: Address, source: std::io::Error },
+    /// The coordinator refuses this worker permanently.
     #[error("the coordinator at {address} refuses this worker: {reason}")]
-    Refused {
-        address: Address,
-        reason: String,
-    },
+    Refused { address: Address, reason: String },
     /// A thread panicked: a bug.
     #[error("the worker's network thread panicked")]
     Panicked,
 }
 
-/// What all sessions of a worker share, and the rest of it may know of the one at hand.
+/// State that outlives a session, and what the process needs to know about the current one.
 #[derive(Debug)]
 struct Presence {
     clock: Clock,
     /// Whether there is a job.
     in_job: watch::Sender<bool>,
-    /// Whether this worker was told to leave.
+    /// Whether this worker was asked to stop.
     leaving: watch::Sender<bool>,
 }
 
-/// Serves jobs until `told_to_leave` is done; in the middle of a job until that has ended, but not for ever, and not once
-/// `told_to_leave` is done a second time.
+/// Serves jobs until `stop_requested` completes. During a job it then waits for the end of the job, up to 45 seconds, or until
+/// `stop_requested` completes a second time.
 ///
 /// # Errors
-/// When threads can't be had, or the coordinator refuses for good.
-pub fn run<F>(config: &WorkerConfig, told_to_leave: impl Fn() -> F + Send + 'static) -> Result<(), WorkerError>
+/// When threads cannot be started, or the coordinator refuses this worker permanently.
+pub fn run<F>(config: &WorkerConfig, stop_requested: impl Fn() -> F + Send + 'static) -> Result<(), WorkerError>
 where
     F: Future<Output = ()> + Send,
 {
@@ -121,7 +112,7 @@ where
     let compute = Compute::new(threads, config.isa.unwrap_or_else(Isa::detect))
         .map_err(|source| WorkerError::Threads { threads, source })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WorkerError::Runtime)?;
-    let (commands, inbox) = mpsc::channel();
+    let (messages, inbox) = mpsc::channel();
     let isa = compute.isa;
     let (config, vitals) = (config.clone(), Vitals::new());
     let metrics = config.metrics.clone();
@@ -132,9 +123,9 @@ where
                 let wrong = |source| WorkerError::Health { address: address.clone(), source };
                 health::serve(address, shown).await.map_err(wrong)?;
             }
-            serve_until(&config, isa, commands, told_to_leave).await
+            serve_until(&config, isa, messages, stop_requested).await
         });
-        // A name that is being looked up by the system can't be called off, and nobody needs it any more.
+        // A name lookup in progress cannot be cancelled, and its result is no longer needed.
         runtime.shutdown_background();
         ended
     });
@@ -145,39 +136,39 @@ where
 async fn serve_until<F: Future<Output = ()>>(
     config: &WorkerConfig,
     isa: Isa,
-    commands: mpsc::Sender<compute::Command>,
-    told_to_leave: impl Fn() -> F,
+    messages: mpsc::Sender<compute::Message>,
+    stop_requested: impl Fn() -> F,
 ) -> Result<(), WorkerError> {
     let clock = Clock::starting(config.rehearsal.clock_ahead);
     let presence = Presence { clock, in_job: watch::Sender::new(false), leaving: watch::Sender::new(false) };
-    let mut serving = pin!(serve(config, isa, commands, &presence));
+    let mut serving = pin!(serve(config, isa, messages, &presence));
     tokio::select! {
-        () = told_to_leave() => {}
+        () = stop_requested() => {}
         result = &mut serving => return result,
     }
     if *presence.in_job.borrow() {
-        tracing::info!("told to leave: in {} s at the latest, for a checkpoint", LEAVE_MAX.as_secs());
+        tracing::info!("stopping after the checkpoint, in {} s at the latest", LEAVE_MAX.as_secs());
     }
     presence.leaving.send_replace(true);
     let mut in_job = presence.in_job.subscribe();
     tokio::select! {
         _ = in_job.wait_for(|in_job| !in_job) => Ok(()),
         () = sleep(LEAVE_MAX) => Ok(()),
-        () = async { sleep(ECHO).await; told_to_leave().await } => Ok(()),
+        () = async { sleep(ECHO).await; stop_requested().await } => Ok(()),
         result = &mut serving => result,
     }
 }
 
-/// One session after another, with pauses while no coordinator is there.
+/// Runs one session after another, with pauses while no coordinator is reachable.
 async fn serve(
     config: &WorkerConfig,
     isa: Isa,
-    commands: mpsc::Sender<compute::Command>,
+    messages: mpsc::Sender<compute::Message>,
     presence: &Presence,
 ) -> Result<(), WorkerError> {
     let (mut pause, mut complained) = (PAUSE_MIN, None::<(Instant, String)>);
     loop {
-        match Session::run(config, isa, &commands, presence).await {
+        match Session::run(config, isa, &messages, presence).await {
             Ok(()) => {
                 (pause, complained) = (PAUSE_MIN, None);
                 sleep(pause).await;
@@ -189,13 +180,13 @@ async fn serve(
                 if error.was_in_a_job() {
                     (pause, complained) = (PAUSE_MIN, None);
                 }
-                // The pause before the next try comes first: a worker that ends with its coordinator is gone before it is
-                // over, and has nothing to complain of.
+                // The pause comes before the warning: a worker that is stopped together with its coordinator ends during the
+                // pause, and logs no warning.
                 sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
                 let complaint = chain(&error);
                 if complained.as_ref().is_none_or(|(at, last)| *last != complaint || at.elapsed() > COMPLAINT_EVERY) {
-                    tracing::warn!("{complaint}; trying again");
+                    tracing::warn!("{complaint}; retrying");
                     complained = Some((Instant::now(), complaint));
                 }
             }

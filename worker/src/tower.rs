@@ -1,7 +1,8 @@
-//! One tower: its weights, momentum and gradients, and its segments forward and backward. Pure: tensors in, tensors out.
+//! One tower: its weights, momentum and gradients, and the forward and backward passes of its segments. Pure functions of
+//! tensors.
 //!
-//! Feature maps are (sample, row, column, channel), the tower's own channels alone unless a name says `whole`.
-//! Not here: when to compute what, and where tensors come from (`engine`).
+//! Feature maps are (sample, row, column, channel). They hold only the tower's own channels unless a name says `whole`.
+//! Not here: the order of passes, and where tensors come from (`engine`).
 
 pub mod bench;
 pub mod forecast;
@@ -19,32 +20,32 @@ use crate::kernels::Compute;
 use crate::kernels::elementwise::Rates;
 use crate::kernels::memory::Tensor;
 use crate::probe::Probe;
-use layer::{Context, Kept, TowerLayer};
+use layer::{Context, Saved, TowerLayer};
 
-/// A number that is no longer finite, and where it began.
+/// A NaN or infinity, and where it first appeared.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the {what} of layer \"{layer}\" are no longer finite at step {step} (tower {tower})")]
 pub(crate) struct NotFinite {
     /// Outputs, input gradients or weight gradients.
     pub what: &'static str,
-    /// The first layer, in the order of computing, at which it was seen.
+    /// The first layer at which it appeared.
     pub layer: String,
-    /// Whose.
+    /// The tower.
     pub tower: usize,
-    /// When.
+    /// The step.
     pub step: u64,
 }
 
-/// What the forward pass of a segment leaves for the backward pass, a layer each.
+/// What the forward pass of a segment saves for the backward pass, per layer.
 #[derive(Debug)]
-pub(crate) struct KeptSegment(Vec<Kept>);
+pub(crate) struct SavedSegment(Vec<Saved>);
 
-/// What a tower computes with, and what it says of itself meanwhile.
+/// The resources that a tower computes with.
 #[derive(Clone, Copy)]
 pub(crate) struct Means<'a> {
     /// Threads and instruction set.
     pub(crate) compute: &'a Compute,
-    /// Of the computing thread.
+    /// The probe of the compute thread.
     pub(crate) probe: &'a Probe,
 }
 
@@ -57,7 +58,7 @@ pub(crate) struct Tower {
 }
 
 impl Tower {
-    /// Tower `index` of a job, its weights all zero until they arrive.
+    /// Tower `index` of a job. Its weights are zero until they arrive.
     pub(crate) fn new(plan: &Plan, assignment: &Assignment, index: usize) -> Self {
         let layers =
             (0..plan.network.layers.len()).map(|layer| TowerLayer::new(plan, layer, index, assignment.train)).collect();
@@ -74,8 +75,8 @@ impl Tower {
         self.layers[parameter.layer].read(is_bias(parameter), state)
     }
 
-    /// Computes segment `segment` of `plan` on a whole input. The segment's own output, and what the backward pass needs
-    /// when there will be one.
+    /// Computes segment `segment` of `plan` on a whole input. Returns the tower's own output, and what a training step saves
+    /// for the backward pass.
     pub(crate) fn forward(
         &mut self,
         means: Means,
@@ -83,7 +84,7 @@ impl Tower {
         segment: usize,
         micro_batch: &MicroBatch,
         whole: Arc<Tensor>,
-    ) -> Result<(Arc<Tensor>, KeptSegment), NotFinite> {
+    ) -> Result<(Arc<Tensor>, SavedSegment), NotFinite> {
         let context = Context { compute: means.compute, seed: self.seed, micro_batch };
         let mut kept = Vec::new();
         let mut x = whole;
@@ -97,18 +98,18 @@ impl Tower {
                 kept.push(keep);
             }
         }
-        Ok((x, KeptSegment(kept)))
+        Ok((x, SavedSegment(kept)))
     }
 
-    /// Goes back through a segment from the gradient of its output, adding to the gradients of its weights. This tower's
-    /// partial gradient of the whole input, or nothing for the first segment, whose input are images.
+    /// Computes the backward pass of a segment from the gradient of its output, and accumulates the gradients of its weights.
+    /// Returns this tower's partial gradient of the whole input, or nothing for the first segment, whose input is images.
     pub(crate) fn backward(
         &mut self,
         means: Means,
         plan: &Plan,
         segment: usize,
         micro_batch: &MicroBatch,
-        (dy, kept): (Tensor, KeptSegment),
+        (dy, kept): (Tensor, SavedSegment),
     ) -> Result<Option<Tensor>, NotFinite> {
         let context = Context { compute: means.compute, seed: self.seed, micro_batch };
         let mut gradient = Some(dy);
@@ -122,7 +123,7 @@ impl Tower {
         Ok(gradient)
     }
 
-    /// Applies the gradients of the step to every weight, and starts anew.
+    /// Applies the gradients of the step to every weight, and resets them.
     pub(crate) fn commit(&mut self, compute: &Compute, rates: Rates) {
         for layer in &mut self.layers {
             layer.commit(compute, rates);

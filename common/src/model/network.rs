@@ -159,24 +159,13 @@ pub enum ModelError {
     Syntax(String),
     /// An unknown key.
     #[error("{place}: unknown key \"{key}\"{hint}")]
-    UnknownKey {
-        place: String,
-        key: String,
-        hint: String,
-    },
+    UnknownKey { place: String, key: String, hint: String },
     /// A layer of an unknown kind.
     #[error("{place}: unknown layer kind \"{kind}\"{hint}")]
-    UnknownKind {
-        place: String,
-        kind: String,
-        hint: String,
-    },
+    UnknownKind { place: String, kind: String, hint: String },
     /// An invalid value.
     #[error("{place}: {reason}")]
-    Value {
-        place: String,
-        reason: String,
-    },
+    Value { place: String, reason: String },
     /// There are no layers.
     #[error("the model has no [[layer]] tables; it needs at least one linear layer with a unit for each class")]
     NoLayers,

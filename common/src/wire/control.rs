@@ -7,37 +7,37 @@ use super::trace::Recorded;
 use super::{WireError, nonzero, printable, required};
 use crate::batch::{BATCH_MAX, Division, MicroBatch};
 
-/// What a worker says.
+/// A message from a worker.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FromWorker {
-    /// Who it is.
+    /// The first message: the worker introduces itself.
     Hello(Hello),
     /// All weights have arrived.
     Ready,
     /// A tower's backward pass of a micro-batch is done.
     BackwardDone {
-        /// Which micro-batch.
+        /// The micro-batch.
         micro_batch: MicroBatch,
-        /// Which tower.
+        /// The tower.
         tower: usize,
     },
     /// The step's gradients are applied.
     Committed {
-        /// Which step.
+        /// The step.
         step: u64,
     },
-    /// It can't go on.
+    /// The worker cannot continue.
     Failure(Failure),
-    /// Its last words in a job.
+    /// The last message of a job.
     Finished {
-        /// Threads of its pool that did any work.
+        /// Threads of its compute pool that did any work.
         busy_threads: usize,
     },
-    /// It was told to leave, and stays for as long as a checkpoint takes.
+    /// The worker was asked to stop. It stays until a checkpoint is written.
     Leaving,
-    /// Its clock.
+    /// The answer to a ping.
     Pong(Pong),
-    /// What it has been doing.
+    /// The spans that it recorded.
     Recorded(Recorded),
 }
 
@@ -46,77 +46,77 @@ pub enum FromWorker {
 pub struct Pong {
     /// When the ping was sent, by the coordinator's clock.
     pub ping_sent: u64,
-    /// When it came, by the worker's.
+    /// When the ping arrived, by the worker's clock.
     pub received: u64,
-    /// When the answer was sent, by the worker's.
+    /// When the answer was sent, by the worker's clock.
     pub replied: u64,
 }
 
-/// What the coordinator says.
+/// A message from the coordinator.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToWorker {
-    /// The worker is taken in.
+    /// The worker is accepted.
     Welcome {
-        /// Names its tensor connection.
+        /// Identifies its tensor connection.
         session: u64,
-        /// Whether the coordinator takes those alone who say its token.
-        wants_token: bool,
+        /// Whether the coordinator requires a token.
+        requires_token: bool,
     },
-    /// The job and the towers to hold.
+    /// The job, and the towers that this worker holds.
     Assign(Assignment),
     /// Apply the step's gradients.
     Commit {
-        /// Which step.
+        /// The step.
         step: u64,
-        /// At which learning rate.
+        /// The learning rate.
         rate: f32,
-        /// Whether to hand over what was recorded of the step.
+        /// Whether to send the step's recorded spans.
         hand_over: bool,
     },
     /// Send weights and momentum of every tower.
     SendState {
-        /// As of which step.
+        /// The step after which they are read.
         step: u64,
     },
     /// The job is over.
     EndJob {
-        /// Why.
+        /// The reason, for the log.
         reason: String,
     },
-    /// What does your clock say?
+    /// Asks for the worker's clock.
     Ping {
         /// The coordinator's clock, in nanoseconds.
         sent: u64,
     },
 }
 
-/// Who a worker is.
+/// What a worker tells about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// The protocol that it speaks.
+    /// Version of the protocol that it speaks.
     pub protocol_version: u32,
     /// The program's version.
     pub convoy_version: String,
-    /// Its process.
+    /// Its process id.
     pub process_id: u32,
     /// Threads of its compute pool.
     pub threads: usize,
-    /// What its kernels use.
+    /// The instruction set of its kernels.
     pub instruction_set: String,
     /// The machine's name.
     pub host: String,
 }
 
-/// A job as a worker needs to know it.
+/// What a worker needs to know about a job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Assignment {
-    /// Names the job on every tensor.
+    /// Identifies the job in every chunk of a tensor.
     pub job: u64,
     /// The model file.
     pub model: String,
     /// Tower t is held by worker `placement[t]`.
     pub placement: Vec<usize>,
-    /// Which worker the receiver is.
+    /// The index of the worker that receives this.
     pub worker: usize,
     /// The job's seed.
     pub seed: u64,
@@ -124,28 +124,28 @@ pub struct Assignment {
     pub momentum: f64,
     /// SGD's weight decay.
     pub weight_decay: f64,
-    /// Samples of a full batch: no micro-batch is larger.
+    /// Samples of a full batch. No micro-batch is larger.
     pub batch: usize,
     /// Slots and micro-batches.
     pub division: Division,
-    /// Whether weights will be learnt.
+    /// Whether the job trains, or only measures.
     pub train: bool,
-    /// Whether the worker is to record what it does.
+    /// Whether the worker records spans.
     pub trace: bool,
 }
 
-/// Why a worker can't go on.
+/// Why a worker cannot continue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// Of which kind.
+    /// The kind of failure.
     pub kind: FailureKind,
-    /// For a person.
+    /// The description, for a person.
     pub message: String,
-    /// The layer at which it began.
+    /// The layer at which it began, if known.
     pub layer: Option<String>,
-    /// The tower.
+    /// The tower, if known.
     pub tower: Option<usize>,
-    /// The step.
+    /// The step, if known.
     pub step: Option<u64>,
 }
 
@@ -154,7 +154,7 @@ pub struct Failure {
 pub enum FailureKind {
     /// A number is no longer finite.
     NotFinite,
-    /// A message made no sense.
+    /// A message was malformed, or did not fit the job.
     BadMessage,
     /// A bug.
     Internal,
@@ -229,7 +229,7 @@ impl TryFrom<v1::ToWorker> for ToWorker {
         use v1::to_worker::Message;
         Ok(match required("message", message.message)? {
             Message::Welcome(m) => {
-                ToWorker::Welcome { session: nonzero("session", m.session)?, wants_token: m.wants_token }
+                ToWorker::Welcome { session: nonzero("session", m.session)?, requires_token: m.requires_token }
             }
             Message::Assign(m) => ToWorker::Assign(m.try_into()?),
             Message::Commit(m) => {
@@ -246,7 +246,7 @@ impl From<ToWorker> for v1::ToWorker {
     fn from(message: ToWorker) -> Self {
         use v1::to_worker::Message;
         let message = match message {
-            ToWorker::Welcome { session, wants_token } => Message::Welcome(v1::Welcome { session, wants_token }),
+            ToWorker::Welcome { session, requires_token } => Message::Welcome(v1::Welcome { session, requires_token }),
             ToWorker::Assign(assignment) => Message::Assign(assignment.into()),
             ToWorker::Commit { step, rate, hand_over } => Message::Commit(v1::Commit { step, rate, hand_over }),
             ToWorker::SendState { step } => Message::SendState(v1::SendState { step }),

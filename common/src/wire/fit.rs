@@ -1,5 +1,5 @@
-//! Whether a tensor is one that the job has, and the shape that the plan gives it. Both sides ask before they set aside
-//! any memory for what arrives.
+//! Checks that a tensor belongs to the job, and returns the shape that the plan gives it. Both sides check before they
+//! allocate memory for a tensor.
 
 use super::{Direction, TensorKey, WireError};
 use crate::batch::MicroBatch;
@@ -21,7 +21,9 @@ pub fn expected_shape(plan: &Plan, samples_max: usize, key: &TensorKey) -> Resul
             let owner = match (direction, to_tower) {
                 (Direction::Forward, None) => *from_tower,
                 (Direction::Backward, Some(to)) => *to,
-                (Direction::Forward, Some(to)) => return Err(unfit("to_tower", to, "must not be set forward")),
+                (Direction::Forward, Some(to)) => {
+                    return Err(unfit("to_tower", to, "it must not be set in the forward direction"));
+                }
                 (Direction::Backward, None) => return Err(WireError::Missing("to_tower")),
             };
             below("to_tower", owner, plan.network.towers)?;
@@ -31,8 +33,10 @@ pub fn expected_shape(plan: &Plan, samples_max: usize, key: &TensorKey) -> Resul
         }
         TensorKey::Parameter { name, tower, .. } => {
             below("tower", *tower, plan.network.towers)?;
-            let parameter =
-                plan.network.parameter(name).ok_or_else(|| unfit("name", name, "must be a parameter of the model"))?;
+            let parameter = plan
+                .network
+                .parameter(name)
+                .ok_or_else(|| unfit("name", name, "it must be a parameter of the model"))?;
             Ok(parameter.slice_shape(&plan.network, *tower))
         }
     }
@@ -41,7 +45,7 @@ pub fn expected_shape(plan: &Plan, samples_max: usize, key: &TensorKey) -> Resul
 fn samples(micro_batch: &MicroBatch, samples_max: usize) -> Result<usize, WireError> {
     let count = micro_batch.samples.len();
     if count == 0 || count > samples_max || micro_batch.samples.end > u32::MAX as usize {
-        return Err(unfit("samples", &count, "must be at least 1 and at most the largest micro-batch"));
+        return Err(unfit("samples", &count, "it must be at least 1, and at most the largest micro-batch"));
     }
     Ok(count)
 }

@@ -1,7 +1,7 @@
-//! The boundary between what travels and what we mean: every message as a domain value, checked on the way in. The only
-//! place that names generated types beside domain types.
+//! Converts between generated messages and domain values, and checks every message that arrives. No other module uses
+//! generated message types together with domain types.
 //!
-//! Not here: sockets, and whether a message fits the job at hand (its receiver knows).
+//! Not here: sockets, and whether a message fits the current state of the job, which its receiver checks.
 
 mod control;
 mod fit;
@@ -16,88 +16,63 @@ pub use tensor::{
 pub use tensor::{chunk_from_frame, chunk_to_frame, frames, open_frame, session_from_frame};
 pub use trace::{Recorded, SPANS_MAX};
 
-/// HTTP/2 windows and frames, the same on both sides: the receiver's setting governs the sender. Measured: larger frames
-/// without larger windows gain nothing.
+/// HTTP/2 windows and frames, the same on both sides, because the receiver's setting limits the sender. Measured: larger
+/// frames without larger windows gain nothing.
 pub mod tuning {
     use std::time::Duration;
 
-    /// Bytes that one stream may have on the way.
+    /// Flow-control window of a stream, in bytes.
     pub const STREAM_WINDOW: u32 = 16 << 20;
-    /// Bytes that one connection may have on the way.
+    /// Flow-control window of a connection, in bytes.
     pub const CONNECTION_WINDOW: u32 = 64 << 20;
     /// Bytes of an HTTP/2 frame.
     pub const FRAME: u32 = 256 << 10;
-    /// Send buffer of a Unix socket: the system's default is smaller than a chunk.
+    /// Send buffer of a Unix socket, in bytes. The system's default is smaller than a chunk.
     pub const SOCKET_BUFFER: usize = 4 << 20;
-    /// A silent peer is asked this often whether it lives,
+    /// Interval of the HTTP/2 pings to a silent peer.
     pub const PING_EVERY: Duration = Duration::from_millis(500);
-    /// and is given up after so long without an answer: a stopped process is found within five seconds.
+    /// A peer that does not answer a ping within this time is lost. A stopped process is therefore detected within five
+    /// seconds.
     pub const PING_TIMEOUT: Duration = Duration::from_secs(3);
 }
 
-/// A message that makes no sense.
+/// A malformed message.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum WireError {
-    /// A field that must be there isn't.
-    #[error("a message without \"{0}\"")]
+    /// A required field is missing.
+    #[error("the message lacks \"{0}\"")]
     Missing(&'static str),
-    /// A field has a value that can't be.
-    #[error("a message whose \"{field}\" is {value}; {expected}")]
-    Value {
-        field: &'static str,
-        value: String,
-        expected: &'static str,
-    },
-    /// The bytes of a chunk aren't those that were sent.
-    #[error("a chunk of {key} at byte {offset} has checksum {found:#010x}, and its header says {stated:#010x}")]
-    Checksum {
-        key: String,
-        offset: u64,
-        found: u32,
-        stated: u32,
-    },
-    /// The chunk doesn't go on where the last one ended, or runs over the tensor's end.
-    #[error("a chunk of {key} at byte {offset} of {length} bytes, where {expected} of {total} had come")]
-    Offset {
-        key: String,
-        offset: u64,
-        length: usize,
-        expected: usize,
-        total: usize,
-    },
-    /// The tensor has another shape than the plan says.
-    #[error("{key} came with shape {found:?}; the plan says {expected:?}")]
-    Shape {
-        key: String,
-        found: Vec<usize>,
-        expected: Vec<usize>,
-    },
-    /// More tensors are under way at once than the job has.
-    #[error("{key} of {bytes} bytes came while others were under way; together at most {limit} bytes may be")]
-    Flood {
-        key: String,
-        bytes: usize,
-        limit: usize,
-    },
-    /// The system has no memory for a tensor.
-    #[error("no memory for {key} of {bytes} bytes")]
-    Memory {
-        key: String,
-        bytes: usize,
-    },
+    /// A field has a value that is not allowed.
+    #[error("the message's \"{field}\" is {value}; {expected}")]
+    Value { field: &'static str, value: String, expected: &'static str },
+    /// A chunk was damaged in transit.
+    #[error("a chunk of {key} at byte {offset} has checksum {found:#010x}; its header says {stated:#010x}")]
+    Checksum { key: String, offset: u64, found: u32, stated: u32 },
+    /// The chunk does not start where the previous one ended, or it exceeds the tensor.
+    #[error("a chunk of {key} has {length} bytes at byte {offset}; {expected} of {total} bytes had arrived")]
+    Offset { key: String, offset: u64, length: usize, expected: usize, total: usize },
+    /// The tensor's shape differs from the plan's.
+    #[error("{key} has shape {found:?}; the plan requires {expected:?}")]
+    Shape { key: String, found: Vec<usize>, expected: Vec<usize> },
+    /// More bytes arrive at once than any job of this plan sends.
+    #[error("{key} of {bytes} bytes arrives while others are incomplete; the limit is {limit} bytes together")]
+    Flood { key: String, bytes: usize, limit: usize },
+    /// The system refused to allocate memory for a tensor.
+    #[error("allocating {bytes} bytes for {key} failed")]
+    Memory { key: String, bytes: usize },
 }
 
 fn required<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {
     value.ok_or(WireError::Missing(field))
 }
 
-/// Zero is proto3's "not set".
+/// Zero means "not set" in proto3.
 fn nonzero(field: &'static str, value: u64) -> Result<u64, WireError> {
     if value == 0 { Err(WireError::Missing(field)) } else { Ok(value) }
 }
 
-/// What somebody else says, for a person to read: a line without control characters, which a terminal would obey.
+/// A peer's text on one line, without the control characters that a terminal would interpret.
 pub fn printable(text: &str) -> String {
     let shown = |character: char| match character {
         '\n' | '\t' => ' ',

@@ -1,4 +1,4 @@
-//! Tensors as chunks of raw little-endian bytes under a header: cutting, checking and putting together again.
+//! Splits tensors into chunks of raw little-endian bytes, each with a header; checks and reassembles them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,41 +10,42 @@ use super::{WireError, nonzero, required};
 use crate::batch::{MicroBatch, MicroBatchId, Phase};
 
 #[cfg(target_endian = "big")]
-compile_error!("tensors travel as the memory of a little-endian machine");
+compile_error!("tensors are sent as little-endian memory; this target is big-endian");
 
-/// Payload of one chunk: the fastest over Unix sockets, and as good as any over TCP.
+/// Payload of a chunk, in bytes. Measured: the fastest size over Unix sockets, and as fast as any over TCP.
 pub const CHUNK_BYTES: usize = 256 << 10;
 
-/// No frame is larger: a chunk and its header.
+/// The largest frame, in bytes: a chunk and its header.
 pub const FRAME_BYTES_MAX: usize = CHUNK_BYTES + (64 << 10);
-/// No message of the control connection is larger: a model file is the largest part of any.
+/// The largest control message, in bytes. A model file is the largest part of any.
 pub const CONTROL_BYTES_MAX: usize = crate::model::TEXT_BYTES_MAX + (64 << 10);
 
-/// Which tensor a chunk belongs to.
+/// Identifies a tensor.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TensorKey {
-    /// Pixels of a micro-batch, (sample, channel, row, column).
+    /// Pixels of a micro-batch, in the order (sample, channel, row, column).
     Images(MicroBatch),
-    /// What crosses an exchange, (sample, row, column, channel).
+    /// Activations or gradients at an exchange, in the order (sample, row, column, channel).
     Activations {
-        /// Whose.
+        /// The micro-batch.
         micro_batch: MicroBatch,
         /// Index of the exchange.
         exchange: usize,
-        /// There or back.
+        /// Activations or gradients.
         direction: Direction,
         /// The tower that computed it.
         from_tower: usize,
-        /// Backward, the tower whose channels they are. Forward, all others want the same.
+        /// In the backward direction, the tower that owns the channels. Unset in the forward direction, where every
+        /// other tower receives the same channels.
         to_tower: Option<usize>,
     },
     /// A tower's slice of a parameter or of its momentum.
     Parameter {
-        /// As of which step.
+        /// The number of steps committed when it was read.
         step: u64,
-        /// PyTorch's name.
+        /// The parameter's name, as PyTorch would call it.
         name: String,
-        /// Whose slice.
+        /// The tower that holds the slice.
         tower: usize,
         /// Weights or momentum.
         state: State,
@@ -60,7 +61,7 @@ pub enum Direction {
     Backward,
 }
 
-/// What of a parameter.
+/// The two tensors that training keeps per parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum State {
     /// Its values.
@@ -69,12 +70,12 @@ pub enum State {
     Momentum,
 }
 
-/// A part of a tensor, checked as far as it can be without knowing the plan.
+/// A part of a tensor, checked as far as is possible without the plan.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chunk {
     /// The job that it belongs to.
     pub job: u64,
-    /// Which tensor.
+    /// The tensor.
     pub key: TensorKey,
     /// The whole tensor's shape.
     pub shape: Vec<usize>,
@@ -82,12 +83,12 @@ pub struct Chunk {
     pub offset: u64,
     /// The bytes.
     pub data: Bytes,
-    /// CRC-32C of the bytes, which has been checked.
+    /// CRC-32C of `data`, already verified.
     pub checksum: u32,
 }
 
 impl Chunk {
-    /// The whole tensor's bytes, where this is the last of its chunks. Asked of a chunk that nobody has looked at yet.
+    /// The whole tensor's size in bytes if this is its last chunk. The shape may be untrusted: the products are checked.
     pub fn ends(&self) -> Option<u64> {
         let elements = self.shape.iter().try_fold(1, |all: usize, length| all.checked_mul(*length))?;
         let whole = elements.checked_mul(self.key.element_bytes())? as u64;
@@ -95,17 +96,17 @@ impl Chunk {
     }
 }
 
-/// What a tensor's elements are.
+/// The elements of a tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Elements {
     /// Pixels.
     Bytes(Vec<u8>),
-    /// Everything else.
+    /// Activations, gradients and parameters.
     Floats(Vec<f32>),
 }
 
 impl Elements {
-    /// Bytes that they take.
+    /// Their size in bytes.
     pub fn bytes(&self) -> usize {
         match self {
             Elements::Bytes(bytes) => bytes.len(),
@@ -113,7 +114,7 @@ impl Elements {
         }
     }
 
-    /// Adds elements from their bytes, of which there must be whole ones.
+    /// Appends elements. `data` must hold a whole number of them.
     fn extend(&mut self, data: &[u8]) {
         match self {
             Elements::Bytes(bytes) => bytes.extend_from_slice(data),
@@ -124,10 +125,10 @@ impl Elements {
     }
 }
 
-/// A whole tensor, on its way out.
+/// A whole tensor to send.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Payload {
-    /// Which tensor.
+    /// The tensor's identity.
     pub key: TensorKey,
     /// Its shape.
     pub shape: Vec<usize>,
@@ -136,8 +137,8 @@ pub struct Payload {
 }
 
 impl Payload {
-    /// A tensor of floats, without copying them. `values` is dropped when the last of its frames has been written or thrown away,
-    /// by whichever thread does so.
+    /// A tensor of floats, without a copy. `values` is dropped when the last of its frames has been written or discarded,
+    /// on whichever thread does that.
     pub fn floats(key: TensorKey, shape: Vec<usize>, values: impl AsRef<[f32]> + Send + 'static) -> Self {
         struct Owner<T>(T);
         impl<T: AsRef<[f32]>> AsRef<[u8]> for Owner<T> {
@@ -165,12 +166,12 @@ impl TensorKey {
         }
     }
 
-    /// The training step that it is a part of, if it is.
+    /// The training step that it belongs to, unless it is a parameter or belongs to a measurement.
     pub fn training_step(&self) -> Option<u64> {
         self.micro_batch().filter(|m| m.id.phase == Phase::Train).map(|m| m.id.step)
     }
 
-    /// Bytes of an element.
+    /// Size of an element in bytes.
     pub fn element_bytes(&self) -> usize {
         if matches!(self, TensorKey::Images(_)) { 1 } else { size_of::<f32>() }
     }
@@ -194,26 +195,26 @@ impl fmt::Display for TensorKey {
     }
 }
 
-/// Puts tensors together out of their chunks, which come in order. What is under way at once has a limit, and memory
-/// fills as bytes arrive.
+/// Reassembles tensors from chunks that arrive in order. The total size of incomplete tensors is limited, and memory
+/// becomes resident only as bytes arrive.
 #[derive(Debug)]
 pub struct Assembler {
-    under_way: HashMap<TensorKey, Elements>,
-    /// Bytes that the tensors under way will have when they are whole.
+    incomplete: HashMap<TensorKey, Elements>,
+    /// Total size that the incomplete tensors will have, in bytes.
     promised: usize,
     limit: usize,
 }
 
 impl Assembler {
-    /// An assembler of tensors that have at most `limit` bytes together while they are under way.
+    /// An assembler that holds at most `limit` bytes of incomplete tensors.
     pub fn new(limit: usize) -> Self {
-        Self { under_way: HashMap::new(), promised: 0, limit }
+        Self { incomplete: HashMap::new(), promised: 0, limit }
     }
 
-    /// Takes a chunk of a tensor whose shape the plan says is `expected`. The whole tensor, when this was the last one.
+    /// Adds a chunk of a tensor whose shape must be `expected`. Returns the tensor when this was its last chunk.
     ///
     /// # Errors
-    /// When the shape isn't the expected one, the chunk doesn't go on where the last one ended, or there is no room.
+    /// When the shape differs, the chunk does not start where the previous one ended, or the limit is exceeded.
     pub fn accept(&mut self, chunk: Chunk, expected: &[usize]) -> Result<Option<(TensorKey, Elements)>, WireError> {
         if chunk.shape != expected {
             return Err(WireError::Shape {
@@ -223,7 +224,7 @@ impl Assembler {
             });
         }
         let total = expected.iter().product::<usize>() * chunk.key.element_bytes();
-        let mut elements = match self.under_way.remove(&chunk.key) {
+        let mut elements = match self.incomplete.remove(&chunk.key) {
             Some(elements) => elements,
             None => self.begin(&chunk.key, total)?,
         };
@@ -236,7 +237,7 @@ impl Assembler {
         }
         elements.extend(&chunk.data);
         if elements.bytes() < total {
-            self.under_way.insert(chunk.key, elements);
+            self.incomplete.insert(chunk.key, elements);
             return Ok(None);
         }
         self.promised -= total;
@@ -265,7 +266,7 @@ impl Assembler {
     }
 }
 
-/// A tensor as frames of at most [`CHUNK_BYTES`] of payload, in order.
+/// Splits a tensor into frames of at most [`CHUNK_BYTES`] of payload, in order.
 pub fn frames(job: u64, payload: Payload) -> impl Iterator<Item = v1::Frame> {
     let Payload { key, shape, data } = payload;
     let count = data.len().div_ceil(CHUNK_BYTES).max(1);
@@ -300,16 +301,16 @@ pub fn session_from_frame(frame: v1::Frame) -> Result<u64, WireError> {
     }
 }
 
-/// The chunk of any later frame, its checksum checked.
+/// The chunk of any later frame, with a verified checksum.
 ///
 /// # Errors
-/// When a field is missing or can't be, or the bytes aren't those that were sent.
+/// When a field is missing or invalid, or the checksum does not match.
 pub fn chunk_from_frame(frame: v1::Frame) -> Result<Chunk, WireError> {
     let Some(v1::frame::Frame::Chunk(chunk)) = frame.frame else { return Err(WireError::Missing("chunk")) };
     let key = key_from(required("tensor", chunk.tensor)?)?;
     let length = chunk.data.len();
     if length == 0 || length > CHUNK_BYTES || !length.is_multiple_of(key.element_bytes()) {
-        let expected = "whole elements, and at most 262144 bytes of them";
+        let expected = "it must be a whole number of elements, and at most 262144 bytes";
         return Err(WireError::Value { field: "data", value: format!("{length} bytes of {key}"), expected });
     }
     let found = crc32c::crc32c(&chunk.data);
@@ -321,7 +322,7 @@ pub fn chunk_from_frame(frame: v1::Frame) -> Result<Chunk, WireError> {
     Ok(Chunk { job, key, shape, offset: chunk.offset, data: chunk.data, checksum: found })
 }
 
-/// A chunk as the frame that it came in, for whoever passes it on.
+/// A chunk as a frame. The coordinator uses this to relay a chunk unchanged.
 pub fn chunk_to_frame(chunk: Chunk) -> v1::Frame {
     let chunk = v1::Chunk {
         job: chunk.job,

@@ -1,4 +1,4 @@
-//! Round trips, and what is said to chunks that are cut, forged, out of order or too long.
+//! Round trips, and the refusal of chunks that are truncated, forged, out of order or too long.
 
 use proptest::prelude::*;
 

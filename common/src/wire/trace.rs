@@ -1,4 +1,4 @@
-//! What a worker has recorded, as it travels. Only what workers do has a form here.
+//! A worker's recorded spans, as messages. Activities of the coordinator have no message.
 
 use convoy_proto::v1;
 
@@ -7,21 +7,21 @@ use super::{WireError, required};
 use crate::batch::MicroBatch;
 use crate::trace::{Activity, SegmentRun, Span, Transfer};
 
-/// Spans of one message at the most: it stays far below what a control message may have.
+/// The most spans in one message, which keeps it far below the size limit of control messages.
 pub const SPANS_MAX: usize = 2048;
 
-/// What a worker has recorded since it last handed anything over, or a part of it.
+/// Spans that a worker has recorded since its last report, or a part of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recorded {
-    /// The step that it has just committed, or the one at hand when the job ended.
+    /// The step just committed, or the step in progress when the job ended.
     pub step: u64,
-    /// Spans for which there was no room.
+    /// Spans that were dropped because the buffer was full.
     pub dropped: u64,
-    /// Whether more of this step follows.
+    /// Whether another message with spans of this step follows.
     pub more: bool,
-    /// At most [`SPANS_MAX`].
+    /// The spans, at most [`SPANS_MAX`].
     pub spans: Vec<Span>,
-    /// Memory that the process holds at the end of the step; 0 where the system doesn't say.
+    /// Resident memory of the process at the end of the step, in bytes; 0 where the system does not report it.
     pub resident_bytes: u64,
 }
 
@@ -31,7 +31,7 @@ impl TryFrom<v1::Recorded> for Recorded {
     fn try_from(m: v1::Recorded) -> Result<Self, WireError> {
         if m.spans.len() > SPANS_MAX {
             let (field, value) = ("spans", m.spans.len().to_string());
-            return Err(WireError::Value { field, value, expected: "it must be at most 2048 a message" });
+            return Err(WireError::Value { field, value, expected: "it must be at most 2048 per message" });
         }
         let spans = m.spans.into_iter().map(span_from).collect::<Result<_, _>>()?;
         Ok(Self { step: m.step, dropped: m.dropped, more: m.more, spans, resident_bytes: m.resident_bytes })
@@ -68,18 +68,18 @@ fn span_from(m: v1::Span) -> Result<Span, WireError> {
     let end = m.start_ns.checked_add(m.length_ns).ok_or_else(|| WireError::Value {
         field: "length_ns",
         value: m.length_ns.to_string(),
-        expected: "it must end within time",
+        expected: "the span's end must fit in 64 bits",
     })?;
     Ok(Span { start: m.start_ns, end, activity })
 }
 
-/// Nothing for what a worker doesn't do.
+/// `None` for activities of the coordinator.
 fn span_to(span: Span) -> Option<v1::Span> {
     use v1::span::Activity as Wire;
     let (start_ns, length_ns) = (span.start, span.length());
     let activity = match span.activity {
         Activity::Segment(run) => Wire::Segment(v1::SegmentRun {
-            // Which samples it holds, its images say.
+            // The samples are not sent again: the span of the images names them.
             micro_batch: Some(micro_batch_to(&MicroBatch { id: run.micro_batch, samples: 0..1 })),
             segment: run.segment as u32,
             tower: run.tower as u32,
@@ -123,7 +123,7 @@ fn tensor_from(name: Option<v1::TensorName>) -> Result<TensorKey, WireError> {
     })
 }
 
-/// Nothing for parameters, which are no part of a step.
+/// `None` for parameters, which do not belong to a step.
 fn tensor_to(key: TensorKey) -> Option<v1::TensorName> {
     use v1::tensor_name::Tensor;
     let tensor = match key_to(key) {
@@ -141,7 +141,7 @@ mod tests {
     use crate::wire::Direction;
 
     #[test]
-    fn what_a_worker_records_arrives_as_it_was() {
+    fn recorded_spans_survive_a_round_trip() {
         let id = MicroBatchId { step: 3, phase: Phase::Train, slot: 1, micro_batch: 2 };
         let micro_batch = MicroBatch { id, samples: 8..12 };
         let tensor = TensorKey::Activations {

@@ -85,7 +85,7 @@ pub fn serve(
 ) -> Receiver<Message> {
     let (heard, messages) = channel(MESSAGES_QUEUED);
     let refusals = heard.clone();
-    let doors = Doors { heard, clock, room, wants_token: token.is_some(), sessions: Arc::default() };
+    let doors = Doors { heard, clock, room, requires_token: token.is_some(), sessions: Arc::default() };
     let service = CoordinatorServer::new(doors).max_decoding_message_size(CONTROL_BYTES_MAX.max(FRAME_BYTES_MAX));
     let service = InterceptedService::new(service, move |request: Request<()>| {
         let checked = check_token(token.as_ref(), request.metadata());
@@ -132,7 +132,7 @@ struct Doors {
     heard: Sender<Message>,
     clock: Clock,
     room: usize,
-    wants_token: bool,
+    requires_token: bool,
     // A std mutex, because it is never held across an await.
     sessions: Arc<Sessions>,
 }
@@ -164,7 +164,7 @@ impl Coordinator for Doors {
         check_version(&hello).inspect_err(|status| tell_of_refusal(&self.heard, address.clone(), status))?;
         let (control, orders) = channel(ORDERS_QUEUED);
         let session = self.let_in(Arrival { hello, address, control: control.clone() })?;
-        let _ = control.send(ToWorker::Welcome { session, wants_token: self.wants_token }.into()).await;
+        let _ = control.send(ToWorker::Welcome { session, requires_token: self.requires_token }.into()).await;
         let (heard, sessions, clock) = (self.heard.clone(), self.sessions.clone(), self.clock);
         tokio::spawn(give_up_unless_paired(session, sessions.clone()));
         tokio::spawn(async move {
@@ -179,7 +179,8 @@ impl Coordinator for Doors {
     async fn tensors(&self, request: Request<Streaming<v1::Frame>>) -> Result<Response<Self::TensorsStream>, Status> {
         let mut incoming = request.into_inner();
         let first = timeout(GREETING_MAX, incoming.message()).await.map_err(|_| late())??;
-        let first = first.ok_or_else(|| Status::invalid_argument("the tensor connection closed before its first frame"))?;
+        let first =
+            first.ok_or_else(|| Status::invalid_argument("the tensor connection closed before its first frame"))?;
         let session = session_from_frame(first).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let (frames, outgoing) = channel(FRAMES_QUEUED);
         let member = self.pair(session, frames)?;
@@ -231,7 +232,8 @@ impl Doors {
     fn pair(&self, session: u64, frames: Sender<v1::Frame>) -> Result<Member, Status> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         let arrival = sessions.get_mut(&session).and_then(Option::take);
-        let arrival = arrival.ok_or_else(|| Status::invalid_argument("the tensor connection names an unknown session"))?;
+        let arrival =
+            arrival.ok_or_else(|| Status::invalid_argument("the tensor connection names an unknown session"))?;
         let Arrival { hello, address, control } = arrival;
         Ok(Member { session, hello, address, control, frames })
     }

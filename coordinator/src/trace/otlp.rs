@@ -81,7 +81,9 @@ impl Exporter {
                 let why = why.map(|why| format!(": {why}")).unwrap_or_default();
                 Some(format!("failed to send {} traced steps to {endpoint}{why}", failed + dropped))
             }
-            Err(_) => Some(format!("some traced steps were not sent to {endpoint}, because it did not answer within {FAREWELL_MAX:?}")),
+            Err(_) => Some(format!(
+                "some traced steps were not sent to {endpoint}, because it did not answer within {FAREWELL_MAX:?}"
+            )),
         }
     }
 }

@@ -376,7 +376,8 @@ impl Recorder {
             (None, Some(writer)) => writer.finish(),
             (None, None) => Ok(()),
         };
-        let unwritten = written.err().map(|error| format!("the trace is incomplete, because writing it failed: {error}"));
+        let unwritten =
+            written.err().map(|error| format!("the trace is incomplete, because writing it failed: {error}"));
         let left_out = (recording.left_out > 0).then(|| {
             let steps = recording.left_out;
             format!("trace.json is full: {steps} steps of the sample are missing; --trace steps:FROM-TO has no limit")

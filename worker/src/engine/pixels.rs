@@ -1,13 +1,13 @@
-//! Images as they travel, bytes (sample, channel, row, column), into what the first layer reads: normalised floats
-//! (sample, row, column, channel), by a table of 256 values a channel.
+//! Converts images from bytes (sample, channel, row, column), as they are sent, to normalised floats (sample, row, column,
+//! channel), as the first layer reads them. A table per channel holds the 256 possible values.
 
 use convoy_common::model::{Input, Shape};
 
-/// The tables of a model's input.
+/// The lookup tables of a model's input.
 #[derive(Debug)]
 pub(super) struct Pixels {
     shape: Shape,
-    /// A channel each: the float of each byte.
+    /// For each channel, the float of each byte.
     tables: Vec<[f32; 256]>,
 }
 
@@ -17,7 +17,7 @@ impl Pixels {
         Self { shape: input.shape, tables: input.mean.iter().zip(&input.std).map(table).collect() }
     }
 
-    /// `floats` is as long as `bytes`.
+    /// Converts whole images. `floats` is as long as `bytes`.
     pub(super) fn normalise(&self, bytes: &[u8], floats: &mut [f32]) {
         let (channels, pixels) = (self.shape.channels, self.shape.pixels());
         for (image, out) in bytes.chunks_exact(self.shape.len()).zip(floats.chunks_exact_mut(self.shape.len())) {

@@ -1,4 +1,4 @@
-//! The engine on its own: tensors in any order that a network may bring, tensors that nobody asked for, and commits.
+//! The engine alone: tensors in any order that a network may deliver, unexpected tensors, and commits.
 
 use convoy_common::batch::Division;
 
@@ -110,7 +110,7 @@ fn two_towers_on_one_worker_exchange_nothing_but_logits() {
     });
 }
 
-/// A tensor may overtake the commit before it; it waits for it, and the step after is computed with the new weights.
+/// A tensor may arrive before the commit that it follows. It waits, and the next step uses the new weights.
 #[test]
 fn images_that_come_before_their_commit_wait_for_it() {
     on_a_pool(|compute| {
@@ -131,7 +131,7 @@ fn images_that_come_before_their_commit_wait_for_it() {
     });
 }
 
-/// The chains of weight gradients go on in sample order: an earlier micro-batch after a later one is refused.
+/// Chains of weight gradients continue in sample order: an earlier micro-batch after a later one is refused.
 #[test]
 fn a_backward_pass_out_of_order_is_refused() {
     on_a_pool(|compute| {
@@ -159,7 +159,7 @@ fn what_nobody_asked_for_is_refused() {
         let mut engine = ready(compute, vec![0, 1]);
         let refused = |engine: &mut Engine, (key, elements): (TensorKey, Elements)| {
             let text = key.to_string();
-            assert!(matches!(engine.accept(compute, key, elements), Err(EngineError::Unasked { .. })), "{text}");
+            assert!(matches!(engine.accept(compute, key, elements), Err(EngineError::Unexpected { .. })), "{text}");
         };
         refused(&mut engine, images(9, 0));
         refused(&mut engine, gradient(1, 0, 0));
@@ -193,12 +193,12 @@ fn a_micro_batch_that_comes_twice_or_with_other_samples_is_refused() {
             (key, Elements::Floats(vec![0.0; samples.len() * 32]))
         };
         let mut engine = ready(compute, vec![0, 1]);
-        refused(&mut engine, channels(0..1), "images haven't come");
+        refused(&mut engine, channels(0..1), "images of its micro-batch have not arrived");
         let (key, elements) = images(1, 0);
         engine.accept(compute, key, elements).unwrap();
-        refused(&mut engine, images(1, 0), "come before");
+        refused(&mut engine, images(1, 0), "arrived before");
         work_all(&mut engine, compute);
-        refused(&mut engine, images(1, 0), "come before");
+        refused(&mut engine, images(1, 0), "arrived before");
         refused(&mut engine, channels(0..2), "other samples");
         let (key, elements) = channels(0..1);
         engine.accept(compute, key, elements).unwrap();

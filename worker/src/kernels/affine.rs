@@ -1,5 +1,5 @@
-//! A layer of weights, convolution or linear, as whoever computes with it sees it: operands come as they lie between layers, and
-//! what is copied into blocks once serves both the forward pass and the weight gradient.
+//! A layer with weights: a convolution or a linear layer. Operands arrive in the layout between layers. They are copied into
+//! blocks once, for both the forward pass and the weight gradient.
 //!
 //! Not here: the passes themselves (`conv`, `linear`).
 
@@ -101,7 +101,7 @@ impl Affine {
         }
     }
 
-    /// Goes on with the bias gradient's chains in `db`.
+    /// Continues the bias gradient's chains in `db`.
     pub(crate) fn bias_gradient(&self, compute: &Compute, dy: &OutputGradient, samples: usize, db: &mut [f32]) {
         let blocks = match self {
             Affine::Conv(g) => g.gradient_blocks(samples),
@@ -126,7 +126,7 @@ impl Affine {
         }
     }
 
-    /// Goes on with the weight gradient's chains in `dw`, or starts them, from an input in blocks. Whether all are finite.
+    /// Continues the weight gradient's chains in `dw`, or starts them, from an input in blocks. Whether all are finite.
     pub(crate) fn weight_gradient(
         &self,
         compute: &Compute,

@@ -1,8 +1,8 @@
-//! Feature maps as products read them: blocks of channels, zeros around them, and columns sorted by their
-//! place in a stride, so that neighbouring outputs always read floats that lie one step apart. In memory
-//! (sample, group, block, line, phase, column, lane), where column `x` is column `x / stride` of phase `x % stride`.
+//! The layout of feature maps that products read: blocks of channels, with zeros around them. Columns are sorted by phase, so
+//! that neighbouring outputs always read neighbouring columns. The order in memory is (sample, group, block, line, phase,
+//! column, lane), where column `x` is column `x / stride` of phase `x % stride`.
 //!
-//! Not here: what is computed from them (`products`).
+//! Not here: the products themselves (`products`).
 
 use super::isa::{Isa, for_each_isa};
 use super::memory::Tensor;
@@ -12,7 +12,7 @@ use super::{Compute, Maps};
 /// Lanes of a block of few channels, as an image's; other blocks have a [`UNIT`].
 const FEW: usize = 4;
 
-/// How blocks of channels lie in memory.
+/// The layout of blocks of channels in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Blocks {
     /// Samples.
@@ -167,7 +167,7 @@ impl Blocks {
         }
     }
 
-    /// Goes on with `sums`, a chain a channel, over the pixels of blocks of a [`UNIT`] whose windows lie one apart: samples, rows
+    /// Continues `sums`, one chain per channel, over the pixels of blocks of a [`UNIT`] whose windows lie one apart: samples, rows
     /// and columns ascending.
     pub(super) fn add_pixels(&self, isa: Isa, held: &[f32], sums: &mut [f32]) {
         assert!(self.lanes == UNIT && self.stride == 1, "pixels that don't lie side by side");
@@ -196,7 +196,7 @@ impl Blocks {
     }
 }
 
-/// `x` where `y` is above zero, +0.0 elsewhere. A choice would be a branch that nobody foretells.
+/// `x` where `y` is above zero, +0.0 elsewhere. A conditional would be a branch that is hard to predict.
 #[inline(always)]
 fn copy_positive(out: &mut [f32], x: &[f32], y: &[f32]) {
     for ((out, x), y) in out.iter_mut().zip(x).zip(y) {

@@ -1,7 +1,7 @@
 //! A tower's convolution: forward, input gradient and weight gradient, for any groups, stride and pad, each as a product over
-//! blocks of its input or of its output's gradient. Orders: docs/NUMERICS.md.
+//! blocks of its input or of its output's gradient. docs/NUMERICS.md defines the order of every sum.
 //!
-//! Not here: which channels a tower is given (`tower`), and how products are computed (`products`).
+//! Not here: the choice of a tower's channels (`tower`), and the computation of products (`products`).
 
 use std::ops::Range;
 
@@ -152,7 +152,7 @@ impl Geometry {
         let outputs = (pixels + 2 * self.pad - self.kernel) / self.stride + 1;
         let first = self.pad.saturating_sub(kernel_line).div_ceil(self.stride).min(outputs);
         let end = (pixels + self.pad).saturating_sub(kernel_line).div_ceil(self.stride).min(outputs);
-        // What no output sees begins nowhere, lest it lead out of a slice.
+        // A line that no output reads starts at 0, so that it stays within a slice.
         if first < end { first..end } else { 0..0 }
     }
 
@@ -326,7 +326,7 @@ pub(crate) fn input_gradient(
     finite
 }
 
-/// Goes on with the weight gradient's chains in `dw`, which lies as the weights do, or starts them; input and dy in blocks.
+/// Continues the weight gradient's chains in `dw`, which lies as the weights do, or starts them; input and dy in blocks.
 /// Whether all are finite.
 pub(crate) fn weight_gradient(
     compute: &Compute,

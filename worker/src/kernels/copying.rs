@@ -1,5 +1,5 @@
-//! How many bytes a core moves at most: copies of buffers that no cache holds, beside which passes without products are
-//! measured.
+//! Measures the memory bandwidth of a core, by copying buffers larger than its caches. Passes without products are compared
+//! with it.
 
 use std::hint::black_box;
 use std::time::Instant;

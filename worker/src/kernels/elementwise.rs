@@ -1,4 +1,4 @@
-//! What is done to each element by itself: ReLU where no product has done it, dropout, sums of slots, the update.
+//! Elementwise operations: ReLU where no product applies it, dropout, sums of slots, and the update.
 
 use convoy_common::random::Source;
 
@@ -77,7 +77,7 @@ for_each_isa! {
     }
 }
 
-/// One step of SGD. Ends the gradient's chains, if nobody has.
+/// One step of SGD. Also ends the gradient's chains if they have not ended.
 pub(crate) fn sgd(compute: &Compute, rates: Rates, gradient: &[f32], momentum: &mut [f32], weights: &mut [f32]) {
     assert!(gradient.len() == weights.len() && momentum.len() == weights.len(), "an update of another length");
     let mut parts: Vec<_> =

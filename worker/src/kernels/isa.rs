@@ -1,4 +1,5 @@
-//! Which instruction set the kernels use: the best that the machine has, unless one is asked for. Results don't depend on it.
+//! The instruction set of the kernels: the best that the machine has, unless the user selects one. Results do not depend on
+//! it.
 //!
 //! Not here: the kernels themselves.
 

@@ -1,7 +1,8 @@
-//! A tower's linear layer as a convolution of one tap over a line of samples. Inputs and outputs are (sample, unit); input
-//! units are counted as (channel, row, column) in every chain, whatever their place in memory. Orders: docs/NUMERICS.md.
+//! A tower's linear layer, as a convolution with one tap over a line of samples. Inputs and outputs are (sample, unit). Every
+//! chain counts input units as (channel, row, column), whatever their order in memory. docs/NUMERICS.md defines the order of
+//! every sum.
 //!
-//! Not here: how products are computed (`products`).
+//! Not here: the computation of products (`products`).
 
 use super::blocks::Blocks;
 use super::memory::Tensor;
@@ -10,10 +11,10 @@ use super::products::{Correlation, End, Gradient, Grid, Order, Seen, Steps, Term
 use super::tile::{Pixels, UNIT};
 use super::{Compute, Maps};
 
-/// What goes in, and the tower's units that come out.
+/// The shape of the input, and the tower's output units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Geometry {
-    /// Channels that come in.
+    /// Input channels.
     pub channels: usize,
     /// Pixels of each channel.
     pub pixels: usize,
@@ -22,7 +23,7 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    /// Units that come in.
+    /// Input units.
     pub(crate) fn inputs(&self) -> usize {
         self.channels * self.pixels
     }
@@ -154,7 +155,7 @@ fn turn(compute: &Compute, g: &Geometry, by_unit: &[f32], dx: &mut [f32], sample
     });
 }
 
-/// Goes on with the weight gradient's chains in `dw`, which lies as the weights do, or starts them; input and dy in blocks.
+/// Continues the weight gradient's chains in `dw`, which lies as the weights do, or starts them; input and dy in blocks.
 /// Whether all are finite.
 pub(crate) fn weight_gradient(
     compute: &Compute,

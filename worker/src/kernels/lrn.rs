@@ -1,4 +1,4 @@
-//! Local response normalisation over the channels of one tower, forward and backward, as docs/NUMERICS.md writes it.
+//! Local response normalisation over the channels of one tower, forward and backward, as docs/NUMERICS.md defines it.
 
 use super::Compute;
 use super::isa::for_each_isa;
@@ -60,7 +60,7 @@ pub(crate) fn forward(compute: &Compute, g: &Geometry, x: &[f32], samples: usize
 
 /// What [`forward`] leaves for the backward pass.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Kept<'a> {
+pub(crate) struct ForwardResult<'a> {
     /// Inputs.
     pub x: &'a [f32],
     /// Outputs.
@@ -70,13 +70,13 @@ pub(crate) struct Kept<'a> {
 }
 
 /// The gradient with respect to the input.
-pub(crate) fn backward(compute: &Compute, g: &Geometry, kept: Kept, dy: &[f32], samples: usize) -> Tensor {
+pub(crate) fn backward(compute: &Compute, g: &Geometry, kept: ForwardResult, dy: &[f32], samples: usize) -> Tensor {
     let mut dx = compute.tensor(dy.len());
     let length = dy.len() / samples;
     compute.for_samples(&mut dx, samples, |sample, dx| {
         let place = sample * length..(sample + 1) * length;
         let (x, y, s, dy) = (&kept.x[place.clone()], &kept.y[place.clone()], &kept.s[place.clone()], &dy[place]);
-        differentiate(compute.isa, *g, Kept { x, y, s }, dy, dx);
+        differentiate(compute.isa, *g, ForwardResult { x, y, s }, dy, dx);
     });
     dx
 }
@@ -100,7 +100,7 @@ for_each_isa! {
 
 for_each_isa! {
     /// One sample: `dx = fma(slope * x, sum of t, dy / s^beta)`, where `t = (dy * y) / s`.
-    fn differentiate(g: Geometry, kept: Kept, dy: &[f32], dx: &mut [f32]) {
+    fn differentiate(g: Geometry, kept: ForwardResult, dy: &[f32], dx: &mut [f32]) {
         let (mut padded, mut sums) = (g.scratch(), vec![0.0; g.channels]);
         for (index, dx) in dx.chunks_exact_mut(g.channels).enumerate() {
             let place = index * g.channels..(index + 1) * g.channels;

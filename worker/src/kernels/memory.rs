@@ -1,21 +1,21 @@
-//! Memory that is used again: what a step drops, the next one finds on the shelf, and the system is asked for none. Asking is
-//! dear: it hands out zeros, page by page.
+//! Reuses memory: a shelf keeps the buffers that a step drops, for the next step. New memory from the system is expensive,
+//! because the system zeroes it page by page.
 //!
-//! Not here: what is in it. What comes from the shelf holds what its last user left there.
+//! Not here: the contents. A buffer from the shelf holds the values of its last user.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Commits that a buffer lies idle before it is given back: an evaluation may come between two that need it.
+/// Commits after which an idle buffer is freed: a measurement may come between two steps that need it.
 const IDLE_MAX: u64 = 2;
-/// No more lies idle than so many times what has been in use at once.
+/// Idle memory is at most this multiple of the most memory in use.
 const IDLE_SHARE: usize = 2;
-/// A buffer serves for a tensor of so much less than its length.
+/// A buffer is reused for a tensor that is at most this much shorter.
 const SLACK: usize = 2;
 
 /// What a tensor is made of.
 pub(crate) trait Element: Copy + Default {
-    /// What tests find in a tensor that nobody has written to: no result may depend on it.
+    /// The content of an unwritten tensor in tests. No result may depend on it.
     const DIRT: Self;
 }
 
@@ -27,7 +27,7 @@ impl Element for u32 {
     const DIRT: Self = u32::MAX;
 }
 
-/// Buffers that nobody uses at the moment.
+/// Idle buffers.
 #[derive(Debug, Default)]
 pub(super) struct Shelf<T> {
     idle: Mutex<Idle<T>>,
@@ -38,7 +38,7 @@ struct Idle<T> {
     buffers: Vec<Buffer<T>>,
     /// Commits so far.
     commits: u64,
-    /// Jobs so far: what an earlier one took doesn't come back.
+    /// Jobs so far. Buffers of an earlier job are not taken back.
     jobs: u64,
     /// Elements of the job's buffers that are in use, and the most that were at once.
     in_use: usize,
@@ -91,7 +91,7 @@ impl<T: Element> Shelf<T> {
             let used = idle.commits;
             idle.in_use -= values.len();
             idle.buffers.push(Buffer { values, used });
-            // Batches of ever new sizes would leave behind buffers that fit nobody.
+            // Batches of varying sizes would otherwise leave buffers that fit no tensor.
             let mut all: usize = idle.buffers.iter().map(|buffer| buffer.values.len()).sum();
             while all > IDLE_SHARE * idle.most {
                 all -= idle.buffers.remove(0).values.len();

@@ -1,4 +1,4 @@
-//! The arithmetic of docs/NUMERICS.md, fast. Vectors lie over channels or samples, never along a sum.
+//! Fast kernels for the arithmetic of docs/NUMERICS.md. Vectors run over channels or samples, never along a sum.
 //!
 //! ```text
 //! vector    one vector of floats, for each instruction set
@@ -64,7 +64,7 @@ pub(crate) struct Compute {
 }
 
 impl Compute {
-    /// A pool of `threads` threads; the calling thread becomes its first.
+    /// A pool of `threads` threads. The calling thread becomes its first one.
     ///
     /// # Errors
     /// When the system gives no more threads.

@@ -1,12 +1,12 @@
-//! Weights as products read them: panels of a few units of columns, (panel, term, column of the panel), with
-//! zeros where the last panel has fewer columns. They lie alike on every instruction set, and stay so from step to step:
-//! momentum, gradients and updates know no other layout; only what leaves the worker is [natural](Panels::unpack) again.
+//! The layout of weights that products read: panels of a few units of columns, in the order (panel, term, column of the
+//! panel), with zeros where the last panel has fewer columns. It is the same on every instruction set. Momentum and gradients
+//! use it too; only weights that leave the worker are [unpacked](Panels::unpack).
 //!
-//! Not here: what a term and a column mean (`conv`, `linear`).
+//! Not here: the meaning of terms and columns (`conv`, `linear`).
 
 use super::tile::{UNIT, UNITS_MAX};
 
-/// How a matrix of (term, column) lies in panels.
+/// The layout of a matrix of (term, column) in panels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Panels {
     /// Terms of a chain.

@@ -1,5 +1,5 @@
-//! Max and average pooling over (sample, row, column, channel). Padding is never read: minus infinity loses against
-//! everything, and zero adds nothing.
+//! Max and average pooling over (sample, row, column, channel). Padding is never read: a maximum
+//! ignores minus infinity, and a sum ignores zero.
 
 use std::ops::Range;
 

@@ -1,8 +1,8 @@
-//! The two products that every pass of every convolution and linear layer is made of, over blocks and panels:
-//! [`Correlation`] for outputs and input gradients, and [`Gradient`] for weight gradients. Here is which tile comes when, so
-//! that what is read again is still in the cache; no sum depends on it.
+//! The two products behind every pass of every convolution and linear layer, over blocks and panels: [`Correlation`] for
+//! outputs and input gradients, and [`Gradient`] for weight gradients. This module orders the tiles so that operands are still
+//! in the cache when they are read again. No sum depends on that order.
 //!
-//! Not here: what the operands mean (`conv`, `linear`).
+//! Not here: the meaning of the operands (`conv`, `linear`).
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use super::tile::{self, Chains, Outer, Pixels, ROWS_MAX, UNIT, UNITS_MAX};
 /// Terms whose weights are taken at once where a panel of all terms wouldn't stay in a second-level cache: 128 KiB of two
 /// units.
 const BLOCK_TERMS: usize = 1024;
-/// Panels of up to so many floats are taken whole.
+/// Panels of up to this many floats are not split.
 pub(super) const WHOLE_MAX: usize = 160 * 1024;
 /// Terms that are taken at once where a tile of the source stays: the weights of all columns of as many stay in the cache.
 pub(super) const SOURCE_TERMS: usize = 512;
@@ -132,7 +132,7 @@ pub(super) struct Grid {
     pub result: Steps,
 }
 
-/// How far samples, rows and columns lie apart.
+/// The strides of samples, rows and columns.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Steps {
     pub first: usize,
@@ -164,7 +164,7 @@ impl Steps {
     }
 }
 
-/// What comes behind the chain of an output.
+/// What follows the chain of an output.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct End<'a> {
     /// What is added, an output channel each; +0.0 without one.
@@ -396,7 +396,7 @@ struct Piece<'a> {
 }
 
 impl Gradient<'_> {
-    /// Goes on with the chains in `c`, or starts them. Whether all are finite.
+    /// Continues the chains in `c`, or starts them. Whether all are finite.
     ///
     /// # Panics
     /// When a pixel or a term leads out of its slice.

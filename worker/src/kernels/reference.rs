@@ -1,5 +1,5 @@
-//! docs/NUMERICS.md as code: plain loops, one `f32::mul_add` a term, over (sample, channel, row, column). Slow, and right by
-//! being readable beside that page; every fast kernel equals these to the bit.
+//! docs/NUMERICS.md as code: plain loops over (sample, channel, row, column), one `f32::mul_add` per term. These kernels are
+//! slow, and simple enough to check against that page. Every fast kernel must equal them to the bit.
 //!
 //! Shape suffixes: n sample, c input channel, o output channel, h w rows and columns, k a kernel's rows and columns, u input
 //! unit. `dy` is the gradient of the output, `dx` of the input, `dw` of the weight.
@@ -85,7 +85,7 @@ pub(super) fn conv_input_gradient(
     })
 }
 
-/// Goes on with the weight gradient's chains, over (sample, output row, output column).
+/// Continues the weight gradient's chains, over (sample, output row, output column).
 pub(super) fn conv_weight_gradient(
     x_nchw: ArrayView4<f32>,
     dy_nohw: ArrayView4<f32>,
@@ -128,7 +128,7 @@ pub(super) fn linear_input_gradient(dy_no: ArrayView2<f32>, w_ou: ArrayView2<f32
     })
 }
 
-/// Goes on with a linear layer's weight gradient, a chain over samples.
+/// Continues a linear layer's weight gradient, a chain over samples.
 pub(super) fn linear_weight_gradient(x_nu: ArrayView2<f32>, dy_no: ArrayView2<f32>, mut dw_ou: ArrayViewMut2<f32>) {
     for ((o, u), sum) in dw_ou.indexed_iter_mut() {
         *sum = (0..x_nu.nrows()).fold(*sum, |sum, n| x_nu[[n, u]].mul_add(dy_no[[n, o]], sum));

@@ -1,5 +1,5 @@
-//! A foreign oracle at 0 ulp: what microsoft/RepDL, an implementation of the same rule by others, computes for small
-//! convolutions and linear layers, forward and one step. `tests/golden/README.md` says where the file is from.
+//! An independent oracle without tolerance: results of microsoft/RepDL, which implements the same rule, for small convolutions
+//! and linear layers, forward and one step. `tests/golden/README.md` names the source of the file.
 
 use std::collections::BTreeMap;
 

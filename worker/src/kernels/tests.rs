@@ -288,7 +288,7 @@ proptest! {
         on_every_compute(|compute| {
             let (found, s) = lrn::forward(compute, &g, &x, samples);
             assert_eq!(bits(found.to_vec()), bits(y.iter().copied()));
-            let kept = lrn::Kept { x: &x, y: &found, s: &s };
+            let kept = lrn::ForwardResult { x: &x, y: &found, s: &s };
             assert_eq!(bits(lrn::backward(compute, &g, kept, &dy, samples).to_vec()), bits(dx.iter().copied()));
         });
     }

@@ -1,8 +1,8 @@
-//! Register tiles: a few rows by a few vectors of columns, each element one chain of fused multiply-adds that stays in a
-//! register. Two kinds: [`Chains`], whose rows lie evenly apart, for outputs and input gradients; and [`Outer`], whose rows
-//! lie anywhere and whose terms are pixels, for weight gradients.
+//! Register tiles: a few rows by a few vectors of columns. Each element is one chain of fused multiply-adds that stays in a
+//! register. There are two kinds: [`Chains`], with evenly spaced rows, for outputs and input gradients; and [`Outer`], with
+//! rows at arbitrary addresses and pixels as terms, for weight gradients.
 //!
-//! Written once over [`Vector`] and compiled for each instruction set. Not here: which tile comes when.
+//! Tiles are written once over [`Vector`], and compiled for each instruction set. Not here: the order of tiles.
 
 #![allow(
     clippy::needless_range_loop,
@@ -16,12 +16,12 @@ use super::vector::{Vector, prefetch};
 
 /// Columns are counted in units of so many, whatever the instruction set: weights lie in memory alike on all of them.
 pub(super) const UNIT: usize = 16;
-/// A panel of columns is so many units wide at most.
+/// The most units in a panel of columns.
 pub(super) const UNITS_MAX: usize = 3;
 /// Rows of the highest tile of any instruction set.
 pub(super) const ROWS_MAX: usize = 14;
 
-/// Goes on with the chains of a tile: `c[r][j] = chain over k of a[terms[k] + r * step] * b[k][j]`.
+/// Continues the chains of a tile: `c[r][j] = chain over k of a[terms[k] + r * step] * b[k][j]`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chains<'a> {
     /// Where the first row's terms are counted from.
@@ -53,7 +53,7 @@ pub(super) struct Chains<'a> {
     pub poison: *mut f32,
 }
 
-/// Goes on with the chains of a tile: `c[r][j] = chain over pixels of a[row r + pixel] * b[pixel][j]`, pixels ascending by (sample,
+/// Continues the chains of a tile: `c[r][j] = chain over pixels of a[row r + pixel] * b[pixel][j]`, pixels ascending by (sample,
 /// line, column).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Outer<'a> {
@@ -77,7 +77,7 @@ pub(super) struct Outer<'a> {
     pub poison: *mut f32,
 }
 
-/// How many pixels there are, and how far apart they lie in either operand.
+/// The number of pixels, and their strides in both operands.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pixels {
     pub samples: usize,

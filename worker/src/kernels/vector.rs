@@ -1,4 +1,4 @@
-//! What a register tile needs of an instruction set: one vector of floats, loaded, multiplied and added lane by lane.
+//! Vectors for register tiles: load, store, multiply and add a vector of floats, lane by lane, on each instruction set.
 //!
 //! Not here: tiles (`tile`), and anything that crosses lanes.
 

@@ -1,5 +1,5 @@
-//! The computing side of a worker: takes commands from the network side, works, and hands back what comes out. When
-//! there is nothing to compute it sleeps; within a job only after having looked for a while.
+//! The compute thread of a worker. It takes messages from the network thread, computes, and passes the results back. When
+//! there is nothing to compute it sleeps; during a job it polls for a short time first.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,19 +20,19 @@ use crate::metrics::{Doing, Metrics, Stopwatch};
 use crate::probe::Probe;
 use crate::tower::Means;
 
-/// Within a job, what is waited for is looked for so long before this thread sleeps: most exchanges of a small net take less, and
-/// a core that has gone to sleep wakes late, a virtual one above all. Other threads of the same control group go first.
+/// During a job, this thread polls for so long before it sleeps. Most exchanges of a small network take less, and a sleeping
+/// core wakes up late, a virtual one above all. Other threads of the same control group take precedence.
 const LOOK_MAX: Duration = Duration::from_micros(200);
 
-/// What the network side asks for.
-pub(super) enum Command {
-    /// A new job; what was left of an old one is dropped.
+/// A message from the network thread.
+pub(super) enum Message {
+    /// Start a job, and drop an unfinished one.
     Begin(Box<Job>),
     /// A tensor has arrived.
     Tensor(TensorKey, Elements),
     /// Apply the gradients.
     Commit { step: u64, rate: f32, hand_over: bool },
-    /// Send all weights and momentum, as of a step.
+    /// Send all weights and momentum after a step.
     SendState { step: u64 },
     /// The job is over.
     End,
@@ -40,80 +40,80 @@ pub(super) enum Command {
     Forget,
 }
 
-/// A job on its way to the computing side.
+/// A job, as the compute thread holds it.
 pub(super) struct Job {
     pub(super) engine: Engine,
     pub(super) out: Sender<Out>,
-    /// Bytes of tensors that the network side has queued and this side hasn't taken.
+    /// Bytes of tensors that wait for this thread.
     pub(super) queued: Arc<AtomicUsize>,
-    /// Likewise, orders.
-    pub(super) orders: Arc<AtomicUsize>,
-    /// What this side records.
+    /// Control messages that wait for this thread.
+    pub(super) waiting: Arc<AtomicUsize>,
+    /// Spans of this thread.
     pub(super) probe: Probe,
-    /// What its lines in the log say.
+    /// The context of its log lines.
     pub(super) span: tracing::Span,
 }
 
-/// Works until the network side is gone.
-pub(super) fn serve(compute: &Compute, inbox: &Receiver<Command>, vitals: &Vitals, metrics: &Metrics) {
+/// Computes until the network thread ends.
+pub(super) fn serve(compute: &Compute, inbox: &Receiver<Message>, vitals: &Vitals, metrics: &Metrics) {
     let mut job: Option<Box<Job>> = None;
     let mut stopwatch = Stopwatch::starting(metrics);
     loop {
         let busy = job.as_ref().is_some_and(|job| job.engine.has_work());
-        let command = if busy {
+        let message = if busy {
             match inbox.try_recv() {
-                Ok(command) => Some(command),
+                Ok(message) => Some(message),
                 Err(TryRecvError::Empty) => None,
                 Err(TryRecvError::Disconnected) => return,
             }
         } else {
             vitals.rest();
             let look = if job.is_some() { LOOK_MAX } else { Duration::ZERO };
-            let command = match wait(inbox, look) {
-                Ok(command) => command,
+            let message = match wait(inbox, look) {
+                Ok(message) => message,
                 Err(RecvError) => return,
             };
             match &job {
-                Some(job) => job.spent(&mut stopwatch, Doing::Waiting, awaited(&job.engine, &command)),
+                Some(job) => job.spent(&mut stopwatch, Doing::Waiting, awaited(&job.engine, &message)),
                 None => stopwatch.restart(),
             }
-            Some(command)
+            Some(message)
         };
         vitals.beat();
-        job = match (command, job) {
-            (Some(Command::Begin(new)), _) => {
+        job = match (message, job) {
+            (Some(Message::Begin(new)), _) => {
                 new.probe.skip();
                 metrics.step.set(0);
                 Some(new)
             }
-            (Some(Command::Forget), job) => {
+            (Some(Message::Forget), job) => {
                 drop(job);
                 compute.job_ended();
                 None
             }
             (_, None) => None,
-            (Some(Command::End), Some(job)) => {
+            (Some(Message::End), Some(job)) => {
                 job.hand_over(job.engine.committed() + 1, &mut stopwatch);
-                // Nobody may be left to hear it, and then nobody needs to.
+                // The network thread may have ended; then nobody needs this message.
                 let _ = job.out.blocking_send(Out::Say(FromWorker::Finished { busy_threads: compute.busy_threads() }));
                 drop(job);
                 compute.job_ended();
                 None
             }
-            (command, Some(job)) => {
+            (message, Some(job)) => {
                 let span = job.span.clone();
-                span.in_scope(|| advance(compute, job, command, &mut stopwatch))
+                span.in_scope(|| advance(compute, job, message, &mut stopwatch))
             }
         };
     }
 }
 
-/// The next command, which is looked for before it is slept for.
-fn wait(inbox: &Receiver<Command>, look: Duration) -> Result<Command, RecvError> {
+/// The next message. Polls for `look` before it sleeps.
+fn wait(inbox: &Receiver<Message>, look: Duration) -> Result<Message, RecvError> {
     let start = Instant::now();
     while start.elapsed() < look {
         match inbox.try_recv() {
-            Ok(command) => return Ok(command),
+            Ok(message) => return Ok(message),
             Err(TryRecvError::Empty) => yield_now(),
             Err(TryRecvError::Disconnected) => return Err(RecvError),
         }
@@ -121,29 +121,29 @@ fn wait(inbox: &Receiver<Command>, look: Duration) -> Result<Command, RecvError>
     inbox.recv()
 }
 
-/// What a stretch of time belongs to.
+/// What an interval of time is counted as.
 enum Of {
-    /// A step, which spent it on this.
+    /// An activity of a step.
     Step(Activity),
-    /// The wait for a commit that was going on, while something that overtook it was set aside.
+    /// A part of the wait for a commit, during which an early tensor was stored.
     Wait,
-    /// A measurement, or the job's beginning: no step.
-    Else,
+    /// No step: a measurement, or the start of the job.
+    NoStep,
 }
 
-/// What a wait was for, which a command has ended. A measurement's waits are no part of a step.
-fn awaited(engine: &Engine, command: &Command) -> Of {
-    match command {
-        Command::Tensor(key, _) => match key.training_step() {
+/// What a wait is counted as that `message` has ended. Waits of a measurement do not belong to a step.
+fn awaited(engine: &Engine, message: &Message) -> Of {
+    match message {
+        Message::Tensor(key, _) => match key.training_step() {
             Some(_) => Of::Step(Activity::AwaitTensor(key.clone())),
             None if engine.is_early(key) => Of::Wait,
-            None => Of::Else,
+            None => Of::NoStep,
         },
         _ => Of::Step(Activity::AwaitOrder),
     }
 }
 
-/// Whether something that was computed belongs to a step, rather than to a measurement or a checkpoint.
+/// Whether an output belongs to a step, not to a measurement or a checkpoint.
 fn is_of_a_step(out: &Out) -> bool {
     match out {
         Out::Tensor(payload) => payload.key.training_step().is_some(),
@@ -152,17 +152,17 @@ fn is_of_a_step(out: &Out) -> bool {
 }
 
 impl Job {
-    /// What the time was spent on since this was last said.
+    /// Counts the time since the last call.
     fn spent(&self, stopwatch: &mut Stopwatch, doing: Doing, of: Of) {
         stopwatch.spent(doing);
         match of {
             Of::Step(activity) => self.probe.next(|| activity),
             Of::Wait => {}
-            Of::Else => self.probe.skip(),
+            Of::NoStep => self.probe.skip(),
         }
     }
 
-    /// Hands over what was recorded up to the commit of `step`. Whether anybody is there to take it.
+    /// Puts out the spans up to the commit of `step`. Returns whether the network thread is still there.
     fn hand_over(&self, step: u64, stopwatch: &mut Stopwatch) -> bool {
         let heard = self.say_recorded(step);
         self.spent(stopwatch, Doing::HandingOut, Of::Step(Activity::HandOut));
@@ -174,49 +174,49 @@ impl Job {
         recorded.chain([Out::HandedOver { step }]).all(|out| self.out.blocking_send(out).is_ok())
     }
 
-    /// What was computed goes to the network side. Whether anybody is there to take it.
+    /// Passes results to the network thread. Returns whether it is still there.
     fn hand_out(&self, out: Vec<Out>, stopwatch: &mut Stopwatch) -> bool {
         if out.is_empty() {
             return true;
         }
-        let of = if out.iter().any(is_of_a_step) { Of::Step(Activity::HandOut) } else { Of::Else };
+        let of = if out.iter().any(is_of_a_step) { Of::Step(Activity::HandOut) } else { Of::NoStep };
         let heard = out.into_iter().all(|out| self.out.blocking_send(out).is_ok());
         self.spent(stopwatch, Doing::HandingOut, of);
         heard
     }
 }
 
-/// One command, or one piece of work. No job comes back when it can't go on.
+/// Handles one message, or computes one task. Returns no job if it cannot continue.
 fn advance(
     compute: &Compute,
     mut job: Box<Job>,
-    command: Option<Command>,
+    message: Option<Message>,
     stopwatch: &mut Stopwatch,
 ) -> Option<Box<Job>> {
-    if matches!(command, Some(Command::Commit { .. } | Command::SendState { .. })) {
-        job.orders.fetch_sub(1, Ordering::Relaxed);
+    if matches!(message, Some(Message::Commit { .. } | Message::SendState { .. })) {
+        job.waiting.fetch_sub(1, Ordering::Relaxed);
     }
     let Job { engine, probe, queued, .. } = &mut *job;
     let mut committed = None;
-    let (result, doing, of) = match command {
-        Some(Command::Tensor(key, elements)) => {
+    let (result, doing, of) = match message {
+        Some(Message::Tensor(key, elements)) => {
             queued.fetch_sub(elements.bytes(), Ordering::Relaxed);
             let of = match key.training_step() {
                 Some(_) => Of::Step(Activity::Take(key.clone())),
                 None if engine.is_early(&key) => Of::Wait,
-                None => Of::Else,
+                None => Of::NoStep,
             };
             (engine.accept(compute, key, elements), Doing::TakingIn, of)
         }
-        Some(Command::Commit { step, rate, hand_over }) => {
+        Some(Message::Commit { step, rate, hand_over }) => {
             committed = Some((step, hand_over));
             (engine.commit(compute, step, rate), Doing::Committing, Of::Step(Activity::Commit { step }))
         }
-        Some(Command::SendState { step }) => (engine.state(step), Doing::Committing, Of::Step(Activity::ReadState)),
+        Some(Message::SendState { step }) => (engine.state(step), Doing::Committing, Of::Step(Activity::ReadState)),
         _ => {
             let of = match engine.next_run().filter(|run| run.micro_batch.phase == Phase::Train) {
                 Some(run) => Of::Step(Activity::Segment(run)),
-                None => Of::Else,
+                None => Of::NoStep,
             };
             (engine.work(Means { compute, probe }).map(Option::unwrap_or_default), Doing::Computing, of)
         }
@@ -245,8 +245,8 @@ fn advance(
             (heard && handed_over).then_some(job)
         }
         Err(error) => {
-            tracing::info!("can't go on: {}", chain(&error));
-            // As above: a coordinator that is gone needs no reason.
+            tracing::info!("cannot continue: {}", chain(&error));
+            // If the network thread has ended, nobody needs the reason.
             let _ = job.out.blocking_send(Out::Say(FromWorker::Failure(failure(&error))));
             None
         }
@@ -277,13 +277,13 @@ mod tests {
     const LONG: Duration = Duration::from_secs(600);
 
     #[test]
-    fn a_command_is_found_while_it_is_looked_for_and_while_it_is_slept_for() {
+    fn a_message_ends_the_wait_while_polling_and_while_sleeping() {
         for look in [Duration::ZERO, LONG] {
-            let (commands, inbox) = channel();
-            let sender = std::thread::spawn(move || commands.send(Command::End).unwrap());
-            assert!(matches!(wait(&inbox, look), Ok(Command::End)), "{look:?}");
+            let (messages, inbox) = channel();
+            let sender = std::thread::spawn(move || messages.send(Message::End).unwrap());
+            assert!(matches!(wait(&inbox, look), Ok(Message::End)), "{look:?}");
             sender.join().unwrap();
-            assert!(wait(&inbox, look).is_err(), "nobody is left to send one");
+            assert!(wait(&inbox, look).is_err(), "no sender is left");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Finding and dialling a coordinator: TCP or a Unix socket, tuned alike.
+//! Connects to a coordinator over TCP or a Unix socket, with the same settings.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -18,11 +18,11 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The system itself asks for far longer where no server of names answers.
+/// The system's own limit is far longer when no DNS server answers.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One place that an address may mean. A name may stand for several coordinators, and both connections of a worker must
-/// go to the same one.
+/// One of the places that an address resolves to. A name may resolve to several coordinators, and both connections of a
+/// worker must go to the same one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
     Tcp(SocketAddr),
@@ -38,7 +38,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// The places that an address means, in an order that is the same for every worker.
+/// The places that an address resolves to, in the same order on every worker.
 pub(super) async fn places(address: &Address) -> std::io::Result<Vec<Place>> {
     let mut places: Vec<_> = match address {
         Address::Tcp(host) => {
@@ -56,24 +56,25 @@ fn late() -> std::io::Error {
     std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {LOOK_UP_TIMEOUT:?}"))
 }
 
-/// A coordinator, to which each call says the token.
+/// A gRPC client that sends the token with each call.
 pub(super) type Client = CoordinatorClient<InterceptedService<Channel, Introduction>>;
 
-/// Says the token, if there is one.
+/// Adds the token to each call, if there is one.
 #[derive(Clone)]
 pub(super) struct Introduction(Option<Token>);
 
 impl Interceptor for Introduction {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(token) = &self.0 {
-            let header = token.header().parse().map_err(|_| Status::internal("a token that is no header"))?;
+            let header =
+                token.header().parse().map_err(|_| Status::internal("the token cannot be sent in an HTTP header"))?;
             request.metadata_mut().insert("authorization", header);
         }
         Ok(request)
     }
 }
 
-/// A connection of its own: control and tensors never share one.
+/// Opens a new connection. Control and tensors never share one.
 pub(super) async fn dial(place: &Place, token: Option<&Token>) -> Result<Client, tonic::transport::Error> {
     let channel = match place {
         Place::Tcp(address) => tuned(Endpoint::from_shared(format!("http://{address}"))?).connect().await?,
@@ -83,7 +84,7 @@ pub(super) async fn dial(place: &Place, token: Option<&Token>) -> Result<Client,
                 let path = path.clone();
                 async move { open_unix(&path).await.map(TokioIo::new) }
             });
-            // The URI is never looked at: the connector knows its path.
+            // The connector ignores the URI and uses the path.
             tuned(Endpoint::from_static("http://unix.invalid")).connect_with_connector(connector).await?
         }
     };
@@ -105,7 +106,7 @@ fn tuned(endpoint: Endpoint) -> Endpoint {
 
 async fn open_unix(path: &Path) -> std::io::Result<UnixStream> {
     let stream = UnixStream::connect(path).await?;
-    // A smaller buffer is slower and no less right.
+    // With a smaller buffer, transfers are slower but still correct.
     let _ = socket2::SockRef::from(&stream).set_send_buffer_size(tuning::SOCKET_BUFFER);
     Ok(stream)
 }

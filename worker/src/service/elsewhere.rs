@@ -1,6 +1,6 @@
-//! Coordinators that go by one name, as in a compose network: a worker can serve one of them, tells the others so, and
-//! goes over to another that comes before its own in the order of addresses, as long as its own hasn't all its workers
-//! either. So workers gather at one coordinator instead of being shared out among several that all wait for ever.
+//! Several coordinators behind one name, as in a compose network. A worker can serve only one of them, and tells the others.
+//! While its coordinator still waits for workers, it moves to a waiting one with a lower address. So workers gather at one
+//! coordinator, instead of being spread over several that all wait forever.
 
 use std::time::Duration;
 
@@ -13,26 +13,26 @@ use super::connection::{Place, dial, places};
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
-/// Where a worker is, and for whom.
+/// The coordinator that a worker serves, and how to describe it to others.
 pub(super) struct Whereabouts<'a> {
-    /// The name that it joins by, and what it says there.
+    /// The worker's configuration, with the name that it joins.
     pub(super) config: &'a WorkerConfig,
     /// The coordinator that it serves.
     pub(super) here: &'a Place,
-    /// Its own machine.
+    /// The worker's host name.
     pub(super) host: String,
     /// The model of the job; empty before there is one.
     pub(super) model: String,
 }
 
 impl Whereabouts<'_> {
-    /// Tells all others, again and again. Returns when this worker should go over to another, and never when it has a job.
+    /// Tells all other coordinators periodically. Returns when this worker should move to another one; never during a job.
     pub(super) async fn tell(&self) {
         loop {
             sleep(LOOK_EVERY).await;
             let found = places(&self.config.join).await.unwrap_or_default();
             for other in found.iter().filter(|place| *place != self.here) {
-                // One that doesn't answer in time is no coordinator to go to.
+                // A coordinator that does not answer in time is not a candidate.
                 let wanted = timeout(ANSWER_MAX, self.tell_one(other)).await.ok().flatten().unwrap_or(false);
                 if wanted && self.model.is_empty() && other < self.here {
                     return;

@@ -1,5 +1,5 @@
-//! Answers health checks by the standard protocol, grpc.health.v1, on an address of the worker's own: alive, as "", and
-//! fit for a job, as [`WORKER_SERVICE`]. Not here: whoever asks.
+//! Answers health checks of the standard protocol grpc.health.v1, on the worker's own address. The service "" stands for
+//! liveness, [`WORKER_SERVICE`] for readiness. Not here: the client of health checks.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,11 +13,11 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 
-/// No piece of work takes nearly as long: the computing thread hangs.
+/// No task takes nearly as long, so the compute thread hangs.
 const WEDGED_AFTER: Duration = Duration::from_secs(300);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// What the computing thread shows, and since when it could.
+/// The heartbeat of the compute thread.
 #[derive(Clone, Debug)]
 pub(super) struct Vitals {
     pulse: Arc<Pulse>,
@@ -42,12 +42,12 @@ impl Vitals {
     }
 }
 
-/// What a piece of work means that has been going on for so long.
+/// The status when the current task has run for `busy`.
 fn status_of(busy: Duration) -> ServingStatus {
     if busy > WEDGED_AFTER { ServingStatus::NotServing } else { ServingStatus::Serving }
 }
 
-/// Answers at `address` for as long as the runtime lives.
+/// Serves health checks at `address` until the runtime ends.
 pub(super) async fn serve(address: &Address, vitals: Vitals) -> std::io::Result<()> {
     let (reporter, service) = health_reporter();
     let router = Server::builder().add_service(service);

@@ -1,4 +1,4 @@
-//! One visit to a coordinator: hello, a job, and the end of it.
+//! One session with a coordinator: the greeting, a job, and its end.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 use tracing::Instrument;
 
-use super::compute::{Command, Job};
+use super::compute::{Job, Message};
 use super::connection::{Place, dial, places};
 use super::elsewhere::Whereabouts;
 use super::{Presence, WorkerConfig};
@@ -31,49 +31,49 @@ use crate::machine;
 use crate::metrics::Metrics;
 use crate::probe::Probe;
 
-/// Messages and frames between two tasks: enough that neither waits for the other's next turn.
+/// Capacity of the queues between two tasks: large enough that neither waits until the other is scheduled.
 const QUEUE: usize = 32;
-/// A coordinator answers a greeting within this.
+/// How long a worker waits for the answer to its greeting.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Orders that may wait to be carried out: a step has one, and a checkpoint.
+/// The most messages that may wait for the compute thread. A step has one, and a checkpoint has one.
 const ORDERS_MAX: usize = 64;
 
-/// A coordinator that has heard of a failure ends the job within this.
+/// How long a worker that reported a failure waits for the end of the job.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// A visit that ended badly.
+/// Why a session failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SessionError {
-    #[error("look up {0}")]
+    #[error("cannot look up {0}")]
     Name(Address, #[source] std::io::Error),
     #[error("no coordinator at the address given")]
     Dial(#[from] tonic::transport::Error),
-    #[error("another coordinator of this name comes first")]
+    #[error("another coordinator behind this name comes first")]
     Moved,
-    #[error("the coordinator gave no answer within {GREETING_TIMEOUT:?}")]
+    #[error("the coordinator did not answer within {GREETING_TIMEOUT:?}")]
     Greeting,
-    #[error("the coordinator wants no token, and this worker serves those alone that do (--token-file)")]
+    #[error("this worker requires a token (--token-file), but the coordinator was started without one")]
     NoToken,
     #[error("{0}")]
     Full(String),
     #[error("refused: {reason}")]
     Refused { reason: String },
-    #[error("the connection to the coordinator broke: {}", .0.message())]
+    #[error("lost the connection to the coordinator: {}", .0.message())]
     Broken(Status),
-    #[error("the coordinator left in the middle of a job")]
+    #[error("the coordinator closed the connection during a job")]
     Left,
-    #[error("a message from the coordinator")]
+    #[error("invalid message from the coordinator")]
     Wire(#[from] WireError),
-    #[error("{0} came before the job was assigned")]
-    Early(&'static str),
-    #[error("more tensors wait to be computed than a step has: {queued} bytes of {limit}")]
+    #[error("unexpected message from the coordinator: {found}; expected {expected}")]
+    Order { found: &'static str, expected: &'static str },
+    #[error("{queued} bytes of tensors wait for the compute thread; a step has at most {limit}")]
     Flood { queued: usize, limit: usize },
-    #[error("more than {ORDERS_MAX} orders wait to be carried out")]
-    Orders,
-    #[error("this worker couldn't go on with the job, and the coordinator didn't end it within {FAREWELL:?}")]
+    #[error("more than {ORDERS_MAX} messages wait for the compute thread")]
+    Backlog,
+    #[error("this worker reported a failure, but the coordinator did not end the job within {FAREWELL:?}")]
     Failed,
-    #[error("the computing thread is gone")]
+    #[error("the compute thread has ended")]
     NoCompute,
 }
 
@@ -83,7 +83,7 @@ impl From<Status> for SessionError {
             Code::FailedPrecondition | Code::Unauthenticated => {
                 SessionError::Refused { reason: status.message().to_owned() }
             }
-            // Said by the coordinator itself: a connection that breaks has a source.
+            // The coordinator itself sent this status: a transport error would have a source.
             Code::Unavailable if std::error::Error::source(&status).is_none() => {
                 SessionError::Full(status.message().to_owned())
             }
@@ -93,13 +93,13 @@ impl From<Status> for SessionError {
 }
 
 impl SessionError {
-    /// Whether it ended after a greeting for another reason than a broken connection.
+    /// Whether the session failed after the greeting, other than by a broken connection.
     pub(super) fn was_in_a_job(&self) -> bool {
         use SessionError::{Broken, Dial, Full, Greeting, Name, NoToken};
         !matches!(self, Name(..) | Dial(_) | Greeting | NoToken | Full(_) | Broken(_))
     }
 
-    /// Whether there was no place for this worker, and another coordinator may have one.
+    /// Whether this coordinator has no place for the worker, and another one may have.
     fn is_turned_away(&self) -> bool {
         use SessionError::{Broken, Dial, Full, NoToken};
         match self {
@@ -110,17 +110,17 @@ impl SessionError {
     }
 }
 
-/// What the tasks of a visit share.
+/// What the tasks of a session share.
 pub(super) struct Session<'a> {
-    commands: &'a mpsc::Sender<Command>,
+    messages: &'a mpsc::Sender<Message>,
     control: Sender<v1::FromWorker>,
     queued: Arc<AtomicUsize>,
-    orders: Arc<AtomicUsize>,
+    waiting: Arc<AtomicUsize>,
     presence: &'a Presence,
     config: &'a WorkerConfig,
 }
 
-/// Says that there is a job, for as long as it lives.
+/// Marks the worker as in a job until it is dropped.
 struct InJob<'a> {
     presence: &'a Presence,
     metrics: &'a Metrics,
@@ -142,12 +142,12 @@ impl Drop for InJob<'_> {
     }
 }
 
-/// Tensors of which a part has come: since when, and how long they have been worked on.
+/// Incomplete tensors: when their first chunk arrived, and the time spent on their chunks.
 #[derive(Default)]
 struct Arriving(HashMap<TensorKey, (u64, u64)>);
 
 impl Arriving {
-    /// A chunk of `tensor` was worked on since `began`; it is whole now where its `bytes` are known.
+    /// Counts a chunk of `tensor` that was processed since `began`. With `bytes`, the tensor is complete.
     fn add(&mut self, probe: &Probe, tensor: TensorKey, began: u64, bytes: Option<usize>) {
         if tensor.training_step().is_none() {
             return;
@@ -164,50 +164,50 @@ impl Arriving {
     }
 }
 
-/// A job, as the network side knows it.
+/// What the network thread knows about a job.
 struct Terms {
     job: u64,
     plan: Arc<Plan>,
     /// Samples of the largest micro-batch.
     samples_max: usize,
-    /// Bytes of tensors that may wait to be computed.
+    /// The most bytes of tensors that may wait for the compute thread.
     queue_limit: usize,
-    /// What this side records.
+    /// Spans of the network thread.
     probe: Probe,
 }
 
 impl<'a> Session<'a> {
-    /// Finds a coordinator that wants this worker, serves one job, and returns when the coordinator has ended it.
+    /// Finds a coordinator that accepts this worker, serves one job, and returns when the coordinator has ended it.
     pub(super) async fn run(
         config: &'a WorkerConfig,
         isa: Isa,
-        commands: &'a mpsc::Sender<Command>,
+        messages: &'a mpsc::Sender<Message>,
         presence: &'a Presence,
     ) -> Result<(), SessionError> {
         let found = places(&config.join).await.map_err(|error| SessionError::Name(config.join.clone(), error))?;
         let mut ended = Ok(());
         for place in &found {
-            ended = Self::visit(config, isa, commands, presence, place).await;
+            ended = Self::serve_at(config, isa, messages, presence, place).await;
             if !ended.as_ref().is_err_and(SessionError::is_turned_away) {
                 break;
             }
         }
         match ended {
-            // The next visit begins with the coordinator that comes first.
+            // The next session starts with the coordinator that comes first.
             Err(SessionError::Moved) => Ok(()),
             ended => ended,
         }
     }
 
-    async fn visit(
+    async fn serve_at(
         config: &'a WorkerConfig,
         isa: Isa,
-        commands: &'a mpsc::Sender<Command>,
+        messages: &'a mpsc::Sender<Message>,
         presence: &'a Presence,
         place: &Place,
     ) -> Result<(), SessionError> {
         let (control, requests) = channel(QUEUE);
-        let session = Session { commands, control, queued: Arc::default(), orders: Arc::default(), presence, config };
+        let session = Session { messages, control, queued: Arc::default(), waiting: Arc::default(), presence, config };
         session.say(FromWorker::Hello(hello(config, isa))).await?;
         let mut client = dial(place, config.token.as_ref()).await?;
         let greeting = async {
@@ -216,10 +216,10 @@ impl<'a> Session<'a> {
             Ok::<_, SessionError>((orders, first))
         };
         let (orders, first) = timeout(GREETING_TIMEOUT, greeting).await.map_err(|_| SessionError::Greeting)??;
-        let Some(ToWorker::Welcome { session: number, wants_token }) = first else {
-            return Err(SessionError::Early("no welcome"));
+        let Some(ToWorker::Welcome { session: number, requires_token }) = first else {
+            return Err(SessionError::Order { found: name(first.as_ref()), expected: "Welcome" });
         };
-        if config.token.is_some() && !wants_token {
+        if config.token.is_some() && !requires_token {
             return Err(SessionError::NoToken);
         }
         let (frames, outgoing) = channel(QUEUE);
@@ -229,7 +229,7 @@ impl<'a> Session<'a> {
         let incoming = incoming.await.map_err(|_| SessionError::Greeting)??.into_inner();
         let whereabouts = Whereabouts { config, here: place, host: hostname(), model: String::new() };
         let result = session.serve(orders, incoming, frames, whereabouts).await;
-        session.commands.send(Command::Forget).map_err(|_| SessionError::NoCompute)?;
+        session.messages.send(Message::Forget).map_err(|_| SessionError::NoCompute)?;
         result
     }
 
@@ -247,7 +247,7 @@ impl<'a> Session<'a> {
         let assignment = match first {
             Some(ToWorker::Assign(assignment)) => assignment,
             Some(ToWorker::EndJob { .. }) | None => return Ok(()),
-            Some(_) => return Err(SessionError::Early("an order")),
+            other => return Err(SessionError::Order { found: name(other.as_ref()), expected: "Assign" }),
         };
         let span = span_of(&assignment);
         let job = async move {
@@ -259,7 +259,7 @@ impl<'a> Session<'a> {
                 Err(failure) => return self.give_up(failure, &mut orders).await,
             };
             whereabouts.model = terms.plan.network.name.clone();
-            // They must not wait for each other: a worker that reads only when it has written could wait for ever.
+            // Reading must not wait for writing: both peers could wait for each other forever.
             tokio::select! {
                 result = self.follow(orders, &terms) => result,
                 result = self.receive(incoming, &terms) => result,
@@ -271,7 +271,7 @@ impl<'a> Session<'a> {
         job.instrument(span).await
     }
 
-    /// Says so once this worker is told to leave. The coordinator ends the job.
+    /// Tells the coordinator when this worker is asked to stop. The coordinator ends the job.
     async fn take_leave(&self) -> Result<(), SessionError> {
         let mut leaving = self.presence.leaving.subscribe();
         if leaving.wait_for(|leaving| *leaving).await.is_ok() {
@@ -289,34 +289,34 @@ impl<'a> Session<'a> {
         let clock = engine.traces().then_some(self.presence.clock);
         let slow = self.config.rehearsal.slow.clone();
         let queue_limit = queue_limit(&plan, batch, samples_max);
-        let begun = self.commands.send(Command::Begin(Box::new(Job {
+        let begun = self.messages.send(Message::Begin(Box::new(Job {
             engine,
             out,
             queued: self.queued.clone(),
-            orders: self.orders.clone(),
+            waiting: self.waiting.clone(),
             probe: Probe::new(clock, slow),
             span: tracing::Span::current(),
         })));
-        begun.map_err(|_| internal("the computing thread is gone"))?;
+        begun.map_err(|_| internal("the compute thread has ended"))?;
         Ok(Terms { job, plan, samples_max, queue_limit, probe: Probe::new(clock, None) })
     }
 
-    /// Orders, until the job ends.
+    /// Follows the control connection until the job ends.
     async fn follow(&self, mut orders: Streaming<v1::ToWorker>, terms: &Terms) -> Result<(), SessionError> {
         let mut ended = false;
         loop {
-            let command = match next(&mut orders).await {
+            let message = match next(&mut orders).await {
                 Ok(Some(ToWorker::Commit { step, rate, hand_over })) => {
                     if !hand_over {
                         terms.probe.forget(step);
                     }
-                    Command::Commit { step, rate, hand_over }
+                    Message::Commit { step, rate, hand_over }
                 }
-                Ok(Some(ToWorker::SendState { step })) => Command::SendState { step },
+                Ok(Some(ToWorker::SendState { step })) => Message::SendState { step },
                 Ok(Some(ToWorker::EndJob { reason })) => {
                     tracing::info!(reason, "the job is over");
                     ended = true;
-                    Command::End
+                    Message::End
                 }
                 Ok(Some(ToWorker::Ping { sent })) => {
                     let received = self.presence.clock.now();
@@ -324,22 +324,23 @@ impl<'a> Session<'a> {
                     self.say(FromWorker::Pong(Pong { ping_sent: sent, received, replied })).await?;
                     continue;
                 }
-                Ok(Some(ToWorker::Welcome { .. } | ToWorker::Assign(_))) => {
-                    return Err(SessionError::Early("a second welcome"));
+                Ok(Some(other @ (ToWorker::Welcome { .. } | ToWorker::Assign(_)))) => {
+                    let expected = "Commit, SendState, Ping or EndJob";
+                    return Err(SessionError::Order { found: name(Some(&other)), expected });
                 }
-                // After the end nothing more is owed, however the connection goes.
+                // After the end, the state of the connection does not matter.
                 _ if ended => return Ok(()),
                 Ok(None) => return Err(SessionError::Left),
                 Err(error) => return Err(error),
             };
-            if self.orders.fetch_add(1, Ordering::Relaxed) >= ORDERS_MAX {
-                return Err(SessionError::Orders);
+            if self.waiting.fetch_add(1, Ordering::Relaxed) >= ORDERS_MAX {
+                return Err(SessionError::Backlog);
             }
-            self.commands.send(command).map_err(|_| SessionError::NoCompute)?;
+            self.messages.send(message).map_err(|_| SessionError::NoCompute)?;
         }
     }
 
-    /// Tensors, put together and handed to the computing side.
+    /// Reassembles tensors and passes them to the compute thread.
     async fn receive(&self, mut incoming: Streaming<v1::Frame>, terms: &Terms) -> Result<(), SessionError> {
         let mut assembler = Assembler::new(terms.queue_limit);
         let mut arriving = Arriving::default();
@@ -347,7 +348,7 @@ impl<'a> Session<'a> {
             let began = terms.probe.now();
             let chunk = chunk_from_frame(frame)?;
             if chunk.job != terms.job {
-                continue; // What is left of an earlier job concerns nobody any more.
+                continue; // A late chunk of an earlier job.
             }
             let shape = expected_shape(&terms.plan, terms.samples_max, &chunk.key)?;
             let name = terms.probe.is_on().then(|| chunk.key.clone());
@@ -361,14 +362,14 @@ impl<'a> Session<'a> {
                 if queued > terms.queue_limit {
                     return Err(SessionError::Flood { queued, limit: terms.queue_limit });
                 }
-                self.commands.send(Command::Tensor(key, elements)).map_err(|_| SessionError::NoCompute)?;
+                self.messages.send(Message::Tensor(key, elements)).map_err(|_| SessionError::NoCompute)?;
             }
         }
-        // The control connection tells whether this was the end; it follows at once.
+        // The control connection tells whether this is the end of the job.
         std::future::pending().await
     }
 
-    /// What the computing side puts out.
+    /// Sends what the compute thread puts out.
     async fn send(
         &self,
         mut computed: Receiver<Out>,
@@ -409,9 +410,9 @@ impl<'a> Session<'a> {
         std::future::pending().await
     }
 
-    /// Says why there can be no job, and waits to be told that there is none.
+    /// Reports why this worker cannot take part in the job, and waits until the coordinator ends it.
     async fn give_up(&self, failure: Failure, orders: &mut Streaming<v1::ToWorker>) -> Result<(), SessionError> {
-        tracing::info!("can't go on: {}", failure.message);
+        tracing::info!("cannot continue: {}", failure.message);
         self.say(FromWorker::Failure(failure)).await?;
         let ended = async {
             loop {
@@ -427,6 +428,19 @@ impl<'a> Session<'a> {
 
     async fn say(&self, message: FromWorker) -> Result<(), SessionError> {
         self.control.send(message.into()).await.map_err(|_| SessionError::Left)
+    }
+}
+
+/// The name of a message in the protocol.
+fn name(message: Option<&ToWorker>) -> &'static str {
+    match message {
+        Some(ToWorker::Welcome { .. }) => "Welcome",
+        Some(ToWorker::Assign(_)) => "Assign",
+        Some(ToWorker::Commit { .. }) => "Commit",
+        Some(ToWorker::SendState { .. }) => "SendState",
+        Some(ToWorker::EndJob { .. }) => "EndJob",
+        Some(ToWorker::Ping { .. }) => "Ping",
+        None => "the end of the stream",
     }
 }
 
@@ -450,16 +464,16 @@ fn hostname() -> String {
         .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }
 
-/// What every line of the log says of a job.
+/// The context of every log line in a job.
 fn span_of(assignment: &Assignment) -> tracing::Span {
     let Assignment { job, worker, placement, .. } = assignment;
     let towers: Vec<_> = (0..placement.len()).filter(|tower| placement[*tower] == *worker).collect();
-    // At the level of errors, so that it is there for whatever is logged.
+    // At error level, so that no log filter removes it.
     tracing::error_span!("job", job = %format_args!("{job:016x}"), worker, ?towers)
 }
 
-/// Bytes of tensors that may wait to be computed: two steps', since the next one's images come ahead, the parameters, and as many
-/// micro-batches of a measurement as a coordinator has under way.
+/// The most bytes of tensors that may wait for the compute thread: those of two steps, because the next step's images arrive
+/// early; the parameters; and as many micro-batches of a measurement as a coordinator sends ahead.
 fn queue_limit(plan: &Plan, batch: usize, samples_max: usize) -> usize {
     let parameters: usize = plan.network.parameters().iter().map(|p| p.len() * size_of::<f32>()).sum();
     let down = |samples| usize::try_from(plan.step_traffic(samples).down).unwrap_or(usize::MAX);
@@ -477,7 +491,7 @@ mod tests {
 
     use super::*;
 
-    /// In a small net, images are nearly all that a step brings: a measurement's must not be taken for a flood.
+    /// In a small network, nearly all bytes of a step are images. Those of a measurement must not exceed the limit.
     #[test]
     fn as_many_micro_batches_of_a_measurement_may_wait_as_are_under_way() {
         let model = "name = \"small\"\ntowers = 1\ninput = { channels = 1, height = 28, width = 28 }\n\

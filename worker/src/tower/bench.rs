@@ -1,6 +1,6 @@
-//! Each layer of one tower, timed pass by pass on made-up numbers, by the kernels that a job calls.
+//! Times each pass of each layer of one tower on synthetic numbers, with the kernels of a job.
 //!
-//! Not here: exchanges, updates, and whole steps (`convoy bench` runs a job for those).
+//! Not here: exchanges, updates and whole steps, for which `convoy bench` runs a job.
 
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
@@ -18,50 +18,50 @@ use crate::kernels::products::End;
 use crate::kernels::{Compute, peak};
 use crate::machine::memory_bytes;
 
-/// What is timed, and how often.
+/// Options of the benchmark.
 #[derive(Clone, Debug)]
 pub struct KernelBench {
-    /// Whose layers.
+    /// The network.
     pub network: Network,
     /// Samples of the batch.
     pub samples: usize,
-    /// Threads.
+    /// Compute threads.
     pub threads: usize,
-    /// What the kernels use; the best that the machine has where nothing is said.
+    /// The instruction set of the kernels; by default the best that the machine has.
     pub isa: Option<Isa>,
     /// Runs of each pass, at least 1.
     pub repeats: usize,
 }
 
-/// A pass of a layer, timed.
+/// The times of one pass of a layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Timing {
     /// The layer's name.
     pub layer: String,
-    /// Which pass, or which other piece of work that comes with it.
+    /// The pass, or a copy that belongs to it.
     pub pass: &'static str,
     /// The median, in milliseconds.
     pub median_ms: f64,
     /// The best, in milliseconds.
     pub best_ms: f64,
-    /// A multiply-add counts as two. None where a pass isn't made of them.
+    /// Floating-point operations; a multiply-add counts as two. `None` for a pass without products.
     pub flops: Option<u64>,
-    /// Of a pass without multiply-adds, the bytes that it reads and writes at least: each operand once.
+    /// For a pass without products, the bytes of its operands, each counted once.
     pub bytes: Option<u64>,
 }
 
-/// What the machine does at most, all threads together.
+/// The machine's limits, for all threads together.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Yardstick {
-    /// GFLOP/s of threads that only multiply and add.
+    /// GFLOP/s of a loop that only multiplies and adds.
     pub gflops: f64,
-    /// GB/s of threads that only copy memory, bytes read and bytes written both counted.
+    /// GB/s of a loop that only copies memory. Both reads and writes count.
     pub gigabytes: f64,
 }
 
 impl Yardstick {
-    /// Measures `threads` threads at once, some tenths of a second. Other work on the machine lowers it, so the best of
-    /// several measurements counts.
+    /// Measures `threads` threads at once, for some tenths of a second. Other work on the machine lowers the result, so the
+    /// best of several measurements counts.
     pub fn measured(isa: Option<Isa>, threads: usize) -> Self {
         let isa = isa.unwrap_or_else(Isa::detect);
         let start = Barrier::new(threads);
@@ -69,7 +69,7 @@ impl Yardstick {
             let mut copying = Copying::new();
             let mut best = Self::default();
             for _ in 0..TRIES {
-                // Together, so that threads that share caches, power and memory do so here too.
+                // Start together, so that threads share caches, power and memory as in a job.
                 start.wait();
                 let gflops = peak::measured(isa);
                 start.wait();
@@ -87,48 +87,45 @@ impl Yardstick {
         })
     }
 
-    /// The larger of both, figure by figure.
+    /// The larger value of each field.
     pub fn or(self, other: Self) -> Self {
         Self { gflops: self.gflops.max(other.gflops), gigabytes: self.gigabytes.max(other.gigabytes) }
     }
 }
 
-/// Measurements of which each thread's best counts.
+/// Measurements per call; the best of each thread counts.
 const TRIES: usize = 3;
 
-/// All of it.
+/// The result of the benchmark.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Timings {
-    /// What the kernels used.
+    /// The instruction set of the kernels.
     pub isa: Isa,
-    /// What as many threads do at most: the best of a measurement before each layer and one at the end.
+    /// The limits of as many threads: the best of the measurements before, between and after the layers.
     pub yardstick: Yardstick,
-    /// Layer by layer.
+    /// The passes, layer by layer.
     pub passes: Vec<Timing>,
 }
 
-/// Why nothing can be timed.
+/// Why the benchmark failed.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum BenchError {
-    /// The model can't be divided.
-    #[error("plan the model's towers")]
+    /// The model's towers could not be placed.
+    #[error("cannot plan the model's towers")]
     Plan(#[from] PlanError),
-    /// The machine is too small.
-    #[error("the tower takes at least {needed} bytes of memory, and the machine has {memory}; use a smaller --batch")]
-    Memory {
-        needed: u64,
-        memory: u64,
-    },
-    /// The system gives no threads.
-    #[error("start the compute threads")]
+    /// The machine has too little memory.
+    #[error("the tower needs at least {needed} bytes of memory, and the machine has {memory}; use a smaller --batch")]
+    Memory { needed: u64, memory: u64 },
+    /// The compute threads could not be started.
+    #[error("cannot start the compute threads")]
     Threads(#[from] rayon::ThreadPoolBuildError),
 }
 
-/// Times every layer of the network's first tower. `told` hears of each layer before it is timed.
+/// Times every layer of the network's first tower. Calls `told` with the name of each layer before it is timed.
 ///
 /// # Errors
-/// When the model can't be planned, or threads can't be had.
+/// When the model cannot be planned, the machine has too little memory, or threads cannot be started.
 pub fn kernels(bench: KernelBench, mut told: impl FnMut(&str)) -> Result<Timings, BenchError> {
     let towers = bench.network.towers;
     let plan = Plan::new(bench.network.clone(), towers)?;
@@ -156,7 +153,7 @@ struct Clock<'a> {
 }
 
 impl Clock<'_> {
-    /// Notes how long `run` says that it took, as often as asked for; once before that, for memory and caches.
+    /// Records the times that `run` returns, after one run that warms up memory and caches.
     fn time(&mut self, pass: &'static str, amount: Amount, mut run: impl FnMut() -> Duration) {
         run();
         let mut took: Vec<f64> = (0..self.bench.repeats).map(|_| run().as_secs_f64() * 1e3).collect();
@@ -171,16 +168,16 @@ impl Clock<'_> {
     }
 }
 
-/// How much a pass has to do: multiply and add, or else move.
+/// The amount of work of a pass: products, or memory traffic.
 #[derive(Clone, Copy)]
 enum Amount {
     MultiplyAdds(usize),
     Floats(usize),
-    /// Another layer does it.
+    /// None: another layer does the work.
     Nothing,
 }
 
-/// How long it takes.
+/// The time that `run` takes.
 fn timed<T>(run: impl FnOnce() -> T) -> Duration {
     let began = Instant::now();
     let result = run();
@@ -197,7 +194,7 @@ fn time_layer(clock: &mut Clock, compute: &Compute, layer: &mut TowerLayer, want
     let weights = made_up(learnt.weights());
     let (mut dw, mut db) = (vec![0.0; weights.len()], vec![0.0; layer.output.channels]);
     let end = End { bias: None, rectifies };
-    // Half of it is above zero.
+    // About half of the values are above zero.
     let y = rectifies.then_some(dy.as_slice());
     let gradient = || passes.gradient(compute, copied(compute, &dy), y, samples);
     let (x_blocks, dy_blocks) = (passes.input(compute, &x, samples), gradient());
@@ -246,20 +243,20 @@ fn time_other(clock: &mut Clock, compute: &Compute, layer: &mut TowerLayer) {
     });
 }
 
-/// In memory that is used again, as in a job.
+/// A copy in reused memory, as in a job.
 fn copied(compute: &Compute, x: &[f32]) -> Tensor {
     let mut copy = compute.tensor(x.len());
     copy.copy_from_slice(x);
     copy
 }
 
-/// Numbers of about the size of activations, none of them denormal.
+/// Synthetic numbers of the size of activations, without denormals.
 fn made_up(count: usize) -> Vec<f32> {
     let source = convoy_common::random::Source::new(1, "bench");
     (0..count as u64).map(|index| source.word(index) as f32 / u32::MAX as f32 - 0.5).collect()
 }
 
-/// The middle one; sorts them.
+/// The median. Sorts the values.
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()

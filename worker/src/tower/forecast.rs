@@ -1,8 +1,7 @@
-//! How much memory a worker will hold while it trains: weights with momentum and gradients, and what a step's tensors come to,
-//! taken and dropped in the order of a step, as lengths alone.
+//! Predicts the memory of a worker during training: weights with momentum and gradients, and the tensors of a step. It goes
+//! through the allocations of a step in order, with lengths instead of memory.
 //!
-//! It follows `layer.rs`, which does what is foretold here. Not here: what a checkpoint takes beside it, and anything that is
-//! measured.
+//! It mirrors `layer.rs`, which makes the real allocations. Not here: the memory of a checkpoint, and measurements.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -15,12 +14,12 @@ use super::layer::{Shapes, is_rectified, passes, rectifies};
 use crate::kernels::affine::Affine;
 use crate::kernels::memory::best_fit;
 
-/// The program, its threads, its connections and what it records: as measured in a job of eight small images a step.
+/// The program with its threads, connections and span buffers, as measured in a job with eight small images per step.
 const PROGRAM_BYTES: u64 = 52_000_000;
-/// Steps that are gone through: in the second one memory is used again.
+/// Steps to go through. The second one reuses memory.
 const STEPS: usize = 2;
 
-/// Bytes that `worker` will hold in a job of `batch` images a step, measurements on test images included.
+/// Bytes that `worker` will hold in a job with `batch` images per step, measurements on test images included.
 pub fn worker_bytes(plan: &Plan, worker: usize, batch: usize, division: Division) -> u64 {
     let towers = plan.towers_of(worker);
     let learnt: usize = towers.iter().map(|tower| weights_of(plan, *tower)).sum();
@@ -32,17 +31,17 @@ pub fn worker_bytes(plan: &Plan, worker: usize, batch: usize, division: Division
         passes(&samples).step();
     }
     passes(&measured).measurement();
-    // Values, momentum and gradient; and the sum of the slots that are done.
+    // Values, momentum and gradient; with several slots, also the sum of the completed slots.
     let copies = 3 + usize::from(division.slots > 1);
     let held = copies * learnt + floats.all() + indices.all();
-    // What is received in a step comes into other memory, which the allocator keeps; what is sent is copied into frames there.
+    // Tensors that are received or sent use memory outside the shelf, which the allocator keeps.
     let exchanged = plan.step_traffic(batch).max(plan.measurement_traffic(measured.iter().sum()));
     let exchanged = exchanged.total() / plan.workers as u64;
     PROGRAM_BYTES + (held * size_of::<f32>()) as u64 + exchanged
 }
 
-/// Bytes that `worker` can't do without: its weights, with momentum and gradient where it `trains`, and the operands of its widest
-/// layer for `samples` samples.
+/// The least memory that `worker` needs, in bytes: its weights, with momentum and gradient if it `trains`, and the operands of
+/// its widest layer for `samples` samples.
 pub(crate) fn least_bytes(plan: &Plan, worker: usize, samples: usize, trains: bool) -> u64 {
     let towers = plan.towers_of(worker);
     let learnt: usize = towers.iter().map(|tower| weights_of(plan, *tower)).sum();
@@ -65,7 +64,7 @@ fn weights_of(plan: &Plan, tower: usize) -> usize {
     each.map(|passes| passes.groups() * passes.panels().len()).sum()
 }
 
-/// Buffers as lengths: those in use, and those that lie idle.
+/// The lengths of buffers in use and of idle buffers.
 #[derive(Debug, Default)]
 struct Shelf(RefCell<Lengths>);
 
@@ -107,21 +106,22 @@ impl Drop for Held {
     }
 }
 
-/// What a layer's forward pass leaves for its backward pass: of a product, first its input in blocks, which is needed longest.
-type Kept = Vec<Rc<Held>>;
+/// What a layer's forward pass saves for its backward pass. For a product, its input in blocks comes first, because it is
+/// needed longest.
+type SavedBuffers = Vec<Rc<Held>>;
 
-/// A worker's towers, and the micro-batches that go through them.
+/// A worker's towers, and the micro-batches that pass through them.
 struct Passes<'a> {
     plan: &'a Plan,
     towers: &'a [usize],
-    /// Of each micro-batch.
+    /// Samples of each micro-batch.
     samples: &'a [usize],
     floats: &'a Rc<Shelf>,
     indices: &'a Rc<Shelf>,
 }
 
 impl Passes<'_> {
-    /// Forward and backward. All micro-batches go through a segment before any goes through the next one.
+    /// A training step. All micro-batches pass through a segment before any passes through the next one.
     fn step(&self) {
         for (segment, of_segment) in self.forward_all(true).into_iter().enumerate().rev() {
             for (samples, of_towers) in self.samples.iter().zip(of_segment) {
@@ -132,13 +132,13 @@ impl Passes<'_> {
         }
     }
 
-    /// Forward alone, which leaves nothing for a backward pass.
+    /// A measurement: forward passes that save nothing.
     fn measurement(&self) {
         self.forward_all(false);
     }
 
-    /// What all segments leave for their backward passes, by segment, micro-batch, tower and layer.
-    fn forward_all(&self, trains: bool) -> Vec<Vec<Vec<Vec<Kept>>>> {
+    /// What the forward passes save, by segment, micro-batch, tower and layer.
+    fn forward_all(&self, trains: bool) -> Vec<Vec<Vec<Vec<SavedBuffers>>>> {
         let image = self.plan.network.input.shape.len();
         let mut wholes: Vec<_> = self.samples.iter().map(|samples| self.floats.take(samples * image)).collect();
         let mut kept = Vec::new();
@@ -156,7 +156,14 @@ impl Passes<'_> {
         kept
     }
 
-    fn forward(&self, segment: usize, tower: usize, samples: usize, whole: Rc<Held>, trains: bool) -> Vec<Kept> {
+    fn forward(
+        &self,
+        segment: usize,
+        tower: usize,
+        samples: usize,
+        whole: Rc<Held>,
+        trains: bool,
+    ) -> Vec<SavedBuffers> {
         let mut x = whole;
         let mut kept = Vec::new();
         for index in self.plan.segments[segment].layers.clone() {
@@ -169,7 +176,7 @@ impl Passes<'_> {
         kept
     }
 
-    fn layer_forward(&self, index: usize, tower: usize, samples: usize, x: Rc<Held>) -> (Rc<Held>, Kept) {
+    fn layer_forward(&self, index: usize, tower: usize, samples: usize, x: Rc<Held>) -> (Rc<Held>, SavedBuffers) {
         let output = Shapes::of(self.plan, index, tower).output.len() * samples;
         let take = |length| self.floats.take(length);
         let in_place = |x: Rc<Held>| if Rc::strong_count(&x) == 1 { x } else { take(output) };
@@ -196,8 +203,8 @@ impl Passes<'_> {
         }
     }
 
-    /// What it sends to others.
-    fn backward(&self, segment: usize, tower: usize, samples: usize, kept: Vec<Kept>) -> Vec<Rc<Held>> {
+    /// A backward pass. Returns the gradients that it sends to other workers.
+    fn backward(&self, segment: usize, tower: usize, samples: usize, kept: Vec<SavedBuffers>) -> Vec<Rc<Held>> {
         let layers = self.plan.segments[segment].layers.clone();
         let output = Shapes::of(self.plan, layers.end - 1, tower).output.len();
         let mut dy = self.floats.take(samples * output);
@@ -209,14 +216,21 @@ impl Passes<'_> {
         others.map(|other| self.floats.take(samples * self.plan.slice_floats(exchange, other))).collect()
     }
 
-    fn layer_backward(&self, index: usize, tower: usize, samples: usize, dy: Rc<Held>, mut kept: Kept) -> Rc<Held> {
+    fn layer_backward(
+        &self,
+        index: usize,
+        tower: usize,
+        samples: usize,
+        dy: Rc<Held>,
+        mut kept: SavedBuffers,
+    ) -> Rc<Held> {
         let input = Shapes::of(self.plan, index, tower).input.len() * samples;
         let take = |length| self.floats.take(length);
         match &self.plan.network.layers[index].kind {
             LayerKind::Conv(_) | LayerKind::Linear(_) => {
                 let passes = passes(self.plan, index, tower);
                 let _blocks = passes.map(|passes| take(passes.gradient_floats(samples)));
-                // The output, where ReLU was done within the product, has been needed for these blocks alone.
+                // With a fused ReLU, the saved output was needed only for these blocks.
                 kept.truncate(1);
                 if index == 0 {
                     return dy;

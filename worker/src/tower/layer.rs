@@ -1,4 +1,4 @@
-//! One layer of one tower: what it holds, what it keeps for the backward pass, and which kernels it calls.
+//! One layer of one tower: its weights, the tensors that it saves for the backward pass, and its kernels.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::kernels::panels::Panels;
 use crate::kernels::products::End;
 use crate::kernels::{Compute, Maps, conv, linear, lrn, pool};
 
-/// What every layer is told of the micro-batch at hand.
+/// The context of a pass.
 pub(super) struct Context<'a> {
     pub(super) compute: &'a Compute,
     pub(super) seed: u64,
@@ -27,20 +27,20 @@ impl Context<'_> {
     }
 }
 
-/// What a layer's forward pass leaves for its backward pass.
+/// What a layer's forward pass saves for its backward pass.
 #[derive(Debug)]
-pub(super) enum Kept {
-    /// A product's input in blocks, and its output if that has gone through ReLU.
+pub(super) enum Saved {
+    /// A product's input in blocks, and its output if ReLU is fused.
     Operands { x: Tensor, rectified: Option<Arc<Tensor>> },
     /// The output.
     Output(Arc<Tensor>),
-    /// Input, output and sums of LRN.
+    /// Input, output and sums of an LRN layer.
     Norm { x: Arc<Tensor>, y: Arc<Tensor>, s: Tensor },
-    /// Where each maximum was.
+    /// The position of each maximum.
     Places(Tensor<u32>),
-    /// Which units dropout kept, and what it multiplied them by.
+    /// The units that dropout kept, and their scale.
     Mask { kept: Vec<bool>, scale: f32 },
-    /// Nothing is needed.
+    /// Nothing.
     Nothing,
 }
 
@@ -48,16 +48,16 @@ pub(super) enum Kept {
 #[derive(Debug)]
 pub(super) struct TowerLayer {
     name: String,
-    /// One sample of the input that this tower reads: all channels behind an exchange, its own elsewhere.
+    /// Shape of the input per sample: all channels after an exchange, the tower's own channels elsewhere.
     pub(super) input: Shape,
-    /// One sample of the tower's own output.
+    /// Shape of the tower's own output per sample.
     pub(super) output: Shape,
-    /// Of a grouped first layer, the image channels that its groups see.
+    /// For a grouped first layer, the image channels that its groups read.
     picks: Option<Picks>,
     pub(super) work: Work,
 }
 
-/// Some neighbouring channels of a whole input.
+/// A range of channels of a whole input.
 #[derive(Clone, Copy, Debug)]
 struct Picks {
     first: usize,
@@ -71,11 +71,11 @@ pub(super) enum Work {
     Affine {
         passes: Affine,
         learnt: Box<Learnt>,
-        /// Whether it does the work of the ReLU behind it too.
+        /// Whether the following ReLU is fused.
         rectifies: bool,
     },
     Relu {
-        /// Whether the layer before has done its work.
+        /// Whether it is fused into the previous layer.
         is_done: bool,
     },
     Lrn(lrn::Geometry),
@@ -91,12 +91,12 @@ pub(super) enum Work {
 /// Weights and bias with their momentum and gradients.
 #[derive(Debug)]
 pub(super) struct Learnt {
-    /// How weights, their momentum and their gradients lie, a group after the other.
+    /// The layout of weights, momentum and gradients, group by group.
     panels: Panels,
     groups: usize,
     weight: Values,
     bias: Option<Values>,
-    /// The slot that gradients are being added up for.
+    /// The slot whose gradients are being accumulated.
     slot: Option<u32>,
 }
 
@@ -104,11 +104,11 @@ pub(super) struct Learnt {
 struct Values {
     values: Vec<f32>,
     momentum: Vec<f32>,
-    /// The chains of the slot at hand.
+    /// The chains of the current slot.
     chain: Vec<f32>,
     /// Whether they have been started.
     started: bool,
-    /// The sum of the slots that are done, if any but the one at hand is.
+    /// The sum of the completed slots, if there are any.
     slots: Option<Vec<f32>>,
 }
 
@@ -124,7 +124,7 @@ impl Values {
         }
     }
 
-    /// Adds the slot at hand to those that are done.
+    /// Adds the current slot to the completed ones.
     fn end_slot(&mut self, compute: &Compute) {
         elementwise::end_chains(compute, &mut self.chain);
         match &mut self.slots {
@@ -185,7 +185,7 @@ impl Learnt {
         End { bias: self.bias.as_ref().map(|bias| bias.values.as_slice()), rectifies }
     }
 
-    /// Goes on with the gradients' chains. An error names what is not finite.
+    /// Continues the chains of the gradients. An error names what is not finite.
     fn differentiate(
         &mut self,
         context: &Context,
@@ -262,8 +262,8 @@ impl TowerLayer {
         learnt.read(bias, state)
     }
 
-    /// The layer's output and what its backward pass will need. An error says what is no longer finite.
-    pub(super) fn forward(&mut self, context: &Context, x: Arc<Tensor>) -> Result<(Arc<Tensor>, Kept), &'static str> {
+    /// Returns the layer's output, and what its backward pass needs. An error names what is not finite.
+    pub(super) fn forward(&mut self, context: &Context, x: Arc<Tensor>) -> Result<(Arc<Tensor>, Saved), &'static str> {
         let (compute, samples) = (context.compute, context.samples());
         let x = match self.picks {
             Some(picks) => Arc::new(Tensor::from(pick(&x, picks, self.input.channels))),
@@ -278,50 +278,50 @@ impl TowerLayer {
                 let end = learnt.end(*rectifies);
                 let (y, is_finite) = passes.forward(compute, &learnt.weight.values, end, &blocks, samples);
                 let y = Arc::new(y);
-                let kept = Kept::Operands { x: blocks, rectified: rectifies.then(|| y.clone()) };
+                let kept = Saved::Operands { x: blocks, rectified: rectifies.then(|| y.clone()) };
                 is_finite.then_some((y, kept)).ok_or("outputs")
             }
-            Work::Relu { is_done: true } => Ok((x, Kept::Nothing)),
+            Work::Relu { is_done: true } => Ok((x, Saved::Nothing)),
             Work::Relu { is_done: false } => {
                 let mut y = Arc::unwrap_or_clone(x);
                 elementwise::relu(compute, &mut y);
                 let y = Arc::new(y);
-                Ok((y.clone(), Kept::Output(y)))
+                Ok((y.clone(), Saved::Output(y)))
             }
             Work::Lrn(geometry) => {
                 let (y, s) = lrn::forward(compute, geometry, &x, samples);
                 let y = Arc::new(y);
-                Ok((y.clone(), Kept::Norm { x, y, s }))
+                Ok((y.clone(), Saved::Norm { x, y, s }))
             }
             Work::MaxPool(sides) => {
                 let (y, places) = pool::max_forward(compute, &pool(*sides), &x);
-                Ok((Arc::new(y), Kept::Places(places)))
+                Ok((Arc::new(y), Saved::Places(places)))
             }
-            Work::AvgPool(sides) => Ok((Arc::new(pool::avg_forward(compute, &pool(*sides), &x)), Kept::Nothing)),
-            Work::Dropout { .. } if !trains => Ok((x, Kept::Nothing)),
+            Work::AvgPool(sides) => Ok((Arc::new(pool::avg_forward(compute, &pool(*sides), &x)), Saved::Nothing)),
+            Work::Dropout { .. } if !trains => Ok((x, Saved::Nothing)),
             Work::Dropout { p, whole_units, first_channel } => {
                 let step = context.micro_batch.id.step;
                 let dropout = Dropout::new(context.seed, &self.name, step, *p, *whole_units);
                 let mask = mask(&dropout, context.micro_batch, self.output, *first_channel);
                 let mut y = Arc::unwrap_or_clone(x);
                 elementwise::drop_out(&mut y, &mask, dropout.scale);
-                Ok((Arc::new(y), Kept::Mask { kept: mask, scale: dropout.scale }))
+                Ok((Arc::new(y), Saved::Mask { kept: mask, scale: dropout.scale }))
             }
         }
     }
 
-    /// The gradient of the layer's input from that of its output, if `wants_input`; gradients of weights are added up.
+    /// Returns the gradient of the layer's input if `wants_input`, and accumulates the gradients of weights.
     pub(super) fn backward(
         &mut self,
         context: &Context,
         mut dy: Tensor,
-        kept: Kept,
+        kept: Saved,
         wants_input: bool,
     ) -> Result<Option<Tensor>, &'static str> {
         let (compute, samples) = (context.compute, context.samples());
         let pool = pool_geometry(self.input, self.output, samples);
         let (dx, is_finite) = match (&mut self.work, kept) {
-            (Work::Affine { passes, learnt, .. }, Kept::Operands { x, rectified }) => {
+            (Work::Affine { passes, learnt, .. }, Saved::Operands { x, rectified }) => {
                 let y = rectified.as_ref().map(|y| &y[..]);
                 let dy = passes.gradient(compute, dy, y, samples);
                 drop(rectified);
@@ -331,21 +331,21 @@ impl TowerLayer {
                 }
                 passes.input_gradient(compute, &learnt.weight.values, &dy, samples)
             }
-            (Work::Relu { is_done: true }, Kept::Nothing) => (dy, true),
-            (Work::Relu { is_done: false }, Kept::Output(y)) => {
+            (Work::Relu { is_done: true }, Saved::Nothing) => (dy, true),
+            (Work::Relu { is_done: false }, Saved::Output(y)) => {
                 elementwise::relu_backward(compute, &y, &mut dy);
                 (dy, true)
             }
-            (Work::Lrn(geometry), Kept::Norm { x, y, s }) => {
-                let dx = lrn::backward(compute, geometry, lrn::Kept { x: &x, y: &y, s: &s }, &dy, samples);
+            (Work::Lrn(geometry), Saved::Norm { x, y, s }) => {
+                let dx = lrn::backward(compute, geometry, lrn::ForwardResult { x: &x, y: &y, s: &s }, &dy, samples);
                 let is_finite = elementwise::all_finite(compute.isa, &dx);
                 (dx, is_finite)
             }
-            (Work::MaxPool(sides), Kept::Places(places)) => {
+            (Work::MaxPool(sides), Saved::Places(places)) => {
                 (pool::max_backward(compute, &pool(*sides), &dy, &places), true)
             }
-            (Work::AvgPool(sides), Kept::Nothing) => (pool::avg_backward(compute, &pool(*sides), &dy), true),
-            (Work::Dropout { .. }, Kept::Mask { kept, scale }) => {
+            (Work::AvgPool(sides), Saved::Nothing) => (pool::avg_backward(compute, &pool(*sides), &dy), true),
+            (Work::Dropout { .. }, Saved::Mask { kept, scale }) => {
                 elementwise::drop_out(&mut dy, &kept, scale);
                 (dy, true)
             }
@@ -362,11 +362,11 @@ impl TowerLayer {
     }
 }
 
-/// What a tower sees of a layer.
+/// The shapes of a layer, as one tower sees them.
 pub(super) struct Shapes {
-    /// One sample of the input that it reads.
+    /// The input that it reads, per sample.
     pub(super) input: Shape,
-    /// One sample of its own output.
+    /// Its own output, per sample.
     pub(super) output: Shape,
     picks: Option<Picks>,
 }
@@ -385,7 +385,8 @@ impl Shapes {
     }
 }
 
-/// Whether a layer of weights does the work of a ReLU behind it, with no exchange between them: one pass over memory less.
+/// Whether the following ReLU is fused into a layer with weights, which saves a pass over memory. There must be no exchange
+/// between them.
 pub(super) fn rectifies(plan: &Plan, index: usize) -> bool {
     let kind_at = |index: usize| plan.network.layers.get(index).map(|layer| &layer.kind);
     matches!(kind_at(index), Some(LayerKind::Conv(_) | LayerKind::Linear(_)))
@@ -393,12 +394,12 @@ pub(super) fn rectifies(plan: &Plan, index: usize) -> bool {
         && !plan.needs_exchange(index + 1)
 }
 
-/// Whether a layer's input has gone through ReLU in the layer before.
+/// Whether a ReLU is fused into the previous layer.
 pub(super) fn is_rectified(plan: &Plan, index: usize) -> bool {
     index.checked_sub(1).is_some_and(|before| rectifies(plan, before))
 }
 
-/// The passes of a layer of weights.
+/// The passes of a layer with weights.
 pub(super) fn passes(plan: &Plan, index: usize, tower: usize) -> Option<Affine> {
     let layer = &plan.network.layers[index];
     let Shapes { input, output, .. } = Shapes::of(plan, index, tower);
@@ -433,13 +434,13 @@ fn pool_geometry(input: Shape, output: Shape, samples: usize) -> impl Fn(Pool) -
     }
 }
 
-/// Some channels of each pixel.
+/// A range of channels of each pixel.
 fn pick(x: &[f32], picks: Picks, channels: usize) -> Vec<f32> {
     x.chunks_exact(picks.of).flat_map(|pixel| &pixel[picks.first..picks.first + channels]).copied().collect()
 }
 
-/// Which units of the tower's slice are kept, in memory order; masks count units as (channel, row, column) of the whole
-/// layer.
+/// The units of the tower's slice that dropout keeps, in memory order. Masks count units as (channel, row, column) of the
+/// whole layer.
 fn mask(dropout: &Dropout, micro_batch: &MicroBatch, own: Shape, first_channel: usize) -> Vec<bool> {
     let mut kept = Vec::with_capacity(micro_batch.samples.len() * own.len());
     for sample in micro_batch.samples.clone() {

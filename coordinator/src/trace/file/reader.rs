@@ -23,27 +23,16 @@ const TIME_MAX: u64 = 365 * 86_400 * 1_000_000_000;
 pub enum TraceError {
     /// The file can't be read.
     #[error("read {path}")]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Read { path: PathBuf, source: std::io::Error },
     /// The run has no trace.
     #[error("{path} does not exist: the run used --trace off, or has not begun its first step")]
-    None {
-        path: PathBuf,
-    },
+    None { path: PathBuf },
     /// It wasn't written by Convoy.
     #[error("{path} is not a trace of Convoy: {why}")]
-    Foreign {
-        path: PathBuf,
-        why: String,
-    },
+    Foreign { path: PathBuf, why: String },
     /// It has no step.
     #[error("{path} holds no step{}", if *.is_cut { ": it was cut short, or its job has just begun" } else { "" })]
-    Empty {
-        path: PathBuf,
-        is_cut: bool,
-    },
+    Empty { path: PathBuf, is_cut: bool },
 }
 
 /// Reads a trace.
