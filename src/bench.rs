@@ -79,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments, log: &Log) -> Result<Outcome, Box<dyn E
 fn run_steps(asked: &Steps, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     let model = settings::model_text(&asked.model)?;
     let network = Network::parse(&model)?;
-    let wrong = |error| format!("create a temporary folder for the run (TMPDIR sets where): {error}");
+    let wrong = |error| format!("cannot create a temporary folder for the run (TMPDIR sets its location): {error}");
     let folder = tempfile::Builder::new().prefix("convoy-bench-").tempdir().map_err(wrong)?;
     let out = folder.path().join("run");
     let mut watch = Watch::new(asked);

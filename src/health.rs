@@ -34,7 +34,7 @@ const LIMIT: Duration = Duration::from_millis(500);
 /// Why a process isn't healthy.
 #[derive(Debug, thiserror::Error)]
 enum Unwell {
-    #[error("look up {address}: {reason}")]
+    #[error("cannot look up {address}: {reason}")]
     Name { address: Address, reason: String },
     #[error(
         "nothing listens at {0}: the process has not started, has ended, or uses another address (--health, --listen)"

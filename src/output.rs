@@ -16,7 +16,9 @@ static IS_FOR_PROGRAMS: AtomicBool = AtomicBool::new(false);
 pub(crate) fn print(text: &str) -> Result<(), Box<dyn Error>> {
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(format!("write to standard output: {error}").into()),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(format!("cannot write to standard output: {error}").into())
+        }
         _ => Ok(()),
     }
 }

@@ -43,7 +43,7 @@ pub(crate) fn model_text(name: &str) -> Result<String, Box<dyn Error>> {
         ))
         .into());
     }
-    let wrong = |why: String| Misuse(format!("read the model file {name}: {why}"));
+    let wrong = |why: String| Misuse(format!("cannot read the model file {name}: {why}"));
     let mut text = String::new();
     // Some files never end, so the read has a limit.
     let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
@@ -65,7 +65,7 @@ struct ModelFile {
 /// The token in a file, if one is named.
 pub(crate) fn token(file: Option<&Path>) -> Result<Option<Token>, Misuse> {
     let Some(path) = file else { return Ok(None) };
-    let wrong = |why: String| Misuse(format!("read the token in {}: {why}", path.display()));
+    let wrong = |why: String| Misuse(format!("cannot read the token in {}: {why}", path.display()));
     let mut text = String::new();
     let opened = File::open(path).map_err(|error| wrong(error.to_string()))?;
     let read = opened.take(TOKEN_BYTES_MAX as u64 + 3).read_to_string(&mut text);

@@ -71,7 +71,7 @@ fn write_page(arguments: &Arguments, file: Option<&Path>, text: &str) -> Result<
     let beside =
         || if arguments.run.is_dir() { arguments.run.join("trace.html") } else { arguments.run.with_extension("html") };
     let path = file.map_or_else(beside, Path::to_owned);
-    let wrong = |error| format!("write {}: {error}", path.display());
+    let wrong = |error| format!("cannot write {}: {error}", path.display());
     // A link is followed: its target is replaced, not the link.
     let place = path.canonicalize().unwrap_or_else(|_| path.clone());
     match fs::metadata(&place) {

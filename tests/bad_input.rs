@@ -192,7 +192,7 @@ fn damaged_missing_and_unfitting_data_are_refused_by_file() {
     spoil(&pixels, &whole[..whole.len() - 1], &["ends after", "1935", "1936"]);
     spoil(&pixels, &whole[..7], &["ends after 7 bytes"]);
     spoil(&pixels, &[], &["ends after 0 bytes"]);
-    spoil(&pixels, &[&whole[..], &[0]].concat(), &["goes on after the 1936 bytes"]);
+    spoil(&pixels, &[&whole[..], &[0]].concat(), &["has more than the 1936 bytes"]);
     spoil(&pixels, &[b"GIF8", &whole[4..]].concat(), &["not an IDX file", "starts with \"GIF8\""]);
     spoil(
         &pixels,

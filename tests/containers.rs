@@ -382,7 +382,7 @@ fn four_workers_hold_four_towers_and_mistakes_are_named() {
         let mut long = project.command(&[&JOB[..7], &["--epochs", "1000", "--out", "/runs/two"]].concat());
         let long = long.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
         wait_for("both workers that were turned away to say why", || {
-            let turned_away = ids.iter().filter(|id| log_of(id).contains("the job has all its 2 workers")).count();
+            let turned_away = ids.iter().filter(|id| log_of(id).contains("the job already has its 2 workers")).count();
             (turned_away == 2).then_some(())
         });
         let [coordinator] = project.containers("coordinator").try_into().unwrap();
@@ -422,17 +422,17 @@ fn a_secret_keeps_out_workers_without_it_and_a_lonely_coordinator_says_what_it_w
         let mut lonely = project.command(&[&JOB[..], &["--out", "/runs/lonely"]].concat());
         let lonely = lonely.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
         let id = wait_for("the coordinator's container", || {
-            project.containers("coordinator").into_iter().find(|id| log_of(id).contains("0 of 2 have come"))
+            project.containers("coordinator").into_iter().find(|id| log_of(id).contains("0 of 2 workers connected"))
         });
         assert!(log_of(&id).contains("convoy worker --join"), "{}", log_of(&id));
         assert_eq!(project.containers("worker"), Vec::<String>::new(), "there are no workers");
         let stranger = ["run", "--rm", "--no-deps", "-e", "CONVOY_TOKEN_FILE=", "worker", "worker"];
         let output = output_of(&mut project.command(&stranger));
         assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-        assert!(said(&output).contains("wants a token"), "{}", said(&output));
+        assert!(said(&output).contains("requires a token"), "{}", said(&output));
         project.run(&["up", "-d", "worker"]);
         let output = support::finish(lonely);
-        for part in ["was refused: the coordinator wants a token", "1 of 2 have come"] {
+        for part in ["was refused: the coordinator requires a token", "1 of 2 workers connected"] {
             assert!(output.status.success() && said(&output).contains(part), "no \"{part}\" in {}", said(&output));
         }
         assert_eq!(hash(&project.fetch_runs(folder.path()).join("lonely")), whole);
@@ -465,7 +465,7 @@ fn a_second_coordinator_is_told_who_has_the_workers() {
     let (first, second) = (support::finish(first), support::finish(second));
     assert!(first.status.success() && second.status.success(), "{}\n{}", said(&first), said(&second));
     for id in &ids {
-        let told = format!("the worker on {} computes alexnet-fashion for another coordinator, at ", &id[..12]);
+        let told = format!("the worker on {} is training alexnet-fashion with another coordinator, at ", &id[..12]);
         assert!(said(&second).contains(&told), "no \"{told}\" in\n{}", said(&second));
     }
     let runs = project.fetch_runs(folder.path());

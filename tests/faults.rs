@@ -113,7 +113,7 @@ impl ByHand {
 
 /// A worker that is told to leave in the middle of a job stays until there is a checkpoint of the last step.
 #[test]
-fn a_worker_that_is_told_to_leave_stays_for_a_checkpoint() {
+fn a_worker_that_is_stopped_stays_for_a_checkpoint() {
     let folder = TempDir::new().unwrap();
     let ByHand { coordinator, workers: [leaves, stays], out } =
         ByHand::start(folder.path(), "--checkpoint-every 100000");
@@ -121,7 +121,7 @@ fn a_worker_that_is_told_to_leave_stays_for_a_checkpoint() {
     signal(leaves.id(), "TERM");
     let output = finish(coordinator);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    assert!(said(&output).contains("was told to leave after step"), "{}", said(&output));
+    assert!(said(&output).contains("was stopped after step"), "{}", said(&output));
     assert_eq!(finish(leaves).status.code(), Some(0));
     signal(stays.id(), "TERM");
     assert_eq!(finish(stays).status.code(), Some(0));
@@ -130,7 +130,7 @@ fn a_worker_that_is_told_to_leave_stays_for_a_checkpoint() {
 
 /// An engine that goes down tells all processes at once: there is a checkpoint all the same.
 #[test]
-fn all_told_to_leave_at_once_leave_a_checkpoint() {
+fn all_stopped_at_once_write_a_checkpoint() {
     let folder = TempDir::new().unwrap();
     let ByHand { coordinator, workers, out } = ByHand::start(folder.path(), "--checkpoint-every 100000");
     wait_for_steps(&out, 4);
@@ -165,7 +165,7 @@ fn a_terminal_that_goes_takes_no_worker_with_it_that_was_started_by_nohup() {
     let steps = losses(&out).len();
     wait_for_steps(&out, steps + 2);
     signal(plain.id(), "HUP");
-    assert!(said(&finish(coordinator)).contains("was told to leave"), "the fault fires where there is no nohup");
+    assert!(said(&finish(coordinator)).contains("was stopped after step"), "the fault fires where there is no nohup");
     assert_eq!(finish(plain).status.code(), Some(0));
     assert!(is_alive(unhung.id()));
     signal(unhung.id(), "TERM");

@@ -81,7 +81,7 @@ fn a_coordinator_is_starting_until_its_workers_have_come() {
     train.args(["train", "--data", "bundled", "--steps", "2000", "--listen", &listen, "--out"]);
     let coordinator = Running::start(train.arg(folder.path().join("run")));
     wait_for("the coordinator", || (ask(&format!("{listen} --live")).0 == 0).then_some(()));
-    answers(&listen, 1, "is starting: it waits for its workers");
+    answers(&listen, 1, "is not ready: it is waiting for workers");
     let _workers = [worker(&listen, &health), worker(&listen, &free_port())];
     wait_ready(&listen);
     answers(&listen, 0, "the coordinator at");
@@ -97,7 +97,7 @@ fn what_is_not_convoy_is_told_apart() {
     answers("nowhere.invalid:80", 1, "look up nowhere.invalid:80");
     // Something that listens and never answers; something that answers HTTP/1; something that hangs up.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    answers(&silent.local_addr().unwrap().to_string(), 1, "didn't answer");
+    answers(&silent.local_addr().unwrap().to_string(), 1, "did not answer");
     for reply in [&b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"[..], b""] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -106,7 +106,7 @@ fn what_is_not_convoy_is_told_apart() {
             let _ = stream.read(&mut [0; 1024]);
             let _ = stream.write_all(reply);
         });
-        answers(&address, 1, "isn't a worker or a coordinator of Convoy");
+        answers(&address, 1, "is not a worker or a coordinator of Convoy");
         server.join().unwrap();
     }
 }
@@ -123,12 +123,12 @@ async fn another_programs_health_is_not_taken_for_ours_and_work_that_stands_stil
         let arguments = arguments.to_owned();
         tokio::task::spawn_blocking(move || answers(&arguments, 1, part)).await.unwrap();
     };
-    ask(&address, "of something else").await;
+    ask(&address, "of another service").await;
     for service in ["", convoy_proto::WORKER_SERVICE] {
         reporter.set_service_status(service, tonic_health::ServingStatus::NotServing).await;
     }
     for arguments in [address.clone(), format!("{address} --live")] {
-        ask(&arguments, "hangs: its work hasn't got on").await;
+        ask(&arguments, "hangs: it has made no progress").await;
     }
 }
 
@@ -138,7 +138,7 @@ fn a_health_address_that_is_taken_is_an_error_that_names_it() {
     let address = taken.local_addr().unwrap().to_string();
     let output = run(&format!("worker --join 127.0.0.1:1 --health {address}"), &[]);
     assert_eq!(output.status.code(), Some(1));
-    for part in ["answer health checks at", &address, "in use"] {
+    for part in ["cannot serve health checks at", &address, "in use"] {
         assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
     }
 }

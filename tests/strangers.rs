@@ -86,11 +86,13 @@ async fn strangers_at_the_coordinators_door_are_refused_and_the_job_goes_on() {
 
     let status = answer_to(&address, hello(PROTOCOL_VERSION + 98)).await;
     assert_eq!(status.code(), Code::FailedPrecondition);
-    for part in ["version 100", "convoy 77.7", &format!("version {PROTOCOL_VERSION} (convoy"), "same program"] {
+    for part in
+        ["version 100", "convoy 77.7", &format!("version {PROTOCOL_VERSION} (convoy"), "same version of the program"]
+    {
         assert!(status.message().contains(part), "no \"{part}\" in {status}");
     }
     let status = answer_to(&address, v1::FromWorker { message: None }).await;
-    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "a message without \"message\""));
+    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "the message lacks \"message\""));
     let ready = v1::FromWorker { message: Some(v1::from_worker::Message::Ready(v1::Ready {})) };
     let status = answer_to(&address, ready).await;
     assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "a worker's first message must be Hello"));
@@ -103,7 +105,10 @@ async fn strangers_at_the_coordinators_door_are_refused_and_the_job_goes_on() {
     let forged = v1::Frame { frame: Some(v1::frame::Frame::Open(12345)) };
     let stream = tokio_stream::once(forged).chain(tokio_stream::pending());
     let status = dial(&address).await.tensors(stream).await.expect_err("a refusal");
-    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "a tensor connection of no known worker"));
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::InvalidArgument, "the tensor connection names an unknown session")
+    );
 
     let silent = TcpStream::connect(&address).unwrap();
     for garbage in
@@ -299,7 +304,7 @@ async fn without_the_token_nobody_comes_in() {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let mut all = String::new();
-    for (token, why) in [(None, "wants a token"), (Some(&*wrong), "has another token")] {
+    for (token, why) in [(None, "requires a token"), (Some(&*wrong), "requires another token")] {
         let child = worker(token);
         let output = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
         assert_eq!(output.status.code(), Some(1), "{}", said(&output));
@@ -312,7 +317,7 @@ async fn without_the_token_nobody_comes_in() {
     let workers = [worker(Some(&right)), worker(Some(&right))];
     let output = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
     assert!(output.status.success(), "{}", said(&output));
-    for why in ["a worker at 127.0.0.1:", "refused: the coordinator wants a token", "has another token"] {
+    for why in ["a worker at 127.0.0.1:", "refused: the coordinator requires a token", "requires another token"] {
         assert!(said(&output).contains(why), "the coordinator says so too: no \"{why}\" in {}", said(&output));
     }
     all += &said(&output);
@@ -336,7 +341,7 @@ async fn a_worker_with_a_token_waits_for_a_coordinator_that_wants_it() {
     command.args(["worker", "--threads", "1", "--join", &address, "--token-file"]).arg(&token);
     let mut worker = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut complaints = std::io::BufRead::lines(std::io::BufReader::new(worker.stderr.take().unwrap()));
-    let refusal = complaints.find_map(|line| line.ok().filter(|line| line.contains("wants no token")));
+    let refusal = complaints.find_map(|line| line.ok().filter(|line| line.contains("was started without one")));
     assert!(refusal.is_some(), "it says why it waits");
     signal(coordinator.id(), "INT");
     let output = tokio::task::spawn_blocking(|| finish(coordinator)).await.unwrap();
@@ -352,11 +357,11 @@ async fn a_worker_that_sends_nonsense_is_named_with_what_it_sent() {
     let shape = [8, 7, 7, 32];
     let wrong: Vec<(&str, Answer)> = vec![
         (
-            "the plan says [8, 7, 7, 32]",
+            "the plan requires [8, 7, 7, 32]",
             Box::new(|job, images| vec![frame(job, activations(images, 0, 1), &[8, 7, 7, 33], 0, &[0; 4])]),
         ),
         (
-            "the plan says [8, 7, 7, 32]",
+            "the plan requires [8, 7, 7, 32]",
             Box::new(|job, images| vec![frame(job, activations(images, 0, 1), &[u32::MAX; 9], 0, &[0; 4])]),
         ),
         (
@@ -369,7 +374,7 @@ async fn a_worker_that_sends_nonsense_is_named_with_what_it_sent() {
         ),
         ("at byte 4", Box::new(move |job, images| vec![frame(job, activations(images, 0, 1), &shape, 4, &[0; 4])])),
         (
-            "doesn't hold it",
+            "does not hold this tower",
             Box::new(move |job, images| vec![frame(job, activations(images, 0, 0), &shape, 0, &[0; 4])]),
         ),
         ("out of range", Box::new(move |job, images| vec![frame(job, activations(images, 99, 1), &shape, 0, &[0; 4])])),
@@ -385,7 +390,7 @@ async fn a_worker_that_sends_nonsense_is_named_with_what_it_sent() {
         ),
         ("\"chunk\"", Box::new(|_, _| vec![v1::Frame { frame: None }])),
         (
-            "isn't under way",
+            "is not being computed",
             Box::new(move |job, images| {
                 let mut other = activations(images, 0, 1);
                 if let v1::chunk::Tensor::Activations(activations) = &mut other {

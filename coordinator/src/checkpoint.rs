@@ -83,10 +83,10 @@ pub struct Checkpoint {
 #[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum CheckpointError {
     /// A file can't be read.
-    #[error("read {path}")]
+    #[error("cannot read {path}")]
     Read { path: PathBuf, source: std::io::Error },
     /// A file can't be written.
-    #[error("write {path}")]
+    #[error("cannot write {path}")]
     Write { path: PathBuf, source: std::io::Error },
     /// There is no checkpoint at the path given.
     #[error("{path} holds no checkpoint: it has neither {MANIFEST} nor checkpoints/step-NNNNNN/{MANIFEST}")]

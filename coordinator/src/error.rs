@@ -58,19 +58,19 @@ pub enum JobError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// A file of the run can't be written.
-    #[error("write {path}")]
+    #[error("cannot write {path}")]
     Write { path: PathBuf, source: std::io::Error },
     /// The address can't be listened on.
-    #[error("listen on {address}")]
+    #[error("cannot listen on {address}")]
     Listen { address: String, source: std::io::Error },
     /// The receiver of traces can't be used.
     #[error("{0}")]
     Otlp(String),
     /// The system provides no threads.
-    #[error("start the coordinator's network threads")]
+    #[error("cannot start the coordinator's network threads")]
     Runtime(#[source] std::io::Error),
     /// A worker process can't be started.
-    #[error("start a worker process, {program}")]
+    #[error("cannot start a worker process with the program {program}")]
     Spawn { program: PathBuf, source: std::io::Error },
     /// Too few workers came in time.
     #[error("{have} of {want} workers connected within {seconds} s; start more with: convoy worker --join {address}")]

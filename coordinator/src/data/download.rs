@@ -42,13 +42,13 @@ pub(super) struct Remote {
 /// Why a download failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DownloadError {
-    #[error("download {url}")]
+    #[error("cannot download {url}")]
     Fetch { url: String, source: Box<ureq::Error> },
-    #[error("read the body of {url}")]
+    #[error("cannot read the body of {url}")]
     Body { url: String, source: io::Error },
     #[error("{url} has MD5 {found}, not {expected}")]
     WrongMd5 { url: String, found: String, expected: &'static str },
-    #[error("write {}", file.display())]
+    #[error("cannot write {}", file.display())]
     Write { file: PathBuf, source: io::Error },
 }
 

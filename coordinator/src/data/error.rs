@@ -36,7 +36,7 @@ pub enum DataError {
     FilesMissing { folder: PathBuf, missing: Vec<&'static str> },
 
     /// The operating system or the gzip decoder refused a file.
-    #[error("read {}", file.display())]
+    #[error("cannot read {}", file.display())]
     Read { file: PathBuf, source: io::Error },
 
     /// A file doesn't begin as an IDX file does.
@@ -57,7 +57,7 @@ pub enum DataError {
     Truncated { file: PathBuf, found: u64, expected: u64 },
 
     /// A file is longer than its header says; bytes are counted after unpacking.
-    #[error("{} goes on after the {expected} bytes that its header needs", file.display())]
+    #[error("{} has more than the {expected} bytes that its header needs", file.display())]
     TrailingBytes { file: PathBuf, expected: u64 },
 
     /// A header claims more than a data set may hold.

@@ -22,7 +22,7 @@ const TIME_MAX: u64 = 365 * 86_400 * 1_000_000_000;
 #[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum TraceError {
     /// The file can't be read.
-    #[error("read {path}")]
+    #[error("cannot read {path}")]
     Read { path: PathBuf, source: std::io::Error },
     /// The run has no trace.
     #[error("{path} does not exist: the run used --trace off, or has not begun its first step")]
