@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
-"""Convoy against PyTorch on the same cores, in turns.
+"""Compares the speed of Convoy and PyTorch on the same cores, in alternating runs.
 
-Both train the same net with the same batch and the same SGD (momentum, weight decay), from data that is in memory. First
-every way of PyTorch's is tried for a few steps (see pytorch_peer.py); the fastest one then takes turns with Convoy, which runs as
-anybody would start it, with worker processes of its own. Each turn is a fresh process; its first steps don't count.
-This isn't a test of accuracy: nobody looks at what has been learnt.
+Both train the same network with the same batch and the same SGD (momentum, weight decay), from data in memory. First, every
+mode of PyTorch is tried for a few steps (see pytorch_peer.py). The fastest one then alternates with Convoy, which runs with its
+default worker processes. Each run is a new process, and its first steps do not count. Accuracy is not measured.
 """
 
 import argparse
@@ -143,20 +142,20 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="alexnet-fashion", help="a preset or a model file (%(default)s)")
     parser.add_argument("--data", required=True, help="a folder of IDX files, or 'synthetic'")
-    parser.add_argument("--rounds", type=int, default=5, help="turns that each side gets (%(default)s)")
-    parser.add_argument("--steps", type=int, default=938, help="steps of a turn (%(default)s, Fashion-MNIST's epoch)")
-    parser.add_argument("--warm-up", type=int, default=2, help="steps before them that don't count (%(default)s)")
-    parser.add_argument("--batch", type=int, default=64, help="images a step (%(default)s)")
-    parser.add_argument("--momentum", type=float, default=0.9, help="(%(default)s)")
-    parser.add_argument("--weight-decay", type=float, default=5e-4, help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")
-    parser.add_argument("--cores", type=int, default=2, help="cores for either side, PyTorch's threads (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each side (%(default)s)")
+    parser.add_argument("--steps", type=int, default=938, help="steps per run (%(default)s, an epoch of Fashion-MNIST)")
+    parser.add_argument("--warm-up", type=int, default=2, help="steps before them that do not count (%(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="images per step (%(default)s)")
+    parser.add_argument("--momentum", type=float, default=0.9, help="momentum of SGD (%(default)s)")
+    parser.add_argument("--weight-decay", type=float, default=5e-4, help="weight decay of SGD (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of initial weights and shuffling (%(default)s)")
+    parser.add_argument("--cores", type=int, default=2, help="cores for each side, and PyTorch's threads (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="Convoy's worker processes (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each worker (%(default)s)")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="PyTorch's ways to try (all)")
-    parser.add_argument("--stock-malloc", action="store_true", help="PyTorch with glibc's malloc as it comes")
-    parser.add_argument("--trial-steps", type=int, default=20, help="steps to choose the way by (%(default)s)")
-    parser.add_argument("--timeout", type=float, default=3600, help="seconds that one turn may take (%(default)s)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="modes of PyTorch to try (all)")
+    parser.add_argument("--stock-malloc", action="store_true", help="run PyTorch with glibc's default malloc settings")
+    parser.add_argument("--trial-steps", type=int, default=20, help="steps of each trial that chooses the mode (%(default)s)")
+    parser.add_argument("--timeout", type=float, default=3600, help="the most seconds of one run (%(default)s)")
     parser.add_argument(
         "--binary",
         type=Path,

@@ -1,10 +1,10 @@
-"""One turn of PyTorch, for compare_pytorch.py: trains so many steps in one of several ways, and prints each step's seconds.
+"""One run of PyTorch for compare_pytorch.py: trains some steps in one of several modes, and prints the seconds of each step.
 
-    eager, compiled   one process with a thread a core; torch.compile's default mode for the second
-    gloo              a process a tower with one thread each, which exchange activations and their gradients as Convoy's
-                      workers do: all channels before a layer that sees them all
+    eager, compiled   one process with one thread per core; the second uses torch.compile's default mode
+    gloo              one process per tower with one thread each, which exchange activations and their gradients as Convoy's
+                      workers do: all channels before a layer that reads them all
 
-What is read on standard input: the turn as JSON. What is printed: a JSON list. Nobody looks at what has been learnt.
+Reads the description of the run as JSON from standard input, and prints a JSON list. Accuracy is not measured.
 """
 
 import json

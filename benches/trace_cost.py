@@ -1,9 +1,9 @@
-"""What the default trace costs: jobs with it and with `--trace off`, in turns, each pair in the other order than the one
-before. Prints each pair's mean step, the median of the differences and its 95 % interval.
+"""Measures the cost of the default trace: jobs with the trace and with `--trace off`, alternating, with the order swapped in
+every second pair. Prints the mean step of each pair, the median of the differences, and its 95 % interval.
 
     python benches/trace_cost.py [--convoy target/release/convoy] [--pairs 24] [--steps 474]
 
-Two identical runs differ by 1 or 2 % on a quiet machine, and by 10 % on a busy one: the interval tells.
+Two identical runs differ by 1 or 2 % on an idle machine, and by 10 % on a busy one. The interval shows this.
 """
 
 import argparse
@@ -28,9 +28,9 @@ def mean_step(convoy, steps, options):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--convoy", default="target/release/convoy")
-    parser.add_argument("--pairs", type=int, default=24)
-    parser.add_argument("--steps", type=int, default=474)
+    parser.add_argument("--convoy", default="target/release/convoy", help="the program (%(default)s)")
+    parser.add_argument("--pairs", type=int, default=24, help="pairs of runs (%(default)s)")
+    parser.add_argument("--steps", type=int, default=474, help="steps per run (%(default)s)")
     arguments = parser.parse_args()
     ways = {"off": ["--trace", "off"], "default": []}
     shares = []

@@ -446,7 +446,7 @@ fn log_of(id: &str) -> String {
 
 /// Two coordinators by one name: the first has the workers, the second is told so, and has them afterwards.
 #[test]
-fn a_second_coordinator_is_told_who_has_the_workers() {
+fn a_second_coordinator_learns_who_has_the_workers() {
     let _one = ENGINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let Some((image, folder, composes)) = setting() else { return };
     let project = Project::new(&composes[0], &image, folder.path());

@@ -174,7 +174,7 @@ fn a_terminal_that_goes_takes_no_worker_with_it_that_was_started_by_nohup() {
 
 /// Ctrl-C in a measurement doesn't wait for its end: the checkpoint remembers that it is owed.
 #[test]
-fn an_interrupted_measurement_is_owed_and_made_up_for() {
+fn an_interrupted_measurement_is_repeated_after_resume() {
     let folder = TempDir::new().unwrap();
     let (data, out, whole) = (folder.path().join("data"), folder.path().join("run"), folder.path().join("whole"));
     std::fs::create_dir(&data).unwrap();
@@ -299,7 +299,7 @@ fn a_number_that_is_no_longer_finite_stops_the_job_before_the_commit() {
 
 /// Nobody else is there whose farewell would be waited for.
 #[test]
-fn a_worker_that_could_not_go_on_hears_that_the_job_is_over() {
+fn a_worker_that_could_not_continue_learns_that_the_job_is_over() {
     let folder = TempDir::new().unwrap();
     let join = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let mut command = support::convoy();

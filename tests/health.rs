@@ -91,7 +91,7 @@ fn a_coordinator_is_starting_until_its_workers_have_come() {
 }
 
 #[test]
-fn what_is_not_convoy_is_told_apart() {
+fn other_programs_are_not_taken_for_convoy() {
     answers("nowhere", 2, "HOST:PORT");
     answers("::1:80", 2, "HOST:PORT");
     answers("nowhere.invalid:80", 1, "look up nowhere.invalid:80");
@@ -181,7 +181,11 @@ fn the_environment_says_what_the_line_leaves_out_and_the_line_wins() {
     assert_eq!(wrong.status.code(), Some(2));
     assert!(said(&wrong).contains("CONVOY_BATCH=many"), "{}", said(&wrong));
     let slip = with(&[("CONVOY_BATHC", "3")], &["plan"], None);
-    assert!(said(&slip).contains("CONVOY_BATHC") && said(&slip).contains("CONVOY_BATCH is"), "{}", said(&slip));
+    assert!(
+        said(&slip).contains("CONVOY_BATHC") && said(&slip).contains("did you mean CONVOY_BATCH?"),
+        "{}",
+        said(&slip)
+    );
     for known in ["CONVOY_IMAGE", "CONVOY_USER", "CONVOY_MOUNT_RUNS", "CONVOY_TOKEN", "CONVOY_SOMETHING"] {
         let output = with(&[(known, "x")], &["plan"], None);
         assert!(output.stderr.is_empty(), "{known}: {}", said(&output));

@@ -222,7 +222,7 @@ fn prometheus_reads_a_job_while_it_runs() {
 
 /// Strangers at the metrics' door get an answer or none, and the job its bits.
 #[test]
-fn who_asks_amiss_for_metrics_costs_the_job_nothing() {
+fn malformed_requests_for_metrics_do_not_disturb_the_job() {
     let folder = TempDir::new().unwrap();
     let (out, undisturbed) = (folder.path().join("run"), folder.path().join("undisturbed"));
     let job = "train --data bundled --batch 16 --steps 10";

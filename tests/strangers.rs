@@ -258,7 +258,7 @@ type Answer = Box<dyn FnOnce(u64, &v1::Chunk) -> Vec<v1::Frame>>;
 
 /// A place is kept for a greeted worker's second connection for ten seconds, and not for ever.
 #[tokio::test]
-async fn those_who_greet_and_then_say_nothing_keep_no_place() {
+async fn silent_connections_keep_no_place() {
     let folder = TempDir::new().unwrap();
     let address = free_port();
     let child = coordinator(&address, &folder.path().join("run"));
@@ -284,7 +284,7 @@ async fn those_who_greet_and_then_say_nothing_keep_no_place() {
 
 /// Who doesn't know the token is refused for good, by name of what is missing; who does gets a job. Nobody prints it.
 #[tokio::test]
-async fn without_the_token_nobody_comes_in() {
+async fn workers_without_the_token_are_refused() {
     let folder = TempDir::new().unwrap();
     let file = |name: &str, word: &str| {
         let path = folder.path().join(name);

@@ -449,7 +449,7 @@ fn a_receiver_of_otlp_gets_a_trace_a_step() {
 
 /// Traces that are cut, empty, foreign or missing, and a run that goes on.
 #[test]
-fn what_cannot_be_read_is_named_and_what_is_there_is_told() {
+fn damaged_traces_are_named_and_read_as_far_as_possible() {
     let _alone = alone();
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");

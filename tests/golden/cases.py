@@ -1,6 +1,6 @@
-"""Which golden cases there are: small nets that each put one kind of layer to the test, and whole nets.
+"""The list of golden cases: small networks that test one kind of layer each, and whole networks.
 
-Only descriptions; make_golden.py computes what has to come out.
+Only descriptions. make_golden.py computes the expected results.
 """
 
 BIG_SEED = 2**32 + 7  # so that both halves of the generator's key count

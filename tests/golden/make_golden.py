@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Makes the golden files: what PyTorch, in f64 on a CPU, says that training has to come to.
+"""Writes the golden files: expected results of training, computed by PyTorch in f64 on a CPU.
 
-Data and initial weights follow from integer formulas (README.md beside this file), so a case needs no binary files.
-Each case is also run in f32, and salts are taken with which no ReLU or maximum stands so near its kink that rounding
-might tip it. A golden file is an expectation with a tolerance; equality of bits is other tests' business.
+Data and initial weights follow from integer formulas (see README.md in this folder), so a case needs no binary files. Each case
+also runs in f32. The script chooses salts for which rounding does not change the branch of a ReLU or the position of a maximum.
+Golden files are compared with a tolerance. Other tests check equality of bits.
 
-    make_golden.py [CASE...]              writes cases/CASE.json, of all cases if none is named
-    make_golden.py --check [CASE...]      recomputes, and compares with what is there
-    make_golden.py --inputs DIR CASE      writes the case's IDX files, model.toml and init.safetensors, to try by hand
+    make_golden.py [CASE...]              writes cases/CASE.json, by default for all cases
+    make_golden.py --check [CASE...]      recomputes, and compares with the existing files
+    make_golden.py --inputs DIR CASE      writes the IDX files, model.toml and init.safetensors of a case, for manual tests
 """
 
 import argparse

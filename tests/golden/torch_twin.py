@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Scores a weights file with PyTorch: an outsider's opinion on what Convoy trained.
+"""Measures a weights file with PyTorch, as an independent check of what Convoy trained.
 
 Loads the safetensors file with Python's own safetensors package into a PyTorch twin of the model, runs it over a data
-set's test images, and prints {"correct": n, "total": m, "accuracy": x, "loss": y} as JSON. It doesn't train.
+set's test images, and prints {"correct": n, "total": m, "accuracy": x, "loss": y} as JSON. It does not train.
 """
 
 import argparse
@@ -42,8 +42,8 @@ def main():
     parser.add_argument("weights", help="a safetensors file with f32 weights")
     parser.add_argument("data", help="a folder of IDX files, plain or gz")
     parser.add_argument("--model", default="alexnet-fashion", help="a preset's name or a model file (%(default)s)")
-    parser.add_argument("--split", choices=torchnet.SPLITS, default="test", help="which images (%(default)s)")
-    parser.add_argument("--batch", type=int, default=500, help="images at a time; changes nothing but memory")
+    parser.add_argument("--split", choices=torchnet.SPLITS, default="test", help="split of the data set (%(default)s)")
+    parser.add_argument("--batch", type=int, default=500, help="images per batch; affects only memory (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="PyTorch's threads (%(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

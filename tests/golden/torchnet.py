@@ -1,8 +1,8 @@
 """The networks of models/*.toml, built in PyTorch, and the data that goes into them.
 
-Three scripts share this module: make_golden.py (expected results), torch_twin.py (scores a trained weights file) and
-benches/compare_pytorch.py (speed). It isn't a second trainer to be used, and it knows nothing of Convoy's code: it is
-written from docs/NUMERICS.md and the model file's description alone, so that agreement between the two means something.
+Three scripts share this module: make_golden.py (expected results), torch_twin.py (measures a trained weights file) and
+benches/compare_pytorch.py (speed). It shares no code with Convoy: it is written only from docs/NUMERICS.md and the description of
+model files, so that agreement between the two is evidence.
 """
 
 import gzip

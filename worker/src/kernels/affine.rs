@@ -110,7 +110,7 @@ impl Affine {
         blocks.add_pixels(compute.isa, &dy.blocks, db);
     }
 
-    /// The outputs of an input in blocks; whether they are finite is said as of before ReLU.
+    /// The outputs of an input in blocks. The finiteness check applies to the values before ReLU.
     pub(crate) fn forward(&self, compute: &Compute, weights: &[f32], end: End, x: &[f32], samples: usize) -> Checked {
         match self {
             Affine::Conv(g) => {

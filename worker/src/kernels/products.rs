@@ -55,9 +55,9 @@ pub(super) struct Terms {
     line: usize,
     /// Lines of a channel.
     lines: usize,
-    /// The lines that each row of pixels sees; all of them where nothing is said.
+    /// The lines that each row of pixels reads; by default all of them.
     seen: Vec<Range<usize>>,
-    /// The columns of pixels that see each term of a line; all of them where nothing is said.
+    /// The columns of pixels that read each term of a line; by default all of them.
     seeing: Vec<Range<usize>>,
 }
 

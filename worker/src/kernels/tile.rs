@@ -32,8 +32,8 @@ pub(super) struct Chains<'a> {
     pub run: usize,
     pub runs: usize,
     pub every: usize,
-    /// For each term of a line, which runs are made of, the rows that aren't padding; nothing where none is, or where nobody has
-    /// looked. More than [`EDGE`] rows at either end aren't left out, and read the zeros of the padding.
+    /// For each term of a line, the rows that are not padding. Empty if no row is padding, or if this is unknown. At most
+    /// [`EDGE`] rows at either end are skipped; further rows read the zeros of the padding.
     pub line: &'a [Range<usize>],
     /// The first term's columns.
     pub b: *const f32,
@@ -43,7 +43,7 @@ pub(super) struct Chains<'a> {
     pub c: *mut f32,
     /// From one row's columns to the next one's.
     pub c_step: usize,
-    /// Whether chains go on from what is in `c`, rather than start from +0.0.
+    /// Whether chains continue from the values in `c`, or start from +0.0.
     pub goes_on: bool,
     /// What is added at the chains' end, a float a column; null if they aren't at their end.
     pub end: *const f32,
@@ -71,7 +71,7 @@ pub(super) struct Outer<'a> {
     pub c: *mut f32,
     /// From one index's columns to the next one's.
     pub c_step: usize,
-    /// Whether chains go on from what is in `c`, rather than start from +0.0.
+    /// Whether chains continue from the values in `c`, or start from +0.0.
     pub goes_on: bool,
     /// A unit of floats that stay zero as long as all results are finite.
     pub poison: *mut f32,
