@@ -1,4 +1,4 @@
-# The image for machines that can pull: it is built and run on official images. deploy/scratch-image builds a smaller one
+# The image for machines that can pull: it is built from official images. deploy/scratch-image builds a smaller one
 # without pulling. Both are used in the same way.
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /source
@@ -6,7 +6,7 @@ COPY . .
 RUN cargo build --release --locked && strip target/release/convoy && mkdir -p /empty
 
 FROM debian:bookworm-slim
-# Downloads over HTTPS need nothing more: the program includes its own certificates.
+# Downloads over HTTPS need no package: the program includes the root certificates.
 COPY --from=build /source/target/release/convoy /usr/bin/convoy
 COPY --from=build --chown=65532:65532 /empty /runs
 COPY --from=build /empty /data

@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Part {
-    /// Time each layer and pass of one tower, compared with the peak of the same threads
+    /// Measure each layer and pass of one tower, beside the machine's limits for as many threads
     Kernels(kernels::Kernels),
 }
 
@@ -58,7 +58,7 @@ struct Steps {
     /// Compute threads of each worker [default: the machine's cores divided by the workers]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Parts of the batch that are computed while others travel [default: 2]
+    /// Micro-batches, as in `convoy train` [default: 2]
     #[arg(long, value_name = "N")]
     micro_batches: Option<usize>,
     /// Instruction set of the kernels: scalar, avx2, avx512 or neon [default: the best that the machine has]

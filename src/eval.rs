@@ -25,8 +25,8 @@ pub(crate) struct Arguments {
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file; required for a safetensors file
     #[arg(long, value_name = "NAME|FILE")]
     model: Option<String>,
-    /// Test images: auto (Fashion-MNIST: found on this machine, or downloaded, or the bundled subset), a folder of IDX files,
-    /// bundled, or synthetic [default: the data that the checkpoint was trained on, or auto for a safetensors file]
+    /// Test images: auto (Fashion-MNIST: found on this machine, or downloaded unless CONVOY_OFFLINE=1, or the bundled subset), a
+    /// folder of IDX files, bundled, or synthetic [default: the data that the checkpoint was trained on, or auto for a safetensors file]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
     /// Worker processes, at most one per tower [default: one per tower]
@@ -42,7 +42,8 @@ pub(crate) struct Arguments {
     /// Address on which to wait for workers, instead of starting them
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<Address>,
-    /// File with a shared secret; workers that don't present it (their --token-file) are refused. It is sent unencrypted
+    /// File with a shared secret. Workers must be started with the same secret (--token-file); others are refused. The secret is
+    /// sent unencrypted
     #[arg(long, value_name = "FILE", requires = "listen")]
     token_file: Option<PathBuf>,
     /// Write all logits to this safetensors file, as one tensor (image, class)

@@ -31,16 +31,16 @@ use output::{complain, fail};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Trains convolutional networks with each convolution group on its own worker process. The result is the same to the bit on
-/// any cluster.
+/// Trains convolutional networks on several processes. Each convolution group is a tower: a slice of every layer's channels.
+/// Worker processes compute towers. The result is the same to the bit for any number of workers.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// Format of the log on standard error: text, or one JSON object per line. RUST_LOG sets the log level, for example
-    /// RUST_LOG=convoy=debug [default: text]
-    #[arg(long, global = true, env = log::FORMAT_VARIABLE, hide_env = true, value_name = "text|json")]
+    /// Format of the log on standard error: text, or one JSON object per line [default: text]. RUST_LOG sets the log level, for
+    /// example RUST_LOG=convoy=debug
+    #[arg(long, global = true, env = log::FORMAT_VARIABLE, value_name = "text|json")]
     log_format: Option<log::Format>,
 }
 
@@ -54,7 +54,7 @@ enum Command {
     Eval(Box<eval::Arguments>),
     /// Check the health of a worker or a coordinator
     Health(health::Arguments),
-    /// Show what a training step will cost on a given cluster
+    /// Show what a training step will cost
     Plan(plan::Arguments),
     /// Show where a run spent its time
     Trace(trace::Arguments),

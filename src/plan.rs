@@ -13,7 +13,7 @@ use crate::settings::{self, Misuse};
 use crate::table::aligned;
 use crate::{Outcome, output};
 
-/// Show what a training step will cost on a given cluster, per layer and per exchange. No cluster is needed.
+/// Show what a training step will cost, per layer and per exchange, and the memory of each worker. Nothing is run.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file

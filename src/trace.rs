@@ -19,8 +19,8 @@ use crate::settings::Misuse;
 use crate::table::aligned;
 use crate::{Outcome, output};
 
-/// Show where a run spent its time: an account of each worker that adds up to the step, the critical path, the bottleneck, and
-/// the plan beside the measurement. The file trace.json in the run's folder also opens in Perfetto (ui.perfetto.dev).
+/// Show where a run spent its time: the time of each worker by activity, the critical path, the bottleneck, and the plan beside
+/// the measurement. The file trace.json in the run's folder also opens in Perfetto (ui.perfetto.dev).
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Folder of a run, or a trace file
@@ -28,13 +28,13 @@ pub(crate) struct Arguments {
     /// Show only this step
     #[arg(long, value_name = "N")]
     step: Option<u64>,
-    /// Compare with another run or trace file: show what takes longer here than there
+    /// Another run or trace file. Show the activities that take longer or less in the first one
     #[arg(long, value_name = "RUN", conflicts_with = "step")]
     compare: Option<PathBuf>,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
-    /// Write an HTML page with the account and the timelines of some steps. It needs no network
+    /// Write an HTML page with the same tables, and the timelines of some steps. It works offline
     /// [default file: trace.html in the run's folder, or beside the trace]
     #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with_all = ["json", "compare", "step"])]
     html: Option<Option<PathBuf>>,

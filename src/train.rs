@@ -30,8 +30,8 @@ pub(crate) struct Arguments {
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file [default: alexnet-fashion]
     #[arg(long, value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
     model: Option<String>,
-    /// Images: auto (Fashion-MNIST: found on this machine, or downloaded, or the bundled subset), a folder of IDX files,
-    /// bundled, or synthetic [default: the data of the resumed job, or auto]
+    /// Images: auto (Fashion-MNIST: found on this machine, or downloaded unless CONVOY_OFFLINE=1, or the bundled subset), a folder
+    /// of IDX files, bundled, or synthetic [default: the data of the resumed job, or auto]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
     /// Passes over the training images [default: 8]
@@ -61,11 +61,12 @@ pub(crate) struct Arguments {
     /// Seed of initial weights, image order and dropout [default: 1]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Fixed parts of a batch whose gradients are summed in order. Their number changes the result [default: 1]
+    /// Parts of a batch. Gradients are summed within each part, then over the parts in order, so this number is part of the job
+    /// and changes the result [default: 1]
     #[arg(long, value_name = "N")]
     slots: Option<usize>,
-    /// Parts of a slot, so that workers compute one while another travels. Their number does not change the result
-    /// [default: 2]
+    /// Parts of a slot, so that workers can compute one part while tensors of another are sent. This number does not change the
+    /// result [default: 2]
     #[arg(long, value_name = "N")]
     micro_batches: Option<usize>,
     /// Worker processes, at most one per tower [default: one per tower]
@@ -81,19 +82,22 @@ pub(crate) struct Arguments {
     /// Address on which to wait for workers, instead of starting them
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<Address>,
-    /// File with a shared secret; workers that don't present it (their --token-file) are refused. It is sent unencrypted
+    /// File with a shared secret. Workers must be started with the same secret (--token-file); others are refused. The secret is
+    /// sent unencrypted
     #[arg(long, value_name = "FILE", requires = "listen")]
     token_file: Option<PathBuf>,
     /// Safetensors file with the initial weights [default: random weights]
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
-    /// Continue from a checkpoint, or from the newest checkpoint of a run. auto continues the run in --out, if there is one
+    /// Continue from a checkpoint, or from the newest checkpoint of a run. auto continues the run in the folder --out if that folder
+    /// holds a run, and starts a new run there otherwise
     #[arg(long, value_name = "DIR|auto")]
     resume: Option<PathBuf>,
     /// Steps between checkpoints. One is also written at the end and on Ctrl-C [default: the steps of one epoch]
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_every: Option<u64>,
-    /// Steps to keep in the run's trace: off, sample (up to 50 steps, spread over the run), steps:FROM-TO, or all
+    /// Steps to keep in the run's trace: off, sample (about 50 steps, spread over the run, and up to 30 slow ones), steps:FROM-TO,
+    /// or all
     #[arg(long, value_name = "off|sample|steps:FROM-TO|all", default_value = "sample")]
     trace: Sampling,
     /// Address on which to serve metrics to Prometheus, at /metrics: progress, loss and speed of the running job

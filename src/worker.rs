@@ -30,13 +30,13 @@ pub(crate) struct Arguments {
     /// [default: the best that the machine has]
     #[arg(long, value_name = "NAME")]
     isa: Option<Isa>,
-    /// File with the secret that the coordinator requires (its --token-file). It is sent unencrypted
+    /// File with a shared secret. The coordinator must be started with the same secret (--token-file). The secret is sent unencrypted
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Address on which to answer health checks (gRPC's standard protocol), for `convoy health` and for orchestrators
     #[arg(long, value_name = "HOST:PORT")]
     health: Option<Address>,
-    /// Address on which to serve metrics to Prometheus, at /metrics: time of the compute thread by use, bytes sent and received
+    /// Address on which to serve metrics to Prometheus, at /metrics: seconds per activity, bytes sent and received
     #[arg(long, value_name = "HOST:PORT")]
     metrics: Option<Address>,
     /// Exit when standard input closes. For workers that a coordinator starts

@@ -157,7 +157,7 @@ fn prometheus_reads_a_job_while_it_runs() {
     let listen = coordinator.told("waiting for workers at ", ": ");
     let metrics = coordinator.metrics_address();
     let before = parsed(&python, &get(&metrics));
-    assert_eq!(families(&before), documented("### Of the coordinator"));
+    assert_eq!(families(&before), documented("### Metrics of the coordinator"));
     assert_eq!((value(&before, "convoy_workers"), value(&before, "convoy_workers_wanted")), (0.0, 2.0));
     assert!(value(&before, "convoy_loss").is_nan(), "it isn't known yet");
     let worker = || Watched::start(&format!("worker --threads 1 --join {listen}"), &[]);
@@ -181,7 +181,7 @@ fn prometheus_reads_a_job_while_it_runs() {
             let now = parsed(&python, &get(&address));
             (value(&now, "convoy_worker_in_job") == 0.0).then_some(now)
         });
-        assert_eq!(families(&found), documented("### Of a worker"));
+        assert_eq!(families(&found), documented("### Metrics of a worker"));
         assert_eq!(value(&found, "convoy_worker_jobs_total"), 1.0);
         assert_eq!(value(&found, "convoy_worker_steps_total"), f64::from(steps));
         let spent = &found["convoy_worker_seconds_total"];

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use crate::table::aligned;
 use crate::{Outcome, output, settings};
 
-/// Time each layer and pass of one tower, compared with the peak of the same threads
+/// Measure each layer and pass of one tower, beside the machine's limits for as many threads: the rate of multiply-adds for
+/// products, and the memory bandwidth for other passes.
 #[derive(clap::Args)]
 pub(super) struct Kernels {
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file
