@@ -83,11 +83,18 @@ fn run_steps(asked: &Steps, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     let folder = tempfile::Builder::new().prefix("convoy-bench-").tempdir().map_err(wrong)?;
     let out = folder.path().join("run");
     let mut watch = Watch::new(asked);
-    let ended = train(job(asked, model, &out, log)?, &mut watch, &*signals::stop_flag()?)?;
+    let ended = train(job(asked, model, &out, log)?, &mut watch, &*signals::stop_flag("stopping")?)?;
     if ended.interrupted {
         return Ok(Outcome::Interrupted);
     }
     let account = trace::accounted(&out, None)?.2;
+    if let Some(images) = watch.fewer_images {
+        return Err(settings::Misuse(format!(
+            "--batch {}: the synthetic images of this model are only {images}",
+            asked.batch
+        ))
+        .into());
+    }
     let took = watch.seconds.split_off(watch.seconds.len().min(asked.warm_up as usize));
     let found = Measured::new(&network, asked, took, &watch, account);
     let text = if asked.json { format!("{:#}\n", found.as_json()?) } else { found.as_text() };
@@ -126,10 +133,14 @@ fn job(asked: &Steps, model: String, out: &Path, log: &Log) -> Result<Training, 
     })
 }
 
-/// What is heard of the job, and the yardstick, which is measured while workers rest: before the first step, between the
-/// steps that warm up, and after the last one. The best counts, so that a moment at which the machine was busy does not.
+/// What is heard of the job, and the yardstick, which is measured while no step is computed: before the first step, between the
+/// warm-up steps, and after the last step. The best value counts, so that a moment at which the machine was busy does not.
 struct Watch {
     isa: Option<Isa>,
+    /// Images that a step should have.
+    batch: usize,
+    /// Images that a step had, if they were fewer.
+    fewer_images: Option<usize>,
     warm_up: u64,
     last_step: u64,
     seconds: Vec<f64>,
@@ -143,7 +154,8 @@ impl Watch {
         let warm_up = u64::from(asked.warm_up);
         let last_step = warm_up + u64::from(asked.steps);
         let (seconds, workers, yardstick) = (Vec::new(), Vec::new(), Yardstick::default());
-        Self { isa: asked.isa, warm_up, last_step, seconds, workers, yardstick }
+        let batch = asked.batch as usize;
+        Self { isa: asked.isa, batch, fewer_images: None, warm_up, last_step, seconds, workers, yardstick }
     }
 
     fn threads(&self) -> usize {
@@ -162,7 +174,10 @@ impl Observer for Watch {
                 self.workers = started.workers.into_iter().map(|w| (w.threads, w.instruction_set)).collect();
                 self.measure();
             }
-            Event::Step { step, seconds, .. } => {
+            Event::Step { step, seconds, images, .. } => {
+                if images < self.batch {
+                    self.fewer_images = Some(images);
+                }
                 self.seconds.push(seconds);
                 if self.pauses_after(step) {
                     self.measure();
@@ -256,9 +271,9 @@ impl Measured {
             )
         };
         format!(
-            "{}, {} images a step, {} worker{} with {} thread{} in all, {}: {} steps\n\
-             A step takes {:.1} GFLOP. As many threads do at most {:.1} GFLOP/s, and copy {:.1} GB/s (read and written); both \
-             are the best of measurements between the steps.\n\n{}{}\n{}",
+            "{}, {} images per step, {} worker{} with {} thread{} in total, {}: {} steps\n\
+             A step needs {:.1} GFLOP. As many threads reach at most {:.1} GFLOP/s, and copy {:.1} GB/s (read and written). \
+             Both are the best of several measurements in this run.\n\n{}{}\n{}",
             self.model,
             self.batch,
             self.workers,

@@ -27,6 +27,18 @@ impl Console {
         Self { json, bar: None, started: None, images: 0, began: now, last_line: now }
     }
 
+    /// The line about a worker that does not join, if the event is about one.
+    pub(crate) fn peer(event: &Event) -> Option<String> {
+        match event {
+            Event::Elsewhere { host, coordinator, model } => {
+                let what = model.as_ref().map_or("is waiting".to_owned(), |model| format!("is training {model}"));
+                Some(format!("the worker on {host} {what} with another coordinator, at {coordinator}"))
+            }
+            Event::Refused { address, reason } => Some(format!("a worker at {address} was refused: {reason}")),
+            _ => None,
+        }
+    }
+
     fn start(&mut self, started: Box<Started>) {
         tell(&described(&started));
         if std::io::stdout().is_terminal() && std::io::stderr().is_terminal() {
@@ -92,11 +104,7 @@ impl Observer for Console {
                 "waiting for workers at {address}: {have} of {want} workers connected; start more with: convoy worker --join {address}"
             )),
             Event::Waiting { have, want, .. } => tell(&format!("{have} of {want} workers connected")),
-            Event::Elsewhere { host, coordinator, model } => {
-                let what = model.map_or("is waiting".to_owned(), |model| format!("is training {model}"));
-                tell(&format!("the worker on {host} {what} with another coordinator, at {coordinator}"));
-            }
-            Event::Refused { address, reason } => tell(&format!("a worker at {address} was refused: {reason}")),
+            Event::Elsewhere { .. } | Event::Refused { .. } => Self::peer(&event).iter().for_each(|line| tell(line)),
             Event::Started(started) => self.start(started),
             Event::Step { step, epoch, loss, images, .. } => self.step(step, epoch, loss, images),
             Event::Epoch(epoch) => tell(&format!(

@@ -57,6 +57,14 @@ pub(crate) fn source_of(error: &clap::Error, line: &[OsString]) -> Option<String
     Some(format!("note: the value comes from the environment variable {name}={}", value.display()))
 }
 
+/// A note about each variable that a flag on the line excludes.
+pub(crate) fn excluded(command: &Command, line: &[OsString]) -> Vec<String> {
+    let is_named = |sub: &&Command| line.iter().skip(1).any(|word| word.to_str() == Some(sub.get_name()));
+    let names = command.get_subcommands().find(is_named).map(|sub| excluded_by(sub, line)).unwrap_or_default();
+    let set = names.into_iter().filter(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
+    set.map(|name| format!("note: the environment variable {name} has no effect, because a flag excludes it")).collect()
+}
+
 /// A note about each variable whose name is almost that of a setting.
 pub(crate) fn slips(command: &Command) -> Vec<String> {
     let flags = command.get_subcommands().flat_map(Command::get_arguments).filter_map(variable);

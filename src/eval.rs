@@ -76,7 +76,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         logits: arguments.logits,
     };
     let mut console = Quiet { console: Console::new(false), json: arguments.json };
-    let stop = signals::stop_flag()?;
+    let stop = signals::stop_flag("stopping")?;
     let result = measure(measuring, &mut console, &stop)?;
     let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&result)?) } else { described(&result) };
     output::print(&text)?;
@@ -109,6 +109,9 @@ impl Observer for Quiet {
             Event::Notice { text } if self.json => output::complain(&format!("note: {text}")),
             Event::Waiting { address, have, want } if self.json => {
                 output::complain(&format!("{have} of {want} workers connected to {address}"))
+            }
+            event @ (Event::Elsewhere { .. } | Event::Refused { .. }) if self.json => {
+                Console::peer(&event).iter().for_each(|line| output::complain(line));
             }
             event => self.console.on(event),
         }

@@ -93,7 +93,7 @@ impl Log {
 
     /// How to start this program as an embedded worker, which logs as this process does.
     pub(crate) fn local_program(&self) -> Result<LocalProgram, Box<dyn Error>> {
-        let wrong = |error| Misuse(format!("find the path of this program: {error}"));
+        let wrong = |error| Misuse(format!("cannot find the path of this program: {error}"));
         let path = std::env::current_exe().map_err(wrong)?;
         let arguments = match self.format {
             Format::Text => Vec::new(),

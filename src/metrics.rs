@@ -71,7 +71,7 @@ fn serve(address: &Address, registry: Registry) -> Result<(), Box<dyn Error>> {
     let Address::Tcp(host) = address else {
         return Err(Misuse(format!("--metrics {address}: must be HOST:PORT")).into());
     };
-    let wrong = |error: std::io::Error| format!("serve metrics at {host} (--metrics): {error}");
+    let wrong = |error: std::io::Error| format!("cannot serve metrics at {host} (--metrics): {error}");
     let listener = TcpListener::bind(host.as_str()).map_err(wrong)?;
     listener.set_nonblocking(true).map_err(wrong)?;
     let bound = listener.local_addr().map_err(wrong)?;

@@ -10,8 +10,9 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Signals within this time count as one.
 const ECHO: Duration = Duration::from_millis(200);
 
-/// A flag that the first Ctrl-C, SIGTERM or SIGHUP sets. The second signal ends the program and its workers.
-pub(crate) fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
+/// A flag that the first Ctrl-C, SIGTERM or SIGHUP sets. The second signal ends the program and its workers. The first one prints
+/// `answer`, which says what happens now.
+pub(crate) fn stop_flag(answer: &'static str) -> std::io::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let set = flag.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -20,8 +21,8 @@ pub(crate) fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
             any().await;
             set.store(true, Ordering::Relaxed);
             // Printing may block if nobody reads. The second signal must work all the same.
-            tokio::task::spawn_blocking(|| {
-                crate::output::complain("writing a checkpoint, then stopping; press Ctrl-C again to quit immediately");
+            tokio::task::spawn_blocking(move || {
+                crate::output::complain(&format!("{answer}; press Ctrl-C again to quit immediately"));
             });
             // Shells and supervisors may signal the process and then its group. That is one request, not two.
             tokio::time::sleep(ECHO).await;

@@ -247,7 +247,7 @@ fn a_checkpoint_that_does_not_fit_or_is_damaged_is_refused_and_left_as_it_is() {
         "train --steps 8",
         &[("--resume", &run), ("--data", &other_data)],
         MISUSED,
-        &["data is", "must keep its data"],
+        &["the data are not those", "must keep its data"],
     );
     assert_eq!(hash(&run), before, "a refusal changes nothing");
 
@@ -427,7 +427,12 @@ fn resuming_needs_no_other_word_and_changes_no_finished_run() {
     assert_eq!(before, (fs::read(out.join("run.json")).unwrap(), fs::read(out.join("metrics.jsonl")).unwrap()));
     // What is asked for beside it is looked at all the same.
     refused("train --workers 3", &[("--resume", &out)], MISUSED, &["3 workers", "2 towers"]);
-    refused("train --data synthetic", &[("--resume", &out)], MISUSED, &["data is", "a resumed job must keep its data"]);
+    refused(
+        "train --data synthetic",
+        &[("--resume", &out)],
+        MISUSED,
+        &["the data are not those", "a resumed job must keep its data"],
+    );
     let text = succeed("train --steps 5", &[("--resume", &out)]);
     assert!(text.contains("spans 3 steps"), "{text}");
     assert_eq!((record(&out)["final"]["steps"].as_u64(), losses(&out).len()), (Some(5), 5));

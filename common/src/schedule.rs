@@ -23,7 +23,7 @@ pub enum Schedule {
     },
     /// Half a cosine from the base rate to almost zero.
     Cosine,
-    /// A linear rise over the first 30 % of the span, then half a cosine down to zero (Smith's 1cycle, in fastai's form).
+    /// A linear rise over the first 30 % of the span, then half a cosine down to almost zero (Smith's 1cycle, in fastai's form).
     OneCycle,
 }
 

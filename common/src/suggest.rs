@@ -4,10 +4,14 @@
 /// A known name that starts an unknown one is probably meant, as "pad" by "padding", unless it is shorter than this.
 const PREFIX_MIN: usize = 3;
 
-/// The known name that was probably meant: one slip of the finger away (two in names of more than four letters), or the
-/// beginning of what was written.
+/// The known name that was probably meant: one slip away in names of 3 or 4 letters, two in longer names, none in shorter ones; or
+/// the beginning of what was written.
 pub fn nearest<'a>(unknown: &str, known: &[&'a str]) -> Option<&'a str> {
-    let slips_max = |name: &str| if name.len() > 4 { 2 } else { 1 };
+    let slips_max = |name: &str| match name.len() {
+        0..=2 => 0,
+        3..=4 => 1,
+        _ => 2,
+    };
     let slips = |name: &&str| strsim::osa_distance(unknown, name);
     let nearest = known.iter().copied().min_by_key(slips).filter(|name| slips(name) <= slips_max(name));
     let begins = |name: &&str| name.len() >= PREFIX_MIN && unknown.starts_with(name);
@@ -38,6 +42,7 @@ mod tests {
             assert_eq!(nearest(unknown, &keys), None, "{unknown}");
         }
         assert_eq!(nearest("concat", &["conv", "linear", "relu"]), None);
+        assert_eq!(nearest("n", &["size", "alpha", "beta", "k"]), None);
         assert_eq!(hint("concat", &["conv", "relu"]), "; expected one of conv, relu");
         assert_eq!(hint("conf", &["conv", "relu"]), "; did you mean \"conv\"?");
     }

@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use convoy_common::model::Network;
 use convoy_common::parameters::{Tensors, hex, sha256};
@@ -18,6 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::cluster::JobState;
 use crate::data::DataSource;
 use crate::job::Job;
+use crate::unguessable::unguessable;
 
 /// Version of the manifest. Raise it when an older program would misread the manifest.
 const FORMAT: u32 = 1;
@@ -30,7 +30,7 @@ pub const FOLDER: &str = "checkpoints";
 /// A checkpoint's manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Version of the manifest, [`FORMAT`].
+    /// Version of the manifest.
     pub format: u32,
     /// Version of the program that wrote it.
     pub convoy: String,
@@ -287,6 +287,11 @@ pub fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
 /// # Errors
 /// Names the tensor that is missing, unknown, or has another shape.
 pub fn read_weights(path: &Path, network: &Network) -> Result<Tensors, CheckpointError> {
+    let is_optimizer = path.file_name().is_some_and(|name| name == OPTIMIZER);
+    if is_optimizer && path.parent().is_some_and(|folder| folder.join(MANIFEST).is_file()) {
+        let source = std::io::Error::other(format!("it holds the optimizer's momentum; the weights are in {WEIGHTS}"));
+        return Err(CheckpointError::Read { path: path.to_owned(), source });
+    }
     deserialized(path, &read_file(path)?, network)
 }
 
@@ -310,16 +315,20 @@ pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), CheckpointErr
     write_atomically(path, &serialized(tensors).map_err(wrong)?).map_err(wrong)
 }
 
+/// The checkpoint that `path` is the weights file of, if it is one.
+pub fn folder_of_weights(path: &Path) -> Option<PathBuf> {
+    let folder = path.parent()?;
+    (path.file_name()? == WEIGHTS && folder.join(MANIFEST).is_file()).then(|| folder.to_owned())
+}
+
 /// Writes a file under a temporary name, syncs it, and renames it.
 ///
 /// # Errors
 /// When it can't be written. Then nothing of it is left.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     // Two writers of one file must not share a temporary one: the first to finish would rename what the other still writes.
-    static NEXT: AtomicU64 = AtomicU64::new(0);
     let name = path.file_name().map_or_else(|| "file".into(), |name| name.to_string_lossy().into_owned());
-    let (process, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    let temporary = path.with_file_name(format!(".{name}.{process}-{number}.tmp"));
+    let temporary = path.with_file_name(format!(".{name}.{:016x}.tmp", unguessable()));
     let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
     written.inspect_err(|_| {
         // The first error is the useful one.

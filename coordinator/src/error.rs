@@ -19,6 +19,12 @@ pub enum JobError {
     /// A resumed job must keep the settings that decide its result.
     #[error("{key} is {asked}, but the checkpoint's job has {before}; a resumed job must keep its {key}")]
     ResumeDiffers { key: &'static str, asked: String, before: String },
+    /// The training data differ from those of the checkpoint's job.
+    #[error(
+        "the data are not those of the checkpoint's job: their SHA-256 is {asked}, and that of the original data is {before}; restore \
+             the original files, or give --data with their folder"
+    )]
+    OtherData { asked: String, before: String },
     /// The end lies before the checkpoint.
     #[error("the job would end after step {end}, before the checkpoint's step {step}; give a later end")]
     EndsBeforeItStarts { end: u64, step: u64 },
@@ -32,7 +38,7 @@ pub enum JobError {
     #[error("{path} is in use by another process; wait until its run ends, or give another --out")]
     OutBusy { path: PathBuf },
     /// It was asked to stop before the first step.
-    #[error("interrupted before the first step; nothing was written to keep")]
+    #[error("interrupted; there is no result to keep")]
     Interrupted,
     /// A weights file doesn't name its model.
     #[error(
@@ -104,6 +110,7 @@ impl JobError {
             self,
             JobError::Setting { .. }
                 | JobError::ResumeDiffers { .. }
+                | JobError::OtherData { .. }
                 | JobError::EndsBeforeItStarts { .. }
                 | JobError::OutTaken { .. }
                 | JobError::OutBusy { .. }

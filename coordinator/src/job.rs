@@ -54,6 +54,15 @@ pub enum Order {
     Sequential,
 }
 
+impl std::fmt::Display for Order {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Order::Shuffled => "shuffled",
+            Order::Sequential => "sequential",
+        })
+    }
+}
+
 impl FromStr for Order {
     type Err = String;
 
@@ -279,7 +288,7 @@ impl Job {
 
 /// The requested value, that of the checkpoint, or the default. A requested value that differs from the checkpoint's is an
 /// error.
-fn settle<T: PartialEq + std::fmt::Debug>(
+fn settle<T: PartialEq + std::fmt::Display>(
     key: &'static str,
     asked: Option<T>,
     before: Option<T>,
@@ -287,20 +296,23 @@ fn settle<T: PartialEq + std::fmt::Debug>(
 ) -> Result<T, JobError> {
     match (asked, before) {
         (Some(asked), Some(before)) if asked != before => {
-            Err(JobError::ResumeDiffers { key, asked: shown(&asked), before: shown(&before) })
+            let (asked, before) = (shown(&asked), shown(&before));
+            Err(if key == "data" {
+                JobError::OtherData { asked, before }
+            } else {
+                JobError::ResumeDiffers { key, asked, before }
+            })
         }
         (asked, before) => Ok(asked.or(before).unwrap_or(default)),
     }
 }
 
 /// A value for an error message. A model's text is shown by its name.
-fn shown(value: &impl std::fmt::Debug) -> String {
-    let text = format!("{value:?}");
+fn shown(value: &impl std::fmt::Display) -> String {
+    let text = value.to_string();
     match (text.find("name = "), text.len() > 100) {
-        (Some(at), true) => {
-            format!("the one with {}", text[at..].split("\\n").next().unwrap_or_default().replace('\\', ""))
-        }
-        _ => text.trim_matches('"').to_owned(),
+        (Some(at), true) => format!("the one with {}", text[at..].lines().next().unwrap_or_default()),
+        _ => text,
     }
 }
 

@@ -20,5 +20,6 @@ pub mod record;
 pub mod step;
 pub mod trace;
 pub mod train;
+mod unguessable;
 
 pub use error::JobError;

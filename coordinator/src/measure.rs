@@ -15,7 +15,6 @@ use serde::Serialize;
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::cluster::JobState;
-use crate::cluster::doors::unguessable;
 use crate::cluster::formation::form;
 use crate::data::{DataChoice, DataSource, Places, Wanted};
 use crate::error::JobError;
@@ -23,8 +22,10 @@ use crate::evaluate::evaluate;
 use crate::exchange::Exchanges;
 use crate::job::{Job, Running, defaults};
 use crate::observe::{Event, Observer};
+use crate::unguessable::unguessable;
 
-/// Images per micro-batch.
+/// The most images per micro-batch. A checkpoint of a job with smaller micro-batches is measured with those, because its workers
+/// may have less memory.
 const MICRO_BATCH: usize = 64;
 
 /// A request to measure.
@@ -70,18 +71,20 @@ pub struct Measurement {
 /// When weights, data or workers can't be had or don't fit, or when `stop` is set.
 pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Measurement, JobError> {
     let Measuring { path, model, data, places, running, logits } = measuring;
-    let Loaded { text, path: weights_path, weights, seed, data: remembered, test_images } = load(&path, model)?;
+    let Loaded { text, path: weights_path, weights, seed, data: remembered, test_images, micro_batch } =
+        load(&path, model)?;
     let network = Network::parse(&text)?;
     let classes = network.classes();
     let workers = running.workers.unwrap_or(network.towers);
     let plan = Arc::new(Plan::new(network.clone(), workers)?);
+    let is_given = data.is_some();
     let choice = DataChoice::of(data, remembered);
     let data = choice.load_test(&Wanted::by(&network, seed), &places)?;
+    data.notices.iter().cloned().for_each(|text| observer.on(Event::Notice { text }));
     let is_other = test_images.is_some_and(|known| known != data.images.fingerprint());
-    if choice.is_remembered && is_other {
+    if !is_given && is_other {
         return Err(JobError::OtherTestImages { path: weights_path, origin: data.origin });
     }
-    data.notices.iter().cloned().for_each(|text| observer.on(Event::Notice { text }));
     let job = unguessable().max(1);
     let threads = running.threads_of_each(workers)?;
     let mut cluster = form(job, plan.clone(), &running, threads, observer, stop)?;
@@ -93,15 +96,15 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         seed: 0,
         momentum: 0.0,
         weight_decay: 0.0,
-        batch: MICRO_BATCH,
+        batch: micro_batch,
         division: convoy_common::batch::Division { slots: 1, micro_batches: 1 },
         train: false,
         trace: false,
     };
     let state = JobState { weights, momentum: Tensors::new() };
     cluster.assign(&assignment, &state, 0)?;
-    let mut exchanges = Exchanges::new(plan, MICRO_BATCH);
-    let measured = evaluate(&mut cluster, &mut exchanges, &data.images, 0, MICRO_BATCH, stop)?;
+    let mut exchanges = Exchanges::new(plan, micro_batch);
+    let measured = evaluate(&mut cluster, &mut exchanges, &data.images, 0, micro_batch, stop)?;
     cluster.dismiss("measured");
     let accuracy = measured.accuracy();
     if let Some(path) = logits {
@@ -134,13 +137,20 @@ struct Loaded {
     data: Option<DataSource>,
     /// SHA-256 over the job's test images, if a checkpoint says so.
     test_images: Option<String>,
+    /// Images per micro-batch.
+    micro_batch: usize,
 }
 
 fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
-    if path.is_dir() {
-        let found = checkpoint::find(path)?;
+    // A weights file of a checkpoint is measured as that checkpoint.
+    let of_checkpoint = checkpoint::folder_of_weights(path);
+    if path.is_dir() || of_checkpoint.is_some() {
+        let found = of_checkpoint.map_or_else(|| checkpoint::find(path), Ok)?;
         let Checkpoint { manifest, state, .. } = checkpoint::read(&found)?;
         let (data, test_images) = (manifest.data_source(), manifest.test_images);
+        let batch = manifest.job.batch;
+        let division = manifest.job.division(defaults::MICRO_BATCHES.min(batch));
+        let micro_batch = division.largest_micro_batch(batch).min(MICRO_BATCH);
         let Job { model: own, seed, .. } = manifest.job;
         if model.as_ref().is_some_and(|model| *model != own) {
             return Err(JobError::OtherModel {
@@ -149,11 +159,19 @@ fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
                 asked: name_of(&model.unwrap_or_default()),
             });
         }
-        return Ok(Loaded { text: own, path: found, weights: state.weights, seed, data, test_images });
+        return Ok(Loaded { text: own, path: found, weights: state.weights, seed, data, test_images, micro_batch });
     }
     let text = model.ok_or_else(|| JobError::ModelWanted { path: path.to_owned() })?;
     let weights = checkpoint::read_weights(path, &Network::parse(&text)?)?;
-    Ok(Loaded { text, path: path.to_owned(), weights, seed: defaults::SEED, data: None, test_images: None })
+    Ok(Loaded {
+        text,
+        path: path.to_owned(),
+        weights,
+        seed: defaults::SEED,
+        data: None,
+        test_images: None,
+        micro_batch: MICRO_BATCH,
+    })
 }
 
 fn name_of(text: &str) -> String {

@@ -12,7 +12,7 @@ use convoy_common::plan::Traffic;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::checkpoint::{FOLDER, write_atomically};
+use crate::checkpoint::{FOLDER, newest, write_atomically};
 use crate::error::JobError;
 use crate::job::Job;
 use crate::observe::{EpochRecord, WorkerRecord};
@@ -48,7 +48,7 @@ pub struct RunRecord {
     pub planned_step_traffic: Option<Traffic>,
     /// Training images per second in this run.
     pub images_per_second: Option<f64>,
-    /// Faults. A job can't recover from one yet, so there is at most one.
+    /// Faults from which the job recovered. Always empty until recovery exists.
     pub incidents: Vec<Value>,
     /// The result, once the run has ended.
     #[serde(rename = "final")]
@@ -118,11 +118,17 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Opens the folder and locks it. `kept` says which metrics of the run in the folder `earlier` stay.
+    /// Opens the folder and locks it. If it `must_be_new`, it must hold no checkpoint. `kept` says which metrics of the run in the
+    /// folder `earlier` stay.
     ///
     /// # Errors
-    /// When it can't be written, or another process uses it.
-    pub fn open(path: &Path, earlier: Option<&Path>, kept: &EarlierMetrics) -> Result<Self, JobError> {
+    /// When it can't be written, another process uses it, or another run was written to it.
+    pub fn open(
+        path: &Path,
+        must_be_new: bool,
+        earlier: Option<&Path>,
+        kept: &EarlierMetrics,
+    ) -> Result<Self, JobError> {
         let checkpoints = path.join(FOLDER);
         fs::create_dir_all(&checkpoints).map_err(wrong(&checkpoints))?;
         let lock = File::open(path).map_err(wrong(path))?;
@@ -130,6 +136,10 @@ impl RunFolder {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(JobError::OutBusy { path: path.to_owned() }),
             Err(TryLockError::Error(source)) => return Err(wrong(path)(source)),
+        }
+        // Checked under the lock: another job may have ended here since this one began.
+        if must_be_new && newest(path)?.is_some() {
+            return Err(JobError::OutTaken { path: path.to_owned() });
         }
         let file = path.join("metrics.jsonl");
         let lines = earlier.map_or(Ok(Vec::new()), |run| kept_lines(&run.join("metrics.jsonl"), kept));

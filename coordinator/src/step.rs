@@ -21,6 +21,8 @@ use crate::loss::cross_entropy;
 #[derive(Debug)]
 pub struct Step {
     plan: Arc<Plan>,
+    /// The micro-batches of this step.
+    micro_batches: Vec<MicroBatch>,
     /// Labels by position in the batch.
     labels: Vec<u16>,
     /// Losses by position in the batch. NaN until known.
@@ -35,10 +37,15 @@ impl Step {
         let towers = 0..plan.network.towers;
         let owed = micro_batches.iter().flat_map(|m| towers.clone().map(move |tower| (m.id, tower))).collect();
         let losses = vec![f64::NAN; labels.len()];
-        Self { plan, labels, losses, owed }
+        Self { plan, micro_batches: micro_batches.to_vec(), labels, losses, owed }
     }
 
-    /// Records the losses of a micro-batch. Returns the gradient of the logits for every tower, or None if a loss isn't finite.
+    /// Whether a micro-batch belongs to this step, with the same samples.
+    pub fn holds(&self, micro_batch: &MicroBatch) -> bool {
+        self.micro_batches.contains(micro_batch)
+    }
+
+    /// Records the losses of a micro-batch that this step [holds](Self::holds). Returns the gradient of the logits for every tower, or None if a loss isn't finite.
     pub fn on_logits(&mut self, micro_batch: &MicroBatch, logits: &[f32]) -> Option<Vec<(usize, Payload)>> {
         let classes = self.plan.network.classes();
         let mut gradient = vec![0.0; logits.len()];
@@ -56,9 +63,8 @@ impl Step {
     /// Records that a tower has finished a micro-batch's backward pass. Returns whether that was owed and possible: no tower can
     /// finish before it has the gradient of its logits.
     pub fn on_backward_done(&mut self, micro_batch: &MicroBatch, tower: usize) -> bool {
-        let losses = self.losses.get(micro_batch.samples.clone());
-        let is_possible = losses.is_some_and(|losses| losses.iter().all(|loss| loss.is_finite()));
-        is_possible && self.owed.remove(&(micro_batch.id, tower))
+        let has_losses = || self.losses[micro_batch.samples.clone()].iter().all(|loss| loss.is_finite());
+        self.holds(micro_batch) && has_losses() && self.owed.remove(&(micro_batch.id, tower))
     }
 
     /// Whether every tower has finished all micro-batches.
@@ -108,15 +114,23 @@ mod tests {
     fn no_backward_pass_counts_before_the_logits_of_its_micro_batch_or_with_other_samples() {
         let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
         let micro_batches = Division { slots: 1, micro_batches: 2 }.of(1, 4);
-        let mut step = Step::new(Arc::new(Plan::new(network, 2).unwrap()), vec![3; 4], &micro_batches);
+        let plan = Arc::new(Plan::new(network, 2).unwrap());
+        let begun = || Step::new(plan.clone(), vec![3; 4], &micro_batches);
+        let mut step = begun();
+        assert!(step.on_logits(&micro_batches[0], &[0.0; 20]).is_some());
+        let forged = MicroBatch { samples: micro_batches[0].samples.clone(), ..micro_batches[1].clone() };
+        assert!(!step.on_backward_done(&forged, 0), "the samples whose losses are known are another micro-batch's");
+        let next = Division { slots: 1, micro_batches: 2 }.of(2, 4);
+        assert!(step.holds(&micro_batches[1]) && !step.holds(&forged) && !step.holds(&next[0]));
+        let mut step = begun();
         for micro_batch in &micro_batches {
-            assert!(!step.on_backward_done(micro_batch, 0), "its logits haven't come");
+            assert!(!step.on_backward_done(micro_batch, 0), "its logits have not arrived");
             assert!(step.on_logits(micro_batch, &[0.0; 20]).is_some());
             let longer = MicroBatch { samples: 0..5, ..micro_batch.clone() };
             assert!(!step.on_backward_done(&longer, 0), "it has other samples");
             assert!(!step.is_done());
             assert!(step.on_backward_done(micro_batch, 0) && step.on_backward_done(micro_batch, 1));
-            assert!(!step.on_backward_done(micro_batch, 1), "it has come before");
+            assert!(!step.on_backward_done(micro_batch, 1), "it was counted before");
         }
         assert!(step.is_done() && step.loss().is_finite());
         assert!(step.on_logits(&micro_batches[0], &[f32::NAN; 20]).is_none());

@@ -18,7 +18,6 @@ use convoy_common::trace::Activity;
 use convoy_common::wire::{Assignment, Direction, FromWorker, ToWorker};
 
 use crate::checkpoint::{self, Checkpoint, Described, Manifest, Progress};
-use crate::cluster::doors::unguessable;
 use crate::cluster::formation::form;
 use crate::cluster::{Cluster, Farewell, Heard, JobState};
 use crate::data::{DataChoice, DataSet, DataSource, Places, Wanted};
@@ -36,6 +35,7 @@ use crate::step::Step;
 use crate::trace::file::{About, Figures};
 use crate::trace::otlp::{Exporter, read_endpoint};
 use crate::trace::{Recording, Sampling};
+use crate::unguessable::unguessable;
 
 /// A request to train.
 pub struct Training {
@@ -166,6 +166,11 @@ impl Run {
         let before = before.map(|job| (job, last_step));
         let (job, last_step) =
             asked.resolve(before, data.fingerprint.clone(), weights.as_ref().map(sha256), steps_per_epoch)?;
+        if job.batch > images {
+            let text =
+                format!("--batch {} exceeds the {images} training images; each step uses all of them", job.batch);
+            observer.on(Event::Notice { text });
+        }
         let resumed = resume.as_ref().map(|checkpoint| (checkpoint.path.clone(), checkpoint.manifest.progress.step));
         let (progress, state) = match resume {
             Some(checkpoint) => (checkpoint.manifest.progress, checkpoint.state),
@@ -184,11 +189,12 @@ impl Run {
         let earlier = resumed.as_ref().and_then(|(path, _)| checkpoint::run_of(path));
         let ends_epoch = |step: u64| step.is_multiple_of(job.span.steps_per_epoch.max(1));
         let kept = EarlierMetrics { steps_through: progress.step, ends_epoch: &ends_epoch };
+        let must_be_new = matches!(out, Out::Fresh(_));
         let out = match out {
             Out::Fresh(path) | Out::Continued(path) => path,
             Out::Unnamed => RunFolder::claim(&network.name, SystemTime::now())?,
         };
-        let folder = RunFolder::open(&out, earlier.as_deref(), &kept)?;
+        let folder = RunFolder::open(&out, must_be_new, earlier.as_deref(), &kept)?;
         let checkpoint_every = running.checkpoint_every.unwrap_or(job.span.steps_per_epoch).max(1);
         let record = RunRecord {
             status: "running",
@@ -404,6 +410,9 @@ impl Run {
         while !step.is_done() {
             self.hear(drive, &mut step, number)?;
         }
+        if !step.loss().is_finite() {
+            return Err(not_finite(number));
+        }
         let lr = self.job.schedule.rate(self.job.lr, number, self.job.span);
         let hand_over = drive.cluster.recorder.decide(number, began_recording);
         // The step ends before any worker can receive its commit.
@@ -470,10 +479,11 @@ impl Run {
                     }
                     Routed::Logits { micro_batch, logits } => {
                         drive.cluster.recorder.relayed(key, at, whole);
+                        if !step.holds(&micro_batch) {
+                            return Err(drive.cluster.failed(worker, number, "it sent logits of another step"));
+                        }
                         let began = drive.cluster.recorder.now();
-                        let gradients = step.on_logits(&micro_batch, &logits).ok_or_else(|| JobError::NotFinite {
-                            what: format!("the loss of step {number} is no longer finite"),
-                        })?;
+                        let gradients = step.on_logits(&micro_batch, &logits).ok_or_else(|| not_finite(number))?;
                         let mut send =
                             |(tower, payload): (usize, _)| drive.cluster.send(placement[tower], payload, number);
                         gradients.into_iter().try_for_each(&mut send)?;
@@ -587,6 +597,10 @@ impl Run {
             out: self.folder.path().to_owned(),
         }
     }
+}
+
+fn not_finite(step: u64) -> JobError {
+    JobError::NotFinite { what: format!("the loss of step {step} is no longer finite") }
 }
 
 /// Checks the run's folder as far as is possible before anything is read.

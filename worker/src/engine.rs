@@ -69,19 +69,21 @@ pub(crate) enum EngineError {
     Worker { worker: usize, workers: usize },
     /// The machine has too little memory.
     #[error(
-        "the job needs at least {needed} bytes of memory on this machine, which has {memory}; use more workers, a \
-             smaller --batch or more --slots"
+        "the job needs at least {needed} bytes of memory on this machine, which has {memory}; use more workers{}",
+        if *.trains { ", a smaller --batch or more --slots" } else { "" }
     )]
-    Memory { needed: u64, memory: u64 },
+    Memory { needed: u64, memory: u64, trains: bool },
     /// A tensor that the engine cannot use in its current state.
     #[error("unexpected {key}: {why}")]
     Unexpected { key: String, why: &'static str },
     /// Gradients arrived in an order other than that of the samples.
     #[error(
-        "gradients out of order: segment {segment} of tower {tower} has computed {last:?}; {micro_batch:?} must come \
-             before it"
+        "gradients out of order: segment {segment} of tower {tower} has already computed the micro-batch at slot {}, \
+             index {} or a later one",
+        .micro_batch.slot,
+        .micro_batch.micro_batch
     )]
-    OutOfOrder { segment: usize, tower: usize, micro_batch: MicroBatchId, last: Option<MicroBatchId> },
+    OutOfOrder { segment: usize, tower: usize, micro_batch: MicroBatchId },
     /// A request for the weights of a step other than the last one.
     #[error("the coordinator requested the weights of step {step}; the last commit was step {committed}")]
     State { step: u64, committed: u64 },
@@ -170,7 +172,7 @@ impl Engine {
         let samples = assignment.division.largest_micro_batch(assignment.batch);
         let needed = least_bytes(&plan, assignment.worker, samples, assignment.train);
         if needed > memory {
-            return Err(EngineError::Memory { needed, memory });
+            return Err(EngineError::Memory { needed, memory, trains: assignment.train });
         }
         let own = plan.towers_of(assignment.worker);
         let towers = own.iter().map(|tower| (*tower, Tower::new(&plan, &assignment, *tower))).collect();
@@ -571,7 +573,7 @@ impl Engine {
         let plan = self.plan.clone();
         let last = self.last_backward.insert((segment, tower), micro_batch.id);
         if last.is_some_and(|last| last >= micro_batch.id) {
-            return Err(EngineError::OutOfOrder { segment, tower, micro_batch: micro_batch.id, last });
+            return Err(EngineError::OutOfOrder { segment, tower, micro_batch: micro_batch.id });
         }
         let kept = self.kept.remove(&(micro_batch.id, segment, tower)).expect("its forward pass has run");
         let mut partials = partials.into_iter();

@@ -1,5 +1,5 @@
-//! One tower: its weights, momentum and gradients, and the forward and backward passes of its segments. Pure functions of
-//! tensors.
+//! One tower: its weights, momentum and gradients, and the forward and backward passes of its segments. No
+//! socket and no clock.
 //!
 //! Feature maps are (sample, row, column, channel). They hold only the tower's own channels unless a name says `whole`.
 //! Not here: the order of passes, and where tensors come from (`engine`).

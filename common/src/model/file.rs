@@ -39,6 +39,21 @@ pub(crate) enum RawKind {
     Dropout { p: f64 },
 }
 
+impl RawKind {
+    /// The kind, as in a model file.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            RawKind::Conv(_) => "conv",
+            RawKind::Linear(_) => "linear",
+            RawKind::Relu => "relu",
+            RawKind::Lrn(_) => "lrn",
+            RawKind::MaxPool(_) => "max_pool",
+            RawKind::AvgPool(_) => "avg_pool",
+            RawKind::Dropout { .. } => "dropout",
+        }
+    }
+}
+
 pub(crate) struct RawConv {
     pub(crate) filters: usize,
     pub(crate) kernel: usize,
@@ -153,7 +168,8 @@ fn parse_layer(position: usize, layer: Value) -> Result<RawLayer, ModelError> {
         "max_pool" => RawKind::MaxPool(layer.pool()?),
         "avg_pool" => RawKind::AvgPool(layer.pool()?),
         "dropout" => RawKind::Dropout { p: layer.required("p", Fields::number)? },
-        _ => RawKind::Relu,
+        "relu" => RawKind::Relu,
+        other => unreachable!("{other} is listed in KINDS"),
     };
     Ok(RawLayer { position, name, kind })
 }
@@ -196,12 +212,12 @@ impl Fields {
     }
 
     fn number(&mut self, key: &str) -> Result<Option<f64>, ModelError> {
-        self.read(key, "a number", as_number)
+        self.read(key, "a number in the range of f32", as_number)
     }
 
     fn numbers(&mut self, key: &str) -> Result<Option<Vec<f64>>, ModelError> {
         let numbers = |value: &Value| value.as_array()?.iter().map(as_number).collect();
-        self.read(key, "a list of numbers, one for each channel", numbers)
+        self.read(key, "a list of numbers in the range of f32, one for each channel", numbers)
     }
 
     fn flag(&mut self, key: &str) -> Result<Option<bool>, ModelError> {
@@ -247,8 +263,11 @@ impl Fields {
     }
 }
 
+/// A number, which becomes an f32 in training.
 fn as_number(value: &Value) -> Option<f64> {
-    value.as_float().or_else(|| value.as_integer().map(|whole| whole as f64))
+    let number = value.as_float().or_else(|| value.as_integer().map(|whole| whole as f64))?;
+    let is_in_range = number == 0.0 || (f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX)).contains(&number.abs());
+    (is_in_range || !number.is_finite()).then_some(number)
 }
 
 /// A value as TOML writes it, cut where it is long.

@@ -310,7 +310,9 @@ impl Network {
         let input = self.layers.last().map_or(self.input.shape, |layer| layer.output);
         let first = self.layers.is_empty();
         let weighs = matches!(raw.kind, RawKind::Conv(_) | RawKind::Linear(_));
-        check(!first || weighs, &place, || "the first layer must be a conv or a linear".to_owned())?;
+        check(!first || weighs, &place, || {
+            format!("kind = \"{}\"; the first layer must be a conv or a linear", raw.kind.name())
+        })?;
         let (kind, output) = Builder { place: &place, towers: self.towers, input, first }.build(raw.kind)?;
         self.layers.push(Layer { name, kind, input, output });
         Ok(())
@@ -321,14 +323,13 @@ impl Network {
         if let Some(name) = &raw.name {
             return name.clone();
         }
-        let (stem, kind) = match raw.kind {
-            RawKind::Conv(_) => ("conv", "conv"),
-            RawKind::Linear(_) => ("linear", "linear"),
-            RawKind::Relu => ("relu", "relu"),
-            RawKind::Lrn(_) => ("norm", "lrn"),
-            RawKind::MaxPool(_) => ("maxpool", "max_pool"),
-            RawKind::AvgPool(_) => ("avgpool", "avg_pool"),
-            RawKind::Dropout { .. } => ("drop", "dropout"),
+        let kind = raw.kind.name();
+        let stem = match kind {
+            "lrn" => "norm",
+            "max_pool" => "maxpool",
+            "avg_pool" => "avgpool",
+            "dropout" => "drop",
+            other => other,
         };
         let earlier = self.layers.iter().filter(|layer| layer.kind_name() == kind).count();
         format!("{stem}{}", earlier + 1)
@@ -337,10 +338,11 @@ impl Network {
     fn check_last(&self) -> Result<(), ModelError> {
         let last = self.layers.last().ok_or(ModelError::NoLayers)?;
         let is_linear = matches!(last.kind, LayerKind::Linear(_));
-        check(is_linear, &format!("layer {} (\"{}\")", self.layers.len(), last.name), || {
+        let place = format!("layer {} (\"{}\")", self.layers.len(), last.name);
+        check(is_linear, &place, || {
             format!("kind = \"{}\"; the last layer must be a linear with a unit for each class", last.kind_name())
         })?;
-        check(last.output.channels <= usize::from(u16::MAX), &last.name, || {
+        check(last.output.channels <= usize::from(u16::MAX), &place, || {
             format!("units = {}; a model may have at most {} classes", last.output.channels, u16::MAX)
         })
     }

@@ -41,6 +41,37 @@ pub enum FromWorker {
     Recorded(Recorded),
 }
 
+impl FromWorker {
+    /// The message's name in the protocol.
+    pub fn name(&self) -> &'static str {
+        match self {
+            FromWorker::Hello(_) => "Hello",
+            FromWorker::Ready => "Ready",
+            FromWorker::BackwardDone { .. } => "BackwardDone",
+            FromWorker::Committed { .. } => "Committed",
+            FromWorker::Failure(_) => "Failure",
+            FromWorker::Finished { .. } => "Finished",
+            FromWorker::Leaving => "Leaving",
+            FromWorker::Pong(_) => "Pong",
+            FromWorker::Recorded(_) => "Recorded",
+        }
+    }
+}
+
+impl ToWorker {
+    /// The message's name in the protocol.
+    pub fn name(&self) -> &'static str {
+        match self {
+            ToWorker::Welcome { .. } => "Welcome",
+            ToWorker::Assign(_) => "Assign",
+            ToWorker::Commit { .. } => "Commit",
+            ToWorker::SendState { .. } => "SendState",
+            ToWorker::EndJob { .. } => "EndJob",
+            ToWorker::Ping { .. } => "Ping",
+        }
+    }
+}
+
 /// A worker's clock, as the answer to a ping. All in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pong {

@@ -2,7 +2,6 @@
 //! worker's two connections, and forwards messages. It admits workers up to the number that the job needs.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +27,7 @@ use tonic_health::server::health_reporter;
 use super::health::{Vitals, watch};
 use super::{Elsewhere, Heard, Member, Message};
 use crate::trace::Clock;
+use crate::unguessable::unguessable;
 
 /// No worker has this number.
 const NO_SESSION: u64 = 0;
@@ -338,9 +338,4 @@ fn late() -> Status {
 
 fn peer<T>(request: &Request<T>) -> String {
     request.remote_addr().map_or_else(|| "a Unix socket".to_owned(), |address| address.to_string())
-}
-
-/// A random number that others can't guess: the system seeds the standard library's hasher.
-pub(crate) fn unguessable() -> u64 {
-    std::hash::RandomState::new().build_hasher().finish()
 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use convoy_common::address::{Address, SOCKET_PATH_BYTES_MAX};
 
-use super::doors::unguessable;
 use crate::error::JobError;
 use crate::job::LocalProgram;
+use crate::unguessable::unguessable;
 
 /// How long a worker may take to exit before it is killed.
 const LEAVE_MAX: Duration = Duration::from_secs(2);

@@ -369,14 +369,19 @@ impl Cluster {
     /// The error for a message that isn't allowed now.
     pub fn out_of_turn(&self, worker: usize, step: u64, heard: Heard) -> JobError {
         let message = match heard {
-            Heard::Said(message) => format!("it sent {message:?}, which is not allowed now"),
+            Heard::Said(message) => format!("it sent {}, which is not allowed now", message.name()),
             Heard::Chunk(chunk, _) => format!("it sent {}, which are not allowed now", chunk.key),
             Heard::Pong(..) => "it sent its clock, which is not allowed now".to_owned(),
             Heard::Joined(_) | Heard::Lost(_) | Heard::Elsewhere(_) | Heard::Refused(..) => {
                 "it connected or disconnected, which is not allowed now".to_owned()
             }
         };
-        JobError::WorkerFailed { worker, step, message }
+        self.failed(worker, step, &message)
+    }
+
+    /// The error for a worker that does not follow the protocol.
+    pub fn failed(&self, worker: usize, step: u64, message: &str) -> JobError {
+        JobError::WorkerFailed { worker, step, message: message.to_owned() }
     }
 
     /// Ends the job for every worker, and collects their last messages.

@@ -7,12 +7,13 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process;
 use std::time::Duration;
 
 use md5::{Digest, Md5};
 
 use convoy_common::parameters::hex;
+
+use crate::unguessable::unguessable;
 
 /// Limit for looking up a name, and again for connecting. A machine without a network shouldn't wait long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -131,9 +132,9 @@ struct Part {
 }
 
 impl Part {
-    /// The process id keeps two jobs apart. A leftover of an earlier process with the same id is overwritten.
+    /// The random name keeps two jobs apart, also in containers, which have the same process ids.
     fn create(folder: &Path, name: &str) -> Result<Self, DownloadError> {
-        let path = folder.join(format!(".{name}.{}.part", process::id()));
+        let path = folder.join(format!(".{name}.{:016x}.part", unguessable()));
         match File::create(&path) {
             Ok(file) => Ok(Part { path, file }),
             Err(source) => Err(DownloadError::Write { file: path, source }),

@@ -16,7 +16,7 @@ pub enum DataError {
     EmptySource,
 
     /// The user named no data, and those that the checkpoint names can't be used.
-    #[error("use the data that the checkpoint names, {data} (--data takes others)")]
+    #[error("cannot use the data that the checkpoint names, {data}; give --data to use other data")]
     OfCheckpoint { data: String, source: Box<DataError> },
 
     /// A checkpoint couldn't remember the folder.

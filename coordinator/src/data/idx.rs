@@ -125,8 +125,7 @@ fn parse(
     Ok((element, dims.into_iter().map(|dim| dim as usize).collect(), bytes))
 }
 
-/// The bytes that the dimensions need, if a file may hold that many. Four lengths and an element can't overflow 128 bits
-/// by more than saturation hides.
+/// The bytes that the dimensions need, if a file may hold that many.
 fn payload_bytes(dims: &[u32], element: Element, file: &Path) -> Result<u64, DataError> {
     if dims.contains(&0) {
         return Err(DataError::Empty { file: file.to_path_buf(), dims: dims.to_vec() });
@@ -225,8 +224,10 @@ impl<R: BufRead> Read for Gunzip<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while let Some(member) = &mut self.member {
             let read = member.read(buffer);
-            // A decoder without a header never found one.
-            if read.is_err() && self.is_later && member.header().is_none() {
+            // What follows is not a gzip header, or not a whole one. Other errors come from reading the file.
+            let is_foreign =
+                |error: &io::Error| matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof);
+            if self.is_later && member.header().is_none() && read.as_ref().is_err_and(is_foreign) {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "bytes after the gzip data"));
             }
             let read = read?;

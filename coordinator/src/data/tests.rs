@@ -691,7 +691,7 @@ fn auto_says_why_the_download_failed() {
     let mut search = Search::new();
     search.places.offline = false;
     let [notice] = search.auto(&nowhere()).unwrap().notices.try_into().unwrap();
-    assert!(notice.contains("fetch http://127.0.0.1") && !notice.contains('\n'), "{notice}");
+    assert!(notice.contains("cannot download http://127.0.0.1") && !notice.contains('\n'), "{notice}");
     search.places.cache_dir = None;
     let [notice] = search.auto(&nowhere()).unwrap().notices.try_into().unwrap();
     assert!(notice.contains("no cache directory"), "{notice}");

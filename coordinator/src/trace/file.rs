@@ -33,7 +33,7 @@ const FIRST_WORKER: u64 = 2;
 pub struct About {
     /// Version of the program that wrote it.
     pub convoy: String,
-    /// Version of the file's format, [`FORMAT`].
+    /// Version of the file's format.
     pub format: u32,
     /// When the recording began, in nanoseconds since 1970, by the coordinator's machine.
     pub epoch_unix_ns: u64,

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 const IDLE_MAX: u64 = 2;
 /// Idle memory is at most this multiple of the most memory in use.
 const IDLE_SHARE: usize = 2;
-/// A buffer is reused for a tensor that is at most this much shorter.
+/// A buffer is reused for a tensor if it is at most this many times as long.
 const SLACK: usize = 2;
 
 /// What a tensor is made of.

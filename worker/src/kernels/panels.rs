@@ -1,6 +1,6 @@
 //! The layout of weights that products read: panels of a few units of columns, in the order (panel, term, column of the
 //! panel), with zeros where the last panel has fewer columns. It is the same on every instruction set. Momentum and gradients
-//! use it too; only weights that leave the worker are [unpacked](Panels::unpack).
+//! use it too; only what leaves the worker is [unpacked](Panels::unpack).
 //!
 //! Not here: the meaning of terms and columns (`conv`, `linear`).
 

@@ -42,7 +42,7 @@ fn check(compute: &Compute, case: &Value) {
         }
         if let Some(expected) = expected["sha256"].as_str() {
             assert_eq!(sha256(found), expected, "{at}");
-            // The control: a sum in another order has other bits.
+            // The control: the hash notices the same values in another order.
             let mut other = found.clone();
             other.reverse();
             assert_ne!(sha256(&other), expected, "{at}");

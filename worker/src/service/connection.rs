@@ -75,7 +75,7 @@ impl Interceptor for Introduction {
 }
 
 /// Opens a new connection. Control and tensors never share one.
-pub(super) async fn dial(place: &Place, token: Option<&Token>) -> Result<Client, tonic::transport::Error> {
+pub(super) async fn connect(place: &Place, token: Option<&Token>) -> Result<Client, tonic::transport::Error> {
     let channel = match place {
         Place::Tcp(address) => tuned(Endpoint::from_shared(format!("http://{address}"))?).connect().await?,
         Place::Unix(path) => {

@@ -8,7 +8,7 @@ use convoy_proto::v1;
 use tokio::time::{sleep, timeout};
 
 use super::WorkerConfig;
-use super::connection::{Place, dial, places};
+use super::connection::{Place, connect, places};
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 const ANSWER_MAX: Duration = Duration::from_secs(1);
@@ -47,7 +47,7 @@ impl Whereabouts<'_> {
             coordinator: self.here.to_string(),
             model: self.model.clone(),
         };
-        let answer = dial(other, self.config.token.as_ref()).await.ok()?.elsewhere(notice).await.ok()?;
+        let answer = connect(other, self.config.token.as_ref()).await.ok()?.elsewhere(notice).await.ok()?;
         Some(answer.into_inner().wanted)
     }
 }

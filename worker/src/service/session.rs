@@ -22,7 +22,7 @@ use tonic::{Code, Status, Streaming};
 use tracing::Instrument;
 
 use super::compute::{Job, Message};
-use super::connection::{Place, dial, places};
+use super::connection::{Place, connect, places};
 use super::elsewhere::Whereabouts;
 use super::{Presence, WorkerConfig};
 use crate::engine::{Engine, Out};
@@ -37,7 +37,7 @@ const QUEUE: usize = 32;
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The most messages that may wait for the compute thread. A step has one, and a checkpoint has one.
-const ORDERS_MAX: usize = 64;
+const BACKLOG_MAX: usize = 64;
 
 /// How long a worker that reported a failure waits for the end of the job.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -48,7 +48,7 @@ pub(super) enum SessionError {
     #[error("cannot look up {0}")]
     Name(Address, #[source] std::io::Error),
     #[error("no coordinator at the address given")]
-    Dial(#[from] tonic::transport::Error),
+    Connect(#[from] tonic::transport::Error),
     #[error("another coordinator behind this name comes first")]
     Moved,
     #[error("the coordinator did not answer within {GREETING_TIMEOUT:?}")]
@@ -66,10 +66,10 @@ pub(super) enum SessionError {
     #[error("invalid message from the coordinator")]
     Wire(#[from] WireError),
     #[error("unexpected message from the coordinator: {found}; expected {expected}")]
-    Order { found: &'static str, expected: &'static str },
+    OutOfTurn { found: &'static str, expected: &'static str },
     #[error("{queued} bytes of tensors wait for the compute thread; a step has at most {limit}")]
     Flood { queued: usize, limit: usize },
-    #[error("more than {ORDERS_MAX} messages wait for the compute thread")]
+    #[error("more than {BACKLOG_MAX} messages wait for the compute thread")]
     Backlog,
     #[error("this worker reported a failure, but the coordinator did not end the job within {FAREWELL:?}")]
     Failed,
@@ -95,15 +95,15 @@ impl From<Status> for SessionError {
 impl SessionError {
     /// Whether the session failed after the greeting, other than by a broken connection.
     pub(super) fn was_in_a_job(&self) -> bool {
-        use SessionError::{Broken, Dial, Full, Greeting, Name, NoToken};
-        !matches!(self, Name(..) | Dial(_) | Greeting | NoToken | Full(_) | Broken(_))
+        use SessionError::{Broken, Connect, Full, Greeting, Name, NoToken};
+        !matches!(self, Name(..) | Connect(_) | Greeting | NoToken | Full(_) | Broken(_))
     }
 
     /// Whether this coordinator has no place for the worker, and another one may have.
     fn is_turned_away(&self) -> bool {
-        use SessionError::{Broken, Dial, Full, NoToken};
+        use SessionError::{Broken, Connect, Full, NoToken};
         match self {
-            Dial(_) | NoToken | Full(_) => true,
+            Connect(_) | NoToken | Full(_) => true,
             Broken(status) => status.code() == Code::Unavailable,
             _ => false,
         }
@@ -209,7 +209,7 @@ impl<'a> Session<'a> {
         let (control, requests) = channel(QUEUE);
         let session = Session { messages, control, queued: Arc::default(), waiting: Arc::default(), presence, config };
         session.say(FromWorker::Hello(hello(config, isa))).await?;
-        let mut client = dial(place, config.token.as_ref()).await?;
+        let mut client = connect(place, config.token.as_ref()).await?;
         let greeting = async {
             let mut orders = client.control(ReceiverStream::new(requests)).await?.into_inner();
             let first = next(&mut orders).await?;
@@ -217,14 +217,14 @@ impl<'a> Session<'a> {
         };
         let (orders, first) = timeout(GREETING_TIMEOUT, greeting).await.map_err(|_| SessionError::Greeting)??;
         let Some(ToWorker::Welcome { session: number, requires_token }) = first else {
-            return Err(SessionError::Order { found: name(first.as_ref()), expected: "Welcome" });
+            return Err(SessionError::OutOfTurn { found: name(first.as_ref()), expected: "Welcome" });
         };
         if config.token.is_some() && !requires_token {
             return Err(SessionError::NoToken);
         }
         let (frames, outgoing) = channel(QUEUE);
         let _ = frames.send(open_frame(number)).await;
-        let mut tensors = dial(place, config.token.as_ref()).await?;
+        let mut tensors = connect(place, config.token.as_ref()).await?;
         let incoming = timeout(GREETING_TIMEOUT, tensors.tensors(ReceiverStream::new(outgoing)));
         let incoming = incoming.await.map_err(|_| SessionError::Greeting)??.into_inner();
         let whereabouts = Whereabouts { config, here: place, host: hostname(), model: String::new() };
@@ -247,7 +247,7 @@ impl<'a> Session<'a> {
         let assignment = match first {
             Some(ToWorker::Assign(assignment)) => assignment,
             Some(ToWorker::EndJob { .. }) | None => return Ok(()),
-            other => return Err(SessionError::Order { found: name(other.as_ref()), expected: "Assign" }),
+            other => return Err(SessionError::OutOfTurn { found: name(other.as_ref()), expected: "Assign" }),
         };
         let span = span_of(&assignment);
         let job = async move {
@@ -326,14 +326,14 @@ impl<'a> Session<'a> {
                 }
                 Ok(Some(other @ (ToWorker::Welcome { .. } | ToWorker::Assign(_)))) => {
                     let expected = "Commit, SendState, Ping or EndJob";
-                    return Err(SessionError::Order { found: name(Some(&other)), expected });
+                    return Err(SessionError::OutOfTurn { found: name(Some(&other)), expected });
                 }
                 // After the end, the state of the connection does not matter.
                 _ if ended => return Ok(()),
                 Ok(None) => return Err(SessionError::Left),
                 Err(error) => return Err(error),
             };
-            if self.waiting.fetch_add(1, Ordering::Relaxed) >= ORDERS_MAX {
+            if self.waiting.fetch_add(1, Ordering::Relaxed) >= BACKLOG_MAX {
                 return Err(SessionError::Backlog);
             }
             self.messages.send(message).map_err(|_| SessionError::NoCompute)?;
@@ -433,15 +433,7 @@ impl<'a> Session<'a> {
 
 /// The name of a message in the protocol.
 fn name(message: Option<&ToWorker>) -> &'static str {
-    match message {
-        Some(ToWorker::Welcome { .. }) => "Welcome",
-        Some(ToWorker::Assign(_)) => "Assign",
-        Some(ToWorker::Commit { .. }) => "Commit",
-        Some(ToWorker::SendState { .. }) => "SendState",
-        Some(ToWorker::EndJob { .. }) => "EndJob",
-        Some(ToWorker::Ping { .. }) => "Ping",
-        None => "the end of the stream",
-    }
+    message.map_or("the end of the stream", ToWorker::name)
 }
 
 async fn next(orders: &mut Streaming<v1::ToWorker>) -> Result<Option<ToWorker>, SessionError> {
