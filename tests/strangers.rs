@@ -86,9 +86,9 @@ async fn strangers_at_the_coordinators_door_are_refused_and_the_job_goes_on() {
 
     let status = answer_to(&address, hello(PROTOCOL_VERSION + 98)).await;
     assert_eq!(status.code(), Code::FailedPrecondition);
-    for part in
-        ["version 100", "convoy 77.7", &format!("version {PROTOCOL_VERSION} (convoy"), "same version of the program"]
-    {
+    let (theirs, ours) = (PROTOCOL_VERSION + 98, PROTOCOL_VERSION);
+    let versions = [format!("version {theirs}"), format!("version {ours} (convoy")];
+    for part in [&versions[0], &versions[1], "convoy 77.7", "same version of the program"] {
         assert!(status.message().contains(part), "no \"{part}\" in {status}");
     }
     let status = answer_to(&address, v1::FromWorker { message: None }).await;
