@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Part {
-    /// Measure each layer and pass of one tower, beside the machine's limits for as many threads
+    /// Measure each layer and pass of one tower, beside the limits of the machine with the same number of threads
     Kernels(kernels::Kernels),
 }
 

@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
     /// Show only this step
     #[arg(long, value_name = "N")]
     step: Option<u64>,
-    /// Another run or trace file. Show the activities that take longer or less in the first one
+    /// Another run or trace file. Show the activities whose time differs, and by how much
     #[arg(long, value_name = "RUN", conflicts_with = "step")]
     compare: Option<PathBuf>,
     /// Print one JSON object instead of text

@@ -247,7 +247,7 @@ fn a_checkpoint_that_does_not_fit_or_is_damaged_is_refused_and_left_as_it_is() {
         "train --steps 8",
         &[("--resume", &run), ("--data", &other_data)],
         MISUSED,
-        &["the data are not those", "must keep its data"],
+        &["the data are not those", "give --data"],
     );
     assert_eq!(hash(&run), before, "a refusal changes nothing");
 
@@ -431,7 +431,7 @@ fn resuming_needs_no_other_word_and_changes_no_finished_run() {
         "train --data synthetic",
         &[("--resume", &out)],
         MISUSED,
-        &["the data are not those", "a resumed job must keep its data"],
+        &["the data are not those", "give --data"],
     );
     let text = succeed("train --steps 5", &[("--resume", &out)]);
     assert!(text.contains("spans 3 steps"), "{text}");

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::table::aligned;
 use crate::{Outcome, output, settings};
 
-/// Measure each layer and pass of one tower, beside the machine's limits for as many threads: the rate of multiply-adds for
+/// Measure each layer and pass of one tower, beside the limits of the machine with the same number of threads: the rate of multiply-adds for
 /// products, and the memory bandwidth for other passes.
 #[derive(clap::Args)]
 pub(super) struct Kernels {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use convoy_common::address::Address;
-use convoy_common::chain::chain;
+use convoy_common::chain::{chain, with_causes};
 use convoy_common::token::Token;
 use convoy_common::wire::{
     CONTROL_BYTES_MAX, FRAME_BYTES_MAX, FromWorker, Hello, ToWorker, chunk_from_frame, session_from_frame, tuning,
@@ -299,7 +299,9 @@ async fn listen(
         let message = match messages.message().await {
             Ok(Some(message)) => FromWorker::try_from(message),
             Ok(None) => return "it closed its control connection".to_owned(),
-            Err(status) => return format!("its control connection broke: {}", status.message()),
+            Err(status) => {
+                return format!("its control connection broke: {}", with_causes(status.message(), &status));
+            }
         };
         let said = match message {
             Ok(FromWorker::Pong(pong)) => Heard::Pong(pong, clock.now()),
@@ -320,7 +322,9 @@ async fn pass_on(incoming: &mut Streaming<v1::Frame>, session: u64, heard: &Send
         let chunk = match received {
             Ok(Some(frame)) => chunk_from_frame(frame),
             Ok(None) => return "it closed its tensor connection".to_owned(),
-            Err(status) => return format!("its tensor connection broke: {}", status.message()),
+            Err(status) => {
+                return format!("its tensor connection broke: {}", with_causes(status.message(), &status));
+            }
         };
         let sent = match chunk {
             Ok(chunk) => Heard::Chunk(chunk, at),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use convoy_common::address::Address;
 use convoy_common::batch::EVALUATIONS_UNDER_WAY;
+use convoy_common::chain::with_causes;
 use convoy_common::plan::Plan;
 use convoy_common::trace::{Activity, Transfer};
 use convoy_common::wire::{
@@ -59,7 +60,7 @@ pub(super) enum SessionError {
     Full(String),
     #[error("refused: {reason}")]
     Refused { reason: String },
-    #[error("lost the connection to the coordinator: {}", .0.message())]
+    #[error("lost the connection to the coordinator: {}", with_causes(.0.message(), .0))]
     Broken(Status),
     #[error("the coordinator closed the connection during a job")]
     Left,
