@@ -427,12 +427,7 @@ fn resuming_needs_no_other_word_and_changes_no_finished_run() {
     assert_eq!(before, (fs::read(out.join("run.json")).unwrap(), fs::read(out.join("metrics.jsonl")).unwrap()));
     // What is asked for beside it is looked at all the same.
     refused("train --workers 3", &[("--resume", &out)], MISUSED, &["3 workers", "2 towers"]);
-    refused(
-        "train --data synthetic",
-        &[("--resume", &out)],
-        MISUSED,
-        &["the data are not those", "give --data"],
-    );
+    refused("train --data synthetic", &[("--resume", &out)], MISUSED, &["the data are not those", "give --data"]);
     let text = succeed("train --steps 5", &[("--resume", &out)]);
     assert!(text.contains("spans 3 steps"), "{text}");
     assert_eq!((record(&out)["final"]["steps"].as_u64(), losses(&out).len()), (Some(5), 5));
