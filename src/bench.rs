@@ -90,7 +90,7 @@ fn run_steps(asked: &Steps, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     let account = trace::accounted(&out, None)?.2;
     if let Some(images) = watch.fewer_images {
         return Err(settings::Misuse(format!(
-            "--batch {}: the synthetic images of this model are only {images}",
+            "--batch {}: must be at most {images}, the number of synthetic training images of this model",
             asked.batch
         ))
         .into());
@@ -272,7 +272,7 @@ impl Measured {
         };
         format!(
             "{}, {} images per step, {} worker{} with {} thread{} in total, {}: {} steps\n\
-             A step needs {:.1} GFLOP. As many threads reach at most {:.1} GFLOP/s, and copy {:.1} GB/s (read and written). \
+             A step needs {:.1} GFLOP. These threads reach at most {:.1} GFLOP/s, and copy {:.1} GB/s (read and written). \
              Both are the best of several measurements in this run.\n\n{}{}\n{}",
             self.model,
             self.batch,

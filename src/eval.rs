@@ -22,11 +22,13 @@ use crate::{Outcome, output, settings, signals};
 pub(crate) struct Arguments {
     /// Folder of a checkpoint, folder of a run (its newest checkpoint is used), or a safetensors file
     path: PathBuf,
-    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file; required for a safetensors file
+    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file; required for a safetensors file outside a
+    /// checkpoint
     #[arg(long, value_name = "NAME|FILE")]
     model: Option<String>,
     /// Test images: auto (Fashion-MNIST: found on this machine, or downloaded unless CONVOY_OFFLINE=1, or the bundled subset), a
-    /// folder of IDX files, bundled, or synthetic [default: the data that the checkpoint was trained on, or auto for a safetensors file]
+    /// folder of IDX files, bundled, or synthetic [default: the data of the checkpoint, or auto for a safetensors file outside a
+    /// checkpoint]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
     /// Worker processes, at most one per tower [default: one per tower]

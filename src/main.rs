@@ -31,7 +31,7 @@ use output::{complain, fail};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Trains convolutional networks on several processes. Each convolution group is a tower: a slice of every layer's channels.
+/// Trains convolutional networks on several processes. A network is divided into towers: equal slices of every layer's channels.
 /// Worker processes compute towers. The result is the same to the bit for any number of workers.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]

@@ -5,11 +5,13 @@ use std::error::Error;
 use convoy_common::batch::{BATCH_MAX, Division};
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
+use convoy_coordinator::JobError;
+use convoy_coordinator::job::check_parts;
 use convoy_coordinator::job::defaults::{BATCH, MICRO_BATCHES, SLOTS};
 use convoy_worker::forecast;
 use serde_json::{Value, json};
 
-use crate::settings::{self, Misuse};
+use crate::settings;
 use crate::table::aligned;
 use crate::{Outcome, output};
 
@@ -54,14 +56,11 @@ struct Step {
 }
 
 /// Slots and micro-batches as a job would have them, refused as a job would refuse them.
-fn division(arguments: &Arguments) -> Result<Division, Misuse> {
+fn division(arguments: &Arguments) -> Result<Division, JobError> {
     let &Arguments { batch, slots, micro_batches, .. } = arguments;
     let micro_batches = micro_batches.unwrap_or(MICRO_BATCHES.min(batch));
-    for (flag, value) in [("--slots", slots), ("--micro-batches", micro_batches)] {
-        if !(1..=batch).contains(&value) {
-            return Err(Misuse(format!("{flag} {value}: must be at least 1 and at most the batch")));
-        }
-    }
+    check_parts("--slots", slots, batch)?;
+    check_parts("--micro-batches", micro_batches, batch)?;
     Ok(Division { slots, micro_batches })
 }
 

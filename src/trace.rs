@@ -150,7 +150,7 @@ fn summary(trace: &Trace, plan: &Plan, found: &Account) -> String {
         count => format!("the mean of {count} steps between {first} and {last}"),
     };
     format!(
-        "{}, {} tower{} on {} worker{}, {} images per step: {steps};\na step takes {:.2} ms, {:.0} images/s; the coordinator waits for {:.0} % of it\n",
+        "{}, {} tower{} on {} worker{}, {} images per step: {steps};\na step takes {:.2} ms, {:.0} images/s; the coordinator is idle {:.0} % of the time\n",
         network.name,
         network.towers,
         s(network.towers),
@@ -217,7 +217,7 @@ pub(crate) fn worker_table(found: &Account) -> String {
 }
 
 fn path_table(found: &Account) -> String {
-    let mut rows = vec![["critical path", "ms per step", "largest part of"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["critical path", "ms per step", "steps where it was largest"].map(str::to_owned).to_vec()];
     let shown = found.path.iter().take(PATH_SHOWN);
     rows.extend(shown.map(|share| {
         let through = match share.stretch {

@@ -23,8 +23,8 @@ use crate::{Outcome, metrics, signals};
 
 /// Run a training job, on worker processes that this command starts, or on workers that connect to it (--listen).
 ///
-/// The result depends to the bit on the model, the data, the seed and the hyperparameters, and on nothing else. The number of
-/// workers, threads and micro-batches does not change it.
+/// The model, the data, the seed and the hyperparameters determine the result to the bit. The number of workers, threads and
+/// micro-batches does not change it.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file [default: alexnet-fashion]

@@ -16,8 +16,8 @@ use convoy_worker::{Isa, Metrics, Slow};
 use crate::settings::{self, Misuse};
 use crate::{Outcome, metrics, signals};
 
-/// Serve towers for a coordinator, one job after another, until stopped by SIGTERM or Ctrl-C. During a job, the worker first
-/// waits until a checkpoint is written; a second signal stops it immediately.
+/// Serve towers for a coordinator, one job after another, until stopped by SIGTERM or Ctrl-C. If the signal arrives during a
+/// job, the worker waits for a checkpoint, at most 45 seconds, and then stops. A second signal stops it immediately.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Address of the coordinator, HOST:PORT (or unix:PATH on the same machine). The worker retries until one answers
@@ -66,7 +66,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let cores = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let threads = arguments.threads.map_or_else(cores, NonZeroUsize::get);
     if threads > THREADS_MAX {
-        return Err(Misuse(format!("--threads {threads}: must be at least 1 and at most {THREADS_MAX}")).into());
+        return Err(Misuse(format!("--threads {threads}: must be 1 to {THREADS_MAX}")).into());
     }
     let token = settings::token(arguments.token_file.as_deref())?;
     if arguments.lifeline {

@@ -38,14 +38,14 @@ fn slips_of_the_command_line_are_answered_with_what_would_be_right() {
         ("train --schedule cosin", &["cosin", "cosine"]),
         ("train --order shufled", &["shufled", "shuffled"]),
         ("train --data bundled --workers 3", &["3 workers", "2 towers", "alexnet-fashion", "--workers 2"]),
-        ("train --data bundled --workers 0", &["--workers 0", "at least one"]),
+        ("train --data bundled --workers 0", &["--workers 0", "at least 1"]),
         ("train --data bundled --threads 0", &["--threads 0", "at least 1"]),
         ("train --data bundled --steps 0", &["0", "at least 1"]),
         ("train --data bundled --epochs 0", &["0", "at least 1"]),
         ("train --data bundled --steps 3 --epochs 2", &["--steps", "--epochs", "cannot be used with"]),
         ("train --data bundled --batch 0", &["--batch 0", "1 to 1048576"]),
-        ("train --data bundled --slots 65", &["--slots 65", "at most the batch"]),
-        ("train --data bundled --micro-batches 0", &["--micro-batches", "0", "at least 1"]),
+        ("train --data bundled --slots 65", &["--slots 65", "1 to 64"]),
+        ("train --data bundled --micro-batches 0", &["--micro-batches", "0", "1 to 64"]),
         ("train --data bundled --lr=-1", &["--lr -1", "above 0"]),
         ("train --data bundled --lr nan", &["--lr NaN", "above 0"]),
         ("train --data bundled --lr 1e39", &["--lr", "fits into f32"]),
@@ -237,7 +237,7 @@ fn a_checkpoint_that_does_not_fit_or_is_damaged_is_refused_and_left_as_it_is() {
     refused("train --steps 8 --seed 2", resume, MISUSED, &["seed is 2", "has 1"]);
     refused("train --steps 8 --slots 2", resume, MISUSED, &["slots is 2", "has 1"]);
     refused("train --steps 8 --model alexnet-fashion", resume, MISUSED, &["alexnet-fashion", "small"]);
-    refused("train --steps 3", resume, MISUSED, &["after step 3", "checkpoint's step 4", "later end"]);
+    refused("train --steps 3", resume, MISUSED, &["after step 3", "checkpoint's step 4", "larger --epochs or --steps"]);
     refused("train --steps 4 --batch 5", fitting, MISUSED, &["already holds a run", "--resume", "--out"]);
     refused("train --resume ./no-such-run", &[], FAILED, &["no-such-run"]);
     let other_data = folder.path().join("other");

@@ -304,7 +304,7 @@ async fn workers_without_the_token_are_refused() {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let mut all = String::new();
-    for (token, why) in [(None, "requires a token"), (Some(&*wrong), "requires another token")] {
+    for (token, why) in [(None, "requires a token"), (Some(&*wrong), "the worker's token differs")] {
         let child = worker(token);
         let output = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
         assert_eq!(output.status.code(), Some(1), "{}", said(&output));
@@ -317,7 +317,7 @@ async fn workers_without_the_token_are_refused() {
     let workers = [worker(Some(&right)), worker(Some(&right))];
     let output = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
     assert!(output.status.success(), "{}", said(&output));
-    for why in ["a worker at 127.0.0.1:", "refused: the coordinator requires a token", "requires another token"] {
+    for why in ["a worker at 127.0.0.1:", "refused: the coordinator requires a token", "the worker's token differs"] {
         assert!(said(&output).contains(why), "the coordinator says so too: no \"{why}\" in {}", said(&output));
     }
     all += &said(&output);

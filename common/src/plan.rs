@@ -40,13 +40,10 @@ pub struct Segment {
 #[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum PlanError {
     /// Some workers would have nothing to do.
-    #[error(
-        "{workers} workers for the {towers} towers of \"{model}\"; there may be at most one worker per tower: \
-         give --workers {towers} or fewer"
-    )]
+    #[error("--workers {workers}: must be at most {towers}, the number of towers of \"{model}\"")]
     MoreWorkersThanTowers { workers: usize, towers: usize, model: String },
     /// No workers at all.
-    #[error("--workers 0; a job needs at least one worker")]
+    #[error("--workers 0: must be at least 1")]
     NoWorkers,
     /// A placement that doesn't fit the network.
     #[error("a placement of {given} towers on {workers} workers does not fit the {towers} towers of the model")]
@@ -275,7 +272,7 @@ mod tests {
     fn more_workers_than_towers_is_an_error_that_says_how_many() {
         let network = Network::parse(presets::text("alexnet").unwrap()).unwrap();
         let error = Plan::new(network.clone(), 3).unwrap_err().to_string();
-        assert!(error.contains("3 workers for the 2 towers of \"alexnet\""), "{error}");
+        assert!(error.contains("--workers 3: must be at most 2, the number of towers of \"alexnet\""), "{error}");
         assert!(Plan::placed(network.clone(), vec![0, 2]).is_err());
         assert!(Plan::placed(network, vec![0, usize::MAX]).is_err());
     }

@@ -15,7 +15,7 @@ use crate::data::DataError;
 pub enum JobError {
     /// A setting has an invalid value.
     #[error("{flag} {value}: must be {expected}")]
-    Setting { flag: &'static str, value: String, expected: &'static str },
+    Setting { flag: &'static str, value: String, expected: String },
     /// A resumed job must keep the settings that decide its result.
     #[error("{key} is {asked}, but the checkpoint's job has {before}; a resumed job must keep its {key}")]
     ResumeDiffers { key: &'static str, asked: String, before: String },
@@ -26,7 +26,9 @@ pub enum JobError {
     )]
     OtherData { asked: String, before: String },
     /// The end lies before the checkpoint.
-    #[error("the job would end after step {end}, before the checkpoint's step {step}; give a later end")]
+    #[error(
+        "the job would end after step {end}, before the checkpoint's step {step}; give a larger --epochs or --steps"
+    )]
     EndsBeforeItStarts { end: u64, step: u64 },
     /// The model.
     #[error(transparent)]
@@ -49,10 +51,7 @@ pub enum JobError {
     #[error("{path} is a checkpoint of model \"{own}\", which differs from --model \"{asked}\"; omit --model")]
     OtherModel { path: PathBuf, own: String, asked: String },
     /// The test images that the checkpoint names have changed since.
-    #[error(
-        "the test images of {origin} are not those that the job of {path} was measured on; give --data to measure them \
-         anyway"
-    )]
+    #[error("the test images of {origin} differ from those of the job of {path}; to use them anyway, give --data")]
     OtherTestImages { path: PathBuf, origin: String },
     /// The cluster.
     #[error(transparent)]
@@ -96,7 +95,7 @@ pub enum JobError {
     #[error("worker {worker} sent an invalid message at step {step}")]
     Desync { worker: usize, step: u64, source: WireError },
     /// No worker sent anything for too long.
-    #[error("no worker sent anything for {seconds} s at step {step}, while waiting for {waiting_for}")]
+    #[error("step {step} made no progress for {seconds} s; the coordinator waited for {waiting_for}")]
     Silence { seconds: u64, step: u64, waiting_for: String },
     /// A number is no longer finite.
     #[error("{what}; a smaller --lr usually helps, and the last checkpoint, if there is one, is good")]

@@ -194,8 +194,7 @@ impl Running {
     /// When the requested number is 0, or larger than the batch.
     pub fn micro_batches_of(&self, batch: usize) -> Result<usize, JobError> {
         let micro_batches = self.micro_batches.unwrap_or(defaults::MICRO_BATCHES.min(batch));
-        let sound = (1..=batch).contains(&micro_batches);
-        check("--micro-batches", micro_batches, sound, "at least 1 and at most the batch")?;
+        check_parts("--micro-batches", micro_batches, batch)?;
         Ok(micro_batches)
     }
 
@@ -207,7 +206,7 @@ impl Running {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = self.threads.unwrap_or_else(|| (cores() / workers).max(1));
         const { assert!(THREADS_MAX == 1024, "the message below says so") };
-        check("--threads", threads, (1..=THREADS_MAX).contains(&threads), "at least 1 and at most 1024")?;
+        check("--threads", threads, (1..=THREADS_MAX).contains(&threads), "1 to 1024")?;
         Ok(threads)
     }
 }
@@ -277,7 +276,7 @@ impl Job {
             sound(self.weight_decay),
             "a number of at least 0 that fits into f32",
         )?;
-        check("--slots", self.slots, (1..=self.batch).contains(&self.slots), "at least 1 and at most the batch")
+        check_parts("--slots", self.slots, self.batch)
     }
 
     /// Slots and micro-batches of a run of this job.
@@ -320,9 +319,17 @@ fn check(
     flag: &'static str,
     value: impl std::fmt::Display,
     sound: bool,
-    expected: &'static str,
+    expected: impl Into<String>,
 ) -> Result<(), JobError> {
-    if sound { Ok(()) } else { Err(JobError::Setting { flag, value: value.to_string(), expected }) }
+    if sound { Ok(()) } else { Err(JobError::Setting { flag, value: value.to_string(), expected: expected.into() }) }
+}
+
+/// Checks a number of slots, or of micro-batches per slot, for batches of `batch` images.
+///
+/// # Errors
+/// When it is 0, or larger than the batch.
+pub fn check_parts(flag: &'static str, parts: usize, batch: usize) -> Result<(), JobError> {
+    check(flag, parts, (1..=batch).contains(&parts), format!("1 to {batch}, the number of images per step"))
 }
 
 #[cfg(test)]

@@ -84,7 +84,10 @@ pub fn train(training: Training, observer: &mut dyn Observer, stop: &AtomicBool)
     let observer = &mut observer;
     if let Some(ended) = ended_already(&training)? {
         observer.on(Event::Notice {
-            text: format!("the job has ended already; to continue it, give a later end than step {}", ended.steps),
+            text: format!(
+                "the job has ended already, at step {}; to continue it, give a larger --epochs or --steps",
+                ended.steps
+            ),
         });
         observer.on(Event::Ended(Box::new(ended.clone())));
         return Ok(ended);
@@ -608,7 +611,7 @@ fn check_out(out: &Out) -> Result<(), JobError> {
     let (Out::Fresh(path) | Out::Continued(path)) = out else { return Ok(()) };
     if path.to_str().is_none() {
         let (flag, value) = ("--out", path.display().to_string());
-        return Err(JobError::Setting { flag, value, expected: "UTF-8, because records are" });
+        return Err(JobError::Setting { flag, value, expected: "UTF-8, because records are".to_owned() });
     }
     if matches!(out, Out::Fresh(_)) && checkpoint::newest(path)?.is_some() {
         return Err(JobError::OutTaken { path: path.clone() });
@@ -629,9 +632,9 @@ fn schedule_outrun(job: &Job, last_step: u64) -> Option<String> {
 fn check_finite(state: &JobState, step: u64) -> Result<(), JobError> {
     let named = |(what, tensors): (&'static str, &Tensors)| {
         let spoilt = tensors.iter().find(|(_, tensor)| !tensor.iter().all(|value| value.is_finite()));
-        spoilt.map(|(name, _)| format!("the {what} of {name} is no longer finite after step {step}"))
+        spoilt.map(|(name, _)| format!("{what}{name} is no longer finite after step {step}"))
     };
-    let found = [("weight", &state.weights), ("momentum", &state.momentum)].into_iter().find_map(named);
+    let found = [("", &state.weights), ("the momentum of ", &state.momentum)].into_iter().find_map(named);
     found.map_or(Ok(()), |what| Err(JobError::NotFinite { what }))
 }
 

@@ -87,11 +87,11 @@ fn as_table(model: &str, asked: &Kernels, timings: &Timings) -> String {
     let (batch, threads) = (asked.batch, asked.threads);
     let plural = if threads == 1 { "" } else { "s" };
     let mut text = format!(
-        "Tower 0 of {model}, {batch} images, {threads} thread{plural}, {}. As many threads do at most {:.1} GFLOP/s, and copy \
-         {:.1} GB/s (read and written); both are the best of measurements between the layers.\n\n",
+        "Tower 0 of {model}, {batch} images, {threads} thread{plural}, {}. The peak is {:.1} GFLOP/s, and {:.1} GB/s for \
+         copies (read and written). Both are the best of measurements between the layers, with as many threads.\n\n",
         timings.isa, timings.yardstick.gflops, timings.yardstick.gigabytes
     );
-    let head = ["layer", "pass", "ms", "best", "GFLOP/s", "of the peak", "GB/s", "of the peak"];
+    let head = ["layer", "pass", "ms", "best", "GFLOP/s", "of peak", "GB/s", "of peak GB/s"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for timing in &timings.passes {
         let cells = |rate: Option<(f64, f64)>| match rate {

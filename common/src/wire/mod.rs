@@ -56,7 +56,7 @@ pub enum WireError {
     #[error("{key} has shape {found:?}; the plan requires {expected:?}")]
     Shape { key: String, found: Vec<usize>, expected: Vec<usize> },
     /// More bytes arrive at once than any job of this plan sends.
-    #[error("{key} of {bytes} bytes arrives while others are incomplete; the limit is {limit} bytes together")]
+    #[error("{key} of {bytes} bytes would exceed the limit of {limit} bytes for all incomplete tensors")]
     Flood { key: String, bytes: usize, limit: usize },
     /// The system refused to allocate memory for a tensor.
     #[error("allocating {bytes} bytes for {key} failed")]

@@ -268,7 +268,7 @@ fn check_token(token: Option<&Token>, headers: &MetadataMap) -> Result<(), Statu
     match token {
         Some(_) if said.is_empty() => Err(Status::unauthenticated("the coordinator requires a token (--token-file)")),
         Some(token) if !token.is_carried_by(said) => {
-            Err(Status::unauthenticated("the coordinator requires another token (--token-file)"))
+            Err(Status::unauthenticated("the worker's token differs from the coordinator's (--token-file)"))
         }
         _ => Ok(()),
     }

@@ -49,7 +49,7 @@ pub enum DataError {
     NotIdx { file: PathBuf, start: Vec<u8> },
 
     /// An IDX file holds something other than what its name says.
-    #[error("{} holds {found}; needed are {needed}", file.display())]
+    #[error("{} holds {found}; it must hold {needed}", file.display())]
     WrongContent { file: PathBuf, found: String, needed: &'static str },
 
     /// A file is shorter than its header says; bytes are counted after unpacking.

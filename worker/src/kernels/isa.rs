@@ -59,7 +59,7 @@ impl FromStr for Isa {
         let names: Vec<_> = available.iter().map(Isa::to_string).collect();
         let found = available.into_iter().find(|isa| isa.to_string() == name);
         found.ok_or_else(|| {
-            format!("there are no kernels for \"{name}\" on this machine; there are {}", names.join(", "))
+            format!("instruction set \"{name}\" is not available on this machine; must be one of {}", names.join(", "))
         })
     }
 }

@@ -48,8 +48,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub(super) enum SessionError {
     #[error("cannot look up {0}")]
     Name(Address, #[source] std::io::Error),
-    #[error("no coordinator at the address given")]
-    Connect(#[from] tonic::transport::Error),
+    #[error("cannot connect to a coordinator at {0}")]
+    Connect(Place, #[source] tonic::transport::Error),
     #[error("another coordinator behind this name comes first")]
     Moved,
     #[error("the coordinator did not answer within {GREETING_TIMEOUT:?}")]
@@ -97,14 +97,14 @@ impl SessionError {
     /// Whether the session failed after the greeting, other than by a broken connection.
     pub(super) fn was_in_a_job(&self) -> bool {
         use SessionError::{Broken, Connect, Full, Greeting, Name, NoToken};
-        !matches!(self, Name(..) | Connect(_) | Greeting | NoToken | Full(_) | Broken(_))
+        !matches!(self, Name(..) | Connect(..) | Greeting | NoToken | Full(_) | Broken(_))
     }
 
     /// Whether this coordinator has no place for the worker, and another one may have.
     fn is_turned_away(&self) -> bool {
         use SessionError::{Broken, Connect, Full, NoToken};
         match self {
-            Connect(_) | NoToken | Full(_) => true,
+            Connect(..) | NoToken | Full(_) => true,
             Broken(status) => status.code() == Code::Unavailable,
             _ => false,
         }
@@ -210,7 +210,8 @@ impl<'a> Session<'a> {
         let (control, requests) = channel(QUEUE);
         let session = Session { messages, control, queued: Arc::default(), waiting: Arc::default(), presence, config };
         session.say(FromWorker::Hello(hello(config, isa))).await?;
-        let mut client = connect(place, config.token.as_ref()).await?;
+        let unreachable = |error| SessionError::Connect(place.clone(), error);
+        let mut client = connect(place, config.token.as_ref()).await.map_err(unreachable)?;
         let greeting = async {
             let mut orders = client.control(ReceiverStream::new(requests)).await?.into_inner();
             let first = next(&mut orders).await?;
@@ -225,7 +226,7 @@ impl<'a> Session<'a> {
         }
         let (frames, outgoing) = channel(QUEUE);
         let _ = frames.send(open_frame(number)).await;
-        let mut tensors = connect(place, config.token.as_ref()).await?;
+        let mut tensors = connect(place, config.token.as_ref()).await.map_err(unreachable)?;
         let incoming = timeout(GREETING_TIMEOUT, tensors.tensors(ReceiverStream::new(outgoing)));
         let incoming = incoming.await.map_err(|_| SessionError::Greeting)??.into_inner();
         let whereabouts = Whereabouts { config, here: place, host: hostname(), model: String::new() };
