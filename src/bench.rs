@@ -6,7 +6,7 @@ mod kernels;
 use std::error::Error;
 use std::path::Path;
 
-use convoy_common::batch::BATCH_MAX;
+use convoy_common::batch::{BATCH_MAX, THREADS_MAX};
 use convoy_common::model::Network;
 use convoy_coordinator::data::DataSource;
 use convoy_coordinator::job::{Asked, Length, Running};
@@ -20,6 +20,7 @@ use convoy_worker::bench::Yardstick;
 use serde_json::{Value, json};
 
 use crate::log::Log;
+use crate::numbers::{AT_LEAST_1, whole};
 use crate::{Outcome, output, settings, signals, trace};
 
 /// Measure training speed on this machine: the best and the median step of a job on synthetic images, and where the time went
@@ -44,19 +45,19 @@ struct Steps {
     #[arg(long, value_name = "NAME|FILE", default_value = "alexnet")]
     model: String,
     /// Images per step
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=BATCH_MAX as i64))]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = whole::<u32>(1..=BATCH_MAX as u64))]
     batch: u32,
     /// Steps to measure
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = whole::<u32>(1..=100_000))]
     steps: u32,
     /// Steps to run before measuring, while memory is allocated and caches fill
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<u32>(0..=100_000))]
     warm_up: u32,
     /// Worker processes, at most one per tower [default: one per tower]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
     /// Compute threads of each worker [default: the machine's cores divided by the workers]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
     threads: Option<usize>,
     /// Micro-batches, as in `convoy train` [default: 2]
     #[arg(long, value_name = "N")]

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use convoy_common::address::Address;
+use convoy_common::batch::THREADS_MAX;
 use convoy_coordinator::data::DataSource;
 use convoy_coordinator::job::Running;
 use convoy_coordinator::measure::{Measurement, Measuring, measure};
@@ -15,6 +16,7 @@ use convoy_worker::Isa;
 
 use crate::console::Console;
 use crate::log::Log;
+use crate::numbers::{AT_LEAST_1, whole};
 use crate::{Outcome, output, settings, signals};
 
 /// Measure the accuracy of a checkpoint or a weights file on test images, with the same towers as in training.
@@ -32,10 +34,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
     /// Worker processes, at most one per tower [default: one per tower]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
     /// Compute threads of each worker that this command starts [default: the machine's cores divided by the workers]
-    #[arg(long, value_name = "N", conflicts_with = "listen")]
+    #[arg(long, value_name = "N", conflicts_with = "listen", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
     threads: Option<usize>,
     /// Instruction set of the workers that this command starts: scalar, avx2, avx512 or neon. It does not change the result
     /// [default: the best that the machine has]

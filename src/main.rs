@@ -8,6 +8,7 @@ mod eval;
 mod health;
 mod log;
 mod metrics;
+mod numbers;
 mod output;
 mod plan;
 mod settings;
@@ -79,7 +80,7 @@ const INTERRUPTED: u8 = 130;
 fn main() -> ExitCode {
     let line: Vec<OsString> = std::env::args_os().collect();
     let excluded = environment::excluded(&Arguments::command(), &line);
-    let mut command = environment::adopted(Arguments::command(), &line);
+    let mut command = environment::adopted(numbers::with_negative_ones(Arguments::command()), &line);
     let slips = [environment::slips(&command), excluded].concat();
     let parsed = command.try_get_matches_from_mut(&line).and_then(|matches| Arguments::from_arg_matches(&matches));
     match parsed {

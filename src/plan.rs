@@ -11,6 +11,7 @@ use convoy_coordinator::job::defaults::{BATCH, MICRO_BATCHES, SLOTS};
 use convoy_worker::forecast;
 use serde_json::{Value, json};
 
+use crate::numbers::{AT_LEAST_1, whole};
 use crate::settings;
 use crate::table::aligned;
 use crate::{Outcome, output};
@@ -22,16 +23,16 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "NAME|FILE", default_value = "alexnet-fashion")]
     model: String,
     /// Worker processes, at most one per tower [default: one per tower]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
     /// Images per step
-    #[arg(long, value_name = "N", default_value_t = BATCH, value_parser = batch_in_range)]
+    #[arg(long, value_name = "N", default_value_t = BATCH, value_parser = whole::<usize>(1..=BATCH_MAX as u64))]
     batch: usize,
     /// Slots per batch, as in `convoy train`
-    #[arg(long, value_name = "N", default_value_t = SLOTS)]
+    #[arg(long, value_name = "N", default_value_t = SLOTS, value_parser = whole::<usize>(AT_LEAST_1))]
     slots: usize,
     /// Micro-batches per slot, as in `convoy train` [default: 2]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     micro_batches: Option<usize>,
     /// Print JSON instead of a table
     #[arg(long)]
@@ -62,12 +63,6 @@ fn division(arguments: &Arguments) -> Result<Division, JobError> {
     check_parts("--slots", slots, batch)?;
     check_parts("--micro-batches", micro_batches, batch)?;
     Ok(Division { slots, micro_batches })
-}
-
-/// The range that `train` accepts. A plan for a batch that can't be trained would mislead.
-fn batch_in_range(text: &str) -> Result<usize, String> {
-    let expected = format!("expected 1 to {BATCH_MAX} images");
-    text.parse().ok().filter(|batch| (1..=BATCH_MAX).contains(batch)).ok_or(expected)
 }
 
 fn as_json(plan: &Plan, step: Step) -> Value {

@@ -15,6 +15,7 @@ use convoy_coordinator::trace::account::{Account, Stretch, Use, Verdict, WorkerA
 use convoy_coordinator::trace::file::{self, Trace};
 use convoy_coordinator::trace::page::page;
 
+use crate::numbers::{AT_LEAST_1, whole};
 use crate::settings::Misuse;
 use crate::table::aligned;
 use crate::{Outcome, output};
@@ -26,7 +27,7 @@ pub(crate) struct Arguments {
     /// Folder of a run, or a trace file
     run: PathBuf,
     /// Show only this step
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(AT_LEAST_1))]
     step: Option<u64>,
     /// Another run or trace file. Show the activities whose time differs, and by how much
     #[arg(long, value_name = "RUN", conflicts_with = "step")]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::NonEmptyStringValueParser;
 use convoy_common::address::Address;
+use convoy_common::batch::{BATCH_MAX, THREADS_MAX};
 use convoy_common::model::presets;
 use convoy_common::schedule::Schedule;
 use convoy_coordinator::checkpoint;
@@ -18,6 +19,7 @@ use convoy_worker::Isa;
 
 use crate::console::Console;
 use crate::log::Log;
+use crate::numbers::{ANY, AT_LEAST_1, real, whole};
 use crate::settings::{self, Misuse};
 use crate::{Outcome, metrics, signals};
 
@@ -35,22 +37,22 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
     /// Passes over the training images [default: 8]
-    #[arg(long, value_name = "N", conflicts_with = "steps")]
+    #[arg(long, value_name = "N", conflicts_with = "steps", value_parser = whole::<u64>(AT_LEAST_1))]
     epochs: Option<u64>,
     /// Number of steps (weight updates), instead of epochs
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(AT_LEAST_1))]
     steps: Option<u64>,
     /// Images per step [default: 64]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=BATCH_MAX as u64))]
     batch: Option<usize>,
     /// Base learning rate [default: 0.02]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "RATE", value_parser = real)]
     lr: Option<f64>,
     /// Momentum of SGD, in PyTorch's form [default: 0.9]
-    #[arg(long, value_name = "M", allow_negative_numbers = true)]
+    #[arg(long, value_name = "M", value_parser = real)]
     momentum: Option<f64>,
     /// Weight decay of SGD, for every parameter [default: 0.0005]
-    #[arg(long, value_name = "D", allow_negative_numbers = true)]
+    #[arg(long, value_name = "D", value_parser = real)]
     weight_decay: Option<f64>,
     /// Learning-rate schedule: constant, step:EPOCHS:FACTOR (step alone means step:5:0.1), cosine or one-cycle [default: one-cycle]
     #[arg(long, value_name = "SCHEDULE")]
@@ -59,21 +61,21 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "ORDER")]
     order: Option<Order>,
     /// Seed of initial weights, image order and dropout [default: 1]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(ANY))]
     seed: Option<u64>,
     /// Parts of a batch. Gradients are summed within each part, then over the parts in order, so this number is part of the job
     /// and changes the result [default: 1]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     slots: Option<usize>,
     /// Parts of a slot, so that workers can compute one part while tensors of another are sent. This number does not change the
     /// result [default: 2]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     micro_batches: Option<usize>,
     /// Worker processes, at most one per tower [default: one per tower]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
     /// Compute threads of each worker that this command starts [default: the machine's cores divided by the workers]
-    #[arg(long, value_name = "N", conflicts_with = "listen")]
+    #[arg(long, value_name = "N", conflicts_with = "listen", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
     threads: Option<usize>,
     /// Instruction set of the workers that this command starts: scalar, avx2, avx512 or neon. It does not change the result
     /// [default: the best that the machine has]
@@ -94,7 +96,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR|auto")]
     resume: Option<PathBuf>,
     /// Steps between checkpoints. One is also written at the end and on Ctrl-C [default: the steps of one epoch]
-    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     checkpoint_every: Option<u64>,
     /// Steps to keep in the run's trace: off, sample (about 50 steps, spread over the run, and up to 30 slow ones), steps:FROM-TO,
     /// or all

@@ -2,7 +2,6 @@
 
 use std::error::Error;
 use std::io::Read;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -13,7 +12,8 @@ use convoy_common::wire::Direction;
 use convoy_worker::service::{self, Rehearsal, WorkerConfig};
 use convoy_worker::{Isa, Metrics, Slow};
 
-use crate::settings::{self, Misuse};
+use crate::numbers::whole;
+use crate::settings;
 use crate::{Outcome, metrics, signals};
 
 /// Serve towers for a coordinator, one job after another, until stopped by SIGTERM or Ctrl-C. If the signal arrives during a
@@ -24,8 +24,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "HOST:PORT")]
     join: Address,
     /// Compute threads [default: the machine's cores]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
+    threads: Option<usize>,
     /// Instruction set of the kernels: scalar, avx2, avx512 or neon. It does not change the result
     /// [default: the best that the machine has]
     #[arg(long, value_name = "NAME")]
@@ -63,11 +63,8 @@ fn slow(text: &str) -> Result<Slow, String> {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
-    let cores = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let threads = arguments.threads.map_or_else(cores, NonZeroUsize::get);
-    if threads > THREADS_MAX {
-        return Err(Misuse(format!("--threads {threads}: must be 1 to {THREADS_MAX}")).into());
-    }
+    let cores = || thread::available_parallelism().map_or(1, std::num::NonZero::get).min(THREADS_MAX);
+    let threads = arguments.threads.unwrap_or_else(cores);
     let token = settings::token(arguments.token_file.as_deref())?;
     if arguments.lifeline {
         thread::Builder::new().name("lifeline".to_owned()).spawn(end_with_input)?;

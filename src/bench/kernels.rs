@@ -2,12 +2,13 @@
 
 use std::error::Error;
 
-use convoy_common::batch::BATCH_MAX;
+use convoy_common::batch::{BATCH_MAX, THREADS_MAX};
 use convoy_common::model::Network;
 use convoy_worker::Isa;
 use convoy_worker::bench::{self, KernelBench, Timing, Timings};
 use serde_json::{Value, json};
 
+use crate::numbers::whole;
 use crate::table::aligned;
 use crate::{Outcome, output, settings};
 
@@ -19,16 +20,16 @@ pub(super) struct Kernels {
     #[arg(long, value_name = "NAME|FILE", default_value = "alexnet")]
     model: String,
     /// Images per batch
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=BATCH_MAX as i64))]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = whole::<u32>(1..=BATCH_MAX as u64))]
     batch: u32,
     /// Compute threads
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<u16>(1..=THREADS_MAX as u64))]
     threads: u16,
     /// Instruction set of the kernels: scalar, avx2, avx512 or neon [default: the best that the machine has]
     #[arg(long, value_name = "NAME")]
     isa: Option<Isa>,
     /// Measured runs of each pass
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = whole::<u32>(1..=10_000))]
     repeats: u32,
     /// Print JSON instead of a table
     #[arg(long)]

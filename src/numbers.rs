@@ -1,0 +1,57 @@
+//! Parsers of numbers on the command line, whose errors say in words what would be right. What a job makes of a number is
+//! checked by the job.
+
+use std::ops::RangeInclusive;
+
+use clap::Command;
+
+/// The range of a count that has no limit of its own.
+pub(crate) const AT_LEAST_1: RangeInclusive<u64> = 1..=u64::MAX;
+/// The range of a number without limits.
+pub(crate) const ANY: RangeInclusive<u64> = 0..=u64::MAX;
+
+/// A parser of whole numbers in this range.
+pub(crate) fn whole<T: TryFrom<u64>>(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| {
+        let number = text.trim().parse::<u64>().ok().filter(|number| range.contains(number));
+        number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| match (range.start(), range.end()) {
+            (start, &u64::MAX) => format!("must be a whole number of at least {start}"),
+            (start, end) => format!("must be a whole number from {start} to {end}"),
+        })
+    }
+}
+
+/// A parser of numbers.
+pub(crate) fn real(text: &str) -> Result<f64, String> {
+    text.trim().parse().map_err(|_| "must be a number, such as 0.01".to_owned())
+}
+
+/// The command, with negative numbers as values of options. They are then refused in words, and not as unknown flags.
+pub(crate) fn with_negative_ones(command: Command) -> Command {
+    command.mut_subcommands(|sub| {
+        with_negative_ones(sub).mut_args(|arg| {
+            let takes_value = arg.get_action().takes_values();
+            if takes_value { arg.allow_negative_numbers(true) } else { arg }
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_out_of_range_is_refused_in_words() {
+        let of = |range, text| whole::<u16>(range)(text);
+        assert_eq!(of(1..=1024, "1024"), Ok(1024));
+        for text in ["0", "1025", "-1", "1.5", "x", "", "99999999999999999999"] {
+            assert_eq!(of(1..=1024, text), Err("must be a whole number from 1 to 1024".to_owned()), "{text}");
+        }
+        assert_eq!(
+            of(ANY, "70000"),
+            Err("must be a whole number of at least 0".to_owned()),
+            "it does not fit the type"
+        );
+        assert!(real("1e-3") == Ok(0.001) && real("nan").is_ok_and(f64::is_nan) && real("0,1").is_err());
+    }
+}
