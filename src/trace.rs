@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
-use convoy_coordinator::checkpoint::write_atomically;
+use convoy_coordinator::files::write_atomically;
 use convoy_coordinator::record::TRACE;
 use convoy_coordinator::trace::account::{Account, Stretch, Use, Verdict, WorkerAccount, account};
 use convoy_coordinator::trace::file::{self, Trace};

@@ -3,8 +3,7 @@
 //! synced and renamed, so it is there whole or not at all.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use convoy_common::model::Network;
@@ -14,10 +13,10 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::cluster::JobState;
 use crate::data::DataSource;
+use crate::files::{put_in_place, sync_folder, write_atomically, write_synced};
 use crate::job::Job;
-use crate::unguessable::unguessable;
+use crate::state::{JobState, Progress};
 
 /// Version of the manifest. Raise it when an older program would misread the manifest.
 const FORMAT: u32 = 1;
@@ -50,21 +49,6 @@ pub struct Manifest {
     pub weights_sha256: String,
     /// SHA-256 of the two tensor files, by file name.
     pub files: HashMap<String, String>,
-}
-
-/// How far a job has come. The position in the data follows from the step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Progress {
-    /// Steps committed.
-    pub step: u64,
-    /// Sum of the losses of the current epoch's images, in the order of training.
-    pub epoch_loss_sum: f64,
-    /// Number of those images.
-    pub epoch_images: u64,
-    /// Mean loss of the last complete epoch.
-    pub train_loss: Option<f64>,
-    /// Last measured test accuracy.
-    pub test_accuracy: Option<f64>,
 }
 
 /// A checkpoint that was read.
@@ -150,20 +134,6 @@ pub fn write(folder: &Path, described: &Described, state: &JobState) -> Result<P
     let _ = fs::remove_dir_all(&temporary);
     result.map_err(|source| CheckpointError::Write { path: path.clone(), source })?;
     Ok(path)
-}
-
-/// Renames `new` to `path`. If `path` exists, the two are exchanged, so that `path` exists at every moment.
-fn put_in_place(new: &Path, path: &Path) -> std::io::Result<()> {
-    if !path.exists() {
-        return fs::rename(new, path);
-    }
-    match rustix::fs::renameat_with(rustix::fs::CWD, new, rustix::fs::CWD, path, rustix::fs::RenameFlags::EXCHANGE) {
-        // The file system can't exchange: remove the older one first. A resumed job writes it again.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            fs::remove_dir_all(path).and_then(|()| fs::rename(new, path))
-        }
-        exchanged => Ok(exchanged?),
-    }
 }
 
 /// Whether the same checkpoint is already there: a job that is resumed at its end has nothing new to write.
@@ -319,32 +289,6 @@ pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), CheckpointErr
 pub fn folder_of_weights(path: &Path) -> Option<PathBuf> {
     let folder = path.parent()?;
     (path.file_name()? == WEIGHTS && folder.join(MANIFEST).is_file()).then(|| folder.to_owned())
-}
-
-/// Writes a file under a temporary name, syncs it, and renames it.
-///
-/// # Errors
-/// When it can't be written. Then nothing of it is left.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    // Two writers of one file must not share a temporary one: the first to finish would rename what the other still writes.
-    let name = path.file_name().map_or_else(|| "file".into(), |name| name.to_string_lossy().into_owned());
-    let temporary = path.with_file_name(format!(".{name}.{:016x}.tmp", unguessable()));
-    let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
-    written.inspect_err(|_| {
-        // The first error is the useful one.
-        let _ = fs::remove_file(&temporary);
-    })?;
-    sync_folder(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-fn sync_folder(path: &Path) -> std::io::Result<()> {
-    File::open(path)?.sync_all()
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, CheckpointError> {

@@ -14,7 +14,6 @@ use ndarray::{ArrayD, IxDyn};
 use serde::Serialize;
 
 use crate::checkpoint::{self, Checkpoint};
-use crate::cluster::JobState;
 use crate::cluster::formation::form;
 use crate::data::{DataChoice, DataSource, Places, Wanted};
 use crate::error::JobError;
@@ -22,6 +21,7 @@ use crate::evaluate::evaluate;
 use crate::exchange::Exchanges;
 use crate::job::{Job, Running, defaults};
 use crate::observe::{Event, Observer};
+use crate::state::JobState;
 use crate::unguessable::unguessable;
 
 /// The most images per micro-batch. A checkpoint of a job with smaller micro-batches is measured with those, because its workers

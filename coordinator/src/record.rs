@@ -12,8 +12,9 @@ use convoy_common::plan::Traffic;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::checkpoint::{FOLDER, newest, write_atomically};
+use crate::checkpoint::{FOLDER, newest};
 use crate::error::JobError;
+use crate::files::write_atomically;
 use crate::job::Job;
 use crate::observe::{EpochRecord, WorkerRecord};
 

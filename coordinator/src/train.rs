@@ -17,9 +17,9 @@ use convoy_common::schedule::Schedule;
 use convoy_common::trace::Activity;
 use convoy_common::wire::{Assignment, Direction, FromWorker, ToWorker};
 
-use crate::checkpoint::{self, Checkpoint, Described, Manifest, Progress};
+use crate::checkpoint::{self, Checkpoint, Described, Manifest};
 use crate::cluster::formation::form;
-use crate::cluster::{Cluster, Farewell, Heard, JobState};
+use crate::cluster::{Cluster, Farewell, Heard};
 use crate::data::{DataChoice, DataSet, DataSource, Places, Wanted};
 use crate::error::JobError;
 use crate::evaluate::{Measured, evaluate};
@@ -31,6 +31,7 @@ use crate::order::DataOrder;
 use crate::record::{
     EarlierMetrics, ExchangeRecord, FinalRecord, RunFolder, RunRecord, RunningRecord, environment, says_done,
 };
+use crate::state::{JobState, Progress};
 use crate::step::Step;
 use crate::trace::file::{About, Figures};
 use crate::trace::otlp::{Exporter, read_endpoint};

@@ -14,21 +14,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use convoy_common::batch::MicroBatch;
-use convoy_common::parameters::Tensors;
 use convoy_common::plan::Plan;
 use convoy_common::trace::Activity;
 use convoy_common::wire::{
-    Assembler, Assignment, Chunk, Elements, FailureKind, FromWorker, Hello, Payload, Pong, State, TensorKey, ToWorker,
-    WireError, chunk_to_frame, expected_shape, frames,
+    Assignment, Chunk, FailureKind, FromWorker, Hello, Payload, Pong, TensorKey, ToWorker, chunk_to_frame, frames,
 };
 use convoy_proto::v1;
-use ndarray::{ArrayD, Axis, IxDyn, Slice};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::data::Split;
 use crate::error::JobError;
+use crate::state::{Gathering, JobState};
 use crate::trace::Recorder;
 use health::Vitals;
 use local::LocalWorkers;
@@ -124,15 +122,6 @@ pub struct Farewell {
     pub recorder: Recorder,
 }
 
-/// Weights and momentum of all towers.
-#[derive(Clone, Debug, PartialEq)]
-pub struct JobState {
-    /// By parameter name.
-    pub weights: Tensors,
-    /// By parameter name. Empty where nothing is trained.
-    pub momentum: Tensors,
-}
-
 impl Cluster {
     /// Which worker holds which towers.
     pub fn plan(&self) -> &Arc<Plan> {
@@ -161,16 +150,9 @@ impl Cluster {
         }
         for worker in 0..plan.workers {
             for tower in plan.towers_of(worker) {
-                for (kind, tensors) in [(State::Weights, &state.weights), (State::Momentum, &state.momentum)] {
-                    for (name, tensor) in tensors {
-                        let parameter = plan.network.parameter(name).expect("a state's names are the network's");
-                        let slice = parameter.slice_of(&plan.network, tower, tensor);
-                        let key = TensorKey::Parameter { step, name: name.clone(), tower, state: kind };
-                        let values: Vec<f32> = slice.iter().copied().collect();
-                        let payload = Payload::floats(key, slice.shape().to_vec(), values);
-                        self.state_bytes[worker] += payload.data.len() as u64;
-                        self.send(worker, payload, step)?;
-                    }
+                for payload in state.slices(&plan, tower, step) {
+                    self.state_bytes[worker] += payload.data.len() as u64;
+                    self.send(worker, payload, step)?;
                 }
             }
         }
@@ -322,48 +304,21 @@ impl Cluster {
     /// # Errors
     /// When a worker is lost, or sends something else.
     pub fn collect(&mut self, step: u64) -> Result<JobState, JobError> {
-        let plan = self.plan.clone();
         self.tell_all(&ToWorker::SendState { step }, step)?;
-        let zeros = plan.network.zeros();
-        let mut state = JobState { momentum: zeros.clone(), weights: zeros };
-        let mut owed = plan.network.parameters().len() * plan.network.towers * 2;
-        let mut assembler = Assembler::new(plan.network.parameters().iter().map(|p| p.len() * 8).sum());
-        let mut seen = HashSet::new();
-        while owed > 0 {
-            let (worker, heard) = self.next(step, || format!("{owed} tensors of the checkpoint"))?;
-            let chunk = match heard {
+        let mut gathering = Gathering::new(self.plan.clone(), step);
+        while gathering.owed() > 0 {
+            let (worker, heard) = self.next(step, || format!("{} tensors of the checkpoint", gathering.owed()))?;
+            match heard {
                 // A job that stops early has already sent the next step's images. Their results are ignored.
-                Heard::Chunk(Chunk { key: TensorKey::Activations { .. }, .. }, _) => continue,
-                Heard::Chunk(chunk, _) => chunk,
+                Heard::Chunk(Chunk { key: TensorKey::Activations { .. }, .. }, _) => {}
+                Heard::Chunk(chunk, _) => {
+                    let accepted = gathering.accept(worker, chunk);
+                    accepted.map_err(|source| JobError::Desync { worker, step, source })?;
+                }
                 other => return Err(self.out_of_turn(worker, step, other)),
-            };
-            let desync = |source| JobError::Desync { worker, step, source };
-            let shape = expected_shape(&plan, 0, &chunk.key).map_err(desync)?;
-            if !is_owed(&chunk.key, &plan, worker, step) {
-                return Err(self.out_of_turn(worker, step, Heard::Chunk(chunk, 0)));
-            }
-            let key = chunk.key.clone();
-            if let Some((TensorKey::Parameter { name, tower, state: kind, .. }, Elements::Floats(values))) =
-                assembler.accept(chunk, &shape).map_err(desync)?
-            {
-                let tensors = if kind == State::Weights { &mut state.weights } else { &mut state.momentum };
-                let parameter = plan.network.parameter(&name).expect("its shape was found by name");
-                if let Some(tensor) = tensors.get_mut(&name) {
-                    let part = ArrayD::from_shape_vec(IxDyn(&shape), values).expect("assembled in this shape");
-                    let slice = Slice::from(parameter.slice(&plan.network, tower));
-                    tensor.slice_axis_mut(Axis(0), slice).assign(&part);
-                }
-                if !seen.insert(key.clone()) {
-                    return Err(desync(WireError::Value {
-                        field: "tensor",
-                        value: key.to_string(),
-                        expected: "it must be sent once",
-                    }));
-                }
-                owed -= 1;
             }
         }
-        Ok(state)
+        Ok(gathering.finish())
     }
 
     /// The error for a message that isn't allowed now.
@@ -460,11 +415,6 @@ impl Cluster {
             why: ended.unwrap_or(why),
         }
     }
-}
-
-/// Whether a worker owes this tensor to the state as of step `at`.
-fn is_owed(key: &TensorKey, plan: &Plan, worker: usize, at: u64) -> bool {
-    matches!(key, TensorKey::Parameter { step, tower, .. } if *step == at && plan.placement[*tower] == worker)
 }
 
 /// Why a message can't be delivered.

@@ -1,0 +1,51 @@
+//! Files that are written whole or not at all: under a temporary name, synced, then renamed.
+//!
+//! Not here: what the files hold.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use crate::unguessable::unguessable;
+
+/// Writes a file under a temporary name, syncs it, and renames it.
+///
+/// # Errors
+/// When it can't be written. Then nothing of it is left.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    // Two writers of one file must not share a temporary one: the first to finish would rename what the other still writes.
+    let name = path.file_name().map_or_else(|| "file".into(), |name| name.to_string_lossy().into_owned());
+    let temporary = path.with_file_name(format!(".{name}.{:016x}.tmp", unguessable()));
+    let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    written.inspect_err(|_| {
+        // The first error is the useful one.
+        let _ = fs::remove_file(&temporary);
+    })?;
+    sync_folder(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}
+
+/// Writes a file and syncs it.
+pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Syncs a folder, so that the names in it are on disk.
+pub(crate) fn sync_folder(path: &Path) -> std::io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Renames `new` to `path`. If `path` exists, the two are exchanged, so that `path` exists at every moment.
+pub(crate) fn put_in_place(new: &Path, path: &Path) -> std::io::Result<()> {
+    if !path.exists() {
+        return fs::rename(new, path);
+    }
+    match rustix::fs::renameat_with(rustix::fs::CWD, new, rustix::fs::CWD, path, rustix::fs::RenameFlags::EXCHANGE) {
+        // The file system can't exchange: remove the older one first. A resumed job writes it again.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            fs::remove_dir_all(path).and_then(|()| fs::rename(new, path))
+        }
+        exchanged => Ok(exchanged?),
+    }
+}

@@ -1,0 +1,174 @@
+//! The state of a job: the weights and the momentum of all towers, and how far the job has come. It is scattered to the workers
+//! tower by tower, and gathered from them likewise. Pure: nothing is sent from here.
+//!
+//! Not here: its form on disk (`checkpoint`).
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use convoy_common::parameters::{Parameter, Tensors};
+use convoy_common::plan::Plan;
+use convoy_common::wire::{Assembler, Chunk, Elements, Payload, State, TensorKey, WireError, expected_shape};
+use ndarray::{ArrayD, Axis, IxDyn, Slice};
+use serde::{Deserialize, Serialize};
+
+/// Weights and momentum of all towers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobState {
+    /// By parameter name.
+    pub weights: Tensors,
+    /// By parameter name. Empty where nothing is trained.
+    pub momentum: Tensors,
+}
+
+/// How far a job has come. The position in the data follows from the step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Steps committed.
+    pub step: u64,
+    /// Sum of the losses of the current epoch's images, in the order of training.
+    pub epoch_loss_sum: f64,
+    /// Number of those images.
+    pub epoch_images: u64,
+    /// Mean loss of the last complete epoch.
+    pub train_loss: Option<f64>,
+    /// Last measured test accuracy.
+    pub test_accuracy: Option<f64>,
+}
+
+/// Everything needed to continue a job, in memory.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// How far the job had come.
+    pub progress: Progress,
+    /// The state after the last step of `progress`.
+    pub state: JobState,
+}
+
+impl JobState {
+    /// The tensors that the holder of `tower` needs, as of `step`.
+    pub fn slices(&self, plan: &Plan, tower: usize, step: u64) -> impl Iterator<Item = Payload> {
+        let both = [(State::Weights, &self.weights), (State::Momentum, &self.momentum)];
+        both.into_iter().flat_map(move |(state, tensors)| {
+            plan.network.parameters().into_iter().filter_map(move |parameter| {
+                let tensor = tensors.get(&parameter.name)?;
+                let slice = parameter.slice_of(&plan.network, tower, tensor);
+                let key = TensorKey::Parameter { step, name: parameter.name.clone(), tower, state };
+                let values: Vec<f32> = slice.iter().copied().collect();
+                Some(Payload::floats(key, slice.shape().to_vec(), values))
+            })
+        })
+    }
+}
+
+/// The state of a job, while the workers' tensors of it arrive.
+#[derive(Debug)]
+pub struct Gathering {
+    plan: Arc<Plan>,
+    step: u64,
+    parameters: Vec<Parameter>,
+    state: JobState,
+    assembler: Assembler,
+    /// Tensors that have arrived whole.
+    seen: HashSet<TensorKey>,
+}
+
+impl Gathering {
+    /// Gathers the state as of `step` from all workers of the plan.
+    pub fn new(plan: Arc<Plan>, step: u64) -> Self {
+        let (zeros, parameters) = (plan.network.zeros(), plan.network.parameters());
+        let assembler = Assembler::new(parameters.iter().map(|parameter| parameter.len() * 8).sum());
+        let state = JobState { momentum: zeros.clone(), weights: zeros };
+        Self { plan, step, parameters, state, assembler, seen: HashSet::new() }
+    }
+
+    /// Number of tensors that have not arrived.
+    pub fn owed(&self) -> usize {
+        self.parameters.len() * self.plan.network.towers * 2 - self.seen.len()
+    }
+
+    /// Takes a chunk from `worker`.
+    ///
+    /// # Errors
+    /// When the worker does not owe it.
+    pub fn accept(&mut self, worker: usize, chunk: Chunk) -> Result<(), WireError> {
+        let wrong = |key: &TensorKey, expected| WireError::Value { field: "tensor", value: key.to_string(), expected };
+        let shape = expected_shape(&self.plan, 0, &chunk.key)?;
+        let key = chunk.key.clone();
+        let TensorKey::Parameter { step, name, tower, state } = &key else {
+            return Err(wrong(&key, "only weights and momentum are owed"));
+        };
+        if *step != self.step || self.plan.placement[*tower] != worker {
+            return Err(wrong(&key, "the worker does not owe it"));
+        }
+        if self.seen.contains(&key) {
+            return Err(wrong(&key, "it must be sent once"));
+        }
+        let Some((_, Elements::Floats(values))) = self.assembler.accept(chunk, &shape)? else { return Ok(()) };
+        let tensors = if *state == State::Weights { &mut self.state.weights } else { &mut self.state.momentum };
+        let parameter = self.parameters.iter().find(|parameter| parameter.name == *name);
+        if let (Some(parameter), Some(tensor)) = (parameter, tensors.get_mut(name)) {
+            let part = ArrayD::from_shape_vec(IxDyn(&shape), values).expect("assembled in this shape");
+            let slice = Slice::from(parameter.slice(&self.plan.network, *tower));
+            tensor.slice_axis_mut(Axis(0), slice).assign(&part);
+        }
+        self.seen.insert(key);
+        Ok(())
+    }
+
+    /// The whole state, once nothing is owed.
+    pub fn finish(self) -> JobState {
+        debug_assert_eq!(self.owed(), 0);
+        self.state
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use convoy_common::model::{Network, presets};
+    use convoy_common::wire::{chunk_from_frame, frames};
+
+    use super::*;
+
+    fn plan() -> Arc<Plan> {
+        let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
+        Arc::new(Plan::new(network, 2).unwrap())
+    }
+
+    fn some_state(plan: &Plan) -> JobState {
+        JobState { weights: plan.network.initial_weights(3), momentum: plan.network.initial_weights(4) }
+    }
+
+    fn chunks(payload: Payload) -> impl Iterator<Item = Chunk> {
+        frames(1, payload).map(|frame| chunk_from_frame(frame).unwrap())
+    }
+
+    #[test]
+    fn what_is_scattered_is_gathered_again_to_the_bit() {
+        let plan = plan();
+        let state = some_state(&plan);
+        let mut gathering = Gathering::new(plan.clone(), 7);
+        for tower in 0..plan.network.towers {
+            for chunk in state.slices(&plan, tower, 7).flat_map(chunks) {
+                assert_ne!(gathering.owed(), 0);
+                gathering.accept(plan.placement[tower], chunk).unwrap();
+            }
+        }
+        assert_eq!(gathering.owed(), 0);
+        assert_eq!(gathering.finish(), state);
+    }
+
+    #[test]
+    fn tensors_of_another_step_or_worker_or_sent_twice_are_refused() {
+        let plan = plan();
+        let state = some_state(&plan);
+        let first = |step| chunks(state.slices(&plan, 0, step).next().unwrap()).next().unwrap();
+        let mut gathering = Gathering::new(plan.clone(), 7);
+        assert!(gathering.accept(0, first(8)).is_err(), "another step");
+        assert!(gathering.accept(1, first(7)).is_err(), "a tower of another worker");
+        assert!(first(7).ends().is_some(), "the first tensor has one chunk");
+        gathering.accept(0, first(7)).unwrap();
+        let error = gathering.accept(0, first(7)).unwrap_err().to_string();
+        assert!(error.contains("sent once"), "{error}");
+    }
+}
