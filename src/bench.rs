@@ -9,7 +9,7 @@ use std::path::Path;
 use convoy_common::batch::{BATCH_MAX, THREADS_MAX};
 use convoy_common::model::Network;
 use convoy_coordinator::data::DataSource;
-use convoy_coordinator::job::{Asked, Length, Running};
+use convoy_coordinator::job::{Asked, Length, Rehearsal, Running, defaults};
 use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::observe::{Event, Observer};
 use convoy_coordinator::trace::Sampling;
@@ -114,6 +114,10 @@ fn job(asked: &Steps, model: String, out: &Path, log: &Log) -> Result<Training, 
             token: None,
             micro_batches: asked.micro_batches,
             checkpoint_every: None,
+            // A bench measures steps, and nothing between them.
+            snapshot_every: Some(u64::MAX),
+            patience: defaults::PATIENCE,
+            rehearsal: Rehearsal::default(),
             trace: Sampling::Steps(first..=last),
             otlp: None,
             local: log.local_program()?,

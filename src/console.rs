@@ -56,12 +56,19 @@ impl Console {
         self.images += images as u64;
         let rate = self.images as f64 / self.began.elapsed().as_secs_f64().max(1e-9);
         if let Some(bar) = &self.bar {
-            bar.inc(1);
+            self.show(step);
             bar.set_message(format!("epoch {epoch}  {rate:.0} images/s  loss {loss:.4}"));
         } else if self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
             let last = self.started.as_ref().map_or(step, |started| started.last_step);
             tell(&format!("step {step}/{last}  epoch {epoch}  {rate:.0} images/s  loss {loss:.4}"));
+        }
+    }
+
+    /// Sets the progress bar to a step.
+    fn show(&self, step: u64) {
+        if let (Some(bar), Some(started)) = (&self.bar, &self.started) {
+            bar.set_position((step + 1).saturating_sub(started.first_step));
         }
     }
 
@@ -116,6 +123,16 @@ impl Observer for Console {
                 epoch.images_per_second
             )),
             Event::Checkpoint { .. } => {}
+            Event::Fault { what, rewound_to, .. } => {
+                self.show(rewound_to);
+                tell(&format!("{what}; continuing from step {rewound_to}"));
+            }
+            Event::Recovered(incident) => tell(&format!(
+                "recovered in {:.0} ms: {:.0} ms until all workers were there, {:.0} ms to give them their weights",
+                incident.replace_ms + incident.restore_ms,
+                incident.replace_ms,
+                incident.restore_ms
+            )),
             Event::Ended(ended) => self.end(&ended),
         }
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
 use convoy_coordinator::data::DataSource;
-use convoy_coordinator::job::Running;
+use convoy_coordinator::job::{Rehearsal, Running, defaults};
 use convoy_coordinator::measure::{Measurement, Measuring, measure};
 use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::observe::{Event, Observer};
@@ -71,6 +71,9 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
             token: settings::token(arguments.token_file.as_deref())?,
             micro_batches: None,
             checkpoint_every: None,
+            snapshot_every: None,
+            patience: defaults::PATIENCE,
+            rehearsal: Rehearsal::default(),
             trace: Sampling::Off,
             otlp: None,
             isa: arguments.isa.map(|isa| isa.to_string()),

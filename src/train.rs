@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use convoy_common::address::Address;
@@ -10,7 +11,7 @@ use convoy_common::model::presets;
 use convoy_common::schedule::Schedule;
 use convoy_coordinator::checkpoint;
 use convoy_coordinator::data::DataSource;
-use convoy_coordinator::job::{Asked, Length, Order, Running};
+use convoy_coordinator::job::{Asked, Length, Order, Rehearsal, Running, defaults};
 use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::trace::Sampling;
 use convoy_coordinator::train::{Out, Training, train};
@@ -98,6 +99,13 @@ pub(crate) struct Arguments {
     /// Steps between checkpoints. One is also written at the end and on Ctrl-C [default: the steps of one epoch]
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     checkpoint_every: Option<u64>,
+    /// Steps between snapshots in memory. After a fault, the job continues from the last one [default: as often as costs at most
+    /// 2 % of the time]
+    #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
+    snapshot_every: Option<u64>,
+    /// Seconds to wait for another worker after a fault. Then the remaining workers take the towers over [default: 10]
+    #[arg(long, value_name = "SECONDS", value_parser = whole::<u64>(0..=86_400))]
+    patience: Option<u64>,
     /// Steps to keep in the run's trace: off, sample (about 50 steps, spread over the run, and up to 30 slow ones), steps:FROM-TO,
     /// or all
     #[arg(long, value_name = "off|sample|steps:FROM-TO|all", default_value = "sample")]
@@ -108,6 +116,9 @@ pub(crate) struct Arguments {
     /// Folder of the run [default: that of the resumed run, or a new folder runs/MODEL-TIME]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// After a fault, continue from a wrong snapshot, to test whether a replay finds it
+    #[arg(long, hide = true)]
+    rehearse_stale_snapshot: bool,
     /// Print one JSON object per event instead of text
     #[arg(long)]
     json: bool,
@@ -135,6 +146,9 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
             token: settings::token(arguments.token_file.as_deref())?,
             micro_batches: arguments.micro_batches,
             checkpoint_every: arguments.checkpoint_every,
+            snapshot_every: arguments.snapshot_every,
+            rehearsal: Rehearsal { stale_snapshot: arguments.rehearse_stale_snapshot },
+            patience: arguments.patience.map_or(defaults::PATIENCE, Duration::from_secs),
             trace: arguments.trace,
             otlp: settings::otlp_endpoint(),
             isa: arguments.isa.map(|isa| isa.to_string()),

@@ -1,5 +1,5 @@
-//! Faults with real processes and real signals. Until recovery exists, a lost worker ends the job at once with an error that
-//! names it. The last checkpoint stays valid, and nothing is left behind. Every test asserts that its fault fired.
+//! How jobs end, with real processes and real signals: requests to stop, killed coordinators, numbers that are not finite. The last
+//! checkpoint stays valid, and nothing is left behind. Every test asserts that its fault fired. Lost workers: `recovery.rs`.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use support::{checkpoint, finish, hash, is_alive, losses, record, said, signal, succeed, wait_for, worker_processes};
+use support::{checkpoint, finish, hash, is_alive, losses, said, signal, succeed, wait_for, worker_processes};
 use tempfile::TempDir;
 
 /// Found, told and cleaned up within this.
@@ -33,35 +33,6 @@ fn none_is_left(processes: &[u32]) {
     wait_for("every worker process to be gone", || (!processes.iter().any(|p| is_alive(*p))).then_some(()));
 }
 
-/// The signal ends the job within five seconds, by name; the checkpoint goes on to the bits of an undisturbed job.
-fn losing_a_worker_by(with: &str) {
-    let folder = TempDir::new().unwrap();
-    let (out, whole) = (folder.path().join("run"), folder.path().join("whole"));
-    let child = start(&out, "--checkpoint-every 3");
-    wait_for_steps(&out, 4);
-    let processes = worker_processes(&out);
-    assert!(processes.len() == 2 && processes.iter().all(|process| is_alive(*process)));
-    let began = Instant::now();
-    signal(processes[1], with);
-    let output = finish(child);
-    let took = began.elapsed();
-    assert!(took < SOON, "{with}: took {took:?}");
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    for part in ["worker 1", "tower 1", "was lost at step", &processes[1].to_string()] {
-        assert!(error.contains(part), "{with}: no \"{part}\" in {error}");
-    }
-    assert!(!error.contains("panicked"), "{error}");
-    assert!(with != "KILL" || error.contains("signal 9"), "the fault fired: {error}");
-    none_is_left(&processes);
-    assert_eq!(record(&out)["status"], "failed");
-    let step: u64 = checkpoint(&out).file_name().unwrap().to_str().unwrap()[5..].parse().unwrap();
-    let end = step + 3;
-    succeed(&format!("train --data bundled --steps {end}"), &[("--resume", &out)]);
-    succeed(&format!("train --data bundled {JOB} --steps {end} --workers 1"), &[("--out", &whole)]);
-    assert_eq!((hash(&whole), losses(&whole)), (hash(&out), losses(&out)), "{with}");
-}
-
 /// The control of all comparisons here: what an undisturbed job ends in depends on its seed.
 #[test]
 fn another_seed_has_other_bits_and_losses() {
@@ -72,16 +43,6 @@ fn another_seed_has_other_bits_and_losses() {
         (hash(&out), losses(&out))
     });
     assert!(one.0 != other.0 && one.1 != other.1, "{one:?} {other:?}");
-}
-
-#[test]
-fn a_killed_worker_ends_the_job_by_name_and_leaves_a_good_checkpoint() {
-    losing_a_worker_by("KILL");
-}
-
-#[test]
-fn a_stopped_worker_is_noticed_and_ends_the_job_by_name() {
-    losing_a_worker_by("STOP");
 }
 
 /// A job over workers that were started by hand, as containers' are.

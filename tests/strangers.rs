@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::pin::Pin;
@@ -66,7 +66,7 @@ fn hello(protocol_version: u32) -> v1::FromWorker {
         instruction_set: "abacus".to_owned(),
         host: "elsewhere".to_owned(),
     };
-    v1::FromWorker { message: Some(v1::from_worker::Message::Hello(hello)) }
+    v1::FromWorker { generation: 0, message: Some(v1::from_worker::Message::Hello(hello)) }
 }
 
 /// What the coordinator answers to a first word.
@@ -91,9 +91,9 @@ async fn strangers_at_the_coordinators_door_are_refused_and_the_job_goes_on() {
     for part in [&versions[0], &versions[1], "convoy 77.7", "same version of the program"] {
         assert!(status.message().contains(part), "no \"{part}\" in {status}");
     }
-    let status = answer_to(&address, v1::FromWorker { message: None }).await;
+    let status = answer_to(&address, v1::FromWorker { generation: 1, message: None }).await;
     assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "the message lacks \"message\""));
-    let ready = v1::FromWorker { message: Some(v1::from_worker::Message::Ready(v1::Ready {})) };
+    let ready = v1::FromWorker { generation: 1, message: Some(v1::from_worker::Message::Ready(v1::Ready {})) };
     let status = answer_to(&address, ready).await;
     assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "a worker's first message must be Hello"));
     let mut endless = hello(PROTOCOL_VERSION);
@@ -160,10 +160,27 @@ impl Fake {
     async fn ready(mut self) -> (Self, u64) {
         let order = self.orders.next().await.unwrap().unwrap();
         let Some(v1::to_worker::Message::Assign(assign)) = order.message else { panic!("{order:?}") };
-        let ready = v1::FromWorker { message: Some(v1::from_worker::Message::Ready(v1::Ready {})) };
+        let ready = v1::FromWorker { generation: 1, message: Some(v1::from_worker::Message::Ready(v1::Ready {})) };
         self.say.send(ready).await.unwrap();
         (self, assign.job)
     }
+}
+
+/// What a coordinator says up to the first fault. Then it is interrupted, which ends it although no worker says anything.
+fn fault_of(mut child: Child) -> String {
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut text = String::new();
+    for line in lines.by_ref() {
+        text = text + &line + "\n";
+        if line.contains("continuing from step") {
+            break;
+        }
+    }
+    signal(child.id(), "INT");
+    lines.for_each(|line| text = text.clone() + &line + "\n");
+    let output = finish(child);
+    assert_eq!(output.status.code(), Some(130), "{text}{}", said(&output));
+    text + &said(&output)
 }
 
 /// Two fake workers that take their towers, and then one of them sends `frames`.
@@ -188,9 +205,7 @@ async fn towers_taken_then(frames: impl FnOnce(u64, &v1::Chunk) -> Vec<v1::Frame
         // The coordinator may have hung up on an earlier one.
         let _ = fake.send.send(frame).await;
     }
-    let output = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    let text = String::from_utf8(output.stderr).unwrap();
+    let text = tokio::task::spawn_blocking(|| fault_of(child)).await.unwrap();
     assert!(!text.contains("panicked") && text.contains("worker 1"), "{text}");
     text
 }
@@ -220,13 +235,15 @@ async fn a_backward_pass_without_logits_commits_nothing() {
         for micro_batch in &micro_batches {
             let done = v1::BackwardDone { micro_batch: Some(*micro_batch), tower };
             // The coordinator may have hung up on an earlier one.
-            let _ =
-                fake.0.say.send(v1::FromWorker { message: Some(v1::from_worker::Message::BackwardDone(done)) }).await;
+            let _ = fake
+                .0
+                .say
+                .send(v1::FromWorker { generation: 1, message: Some(v1::from_worker::Message::BackwardDone(done)) })
+                .await;
         }
     }
-    let output = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    assert!(said(&output).contains("BackwardDone"), "the fault fired: {}", said(&output));
+    let text = tokio::task::spawn_blocking(|| fault_of(child)).await.unwrap();
+    assert!(text.contains("BackwardDone"), "the fault fired: {text}");
     assert_eq!(std::fs::read_to_string(out.join("metrics.jsonl")).unwrap(), "", "nothing was committed");
 }
 
@@ -244,6 +261,7 @@ fn activations(images: &v1::Chunk, exchange: u32, from_tower: u32) -> v1::chunk:
 fn frame(job: u64, tensor: v1::chunk::Tensor, shape: &[u32], offset: u64, data: &[u8]) -> v1::Frame {
     let chunk = v1::Chunk {
         job,
+        generation: 1,
         tensor: Some(tensor),
         shape: shape.to_vec(),
         offset,
@@ -450,7 +468,7 @@ impl Coordinator for Impostor {
             let _ = visits.send(last).await;
         });
         let welcome = v1::to_worker::Message::Welcome(v1::Welcome { session: 9, requires_token: false });
-        let words = std::iter::once(v1::ToWorker { message: Some(welcome) }).chain(words).map(Ok);
+        let words = std::iter::once(v1::ToWorker { generation: 0, message: Some(welcome) }).chain(words).map(Ok);
         Ok(Response::new(Box::pin(tokio_stream::iter(words.collect::<Vec<_>>()).chain(tokio_stream::pending()))))
     }
 
@@ -484,7 +502,7 @@ fn assign(change: impl FnOnce(&mut v1::Assign)) -> v1::ToWorker {
         trace: true,
     };
     change(&mut assign);
-    v1::ToWorker { message: Some(v1::to_worker::Message::Assign(assign)) }
+    v1::ToWorker { generation: 1, message: Some(v1::to_worker::Message::Assign(assign)) }
 }
 
 fn parameter(step: u64, name: &str, tower: u32) -> v1::chunk::Tensor {
@@ -502,8 +520,8 @@ async fn a_worker_survives_a_coordinator_that_talks_nonsense() {
     let sound = || vec![assign(|_| ())];
     let tower_0 = |offset: u64| frame(5, parameter(0, "conv1.weight", 0), &[16, 1, 5, 5], offset, &[0; 8]);
     let scripts = [
-        Script::Say(vec![v1::ToWorker { message: None }], vec![]),
-        Script::Say(vec![v1::ToWorker { message: Some(commit.clone()) }], vec![]),
+        Script::Say(vec![v1::ToWorker { generation: 1, message: None }], vec![]),
+        Script::Say(vec![v1::ToWorker { generation: 1, message: Some(commit.clone()) }], vec![]),
         Script::Say(vec![assign(|a| a.model = "not TOML".to_owned())], vec![]),
         Script::Say(vec![assign(|a| a.placement = vec![0, 7])], vec![]),
         Script::Say(vec![assign(|a| a.placement = vec![u32::MAX; 1000])], vec![]),
@@ -518,7 +536,7 @@ async fn a_worker_survives_a_coordinator_that_talks_nonsense() {
             })],
             vec![],
         ),
-        Script::Say([sound(), vec![v1::ToWorker { message: Some(commit) }]].concat(), vec![]),
+        Script::Say([sound(), vec![v1::ToWorker { generation: 1, message: Some(commit) }]].concat(), vec![]),
         Script::Say(sound(), vec![v1::Frame { frame: None }]),
         Script::Say(sound(), vec![tower_0(4)]),
         Script::Say(sound(), vec![frame(5, parameter(0, "conv9.weight", 0), &[1], 0, &[0; 4])]),

@@ -75,7 +75,9 @@ fn moved(model: &str, steps: u64) -> ([u64; 2], Value) {
         let mut command = support::convoy();
         command.args(["worker", "--join", &door, "--threads", "1"]).stderr(Stdio::null()).spawn().unwrap()
     });
-    let job = format!("train --model {model} --data bundled --batch 64 --schedule constant --steps {steps}");
+    let job = format!(
+        "train --model {model} --data bundled --batch 64 --schedule constant --snapshot-every 1000 --steps {steps}"
+    );
     let mut command = support::convoy();
     command.args(job.split_whitespace()).args(["--listen", &address]).arg("--out").arg(&out);
     let output = finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use convoy_common::model::ModelError;
 use convoy_common::plan::PlanError;
-use convoy_common::wire::WireError;
 
 use crate::checkpoint::CheckpointError;
 use crate::data::DataError;
+use crate::fault::Fault;
 
 /// Why a job can't start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -80,20 +80,28 @@ pub enum JobError {
     /// Too few workers came in time.
     #[error("{have} of {want} workers connected within {seconds} s; start more with: convoy worker --join {address}")]
     TooFewWorkers { have: usize, want: usize, seconds: u64, address: String },
-    /// A worker was lost.
-    #[error("worker {worker} (process {process_id} on {host}), which held {towers}, was lost at step {step}: {why}")]
-    WorkerLost { worker: usize, process_id: u32, host: String, towers: String, step: u64, why: String },
+    /// A fault, in a command that does not recover, or in the first formation of a cluster.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// A fault returns whatever recovery does.
+    #[error("{generations} generations in a row made no progress beyond step {step}; the last one ended with a fault")]
+    Fruitless {
+        generations: u32,
+        step: u64,
+        #[source]
+        fault: Fault,
+    },
+    /// A replayed step gave another loss.
+    #[error(
+        "step {step} had the loss {first} at first and {again} when it was replayed: a machine of this job computes \
+         differently, or its memory is faulty"
+    )]
+    ReplayDiffers { step: u64, first: f64, again: f64 },
     /// A worker was asked to stop.
     #[error(
         "worker {worker} on {host} was stopped after step {step}; a checkpoint was written, and --resume continues from it"
     )]
     WorkerLeaves { worker: usize, host: String, step: u64 },
-    /// A worker reported a failure.
-    #[error("worker {worker} failed at step {step}: {message}")]
-    WorkerFailed { worker: usize, step: u64, message: String },
-    /// A worker sent something that it has no part in.
-    #[error("worker {worker} sent an invalid message at step {step}")]
-    Desync { worker: usize, step: u64, source: WireError },
     /// No worker sent anything for too long.
     #[error("step {step} made no progress for {seconds} s; the coordinator waited for {waiting_for}")]
     Silence { seconds: u64, step: u64, waiting_for: String },

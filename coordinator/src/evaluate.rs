@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use convoy_common::batch::{EVALUATIONS_UNDER_WAY, MicroBatch, MicroBatchId, Phase};
 
-use crate::cluster::{Cluster, Heard};
+use crate::crew::{Crew, Received, invalid, out_of_turn};
 use crate::data::Split;
-use crate::error::JobError;
-use crate::exchange::{Exchanges, Routed};
+use crate::exchange::Routed;
+use crate::fault::Stop;
 use crate::loss::cross_entropy;
 
 /// The result of a network on a set of images.
@@ -34,15 +34,8 @@ impl Measured {
 ///
 /// # Errors
 /// When a worker is lost, fails, or sends an invalid message, or when `stop` is set.
-pub fn evaluate(
-    cluster: &mut Cluster,
-    exchanges: &mut Exchanges,
-    split: &Split,
-    step: u64,
-    size: usize,
-    stop: &AtomicBool,
-) -> Result<Measured, JobError> {
-    let classes = cluster.plan().network.classes();
+pub fn evaluate(crew: &mut Crew, split: &Split, step: u64, size: usize, stop: &AtomicBool) -> Result<Measured, Stop> {
+    let classes = crew.plan.network.classes();
     let mut measured =
         Measured { correct: 0, images: split.len(), loss: 0.0, logits: vec![0.0; split.len() * classes] };
     let mut losses = vec![0.0; split.len()];
@@ -51,27 +44,27 @@ pub fn evaluate(
     loop {
         while under_way < EVALUATIONS_UNDER_WAY {
             let Some(micro_batch) = waiting.next() else { break };
-            exchanges.open(&micro_batch);
-            cluster.send_images(split, &micro_batch, micro_batch.samples.clone())?;
+            crew.exchanges.open(&micro_batch);
+            crew.send_images(split, &micro_batch, micro_batch.samples.clone())?;
             under_way += 1;
         }
         if under_way == 0 {
             break;
         }
         if stop.load(Ordering::Relaxed) {
-            return Err(JobError::Interrupted);
+            return Err(Stop::InOrder(None));
         }
-        cluster.check_all_stay(step)?;
-        let (worker, heard) = cluster.next(step, || "logits of test images".to_owned())?;
-        let chunk = match heard {
-            Heard::Chunk(chunk, _) => chunk,
-            other => return Err(cluster.out_of_turn(worker, step, other)),
+        crew.check_all_stay(step)?;
+        let (worker, received) = crew.next(step, || "logits of test images".to_owned())?;
+        let chunk = match received {
+            Received::Chunk(chunk, _) => chunk,
+            other => return Err(out_of_turn(worker, step, &other).into()),
         };
-        match exchanges.route(worker, chunk).map_err(|source| JobError::Desync { worker, step, source })? {
+        match crew.exchanges.route(worker, chunk).map_err(|source| invalid(worker, step, source))? {
             Routed::Kept => {}
-            Routed::Relay { to, chunk } => cluster.relay(&to, chunk, step)?,
+            Routed::Relay { to, chunk } => crew.relay(&to, chunk, step)?,
             Routed::Logits { micro_batch, logits } => {
-                exchanges.close(micro_batch.id);
+                crew.exchanges.close(micro_batch.id);
                 under_way -= 1;
                 for (image, logits) in micro_batch.samples.clone().zip(logits.chunks_exact(classes)) {
                     let label = usize::from(split.label(image));

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use convoy_common::batch::Phase;
 use convoy_common::model::Network;
 use convoy_common::model::presets;
+use convoy_common::wire::Generation;
 
 use super::*;
 
@@ -25,7 +26,14 @@ fn chunk(
 ) -> Chunk {
     let bytes = shape.iter().product::<usize>() * 4;
     let key = TensorKey::Activations { micro_batch: micro_batch(), exchange, direction, from_tower, to_tower };
-    Chunk { job: 1, key, shape: shape.to_vec(), offset: 0, data: Bytes::from(vec![0; bytes]), checksum: 0 }
+    Chunk {
+        generation: Generation { job: 1, number: 1 },
+        key,
+        shape: shape.to_vec(),
+        offset: 0,
+        data: Bytes::from(vec![0; bytes]),
+        checksum: 0,
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::io::PipeWriter;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use convoy_common::address::Address;
 use convoy_common::batch::{BATCH_MAX, Division, THREADS_MAX};
@@ -22,6 +23,8 @@ use crate::trace::Sampling;
 
 /// The defaults. `convoy train --help` prints them.
 pub mod defaults {
+    use std::time::Duration;
+
     use convoy_common::schedule::Schedule;
 
     /// Passes over the training images.
@@ -42,6 +45,8 @@ pub mod defaults {
     pub const SLOTS: usize = 1;
     /// Micro-batches per slot.
     pub const MICRO_BATCHES: usize = 2;
+    /// How long to wait for another worker after a fault.
+    pub const PATIENCE: Duration = Duration::from_secs(10);
 }
 
 /// The order of the images in an epoch.
@@ -166,14 +171,27 @@ pub struct Running {
     pub micro_batches: Option<usize>,
     /// Steps between checkpoints. None: the steps of one epoch.
     pub checkpoint_every: Option<u64>,
+    /// Steps between snapshots in memory. None: as often as costs at most 2 % of the time.
+    pub snapshot_every: Option<u64>,
+    /// How long to wait for another worker after a fault, before the remaining workers take the towers over.
+    pub patience: Duration,
     /// Steps to keep in the trace.
     pub trace: Sampling,
     /// Endpoint of a receiver of the OpenTelemetry protocol, if traced steps are sent to one.
     pub otlp: Option<String>,
+    /// Deliberate faults of recovery, for tests that must find them.
+    pub rehearsal: Rehearsal,
     /// The program to start as a worker.
     pub local: LocalProgram,
     /// The job's counters.
     pub metrics: Metrics,
+}
+
+/// Deliberate faults of recovery itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rehearsal {
+    /// After a fault, workers get the state that the run began with, instead of the snapshot's.
+    pub stale_snapshot: bool,
 }
 
 /// How to start an embedded worker.

@@ -1,16 +1,19 @@
-//! The coordinator: it forms the cluster, drives steps, relays exchanges, loads data, computes the loss, and writes checkpoints
-//! and records.
+//! The coordinator: it forms the cluster, drives steps, relays exchanges, recovers from faults, loads data, computes the loss, and
+//! writes checkpoints and records.
 //!
 //! Not here: computing activations (the worker), and printing (the program). Events go to an [`observe::Observer`].
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
 pub mod cluster;
+pub mod crew;
 pub mod data;
 pub mod error;
 pub mod evaluate;
 pub mod exchange;
+pub mod fault;
 pub mod files;
+pub mod incident;
 pub mod job;
 pub mod loss;
 pub mod measure;
@@ -18,6 +21,7 @@ pub mod metrics;
 pub mod observe;
 pub mod order;
 pub mod record;
+pub mod recovery;
 pub mod state;
 pub mod step;
 pub mod trace;

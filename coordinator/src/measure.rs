@@ -6,22 +6,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use convoy_common::chain::chain;
 use convoy_common::model::Network;
 use convoy_common::parameters::{Tensors, sha256};
 use convoy_common::plan::Plan;
-use convoy_common::wire::Assignment;
+use convoy_common::wire::{Assignment, Generation};
 use ndarray::{ArrayD, IxDyn};
 use serde::Serialize;
 
 use crate::checkpoint::{self, Checkpoint};
-use crate::cluster::formation::form;
+use crate::cluster::Cluster;
+use crate::crew::Crew;
 use crate::data::{DataChoice, DataSource, Places, Wanted};
 use crate::error::JobError;
-use crate::evaluate::evaluate;
-use crate::exchange::Exchanges;
+use crate::evaluate::{Measured, evaluate};
+use crate::fault::Stop;
 use crate::job::{Job, Running, defaults};
 use crate::observe::{Event, Observer};
 use crate::state::JobState;
+use crate::trace::Recorder;
 use crate::unguessable::unguessable;
 
 /// The most images per micro-batch. A checkpoint of a job with smaller micro-batches is measured with those, because its workers
@@ -87,7 +90,6 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     }
     let job = unguessable().max(1);
     let threads = running.threads_of_each(workers)?;
-    let mut cluster = form(job, plan.clone(), &running, threads, observer, stop)?;
     let assignment = Assignment {
         job,
         model: text,
@@ -102,10 +104,21 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         trace: false,
     };
     let state = JobState { weights, momentum: Tensors::new() };
-    cluster.assign(&assignment, &state, 0)?;
-    let mut exchanges = Exchanges::new(plan, micro_batch);
-    let measured = evaluate(&mut cluster, &mut exchanges, &data.images, 0, micro_batch, stop)?;
-    cluster.dismiss("measured");
+    let mut cluster = Cluster::open(&running, workers, threads)?;
+    let mut recorder = Recorder::off(cluster.clock());
+    let measure_once = || -> Result<Measured, Stop> {
+        if !cluster.gather(observer, stop)? {
+            return Err(Stop::InOrder(None));
+        }
+        let generation = Generation { job, number: 1 };
+        let mut crew = Crew::new(&mut cluster, &mut recorder, plan, micro_batch, generation, stop);
+        crew.assign(&assignment, &state, 0)?;
+        evaluate(&mut crew, &data.images, 0, micro_batch, stop)
+    };
+    let measured = measure_once().map_err(JobError::from);
+    let reason = measured.as_ref().map_or_else(|error| chain(error), |_| "measured".to_owned());
+    cluster.dismiss(1, &reason, |_, _| {});
+    let measured = measured?;
     let accuracy = measured.accuracy();
     if let Some(path) = logits {
         let logits = ArrayD::from_shape_vec(IxDyn(&[measured.images, classes]), measured.logits);

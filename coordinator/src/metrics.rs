@@ -8,6 +8,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::incident::Incident;
 use crate::observe::{Event, Observer};
 
 /// Steps take from a millisecond to two minutes. Each bucket reaches twice as far as the one before.
@@ -26,6 +27,7 @@ pub struct Metrics {
     last_step: Gauge,
     epoch: Gauge,
     steps: Counter,
+    faults: Counter,
     images: Counter,
     received_bytes: Counter,
     step_seconds: Histogram,
@@ -53,6 +55,7 @@ impl Default for Metrics {
             last_step: Gauge::default(),
             epoch: Gauge::default(),
             steps: Counter::default(),
+            faults: Counter::default(),
             images: Counter::default(),
             received_bytes: Counter::default(),
             step_seconds: Histogram::new(exponential_buckets(first, factor, buckets)),
@@ -82,6 +85,7 @@ impl Metrics {
         registry.register("last_step", "The last step of the job", metrics.last_step.clone());
         registry.register("epoch", "The current epoch, counted from 1", metrics.epoch.clone());
         registry.register("steps", "Steps committed by this process", metrics.steps.clone());
+        registry.register("faults", "Faults from which the job recovered, or tried to", metrics.faults.clone());
         registry.register("images", "Training images in those steps", metrics.images.clone());
         let help = "Bytes of tensors received from workers up to the last step, without checkpoints";
         registry.register("received_bytes", help, metrics.received_bytes.clone());
@@ -117,7 +121,10 @@ impl Metrics {
                 self.step.set(started.first_step as i64 - 1);
                 self.last_step.set(started.last_step as i64);
             }
-            Event::Step { step, epoch, loss, lr, images, seconds, received_bytes } => {
+            Event::Step { step, replayed: true, .. } => {
+                self.step.set(*step as i64);
+            }
+            Event::Step { step, epoch, loss, lr, images, seconds, received_bytes, replayed: false } => {
                 self.step.set(*step as i64);
                 self.epoch.set(*epoch as i64);
                 self.steps.inc();
@@ -138,7 +145,10 @@ impl Metrics {
             Event::Ended(_) => {
                 self.workers.set(0);
             }
-            Event::Notice { .. } | Event::Elsewhere { .. } => {}
+            Event::Fault { .. } => {
+                self.faults.inc();
+            }
+            Event::Notice { .. } | Event::Elsewhere { .. } | Event::Recovered(_) => {}
         }
     }
 }
@@ -179,6 +189,13 @@ fn log(event: &Event) {
             tracing::info!(epoch = epoch.epoch, step, accuracy, "measured");
         }
         Event::Checkpoint { step, path } => tracing::info!(step, path = %path.display(), "checkpoint"),
+        Event::Fault { worker, what, step, rewound_to } => {
+            tracing::info!(worker, step, rewound_to, "a fault: {what}");
+        }
+        Event::Recovered(incident) => {
+            let Incident { worker, replace_ms, restore_ms, rewound_to, .. } = incident;
+            tracing::info!(worker, replace_ms, restore_ms, rewound_to, "recovered");
+        }
         Event::Ended(ended) => tracing::info!(step = ended.steps, interrupted = ended.interrupted, "ended"),
     }
 }
@@ -206,6 +223,7 @@ mod tests {
                 images: 16,
                 seconds: 0.003,
                 received_bytes: 100,
+                replayed: false,
             });
         }
         metrics.count(&Event::Epoch(EpochRecord {

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::incident::Incident;
+
 /// An event of a job.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -56,7 +58,22 @@ pub enum Event {
         seconds: f64,
         /// Bytes of tensors received from workers since the previous step.
         received_bytes: u64,
+        /// Whether the step was committed before, and was computed again after a fault.
+        replayed: bool,
     },
+    /// A fault: the job goes back to a snapshot and continues with another worker.
+    Fault {
+        /// The worker that it is attributed to.
+        worker: usize,
+        /// What happened.
+        what: String,
+        /// The last committed step.
+        step: u64,
+        /// The step of the snapshot.
+        rewound_to: u64,
+    },
+    /// The job continues after a fault.
+    Recovered(Incident),
     /// The test images were measured, at the end of an epoch or of the job.
     Epoch(EpochRecord),
     /// A checkpoint was written.

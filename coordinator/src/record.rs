@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::checkpoint::{FOLDER, newest};
 use crate::error::JobError;
 use crate::files::write_atomically;
+use crate::incident::Incident;
 use crate::job::Job;
 use crate::observe::{EpochRecord, WorkerRecord};
 
@@ -49,8 +50,8 @@ pub struct RunRecord {
     pub planned_step_traffic: Option<Traffic>,
     /// Training images per second in this run.
     pub images_per_second: Option<f64>,
-    /// Faults from which the job recovered. Always empty until recovery exists.
-    pub incidents: Vec<Value>,
+    /// Faults from which the job recovered.
+    pub incidents: Vec<Incident>,
     /// The result, once the run has ended.
     #[serde(rename = "final")]
     pub ended: Option<FinalRecord>,
@@ -69,6 +70,8 @@ pub struct RunningRecord {
     pub micro_batches: usize,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
+    /// Steps between snapshots. None: as often as costs at most 2 % of the time.
+    pub snapshot_every: Option<u64>,
     /// The last step.
     pub last_step: u64,
     /// The checkpoint that the run continued from, and its step.

@@ -126,7 +126,7 @@ impl Gathering {
 #[cfg(test)]
 mod tests {
     use convoy_common::model::{Network, presets};
-    use convoy_common::wire::{chunk_from_frame, frames};
+    use convoy_common::wire::{Generation, chunk_from_frame, frames};
 
     use super::*;
 
@@ -140,7 +140,7 @@ mod tests {
     }
 
     fn chunks(payload: Payload) -> impl Iterator<Item = Chunk> {
-        frames(1, payload).map(|frame| chunk_from_frame(frame).unwrap())
+        frames(Generation { job: 1, number: 1 }, payload).map(|frame| chunk_from_frame(frame).unwrap())
     }
 
     #[test]

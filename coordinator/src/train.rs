@@ -1,8 +1,11 @@
-//! A training run from beginning to end: settings become a job, a cluster is formed, steps are driven one after another, and
-//! checkpoints and records are written. This is the only loop that sends messages during a step.
+//! A training run from beginning to end: settings become a job, a crew is formed, steps are driven one after another, and
+//! snapshots, checkpoints and records are written. After a fault the run goes back to the last snapshot, forms the next
+//! generation, and replays. Every step is a function of its number, so the result is the same to the bit.
 //!
-//! Not here: what a step decides (`step`), who may send what (`exchange`), and printing (an [`Observer`]).
+//! Not here: what a step decides (`step`), who may send what (`exchange`), reading the workers' messages (`crew`), and printing
+//! (an [`Observer`]).
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,27 +18,31 @@ use convoy_common::parameters::{Tensors, sha256};
 use convoy_common::plan::Plan;
 use convoy_common::schedule::Schedule;
 use convoy_common::trace::Activity;
-use convoy_common::wire::{Assignment, Direction, FromWorker, ToWorker};
+use convoy_common::wire::{Assignment, Direction, FromWorker, Generation, ToWorker};
 
 use crate::checkpoint::{self, Checkpoint, Described, Manifest};
-use crate::cluster::formation::form;
-use crate::cluster::{Cluster, Farewell, Heard};
+use crate::cluster::Cluster;
+use crate::cluster::formation::Gathered;
+use crate::crew::{Crew, Received, invalid, out_of_turn};
 use crate::data::{DataChoice, DataSet, DataSource, Places, Wanted};
 use crate::error::JobError;
 use crate::evaluate::{Measured, evaluate};
-use crate::exchange::{Exchanges, Routed};
+use crate::exchange::{Counted, Routed};
+use crate::fault::{Fault, Stop};
+use crate::incident::Underway;
 use crate::job::{Asked, Job, Running};
 use crate::metrics::Metered;
-use crate::observe::{Ended, EpochRecord, Event, Observer, Started, WorkerRecord};
+use crate::observe::{Ended, EpochRecord, Event, Observer, Started};
 use crate::order::DataOrder;
 use crate::record::{
     EarlierMetrics, ExchangeRecord, FinalRecord, RunFolder, RunRecord, RunningRecord, environment, says_done,
 };
-use crate::state::{JobState, Progress};
+use crate::recovery::{Generations, Pace, Witness};
+use crate::state::{JobState, Progress, Snapshot};
 use crate::step::Step;
 use crate::trace::file::{About, Figures};
 use crate::trace::otlp::{Exporter, read_endpoint};
-use crate::trace::{Recording, Sampling};
+use crate::trace::{Recorder, Recording, Sampling};
 use crate::unguessable::unguessable;
 
 /// A request to train.
@@ -139,7 +146,13 @@ struct Run {
     test_images: String,
     threads: usize,
     progress: Progress,
-    state: JobState,
+    /// What a fault leads back to.
+    snapshot: Snapshot,
+    witness: Witness,
+    /// The state that the run began with, for the rehearsal of a wrong snapshot.
+    stale: Option<JobState>,
+    /// The last step of the last epoch that is in the metrics.
+    measured_through: u64,
     last_step: u64,
     checkpoint_every: u64,
     folder: RunFolder,
@@ -210,6 +223,7 @@ impl Run {
                 listen: running.listen.as_ref().map(ToString::to_string),
                 micro_batches,
                 checkpoint_every,
+                snapshot_every: running.snapshot_every,
                 last_step,
                 resumed,
             },
@@ -225,6 +239,7 @@ impl Run {
         };
         folder.write(&record)?;
         let plan = Arc::new(plan);
+        let stale = running.rehearsal.stale_snapshot.then(|| state.clone());
         Ok(Self {
             job,
             test_images: data.test.fingerprint(),
@@ -234,7 +249,10 @@ impl Run {
             source,
             threads,
             progress,
-            state,
+            stale,
+            snapshot: Snapshot { progress, state },
+            witness: Witness::default(),
+            measured_through: 0,
             last_step,
             checkpoint_every,
             folder,
@@ -247,41 +265,26 @@ impl Run {
         // The level of errors makes it part of every log entry.
         let _of_job = tracing::error_span!("job", job = %format_args!("{job_number:016x}")).entered();
         let exporter = self.running.otlp.as_deref().map(Exporter::start).transpose().map_err(JobError::Otlp)?;
-        let mut cluster = form(job_number, self.plan.clone(), &self.running, self.threads, observer, stop)?;
         if exporter.is_some() && self.running.trace == Sampling::Off {
             let text = "no step is sent to the receiver of traces, because --trace is off".to_owned();
             observer.on(Event::Notice { text });
         }
-        if let Err(error) = self.begin_recording(&mut cluster, exporter) {
-            let text = format!("this run has no trace: {}", chain(&error));
-            observer.on(Event::Notice { text });
-        }
-        let assignment = Assignment { trace: cluster.recorder.is_on(), ..self.assignment(job_number) };
-        cluster.assign(&assignment, &self.state, self.progress.step)?;
-        self.record.workers = worker_records(&cluster);
-        self.folder.write(&self.record)?;
-        observer.on(Event::Started(Box::new(self.started())));
-        let mut drive = Drive {
-            cluster,
-            exchanges: Exchanges::new(self.plan.clone(), self.largest_micro_batch()),
-            order: DataOrder::new(self.job.seed, self.job.order, self.data.train.len(), self.job.batch),
-            sent: None,
-            last_commit: None,
-            seconds: 0.0,
-            epoch_seconds: 0.0,
-            epoch_images: 0,
-            images: 0,
-            received_bytes: 0,
-            checkpoint: None,
-        };
-        let driven = self.drive(&mut drive, observer, stop);
-        self.record.exchanges = exchange_records(&drive.exchanges);
+        let mut cluster = Cluster::open(&self.running, self.plan.workers, self.threads)?;
+        let mut recorder = Recorder::off(cluster.clock());
+        let mut generations = Generations::default();
+        let mut drive =
+            Drive::new(DataOrder::new(self.job.seed, self.job.order, self.data.train.len(), self.job.batch));
+        let mut site = Site { job: job_number, cluster: &mut cluster, recorder: &mut recorder, exporter };
+        let driven = self.recover(&mut site, &mut generations, &mut drive, observer, stop);
+        self.record.exchanges = exchange_records(&drive.counted);
         let reason = match &driven {
             Ok(true) => "interrupted".to_owned(),
             Ok(false) => "done".to_owned(),
             Err(error) => chain(error),
         };
-        let Farewell { busy_threads, mut recorder } = drive.cluster.dismiss(&reason);
+        let generation = generations.number();
+        let busy_threads =
+            cluster.dismiss(generation, &reason, |worker, recorded| recorder.on_recorded(worker, recorded));
         for (record, busy_threads) in self.record.workers.iter_mut().zip(busy_threads) {
             record.busy_threads = busy_threads;
         }
@@ -298,7 +301,7 @@ impl Run {
             steps: self.progress.step,
             train_loss: self.train_loss(),
             test_accuracy: self.progress.test_accuracy,
-            weights_sha256: sha256(&self.state.weights),
+            weights_sha256: sha256(&self.snapshot.state.weights),
             images_per_second: rate,
             checkpoint: drive.checkpoint.unwrap_or_default(),
             out: self.folder.path().to_owned(),
@@ -325,61 +328,183 @@ impl Run {
         let _ = self.folder.write(&self.record);
     }
 
+    /// Drives one generation after another until the job has ended. Returns whether it was interrupted.
+    fn recover(
+        &mut self,
+        site: &mut Site,
+        generations: &mut Generations,
+        drive: &mut Drive,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<bool, JobError> {
+        let mut underway: Option<Underway> = None;
+        loop {
+            let number = generations.begin();
+            let fault = match self.generation(number, site, &mut underway, drive, observer, stop) {
+                Ok(()) => return Ok(false),
+                Err(Stop::InOrder(None)) => return Ok(true),
+                Err(Stop::Abrupt) => return self.end_abruptly(drive, observer).map(|()| true),
+                Err(Stop::InOrder(Some(error)) | Stop::Fatal(error)) => return Err(error),
+                Err(Stop::Fault(fault)) => fault,
+            };
+            // A worker that can't take part in the job at all would fail again and again.
+            if !drive.has_begun && matches!(fault, Fault::Failed { .. }) {
+                return Err(fault.into());
+            }
+            site.cluster.give_up(fault.worker());
+            let fault = generations.ended(fault, self.progress.step)?;
+            let (step, rewound_to) = (self.progress.step, self.snapshot.progress.step);
+            site.recorder.incident(&chain(&fault));
+            observer.on(Event::Fault { worker: fault.worker(), what: chain(&fault), step, rewound_to });
+            underway.get_or_insert_with(|| Underway::begin(&fault, number, step, rewound_to));
+            self.rewind(site, drive);
+        }
+    }
+
+    /// Goes back to the snapshot.
+    fn rewind(&mut self, site: &mut Site, drive: &mut Drive) {
+        self.progress = self.snapshot.progress;
+        (drive.sent, drive.last_commit) = (None, None);
+        site.recorder.rewind(self.progress.step);
+    }
+
+    /// Ends the job without the workers: with a checkpoint of the last snapshot.
+    fn end_abruptly(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
+        self.progress = self.snapshot.progress;
+        self.write_checkpoint(drive, observer)
+    }
+
+    /// One generation: all workers come, get their weights, and train until the job has ended or something happens.
+    fn generation(
+        &mut self,
+        number: u64,
+        site: &mut Site,
+        underway: &mut Option<Underway>,
+        drive: &mut Drive,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<(), Stop> {
+        if !drive.has_begun {
+            if !site.cluster.gather(observer, stop)? {
+                return Err(Stop::Fatal(JobError::Interrupted));
+            }
+        } else {
+            self.replace(site, observer, stop)?;
+        }
+        underway.iter_mut().for_each(Underway::replaced);
+        if !drive.has_begun
+            && !site.recorder.is_on()
+            && let Err(error) = self.begin_recording(site)
+        {
+            let text = format!("this run has no trace: {}", chain(&error));
+            observer.on(Event::Notice { text });
+        }
+        let generation = Generation { job: site.job, number };
+        let assignment = Assignment { trace: site.recorder.is_on(), ..self.assignment(site.job) };
+        let samples_max = self.largest_micro_batch();
+        let mut crew = Crew::new(site.cluster, site.recorder, self.plan.clone(), samples_max, generation, stop);
+        let state = self.stale.as_ref().filter(|_| drive.has_begun).unwrap_or(&self.snapshot.state);
+        crew.assign(&assignment, state, self.progress.step)?;
+        self.record.workers = crew.records();
+        let repaired = underway.take().map(Underway::restored);
+        self.record.incidents.extend(repaired.clone());
+        self.folder.write(&self.record)?;
+        if !std::mem::replace(&mut drive.has_begun, true) {
+            observer.on(Event::Started(Box::new(self.started())));
+        }
+        repaired.into_iter().for_each(|incident| observer.on(Event::Recovered(incident)));
+        let driven = self.drive(&mut crew, drive, observer, stop);
+        drive.add_counted(&crew);
+        driven
+    }
+
+    /// Waits for other workers in the place of lost ones. If none come in time, the remaining ones take the towers over.
+    fn replace(&mut self, site: &mut Site, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<(), Stop> {
+        match site.cluster.refill(self.running.patience, observer, stop)? {
+            Gathered::All => Ok(()),
+            Gathered::Interrupted => Err(Stop::Abrupt),
+            Gathered::Some if site.cluster.present() == 0 => {
+                let text = "no worker is left; the job waits for workers as at its start".to_owned();
+                observer.on(Event::Notice { text });
+                if site.cluster.gather(observer, stop)? { Ok(()) } else { Err(Stop::Abrupt) }
+            }
+            Gathered::Some => {
+                site.cluster.close_ranks();
+                let workers = site.cluster.seats();
+                self.plan = Arc::new(Plan::new(self.plan.network.clone(), workers).map_err(JobError::from)?);
+                self.record.running.workers = workers;
+                let text = format!("no other worker came in time; {workers} of the workers take the towers over");
+                observer.on(Event::Notice { text });
+                // The trace's placement no longer holds.
+                site.recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
+                Ok(())
+            }
+        }
+    }
+
     /// Starts the recording, unless tracing is off.
-    fn begin_recording(&self, cluster: &mut Cluster, exporter: Option<Exporter>) -> Result<(), JobError> {
+    fn begin_recording(&self, site: &mut Site) -> Result<(), JobError> {
         let sampling = self.running.trace.clone();
         if sampling == Sampling::Off {
             return Ok(());
         }
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
-        let epoch = since_epoch.saturating_sub(cluster.recorder.clock().now());
-        let hosts = cluster.members().iter().map(|member| member.hello.host.clone()).collect();
+        let epoch = since_epoch.saturating_sub(site.cluster.clock().now());
+        let members = (0..site.cluster.seats()).filter_map(|worker| site.cluster.member(worker));
+        let hosts = members.map(|member| member.hello.host.clone()).collect();
         let about = About::new(epoch, self.job.model.clone(), self.plan.placement.clone(), hosts, self.job.batch);
         let steps = (self.progress.step + 1, self.last_step);
         let path = self.folder.trace()?;
-        let recording = Recording::begin(&path, sampling, steps, about, self.plan.network.clone(), exporter);
-        cluster.recorder.begin(recording.map_err(|source| JobError::Write { path, source })?);
+        let recording =
+            Recording::begin(&path, sampling, steps, about, self.plan.network.clone(), site.exporter.take());
+        site.recorder.begin(recording.map_err(|source| JobError::Write { path, source })?);
         Ok(())
     }
 
-    /// Drives all remaining steps. Returns whether the job was interrupted. A job that stops in order writes a checkpoint.
-    fn drive(&mut self, drive: &mut Drive, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<bool, JobError> {
-        let ended = self.drive_to_the_end(drive, observer, stop);
-        if matches!(ended, Err(JobError::Interrupted | JobError::WorkerLeaves { .. })) {
-            self.checkpoint(drive, observer)?;
+    /// Drives all remaining steps. A job that stops in order writes a checkpoint.
+    fn drive(
+        &mut self,
+        crew: &mut Crew,
+        drive: &mut Drive,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<(), Stop> {
+        let ended = self.drive_to_the_end(crew, drive, observer, stop);
+        if matches!(ended, Err(Stop::InOrder(_))) {
+            self.checkpoint(crew, drive, observer)?;
         }
-        match ended {
-            Err(JobError::Interrupted) => Ok(true),
-            ended => ended.map(|()| false),
-        }
+        ended
     }
 
     fn drive_to_the_end(
         &mut self,
+        crew: &mut Crew,
         drive: &mut Drive,
         observer: &mut dyn Observer,
         stop: &AtomicBool,
-    ) -> Result<(), JobError> {
+    ) -> Result<(), Stop> {
         // A job that was interrupted during a measurement begins with that measurement.
         if self.owes_measurement(drive) {
-            self.measure(drive, observer, stop)?;
+            self.measure(crew, drive, observer, stop)?;
         }
         while self.progress.step < self.last_step {
             if stop.load(Ordering::Relaxed) {
-                return Err(JobError::Interrupted);
+                return Err(Stop::InOrder(None));
             }
-            drive.cluster.check_all_stay(self.progress.step)?;
-            self.step(drive, observer)?;
+            crew.check_all_stay(self.progress.step)?;
+            self.step(crew, drive, observer)?;
             if self.owes_measurement(drive) {
-                self.measure(drive, observer, stop)?;
+                self.measure(crew, drive, observer, stop)?;
             }
             let step = self.progress.step;
             if step.is_multiple_of(self.checkpoint_every) || step == self.last_step {
-                self.checkpoint(drive, observer)?;
+                self.checkpoint(crew, drive, observer)?;
+            } else if drive.snapshot_follows {
+                self.take_snapshot(crew, drive)?;
             }
         }
         if drive.checkpoint.is_none() {
-            self.checkpoint(drive, observer)?;
+            self.checkpoint(crew, drive, observer)?;
         }
         Ok(())
     }
@@ -392,126 +517,142 @@ impl Run {
     }
 
     /// Drives one step, from images to commit.
-    fn step(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
+    fn step(&mut self, crew: &mut Crew, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), Stop> {
         let number = self.progress.step + 1;
-        let (began, began_recording) = drive.step_begins();
-        if drive.cluster.recorder.samples(number) {
-            drive.cluster.ask_for_clocks(number)?;
+        let (began, began_recording) = drive.step_begins(crew.recorder);
+        if crew.recorder.samples(number) {
+            crew.ask_for_clocks(number)?;
         }
+        drive.snapshot_follows = drive.pace.is_due(number, self.running.snapshot_every, Instant::now());
         let (images, micro_batches) = match drive.sent.take() {
             Some(sent) => sent,
-            None => self.send_images(drive, number)?,
+            None => self.send_images(crew, drive, number)?,
         };
         // The next step's images are sent while this one is computed, unless something comes in between.
         let something_follows = drive.order.ends_epoch(number)
             || number.is_multiple_of(self.checkpoint_every)
+            || drive.snapshot_follows
             || observer.pauses_after(number);
         if number < self.last_step && !something_follows {
-            drive.sent = Some(self.send_images(drive, number + 1)?);
+            drive.sent = Some(self.send_images(crew, drive, number + 1)?);
         }
         let labels = images.iter().map(|image| self.data.train.label(*image)).collect();
         let mut step = Step::new(self.plan.clone(), labels, &micro_batches);
         while !step.is_done() {
-            self.hear(drive, &mut step, number)?;
+            self.hear(crew, &mut step, number)?;
         }
         if !step.loss().is_finite() {
-            return Err(not_finite(number));
+            return Err(not_finite(number).into());
         }
+        let replayed = self.witness.sees(number, step.loss())?;
         let lr = self.job.schedule.rate(self.job.lr, number, self.job.span);
-        let hand_over = drive.cluster.recorder.decide(number, began_recording);
+        let hand_over = crew.recorder.decide(number, began_recording);
         // The step ends before any worker can receive its commit.
-        let decided = (Instant::now(), drive.cluster.recorder.now());
-        drive.cluster.tell_all(&ToWorker::Commit { step: number, rate: lr as f32, hand_over }, number)?;
+        let decided = (Instant::now(), crew.recorder.now());
+        crew.tell_all(&ToWorker::Commit { step: number, rate: lr as f32, hand_over }, number)?;
         let (epoch, loss) = (drive.order.epoch(number), step.loss());
         let figures = Figures { loss, images: images.len() };
-        drive.cluster.recorder.step_ended(number, (began_recording, decided.1), figures);
+        crew.recorder.step_ended(number, (began_recording, decided.1), figures);
         let seconds = decided.0 - began;
         drive.last_commit = Some(decided);
-        if hand_over && !drive.cluster.recorder.samples(number) {
+        if hand_over && !crew.recorder.samples(number) {
             // The step turned out to be slow, so it is kept after all.
-            drive.cluster.ask_for_clocks(number)?;
+            crew.ask_for_clocks(number)?;
         }
-        micro_batches.iter().for_each(|micro_batch| drive.exchanges.close(micro_batch.id));
+        micro_batches.iter().for_each(|micro_batch| crew.exchanges.close(micro_batch.id));
         self.progress.step = number;
         self.progress.epoch_loss_sum += step.loss_sum();
         self.progress.epoch_images += images.len() as u64;
-        self.folder.add_step(number, epoch, loss, lr)?;
+        if !replayed {
+            self.folder.add_step(number, epoch, loss, lr)?;
+        }
         let images = images.len();
         drive.count(images, seconds);
-        let (seconds, received_bytes) = (seconds.as_secs_f64(), drive.newly_received_bytes());
-        observer.on(Event::Step { step: number, epoch, loss, lr, images, seconds, received_bytes });
+        let (seconds, received_bytes) = (seconds.as_secs_f64(), drive.newly_received_bytes(crew));
+        observer.on(Event::Step { step: number, epoch, loss, lr, images, seconds, received_bytes, replayed });
         if observer.pauses_after(number) {
             drive.last_commit = None;
         }
         Ok(())
     }
 
-    fn send_images(&self, drive: &mut Drive, number: u64) -> Result<(Vec<usize>, Vec<MicroBatch>), JobError> {
+    fn send_images(
+        &self,
+        crew: &mut Crew,
+        drive: &mut Drive,
+        number: u64,
+    ) -> Result<(Vec<usize>, Vec<MicroBatch>), Stop> {
         let images = drive.order.images(number);
         let micro_batches = self.job.division(self.record.running.micro_batches).of(number, images.len());
         for micro_batch in &micro_batches {
-            drive.exchanges.open(micro_batch);
-            let began = drive.cluster.recorder.now();
+            crew.exchanges.open(micro_batch);
+            let began = crew.recorder.now();
             let held = images[micro_batch.samples.clone()].iter().copied();
-            drive.cluster.send_images(&self.data.train, micro_batch, held)?;
-            drive.cluster.recorder.ended(began, || Activity::SendImages(micro_batch.id));
+            crew.send_images(&self.data.train, micro_batch, held)?;
+            crew.recorder.ended(began, || Activity::SendImages(micro_batch.id));
         }
         Ok((images, micro_batches))
     }
 
     /// Handles one message of a worker during a step.
-    fn hear(&self, drive: &mut Drive, step: &mut Step, number: u64) -> Result<(), JobError> {
+    fn hear(&self, crew: &mut Crew, step: &mut Step, number: u64) -> Result<(), Stop> {
         let placement = &self.plan.placement;
         let waiting_for = || match step.waiting_for() {
             Some(tower) => format!("tower {tower} on worker {}", placement[tower]),
             None => "nobody".to_owned(),
         };
-        let (worker, heard) = drive.cluster.next(number, waiting_for)?;
-        match heard {
-            Heard::Chunk(chunk, at) => {
-                let (key, whole) = (drive.cluster.recorder.is_on().then(|| chunk.key.clone()), chunk.ends());
-                let routed = drive.exchanges.route(worker, chunk);
-                match routed.map_err(|source| JobError::Desync { worker, step: number, source })? {
+        let (worker, received) = crew.next(number, waiting_for)?;
+        match received {
+            Received::Chunk(chunk, at) => {
+                let (key, whole) = (crew.recorder.is_on().then(|| chunk.key.clone()), chunk.ends());
+                let routed = crew.exchanges.route(worker, chunk);
+                match routed.map_err(|source| invalid(worker, number, source))? {
                     Routed::Kept => {
-                        drive.cluster.recorder.relayed(key, at, whole);
+                        crew.recorder.relayed(key, at, whole);
                         Ok(())
                     }
                     Routed::Relay { to, chunk } => {
-                        drive.cluster.relay(&to, chunk, number)?;
-                        drive.cluster.recorder.relayed(key, at, whole);
+                        crew.relay(&to, chunk, number)?;
+                        crew.recorder.relayed(key, at, whole);
                         Ok(())
                     }
                     Routed::Logits { micro_batch, logits } => {
-                        drive.cluster.recorder.relayed(key, at, whole);
+                        crew.recorder.relayed(key, at, whole);
                         if !step.holds(&micro_batch) {
-                            return Err(drive.cluster.failed(worker, number, "it sent logits of another step"));
+                            let message = "it sent logits of another step".to_owned();
+                            return Err(Fault::Failed { worker, step: number, message }.into());
                         }
-                        let began = drive.cluster.recorder.now();
+                        let began = crew.recorder.now();
                         let gradients = step.on_logits(&micro_batch, &logits).ok_or_else(|| not_finite(number))?;
-                        let mut send =
-                            |(tower, payload): (usize, _)| drive.cluster.send(placement[tower], payload, number);
+                        let mut send = |(tower, payload): (usize, _)| crew.send(placement[tower], payload, number);
                         gradients.into_iter().try_for_each(&mut send)?;
-                        drive.cluster.recorder.ended(began, || Activity::Loss(micro_batch.id));
+                        crew.recorder.ended(began, || Activity::Loss(micro_batch.id));
                         Ok(())
                     }
                 }
             }
-            Heard::Said(FromWorker::BackwardDone { micro_batch, tower })
+            Received::Said(FromWorker::BackwardDone { micro_batch, tower })
                 if placement.get(tower) == Some(&worker) && step.on_backward_done(&micro_batch, tower) =>
             {
                 Ok(())
             }
-            other => Err(drive.cluster.out_of_turn(worker, number, other)),
+            other => Err(out_of_turn(worker, number, &other).into()),
         }
     }
 
     /// Measures the test images, at the end of an epoch and of the job.
-    fn measure(&mut self, drive: &mut Drive, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<(), JobError> {
+    fn measure(
+        &mut self,
+        crew: &mut Crew,
+        drive: &mut Drive,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<(), Stop> {
         drive.last_commit = None;
         let step = self.progress.step;
-        let (size, began) = (self.largest_micro_batch(), drive.cluster.recorder.now());
-        let measured: Measured = evaluate(&mut drive.cluster, &mut drive.exchanges, &self.data.test, step, size, stop)?;
-        drive.cluster.recorder.ended(began, || Activity::Measure);
+        let (size, began) = (self.largest_micro_batch(), crew.recorder.now());
+        let measured: Measured = evaluate(crew, &self.data.test, step, size, stop)?;
+        crew.recorder.ended(began, || Activity::Measure);
         let train_loss = self.progress.epoch_loss_sum / self.progress.epoch_images.max(1) as f64;
         self.progress.test_accuracy = Some(measured.accuracy());
         let seconds = drive.epoch_seconds;
@@ -524,8 +665,11 @@ impl Run {
             seconds,
             images_per_second: if seconds > 0.0 { drive.epoch_images as f64 / seconds } else { 0.0 },
         };
-        self.folder.add_epoch(&record)?;
-        observer.on(Event::Epoch(record));
+        if step > self.measured_through {
+            self.measured_through = step;
+            self.folder.add_epoch(&record)?;
+            observer.on(Event::Epoch(record));
+        }
         if drive.order.ends_epoch(step) {
             self.progress.train_loss = Some(train_loss);
             (self.progress.epoch_loss_sum, self.progress.epoch_images) = (0.0, 0);
@@ -534,25 +678,40 @@ impl Run {
         Ok(())
     }
 
-    fn checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
+    fn checkpoint(&mut self, crew: &mut Crew, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), Stop> {
+        let began = crew.recorder.now();
+        self.take_snapshot(crew, drive)?;
+        self.write_checkpoint(drive, observer)?;
+        crew.recorder.ended(began, || Activity::Checkpoint);
+        Ok(())
+    }
+
+    /// Collects the state of all towers. From here on, a fault leads back to it.
+    fn take_snapshot(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
+        let began = Instant::now();
         drive.last_commit = None;
         let step = self.progress.step;
-        let began = drive.cluster.recorder.now();
-        let state = drive.cluster.collect(step)?;
+        let state = crew.collect(step)?;
         check_finite(&state, step)?;
-        self.state = state;
+        self.snapshot = Snapshot { progress: self.progress, state };
+        self.witness.forget_through(step);
+        drive.pace.took(began.elapsed(), Instant::now());
+        Ok(())
+    }
+
+    /// Writes the snapshot to disk.
+    fn write_checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
         self.folder.sync()?;
         let described = Described {
             job: self.job.clone(),
             last_step: self.last_step,
-            progress: self.progress,
+            progress: self.snapshot.progress,
             source: Some(self.source.clone()),
             test_images: Some(self.test_images.clone()),
         };
-        let path = checkpoint::write(&self.folder.checkpoints(), &described, &self.state)?;
+        let path = checkpoint::write(&self.folder.checkpoints(), &described, &self.snapshot.state)?;
         drive.checkpoint = Some(path.clone());
-        drive.cluster.recorder.ended(began, || Activity::Checkpoint);
-        observer.on(Event::Checkpoint { step, path });
+        observer.on(Event::Checkpoint { step: self.snapshot.progress.step, path });
         Ok(())
     }
 
@@ -639,31 +798,72 @@ fn check_finite(state: &JobState, step: u64) -> Result<(), JobError> {
     found.map_or(Ok(()), |what| Err(JobError::NotFinite { what }))
 }
 
+/// Where a job runs.
+struct Site<'a> {
+    job: u64,
+    cluster: &'a mut Cluster,
+    recorder: &'a mut Recorder,
+    /// Until the recording begins.
+    exporter: Option<Exporter>,
+}
+
 /// What changes from step to step.
 struct Drive {
-    cluster: Cluster,
-    exchanges: Exchanges,
+    /// Whether a generation has had all its weights.
+    has_begun: bool,
     order: DataOrder,
     /// The next step's images, if they have been sent already.
     sent: Option<(Vec<usize>, Vec<MicroBatch>)>,
-    /// When the last commit was decided, by the system's clock and by the recorder's. None after a measurement or a
+    /// When the last commit was decided, by the system's clock and by the recorder's. None after a measurement, a snapshot or a
     /// checkpoint.
     last_commit: Option<(Instant, u64)>,
+    pace: Pace,
+    /// Whether a snapshot is taken after the current step.
+    snapshot_follows: bool,
     /// Seconds of training in this run, without measurements and checkpoints.
     seconds: f64,
     epoch_seconds: f64,
     epoch_images: u64,
     images: u64,
-    /// Received bytes that have been reported.
+    /// What the exchanges of earlier generations have moved.
+    counted: BTreeMap<(usize, Direction), Counted>,
+    /// Bytes received in this generation that have been reported.
     received_bytes: u64,
     checkpoint: Option<PathBuf>,
 }
 
 impl Drive {
+    fn new(order: DataOrder) -> Self {
+        Self {
+            has_begun: false,
+            order,
+            sent: None,
+            last_commit: None,
+            pace: Pace::starting(Instant::now()),
+            snapshot_follows: false,
+            seconds: 0.0,
+            epoch_seconds: 0.0,
+            epoch_images: 0,
+            images: 0,
+            counted: BTreeMap::new(),
+            received_bytes: 0,
+            checkpoint: None,
+        }
+    }
+
     /// When the next step begins: at the last commit, so that no time is lost between two steps. After something other than a
     /// step, it begins now.
-    fn step_begins(&mut self) -> (Instant, u64) {
-        self.last_commit.take().unwrap_or_else(|| (Instant::now(), self.cluster.recorder.now()))
+    fn step_begins(&mut self, recorder: &Recorder) -> (Instant, u64) {
+        self.last_commit.take().unwrap_or_else(|| (Instant::now(), recorder.now()))
+    }
+
+    /// Counts what a generation's exchanges have moved.
+    fn add_counted(&mut self, crew: &Crew) {
+        for (key, counted) in crew.exchanges.counted() {
+            let sum = self.counted.entry(*key).or_default();
+            (sum.tensors, sum.bytes) = (sum.tensors + counted.tensors, sum.bytes + counted.bytes);
+        }
+        self.received_bytes = 0;
     }
 
     fn count(&mut self, images: usize, time: Duration) {
@@ -673,31 +873,14 @@ impl Drive {
         self.epoch_images += images as u64;
     }
 
-    fn newly_received_bytes(&mut self) -> u64 {
-        let received = self.exchanges.counted().values().map(|counted| counted.bytes).sum();
+    fn newly_received_bytes(&mut self, crew: &Crew) -> u64 {
+        let received: u64 = crew.exchanges.counted().values().map(|counted| counted.bytes).sum();
         received - std::mem::replace(&mut self.received_bytes, received)
     }
 }
 
-/// The workers, for the records.
-pub fn worker_records(cluster: &Cluster) -> Vec<WorkerRecord> {
-    let each = cluster.members().iter().enumerate();
-    each.map(|(worker, member)| WorkerRecord {
-        worker,
-        towers: cluster.plan().towers_of(worker),
-        process_id: member.hello.process_id,
-        host: member.hello.host.clone(),
-        address: member.address.clone(),
-        threads: member.hello.threads,
-        busy_threads: None,
-        instruction_set: member.hello.instruction_set.clone(),
-        state_bytes: cluster.state_bytes(worker),
-    })
-    .collect()
-}
-
-fn exchange_records(exchanges: &Exchanges) -> Vec<ExchangeRecord> {
-    let each = exchanges.counted().iter();
+fn exchange_records(counted: &BTreeMap<(usize, Direction), Counted>) -> Vec<ExchangeRecord> {
+    let each = counted.iter();
     each.map(|((exchange, direction), counted)| ExchangeRecord {
         exchange: *exchange,
         direction: if *direction == Direction::Forward { "forward" } else { "backward" },

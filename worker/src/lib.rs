@@ -9,10 +9,12 @@ mod kernels;
 mod machine;
 mod metrics;
 mod probe;
+mod rehearsal;
 pub mod service;
 mod tower;
 
 pub use kernels::isa::Isa;
 pub use metrics::Metrics;
 pub use probe::Slow;
+pub use rehearsal::{Moment, Rehearsal};
 pub use tower::{bench, forecast};

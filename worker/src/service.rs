@@ -24,7 +24,8 @@ use tokio::time::{Instant, sleep};
 use crate::kernels::Compute;
 use crate::kernels::isa::Isa;
 use crate::metrics::Metrics;
-use crate::probe::{Clock, Slow};
+use crate::probe::Clock;
+use crate::rehearsal::Rehearsal;
 use health::Vitals;
 use session::{Session, SessionError};
 
@@ -57,15 +58,6 @@ pub struct WorkerConfig {
     pub rehearsal: Rehearsal,
     /// The metrics to update.
     pub metrics: Metrics,
-}
-
-/// Deliberate faults, so that a test can find them in the trace.
-#[derive(Clone, Debug, Default)]
-pub struct Rehearsal {
-    /// A layer that is slowed down.
-    pub slow: Option<Slow>,
-    /// An offset of this worker's clock.
-    pub clock_ahead: Duration,
 }
 
 /// Why a worker process fails.

@@ -7,6 +7,15 @@ use super::trace::Recorded;
 use super::{WireError, nonzero, printable, required};
 use crate::batch::{BATCH_MAX, Division, MicroBatch};
 
+/// A control message, and the number of the generation that it belongs to: 0 before the first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Numbered<T> {
+    /// The generation.
+    pub generation: u64,
+    /// The message.
+    pub message: T,
+}
+
 /// A message from a worker.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FromWorker {
@@ -191,12 +200,21 @@ pub enum FailureKind {
     Internal,
 }
 
-impl TryFrom<v1::FromWorker> for FromWorker {
+impl TryFrom<v1::FromWorker> for Numbered<FromWorker> {
     type Error = WireError;
 
-    fn try_from(message: v1::FromWorker) -> Result<Self, WireError> {
+    fn try_from(envelope: v1::FromWorker) -> Result<Self, WireError> {
+        let message = required("message", envelope.message)?.try_into()?;
+        Ok(Numbered { generation: envelope.generation, message })
+    }
+}
+
+impl TryFrom<v1::from_worker::Message> for FromWorker {
+    type Error = WireError;
+
+    fn try_from(message: v1::from_worker::Message) -> Result<Self, WireError> {
         use v1::from_worker::Message;
-        Ok(match required("message", message.message)? {
+        Ok(match message {
             Message::Hello(m) => FromWorker::Hello(Hello {
                 protocol_version: m.protocol_version,
                 convoy_version: printable(&m.convoy_version),
@@ -221,10 +239,10 @@ impl TryFrom<v1::FromWorker> for FromWorker {
     }
 }
 
-impl From<FromWorker> for v1::FromWorker {
-    fn from(message: FromWorker) -> Self {
+impl From<Numbered<FromWorker>> for v1::FromWorker {
+    fn from(numbered: Numbered<FromWorker>) -> Self {
         use v1::from_worker::Message;
-        let message = match message {
+        let message = match numbered.message {
             FromWorker::Hello(hello) => Message::Hello(v1::Hello {
                 protocol_version: hello.protocol_version,
                 convoy_version: hello.convoy_version,
@@ -249,16 +267,28 @@ impl From<FromWorker> for v1::FromWorker {
             }
             FromWorker::Recorded(recorded) => Message::Recorded(recorded.into()),
         };
-        Self { message: Some(message) }
+        Self { generation: numbered.generation, message: Some(message) }
     }
 }
 
-impl TryFrom<v1::ToWorker> for ToWorker {
+impl TryFrom<v1::ToWorker> for Numbered<ToWorker> {
     type Error = WireError;
 
-    fn try_from(message: v1::ToWorker) -> Result<Self, WireError> {
+    fn try_from(envelope: v1::ToWorker) -> Result<Self, WireError> {
+        let message = required("message", envelope.message)?.try_into()?;
+        if matches!(message, ToWorker::Assign(_)) {
+            nonzero("generation", envelope.generation)?;
+        }
+        Ok(Numbered { generation: envelope.generation, message })
+    }
+}
+
+impl TryFrom<v1::to_worker::Message> for ToWorker {
+    type Error = WireError;
+
+    fn try_from(message: v1::to_worker::Message) -> Result<Self, WireError> {
         use v1::to_worker::Message;
-        Ok(match required("message", message.message)? {
+        Ok(match message {
             Message::Welcome(m) => {
                 ToWorker::Welcome { session: nonzero("session", m.session)?, requires_token: m.requires_token }
             }
@@ -273,10 +303,10 @@ impl TryFrom<v1::ToWorker> for ToWorker {
     }
 }
 
-impl From<ToWorker> for v1::ToWorker {
-    fn from(message: ToWorker) -> Self {
+impl From<Numbered<ToWorker>> for v1::ToWorker {
+    fn from(numbered: Numbered<ToWorker>) -> Self {
         use v1::to_worker::Message;
-        let message = match message {
+        let message = match numbered.message {
             ToWorker::Welcome { session, requires_token } => Message::Welcome(v1::Welcome { session, requires_token }),
             ToWorker::Assign(assignment) => Message::Assign(assignment.into()),
             ToWorker::Commit { step, rate, hand_over } => Message::Commit(v1::Commit { step, rate, hand_over }),
@@ -284,7 +314,7 @@ impl From<ToWorker> for v1::ToWorker {
             ToWorker::EndJob { reason } => Message::EndJob(v1::EndJob { reason }),
             ToWorker::Ping { sent } => Message::Ping(v1::Ping { sent_ns: sent }),
         };
-        Self { message: Some(message) }
+        Self { generation: numbered.generation, message: Some(message) }
     }
 }
 

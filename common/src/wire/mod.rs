@@ -8,10 +8,11 @@ mod fit;
 mod tensor;
 mod trace;
 
-pub use control::{Assignment, Failure, FailureKind, FromWorker, Hello, Pong, ToWorker};
+pub use control::{Assignment, Failure, FailureKind, FromWorker, Hello, Numbered, Pong, ToWorker};
 pub use fit::expected_shape;
 pub use tensor::{
-    Assembler, CHUNK_BYTES, CONTROL_BYTES_MAX, Chunk, Direction, Elements, FRAME_BYTES_MAX, Payload, State, TensorKey,
+    Assembler, CHUNK_BYTES, CONTROL_BYTES_MAX, Chunk, Direction, Elements, FRAME_BYTES_MAX, Generation, Payload, State,
+    TensorKey,
 };
 pub use tensor::{chunk_from_frame, chunk_to_frame, frames, open_frame, session_from_frame};
 pub use trace::{Recorded, SPANS_MAX};

@@ -70,11 +70,20 @@ pub enum State {
     Momentum,
 }
 
+/// A generation of a job: one formation of its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Generation {
+    /// The job.
+    pub job: u64,
+    /// The number of the generation, counted from 1.
+    pub number: u64,
+}
+
 /// A part of a tensor, checked as far as is possible without the plan.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chunk {
-    /// The job that it belongs to.
-    pub job: u64,
+    /// The generation that it belongs to.
+    pub generation: Generation,
     /// The tensor.
     pub key: TensorKey,
     /// The whole tensor's shape.
@@ -267,7 +276,7 @@ impl Assembler {
 }
 
 /// Splits a tensor into frames of at most [`CHUNK_BYTES`] of payload, in order.
-pub fn frames(job: u64, payload: Payload) -> impl Iterator<Item = v1::Frame> {
+pub fn frames(generation: Generation, payload: Payload) -> impl Iterator<Item = v1::Frame> {
     let Payload { key, shape, data } = payload;
     let count = data.len().div_ceil(CHUNK_BYTES).max(1);
     (0..count).map(move |index| {
@@ -275,7 +284,7 @@ pub fn frames(job: u64, payload: Payload) -> impl Iterator<Item = v1::Frame> {
         let part = data.slice(offset..data.len().min(offset + CHUNK_BYTES));
         let checksum = crc32c::crc32c(&part);
         chunk_to_frame(Chunk {
-            job,
+            generation,
             key: key.clone(),
             shape: shape.clone(),
             offset: offset as u64,
@@ -318,14 +327,15 @@ pub fn chunk_from_frame(frame: v1::Frame) -> Result<Chunk, WireError> {
         return Err(WireError::Checksum { key: key.to_string(), offset: chunk.offset, found, stated: chunk.crc32c });
     }
     let shape = chunk.shape.into_iter().map(|length| length as usize).collect();
-    let job = nonzero("job", chunk.job)?;
-    Ok(Chunk { job, key, shape, offset: chunk.offset, data: chunk.data, checksum: found })
+    let generation = Generation { job: nonzero("job", chunk.job)?, number: nonzero("generation", chunk.generation)? };
+    Ok(Chunk { generation, key, shape, offset: chunk.offset, data: chunk.data, checksum: found })
 }
 
 /// A chunk as a frame. The coordinator uses this to relay a chunk unchanged.
 pub fn chunk_to_frame(chunk: Chunk) -> v1::Frame {
     let chunk = v1::Chunk {
-        job: chunk.job,
+        job: chunk.generation.job,
+        generation: chunk.generation.number,
         tensor: Some(key_to(chunk.key)),
         shape: chunk.shape.into_iter().map(|length| length as u32).collect(),
         offset: chunk.offset,

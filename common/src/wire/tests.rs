@@ -18,8 +18,10 @@ fn activations() -> TensorKey {
     }
 }
 
+const GENERATION: Generation = Generation { job: 7, number: 2 };
+
 fn chunks(payload: Payload) -> Vec<Chunk> {
-    frames(7, payload).map(|frame| chunk_from_frame(frame).unwrap()).collect()
+    frames(GENERATION, payload).map(|frame| chunk_from_frame(frame).unwrap()).collect()
 }
 
 proptest! {
@@ -41,7 +43,7 @@ proptest! {
 
 #[test]
 fn a_changed_byte_is_found_by_the_checksum() {
-    let mut frame = frames(7, Payload::floats(activations(), vec![2], vec![1.0, 2.0])).next().unwrap();
+    let mut frame = frames(GENERATION, Payload::floats(activations(), vec![2], vec![1.0, 2.0])).next().unwrap();
     if let Some(v1::frame::Frame::Chunk(chunk)) = &mut frame.frame {
         chunk.data = Bytes::from_static(&[0, 0, 128, 63, 0, 0, 0, 65]);
     }
@@ -106,10 +108,10 @@ proptest! {
             let _ = Assembler::new(1 << 20).accept(chunk, &[3]);
         }
         if let Ok(message) = v1::ToWorker::decode(bytes.as_slice()) {
-            let _ = super::super::ToWorker::try_from(message);
+            let _ = crate::wire::Numbered::<super::super::ToWorker>::try_from(message);
         }
         if let Ok(message) = v1::FromWorker::decode(bytes.as_slice()) {
-            let _ = crate::wire::FromWorker::try_from(message);
+            let _ = crate::wire::Numbered::<crate::wire::FromWorker>::try_from(message);
         }
     }
 }
@@ -117,9 +119,9 @@ proptest! {
 #[test]
 fn what_a_worker_says_of_itself_commands_no_terminal() {
     let hello = v1::Hello { host: "\u{1b}[2Jx\nerror: y\u{7}".to_owned(), ..v1::Hello::default() };
-    let message = v1::FromWorker { message: Some(v1::from_worker::Message::Hello(hello)) };
-    let Ok(crate::wire::FromWorker::Hello(hello)) = crate::wire::FromWorker::try_from(message) else {
-        panic!("it is a hello")
-    };
+    let message = v1::FromWorker { generation: 3, message: Some(v1::from_worker::Message::Hello(hello)) };
+    let numbered = crate::wire::Numbered::<crate::wire::FromWorker>::try_from(message).unwrap();
+    assert_eq!(numbered.generation, 3);
+    let crate::wire::FromWorker::Hello(hello) = numbered.message else { panic!("it is a hello") };
     assert_eq!(hello.host, "\u{fffd}[2Jx error: y\u{fffd}");
 }

@@ -8,8 +8,10 @@ use std::time::Duration;
 use convoy_common::address::Address;
 use convoy_common::chain::{chain, with_causes};
 use convoy_common::token::Token;
+use convoy_common::wire::WireError;
 use convoy_common::wire::{
-    CONTROL_BYTES_MAX, FRAME_BYTES_MAX, FromWorker, Hello, ToWorker, chunk_from_frame, session_from_frame, tuning,
+    CONTROL_BYTES_MAX, FRAME_BYTES_MAX, FromWorker, Hello, Numbered, ToWorker, chunk_from_frame, session_from_frame,
+    tuning,
 };
 use convoy_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use convoy_proto::{PROTOCOL_VERSION, v1};
@@ -25,12 +27,10 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_health::server::health_reporter;
 
 use super::health::{Vitals, watch};
-use super::{Elsewhere, Heard, Member, Message};
+use super::member::{Elsewhere, Heard, Member, Report};
 use crate::trace::Clock;
 use crate::unguessable::unguessable;
 
-/// No worker has this number.
-const NO_SESSION: u64 = 0;
 /// Frames that may be queued for one worker's socket.
 const FRAMES_QUEUED: usize = 64;
 /// Orders that may be queued for one worker's socket.
@@ -72,7 +72,7 @@ impl Listening {
     }
 }
 
-/// Serves on `listening` for as long as the runtime lives. Messages of workers come out of the receiver.
+/// Serves on `listening` for as long as the runtime lives. What workers do and say comes out of the receiver.
 ///
 /// If there is a token, workers that don't present it are refused. `room` workers are admitted; others are told to try again
 /// later.
@@ -82,11 +82,12 @@ pub fn serve(
     vitals: Vitals,
     token: Option<Token>,
     clock: Clock,
-) -> Receiver<Message> {
+) -> (Doors, Receiver<Report>) {
     let (heard, messages) = channel(MESSAGES_QUEUED);
     let refusals = heard.clone();
     let doors = Doors { heard, clock, room, requires_token: token.is_some(), sessions: Arc::default() };
-    let service = CoordinatorServer::new(doors).max_decoding_message_size(CONTROL_BYTES_MAX.max(FRAME_BYTES_MAX));
+    let service =
+        CoordinatorServer::new(doors.clone()).max_decoding_message_size(CONTROL_BYTES_MAX.max(FRAME_BYTES_MAX));
     let service = InterceptedService::new(service, move |request: Request<()>| {
         let checked = check_token(token.as_ref(), request.metadata());
         checked.inspect_err(|status| tell_of_refusal(&refusals, peer(&request), status)).map(|()| request)
@@ -125,11 +126,13 @@ pub fn serve(
             tracing::error!("the coordinator no longer accepts workers: {}", chain(&error));
         }
     });
-    messages
+    (doors, messages)
 }
 
-struct Doors {
-    heard: Sender<Message>,
+/// The doors of a cluster: who has been let in.
+#[derive(Clone)]
+pub struct Doors {
+    heard: Sender<Report>,
     clock: Clock,
     room: usize,
     requires_token: bool,
@@ -164,14 +167,15 @@ impl Coordinator for Doors {
         check_version(&hello).inspect_err(|status| tell_of_refusal(&self.heard, address.clone(), status))?;
         let (control, orders) = channel(ORDERS_QUEUED);
         let session = self.let_in(Arrival { hello, address, control: control.clone() })?;
-        let _ = control.send(ToWorker::Welcome { session, requires_token: self.requires_token }.into()).await;
+        let message = ToWorker::Welcome { session, requires_token: self.requires_token };
+        let _ = control.send(Numbered { generation: 0, message }.into()).await;
         let (heard, sessions, clock) = (self.heard.clone(), self.sessions.clone(), self.clock);
         tokio::spawn(give_up_unless_paired(session, sessions.clone()));
         tokio::spawn(async move {
             let why = listen(&mut messages, session, &heard, clock).await;
             sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
             // The coordinator may have ended already.
-            let _ = heard.send((session, Heard::Lost(why))).await;
+            let _ = heard.send(Report::Heard(session, Heard::Lost(why))).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(orders).map(Ok))))
     }
@@ -186,11 +190,11 @@ impl Coordinator for Doors {
         let member = self.pair(session, frames)?;
         let (heard, clock) = (self.heard.clone(), self.clock);
         tokio::spawn(async move {
-            if heard.send((session, Heard::Joined(Box::new(member)))).await.is_err() {
+            if heard.send(Report::Joined(Box::new(member))).await.is_err() {
                 return;
             }
             let why = pass_on(&mut incoming, session, &heard, clock).await;
-            let _ = heard.send((session, Heard::Lost(why))).await;
+            let _ = heard.send(Report::Heard(session, Heard::Lost(why))).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing).map(Ok))))
     }
@@ -202,7 +206,7 @@ impl Coordinator for Doors {
         let wanted = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).len() < self.room;
         if wanted {
             // This is only for people. If the queue is full, it is dropped.
-            let _ = self.heard.try_send((NO_SESSION, Heard::Elsewhere(said)));
+            let _ = self.heard.try_send(Report::Elsewhere(said));
         }
         Ok(Response::new(v1::ElsewhereAnswer { wanted }))
     }
@@ -214,6 +218,11 @@ fn shortened(text: String) -> String {
 }
 
 impl Doors {
+    /// Frees the place of a worker that was given up. Its connections may stay open for a while.
+    pub(super) fn forget(&self, session: u64) {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
+    }
+
     fn let_in(&self, arrival: Arrival) -> Result<u64, Status> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         if sessions.len() >= self.room {
@@ -221,7 +230,7 @@ impl Doors {
         }
         let session = loop {
             let number = unguessable();
-            if number != NO_SESSION && !sessions.contains_key(&number) {
+            if number != 0 && !sessions.contains_key(&number) {
                 break number;
             }
         };
@@ -235,7 +244,7 @@ impl Doors {
         let arrival =
             arrival.ok_or_else(|| Status::invalid_argument("the tensor connection names an unknown session"))?;
         let Arrival { hello, address, control } = arrival;
-        Ok(Member { session, hello, address, control, frames })
+        Ok(Member { session, hello, address, control, frames, is_leaving: false, has_failed: false })
     }
 }
 
@@ -251,15 +260,17 @@ async fn give_up_unless_paired(session: u64, sessions: Arc<Sessions>) {
 async fn greeting(messages: &mut Streaming<v1::FromWorker>) -> Result<Hello, Status> {
     let first = timeout(GREETING_MAX, messages.message()).await.map_err(|_| late())??;
     let first = first.ok_or_else(|| Status::invalid_argument("the worker closed the connection before Hello"))?;
-    match FromWorker::try_from(first).map_err(|error| Status::invalid_argument(error.to_string()))? {
+    let first: Numbered<FromWorker> =
+        first.try_into().map_err(|error: WireError| Status::invalid_argument(error.to_string()))?;
+    match first.message {
         FromWorker::Hello(hello) => Ok(hello),
         _ => Err(Status::invalid_argument("a worker's first message must be Hello")),
     }
 }
 
 /// Reports a refusal. This is only for people: if the queue is full, it is dropped.
-fn tell_of_refusal(heard: &Sender<Message>, address: String, status: &Status) {
-    let _ = heard.try_send((NO_SESSION, Heard::Refused(address, status.message().to_owned())));
+fn tell_of_refusal(heard: &Sender<Report>, address: String, status: &Status) {
+    let _ = heard.try_send(Report::Refused(address, status.message().to_owned()));
 }
 
 /// Without a token, every worker may connect.
@@ -292,30 +303,31 @@ fn check_version(hello: &Hello) -> Result<(), Status> {
 async fn listen(
     messages: &mut Streaming<v1::FromWorker>,
     session: u64,
-    heard: &Sender<Message>,
+    heard: &Sender<Report>,
     clock: Clock,
 ) -> String {
     loop {
-        let message = match messages.message().await {
-            Ok(Some(message)) => FromWorker::try_from(message),
+        let received = messages.message().await;
+        let at = clock.now();
+        let message = match received {
+            Ok(Some(message)) => Numbered::try_from(message),
             Ok(None) => return "it closed its control connection".to_owned(),
             Err(status) => {
                 return format!("its control connection broke: {}", with_causes(status.message(), &status));
             }
         };
         let said = match message {
-            Ok(FromWorker::Pong(pong)) => Heard::Pong(pong, clock.now()),
-            Ok(message) => Heard::Said(message),
+            Ok(message) => Heard::Said(message, at),
             Err(error) => return error.to_string(),
         };
-        if heard.send((session, said)).await.is_err() {
+        if heard.send(Report::Heard(session, said)).await.is_err() {
             return "the coordinator has ended".to_owned();
         }
     }
 }
 
 /// Forwards a worker's tensors until the connection ends. Returns why it ended.
-async fn pass_on(incoming: &mut Streaming<v1::Frame>, session: u64, heard: &Sender<Message>, clock: Clock) -> String {
+async fn pass_on(incoming: &mut Streaming<v1::Frame>, session: u64, heard: &Sender<Report>, clock: Clock) -> String {
     loop {
         let received = incoming.message().await;
         let at = clock.now();
@@ -330,7 +342,7 @@ async fn pass_on(incoming: &mut Streaming<v1::Frame>, session: u64, heard: &Send
             Ok(chunk) => Heard::Chunk(chunk, at),
             Err(error) => return error.to_string(),
         };
-        if heard.send((session, sent)).await.is_err() {
+        if heard.send(Report::Heard(session, sent)).await.is_err() {
             return "the coordinator has ended".to_owned();
         }
     }

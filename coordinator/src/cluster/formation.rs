@@ -1,24 +1,20 @@
-//! Forms a cluster: opens the address, starts worker processes or waits for remote workers, until the plan has all its
-//! workers.
+//! Forms a cluster: opens the address, starts worker processes or waits for remote workers, until every seat is taken. After a
+//! fault it fills the free seats again.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-
-use convoy_common::plan::Plan;
-use tokio::runtime::Runtime;
-use tokio::sync::mpsc::Receiver;
 
 use super::doors::{self, Listening};
 use super::health::Vitals;
 use super::local::{LocalPlan, LocalWorkers, SocketFolder};
-use super::{Cluster, Elsewhere, Heard, LOOK_EVERY, Member, Message, receive};
+use super::member::{Elsewhere, Heard};
+use super::{Cluster, LOOK_EVERY, News};
 use crate::error::JobError;
 use crate::job::Running;
 use crate::observe::{Event, Observer};
-use crate::trace::{Clock, Recorder};
+use crate::trace::Clock;
 
 /// Workers that this process starts must connect within this.
 const LOCAL_PATIENCE: Duration = Duration::from_secs(30);
@@ -27,77 +23,159 @@ const TOLD_MAX: usize = 64;
 /// Remote workers must connect within this. The time starts again when a worker reports that it is busy with another job.
 const REMOTE_PATIENCE: Duration = Duration::from_secs(600);
 
-/// Forms a cluster with every worker of the plan: local processes, or remote workers if there is an address to listen on.
-///
-/// # Errors
-/// When the address can't be bound, too few workers connect, or `stop` is set first.
-pub fn form(
-    job: u64,
-    plan: Arc<Plan>,
-    running: &Running,
-    threads: usize,
-    observer: &mut dyn Observer,
-    stop: &AtomicBool,
-) -> Result<Cluster, JobError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let runtime = runtime.map_err(JobError::Runtime)?;
-    let unusable = |address: &str| {
-        let address = address.to_owned();
-        move |source| JobError::Listen { address, source }
-    };
-    let (address, folder) = match &running.listen {
-        Some(address) => (address.clone(), None),
-        None => {
-            let folder = SocketFolder::create().map_err(unusable("a Unix socket in a temporary folder (TMPDIR)"))?;
-            (folder.address(), Some(folder))
-        }
-    };
-    let room = plan.workers;
-    let opened = runtime.block_on(Listening::open(&address));
-    let listening = opened.map_err(unusable(&address.to_string()))?;
-    let address = listening.address().to_owned();
-    // Only this user can enter the socket's folder, so it needs no token.
-    let token = running.token.clone().filter(|_| folder.is_none());
-    let vitals = Vitals::starting();
-    let shown = vitals.clone();
-    let clock = Clock::starting();
-    let heard = runtime.block_on(async { doors::serve(listening, room, shown, token, clock) });
-    let is_local = folder.is_some();
-    let local = folder.map(|folder| {
-        let plan = LocalPlan { program: running.local.clone(), workers: room, threads, isa: running.isa.clone() };
-        LocalWorkers::start(&plan, folder)
-    });
-    let patience = if is_local { LOCAL_PATIENCE } else { REMOTE_PATIENCE };
-    let address = dialled(&address);
-    let formation = Formation {
-        job,
-        plan,
-        heard,
-        local: local.transpose()?,
-        runtime,
-        patience,
-        vitals,
-        clock,
-        address: address.clone(),
-    };
-    formation.gather(stop, |news| match news {
-        News::Have(_) if is_local => {}
-        News::Have(have) => observer.on(Event::Waiting { address: address.clone(), have, want: room }),
-        News::Elsewhere(Elsewhere { host, coordinator, model }) => {
-            observer.on(Event::Elsewhere { host, coordinator, model })
-        }
-        News::Refused(address, reason) => observer.on(Event::Refused { address, reason }),
-    })
+/// How a wait for workers ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gathered {
+    /// Every seat is taken.
+    All,
+    /// Some seats are free, and the patience is over.
+    Some,
+    /// A stop was requested.
+    Interrupted,
 }
 
-/// What is reported while the coordinator waits for workers.
-enum News {
-    /// The number of connected workers.
-    Have(usize),
-    /// A worker serves another coordinator.
-    Elsewhere(Elsewhere),
-    /// A worker was refused: its address, and why.
-    Refused(String, String),
+impl Cluster {
+    /// Opens the doors, and starts local workers unless there is an address to listen on. All seats are free.
+    ///
+    /// # Errors
+    /// When the address can't be bound, or a process can't be started.
+    pub fn open(running: &Running, workers: usize, threads: usize) -> Result<Self, JobError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.map_err(JobError::Runtime)?;
+        let unusable = |address: &str| {
+            let address = address.to_owned();
+            move |source| JobError::Listen { address, source }
+        };
+        let (address, folder) = match &running.listen {
+            Some(address) => (address.clone(), None),
+            None => {
+                let folder =
+                    SocketFolder::create().map_err(unusable("a Unix socket in a temporary folder (TMPDIR)"))?;
+                (folder.address(), Some(folder))
+            }
+        };
+        let opened = runtime.block_on(Listening::open(&address));
+        let listening = opened.map_err(unusable(&address.to_string()))?;
+        let address = dialled(listening.address());
+        // Only this user can enter the socket's folder, so it needs no token.
+        let token = running.token.clone().filter(|_| folder.is_none());
+        let (vitals, clock) = (Vitals::starting(), Clock::starting());
+        let shown = vitals.clone();
+        let (doors, reports) = runtime.block_on(async { doors::serve(listening, workers, shown, token, clock) });
+        let local = folder.map(|folder| {
+            let plan = LocalPlan { program: running.local.clone(), workers, threads, isa: running.isa.clone() };
+            LocalWorkers::start(plan, folder)
+        });
+        let (local, seats) = (local.transpose()?, (0..workers).map(|_| None).collect());
+        Ok(Self { seats, spares: Vec::new(), reports, doors, local, runtime, vitals, clock, address })
+    }
+
+    /// Waits until every seat is taken, as long as at the start of a job. The observer gets the news.
+    ///
+    /// # Errors
+    /// When too few workers connect in time, or a local worker ends before it connects.
+    pub fn gather(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<bool, JobError> {
+        let patience = if self.local.is_some() { LOCAL_PATIENCE } else { REMOTE_PATIENCE };
+        match self.fill(patience, observer, stop)? {
+            Gathered::All => Ok(true),
+            Gathered::Interrupted => Ok(false),
+            Gathered::Some => {
+                let (have, want, seconds) = (self.present(), self.seats.len(), patience.as_secs());
+                Err(JobError::TooFewWorkers { have, want, seconds, address: self.address.clone() })
+            }
+        }
+    }
+
+    /// After a fault: starts local workers again, and waits at most for `patience` until every seat is taken.
+    ///
+    /// # Errors
+    /// When a process can't be started, or ends before it connects.
+    pub fn refill(
+        &mut self,
+        patience: Duration,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Gathered, JobError> {
+        let Some(local) = &mut self.local else { return self.fill(patience, observer, stop) };
+        let free: Vec<_> = (0..self.seats.len()).filter(|worker| self.seats[*worker].is_none()).collect();
+        local.restart(&free)?;
+        self.fill(LOCAL_PATIENCE, observer, stop)
+    }
+
+    fn fill(
+        &mut self,
+        patience: Duration,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Gathered, JobError> {
+        let (mut start, want) = (Instant::now(), self.seats.len());
+        let mut teller = Teller { elsewhere: Vec::new(), refused: HashSet::new() };
+        let mut told = None;
+        while let Some(spare) = (self.present() < want).then(|| self.spares.pop()).flatten() {
+            self.seat(spare);
+        }
+        loop {
+            let have = self.present();
+            if told != Some(have) && self.local.is_none() {
+                observer.on(Event::Waiting { address: self.address.clone(), have, want });
+            }
+            told = Some(have);
+            if have == want {
+                self.vitals.set_ready();
+                return Ok(Gathered::All);
+            }
+            if stop.load(Ordering::Relaxed) {
+                return Ok(Gathered::Interrupted);
+            }
+            if start.elapsed() > patience {
+                return Ok(Gathered::Some);
+            }
+            self.vitals.beat();
+            match self.poll(LOOK_EVERY) {
+                Some(News::Heard(worker, Heard::Lost(_))) => {
+                    self.give_up(worker);
+                }
+                Some(News::Heard(..) | News::Changed) => {}
+                Some(News::Elsewhere(worker)) => {
+                    // Busy workers are worth waiting for until their job has ended.
+                    if worker.model.is_some() {
+                        start = Instant::now();
+                    }
+                    teller.elsewhere(worker, observer);
+                }
+                Some(News::Refused(address, reason)) => teller.refused(address, reason, observer),
+                None => {
+                    if let Some(local) = &mut self.local {
+                        local.check_alive()?;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Tells the observer of each worker that does not join, once.
+struct Teller {
+    elsewhere: Vec<Elsewhere>,
+    refused: HashSet<(String, String)>,
+}
+
+impl Teller {
+    fn elsewhere(&mut self, worker: Elsewhere, observer: &mut dyn Observer) {
+        if self.elsewhere.len() < TOLD_MAX && !self.elsewhere.contains(&worker) {
+            self.elsewhere.push(worker.clone());
+            let Elsewhere { host, coordinator, model } = worker;
+            observer.on(Event::Elsewhere { host, coordinator, model });
+        }
+    }
+
+    fn refused(&mut self, address: String, reason: String, observer: &mut dyn Observer) {
+        // Once per machine and reason, because workers try again, each time from another port.
+        let machine = address.rsplit_once(':').map_or(address.clone(), |(machine, _)| machine.to_owned());
+        if self.refused.len() < TOLD_MAX && self.refused.insert((machine, reason.clone())) {
+            observer.on(Event::Refused { address, reason });
+        }
+    }
 }
 
 /// An address that other machines can connect to. If every address of this machine is bound, that is the machine's name.
@@ -108,95 +186,5 @@ fn dialled(address: &str) -> String {
             format!("{}:{}", name.nodename().to_string_lossy(), socket.port())
         }
         _ => address.to_owned(),
-    }
-}
-
-/// The parts of a cluster, before all workers are there.
-struct Formation {
-    job: u64,
-    plan: Arc<Plan>,
-    heard: Receiver<Message>,
-    local: Option<LocalWorkers>,
-    runtime: Runtime,
-    vitals: Vitals,
-    clock: Clock,
-    patience: Duration,
-    /// Where workers connect to.
-    address: String,
-}
-
-impl Formation {
-    /// Waits until every worker of the plan is connected. `tell` gets the news.
-    fn gather(mut self, stop: &AtomicBool, mut tell: impl FnMut(News)) -> Result<Cluster, JobError> {
-        let (mut start, want) = (Instant::now(), self.plan.workers);
-        let mut members: Vec<Member> = Vec::new();
-        tell(News::Have(0));
-        let (mut elsewhere, mut refused) = (Vec::new(), HashSet::new());
-        while members.len() < want {
-            if stop.load(Ordering::Relaxed) {
-                return Err(JobError::Interrupted);
-            }
-            self.vitals.beat();
-            match receive(&self.runtime, &mut self.heard, LOOK_EVERY) {
-                Some((_, Heard::Joined(member))) => {
-                    members.push(*member);
-                    tell(News::Have(members.len()));
-                }
-                Some((session, Heard::Lost(_))) => {
-                    let had = members.len();
-                    members.retain(|member| member.session != session);
-                    if members.len() < had {
-                        tell(News::Have(members.len()));
-                    }
-                }
-                Some((_, Heard::Elsewhere(worker))) => {
-                    // Busy workers are worth waiting for until their job has ended.
-                    if worker.model.is_some() {
-                        start = Instant::now();
-                    }
-                    if elsewhere.len() < TOLD_MAX && !elsewhere.contains(&worker) {
-                        elsewhere.push(worker.clone());
-                        tell(News::Elsewhere(worker));
-                    }
-                }
-                Some((_, Heard::Refused(address, reason))) => {
-                    // Once per machine and reason, because workers try again, each time from another port.
-                    let machine = address.rsplit_once(':').map_or(address.clone(), |(machine, _)| machine.to_owned());
-                    if refused.len() < TOLD_MAX && refused.insert((machine, reason.clone())) {
-                        tell(News::Refused(address, reason));
-                    }
-                }
-                Some(_) => {}
-                None => {
-                    if let Some(local) = &mut self.local {
-                        local.check_alive()?;
-                    }
-                }
-            }
-            if start.elapsed() > self.patience {
-                let (have, seconds, address) = (members.len(), self.patience.as_secs(), self.address);
-                return Err(JobError::TooFewWorkers { have, want, seconds, address });
-            }
-        }
-        if let Some(local) = &mut self.local {
-            // Processes are numbered in the order of their start, not of their connecting.
-            members.sort_by_key(|member| local.position_of(member.hello.process_id));
-            local.all_have_come();
-        }
-        self.vitals.set_ready();
-        let state_bytes = vec![0; want];
-        Ok(Cluster {
-            job: self.job,
-            plan: self.plan,
-            members,
-            heard: self.heard,
-            local: self.local,
-            state_bytes,
-            runtime: self.runtime,
-            vitals: self.vitals,
-            leaving: None,
-            failed: HashSet::new(),
-            recorder: Recorder::off(self.clock),
-        })
     }
 }

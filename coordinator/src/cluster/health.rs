@@ -10,7 +10,7 @@ use convoy_proto::v1::coordinator_server::SERVICE_NAME;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use super::SILENCE_MAX;
+use super::member::SILENCE_MAX;
 
 /// The thread that drives the job reports at least once per wait for workers. After a much longer silence, it hangs.
 const WEDGED_AFTER: Duration = SILENCE_MAX.saturating_add(Duration::from_secs(60));

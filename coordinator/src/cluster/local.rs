@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use convoy_common::address::{Address, SOCKET_PATH_BYTES_MAX};
 
 use crate::error::JobError;
+use crate::fault::Fault;
 use crate::job::LocalProgram;
 use crate::unguessable::unguessable;
 
@@ -21,8 +22,11 @@ const SOCKET: &str = "coordinator";
 
 /// Worker processes that this process has started.
 pub struct LocalWorkers {
+    plan: LocalPlan,
+    /// The process of each worker.
     children: Vec<LocalWorker>,
-    folder: Option<SocketFolder>,
+    /// Workers that are started again need the socket, so it stays until the end.
+    folder: SocketFolder,
 }
 
 struct LocalWorker {
@@ -99,16 +103,33 @@ impl LocalWorkers {
     ///
     /// # Errors
     /// When one can't be started. Those before it are stopped.
-    pub fn start(plan: &LocalPlan, folder: SocketFolder) -> Result<Self, JobError> {
-        let address = folder.address();
-        let mut workers = Self { children: Vec::new(), folder: Some(folder) };
-        for _ in 0..plan.workers {
-            let worker = start_one(plan, &address);
-            workers
-                .children
-                .push(worker.map_err(|source| JobError::Spawn { program: plan.program.path.clone(), source })?);
+    pub fn start(plan: LocalPlan, folder: SocketFolder) -> Result<Self, JobError> {
+        let mut workers = Self { plan, children: Vec::new(), folder };
+        for _ in 0..workers.plan.workers {
+            let worker = workers.start_one()?;
+            workers.children.push(worker);
         }
         Ok(workers)
+    }
+
+    /// Starts the processes of these workers again. Those that still run are killed.
+    ///
+    /// # Errors
+    /// When one can't be started.
+    pub fn restart(&mut self, workers: &[usize]) -> Result<(), JobError> {
+        for worker in workers {
+            let new = self.start_one()?;
+            let mut old = std::mem::replace(&mut self.children[*worker], new);
+            // It can't be killed if it has ended already.
+            let _ = old.process.kill();
+            let _ = old.process.wait();
+        }
+        Ok(())
+    }
+
+    fn start_one(&self) -> Result<LocalWorker, JobError> {
+        let started = start_one(&self.plan, &self.folder.address());
+        started.map_err(|source| JobError::Spawn { program: self.plan.program.path.clone(), source })
     }
 
     /// Checks that no worker has ended before it connected.
@@ -119,20 +140,15 @@ impl LocalWorkers {
         for (worker, child) in self.children.iter_mut().enumerate() {
             if let Ok(Some(status)) = child.process.try_wait() {
                 let message = format!("its process {}", described(status));
-                return Err(JobError::WorkerFailed { worker, step: 0, message });
+                return Err(Fault::Failed { worker, step: 0, message }.into());
             }
         }
         Ok(())
     }
 
-    /// The position of a process in the order of their start.
-    pub fn position_of(&self, process_id: u32) -> usize {
-        self.children.iter().position(|child| child.process.id() == process_id).unwrap_or(usize::MAX)
-    }
-
-    /// All workers are connected: removes the socket's name, so that nothing stays behind if this process is killed.
-    pub fn all_have_come(&mut self) {
-        self.folder = None;
+    /// The worker whose process this is. Workers are numbered in the order of their start, not of their connecting.
+    pub fn position_of(&self, process_id: u32) -> Option<usize> {
+        self.children.iter().position(|child| child.process.id() == process_id)
     }
 
     /// How a lost process ended. One that is still running is killed, because it will never answer again.

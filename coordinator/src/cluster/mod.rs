@@ -1,370 +1,214 @@
-//! The cluster of a run: its workers, the messages to each, and the messages from all of them, in one place and with a limit
-//! on every wait. [`formation`] forms it, [`doors`] accepts connections, [`local`] starts workers on this machine, and
-//! [`health`] answers health checks.
+//! Who is there: the workers of a run, each in its seat, and the messages to and from them, with a limit on every wait.
+//! [`formation`] opens the doors and fills the seats, [`doors`] accepts connections, [`local`] starts workers on this machine,
+//! [`member`] is a connected worker, and [`health`] answers health checks.
 //!
-//! Not here: what a message means for the job.
+//! Not here: what a message means for the job. The cluster knows no plan, state, step or trace.
 
 pub mod doors;
 pub mod formation;
 pub mod health;
 pub mod local;
+pub mod member;
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use convoy_common::batch::MicroBatch;
-use convoy_common::plan::Plan;
-use convoy_common::trace::Activity;
-use convoy_common::wire::{
-    Assignment, Chunk, FailureKind, FromWorker, Hello, Payload, Pong, TensorKey, ToWorker, chunk_to_frame, frames,
-};
+use convoy_common::wire::{FromWorker, Numbered, Recorded, ToWorker};
 use convoy_proto::v1;
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::mpsc::Receiver;
 
-use crate::data::Split;
-use crate::error::JobError;
-use crate::state::{Gathering, JobState};
-use crate::trace::Recorder;
+use crate::trace::Clock;
+use doors::Doors;
 use health::Vitals;
 use local::LocalWorkers;
+use member::{Elsewhere, Heard, Member, Report, Undelivered, deliver};
 
-/// A worker that owes something and stays silent for this long hangs. A step of the largest model on the slowest supported
-/// machine takes far less.
-const SILENCE_MAX: Duration = Duration::from_secs(300);
 /// How often a wait for workers checks for processes that have ended.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Pings before the first step, while workers are idle. The best of them counts.
-const FIRST_PINGS: usize = 4;
-/// Shorter waits, in nanoseconds, aren't recorded.
-const IDLE_MIN: u64 = 50_000;
 /// How long a worker may take for its last message.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
+/// How long to wait for the reason of a connection that has closed.
+const REASON_MAX: Duration = Duration::from_millis(100);
 
-/// An event of a worker.
+/// The workers of a run.
+pub struct Cluster {
+    /// The worker of each number, if it is there.
+    seats: Vec<Option<Member>>,
+    /// Workers without a seat.
+    spares: Vec<Member>,
+    reports: Receiver<Report>,
+    doors: Doors,
+    local: Option<LocalWorkers>,
+    runtime: Runtime,
+    vitals: Vitals,
+    clock: Clock,
+    /// The address that other machines can connect to.
+    address: String,
+}
+
+/// What happened in the cluster.
 #[derive(Debug)]
-pub enum Heard {
-    /// Both of its connections are there.
-    Joined(Box<Member>),
-    /// A control message.
-    Said(FromWorker),
-    /// An answer to a ping, and when it arrived, by the coordinator's clock.
-    Pong(Pong, u64),
-    /// A part of a tensor, and when it arrived, by the coordinator's clock.
-    Chunk(Chunk, u64),
-    /// It is gone: why.
-    Lost(String),
-    /// A worker without a session serves another coordinator.
+pub enum News {
+    /// A seated worker was heard.
+    Heard(usize, Heard),
+    /// A worker has come or gone.
+    Changed,
+    /// A worker serves another coordinator.
     Elsewhere(Elsewhere),
     /// A worker was refused: its address, and why.
     Refused(String, String),
 }
 
-/// A worker that serves another coordinator.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Elsewhere {
-    /// Its machine.
-    pub host: String,
-    /// Address of that coordinator, as the worker sees it.
-    pub coordinator: String,
-    /// The model of its job. None while that coordinator waits for more workers.
-    pub model: Option<String>,
-}
-
-/// A session and an event of its worker.
-pub type Message = (u64, Heard);
-
-/// A connected worker.
-#[derive(Debug)]
-pub struct Member {
-    session: u64,
-    /// Its own description.
-    pub hello: Hello,
-    /// Where it connected from.
-    pub address: String,
-    control: Sender<v1::ToWorker>,
-    frames: Sender<v1::Frame>,
-}
-
-impl Member {
-    /// Closes the control connection after the orders that are queued. A worker that has failed waits for this.
-    fn hang_up(&mut self) {
-        self.control = channel(1).0;
-    }
-}
-
-/// The workers of a run.
-pub struct Cluster {
-    job: u64,
-    plan: Arc<Plan>,
-    members: Vec<Member>,
-    heard: Receiver<Message>,
-    local: Option<LocalWorkers>,
-    /// Bytes of weights and momentum that each worker was given.
-    state_bytes: Vec<u64>,
-    runtime: Runtime,
-    vitals: Vitals,
-    /// The first worker that has announced that it will stop.
-    leaving: Option<usize>,
-    /// Workers that have reported a failure.
-    failed: HashSet<usize>,
-    /// The recording of the job.
-    pub recorder: Recorder,
-}
-
-/// What workers report at the end of a job.
-pub struct Farewell {
-    /// Number of threads of each worker that did any work, if it reported that in time.
-    pub busy_threads: Vec<Option<usize>>,
-    /// The recording, with everything that workers have handed over.
-    pub recorder: Recorder,
-}
-
 impl Cluster {
-    /// Which worker holds which towers.
-    pub fn plan(&self) -> &Arc<Plan> {
-        &self.plan
+    /// Number of seats.
+    pub fn seats(&self) -> usize {
+        self.seats.len()
     }
 
-    /// The workers, by number.
-    pub fn members(&self) -> &[Member] {
-        &self.members
+    /// Number of workers in seats.
+    pub fn present(&self) -> usize {
+        self.seats.iter().flatten().count()
     }
 
-    /// Bytes of weights and momentum that `worker` was given.
-    pub fn state_bytes(&self, worker: usize) -> u64 {
-        self.state_bytes[worker]
+    /// The worker of this number, if it is there.
+    pub fn member(&self, worker: usize) -> Option<&Member> {
+        self.seats[worker].as_ref()
     }
 
-    /// Assigns its towers to every worker, sends their state as of `step`, and waits until all have it.
-    ///
-    /// # Errors
-    /// When a worker is lost or can't hold its towers.
-    pub fn assign(&mut self, assignment: &Assignment, state: &JobState, step: u64) -> Result<(), JobError> {
-        let plan = self.plan.clone();
-        // First of all, because a worker without a job may still move to another coordinator.
-        for worker in 0..plan.workers {
-            self.tell(worker, ToWorker::Assign(Assignment { worker, ..assignment.clone() }), step)?;
-        }
-        for worker in 0..plan.workers {
-            for tower in plan.towers_of(worker) {
-                for payload in state.slices(&plan, tower, step) {
-                    self.state_bytes[worker] += payload.data.len() as u64;
-                    self.send(worker, payload, step)?;
-                }
-            }
-        }
-        for _ in 0..plan.workers {
-            match self.next(step, || "all workers to receive their weights".to_owned())? {
-                (_, Heard::Said(FromWorker::Ready)) => {}
-                (worker, other) => return Err(self.out_of_turn(worker, step, other)),
-            }
-        }
-        (0..FIRST_PINGS).try_for_each(|_| self.ask_for_clocks(step))
+    /// The coordinator's clock.
+    pub fn clock(&self) -> Clock {
+        self.clock
     }
 
-    /// Asks every worker for its clock, if anything is recorded.
-    ///
-    /// # Errors
-    /// When one is lost.
-    pub fn ask_for_clocks(&mut self, step: u64) -> Result<(), JobError> {
-        if !self.recorder.is_on() {
-            return Ok(());
-        }
-        (0..self.members.len())
-            .try_for_each(|worker| self.tell(worker, ToWorker::Ping { sent: self.recorder.now() }, step))
-    }
-
-    /// Sends the images of a micro-batch, listed by their index in `split`, once to every worker.
-    ///
-    /// # Errors
-    /// When a worker is lost.
-    pub fn send_images(
-        &mut self,
-        split: &Split,
-        micro_batch: &MicroBatch,
-        images: impl IntoIterator<Item = usize>,
-    ) -> Result<(), JobError> {
-        let input = self.plan.network.input.shape;
-        let mut bytes = Vec::with_capacity(micro_batch.samples.len() * input.len());
-        images.into_iter().for_each(|image| bytes.extend_from_slice(split.image(image)));
-        let shape = vec![micro_batch.samples.len(), input.channels, input.height, input.width];
-        let payload = Payload::bytes(TensorKey::Images(micro_batch.clone()), shape, bytes);
-        (0..self.members.len()).try_for_each(|worker| self.send(worker, payload.clone(), micro_batch.id.step))
-    }
-
-    /// Sends a tensor.
-    ///
-    /// # Errors
-    /// When the worker is lost.
-    pub fn send(&mut self, worker: usize, payload: Payload, step: u64) -> Result<(), JobError> {
-        frames(self.job, payload).try_for_each(|frame| {
-            let delivered = deliver(&self.runtime, &self.members[worker].frames, frame);
-            delivered.map_err(|why| self.undelivered(worker, step, why))
-        })
-    }
-
-    /// Relays a chunk to other workers.
-    ///
-    /// # Errors
-    /// When a worker is lost.
-    pub fn relay(&mut self, to: &[usize], chunk: Chunk, step: u64) -> Result<(), JobError> {
-        let frame = chunk_to_frame(chunk);
-        to.iter().try_for_each(|worker| {
-            let delivered = deliver(&self.runtime, &self.members[*worker].frames, frame.clone());
-            delivered.map_err(|why| self.undelivered(*worker, step, why))
-        })
-    }
-
-    /// Sends a control message to a worker.
-    ///
-    /// # Errors
-    /// When it is lost.
-    pub fn tell(&mut self, worker: usize, message: ToWorker, step: u64) -> Result<(), JobError> {
-        let delivered = deliver(&self.runtime, &self.members[worker].control, message.into());
-        delivered.map_err(|why| self.undelivered(worker, step, why))
-    }
-
-    /// Sends a control message to all workers.
-    ///
-    /// # Errors
-    /// When one is lost.
-    pub fn tell_all(&mut self, message: &ToWorker, step: u64) -> Result<(), JobError> {
-        (0..self.members.len()).try_for_each(|worker| self.tell(worker, message.clone(), step))
-    }
-
-    /// The next control message or chunk of any worker.
-    ///
-    /// # Errors
-    /// When one is lost or fails, or when all are silent for too long. `waiting_for` says what is owed.
-    pub fn next(&mut self, step: u64, waiting_for: impl Fn() -> String) -> Result<(usize, Heard), JobError> {
-        let asked = Instant::now();
+    /// The thread that drives the job is alive.
+    pub fn beat(&self) {
         self.vitals.beat();
-        loop {
-            let began = self.recorder.now();
-            // Messages of strangers and about clocks don't count: they don't get the job any further.
-            let left = SILENCE_MAX.saturating_sub(asked.elapsed());
-            let received = receive(&self.runtime, &mut self.heard, left).filter(|_| !left.is_zero());
-            if self.recorder.now() - began > IDLE_MIN {
-                self.recorder.ended(began, || Activity::Idle);
-            }
-            let Some((session, heard)) = received else {
-                return Err(JobError::Silence { seconds: SILENCE_MAX.as_secs(), step, waiting_for: waiting_for() });
-            };
-            let Some(worker) = self.members.iter().position(|member| member.session == session) else { continue };
-            if matches!(heard, Heard::Said(FromWorker::Failure(_))) {
-                self.failed.insert(worker);
-            }
-            return match heard {
-                Heard::Lost(why) => Err(self.lost_because(worker, step, why)),
-                Heard::Said(FromWorker::Failure(failure)) if failure.kind == FailureKind::NotFinite => {
-                    Err(JobError::NotFinite { what: format!("{} (worker {worker})", failure.message) })
-                }
-                Heard::Said(FromWorker::Failure(failure)) => {
-                    Err(JobError::WorkerFailed { worker, step, message: failure.message })
-                }
-                Heard::Chunk(chunk, _) if chunk.job != self.job => continue,
-                // Nobody waits for this: the next tensors show that the commit arrived.
-                Heard::Said(FromWorker::Committed { .. }) => continue,
-                Heard::Pong(pong, at) => {
-                    self.recorder.on_pong(worker, pong, at);
-                    continue;
-                }
-                Heard::Said(FromWorker::Recorded(recorded)) => {
-                    self.recorder.on_recorded(worker, recorded);
-                    continue;
-                }
-                Heard::Said(FromWorker::Leaving) => {
-                    self.leaving.get_or_insert(worker);
-                    continue;
-                }
-                heard => Ok((worker, heard)),
-            };
-        }
     }
 
-    /// Checks that no worker is about to stop.
-    ///
-    /// # Errors
-    /// When one is. It stays for as long as a checkpoint takes.
-    pub fn check_all_stay(&self, step: u64) -> Result<(), JobError> {
-        match self.leaving {
-            Some(worker) => {
-                let host = self.members[worker].hello.host.clone();
-                Err(JobError::WorkerLeaves { worker, host, step })
-            }
-            None => Ok(()),
-        }
+    /// The first worker that has announced that it will stop, and its machine.
+    pub fn leaving(&self) -> Option<(usize, String)> {
+        let leaving = |member: &Option<Member>| member.as_ref().is_some_and(|member| member.is_leaving);
+        let worker = self.seats.iter().position(leaving)?;
+        Some((worker, self.seats[worker].as_ref()?.hello.host.clone()))
     }
 
-    /// Weights and momentum of every tower, as of `step`.
-    ///
-    /// # Errors
-    /// When a worker is lost, or sends something else.
-    pub fn collect(&mut self, step: u64) -> Result<JobState, JobError> {
-        self.tell_all(&ToWorker::SendState { step }, step)?;
-        let mut gathering = Gathering::new(self.plan.clone(), step);
-        while gathering.owed() > 0 {
-            let (worker, heard) = self.next(step, || format!("{} tensors of the checkpoint", gathering.owed()))?;
-            match heard {
-                // A job that stops early has already sent the next step's images. Their results are ignored.
-                Heard::Chunk(Chunk { key: TensorKey::Activations { .. }, .. }, _) => {}
-                Heard::Chunk(chunk, _) => {
-                    let accepted = gathering.accept(worker, chunk);
-                    accepted.map_err(|source| JobError::Desync { worker, step, source })?;
-                }
-                other => return Err(self.out_of_turn(worker, step, other)),
+    /// Waits for news, at most for `patience`.
+    pub fn poll(&mut self, patience: Duration) -> Option<News> {
+        let (session, heard) = match receive(&self.runtime, &mut self.reports, patience)? {
+            Report::Joined(member) => {
+                self.seat(*member);
+                return Some(News::Changed);
             }
-        }
-        Ok(gathering.finish())
-    }
-
-    /// The error for a message that isn't allowed now.
-    pub fn out_of_turn(&self, worker: usize, step: u64, heard: Heard) -> JobError {
-        let message = match heard {
-            Heard::Said(message) => format!("it sent {}, which is not allowed now", message.name()),
-            Heard::Chunk(chunk, _) => format!("it sent {}, which are not allowed now", chunk.key),
-            Heard::Pong(..) => "it sent its clock, which is not allowed now".to_owned(),
-            Heard::Joined(_) | Heard::Lost(_) | Heard::Elsewhere(_) | Heard::Refused(..) => {
-                "it connected or disconnected, which is not allowed now".to_owned()
-            }
+            Report::Elsewhere(elsewhere) => return Some(News::Elsewhere(elsewhere)),
+            Report::Refused(address, reason) => return Some(News::Refused(address, reason)),
+            Report::Heard(session, heard) => (session, heard),
         };
-        self.failed(worker, step, &message)
+        let is_it = |member: &Member| member.session == session;
+        let Some(worker) = self.seats.iter().position(|seat| seat.as_ref().is_some_and(is_it)) else {
+            if matches!(heard, Heard::Lost(_)) {
+                self.spares.retain(|member| !is_it(member));
+            }
+            return Some(News::Changed);
+        };
+        if let (Heard::Said(Numbered { message, .. }, _), Some(member)) = (&heard, &mut self.seats[worker]) {
+            member.is_leaving |= matches!(message, FromWorker::Leaving);
+            member.has_failed |= matches!(message, FromWorker::Failure(_));
+        }
+        Some(News::Heard(worker, heard))
     }
 
-    /// The error for a worker that does not follow the protocol.
-    pub fn failed(&self, worker: usize, step: u64, message: &str) -> JobError {
-        JobError::WorkerFailed { worker, step, message: message.to_owned() }
+    /// Queues a frame for a worker.
+    ///
+    /// # Errors
+    /// When it is gone, or does not read.
+    pub fn send(&mut self, worker: usize, frame: v1::Frame) -> Result<(), Undelivered> {
+        let member = self.seats[worker].as_ref().ok_or(Undelivered::Gone)?;
+        deliver(&self.runtime, &member.frames, frame)
     }
 
-    /// Ends the job for every worker, and collects their last messages.
-    pub fn dismiss(mut self, reason: &str) -> Farewell {
-        let mut busy_threads = vec![None; self.members.len()];
+    /// Queues a control message for a worker.
+    ///
+    /// # Errors
+    /// When it is gone, or does not read.
+    pub fn tell(&mut self, worker: usize, order: Numbered<ToWorker>) -> Result<(), Undelivered> {
+        let member = self.seats[worker].as_ref().ok_or(Undelivered::Gone)?;
+        deliver(&self.runtime, &member.control, order.into())
+    }
+
+    /// What a worker whose connection has closed said at last, if that comes soon. Messages of other workers are dropped: the
+    /// generation is over.
+    pub fn last_words(&mut self, worker: usize) -> Option<Heard> {
+        let start = Instant::now();
+        while let Some(left) = REASON_MAX.checked_sub(start.elapsed()) {
+            match self.poll(left) {
+                Some(News::Heard(from, heard)) if from == worker => match &heard {
+                    Heard::Lost(_) | Heard::Said(Numbered { message: FromWorker::Failure(_), .. }, _) => {
+                        return Some(heard);
+                    }
+                    _ => {}
+                },
+                Some(_) => {}
+                None => return None,
+            }
+        }
+        None
+    }
+
+    /// Frees a worker's seat, closes its connections, and ends its process if this process has started it. Returns how the
+    /// process ended, if it did.
+    pub fn give_up(&mut self, worker: usize) -> Option<String> {
+        let mut member = self.seats[worker].take()?;
+        // A worker that has failed waits for the end of the connection.
+        member.hang_up();
+        self.doors.forget(member.session);
+        self.local.as_mut().and_then(|local| local.give_up(member.hello.process_id))
+    }
+
+    /// Removes the seats that are empty. The workers are numbered anew.
+    pub fn close_ranks(&mut self) {
+        self.seats.retain(Option::is_some);
+    }
+
+    /// Ends the job for every worker. Returns the number of threads of each that did any work, if it reported that in time.
+    /// `recorded` gets the spans that workers hand over meanwhile.
+    pub fn dismiss(
+        mut self,
+        generation: u64,
+        reason: &str,
+        mut recorded: impl FnMut(usize, Recorded),
+    ) -> Vec<Option<usize>> {
+        let mut busy_threads = vec![None; self.seats.len()];
         let mut owed = HashSet::new();
-        for (worker, member) in self.members.iter_mut().enumerate() {
+        for (worker, seat) in self.seats.iter_mut().enumerate() {
+            let Some(member) = seat else { continue };
             // A worker that is gone gets no message and sends none.
-            if member.control.try_send(ToWorker::EndJob { reason: reason.to_owned() }.into()).is_ok() {
+            if member.try_tell(generation, ToWorker::EndJob { reason: reason.to_owned() }) {
                 owed.insert(worker);
             }
-            if self.failed.contains(&worker) {
+            if member.has_failed {
                 member.hang_up();
             }
         }
         let start = Instant::now();
         while !owed.is_empty() && start.elapsed() < FAREWELL_MAX {
             let left = FAREWELL_MAX.saturating_sub(start.elapsed());
-            let Some((session, heard)) = receive(&self.runtime, &mut self.heard, left) else { break };
-            let Some(worker) = self.members.iter().position(|member| member.session == session) else { continue };
-            match heard {
-                Heard::Said(FromWorker::Finished { busy_threads: busy }) => {
+            let Some(News::Heard(worker, heard)) = self.poll(left) else { continue };
+            let message = match heard {
+                Heard::Said(Numbered { message, .. }, _) => message,
+                Heard::Lost(_) => {
+                    owed.remove(&worker);
+                    continue;
+                }
+                Heard::Chunk(..) => continue,
+            };
+            match message {
+                FromWorker::Finished { busy_threads: busy } => {
                     busy_threads[worker] = Some(busy);
                     owed.remove(&worker);
                 }
-                Heard::Said(FromWorker::Recorded(recorded)) => self.recorder.on_recorded(worker, recorded),
-                Heard::Said(FromWorker::Failure(_)) => self.members[worker].hang_up(),
-                Heard::Lost(_) => drop(owed.remove(&worker)),
+                FromWorker::Recorded(spans) => recorded(worker, spans),
+                FromWorker::Failure(_) => self.seats[worker].iter_mut().for_each(Member::hang_up),
                 _ => {}
             }
         }
@@ -373,73 +217,25 @@ impl Cluster {
         }
         // Connections end with the runtime. Without a limit this would wait forever for peers that are gone.
         self.runtime.shutdown_timeout(Duration::from_millis(200));
-        Farewell { busy_threads, recorder: self.recorder }
+        busy_threads
     }
 
-    fn undelivered(&mut self, worker: usize, step: u64, why: Undelivered) -> JobError {
-        match why {
-            Undelivered::Gone => self.lost(worker, step),
-            Undelivered::Unread => {
-                let waiting_for = format!("worker {worker} to read its messages");
-                JobError::Silence { seconds: SILENCE_MAX.as_secs(), step, waiting_for }
-            }
-        }
-    }
-
-    /// A worker whose connection is closed: why, if a message about that comes soon.
-    fn lost(&mut self, worker: usize, step: u64) -> JobError {
-        let session = self.members[worker].session;
-        let start = Instant::now();
-        while start.elapsed() < LOOK_EVERY * 5 {
-            match receive(&self.runtime, &mut self.heard, LOOK_EVERY) {
-                Some((from, Heard::Lost(why))) if from == session => return self.lost_because(worker, step, why),
-                Some((from, Heard::Said(FromWorker::Failure(failure)))) if from == session => {
-                    return JobError::WorkerFailed { worker, step, message: failure.message };
-                }
-                _ => {}
-            }
-        }
-        self.lost_because(worker, step, "its connection closed".to_owned())
-    }
-
-    fn lost_because(&mut self, worker: usize, step: u64, why: String) -> JobError {
-        let hello = &self.members[worker].hello;
-        let ended = self.local.as_mut().and_then(|local| local.give_up(hello.process_id));
-        let towers: Vec<_> = self.plan.towers_of(worker).iter().map(|tower| format!("tower {tower}")).collect();
-        JobError::WorkerLost {
-            worker,
-            process_id: hello.process_id,
-            host: hello.host.clone(),
-            towers: towers.join(" and "),
-            step,
-            why: ended.unwrap_or(why),
+    /// Gives a worker a seat: a local one that of its process, a remote one the first that is free.
+    fn seat(&mut self, member: Member) {
+        let seat = match &self.local {
+            Some(local) => local.position_of(member.hello.process_id),
+            None => self.seats.iter().position(Option::is_none),
+        };
+        match seat.filter(|seat| self.seats.get(*seat).is_some_and(Option::is_none)) {
+            Some(seat) => self.seats[seat] = Some(member),
+            None => self.spares.push(member),
         }
     }
 }
 
-/// Why a message can't be delivered.
-enum Undelivered {
-    Gone,
-    Unread,
-}
-
-fn deliver<T>(runtime: &Runtime, to: &Sender<T>, message: T) -> Result<(), Undelivered> {
-    let message = match to.try_send(message) {
-        Ok(()) => return Ok(()),
-        Err(TrySendError::Closed(_)) => return Err(Undelivered::Gone),
-        Err(TrySendError::Full(message)) => message,
-    };
-    let sent = runtime.block_on(async { tokio::time::timeout(SILENCE_MAX, to.send(message)).await });
-    match sent {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(Undelivered::Gone),
-        Err(_) => Err(Undelivered::Unread),
+fn receive(runtime: &Runtime, reports: &mut Receiver<Report>, patience: Duration) -> Option<Report> {
+    if let Ok(report) = reports.try_recv() {
+        return Some(report);
     }
-}
-
-fn receive(runtime: &Runtime, heard: &mut Receiver<Message>, patience: Duration) -> Option<Message> {
-    if let Ok(message) = heard.try_recv() {
-        return Some(message);
-    }
-    runtime.block_on(async { tokio::time::timeout(patience, heard.recv()).await.ok().flatten() })
+    runtime.block_on(async { tokio::time::timeout(patience, reports.recv()).await.ok().flatten() })
 }

@@ -190,8 +190,9 @@ impl Recording {
             if step > through || (keeps && !is_whole && which == Closing::Whole) {
                 return;
             }
-            self.closed_through = step;
-            if let Some((_, open)) = self.open.pop_first().filter(|_| keeps) {
+            let is_replay = step <= self.closed_through;
+            self.closed_through = self.closed_through.max(step);
+            if let Some((_, open)) = self.open.pop_first().filter(|_| keeps && !is_replay) {
                 let trace = StepTrace { is_slow: self.slow.contains(&step), ..self.aligned(open) };
                 self.slow.remove(&step);
                 self.write(step, &trace, which == Closing::Everything);
@@ -351,6 +352,16 @@ impl Recorder {
             recording.at = step + 1;
             // Workers have yet to hand over the step that has just ended.
             recording.close(step.saturating_sub(1), Closing::Whole);
+        }
+    }
+
+    /// Goes back to the commit of `step`, with other workers. Steps that have been written are not written again.
+    pub fn rewind(&mut self, step: u64) {
+        if let Some(recording) = &mut self.recording {
+            recording.at = step + 1;
+            recording.open.clear();
+            recording.arriving.clear();
+            recording.clocks.fill(Alignment::default());
         }
     }
 

@@ -2,7 +2,7 @@
 //! there is nothing to compute it sleeps; during a job it polls for a short time first.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use convoy_common::batch::Phase;
 use convoy_common::chain::chain;
 use convoy_common::trace::{Activity, SegmentRun};
-use convoy_common::wire::{Elements, Failure, FailureKind, FromWorker, TensorKey};
+use convoy_common::wire::{Direction, Elements, Failure, FailureKind, FromWorker, TensorKey};
 use tokio::sync::mpsc::Sender;
 
 use super::health::Vitals;
@@ -18,6 +18,7 @@ use crate::engine::{Engine, EngineError, Out};
 use crate::kernels::Compute;
 use crate::metrics::{Doing, Metrics, Stopwatch};
 use crate::probe::Probe;
+use crate::rehearsal::{Moment, Rehearsal};
 use crate::tower::Means;
 
 /// During a job, this thread polls for so long before it sleeps. Most exchanges of a small network take less, and a sleeping
@@ -44,12 +45,18 @@ pub(super) enum Message {
 pub(super) struct Job {
     pub(super) engine: Engine,
     pub(super) out: Sender<Out>,
+    /// The number of its generation.
+    pub(super) generation: u64,
+    /// The number of the last generation that was assigned. A job of an earlier one is dropped.
+    pub(super) current: Arc<AtomicU64>,
     /// Bytes of tensors that wait for this thread.
     pub(super) queued: Arc<AtomicUsize>,
     /// Control messages that wait for this thread.
     pub(super) waiting: Arc<AtomicUsize>,
     /// Spans of this thread.
     pub(super) probe: Probe,
+    /// Deliberate faults.
+    pub(super) rehearsal: Rehearsal,
     /// The context of its log lines.
     pub(super) span: tracing::Span,
 }
@@ -80,7 +87,8 @@ pub(super) fn serve(compute: &Compute, inbox: &Receiver<Message>, vitals: &Vital
             Some(message)
         };
         vitals.beat();
-        job = match (message, job) {
+        let job_at_hand = job.filter(|job| job.generation == job.current.load(Ordering::Relaxed));
+        job = match (message, job_at_hand) {
             (Some(Message::Begin(new)), _) => {
                 new.probe.skip();
                 metrics.step.set(0);
@@ -196,7 +204,7 @@ fn advance(
     if matches!(message, Some(Message::Commit { .. } | Message::SendState { .. })) {
         job.waiting.fetch_sub(1, Ordering::Relaxed);
     }
-    let Job { engine, probe, queued, .. } = &mut *job;
+    let Job { engine, probe, queued, rehearsal, .. } = &mut *job;
     let mut committed = None;
     let (result, doing, of) = match message {
         Some(Message::Tensor(key, elements)) => {
@@ -209,11 +217,13 @@ fn advance(
             (engine.accept(compute, key, elements), Doing::TakingIn, of)
         }
         Some(Message::Commit { step, rate, hand_over }) => {
+            rehearsal.reached(Moment::Commit(step));
             committed = Some((step, hand_over));
             (engine.commit(compute, step, rate), Doing::Committing, Of::Step(Activity::Commit { step }))
         }
         Some(Message::SendState { step }) => (engine.state(step), Doing::Committing, Of::Step(Activity::ReadState)),
         _ => {
+            engine.next_run().iter().for_each(|run| rehearsal.reached(moment_of(run)));
             let of = match engine.next_run().filter(|run| run.micro_batch.phase == Phase::Train) {
                 Some(run) => Of::Step(Activity::Segment(run)),
                 None => Of::NoStep,
@@ -250,6 +260,15 @@ fn advance(
             let _ = job.out.blocking_send(Out::Say(FromWorker::Failure(failure(&error))));
             None
         }
+    }
+}
+
+/// The moment at which a segment begins.
+fn moment_of(run: &SegmentRun) -> Moment {
+    match (run.micro_batch.phase, run.direction) {
+        (Phase::Evaluate, _) => Moment::Measure,
+        (Phase::Train, Direction::Forward) => Moment::Forward(run.micro_batch.step),
+        (Phase::Train, Direction::Backward) => Moment::Backward(run.micro_batch.step),
     }
 }
 

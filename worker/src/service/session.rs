@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use convoy_common::chain::with_causes;
 use convoy_common::plan::Plan;
 use convoy_common::trace::{Activity, Transfer};
 use convoy_common::wire::{
-    Assembler, Assignment, Failure, FailureKind, FromWorker, Hello, Pong, TensorKey, ToWorker, WireError,
-    chunk_from_frame, expected_shape, frames, open_frame,
+    Assembler, Assignment, Chunk, Failure, FailureKind, FromWorker, Generation, Hello, Numbered, Pong, TensorKey,
+    ToWorker, WireError, chunk_from_frame, expected_shape, frames, open_frame,
 };
 use convoy_proto::{PROTOCOL_VERSION, v1};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -31,6 +31,7 @@ use crate::kernels::isa::Isa;
 use crate::machine;
 use crate::metrics::Metrics;
 use crate::probe::Probe;
+use crate::rehearsal::Moment;
 
 /// Capacity of the queues between two tasks: large enough that neither waits until the other is scheduled.
 const QUEUE: usize = 32;
@@ -115,8 +116,8 @@ impl SessionError {
 pub(super) struct Session<'a> {
     messages: &'a mpsc::Sender<Message>,
     control: Sender<v1::FromWorker>,
-    queued: Arc<AtomicUsize>,
-    waiting: Arc<AtomicUsize>,
+    /// The number of the last generation that was assigned; 0 before the first.
+    generation: Arc<AtomicU64>,
     presence: &'a Presence,
     config: &'a WorkerConfig,
 }
@@ -165,16 +166,36 @@ impl Arriving {
     }
 }
 
-/// What the network thread knows about a job.
+/// What the network thread knows about a generation of a job.
 struct Terms {
-    job: u64,
+    generation: Generation,
     plan: Arc<Plan>,
+    /// Bytes of tensors that wait for the compute thread.
+    queued: Arc<AtomicUsize>,
+    /// Control messages that wait for it.
+    waiting: Arc<AtomicUsize>,
     /// Samples of the largest micro-batch.
     samples_max: usize,
     /// The most bytes of tensors that may wait for the compute thread.
     queue_limit: usize,
     /// Spans of the network thread.
     probe: Probe,
+}
+
+/// How a generation ends.
+enum Ended {
+    /// The job is over.
+    Job,
+    /// The coordinator has begun the next generation.
+    Generation(Box<Numbered<Assignment>>),
+}
+
+/// A worker's tensor connection.
+struct Tensors {
+    incoming: Streaming<v1::Frame>,
+    outgoing: Sender<v1::Frame>,
+    /// A chunk that overtook the assignment of its generation, which uses the other connection. Nothing else is read meanwhile.
+    ahead: Option<Chunk>,
 }
 
 impl<'a> Session<'a> {
@@ -208,7 +229,7 @@ impl<'a> Session<'a> {
         place: &Place,
     ) -> Result<(), SessionError> {
         let (control, requests) = channel(QUEUE);
-        let session = Session { messages, control, queued: Arc::default(), waiting: Arc::default(), presence, config };
+        let session = Session { messages, control, generation: Arc::default(), presence, config };
         session.say(FromWorker::Hello(hello(config, isa))).await?;
         let unreachable = |error| SessionError::Connect(place.clone(), error);
         let mut client = connect(place, config.token.as_ref()).await.map_err(unreachable)?;
@@ -218,9 +239,10 @@ impl<'a> Session<'a> {
             Ok::<_, SessionError>((orders, first))
         };
         let (orders, first) = timeout(GREETING_TIMEOUT, greeting).await.map_err(|_| SessionError::Greeting)??;
-        let Some(ToWorker::Welcome { session: number, requires_token }) = first else {
+        let Some(Numbered { message: ToWorker::Welcome { session: number, requires_token }, .. }) = first else {
             return Err(SessionError::OutOfTurn { found: name(first.as_ref()), expected: "Welcome" });
         };
+        config.rehearsal.reached(Moment::Join);
         if config.token.is_some() && !requires_token {
             return Err(SessionError::NoToken);
         }
@@ -230,7 +252,8 @@ impl<'a> Session<'a> {
         let incoming = timeout(GREETING_TIMEOUT, tensors.tensors(ReceiverStream::new(outgoing)));
         let incoming = incoming.await.map_err(|_| SessionError::Greeting)??.into_inner();
         let whereabouts = Whereabouts { config, here: place, host: hostname(), model: String::new() };
-        let result = session.serve(orders, incoming, frames, whereabouts).await;
+        let tensors = Tensors { incoming, outgoing: frames, ahead: None };
+        let result = session.serve(orders, tensors, whereabouts).await;
         session.messages.send(Message::Forget).map_err(|_| SessionError::NoCompute)?;
         result
     }
@@ -238,43 +261,56 @@ impl<'a> Session<'a> {
     async fn serve(
         &self,
         mut orders: Streaming<v1::ToWorker>,
-        incoming: Streaming<v1::Frame>,
-        frames: Sender<v1::Frame>,
+        mut tensors: Tensors,
         mut whereabouts: Whereabouts<'_>,
     ) -> Result<(), SessionError> {
         let first = tokio::select! {
             order = next(&mut orders) => order?,
             () = whereabouts.tell() => return Err(SessionError::Moved),
         };
-        let assignment = match first {
-            Some(ToWorker::Assign(assignment)) => assignment,
-            Some(ToWorker::EndJob { .. }) | None => return Ok(()),
+        let mut assignment = match first {
+            Some(Numbered { generation, message: ToWorker::Assign(message) }) => Numbered { generation, message },
+            Some(Numbered { message: ToWorker::EndJob { .. }, .. }) | None => return Ok(()),
             other => return Err(SessionError::OutOfTurn { found: name(other.as_ref()), expected: "Assign" }),
         };
-        let span = span_of(&assignment);
-        let job = async move {
-            tracing::info!("assigned");
-            let _in_job = InJob::begin(self.presence, &self.config.metrics);
-            let (out, computed) = channel(QUEUE);
-            let terms = match self.begin(assignment, out) {
-                Ok(terms) => terms,
-                Err(failure) => return self.give_up(failure, &mut orders).await,
-            };
-            whereabouts.model = terms.plan.network.name.clone();
-            // Reading must not wait for writing: both peers could wait for each other forever.
-            tokio::select! {
-                result = self.follow(orders, &terms) => result,
-                result = self.receive(incoming, &terms) => result,
-                result = self.send(computed, frames, &terms) => result,
-                () = whereabouts.tell() => Err(SessionError::Moved),
-                result = self.take_leave() => result,
+        let _in_job = InJob::begin(self.presence, &self.config.metrics);
+        loop {
+            let span = span_of(&assignment);
+            let generation = self.serve_generation(assignment, &mut orders, &mut tensors, &mut whereabouts);
+            match generation.instrument(span).await? {
+                Ended::Job => return Ok(()),
+                Ended::Generation(next) => assignment = *next,
             }
+        }
+    }
+
+    async fn serve_generation(
+        &self,
+        assignment: Numbered<Assignment>,
+        orders: &mut Streaming<v1::ToWorker>,
+        tensors: &mut Tensors,
+        whereabouts: &mut Whereabouts<'_>,
+    ) -> Result<Ended, SessionError> {
+        tracing::info!("assigned");
+        let (out, computed) = channel(QUEUE);
+        let terms = match self.begin(assignment, out) {
+            Ok(terms) => terms,
+            Err(failure) => return self.give_up(failure, orders).await.map(|()| Ended::Job),
         };
-        job.instrument(span).await
+        whereabouts.model = terms.plan.network.name.clone();
+        let Tensors { incoming, outgoing, ahead } = tensors;
+        // Reading must not wait for writing: both peers could wait for each other forever.
+        tokio::select! {
+            result = self.follow(orders, &terms) => result,
+            result = self.receive(incoming, ahead, &terms) => result,
+            result = self.send(computed, outgoing, &terms) => result,
+            () = whereabouts.tell() => Err(SessionError::Moved),
+            result = self.take_leave() => result,
+        }
     }
 
     /// Tells the coordinator when this worker is asked to stop. The coordinator ends the job.
-    async fn take_leave(&self) -> Result<(), SessionError> {
+    async fn take_leave(&self) -> Result<Ended, SessionError> {
         let mut leaving = self.presence.leaving.subscribe();
         if leaving.wait_for(|leaving| *leaving).await.is_ok() {
             self.say(FromWorker::Leaving).await?;
@@ -282,8 +318,12 @@ impl<'a> Session<'a> {
         std::future::pending().await
     }
 
-    fn begin(&self, assignment: Assignment, out: Sender<Out>) -> Result<Terms, Failure> {
-        let (job, batch) = (assignment.job, assignment.batch);
+    fn begin(&self, assignment: Numbered<Assignment>, out: Sender<Out>) -> Result<Terms, Failure> {
+        let Numbered { generation: number, message: assignment } = assignment;
+        // From here on, the compute thread drops an earlier generation, and messages carry the new number.
+        self.generation.store(number, Ordering::Relaxed);
+        let (generation, batch) = (Generation { job: assignment.job, number }, assignment.batch);
+        self.config.rehearsal.reached(Moment::Assign);
         let samples_max = assignment.division.largest_micro_batch(batch);
         let engine =
             Engine::new(assignment, machine::memory_bytes()).map_err(|error| super::compute::failure(&error))?;
@@ -291,51 +331,64 @@ impl<'a> Session<'a> {
         let clock = engine.traces().then_some(self.presence.clock);
         let slow = self.config.rehearsal.slow.clone();
         let queue_limit = queue_limit(&plan, batch, samples_max);
+        let (queued, waiting) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let begun = self.messages.send(Message::Begin(Box::new(Job {
             engine,
             out,
-            queued: self.queued.clone(),
-            waiting: self.waiting.clone(),
+            generation: number,
+            current: self.generation.clone(),
+            queued: queued.clone(),
+            waiting: waiting.clone(),
             probe: Probe::new(clock, slow),
+            rehearsal: self.config.rehearsal.clone(),
             span: tracing::Span::current(),
         })));
         begun.map_err(|_| internal("the compute thread has ended"))?;
-        Ok(Terms { job, plan, samples_max, queue_limit, probe: Probe::new(clock, None) })
+        Ok(Terms { generation, plan, queued, waiting, samples_max, queue_limit, probe: Probe::new(clock, None) })
     }
 
-    /// Follows the control connection until the job ends.
-    async fn follow(&self, mut orders: Streaming<v1::ToWorker>, terms: &Terms) -> Result<(), SessionError> {
+    /// Follows the control connection until the generation ends.
+    async fn follow(&self, orders: &mut Streaming<v1::ToWorker>, terms: &Terms) -> Result<Ended, SessionError> {
+        let own = terms.generation.number;
         let mut ended = false;
         loop {
-            let message = match next(&mut orders).await {
-                Ok(Some(ToWorker::Commit { step, rate, hand_over })) => {
-                    if !hand_over {
-                        terms.probe.forget(step);
-                    }
-                    Message::Commit { step, rate, hand_over }
-                }
-                Ok(Some(ToWorker::SendState { step })) => Message::SendState { step },
-                Ok(Some(ToWorker::EndJob { reason })) => {
+            let order = match next(orders).await {
+                Ok(Some(order)) => order,
+                // After the end, the state of the connection does not matter.
+                _ if ended => return Ok(Ended::Job),
+                Ok(None) => return Err(SessionError::Left),
+                Err(error) => return Err(error),
+            };
+            let Numbered { generation, message } = order;
+            let message = match message {
+                ToWorker::EndJob { reason } => {
                     tracing::info!(reason, "the job is over");
                     ended = true;
                     Message::End
                 }
-                Ok(Some(ToWorker::Ping { sent })) => {
+                ToWorker::Ping { sent } => {
                     let received = self.presence.clock.now();
                     let replied = self.presence.clock.now();
                     self.say(FromWorker::Pong(Pong { ping_sent: sent, received, replied })).await?;
                     continue;
                 }
-                Ok(Some(other @ (ToWorker::Welcome { .. } | ToWorker::Assign(_)))) => {
-                    let expected = "Commit, SendState, Ping or EndJob";
-                    return Err(SessionError::OutOfTurn { found: name(Some(&other)), expected });
+                ToWorker::Assign(message) if generation > own => {
+                    return Ok(Ended::Generation(Box::new(Numbered { generation, message })));
                 }
-                // After the end, the state of the connection does not matter.
-                _ if ended => return Ok(()),
-                Ok(None) => return Err(SessionError::Left),
-                Err(error) => return Err(error),
+                ToWorker::Commit { .. } | ToWorker::SendState { .. } if generation != own => continue,
+                ToWorker::Commit { step, rate, hand_over } => {
+                    if !hand_over {
+                        terms.probe.forget(step);
+                    }
+                    Message::Commit { step, rate, hand_over }
+                }
+                ToWorker::SendState { step } => Message::SendState { step },
+                other @ (ToWorker::Welcome { .. } | ToWorker::Assign(_)) => {
+                    let expected = "Commit, SendState, Ping, EndJob or the Assign of a later generation";
+                    return Err(SessionError::OutOfTurn { found: other.name(), expected });
+                }
             };
-            if self.waiting.fetch_add(1, Ordering::Relaxed) >= BACKLOG_MAX {
+            if terms.waiting.fetch_add(1, Ordering::Relaxed) >= BACKLOG_MAX {
                 return Err(SessionError::Backlog);
             }
             self.messages.send(message).map_err(|_| SessionError::NoCompute)?;
@@ -343,14 +396,28 @@ impl<'a> Session<'a> {
     }
 
     /// Reassembles tensors and passes them to the compute thread.
-    async fn receive(&self, mut incoming: Streaming<v1::Frame>, terms: &Terms) -> Result<(), SessionError> {
+    async fn receive(
+        &self,
+        incoming: &mut Streaming<v1::Frame>,
+        ahead: &mut Option<Chunk>,
+        terms: &Terms,
+    ) -> Result<Ended, SessionError> {
         let mut assembler = Assembler::new(terms.queue_limit);
         let mut arriving = Arriving::default();
-        while let Some(frame) = incoming.message().await? {
-            let began = terms.probe.now();
-            let chunk = chunk_from_frame(frame)?;
-            if chunk.job != terms.job {
-                continue; // A late chunk of an earlier job.
+        loop {
+            let (began, chunk) = match ahead.take() {
+                Some(chunk) => (terms.probe.now(), chunk),
+                None => {
+                    let Some(frame) = incoming.message().await? else { break };
+                    (terms.probe.now(), chunk_from_frame(frame)?)
+                }
+            };
+            if chunk.generation != terms.generation {
+                if chunk.generation.job == terms.generation.job && chunk.generation.number > terms.generation.number {
+                    *ahead = Some(chunk);
+                    break;
+                }
+                continue; // A late chunk of an earlier job or generation.
             }
             let shape = expected_shape(&terms.plan, terms.samples_max, &chunk.key)?;
             let name = terms.probe.is_on().then(|| chunk.key.clone());
@@ -360,14 +427,14 @@ impl<'a> Session<'a> {
             }
             if let Some((key, elements)) = whole {
                 self.config.metrics.received_bytes.inc_by(elements.bytes() as u64);
-                let queued = self.queued.fetch_add(elements.bytes(), Ordering::Relaxed) + elements.bytes();
+                let queued = terms.queued.fetch_add(elements.bytes(), Ordering::Relaxed) + elements.bytes();
                 if queued > terms.queue_limit {
                     return Err(SessionError::Flood { queued, limit: terms.queue_limit });
                 }
                 self.messages.send(Message::Tensor(key, elements)).map_err(|_| SessionError::NoCompute)?;
             }
         }
-        // The control connection tells whether this is the end of the job.
+        // The control connection tells whether this is the end of the job or of the generation.
         std::future::pending().await
     }
 
@@ -375,9 +442,9 @@ impl<'a> Session<'a> {
     async fn send(
         &self,
         mut computed: Receiver<Out>,
-        frames_out: Sender<v1::Frame>,
+        frames_out: &Sender<v1::Frame>,
         terms: &Terms,
-    ) -> Result<(), SessionError> {
+    ) -> Result<Ended, SessionError> {
         while let Some(out) = computed.recv().await {
             match out {
                 Out::Say(FromWorker::Failure(failure)) => {
@@ -392,13 +459,14 @@ impl<'a> Session<'a> {
                 }
                 Out::Say(message) => self.say(message).await?,
                 Out::Tensor(payload) => {
-                    let bytes = payload.data.len() as u64;
+                    let (bytes, moment) = (payload.data.len() as u64, moment_of(&payload.key));
                     let name = terms.probe.is_on().then(|| payload.key.clone());
                     let (began, mut busy) = (terms.probe.now(), 0);
                     let mut at = began;
-                    for frame in frames(terms.job, payload) {
+                    for frame in frames(terms.generation, payload) {
                         busy += terms.probe.now() - at;
                         frames_out.send(frame).await.map_err(|_| SessionError::Left)?;
+                        moment.iter().for_each(|moment| self.config.rehearsal.reached(*moment));
                         at = terms.probe.now();
                     }
                     self.config.metrics.sent_bytes.inc_by(bytes);
@@ -419,7 +487,9 @@ impl<'a> Session<'a> {
         let ended = async {
             loop {
                 match next(orders).await {
-                    Ok(Some(ToWorker::EndJob { reason })) => return tracing::info!(reason, "the job is over"),
+                    Ok(Some(Numbered { message: ToWorker::EndJob { reason }, .. })) => {
+                        return tracing::info!(reason, "the job is over");
+                    }
                     Ok(None) | Err(_) => return,
                     Ok(Some(_)) => {}
                 }
@@ -429,17 +499,26 @@ impl<'a> Session<'a> {
     }
 
     async fn say(&self, message: FromWorker) -> Result<(), SessionError> {
-        self.control.send(message.into()).await.map_err(|_| SessionError::Left)
+        let generation = self.generation.load(Ordering::Relaxed);
+        self.control.send(Numbered { generation, message }.into()).await.map_err(|_| SessionError::Left)
+    }
+}
+
+/// The moment at which a part of a tensor has been sent.
+fn moment_of(key: &TensorKey) -> Option<Moment> {
+    match key {
+        TensorKey::Parameter { step, .. } => Some(Moment::State(*step)),
+        _ => key.training_step().map(Moment::Exchange),
     }
 }
 
 /// The name of a message in the protocol.
-fn name(message: Option<&ToWorker>) -> &'static str {
-    message.map_or("the end of the stream", ToWorker::name)
+fn name(order: Option<&Numbered<ToWorker>>) -> &'static str {
+    order.map_or("the end of the stream", |order| order.message.name())
 }
 
-async fn next(orders: &mut Streaming<v1::ToWorker>) -> Result<Option<ToWorker>, SessionError> {
-    orders.message().await?.map(ToWorker::try_from).transpose().map_err(SessionError::from)
+async fn next(orders: &mut Streaming<v1::ToWorker>) -> Result<Option<Numbered<ToWorker>>, SessionError> {
+    orders.message().await?.map(Numbered::try_from).transpose().map_err(SessionError::from)
 }
 
 fn hello(config: &WorkerConfig, isa: Isa) -> Hello {
@@ -459,8 +538,8 @@ fn hostname() -> String {
 }
 
 /// The context of every log line in a job.
-fn span_of(assignment: &Assignment) -> tracing::Span {
-    let Assignment { job, worker, placement, .. } = assignment;
+fn span_of(assignment: &Numbered<Assignment>) -> tracing::Span {
+    let Assignment { job, worker, placement, .. } = &assignment.message;
     let towers: Vec<_> = (0..placement.len()).filter(|tower| placement[*tower] == *worker).collect();
     // At error level, so that no log filter removes it.
     tracing::error_span!("job", job = %format_args!("{job:016x}"), worker, ?towers)

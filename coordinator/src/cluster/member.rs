@@ -1,0 +1,101 @@
+//! A connected worker, and what is heard from it.
+//!
+//! Not here: what a message means, and which place a worker takes.
+
+use std::time::Duration;
+
+use convoy_common::wire::{Chunk, FromWorker, Hello, Numbered, ToWorker};
+use convoy_proto::v1;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::{Sender, channel};
+
+/// A worker that owes something and stays silent, or does not read, for this long hangs. A step of the largest model on the
+/// slowest supported machine takes far less.
+pub const SILENCE_MAX: Duration = Duration::from_secs(300);
+
+/// What the doors report.
+#[derive(Debug)]
+pub enum Report {
+    /// Both connections of a worker are there.
+    Joined(Box<Member>),
+    /// The worker of a session was heard.
+    Heard(u64, Heard),
+    /// A worker without a session serves another coordinator.
+    Elsewhere(Elsewhere),
+    /// A worker was refused: its address, and why.
+    Refused(String, String),
+}
+
+/// What is heard from a worker.
+#[derive(Debug)]
+pub enum Heard {
+    /// A control message, and when it arrived, by the coordinator's clock.
+    Said(Numbered<FromWorker>, u64),
+    /// A part of a tensor, and when it arrived, by the coordinator's clock.
+    Chunk(Chunk, u64),
+    /// It is gone: why.
+    Lost(String),
+}
+
+/// A worker that serves another coordinator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// Its machine.
+    pub host: String,
+    /// Address of that coordinator, as the worker sees it.
+    pub coordinator: String,
+    /// The model of its job. None while that coordinator waits for more workers.
+    pub model: Option<String>,
+}
+
+/// A connected worker.
+#[derive(Debug)]
+pub struct Member {
+    pub(super) session: u64,
+    /// Its own description.
+    pub hello: Hello,
+    /// Where it connected from.
+    pub address: String,
+    pub(super) control: Sender<v1::ToWorker>,
+    pub(super) frames: Sender<v1::Frame>,
+    /// Whether it has announced that it will stop.
+    pub(super) is_leaving: bool,
+    /// Whether it has reported a failure.
+    pub(super) has_failed: bool,
+}
+
+impl Member {
+    /// Closes the control connection after the orders that are queued. A worker that has failed waits for this.
+    pub(super) fn hang_up(&mut self) {
+        self.control = channel(1).0;
+    }
+
+    /// Sends an order, if it can be queued at once.
+    pub(super) fn try_tell(&self, generation: u64, message: ToWorker) -> bool {
+        self.control.try_send(Numbered { generation, message }.into()).is_ok()
+    }
+}
+
+/// Why a message can't be delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undelivered {
+    /// The connection is closed.
+    Gone,
+    /// The worker does not read.
+    Unread,
+}
+
+pub(super) fn deliver<T>(runtime: &Runtime, to: &Sender<T>, message: T) -> Result<(), Undelivered> {
+    let message = match to.try_send(message) {
+        Ok(()) => return Ok(()),
+        Err(TrySendError::Closed(_)) => return Err(Undelivered::Gone),
+        Err(TrySendError::Full(message)) => message,
+    };
+    let sent = runtime.block_on(async { tokio::time::timeout(SILENCE_MAX, to.send(message)).await });
+    match sent {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Undelivered::Gone),
+        Err(_) => Err(Undelivered::Unread),
+    }
+}

@@ -1,0 +1,325 @@
+//! The crew: one generation of a job, which is a plan, its placement, its exchanges, and the workers that hold its towers. It has
+//! the only loop that reads the workers' messages. Training, measurements and checkpoints all go through it.
+//!
+//! Not here: who is connected (`cluster`), and what a step decides (`step`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use convoy_common::batch::MicroBatch;
+use convoy_common::plan::Plan;
+use convoy_common::trace::Activity;
+use convoy_common::wire::{
+    Assignment, Chunk, FailureKind, FromWorker, Generation, Numbered, Payload, TensorKey, ToWorker, WireError,
+    chunk_to_frame, frames,
+};
+
+use crate::cluster::member::{Heard, SILENCE_MAX, Undelivered};
+use crate::cluster::{Cluster, News};
+use crate::data::Split;
+use crate::error::JobError;
+use crate::exchange::Exchanges;
+use crate::fault::{Fault, Stop};
+use crate::observe::WorkerRecord;
+use crate::state::{Gathering, JobState};
+use crate::trace::Recorder;
+
+/// How often a wait checks for a request to stop.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// After a request to stop, a wait in which no worker says anything for this long ends.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+/// Pings before the first step, while workers are idle. The best of them counts.
+const FIRST_PINGS: usize = 4;
+/// Shorter waits, in nanoseconds, aren't recorded.
+const IDLE_MIN: u64 = 50_000;
+
+/// A message that a worker has a part in.
+#[derive(Debug)]
+pub enum Received {
+    /// A control message.
+    Said(FromWorker),
+    /// A part of a tensor, and when it arrived, by the coordinator's clock.
+    Chunk(Chunk, u64),
+}
+
+/// One generation of a job.
+pub struct Crew<'a> {
+    cluster: &'a mut Cluster,
+    /// The recording of the job.
+    pub recorder: &'a mut Recorder,
+    /// Which worker holds which towers, and what they exchange.
+    pub plan: Arc<Plan>,
+    /// What is exchanged.
+    pub exchanges: Exchanges,
+    generation: Generation,
+    /// Bytes of weights and momentum that each worker was given.
+    state_bytes: Vec<u64>,
+    stop: &'a AtomicBool,
+    /// Messages of earlier generations that were dropped.
+    stale: u64,
+}
+
+impl<'a> Crew<'a> {
+    /// A crew of all workers of the cluster. Its micro-batches have at most `samples_max` samples.
+    pub fn new(
+        cluster: &'a mut Cluster,
+        recorder: &'a mut Recorder,
+        plan: Arc<Plan>,
+        samples_max: usize,
+        generation: Generation,
+        stop: &'a AtomicBool,
+    ) -> Self {
+        let exchanges = Exchanges::new(plan.clone(), samples_max);
+        let state_bytes = vec![0; plan.workers];
+        Self { cluster, recorder, plan, exchanges, generation, state_bytes, stop, stale: 0 }
+    }
+
+    /// Assigns its towers to every worker, sends their state as of `step`, and waits until all have it.
+    ///
+    /// # Errors
+    /// When a worker is lost or can't hold its towers.
+    pub fn assign(&mut self, assignment: &Assignment, state: &JobState, step: u64) -> Result<(), Stop> {
+        let plan = self.plan.clone();
+        // First of all, because a worker without a job may still move to another coordinator.
+        for worker in 0..plan.workers {
+            self.tell(worker, ToWorker::Assign(Assignment { worker, ..assignment.clone() }), step)?;
+        }
+        for worker in 0..plan.workers {
+            for payload in plan.towers_of(worker).into_iter().flat_map(|tower| state.slices(&plan, tower, step)) {
+                self.state_bytes[worker] += payload.data.len() as u64;
+                self.send(worker, payload, step)?;
+            }
+        }
+        let mut waits: Vec<usize> = (0..plan.workers).collect();
+        while let Some(first) = waits.first() {
+            match self.next(step, || format!("worker {first} to receive its weights"))? {
+                (worker, Received::Said(FromWorker::Ready)) if waits.contains(&worker) => {
+                    waits.retain(|other| *other != worker);
+                }
+                (worker, other) => return Err(out_of_turn(worker, step, &other).into()),
+            }
+        }
+        (0..FIRST_PINGS).try_for_each(|_| self.ask_for_clocks(step))
+    }
+
+    /// Asks every worker for its clock, if anything is recorded.
+    ///
+    /// # Errors
+    /// When one is lost.
+    pub fn ask_for_clocks(&mut self, step: u64) -> Result<(), Stop> {
+        if !self.recorder.is_on() {
+            return Ok(());
+        }
+        (0..self.plan.workers)
+            .try_for_each(|worker| self.tell(worker, ToWorker::Ping { sent: self.recorder.now() }, step))
+    }
+
+    /// Sends the images of a micro-batch, listed by their index in `split`, once to every worker.
+    ///
+    /// # Errors
+    /// When a worker is lost.
+    pub fn send_images(
+        &mut self,
+        split: &Split,
+        micro_batch: &MicroBatch,
+        images: impl IntoIterator<Item = usize>,
+    ) -> Result<(), Stop> {
+        let input = self.plan.network.input.shape;
+        let mut bytes = Vec::with_capacity(micro_batch.samples.len() * input.len());
+        images.into_iter().for_each(|image| bytes.extend_from_slice(split.image(image)));
+        let shape = vec![micro_batch.samples.len(), input.channels, input.height, input.width];
+        let payload = Payload::bytes(TensorKey::Images(micro_batch.clone()), shape, bytes);
+        (0..self.plan.workers).try_for_each(|worker| self.send(worker, payload.clone(), micro_batch.id.step))
+    }
+
+    /// Sends a tensor.
+    ///
+    /// # Errors
+    /// When the worker is lost.
+    pub fn send(&mut self, worker: usize, payload: Payload, step: u64) -> Result<(), Stop> {
+        frames(self.generation, payload).try_for_each(|frame| {
+            let delivered = self.cluster.send(worker, frame);
+            delivered.map_err(|why| self.undelivered(worker, step, why))
+        })
+    }
+
+    /// Relays a chunk to other workers.
+    ///
+    /// # Errors
+    /// When a worker is lost.
+    pub fn relay(&mut self, to: &[usize], chunk: Chunk, step: u64) -> Result<(), Stop> {
+        let frame = chunk_to_frame(chunk);
+        to.iter().try_for_each(|worker| {
+            let delivered = self.cluster.send(*worker, frame.clone());
+            delivered.map_err(|why| self.undelivered(*worker, step, why))
+        })
+    }
+
+    /// Sends a control message to all workers.
+    ///
+    /// # Errors
+    /// When one is lost.
+    pub fn tell_all(&mut self, message: &ToWorker, step: u64) -> Result<(), Stop> {
+        (0..self.plan.workers).try_for_each(|worker| self.tell(worker, message.clone(), step))
+    }
+
+    /// The next message of any worker that the job has to handle. `waiting_for` says what is owed.
+    ///
+    /// # Errors
+    /// When a worker is lost or fails, when all are silent for too long, or when a stop is requested and nothing is heard.
+    pub fn next(&mut self, step: u64, waiting_for: impl Fn() -> String) -> Result<(usize, Received), Stop> {
+        let (asked, mut began) = (Instant::now(), self.recorder.now());
+        let mut quiet_since = asked;
+        self.cluster.beat();
+        loop {
+            let news = self.cluster.poll(LOOK_EVERY);
+            // Messages of strangers and about clocks don't count: they don't get the job any further.
+            if asked.elapsed() > SILENCE_MAX {
+                let error = JobError::Silence { seconds: SILENCE_MAX.as_secs(), step, waiting_for: waiting_for() };
+                return Err(Stop::Fatal(error));
+            }
+            let Some(News::Heard(worker, heard)) = news else {
+                if self.stop.load(Ordering::Relaxed) && quiet_since.elapsed() > STOP_PATIENCE {
+                    return Err(Stop::Abrupt);
+                }
+                continue;
+            };
+            quiet_since = Instant::now();
+            if self.recorder.now() - began > IDLE_MIN {
+                self.recorder.ended(began, || Activity::Idle);
+            }
+            if let Some(received) = self.sorted(worker, heard, step)? {
+                return Ok((worker, received));
+            }
+            began = self.recorder.now();
+        }
+    }
+
+    /// A message that the job has to handle. None for those that are handled here, or that belong to an earlier generation.
+    fn sorted(&mut self, worker: usize, heard: Heard, step: u64) -> Result<Option<Received>, Stop> {
+        match heard {
+            Heard::Lost(why) => Err(self.lost(worker, step, why).into()),
+            Heard::Chunk(chunk, _) if chunk.generation != self.generation => self.drop_stale(),
+            Heard::Chunk(chunk, at) => Ok(Some(Received::Chunk(chunk, at))),
+            // The cluster has noted that; it concerns the worker, and no generation.
+            Heard::Said(Numbered { message: FromWorker::Leaving, .. }, _) => Ok(None),
+            Heard::Said(Numbered { generation, .. }, _) if generation != self.generation.number => self.drop_stale(),
+            Heard::Said(Numbered { message, .. }, at) => match message {
+                FromWorker::Failure(failure) if failure.kind == FailureKind::NotFinite => {
+                    let what = format!("{} (worker {worker})", failure.message);
+                    Err(Stop::Fatal(JobError::NotFinite { what }))
+                }
+                FromWorker::Failure(failure) => Err(Fault::Failed { worker, step, message: failure.message }.into()),
+                // Nobody waits for this: the next tensors show that the commit arrived.
+                FromWorker::Committed { .. } => Ok(None),
+                FromWorker::Pong(pong) => {
+                    self.recorder.on_pong(worker, pong, at);
+                    Ok(None)
+                }
+                FromWorker::Recorded(recorded) => {
+                    self.recorder.on_recorded(worker, recorded);
+                    Ok(None)
+                }
+                message => Ok(Some(Received::Said(message))),
+            },
+        }
+    }
+
+    fn drop_stale(&mut self) -> Result<Option<Received>, Stop> {
+        self.stale += 1;
+        Ok(None)
+    }
+
+    /// Checks that no worker is about to stop.
+    ///
+    /// # Errors
+    /// When one is. It stays for as long as a checkpoint takes.
+    pub fn check_all_stay(&self, step: u64) -> Result<(), Stop> {
+        match self.cluster.leaving() {
+            Some((worker, host)) => Err(Stop::InOrder(Some(JobError::WorkerLeaves { worker, host, step }))),
+            None => Ok(()),
+        }
+    }
+
+    /// Weights and momentum of every tower, as of `step`.
+    ///
+    /// # Errors
+    /// When a worker is lost, or sends something else.
+    pub fn collect(&mut self, step: u64) -> Result<JobState, Stop> {
+        self.tell_all(&ToWorker::SendState { step }, step)?;
+        let mut gathering = Gathering::new(self.plan.clone(), step);
+        while gathering.owed() > 0 {
+            let (worker, received) = self.next(step, || format!("{} tensors of the checkpoint", gathering.owed()))?;
+            match received {
+                // A job that stops early has already sent the next step's images. Their results are ignored.
+                Received::Chunk(Chunk { key: TensorKey::Activations { .. }, .. }, _) => {}
+                Received::Chunk(chunk, _) => {
+                    gathering.accept(worker, chunk).map_err(|source| invalid(worker, step, source))?;
+                }
+                other => return Err(out_of_turn(worker, step, &other).into()),
+            }
+        }
+        Ok(gathering.finish())
+    }
+
+    /// The workers, for the records.
+    pub fn records(&self) -> Vec<WorkerRecord> {
+        let seated = (0..self.plan.workers).filter_map(|worker| Some((worker, self.cluster.member(worker)?)));
+        let each = seated.map(|(worker, member)| WorkerRecord {
+            worker,
+            towers: self.plan.towers_of(worker),
+            process_id: member.hello.process_id,
+            host: member.hello.host.clone(),
+            address: member.address.clone(),
+            threads: member.hello.threads,
+            busy_threads: None,
+            instruction_set: member.hello.instruction_set.clone(),
+            state_bytes: self.state_bytes[worker],
+        });
+        each.collect()
+    }
+
+    fn tell(&mut self, worker: usize, message: ToWorker, step: u64) -> Result<(), Stop> {
+        let delivered = self.cluster.tell(worker, Numbered { generation: self.generation.number, message });
+        delivered.map_err(|why| self.undelivered(worker, step, why))
+    }
+
+    fn undelivered(&mut self, worker: usize, step: u64, why: Undelivered) -> Stop {
+        let closed = || "its connection closed".to_owned();
+        match (why, (why == Undelivered::Gone).then(|| self.cluster.last_words(worker)).flatten()) {
+            (Undelivered::Unread, _) => {
+                let why = format!("it read no messages for {} s", SILENCE_MAX.as_secs());
+                self.lost(worker, step, why).into()
+            }
+            (_, Some(Heard::Said(Numbered { message: FromWorker::Failure(failure), .. }, _))) => {
+                Fault::Failed { worker, step, message: failure.message }.into()
+            }
+            (_, Some(Heard::Lost(why))) => self.lost(worker, step, why).into(),
+            _ => self.lost(worker, step, closed()).into(),
+        }
+    }
+
+    /// The fault of a worker whose connection has ended. Its seat is free afterwards.
+    fn lost(&mut self, worker: usize, step: u64, why: String) -> Fault {
+        let hello = self.cluster.member(worker).map(|member| member.hello.clone());
+        let (process_id, host) = hello.map_or((0, String::new()), |hello| (hello.process_id, hello.host));
+        let ended = self.cluster.give_up(worker);
+        let towers: Vec<_> = self.plan.towers_of(worker).iter().map(|tower| format!("tower {tower}")).collect();
+        Fault::Lost { worker, process_id, host, towers: towers.join(" and "), step, why: ended.unwrap_or(why) }
+    }
+}
+
+/// The fault of a worker that sent a message that isn't allowed now.
+pub fn out_of_turn(worker: usize, step: u64, received: &Received) -> Fault {
+    let message = match received {
+        Received::Said(message) => format!("it sent {}, which is not allowed now", message.name()),
+        Received::Chunk(chunk, _) => format!("it sent {}, which are not allowed now", chunk.key),
+    };
+    Fault::Failed { worker, step, message }
+}
+
+/// The fault of a worker that sent an invalid message.
+pub fn invalid(worker: usize, step: u64, source: WireError) -> Fault {
+    Fault::Invalid { worker, step, source }
+}

@@ -1,0 +1,153 @@
+//! What follows from a fault: how often a job may try again, and whether a replayed step gives what it gave the first time. Pure.
+//!
+//! Not here: forming the next generation (`crew`), and the snapshot (`state`).
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::error::JobError;
+use crate::fault::Fault;
+
+/// After so many generations without a committed step, the job ends.
+const FRUITLESS_MAX: u32 = 20;
+
+/// Counts generations.
+#[derive(Debug, Default)]
+pub struct Generations {
+    number: u64,
+    /// The highest step that was ever committed.
+    furthest: u64,
+    fruitless: u32,
+}
+
+impl Generations {
+    /// Begins the next generation. Its number, counted from 1.
+    pub fn begin(&mut self) -> u64 {
+        self.number += 1;
+        self.number
+    }
+
+    /// The number of the last generation that began.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Takes the fault that ended a generation, whose last committed step was `step`.
+    ///
+    /// # Errors
+    /// When too many generations in a row made no progress.
+    pub fn ended(&mut self, fault: Fault, step: u64) -> Result<Fault, JobError> {
+        self.fruitless = if step > self.furthest { 0 } else { self.fruitless + 1 };
+        self.furthest = self.furthest.max(step);
+        if self.fruitless < FRUITLESS_MAX {
+            return Ok(fault);
+        }
+        Err(JobError::Fruitless { generations: FRUITLESS_MAX, step: self.furthest, fault })
+    }
+}
+
+/// By default, snapshots may cost one part in so many of the time.
+const SHARE: u32 = 50;
+/// Snapshots are at least this far apart by default, however cheap they are.
+const APART_MIN: Duration = Duration::from_secs(1);
+
+/// How often snapshots are taken.
+#[derive(Debug)]
+pub struct Pace {
+    last: Instant,
+    /// How long the last snapshot took.
+    cost: Duration,
+}
+
+impl Pace {
+    /// A job that starts at `now`, with a snapshot.
+    pub fn starting(now: Instant) -> Self {
+        Self { last: now, cost: Duration::ZERO }
+    }
+
+    /// Whether a snapshot is due after `step`: at every so many steps, if a number is given, and otherwise when training since the
+    /// last one has taken fifty times as long as the last one itself.
+    pub fn is_due(&self, step: u64, every: Option<u64>, now: Instant) -> bool {
+        match every {
+            Some(every) => step.is_multiple_of(every.max(1)),
+            None => now.saturating_duration_since(self.last) >= (self.cost * SHARE).max(APART_MIN),
+        }
+    }
+
+    /// A snapshot was taken at `now`, and took `cost`.
+    pub fn took(&mut self, cost: Duration, now: Instant) {
+        (self.last, self.cost) = (now, cost);
+    }
+}
+
+/// The losses of the steps since the snapshot. A replayed step must give the same loss again, to the bit.
+#[derive(Debug, Default)]
+pub struct Witness {
+    losses: BTreeMap<u64, f64>,
+}
+
+impl Witness {
+    /// Records the loss of a step. Returns whether the step is a replay.
+    ///
+    /// # Errors
+    /// When the step gave another loss the first time: a machine computes differently.
+    pub fn sees(&mut self, step: u64, loss: f64) -> Result<bool, JobError> {
+        match self.losses.insert(step, loss) {
+            None => Ok(false),
+            Some(first) if first.to_bits() == loss.to_bits() => Ok(true),
+            Some(first) => Err(JobError::ReplayDiffers { step, first, again: loss }),
+        }
+    }
+
+    /// Forgets the steps up to a snapshot's. They are not replayed any more.
+    pub fn forget_through(&mut self, step: u64) {
+        self.losses = self.losses.split_off(&(step + 1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault() -> Fault {
+        Fault::Failed { worker: 1, step: 7, message: "it broke".to_owned() }
+    }
+
+    #[test]
+    fn a_job_ends_after_twenty_generations_without_progress_and_names_the_fault() {
+        let mut generations = Generations::default();
+        for step in 1..100 {
+            assert_eq!(generations.begin(), step);
+            assert!(generations.ended(fault(), step).is_ok(), "each generation commits a step");
+        }
+        for _ in 1..FRUITLESS_MAX {
+            assert!(generations.ended(fault(), 99).is_ok());
+        }
+        let error = generations.ended(fault(), 98).unwrap_err();
+        let text = convoy_common::chain::chain(&error);
+        assert!(text.contains("20") && text.contains("step 99") && text.contains("it broke"), "{text}");
+    }
+
+    #[test]
+    fn snapshots_cost_at_most_a_fiftieth_of_the_time_unless_a_number_of_steps_is_given() {
+        let start = Instant::now();
+        let after = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut pace = Pace::starting(start);
+        assert!(!pace.is_due(1, None, after(999)) && pace.is_due(2, None, after(1000)));
+        pace.took(Duration::from_millis(100), after(2000));
+        assert!(!pace.is_due(3, None, after(6999)) && pace.is_due(3, None, after(7000)));
+        assert!(pace.is_due(6, Some(3), after(2001)) && !pace.is_due(7, Some(3), after(60_000)));
+    }
+
+    #[test]
+    fn a_replayed_step_must_give_its_loss_again_to_the_bit() {
+        let mut witness = Witness::default();
+        assert!(!witness.sees(1, 0.5).unwrap() && !witness.sees(2, 0.25).unwrap());
+        assert!(witness.sees(2, 0.25).unwrap());
+        let error = witness.sees(1, 0.5 + f64::EPSILON).unwrap_err().to_string();
+        assert!(error.contains("step 1") && error.contains("0.5"), "{error}");
+        witness.forget_through(1);
+        assert!(!witness.sees(1, 9.0).unwrap(), "it is not replayed any more");
+        assert!(witness.sees(2, 0.25).unwrap());
+    }
+}

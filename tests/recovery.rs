@@ -1,0 +1,337 @@
+//! Recovery from faults, with real processes and real signals: whatever happens to its workers, a job ends in the bits of a job
+//! without faults. Every test asserts that its fault fired, and one breaks recovery on purpose and must be found.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::{
+    finish, hash, is_alive, listening_at, losses, record, run, said, signal, succeed, wait_for, worker_processes,
+};
+use tempfile::TempDir;
+
+/// The job of all tests. Its snapshots are of steps that no test aims at.
+const JOB: &str = "train --data bundled --batch 16 --schedule constant --lr 0.01 --steps 40 --snapshot-every 7";
+
+/// A job without faults: its hash, and its losses.
+fn calm() -> &'static (String, Vec<(u64, u64)>) {
+    static CALM: OnceLock<(String, Vec<(u64, u64)>)> = OnceLock::new();
+    CALM.get_or_init(|| {
+        let folder = TempDir::new().unwrap();
+        let out = folder.path().join("run");
+        succeed(JOB, &[("--out", &out)]);
+        assert_eq!(record(&out)["incidents"].as_array().map(Vec::len), Some(0));
+        (hash(&out), losses(&out))
+    })
+}
+
+/// The run ended in the bits of the calm one, each step is in its records once, and it recovered from some incidents.
+fn ended_like_the_calm_one(out: &Path, output: &Output) -> Vec<Value> {
+    assert!(output.status.success(), "{}", said(output));
+    assert!(!said(output).contains("panicked"), "{}", said(output));
+    assert_eq!((&hash(out), &losses(out)), (&calm().0, &calm().1), "{}", said(output));
+    let incidents = record(out)["incidents"].as_array().cloned().unwrap();
+    assert!(!incidents.is_empty(), "the fault fired: {}", said(output));
+    assert!(said(output).contains("recovered in"), "{}", said(output));
+    incidents
+}
+
+fn start(arguments: &str, out: &Path) -> Child {
+    let mut command = support::convoy();
+    command.args(JOB.split_whitespace()).args(arguments.split_whitespace()).arg("--out").arg(out);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn worker(join: &str, arguments: &str) -> Child {
+    let mut command = support::convoy();
+    command.args(["worker", "--join", join, "--threads", "1"]).args(arguments.split_whitespace());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn end(workers: impl IntoIterator<Item = Child>) {
+    for worker in workers {
+        signal(worker.id(), "TERM");
+        finish(worker);
+    }
+}
+
+fn wait_for_steps(out: &Path, steps: usize) {
+    wait_for("steps to be recorded", || (losses(out).len() >= steps).then_some(()));
+}
+
+fn free_port() -> String {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+/// Processes whose parent is `parent`.
+fn children_of(parent: u32) -> BTreeSet<u32> {
+    let all = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    all.filter(|process: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        let (state, found) = (fields.next(), fields.next().and_then(|ppid| ppid.parse::<u32>().ok()));
+        state != Some("Z") && found == Some(parent)
+    })
+    .collect()
+}
+
+/// A local worker gets the signal in the middle of the job, and another one takes its place.
+fn a_local_worker_gets(signals: &str, expected: &str) {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let child = start("", &out);
+    wait_for_steps(&out, 10);
+    let before = worker_processes(&out);
+    signal(before[1], signals);
+    let output = finish(child);
+    let incidents = ended_like_the_calm_one(&out, &output);
+    let incident = &incidents[0];
+    let what = incident["what"].as_str().unwrap();
+    for part in ["worker 1", "tower 1", "was lost at step", &before[1].to_string(), expected] {
+        assert!(what.contains(part), "no \"{part}\" in {what}");
+    }
+    assert_eq!((&incident["worker"], &incident["kind"]), (&Value::from(1), &Value::from("lost")));
+    let (step, snapshot) = (incident["step"].as_u64().unwrap(), incident["rewound_to"].as_u64().unwrap());
+    assert!(snapshot <= step && snapshot.is_multiple_of(7) && step - snapshot < 7, "{incident}");
+    let after = worker_processes(&out);
+    assert!(after[0] == before[0] && after[1] != before[1], "only the lost one is replaced: {before:?} {after:?}");
+    wait_for("all workers to be gone", || before.iter().chain(&after).all(|p| !is_alive(*p)).then_some(()));
+}
+
+#[test]
+fn a_killed_local_worker_is_replaced() {
+    a_local_worker_gets("KILL", "signal 9");
+}
+
+#[test]
+fn a_stopped_local_worker_is_given_up_and_replaced() {
+    a_local_worker_gets("STOP", "its t"); // its tensor or its control connection
+}
+
+#[test]
+fn both_local_workers_may_be_killed_at_once() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let child = start("", &out);
+    wait_for_steps(&out, 10);
+    let before = worker_processes(&out);
+    before.iter().for_each(|process| signal(*process, "KILL"));
+    ended_like_the_calm_one(&out, &finish(child));
+    assert!(worker_processes(&out).iter().all(|process| !before.contains(process)));
+}
+
+/// Each replacement is killed as soon as it is there, three times.
+#[test]
+fn a_worker_may_be_killed_again_while_it_is_restored() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let child = start("", &out);
+    wait_for_steps(&out, 10);
+    let mut seen = children_of(child.id());
+    assert_eq!(seen.len(), 2);
+    signal(worker_processes(&out)[1], "KILL");
+    for _ in 0..3 {
+        let new = wait_for("a replacement", || children_of(child.id()).difference(&seen).next().copied());
+        seen.insert(new);
+        signal(new, "KILL");
+    }
+    ended_like_the_calm_one(&out, &finish(child));
+    assert!(!worker_processes(&out).iter().all(|process| seen.contains(process)), "a fourth replacement did it");
+}
+
+/// A remote worker kills itself at the given moment. Another one, which has waited for a place, takes over.
+fn a_remote_worker_dies_at(moment: &str) {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let mut child = start("--listen 127.0.0.1:0 --checkpoint-every 20 --patience 60", &out);
+    let join = listening_at(&mut child);
+    let doomed = worker(&join, &format!("--rehearse-death {moment}"));
+    let doomed_id = doomed.id();
+    let other = worker(&join, "");
+    // It comes when the doomed one is gone: it must not have its place first.
+    let gone = wait_for_death(doomed);
+    assert_eq!(gone.status.signal(), Some(9), "{moment}: the fault fired: {}", said(&gone));
+    assert!(said(&gone).contains("this worker kills itself at"), "{moment}: {}", said(&gone));
+    let spare = worker(&join, "");
+    let output = finish(child);
+    // A worker that dies before it has a place is no incident.
+    if moment == "join" {
+        assert!(output.status.success(), "{}", said(&output));
+        assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1), "{moment}");
+    } else {
+        let incidents = ended_like_the_calm_one(&out, &output);
+        let what = incidents[0]["what"].as_str().unwrap();
+        assert!(what.contains(&doomed_id.to_string()), "{moment}: {what}");
+    }
+    end([other, spare]);
+}
+
+fn wait_for_death(mut child: Child) -> Output {
+    let began = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(began.elapsed() < support::LIMIT, "the worker lives");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    finish(child)
+}
+
+#[test]
+fn a_worker_may_die_while_it_joins() {
+    a_remote_worker_dies_at("join");
+}
+
+#[test]
+fn a_worker_may_die_while_it_is_assigned_its_towers() {
+    a_remote_worker_dies_at("assign");
+}
+
+#[test]
+fn a_worker_may_die_in_a_forward_pass() {
+    a_remote_worker_dies_at("forward:11");
+}
+
+#[test]
+fn a_worker_may_die_in_the_middle_of_an_exchange() {
+    a_remote_worker_dies_at("exchange:12");
+}
+
+#[test]
+fn a_worker_may_die_in_a_backward_pass() {
+    a_remote_worker_dies_at("backward:13");
+}
+
+#[test]
+fn a_worker_may_die_before_it_commits_a_step() {
+    a_remote_worker_dies_at("commit:15");
+}
+
+#[test]
+fn a_worker_may_die_in_the_middle_of_a_snapshot() {
+    a_remote_worker_dies_at("state:14");
+}
+
+#[test]
+fn a_worker_may_die_in_the_middle_of_a_checkpoint() {
+    a_remote_worker_dies_at("state:20");
+}
+
+#[test]
+fn a_worker_may_die_in_a_measurement() {
+    a_remote_worker_dies_at("measure");
+}
+
+/// Nobody comes in place of a lost worker: the other one takes its tower over.
+#[test]
+fn the_remaining_worker_takes_the_towers_over() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let mut child = start("--listen 127.0.0.1:0 --patience 1", &out);
+    let join = listening_at(&mut child);
+    let doomed = worker(&join, "--rehearse-death backward:17");
+    let other = worker(&join, "");
+    let output = finish(child);
+    ended_like_the_calm_one(&out, &output);
+    assert!(said(&output).contains("no other worker came in time; 1 of the workers"), "{}", said(&output));
+    let workers = record(&out)["workers"].as_array().cloned().unwrap();
+    assert!(workers.len() == 1 && workers[0]["towers"] == serde_json::json!([0, 1]), "{workers:?}");
+    assert_eq!(wait_for_death(doomed).status.signal(), Some(9));
+    end([other]);
+}
+
+/// All workers are lost: the job waits, and continues with new ones.
+#[test]
+fn a_job_without_any_worker_waits_for_new_ones() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let address = free_port();
+    let child = start(&format!("--listen {address} --patience 0"), &out);
+    let doomed = [worker(&address, "--rehearse-death forward:9"), worker(&address, "--rehearse-death forward:9")];
+    for worker in doomed {
+        assert_eq!(wait_for_death(worker).status.signal(), Some(9));
+    }
+    let workers = [worker(&address, ""), worker(&address, "")];
+    let output = finish(child);
+    ended_like_the_calm_one(&out, &output);
+    end(workers);
+}
+
+/// A stopped worker is replaced. When it is continued, it is told that it is no longer needed, and serves the next job.
+#[test]
+fn a_stopped_remote_worker_is_fenced_and_serves_the_next_job() {
+    let folder = TempDir::new().unwrap();
+    let (out, next) = (folder.path().join("run"), folder.path().join("next"));
+    let address = free_port();
+    let child = start(&format!("--listen {address} --patience 60"), &out);
+    let workers = [worker(&address, ""), worker(&address, "")];
+    wait_for_steps(&out, 10);
+    let stopped = &workers[0];
+    signal(stopped.id(), "STOP");
+    let spare = worker(&address, "");
+    let output = finish(child);
+    let incidents = ended_like_the_calm_one(&out, &output);
+    assert!(incidents[0]["what"].as_str().unwrap().contains(&stopped.id().to_string()), "{incidents:?}");
+    signal(stopped.id(), "CONT");
+    let mut of_next = support::convoy();
+    of_next.args(JOB.split_whitespace()).args(["--listen", &address, "--workers", "2", "--out"]).arg(&next);
+    end([spare]);
+    let output = support::output_of(of_next.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(hash(&next), calm().0);
+    assert!(worker_processes(&next).contains(&workers[0].id()), "it is useful again");
+    end(workers);
+}
+
+/// Ctrl-C is heard although a worker is stopped: the job ends with its last snapshot, and continues to the same bits.
+#[test]
+fn an_interrupt_is_heard_while_a_worker_says_nothing() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let child = start("", &out);
+    wait_for_steps(&out, 10);
+    let processes = worker_processes(&out);
+    signal(processes[0], "STOP");
+    let began = Instant::now();
+    signal(child.id(), "INT");
+    let output = finish(child);
+    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert!(losses(&out).len() < 40, "the fault fired");
+    let output = run("train", &[("--resume", &out)]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1));
+}
+
+/// The negative control: workers get the state of another step after a fault. The replay finds it.
+#[test]
+fn a_wrong_snapshot_is_found_by_the_replay() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let child = start("--rehearse-stale-snapshot", &out);
+    wait_for_steps(&out, 12);
+    signal(worker_processes(&out)[0], "KILL");
+    let output = finish(child);
+    let text = said(&output);
+    if text.contains("done after") {
+        // The fault struck right after a snapshot: nothing was replayed, and the bits tell.
+        assert_ne!(hash(&out), calm().0, "{text}");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("when it was replayed: a machine of this job computes differently"), "{text}");
+}
+
+/// The control of all comparisons here: what a job ends in depends on its seed.
+#[test]
+fn another_seed_has_other_bits() {
+    let folder = TempDir::new().unwrap();
+    let out: PathBuf = folder.path().join("run");
+    succeed(&format!("{JOB} --seed 2"), &[("--out", &out)]);
+    assert!(hash(&out) != calm().0 && losses(&out) != calm().1);
+}
