@@ -116,6 +116,7 @@ fn job(asked: &Steps, model: String, out: &Path, log: &Log) -> Result<Training, 
             checkpoint_every: None,
             // A bench measures steps, and nothing between them.
             snapshot_every: Some(u64::MAX),
+            keep: defaults::KEEP,
             patience: defaults::PATIENCE,
             rehearsal: Rehearsal::default(),
             trace: Sampling::Steps(first..=last),

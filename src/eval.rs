@@ -72,6 +72,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
             micro_batches: None,
             checkpoint_every: None,
             snapshot_every: None,
+            keep: defaults::KEEP,
             patience: defaults::PATIENCE,
             rehearsal: Rehearsal::default(),
             trace: Sampling::Off,

@@ -16,6 +16,7 @@ mod signals;
 mod table;
 mod trace;
 mod train;
+mod verify;
 mod worker;
 
 use std::error::Error;
@@ -55,6 +56,8 @@ enum Command {
     Eval(Box<eval::Arguments>),
     /// Check the health of a worker or a coordinator
     Health(health::Arguments),
+    /// Check that the checkpoints of a run are sound
+    Verify(verify::Arguments),
     /// Show what a training step will cost
     Plan(plan::Arguments),
     /// Show where a run spent its time
@@ -112,6 +115,7 @@ fn carry_out(command: Command, log: &Log) -> Result<Outcome, Box<dyn Error>> {
         Command::Worker(arguments) => worker::run(&arguments),
         Command::Eval(arguments) => eval::run(*arguments, log),
         Command::Health(arguments) => health::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Trace(arguments) => trace::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments, log),

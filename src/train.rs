@@ -7,9 +7,11 @@ use std::time::Duration;
 use clap::builder::NonEmptyStringValueParser;
 use convoy_common::address::Address;
 use convoy_common::batch::{BATCH_MAX, THREADS_MAX};
+use convoy_common::chain::chain;
 use convoy_common::model::presets;
 use convoy_common::schedule::Schedule;
-use convoy_coordinator::checkpoint;
+use convoy_coordinator::checkpoint::Checkpoint;
+use convoy_coordinator::checkpoint::folder::{self, Opened};
 use convoy_coordinator::data::DataSource;
 use convoy_coordinator::job::{Asked, Length, Order, Rehearsal, Running, defaults};
 use convoy_coordinator::metrics::Metrics;
@@ -21,6 +23,7 @@ use convoy_worker::Isa;
 use crate::console::Console;
 use crate::log::Log;
 use crate::numbers::{ANY, AT_LEAST_1, real, whole};
+use crate::output::complain;
 use crate::settings::{self, Misuse};
 use crate::{Outcome, metrics, signals};
 
@@ -99,6 +102,9 @@ pub(crate) struct Arguments {
     /// Steps between checkpoints. One is also written at the end and on Ctrl-C [default: the steps of one epoch]
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     checkpoint_every: Option<u64>,
+    /// Number of checkpoints to keep; older ones are deleted. One at the end of its job is always kept [default: 3]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
+    keep: Option<usize>,
     /// Steps between snapshots in memory. After a fault, the job continues from the last one [default: as often as costs at most
     /// 2 % of the time]
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
@@ -128,8 +134,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     let resume = arguments.checkpoint()?;
     let default_model = presets::text(presets::DEFAULT).unwrap_or_default().to_owned();
     let model = arguments.model.as_deref().map(settings::model_text).transpose()?;
-    let run = resume.as_deref().and_then(checkpoint::run_of);
-    let resume = resume.map(|path| checkpoint::read(&path)).transpose()?;
+    let run = resume.as_ref().and_then(|checkpoint| folder::run_of(&checkpoint.path));
     let out = match (arguments.out, run) {
         // `--resume auto` that found nothing begins a run in --out.
         (Some(out), _) if arguments.resume.is_some() && resume.is_none() => Out::Continued(out),
@@ -146,6 +151,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
             token: settings::token(arguments.token_file.as_deref())?,
             micro_batches: arguments.micro_batches,
             checkpoint_every: arguments.checkpoint_every,
+            keep: arguments.keep.unwrap_or(defaults::KEEP),
             snapshot_every: arguments.snapshot_every,
             rehearsal: Rehearsal { stale_snapshot: arguments.rehearse_stale_snapshot },
             patience: arguments.patience.map_or(defaults::PATIENCE, Duration::from_secs),
@@ -182,18 +188,23 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
 
 impl Arguments {
     /// The checkpoint that `--resume` names. With `auto` there may be none.
-    fn checkpoint(&self) -> Result<Option<PathBuf>, Box<dyn Error>> {
-        match &self.resume {
-            None => Ok(None),
+    fn checkpoint(&self) -> Result<Option<Checkpoint>, Box<dyn Error>> {
+        let opened = match &self.resume {
+            None => None,
             Some(auto) if auto == Path::new("auto") => {
                 let out = self
                     .out
                     .as_ref()
                     .ok_or_else(|| Misuse("--resume auto needs --out, the folder of the run".to_owned()))?;
-                Ok(checkpoint::newest(out)?)
+                folder::open_newest(out)?
             }
-            Some(path) => Ok(Some(checkpoint::find(path)?)),
-        }
+            Some(path) => Some(folder::open(path)?),
+        };
+        Ok(opened.map(|Opened { checkpoint, damaged }| {
+            let used = checkpoint.path.display();
+            damaged.iter().for_each(|error| complain(&format!("note: {}; using {used} instead", chain(error))));
+            checkpoint
+        }))
     }
 }
 

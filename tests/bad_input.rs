@@ -265,18 +265,13 @@ fn a_checkpoint_that_does_not_fit_or_is_damaged_is_refused_and_left_as_it_is() {
         (&whole[..whole.len() / 2], ["weights.safetensors", "is damaged", "SHA-256"]),
     ] {
         fs::write(&weights, bytes).unwrap();
-        refused("train --steps 8", resume, FAILED, &parts);
+        refused("train --steps 8", &[("--resume", &newest), ("--data", &data)], FAILED, &parts);
     }
     fs::write(&weights, &whole).unwrap();
     let manifest = newest.join("manifest.json");
     let text = fs::read_to_string(&manifest).unwrap();
     fs::write(&manifest, &text[..text.len() / 2]).unwrap();
-    refused(
-        "train --steps 8",
-        &[("--resume", &newest), ("--data", &data)],
-        FAILED,
-        &["manifest.json", "is not a manifest"],
-    );
+    refused("train --steps 8", &[("--resume", &newest), ("--data", &data)], FAILED, &["manifest.json", "is damaged"]);
     fs::write(&manifest, &text).unwrap();
     succeed("train --steps 8", resume);
 

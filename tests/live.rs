@@ -151,7 +151,7 @@ fn prometheus_reads_a_job_while_it_runs() {
     let out = folder.path().join("run");
     let steps = 300;
     let coordinator = Watched::start(
-        &format!("train --data bundled --batch 16 --steps {steps} --listen 127.0.0.1:0"),
+        &format!("train --data bundled --batch 16 --steps {steps} --snapshot-every 1000 --listen 127.0.0.1:0"),
         &[("--out", &out)],
     );
     let listen = coordinator.told("waiting for workers at ", ": ");

@@ -335,3 +335,31 @@ fn another_seed_has_other_bits() {
     succeed(&format!("{JOB} --seed 2"), &[("--out", &out)]);
     assert!(hash(&out) != calm().0 && losses(&out) != calm().1);
 }
+
+/// The newest checkpoint is damaged: `verify` says so, and `--resume` uses the one before it, with a note.
+#[test]
+fn a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    succeed(&format!("{JOB} --checkpoint-every 6 --keep 2"), &[("--out", &out)]);
+    let sound = run("verify", &[("--json", &out)]);
+    assert!(sound.status.success(), "{}", said(&sound));
+    assert_eq!(said(&sound).matches("\"sound\":true").count(), 2, "{}", said(&sound));
+    let newest = support::checkpoint(&out);
+    let file = newest.join("optimizer.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let mut verify = support::convoy();
+    let checked = support::output_of(verify.arg("verify").arg(&out));
+    assert_eq!(checked.status.code(), Some(1), "{}", said(&checked));
+    for part in ["sound    ", "damaged  ", "step-000040", "optimizer.safetensors is damaged", "1 of 2 checkpoints"] {
+        assert!(said(&checked).contains(part), "no \"{part}\" in {}", said(&checked));
+    }
+    let output = run("train", &[("--resume", &out)]);
+    assert!(output.status.success(), "{}", said(&output));
+    let text = said(&output);
+    assert!(text.contains("optimizer.safetensors is damaged") && text.contains("step-000036 instead"), "{text}");
+    assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1));
+    assert!(run("verify", &[("--json", &out)]).status.success(), "the damaged one was replaced");
+}

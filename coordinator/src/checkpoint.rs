@@ -1,6 +1,9 @@
 //! Checkpoints: everything needed to continue a job, and nothing about the cluster that wrote it. A checkpoint is a folder
-//! `step-NNNNNN` with `weights.safetensors`, `optimizer.safetensors` and `manifest.json`. It is written under a temporary name,
-//! synced and renamed, so it is there whole or not at all.
+//! `step-NNNNNN` with `weights.safetensors`, `optimizer.safetensors` and `manifest.json`, which holds the SHA-256 of both, and
+//! `manifest.sha256` with its own. It is written under a temporary name, synced and renamed, so it is there whole or not at all.
+//! [`folder`] holds the checkpoints of a run.
+
+pub mod folder;
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,6 +26,8 @@ const FORMAT: u32 = 1;
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const MANIFEST: &str = "manifest.json";
+/// The SHA-256 of the manifest, as `sha256sum --check` reads it. Older checkpoints lack it.
+const MANIFEST_SHA256: &str = "manifest.sha256";
 /// The folder for checkpoints in a run's folder.
 pub const FOLDER: &str = "checkpoints";
 
@@ -84,6 +89,11 @@ pub enum CheckpointError {
     /// A tensor file isn't the one that the manifest names.
     #[error("{path} is damaged: its SHA-256 is {found}, but the manifest says {stated}")]
     Damaged { path: PathBuf, found: String, stated: String },
+    /// The manifest isn't the one whose sum was written.
+    #[error(
+        "{path} or {sum} is damaged: the SHA-256 of the manifest is \"{found}\", but it was written as \"{stated}\""
+    )]
+    DamagedManifest { path: PathBuf, found: String, sum: PathBuf, stated: String },
     /// A tensor file can't be read.
     #[error("{path} is not a safetensors file: {reason}")]
     Tensors { path: PathBuf, reason: String },
@@ -168,48 +178,10 @@ fn write_into(temporary: &Path, described: &Described, state: &JobState) -> std:
         weights_sha256: sha256(&state.weights),
         files,
     };
-    write_synced(&temporary.join(MANIFEST), &serde_json::to_vec_pretty(&manifest)?)?;
+    let manifest = serde_json::to_vec_pretty(&manifest)?;
+    write_synced(&temporary.join(MANIFEST), &manifest)?;
+    write_synced(&temporary.join(MANIFEST_SHA256), sha256_line(&manifest).as_bytes())?;
     sync_folder(temporary)
-}
-
-/// Finds the checkpoint that `path` names: its own folder, or the folder of a run, whose newest checkpoint is meant.
-///
-/// # Errors
-/// When there is none.
-pub fn find(path: &Path) -> Result<PathBuf, CheckpointError> {
-    if path.join(MANIFEST).is_file() {
-        return Ok(path.to_owned());
-    }
-    newest(path)?.ok_or_else(|| CheckpointError::None { path: path.to_owned() })
-}
-
-/// The folder of a checkpoint's run: RUN for RUN/checkpoints/step-NNNNNN. None for a checkpoint that was copied elsewhere.
-pub fn run_of(checkpoint: &Path) -> Option<PathBuf> {
-    let path = checkpoint.canonicalize().ok()?;
-    let folder = path.parent().filter(|folder| folder.ends_with(FOLDER))?;
-    let run = folder.parent()?;
-    // The path as the user wrote it, if it leads there.
-    let named = checkpoint.parent().and_then(Path::parent).filter(|named| !named.as_os_str().is_empty());
-    Some(named.filter(|named| named.canonicalize().is_ok_and(|named| named == run)).unwrap_or(run).to_owned())
-}
-
-/// The newest checkpoint of the run in `run`, if it has one.
-///
-/// # Errors
-/// When the folder exists but can't be read.
-pub fn newest(run: &Path) -> Result<Option<PathBuf>, CheckpointError> {
-    let folder = run.join(FOLDER);
-    if !folder.is_dir() {
-        return Ok(None);
-    }
-    let unreadable = |source| CheckpointError::Read { path: folder.clone(), source };
-    // A folder that is read only in part may hide the newest checkpoint, and steps would be lost.
-    let entries = fs::read_dir(&folder).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(unreadable)?;
-    let steps = entries.into_iter().filter_map(|entry| {
-        let step = entry.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok()?;
-        entry.path().join(MANIFEST).is_file().then(|| (step, entry.path()))
-    });
-    Ok(steps.max().map(|(_, path)| path))
 }
 
 /// Reads a checkpoint and checks every file against the manifest.
@@ -244,12 +216,25 @@ pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
 pub fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
     let file = path.join(MANIFEST);
     let bytes = read_file(&file)?;
+    let sum = path.join(MANIFEST_SHA256);
+    if sum.exists() {
+        let (found, stated) = (sha256_line(&bytes), String::from_utf8_lossy(&read_file(&sum)?).into_owned());
+        if found != stated {
+            let [found, stated] = [found, stated].map(|line| convoy_common::wire::printable(line.trim_end()));
+            return Err(CheckpointError::DamagedManifest { path: file, found, sum, stated });
+        }
+    }
     let manifest: Manifest =
         serde_json::from_slice(&bytes).map_err(|source| CheckpointError::Manifest { path: file.clone(), source })?;
     if manifest.format != FORMAT {
         return Err(CheckpointError::Format { path: file, found: manifest.format });
     }
     Ok(manifest)
+}
+
+/// The line of a manifest in its sum file.
+fn sha256_line(manifest: &[u8]) -> String {
+    format!("{}  {MANIFEST}\n", hex(&Sha256::digest(manifest)))
 }
 
 /// Reads a weights file for `network`.
@@ -353,3 +338,6 @@ fn deserialized(path: &Path, bytes: &[u8], network: &Network) -> Result<Tensors,
 fn fit(path: &Path, reason: String) -> CheckpointError {
     CheckpointError::Fit { path: path.to_owned(), reason }
 }
+
+#[cfg(test)]
+mod tests;

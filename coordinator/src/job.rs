@@ -45,6 +45,8 @@ pub mod defaults {
     pub const SLOTS: usize = 1;
     /// Micro-batches per slot.
     pub const MICRO_BATCHES: usize = 2;
+    /// Checkpoints to keep.
+    pub const KEEP: usize = 3;
     /// How long to wait for another worker after a fault.
     pub const PATIENCE: Duration = Duration::from_secs(10);
 }
@@ -171,6 +173,8 @@ pub struct Running {
     pub micro_batches: Option<usize>,
     /// Steps between checkpoints. None: the steps of one epoch.
     pub checkpoint_every: Option<u64>,
+    /// Number of checkpoints to keep.
+    pub keep: usize,
     /// Steps between snapshots in memory. None: as often as costs at most 2 % of the time.
     pub snapshot_every: Option<u64>,
     /// How long to wait for another worker after a fault, before the remaining workers take the towers over.

@@ -14,7 +14,8 @@ use convoy_common::wire::{Assignment, Generation};
 use ndarray::{ArrayD, IxDyn};
 use serde::Serialize;
 
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint::folder::{self, Opened};
+use crate::checkpoint::{self, Checkpoint, CheckpointError};
 use crate::cluster::Cluster;
 use crate::crew::Crew;
 use crate::data::{DataChoice, DataSource, Places, Wanted};
@@ -74,8 +75,9 @@ pub struct Measurement {
 /// When weights, data or workers can't be had or don't fit, or when `stop` is set.
 pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Measurement, JobError> {
     let Measuring { path, model, data, places, running, logits } = measuring;
-    let Loaded { text, path: weights_path, weights, seed, data: remembered, test_images, micro_batch } =
+    let Loaded { text, path: weights_path, weights, seed, data: remembered, test_images, micro_batch, damaged } =
         load(&path, model)?;
+    damaged.iter().for_each(|error| observer.on(Event::Notice { text: chain(error) }));
     let network = Network::parse(&text)?;
     let classes = network.classes();
     let workers = running.workers.unwrap_or(network.towers);
@@ -152,14 +154,16 @@ struct Loaded {
     test_images: Option<String>,
     /// Images per micro-batch.
     micro_batch: usize,
+    /// Newer checkpoints that are damaged.
+    damaged: Vec<CheckpointError>,
 }
 
 fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
     // A weights file of a checkpoint is measured as that checkpoint.
     let of_checkpoint = checkpoint::folder_of_weights(path);
     if path.is_dir() || of_checkpoint.is_some() {
-        let found = of_checkpoint.map_or_else(|| checkpoint::find(path), Ok)?;
-        let Checkpoint { manifest, state, .. } = checkpoint::read(&found)?;
+        let Opened { checkpoint, damaged } = folder::open(of_checkpoint.as_deref().unwrap_or(path))?;
+        let Checkpoint { path: found, manifest, state } = checkpoint;
         let (data, test_images) = (manifest.data_source(), manifest.test_images);
         let batch = manifest.job.batch;
         let division = manifest.job.division(defaults::MICRO_BATCHES.min(batch));
@@ -172,7 +176,16 @@ fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
                 asked: name_of(&model.unwrap_or_default()),
             });
         }
-        return Ok(Loaded { text: own, path: found, weights: state.weights, seed, data, test_images, micro_batch });
+        return Ok(Loaded {
+            text: own,
+            path: found,
+            weights: state.weights,
+            seed,
+            data,
+            test_images,
+            micro_batch,
+            damaged,
+        });
     }
     let text = model.ok_or_else(|| JobError::ModelWanted { path: path.to_owned() })?;
     let weights = checkpoint::read_weights(path, &Network::parse(&text)?)?;
@@ -184,6 +197,7 @@ fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
         data: None,
         test_images: None,
         micro_batch: MICRO_BATCH,
+        damaged: Vec::new(),
     })
 }
 

@@ -12,7 +12,8 @@ use convoy_common::plan::Traffic;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::checkpoint::{FOLDER, newest};
+use crate::checkpoint::FOLDER;
+use crate::checkpoint::folder::has_any;
 use crate::error::JobError;
 use crate::files::write_atomically;
 use crate::incident::Incident;
@@ -142,7 +143,7 @@ impl RunFolder {
             Err(TryLockError::Error(source)) => return Err(wrong(path)(source)),
         }
         // Checked under the lock: another job may have ended here since this one began.
-        if must_be_new && newest(path)?.is_some() {
+        if must_be_new && has_any(path)? {
             return Err(JobError::OutTaken { path: path.to_owned() });
         }
         let file = path.join("metrics.jsonl");

@@ -20,7 +20,7 @@ use convoy_common::schedule::Schedule;
 use convoy_common::trace::Activity;
 use convoy_common::wire::{Assignment, Direction, FromWorker, Generation, ToWorker};
 
-use crate::checkpoint::{self, Checkpoint, Described, Manifest};
+use crate::checkpoint::{self, Checkpoint, Described, Manifest, folder};
 use crate::cluster::Cluster;
 use crate::cluster::formation::Gathered;
 use crate::crew::{Crew, Received, invalid, out_of_turn};
@@ -203,7 +203,7 @@ impl Run {
         if let Some(text) = schedule_outrun(&job, last_step) {
             observer.on(Event::Notice { text });
         }
-        let earlier = resumed.as_ref().and_then(|(path, _)| checkpoint::run_of(path));
+        let earlier = resumed.as_ref().and_then(|(path, _)| folder::run_of(path));
         let ends_epoch = |step: u64| step.is_multiple_of(job.span.steps_per_epoch.max(1));
         let kept = EarlierMetrics { steps_through: progress.step, ends_epoch: &ends_epoch };
         let must_be_new = matches!(out, Out::Fresh(_));
@@ -710,6 +710,7 @@ impl Run {
             test_images: Some(self.test_images.clone()),
         };
         let path = checkpoint::write(&self.folder.checkpoints(), &described, &self.snapshot.state)?;
+        folder::prune(&self.folder.checkpoints(), self.running.keep)?;
         drive.checkpoint = Some(path.clone());
         observer.on(Event::Checkpoint { step: self.snapshot.progress.step, path });
         Ok(())
@@ -773,7 +774,7 @@ fn check_out(out: &Out) -> Result<(), JobError> {
         let (flag, value) = ("--out", path.display().to_string());
         return Err(JobError::Setting { flag, value, expected: "UTF-8, because records are".to_owned() });
     }
-    if matches!(out, Out::Fresh(_)) && checkpoint::newest(path)?.is_some() {
+    if matches!(out, Out::Fresh(_)) && folder::has_any(path)? {
         return Err(JobError::OutTaken { path: path.clone() });
     }
     Ok(())

@@ -1,0 +1,120 @@
+//! The checkpoints of a run: which there are, the newest sound one, and which are deleted.
+//!
+//! Not here: what a checkpoint holds, and whether it is sound (`checkpoint`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{Checkpoint, CheckpointError, FOLDER, MANIFEST, read, read_manifest};
+
+/// A checkpoint that was opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// The newest sound one.
+    pub checkpoint: Checkpoint,
+    /// Newer ones that are damaged: what is wrong with each.
+    pub damaged: Vec<CheckpointError>,
+}
+
+/// Opens the checkpoint that `path` names: its own folder, or the folder of a run, whose newest sound checkpoint is meant.
+///
+/// # Errors
+/// When there is none, or none is sound: the error of the newest.
+pub fn open(path: &Path) -> Result<Opened, CheckpointError> {
+    if path.join(MANIFEST).is_file() {
+        return Ok(Opened { checkpoint: read(path)?, damaged: Vec::new() });
+    }
+    open_newest(path)?.ok_or_else(|| CheckpointError::None { path: path.to_owned() })
+}
+
+/// Opens the newest sound checkpoint of the run in `run`, if it has any checkpoint.
+///
+/// # Errors
+/// When none is sound: the error of the newest.
+pub fn open_newest(run: &Path) -> Result<Option<Opened>, CheckpointError> {
+    let mut damaged = Vec::new();
+    for (_, path) in all(run)?.into_iter().rev() {
+        match read(&path) {
+            Ok(checkpoint) => return Ok(Some(Opened { checkpoint, damaged })),
+            Err(error) => damaged.push(error),
+        }
+    }
+    damaged.into_iter().next().map_or(Ok(None), Err)
+}
+
+/// Checks every checkpoint of the run in `path`, or the one checkpoint that it is. Each with what is wrong with it, if anything.
+///
+/// # Errors
+/// When there is none.
+pub fn verify(path: &Path) -> Result<Vec<(PathBuf, Result<Checkpoint, CheckpointError>)>, CheckpointError> {
+    let found = if path.join(MANIFEST).is_file() { vec![(0, path.to_owned())] } else { all(path)? };
+    if found.is_empty() {
+        return Err(CheckpointError::None { path: path.to_owned() });
+    }
+    Ok(found.into_iter().map(|(_, path)| (path.clone(), read(&path))).collect())
+}
+
+/// The folder of a checkpoint's run: RUN for RUN/checkpoints/step-NNNNNN. None for a checkpoint that was copied elsewhere.
+pub fn run_of(checkpoint: &Path) -> Option<PathBuf> {
+    let path = checkpoint.canonicalize().ok()?;
+    let folder = path.parent().filter(|folder| folder.ends_with(FOLDER))?;
+    let run = folder.parent()?;
+    // The path as the user wrote it, if it leads there.
+    let named = checkpoint.parent().and_then(Path::parent).filter(|named| !named.as_os_str().is_empty());
+    Some(named.filter(|named| named.canonicalize().is_ok_and(|named| named == run)).unwrap_or(run).to_owned())
+}
+
+/// Whether the run in `run` has a checkpoint.
+///
+/// # Errors
+/// When the folder exists but can't be read.
+pub fn has_any(run: &Path) -> Result<bool, CheckpointError> {
+    Ok(!all(run)?.is_empty())
+}
+
+/// Deletes all but the newest `keep` checkpoints in `folder`, a run's `checkpoints`, and what writers that were killed have left
+/// behind. A checkpoint at the end of its job is kept.
+///
+/// # Errors
+/// When one can't be deleted.
+pub fn prune(folder: &Path, keep: usize) -> Result<(), CheckpointError> {
+    let wrong = |path: &Path| {
+        let path = path.to_owned();
+        move |source| CheckpointError::Write { path, source }
+    };
+    let found = steps_in(folder)?;
+    for (step, path) in &found[..found.len().saturating_sub(keep.max(1))] {
+        let is_end = read_manifest(path).is_ok_and(|manifest| manifest.last_step == manifest.progress.step);
+        if !is_end {
+            // Under another name first, so that a checkpoint is never there in part.
+            let discarded = folder.join(format!(".step-{step:06}.old"));
+            fs::rename(path, &discarded).map_err(wrong(path))?;
+        }
+    }
+    for entry in fs::read_dir(folder).map_err(wrong(folder))?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(".step-") && (name.ends_with(".old") || name.ends_with(".tmp")) {
+            fs::remove_dir_all(entry.path()).map_err(wrong(&entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The checkpoints of a run and their steps, ascending.
+fn all(run: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
+    let folder = run.join(FOLDER);
+    if folder.is_dir() { steps_in(&folder) } else { Ok(Vec::new()) }
+}
+
+fn steps_in(folder: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
+    let unreadable = |source| CheckpointError::Read { path: folder.to_owned(), source };
+    // A folder that is read only in part may hide the newest checkpoint, and steps would be lost.
+    let entries = fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(unreadable)?;
+    let steps = entries.into_iter().filter_map(|entry| {
+        let step = entry.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok()?;
+        entry.path().is_dir().then(|| (step, entry.path()))
+    });
+    let mut steps: Vec<_> = steps.collect();
+    steps.sort();
+    Ok(steps)
+}

@@ -1,0 +1,83 @@
+//! Damage to checkpoints is found, and older ones are used and deleted as promised.
+
+use convoy_common::model::Network;
+use tempfile::TempDir;
+
+use super::folder::{Opened, has_any, open, open_newest, prune, verify};
+use super::*;
+use crate::job::Asked;
+
+const MODEL: &str = "name = \"tiny\"\ntowers = 1\ninput = { channels = 1, height = 1, width = 2 }\n\
+                     [[layer]]\nkind = \"linear\"\nname = \"fc\"\nunits = 2\n";
+
+/// Writes the checkpoint of a step into the folder of a run. Returns its path.
+fn write_step(run: &Path, step: u64, last_step: u64) -> PathBuf {
+    let network = Network::parse(MODEL).unwrap();
+    let asked = Asked { model: Some(MODEL.to_owned()), ..Asked::default() };
+    let (job, _) = asked.resolve(None, "data".to_owned(), None, |_| 10).unwrap();
+    let progress = Progress { step, ..Progress::default() };
+    let described = Described { job, last_step, progress, source: None, test_images: None };
+    let state = JobState { weights: network.initial_weights(step), momentum: network.zeros() };
+    fs::create_dir_all(run.join(FOLDER)).unwrap();
+    write(&run.join(FOLDER), &described, &state).unwrap()
+}
+
+fn steps(run: &Path) -> Vec<String> {
+    let entries = fs::read_dir(run.join(FOLDER)).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn each_single_byte_that_changes_is_found() {
+    let run = TempDir::new().unwrap();
+    let path = write_step(run.path(), 3, 9);
+    let whole = read(&path).unwrap();
+    let mut flipped = 0;
+    for name in [WEIGHTS, OPTIMIZER, MANIFEST, MANIFEST_SHA256] {
+        let file = path.join(name);
+        let sound = fs::read(&file).unwrap();
+        for at in 0..sound.len() {
+            let mut bytes = sound.clone();
+            bytes[at] ^= 1 << (at % 8);
+            fs::write(&file, &bytes).unwrap();
+            assert!(read(&path).is_err(), "byte {at} of {name}");
+            flipped += 1;
+        }
+        fs::write(&file, &sound).unwrap();
+    }
+    assert!(flipped > 1000, "{flipped}");
+    assert_eq!(read(&path).unwrap().manifest, whole.manifest);
+}
+
+#[test]
+fn the_newest_sound_checkpoint_is_used_and_damaged_ones_are_reported() {
+    let run = TempDir::new().unwrap();
+    assert!(open_newest(run.path()).unwrap().is_none() && !has_any(run.path()).unwrap());
+    let [_, second, third] = [1, 2, 3].map(|step| write_step(run.path(), step, 9));
+    fs::write(third.join(WEIGHTS), b"").unwrap();
+    fs::remove_file(second.join(MANIFEST)).unwrap();
+    let Opened { checkpoint, damaged } = open(run.path()).unwrap();
+    assert_eq!((checkpoint.manifest.progress.step, damaged.len()), (1, 2));
+    assert!(damaged[0].to_string().contains("step-000003/weights.safetensors is damaged"), "{}", damaged[0]);
+    assert!(open(&third).is_err(), "a checkpoint that is named is the one that is meant");
+    let checked: Vec<_> = verify(run.path()).unwrap().into_iter().map(|(_, checked)| checked.is_ok()).collect();
+    assert_eq!(checked, [true, false, false]);
+}
+
+#[test]
+fn older_checkpoints_are_deleted_but_not_the_end_of_a_job() {
+    let run = TempDir::new().unwrap();
+    for (step, last_step) in [(1, 9), (2, 2), (3, 9), (4, 9), (5, 9)] {
+        write_step(run.path(), step, last_step);
+    }
+    let checkpoints = run.path().join(FOLDER);
+    for left in [".step-000007.tmp", ".step-000001.old"] {
+        fs::create_dir(checkpoints.join(left)).unwrap();
+    }
+    prune(&checkpoints, 2).unwrap();
+    assert_eq!(steps(run.path()), ["step-000002", "step-000004", "step-000005"]);
+    prune(&checkpoints, 1).unwrap();
+    assert_eq!(steps(run.path()), ["step-000002", "step-000005"]);
+}
