@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
 use convoy_coordinator::data::DataSource;
-use convoy_coordinator::job::{Rehearsal, Running, defaults};
+use convoy_coordinator::job::defaults;
 use convoy_coordinator::measure::{Measurement, Measuring, measure};
 use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::observe::{Event, Observer};
+use convoy_coordinator::running::{Rehearsal, Running};
 use convoy_coordinator::trace::Sampling;
 
 use convoy_worker::Isa;

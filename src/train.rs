@@ -13,8 +13,9 @@ use convoy_common::schedule::Schedule;
 use convoy_coordinator::checkpoint::Checkpoint;
 use convoy_coordinator::checkpoint::folder::{self, Opened};
 use convoy_coordinator::data::DataSource;
-use convoy_coordinator::job::{Asked, Length, Order, Rehearsal, Running, defaults};
+use convoy_coordinator::job::{Asked, Length, Order, defaults};
 use convoy_coordinator::metrics::Metrics;
+use convoy_coordinator::running::{Rehearsal, Running};
 use convoy_coordinator::trace::Sampling;
 use convoy_coordinator::train::{Out, Training, train};
 

@@ -20,9 +20,10 @@ use crate::cluster::{Cluster, News};
 use crate::data::Split;
 use crate::error::JobError;
 use crate::exchange::Exchanges;
-use crate::fault::{Fault, Stop};
+use crate::fault::Fault;
 use crate::observe::WorkerRecord;
 use crate::state::{Gathering, JobState};
+use crate::stop::Stop;
 use crate::trace::Recorder;
 
 /// How often a wait checks for a request to stop.

@@ -8,23 +8,15 @@ use convoy_common::plan::PlanError;
 use crate::checkpoint::CheckpointError;
 use crate::data::DataError;
 use crate::fault::Fault;
+use crate::job::SettingError;
 
 /// Why a job can't start, or had to stop.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum JobError {
-    /// A setting has an invalid value.
-    #[error("{flag} {value}: must be {expected}")]
-    Setting { flag: &'static str, value: String, expected: String },
-    /// A resumed job must keep the settings that decide its result.
-    #[error("{key} is {asked}, but the checkpoint's job has {before}; a resumed job must keep its {key}")]
-    ResumeDiffers { key: &'static str, asked: String, before: String },
-    /// The training data differ from those of the checkpoint's job.
-    #[error(
-        "the data are not those of the checkpoint's job: their SHA-256 is {asked}, and that of the original data is {before}; restore \
-             the original files, or give --data with their folder"
-    )]
-    OtherData { asked: String, before: String },
+    /// A setting.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
     /// The end lies before the checkpoint.
     #[error(
         "the job would end after step {end}, before the checkpoint's step {step}; give a larger --epochs or --steps"
@@ -115,9 +107,7 @@ impl JobError {
     pub fn is_misuse(&self) -> bool {
         matches!(
             self,
-            JobError::Setting { .. }
-                | JobError::ResumeDiffers { .. }
-                | JobError::OtherData { .. }
+            JobError::Setting(_)
                 | JobError::EndsBeforeItStarts { .. }
                 | JobError::OutTaken { .. }
                 | JobError::OutBusy { .. }

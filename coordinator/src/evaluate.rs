@@ -7,8 +7,8 @@ use convoy_common::batch::{EVALUATIONS_UNDER_WAY, MicroBatch, MicroBatchId, Phas
 use crate::crew::{Crew, Received, invalid, out_of_turn};
 use crate::data::Split;
 use crate::exchange::Routed;
-use crate::fault::Stop;
 use crate::loss::cross_entropy;
+use crate::stop::Stop;
 
 /// The result of a network on a set of images.
 #[derive(Clone, Debug)]

@@ -1,11 +1,8 @@
-//! Why the driving of a job stops: a fault, which recovery handles; a request to stop; or an error that ends the job.
+//! Faults: what happened to which worker.
 //!
 //! Not here: what follows from a fault (`recovery`), and its record (`incident`).
 
 use convoy_common::wire::WireError;
-
-use crate::checkpoint::CheckpointError;
-use crate::error::JobError;
 
 /// A worker or a link that stopped doing its part.
 #[derive(Debug, thiserror::Error)]
@@ -36,52 +33,6 @@ impl Fault {
             Fault::Lost { .. } => "lost",
             Fault::Failed { .. } => "failed",
             Fault::Invalid { .. } => "invalid",
-        }
-    }
-}
-
-/// Why a generation stops before the job is done.
-#[derive(Debug)]
-pub enum Stop {
-    /// A fault: the job continues in the next generation.
-    Fault(Fault),
-    /// The user asked for it, or a worker is about to stop: a checkpoint is written, and the job ends with this error, if any.
-    InOrder(Option<JobError>),
-    /// The user asked for it while no worker says anything: the job ends with its last snapshot.
-    Abrupt,
-    /// Nothing can be done.
-    Fatal(JobError),
-}
-
-impl From<Fault> for Stop {
-    fn from(fault: Fault) -> Self {
-        Stop::Fault(fault)
-    }
-}
-
-impl From<JobError> for Stop {
-    fn from(error: JobError) -> Self {
-        match error {
-            JobError::Fault(fault) => Stop::Fault(fault),
-            error => Stop::Fatal(error),
-        }
-    }
-}
-
-impl From<CheckpointError> for Stop {
-    fn from(error: CheckpointError) -> Self {
-        Stop::Fatal(error.into())
-    }
-}
-
-/// For commands that do not recover.
-impl From<Stop> for JobError {
-    fn from(stop: Stop) -> Self {
-        match stop {
-            Stop::Fault(fault) => JobError::Fault(fault),
-            Stop::InOrder(error) => error.unwrap_or(JobError::Interrupted),
-            Stop::Abrupt => JobError::Interrupted,
-            Stop::Fatal(error) => error,
         }
     }
 }

@@ -1,25 +1,13 @@
-//! The settings of a job: those that decide its result ([`Job`]), those that don't ([`Running`]), and how both follow from
-//! the request, the checkpoint and the defaults.
+//! The settings that decide a job's result, and how they follow from the request, the checkpoint and the defaults.
 //!
-//! Not here: reading flags (the program), and checking the model and the data.
+//! Not here: the settings that don't (`running`), reading flags (the program), and checking the model and the data.
 
-use std::ffi::OsString;
-use std::io::PipeWriter;
-use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::time::Duration;
 
-use convoy_common::address::Address;
-use convoy_common::batch::{BATCH_MAX, Division, THREADS_MAX};
+use convoy_common::batch::{BATCH_MAX, Division};
 use convoy_common::schedule::{Schedule, Span};
 use convoy_common::suggest;
-use convoy_common::token::Token;
 use serde::{Deserialize, Serialize};
-
-use crate::error::JobError;
-use crate::metrics::Metrics;
-use crate::trace::Sampling;
 
 /// The defaults. `convoy train --help` prints them.
 pub mod defaults {
@@ -49,6 +37,24 @@ pub mod defaults {
     pub const KEEP: usize = 3;
     /// How long to wait for another worker after a fault.
     pub const PATIENCE: Duration = Duration::from_secs(10);
+}
+
+/// A setting that can't be.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each message says what its fields are")]
+pub enum SettingError {
+    /// It has an invalid value.
+    #[error("{flag} {value}: must be {expected}")]
+    Invalid { flag: &'static str, value: String, expected: String },
+    /// A resumed job must keep the settings that decide its result.
+    #[error("{key} is {asked}, but the checkpoint's job has {before}; a resumed job must keep its {key}")]
+    ResumeDiffers { key: &'static str, asked: String, before: String },
+    /// The training data differ from those of the checkpoint's job.
+    #[error(
+        "the data are not those of the checkpoint's job: their SHA-256 is {asked}, and that of the original data is {before}; restore \
+             the original files, or give --data with their folder"
+    )]
+    OtherData { asked: String, before: String },
 }
 
 /// The order of the images in an epoch.
@@ -156,89 +162,12 @@ pub struct Asked {
     pub slots: Option<usize>,
 }
 
-/// Where a job runs and what it records. Nothing here changes its result.
-#[derive(Clone, Debug)]
-pub struct Running {
-    /// Worker processes. None: one per tower.
-    pub workers: Option<usize>,
-    /// Compute threads of each embedded worker. None: the cores divided by the workers.
-    pub threads: Option<usize>,
-    /// Instruction set of each embedded worker. None: the best that the machine has.
-    pub isa: Option<String>,
-    /// Address on which to wait for workers, instead of starting them.
-    pub listen: Option<Address>,
-    /// The secret that remote workers must present, if any.
-    pub token: Option<Token>,
-    /// Micro-batches per slot. None: [`defaults::MICRO_BATCHES`], but no more than the batch has images.
-    pub micro_batches: Option<usize>,
-    /// Steps between checkpoints. None: the steps of one epoch.
-    pub checkpoint_every: Option<u64>,
-    /// Number of checkpoints to keep.
-    pub keep: usize,
-    /// Steps between snapshots in memory. None: as often as costs at most 2 % of the time.
-    pub snapshot_every: Option<u64>,
-    /// How long to wait for another worker after a fault, before the remaining workers take the towers over.
-    pub patience: Duration,
-    /// Steps to keep in the trace.
-    pub trace: Sampling,
-    /// Endpoint of a receiver of the OpenTelemetry protocol, if traced steps are sent to one.
-    pub otlp: Option<String>,
-    /// Deliberate faults of recovery, for tests that must find them.
-    pub rehearsal: Rehearsal,
-    /// The program to start as a worker.
-    pub local: LocalProgram,
-    /// The job's counters.
-    pub metrics: Metrics,
-}
-
-/// Deliberate faults of recovery itself.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Rehearsal {
-    /// After a fault, workers get the state that the run began with, instead of the snapshot's.
-    pub stale_snapshot: bool,
-}
-
-/// How to start an embedded worker.
-#[derive(Clone, Debug)]
-pub struct LocalProgram {
-    /// The program's file.
-    pub path: PathBuf,
-    /// Arguments before the subcommand.
-    pub arguments: Vec<OsString>,
-    /// Its standard error. None: that of this process.
-    pub complaints: Option<Arc<PipeWriter>>,
-}
-
-impl Running {
-    /// Micro-batches per slot, for batches of `batch` images.
-    ///
-    /// # Errors
-    /// When the requested number is 0, or larger than the batch.
-    pub fn micro_batches_of(&self, batch: usize) -> Result<usize, JobError> {
-        let micro_batches = self.micro_batches.unwrap_or(defaults::MICRO_BATCHES.min(batch));
-        check_parts("--micro-batches", micro_batches, batch)?;
-        Ok(micro_batches)
-    }
-
-    /// Compute threads of each embedded worker: as requested, or the machine's cores divided by the workers.
-    ///
-    /// # Errors
-    /// When the requested number is out of range.
-    pub fn threads_of_each(&self, workers: usize) -> Result<usize, JobError> {
-        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let threads = self.threads.unwrap_or_else(|| (cores() / workers).max(1));
-        const { assert!(THREADS_MAX == 1024, "the message below says so") };
-        check("--threads", threads, (1..=THREADS_MAX).contains(&threads), "1 to 1024")?;
-        Ok(threads)
-    }
-}
-
 impl Asked {
     /// The model's text: as requested, that of the checkpoint, or else `default`.
     ///
     /// # Errors
     /// When it differs from that of the checkpoint's job, `before`.
-    pub fn model_of(&self, before: Option<&Job>, default: String) -> Result<String, JobError> {
+    pub fn model_of(&self, before: Option<&Job>, default: String) -> Result<String, SettingError> {
         settle("model", self.model.clone(), before.map(|job| job.model.clone()), default)
     }
 
@@ -252,7 +181,7 @@ impl Asked {
         data: String,
         init: Option<String>,
         steps_per_epoch: impl Fn(usize) -> u64,
-    ) -> Result<(Job, u64), JobError> {
+    ) -> Result<(Job, u64), SettingError> {
         let last_step = before.map(|(_, last_step)| last_step);
         let before = before.map(|(job, _)| job);
         let batch = settle("batch", self.batch, before.map(|job| job.batch), defaults::BATCH)?;
@@ -287,7 +216,7 @@ impl Asked {
 }
 
 impl Job {
-    fn check(&self) -> Result<(), JobError> {
+    fn check(&self) -> Result<(), SettingError> {
         // Workers compute with f32, where larger numbers are infinite.
         let sound = |value: f64| (value as f32).is_finite() && value >= 0.0;
         check("--lr", self.lr, sound(self.lr) && self.lr as f32 > 0.0, "a number above 0 that fits into f32")?;
@@ -314,14 +243,14 @@ fn settle<T: PartialEq + std::fmt::Display>(
     asked: Option<T>,
     before: Option<T>,
     default: T,
-) -> Result<T, JobError> {
+) -> Result<T, SettingError> {
     match (asked, before) {
         (Some(asked), Some(before)) if asked != before => {
             let (asked, before) = (shown(&asked), shown(&before));
             Err(if key == "data" {
-                JobError::OtherData { asked, before }
+                SettingError::OtherData { asked, before }
             } else {
-                JobError::ResumeDiffers { key, asked, before }
+                SettingError::ResumeDiffers { key, asked, before }
             })
         }
         (asked, before) => Ok(asked.or(before).unwrap_or(default)),
@@ -337,20 +266,24 @@ fn shown(value: &impl std::fmt::Display) -> String {
     }
 }
 
-fn check(
+pub(crate) fn check(
     flag: &'static str,
     value: impl std::fmt::Display,
     sound: bool,
     expected: impl Into<String>,
-) -> Result<(), JobError> {
-    if sound { Ok(()) } else { Err(JobError::Setting { flag, value: value.to_string(), expected: expected.into() }) }
+) -> Result<(), SettingError> {
+    if sound {
+        Ok(())
+    } else {
+        Err(SettingError::Invalid { flag, value: value.to_string(), expected: expected.into() })
+    }
 }
 
 /// Checks a number of slots, or of micro-batches per slot, for batches of `batch` images.
 ///
 /// # Errors
 /// When it is 0, or larger than the batch.
-pub fn check_parts(flag: &'static str, parts: usize, batch: usize) -> Result<(), JobError> {
+pub fn check_parts(flag: &'static str, parts: usize, batch: usize) -> Result<(), SettingError> {
     check(flag, parts, (1..=batch).contains(&parts), format!("1 to {batch}, the number of images per step"))
 }
 

@@ -21,10 +21,11 @@ use crate::crew::Crew;
 use crate::data::{DataChoice, DataSource, Places, Wanted};
 use crate::error::JobError;
 use crate::evaluate::{Measured, evaluate};
-use crate::fault::Stop;
-use crate::job::{Job, Running, defaults};
+use crate::job::{Job, defaults};
 use crate::observe::{Event, Observer};
+use crate::running::Running;
 use crate::state::JobState;
+use crate::stop::Stop;
 use crate::trace::Recorder;
 use crate::unguessable::unguessable;
 

@@ -28,9 +28,9 @@ use crate::data::{DataChoice, DataSet, DataSource, Places, Wanted};
 use crate::error::JobError;
 use crate::evaluate::{Measured, evaluate};
 use crate::exchange::{Counted, Routed};
-use crate::fault::{Fault, Stop};
+use crate::fault::Fault;
 use crate::incident::Underway;
-use crate::job::{Asked, Job, Running};
+use crate::job::{Asked, Job, SettingError};
 use crate::metrics::Metered;
 use crate::observe::{Ended, EpochRecord, Event, Observer, Started};
 use crate::order::DataOrder;
@@ -38,8 +38,10 @@ use crate::record::{
     EarlierMetrics, ExchangeRecord, FinalRecord, RunFolder, RunRecord, RunningRecord, environment, says_done,
 };
 use crate::recovery::{Generations, Pace, Witness};
+use crate::running::Running;
 use crate::state::{JobState, Progress, Snapshot};
 use crate::step::Step;
+use crate::stop::Stop;
 use crate::trace::file::{About, Figures};
 use crate::trace::otlp::{Exporter, read_endpoint};
 use crate::trace::{Recorder, Recording, Sampling};
@@ -772,7 +774,7 @@ fn check_out(out: &Out) -> Result<(), JobError> {
     let (Out::Fresh(path) | Out::Continued(path)) = out else { return Ok(()) };
     if path.to_str().is_none() {
         let (flag, value) = ("--out", path.display().to_string());
-        return Err(JobError::Setting { flag, value, expected: "UTF-8, because records are".to_owned() });
+        return Err(SettingError::Invalid { flag, value, expected: "UTF-8, because records are".to_owned() }.into());
     }
     if matches!(out, Out::Fresh(_)) && folder::has_any(path)? {
         return Err(JobError::OutTaken { path: path.clone() });

@@ -4,6 +4,7 @@
 //! Not here: what is computed (`engine`), and decisions, which the coordinator makes.
 
 mod compute;
+mod config;
 mod connection;
 mod elsewhere;
 mod health;
@@ -17,15 +18,14 @@ use std::time::Duration;
 
 use convoy_common::address::Address;
 use convoy_common::chain::chain;
-use convoy_common::token::Token;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::kernels::Compute;
 use crate::kernels::isa::Isa;
-use crate::metrics::Metrics;
 use crate::probe::Clock;
-use crate::rehearsal::Rehearsal;
+use config::Presence;
+pub use config::WorkerConfig;
 use health::Vitals;
 use session::{Session, SessionError};
 
@@ -40,25 +40,6 @@ const LEAVE_MAX: Duration = Duration::from_secs(45);
 
 /// Shells and supervisors may signal a process and then its group. Signals that are closer together count as one.
 const ECHO: Duration = Duration::from_millis(200);
-
-/// The configuration of a worker.
-#[derive(Clone, Debug)]
-pub struct WorkerConfig {
-    /// Address of the coordinator.
-    pub join: Address,
-    /// Threads of the compute pool, at least 1.
-    pub threads: usize,
-    /// The instruction set of the kernels; by default the best that the machine has.
-    pub isa: Option<Isa>,
-    /// The token that both sides require, if any.
-    pub token: Option<Token>,
-    /// Address for health checks, if any.
-    pub health: Option<Address>,
-    /// Deliberate faults, for tests.
-    pub rehearsal: Rehearsal,
-    /// The metrics to update.
-    pub metrics: Metrics,
-}
 
 /// Why a worker process fails.
 #[derive(Debug, thiserror::Error)]
@@ -79,16 +60,6 @@ pub enum WorkerError {
     /// A thread panicked: a bug.
     #[error("the worker's network thread panicked")]
     Panicked,
-}
-
-/// State that outlives a session, and what the process needs to know about the current one.
-#[derive(Debug)]
-struct Presence {
-    clock: Clock,
-    /// Whether there is a job.
-    in_job: watch::Sender<bool>,
-    /// Whether this worker was asked to stop.
-    leaving: watch::Sender<bool>,
 }
 
 /// Serves jobs until `stop_requested` completes. During a job it then waits for the end of the job, up to 45 seconds, or until

@@ -3,7 +3,7 @@
 
 use toml::{Table, Value};
 
-use super::network::ModelError;
+use super::error::ModelError;
 use crate::suggest;
 
 /// The file's top level.

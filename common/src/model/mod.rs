@@ -3,8 +3,10 @@
 //!
 //! Not here: placement and cost ([`crate::plan`]), and arithmetic on weights.
 
+pub mod error;
 pub mod file;
 pub mod network;
 pub mod presets;
 
-pub use network::{Conv, Init, Input, Layer, LayerKind, Linear, Lrn, ModelError, Network, Pool, Shape, TEXT_BYTES_MAX};
+pub use error::ModelError;
+pub use network::{Conv, Init, Input, Layer, LayerKind, Linear, Lrn, Network, Pool, Shape, TEXT_BYTES_MAX};

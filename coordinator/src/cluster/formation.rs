@@ -12,8 +12,8 @@ use super::local::{LocalPlan, LocalWorkers, SocketFolder};
 use super::member::{Elsewhere, Heard};
 use super::{Cluster, LOOK_EVERY, News};
 use crate::error::JobError;
-use crate::job::Running;
 use crate::observe::{Event, Observer};
+use crate::running::Running;
 use crate::trace::Clock;
 
 /// Workers that this process starts must connect within this.
@@ -22,6 +22,8 @@ const LOCAL_PATIENCE: Duration = Duration::from_secs(30);
 const TOLD_MAX: usize = 64;
 /// Remote workers must connect within this. The time starts again when a worker reports that it is busy with another job.
 const REMOTE_PATIENCE: Duration = Duration::from_secs(600);
+/// However often workers report that they are busy, a wait ends after this.
+const BUSY_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// How a wait for workers ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +110,8 @@ impl Cluster {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Gathered, JobError> {
-        let (mut start, want) = (Instant::now(), self.seats.len());
+        let (first, want) = (Instant::now(), self.seats.len());
+        let mut start = first;
         let mut teller = Teller { elsewhere: Vec::new(), refused: HashSet::new() };
         let mut told = None;
         while let Some(spare) = (self.present() < want).then(|| self.spares.pop()).flatten() {
@@ -127,7 +130,7 @@ impl Cluster {
             if stop.load(Ordering::Relaxed) {
                 return Ok(Gathered::Interrupted);
             }
-            if start.elapsed() > patience {
+            if start.elapsed() > patience || first.elapsed() > BUSY_MAX {
                 return Ok(Gathered::Some);
             }
             self.vitals.beat();

@@ -9,7 +9,7 @@ use convoy_common::address::{Address, SOCKET_PATH_BYTES_MAX};
 
 use crate::error::JobError;
 use crate::fault::Fault;
-use crate::job::LocalProgram;
+use crate::running::LocalProgram;
 use crate::unguessable::unguessable;
 
 /// How long a worker may take to exit before it is killed.

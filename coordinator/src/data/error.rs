@@ -5,7 +5,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::ImageShape;
+use super::set::ImageShape;
 
 /// Why a data set can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -97,8 +97,8 @@ pub enum DataError {
     #[error(
         "Fashion-MNIST has images of {} (channels x height x width) in {} classes, and the model needs {wanted} in \
          {wanted_classes} classes; give --data DIR or --data synthetic",
-        super::fashion::SHAPE,
-        super::fashion::CLASS_NAMES.len()
+        super::fashion::facts::SHAPE,
+        super::fashion::facts::CLASS_NAMES.len()
     )]
     NotForThisModel { wanted: ImageShape, wanted_classes: usize },
 
@@ -107,8 +107,8 @@ pub enum DataError {
         "{} holds {found}, and Fashion-MNIST has {} training and {} test images; \
          give --data {} if you mean these images, or remove them",
         folder.display(),
-        super::fashion::TRAIN_COUNT,
-        super::fashion::TEST_COUNT,
+        super::fashion::facts::TRAIN_COUNT,
+        super::fashion::facts::TEST_COUNT,
         folder.display()
     )]
     NotFashionMnist { folder: PathBuf, found: String },

@@ -3,21 +3,20 @@
 //! Files found on disk aren't compared with known checksums, because distributions compress them again. Their headers and
 //! sizes are checked instead. Only [`Places::of_this_machine`] reads the environment.
 
-use convoy_common::chain::chain;
+pub(super) mod facts;
+
 use std::env;
 use std::path::{Path, PathBuf};
 
+use convoy_common::chain::chain;
+
+use facts::{CLASS_NAMES, SHAPE, TEST_COUNT, TRAIN_COUNT};
+
 use super::download::{self, Remote};
-use super::folder::{self, Parsed, Splits};
-use super::{DataError, DataSet, ImageShape, TestSet, Wanted, idx};
-
-/// Names of the classes, by label.
-pub const CLASS_NAMES: [&str; 10] =
-    ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"];
-
-pub(super) const SHAPE: ImageShape = ImageShape { channels: 1, height: 28, width: 28 };
-pub(super) const TRAIN_COUNT: usize = 60_000;
-pub(super) const TEST_COUNT: usize = 10_000;
+use super::error::DataError;
+use super::folder::{self, Parsed};
+use super::idx;
+use super::set::{DataSet, Splits, TestSet, Wanted};
 
 /// The name of its folder in each place.
 const FOLDER: &str = "fashion-mnist";

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use ndarray::Array4;
 
-use super::{DataError, ImageShape, Split, Wanted, idx};
+use super::error::DataError;
+use super::idx;
+use super::set::{ImageShape, Split, Splits, Wanted};
 
 /// The names of one split's files, without `.gz`, under the names that MNIST gave them first. IDX names end in the number of
 /// dimensions and the element type; which of these a file holds is read from the file itself.
@@ -36,12 +38,6 @@ pub(super) struct SplitFiles {
 pub(super) struct Files {
     train: SplitFiles,
     test: SplitFiles,
-}
-
-/// Both splits, each checked against the model.
-pub(super) struct Splits {
-    pub(super) train: Split,
-    pub(super) test: Split,
 }
 
 /// One split as it was parsed, with the names that errors call its files.

@@ -11,7 +11,7 @@ use std::path::Path;
 use flate2::bufread::GzDecoder;
 use ndarray::Array4;
 
-use super::DataError;
+use super::error::DataError;
 
 /// The most bytes that one file may hold after unpacking. A data set lives in memory, so more is a mistake or a bomb.
 const PAYLOAD_BYTES_MAX: u64 = 8 << 30;

@@ -6,7 +6,8 @@ use convoy_common::random::Source;
 use ndarray::Array4;
 use sha2::{Digest, Sha256};
 
-use super::{DataError, DataSet, Split, TestSet, Wanted};
+use super::error::DataError;
+use super::set::{DataSet, Split, TestSet, Wanted};
 use convoy_common::parameters::hex;
 
 /// The most bytes of both splits together.

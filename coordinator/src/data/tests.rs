@@ -18,6 +18,9 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::download::{self, Remote, RemoteFile};
+use convoy_common::parameters::hex;
+
+use super::set::fingerprint;
 use super::*;
 
 const TRAIN_IMAGES: &str = "train-images-idx3-ubyte";

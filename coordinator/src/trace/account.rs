@@ -8,213 +8,24 @@
 use std::collections::BTreeMap;
 
 use convoy_common::plan::Plan;
-use convoy_common::trace::{Activity, SegmentRun, Span};
-use convoy_common::wire::{Direction, TensorKey};
-use serde::Serialize;
+use convoy_common::trace::{Activity, Span};
 
-use super::file::{Source, StepTrace, Trace, is_transfer, sent_by, source_of, step_span};
+use super::file::{StepTrace, Trace, step_span};
 
+mod figures;
+mod timeline;
 mod ways;
+
+pub use figures::{
+    Account, ExchangeAccount, PathShare, SegmentAccount, SlowStep, Stretch, Use, Uses, Verdict, WorkerAccount,
+};
+use timeline::{Timeline, layer_use, plain_use};
 use ways::Ways;
 
 /// A bottleneck costs at least this share of a step.
 const WORTH_NAMING: f64 = 0.05;
 /// The number of slow steps that are described one by one.
 const SLOWEST: usize = 3;
-
-/// What a worker spent its time on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(tag = "on", rename_all = "snake_case")]
-pub enum Use {
-    /// A layer.
-    Layer {
-        /// Its index in the network.
-        layer: usize,
-        /// Whether it is the backward pass.
-        backward: bool,
-    },
-    /// Work around the layers of a segment: gathering, slicing, adding.
-    Segments,
-    /// Putting received tensors where they belong.
-    Taking,
-    /// Handing results to the network thread.
-    HandingOut,
-    /// Applying gradients.
-    Committing,
-    /// Reading weights for a checkpoint.
-    ReadingState,
-    /// Waiting for a tensor that another worker had not computed yet.
-    WaitingForWorker {
-        /// The other worker.
-        worker: usize,
-    },
-    /// Waiting for a tensor that was being sent over a worker's link with the coordinator.
-    WaitingForLink {
-        /// The worker whose link it is.
-        worker: usize,
-    },
-    /// Waiting for something that the coordinator had not sent yet.
-    WaitingForCoordinator,
-    /// Not recorded.
-    Unexplained,
-}
-
-/// Nanoseconds by use.
-pub type Uses = BTreeMap<Use, u64>;
-
-/// The mean step of one worker.
-#[derive(Clone, Debug, Serialize)]
-pub struct WorkerAccount {
-    /// Its number.
-    pub worker: usize,
-    /// Its length, the sum of all uses.
-    pub step_ns: f64,
-    /// Its time by use.
-    pub uses: Vec<(Use, f64)>,
-    /// The largest unexplained share of any step.
-    pub unexplained_share_max: f64,
-    /// Work of its network thread on sent tensors: dividing them into chunks, checksums.
-    pub encoding_ns: f64,
-    /// Work of its network thread on received tensors: checking, copying.
-    pub decoding_ns: f64,
-    /// The largest uncertainty of its clock's offset.
-    pub clock_uncertainty_ns: u64,
-    /// The largest correction of its clock's offset by messages.
-    pub clock_correction_ns: u64,
-    /// Spans that are missing because a buffer was full.
-    pub dropped: u64,
-    /// The most memory that its process held at the end of a step. 0 if unknown.
-    pub resident_bytes: u64,
-}
-
-/// A kind of stretch of the critical path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(tag = "through", rename_all = "snake_case")]
-pub enum Stretch {
-    /// Work of a worker.
-    Work {
-        /// The worker.
-        worker: usize,
-        /// What it does.
-        doing: Use,
-    },
-    /// Transfer over a worker's link with the coordinator.
-    Link {
-        /// The worker whose link it is.
-        worker: usize,
-    },
-    /// Work of the coordinator.
-    Coordinator,
-}
-
-/// The share of one kind of stretch in the critical path.
-#[derive(Clone, Debug, Serialize)]
-pub struct PathShare {
-    /// The kind.
-    pub stretch: Stretch,
-    /// Its length in the mean step.
-    pub mean_ns: f64,
-    /// Number of steps in which it was the largest share.
-    pub bound: usize,
-}
-
-/// What an exchange moved in one direction, in the mean step.
-#[derive(Clone, Debug, Serialize)]
-pub struct ExchangeAccount {
-    /// Index of the exchange. The last one carries logits. None: images.
-    pub exchange: Option<usize>,
-    /// Whether it moved gradients.
-    pub backward: bool,
-    /// Planned bytes over sockets.
-    pub planned_bytes: u64,
-    /// Recorded bytes over sockets.
-    pub bytes: f64,
-    /// Mean time of a tensor, from when its sender begins to send until its receiver has all of it.
-    pub mean_ns: f64,
-    /// The longest such time.
-    pub max_ns: u64,
-}
-
-/// A segment of a worker in one direction, in the mean step.
-#[derive(Clone, Debug, Serialize)]
-pub struct SegmentAccount {
-    /// Index of the segment.
-    pub segment: usize,
-    /// The worker.
-    pub worker: usize,
-    /// Whether it is the backward pass.
-    pub backward: bool,
-    /// Planned multiply-adds of its towers' layers. A backward pass has twice as many, except in the first layer.
-    pub planned_multiply_adds: u64,
-    /// Mean time.
-    pub mean_ns: f64,
-}
-
-/// The bottleneck, if there is one.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(tag = "bottleneck", rename_all = "snake_case")]
-pub enum Verdict {
-    /// A worker takes longer for a layer than the others do for theirs.
-    Layer {
-        /// The worker.
-        worker: usize,
-        /// The layer's segment.
-        segment: usize,
-        /// The layer's name.
-        layer: String,
-        /// Whether it is the backward pass.
-        backward: bool,
-        /// How much longer, in the mean step.
-        excess_ns: f64,
-    },
-    /// A worker's link is on the critical path for longer than the other links.
-    Link {
-        /// The worker whose link it is.
-        worker: usize,
-        /// How much longer, in the mean step.
-        excess_ns: f64,
-    },
-    /// There is none.
-    Balanced,
-}
-
-/// A step that took longer than the mean.
-#[derive(Clone, Debug, Serialize)]
-pub struct SlowStep {
-    /// Its number.
-    pub step: u64,
-    /// Its length.
-    pub step_ns: u64,
-    /// What took longer than in the mean step, largest first: the worker, the use, and by how much.
-    pub longer: Vec<(usize, Use, f64)>,
-}
-
-/// The account of a trace.
-#[derive(Clone, Debug, Serialize)]
-pub struct Account {
-    /// The steps that it is about, each traced to its end.
-    pub steps: Vec<u64>,
-    /// Length of the mean step, from commit to commit, on the coordinator.
-    pub step_ns: f64,
-    /// The coordinator's waits in the mean step.
-    pub coordinator_idle_ns: f64,
-    /// Images per second in those steps.
-    pub images_per_second: f64,
-    /// The workers.
-    pub workers: Vec<WorkerAccount>,
-    /// The critical path, largest share first.
-    pub path: Vec<PathShare>,
-    /// The bottleneck.
-    pub verdict: Verdict,
-    /// What was sent, beside the plan.
-    pub exchanges: Vec<ExchangeAccount>,
-    /// What was computed, beside the plan.
-    pub segments: Vec<SegmentAccount>,
-    /// The slowest steps.
-    pub slowest: Vec<SlowStep>,
-    /// Names of the layers.
-    pub layers: Vec<String>,
-}
 
 /// The account of all complete steps of a trace, or of only one. None if there is no complete step.
 pub fn account(trace: &Trace, plan: &Plan, only: Option<u64>) -> Option<Account> {
@@ -238,7 +49,7 @@ pub fn account(trace: &Trace, plan: &Plan, only: Option<u64>) -> Option<Account>
         coordinator_idle_ns: mean(&|step| step.idle),
         images_per_second: images as f64 * 1e9 / (step_ns * count).max(1.0),
         verdict: verdict(plan, &workers, &path, step_ns),
-        exchanges: ways::exchanges(&steps, plan, trace.about.batch),
+        exchanges: ways::exchanges(&steps.iter().map(|step| step.traced).collect::<Vec<_>>(), plan, trace.about.batch),
         segments: segments(&steps, plan, trace.about.batch),
         slowest: slowest(steps.iter().chain(&slow), &workers, step_ns),
         layers: plan.network.layers.iter().map(|layer| layer.name.clone()).collect(),
@@ -284,7 +95,7 @@ impl<'a> StepAccount<'a> {
             let (encoding, decoding) = transfers(&part.spans);
             let offset = part.offset;
             Share {
-                uses: timeline.uses(worker, &ways),
+                uses: uses(timeline, worker, &ways),
                 segments: timeline.segments(),
                 encoding,
                 decoding,
@@ -309,92 +120,32 @@ fn transfers(spans: &[Span]) -> (u64, u64) {
     })
 }
 
-/// What a worker's compute thread did in a step, in order.
-struct Timeline<'a> {
-    start: u64,
-    /// All spans but layers, in order.
-    main: Vec<&'a Span>,
-    /// Layers, in order.
-    layers: Vec<&'a Span>,
-}
-
-impl<'a> Timeline<'a> {
-    /// From the end of the previous step or, after a measurement or a checkpoint, from when the coordinator began the step.
-    /// None unless the step was committed.
-    fn of(spans: &'a [Span], began: u64) -> Option<Self> {
-        let is_layer = |span: &&Span| matches!(span.activity, Activity::Layer { .. });
-        let of_thread = spans.iter().filter(|span| !is_transfer(&span.activity));
-        let (mut layers, main): (Vec<_>, Vec<_>) = of_thread.partition(is_layer);
-        let mut main: Vec<_> = main.into_iter().filter(|span| span.end > began).collect();
-        main.sort_by_key(|span| (span.start, span.end));
-        layers.sort_by_key(|span| span.start);
-        main.iter().find(|span| matches!(span.activity, Activity::Commit { .. }))?;
-        let start = main.first()?.start.max(began);
-        Some(Self { start, main, layers })
-    }
-
-    /// The layers of a segment.
-    fn within(&self, segment: &Span) -> impl Iterator<Item = &'a Span> {
-        let first = self.layers.partition_point(|layer| layer.start < segment.start);
-        let end = segment.end;
-        self.layers[first..].iter().copied().take_while(move |layer| layer.end <= end)
-    }
-
-    fn uses(&self, worker: usize, ways: &Ways) -> Uses {
-        let mut uses = Uses::new();
-        let mut add = |doing, ns| *uses.entry(doing).or_default() += ns;
-        let mut at = self.start;
-        for span in &self.main {
-            let start = span.start.max(at);
-            add(Use::Unexplained, start - at);
-            at = span.end.max(at);
-            match &span.activity {
-                Activity::Segment(_) => {
-                    let mut rest = at - start;
-                    for (doing, ns) in self.within(span).filter_map(layer_use) {
-                        let ns = ns.min(rest);
-                        rest -= ns;
-                        add(doing, ns);
-                    }
-                    add(Use::Segments, rest);
+/// What a worker spent a step on.
+fn uses(timeline: &Timeline, worker: usize, ways: &Ways) -> Uses {
+    let mut uses = Uses::new();
+    let mut add = |doing, ns| *uses.entry(doing).or_default() += ns;
+    let mut at = timeline.start;
+    for span in &timeline.main {
+        let start = span.start.max(at);
+        add(Use::Unexplained, start - at);
+        at = span.end.max(at);
+        match &span.activity {
+            Activity::Segment(_) => {
+                let mut rest = at - start;
+                for (doing, ns) in timeline.within(span).filter_map(layer_use) {
+                    let ns = ns.min(rest);
+                    rest -= ns;
+                    add(doing, ns);
                 }
-                Activity::AwaitTensor(_) | Activity::AwaitOrder => {
-                    ways.blame(worker, span).into_iter().for_each(|(doing, part)| add(doing, part.within(start, at)));
-                }
-                activity => add(plain_use(activity), at - start),
+                add(Use::Segments, rest);
             }
-        }
-        uses
-    }
-
-    fn segments(&self) -> BTreeMap<(usize, bool), u64> {
-        let mut segments = BTreeMap::new();
-        for span in &self.main {
-            if let Activity::Segment(SegmentRun { segment, direction, .. }) = span.activity {
-                *segments.entry((segment, direction == Direction::Backward)).or_default() += span.length();
+            Activity::AwaitTensor(_) | Activity::AwaitOrder => {
+                ways.blame(worker, span).into_iter().for_each(|(doing, part)| add(doing, part.within(start, at)));
             }
+            activity => add(plain_use(activity), at - start),
         }
-        segments
     }
-}
-
-fn layer_use(span: &Span) -> Option<(Use, u64)> {
-    match span.activity {
-        Activity::Layer { layer, direction } => {
-            Some((Use::Layer { layer, backward: direction == Direction::Backward }, span.length()))
-        }
-        _ => None,
-    }
-}
-
-fn plain_use(activity: &Activity) -> Use {
-    match activity {
-        Activity::Take(_) => Use::Taking,
-        Activity::HandOut => Use::HandingOut,
-        Activity::Commit { .. } => Use::Committing,
-        Activity::ReadState => Use::ReadingState,
-        _ => Use::Unexplained,
-    }
+    uses
 }
 
 fn worker_account(worker: usize, steps: &[StepAccount]) -> WorkerAccount {

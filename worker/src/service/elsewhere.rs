@@ -7,7 +7,7 @@ use std::time::Duration;
 use convoy_proto::v1;
 use tokio::time::{sleep, timeout};
 
-use super::WorkerConfig;
+use super::config::WorkerConfig;
 use super::connection::{Place, connect, places};
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);

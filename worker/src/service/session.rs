@@ -23,9 +23,9 @@ use tonic::{Code, Status, Streaming};
 use tracing::Instrument;
 
 use super::compute::{Job, Message};
+use super::config::{Presence, WorkerConfig};
 use super::connection::{Place, connect, places};
 use super::elsewhere::Whereabouts;
-use super::{Presence, WorkerConfig};
 use crate::engine::{Engine, Out};
 use crate::kernels::isa::Isa;
 use crate::machine;

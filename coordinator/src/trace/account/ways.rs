@@ -1,12 +1,16 @@
 //! The ways of a step's tensors, from the worker that computed them to the worker that waited for them: which worker or link a
 //! wait is attributed to, how the critical path goes from worker to worker, and what each exchange moved.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use convoy_common::batch::MicroBatchId;
-use convoy_common::trace::Transfer;
+use convoy_common::plan::Plan;
+use convoy_common::trace::{Activity, SegmentRun, Span, Transfer};
+use convoy_common::wire::{Direction, TensorKey};
 
-use super::*;
+use super::figures::{ExchangeAccount, Stretch, Use};
+use super::timeline::{Timeline, layer_use, plain_use};
+use crate::trace::file::{Source, StepTrace, sent_by, source_of, step_span};
 
 /// No critical path has more stretches.
 const STRETCHES_MAX: usize = 100_000;
@@ -199,12 +203,12 @@ impl Ways {
 }
 
 /// What each exchange moved, and how long it took.
-pub(super) fn exchanges(steps: &[StepAccount], plan: &Plan, batch: usize) -> Vec<ExchangeAccount> {
+pub(super) fn exchanges(steps: &[&StepTrace], plan: &Plan, batch: usize) -> Vec<ExchangeAccount> {
     let mut found: BTreeMap<(Option<usize>, bool), Moved> = BTreeMap::new();
     for step in steps {
         let mut began: HashMap<TensorKey, u64> = HashMap::new();
-        let sources: HashMap<_, _> = step.traced.coordinator.spans.iter().filter_map(sent_by).collect();
-        let spans = || step.traced.workers.iter().flat_map(|part| &part.spans);
+        let sources: HashMap<_, _> = step.coordinator.spans.iter().filter_map(sent_by).collect();
+        let spans = || step.workers.iter().flat_map(|part| &part.spans);
         for span in spans() {
             if let Activity::Send(transfer) = &span.activity {
                 began.insert(transfer.tensor.clone(), span.start);

@@ -1,0 +1,92 @@
+//! The settings that don't change a job's result: where it runs, how it recovers, and what it records.
+
+use std::ffi::OsString;
+use std::io::PipeWriter;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use convoy_common::address::Address;
+use convoy_common::batch::THREADS_MAX;
+use convoy_common::token::Token;
+
+use crate::job::{SettingError, check, check_parts, defaults};
+use crate::metrics::Metrics;
+use crate::trace::Sampling;
+
+/// Where a job runs and what it records. Nothing here changes its result.
+#[derive(Clone, Debug)]
+pub struct Running {
+    /// Worker processes. None: one per tower.
+    pub workers: Option<usize>,
+    /// Compute threads of each embedded worker. None: the cores divided by the workers.
+    pub threads: Option<usize>,
+    /// Instruction set of each embedded worker. None: the best that the machine has.
+    pub isa: Option<String>,
+    /// Address on which to wait for workers, instead of starting them.
+    pub listen: Option<Address>,
+    /// The secret that remote workers must present, if any.
+    pub token: Option<Token>,
+    /// Micro-batches per slot. None: [`defaults::MICRO_BATCHES`], but no more than the batch has images.
+    pub micro_batches: Option<usize>,
+    /// Steps between checkpoints. None: the steps of one epoch.
+    pub checkpoint_every: Option<u64>,
+    /// Number of checkpoints to keep.
+    pub keep: usize,
+    /// Steps between snapshots in memory. None: as often as costs at most 2 % of the time.
+    pub snapshot_every: Option<u64>,
+    /// How long to wait for another worker after a fault, before the remaining workers take the towers over.
+    pub patience: Duration,
+    /// Steps to keep in the trace.
+    pub trace: Sampling,
+    /// Endpoint of a receiver of the OpenTelemetry protocol, if traced steps are sent to one.
+    pub otlp: Option<String>,
+    /// Deliberate faults of recovery, for tests that must find them.
+    pub rehearsal: Rehearsal,
+    /// The program to start as a worker.
+    pub local: LocalProgram,
+    /// The job's counters.
+    pub metrics: Metrics,
+}
+
+/// Deliberate faults of recovery itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rehearsal {
+    /// After a fault, workers get the state that the run began with, instead of the snapshot's.
+    pub stale_snapshot: bool,
+}
+
+/// How to start an embedded worker.
+#[derive(Clone, Debug)]
+pub struct LocalProgram {
+    /// The program's file.
+    pub path: PathBuf,
+    /// Arguments before the subcommand.
+    pub arguments: Vec<OsString>,
+    /// Its standard error. None: that of this process.
+    pub complaints: Option<Arc<PipeWriter>>,
+}
+
+impl Running {
+    /// Micro-batches per slot, for batches of `batch` images.
+    ///
+    /// # Errors
+    /// When the requested number is 0, or larger than the batch.
+    pub fn micro_batches_of(&self, batch: usize) -> Result<usize, SettingError> {
+        let micro_batches = self.micro_batches.unwrap_or(defaults::MICRO_BATCHES.min(batch));
+        check_parts("--micro-batches", micro_batches, batch)?;
+        Ok(micro_batches)
+    }
+
+    /// Compute threads of each embedded worker: as requested, or the machine's cores divided by the workers.
+    ///
+    /// # Errors
+    /// When the requested number is out of range.
+    pub fn threads_of_each(&self, workers: usize) -> Result<usize, SettingError> {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = self.threads.unwrap_or_else(|| (cores() / workers).max(1));
+        const { assert!(THREADS_MAX == 1024, "the message below says so") };
+        check("--threads", threads, (1..=THREADS_MAX).contains(&threads), "1 to 1024")?;
+        Ok(threads)
+    }
+}

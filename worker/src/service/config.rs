@@ -1,0 +1,39 @@
+//! The configuration of a worker, and the state of its process that outlives a session.
+
+use convoy_common::address::Address;
+use convoy_common::token::Token;
+use tokio::sync::watch;
+
+use crate::kernels::isa::Isa;
+use crate::metrics::Metrics;
+use crate::probe::Clock;
+use crate::rehearsal::Rehearsal;
+
+/// The configuration of a worker.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Address of the coordinator.
+    pub join: Address,
+    /// Threads of the compute pool, at least 1.
+    pub threads: usize,
+    /// The instruction set of the kernels; by default the best that the machine has.
+    pub isa: Option<Isa>,
+    /// The token that both sides require, if any.
+    pub token: Option<Token>,
+    /// Address for health checks, if any.
+    pub health: Option<Address>,
+    /// Deliberate faults, for tests.
+    pub rehearsal: Rehearsal,
+    /// The metrics to update.
+    pub metrics: Metrics,
+}
+
+/// State that outlives a session, and what the process needs to know about the current one.
+#[derive(Debug)]
+pub(super) struct Presence {
+    pub(super) clock: Clock,
+    /// Whether there is a job.
+    pub(super) in_job: watch::Sender<bool>,
+    /// Whether this worker was asked to stop.
+    pub(super) leaving: watch::Sender<bool>,
+}
