@@ -112,7 +112,28 @@ fn a_killed_local_worker_is_replaced() {
 
 #[test]
 fn a_stopped_local_worker_is_given_up_and_replaced() {
-    a_local_worker_gets("STOP", "its t"); // its tensor or its control connection
+    a_local_worker_gets("STOP", "connection");
+}
+
+/// A worker that is stopped for five seconds only delays the job.
+#[test]
+fn a_worker_that_is_stopped_for_five_seconds_is_not_lost() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let child = start("", &out);
+    wait_for_steps(&out, 10);
+    let process = worker_processes(&out)[1];
+    signal(process, "STOP");
+    let (began, steps) = (Instant::now(), losses(&out).len());
+    while began.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(losses(&out).len() <= steps + 1, "the fault fired: the job stood still");
+    signal(process, "CONT");
+    let output = finish(child);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1));
+    assert_eq!(record(&out)["incidents"].as_array().map(Vec::len), Some(0), "{}", said(&output));
 }
 
 #[test]
@@ -342,7 +363,8 @@ fn a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used() {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
     succeed(&format!("{JOB} --checkpoint-every 6 --keep 2"), &[("--out", &out)]);
-    let sound = run("verify", &[("--json", &out)]);
+    let verify = || support::output_of(support::convoy().args(["verify", "--json"]).arg(&out));
+    let sound = verify();
     assert!(sound.status.success(), "{}", said(&sound));
     assert_eq!(said(&sound).matches("\"sound\":true").count(), 2, "{}", said(&sound));
     let newest = support::checkpoint(&out);
@@ -350,8 +372,7 @@ fn a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used() {
     let mut bytes = std::fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&file, bytes).unwrap();
-    let mut verify = support::convoy();
-    let checked = support::output_of(verify.arg("verify").arg(&out));
+    let checked = support::output_of(support::convoy().arg("verify").arg(&out));
     assert_eq!(checked.status.code(), Some(1), "{}", said(&checked));
     for part in ["sound    ", "damaged  ", "step-000040", "optimizer.safetensors is damaged", "1 of 2 checkpoints"] {
         assert!(said(&checked).contains(part), "no \"{part}\" in {}", said(&checked));
@@ -361,5 +382,46 @@ fn a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used() {
     let text = said(&output);
     assert!(text.contains("optimizer.safetensors is damaged") && text.contains("step-000036 instead"), "{text}");
     assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1));
-    assert!(run("verify", &[("--json", &out)]).status.success(), "the damaged one was replaced");
+    assert!(verify().status.success(), "the damaged one was replaced");
+}
+
+/// The coordinator is killed at twenty moments, while it trains, takes snapshots and writes checkpoints. Each time it is started
+/// again with `--resume auto`, and the job ends in the same bits.
+#[test]
+fn a_coordinator_that_is_killed_at_twenty_moments_ends_in_the_same_bits() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let arguments = "--checkpoint-every 1 --resume auto";
+    let mut random = 0x2545_f491_4f6c_dd1d_u64 ^ u64::from(std::process::id());
+    eprintln!("seed {random:#x}");
+    let (mut killed, mut begun) = (0, false);
+    while killed < 20 {
+        let mut child = start(arguments, &out);
+        // The first time it trains for a while, so that there is something to continue.
+        if !begun {
+            wait_for_steps(&out, 3);
+            begun = true;
+        }
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let (began, patience) = (Instant::now(), Duration::from_millis(random % 400));
+        while began.elapsed() < patience && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if child.try_wait().unwrap().is_some() {
+            break; // The job is done.
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        killed += 1;
+    }
+    assert!(killed >= 5, "the fault fired: {killed} times");
+    let output = finish(start(arguments, &out));
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1), "killed {killed} times");
+    assert!(support::output_of(support::convoy().arg("verify").arg(&out)).status.success());
+    let entries = std::fs::read_dir(out.join("checkpoints")).unwrap().map(|entry| entry.unwrap().file_name());
+    let hidden: Vec<_> = entries.filter(|name| name.to_string_lossy().starts_with('.')).collect();
+    assert!(hidden.is_empty(), "half-written: {hidden:?}");
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use convoy_common::batch::MicroBatch;
 use convoy_common::plan::Plan;
@@ -15,7 +15,7 @@ use convoy_common::wire::{
     chunk_to_frame, frames,
 };
 
-use crate::cluster::member::{Heard, SILENCE_MAX, Undelivered};
+use crate::cluster::member::{Heard, LOOK_EVERY, SILENCE_MAX, STOP_PATIENCE, Undelivered};
 use crate::cluster::{Cluster, News};
 use crate::data::Split;
 use crate::error::JobError;
@@ -26,10 +26,6 @@ use crate::state::{Gathering, JobState};
 use crate::stop::Stop;
 use crate::trace::Recorder;
 
-/// How often a wait checks for a request to stop.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// After a request to stop, a wait in which no worker says anything for this long ends.
-const STOP_PATIENCE: Duration = Duration::from_secs(2);
 /// Pings before the first step, while workers are idle. The best of them counts.
 const FIRST_PINGS: usize = 4;
 /// Shorter waits, in nanoseconds, aren't recorded.
@@ -140,7 +136,7 @@ impl<'a> Crew<'a> {
     /// When the worker is lost.
     pub fn send(&mut self, worker: usize, payload: Payload, step: u64) -> Result<(), Stop> {
         frames(self.generation, payload).try_for_each(|frame| {
-            let delivered = self.cluster.send(worker, frame);
+            let delivered = self.cluster.send(worker, frame, self.stop);
             delivered.map_err(|why| self.undelivered(worker, step, why))
         })
     }
@@ -152,7 +148,7 @@ impl<'a> Crew<'a> {
     pub fn relay(&mut self, to: &[usize], chunk: Chunk, step: u64) -> Result<(), Stop> {
         let frame = chunk_to_frame(chunk);
         to.iter().try_for_each(|worker| {
-            let delivered = self.cluster.send(*worker, frame.clone());
+            let delivered = self.cluster.send(*worker, frame.clone(), self.stop);
             delivered.map_err(|why| self.undelivered(*worker, step, why))
         })
     }
@@ -282,13 +278,14 @@ impl<'a> Crew<'a> {
     }
 
     fn tell(&mut self, worker: usize, message: ToWorker, step: u64) -> Result<(), Stop> {
-        let delivered = self.cluster.tell(worker, Numbered { generation: self.generation.number, message });
+        let delivered = self.cluster.tell(worker, Numbered { generation: self.generation.number, message }, self.stop);
         delivered.map_err(|why| self.undelivered(worker, step, why))
     }
 
     fn undelivered(&mut self, worker: usize, step: u64, why: Undelivered) -> Stop {
         let closed = || "its connection closed".to_owned();
         match (why, (why == Undelivered::Gone).then(|| self.cluster.last_words(worker)).flatten()) {
+            (Undelivered::Stopped, _) => Stop::Abrupt,
             (Undelivered::Unread, _) => {
                 let why = format!("it read no messages for {} s", SILENCE_MAX.as_secs());
                 self.lost(worker, step, why).into()

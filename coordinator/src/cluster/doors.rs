@@ -200,10 +200,13 @@ impl Coordinator for Doors {
     }
 
     async fn elsewhere(&self, request: Request<v1::WorkerElsewhere>) -> Result<Response<v1::ElsewhereAnswer>, Status> {
-        let v1::WorkerElsewhere { host, coordinator, model } = request.into_inner();
+        let v1::WorkerElsewhere { host, coordinator, model, session } = request.into_inner();
         let model = Some(shortened(model)).filter(|model| !model.is_empty());
         let said = Elsewhere { host: shortened(host), coordinator: shortened(coordinator), model };
-        let wanted = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).len() < self.room;
+        let wanted = {
+            let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+            sessions.len() < self.room && !sessions.contains_key(&session)
+        };
         if wanted {
             // This is only for people. If the queue is full, it is dropped.
             let _ = self.heard.try_send(Report::Elsewhere(said));
@@ -311,7 +314,7 @@ async fn listen(
         let at = clock.now();
         let message = match received {
             Ok(Some(message)) => Numbered::try_from(message),
-            Ok(None) => return "it closed its control connection".to_owned(),
+            Ok(None) => return closed("control"),
             Err(status) => {
                 return format!("its control connection broke: {}", with_causes(status.message(), &status));
             }
@@ -333,7 +336,7 @@ async fn pass_on(incoming: &mut Streaming<v1::Frame>, session: u64, heard: &Send
         let at = clock.now();
         let chunk = match received {
             Ok(Some(frame)) => chunk_from_frame(frame),
-            Ok(None) => return "it closed its tensor connection".to_owned(),
+            Ok(None) => return closed("tensor"),
             Err(status) => {
                 return format!("its tensor connection broke: {}", with_causes(status.message(), &status));
             }
@@ -346,6 +349,11 @@ async fn pass_on(incoming: &mut Streaming<v1::Frame>, session: u64, heard: &Send
             return "the coordinator has ended".to_owned();
         }
     }
+}
+
+/// A connection whose peer does not answer pings ends in the same way as one that the peer has closed.
+fn closed(which: &str) -> String {
+    format!("its {which} connection closed: it ended, or it did not answer pings for {:?}", tuning::PING_TIMEOUT)
 }
 
 fn late() -> Status {

@@ -2,17 +2,23 @@
 //!
 //! Not here: what a message means, and which place a worker takes.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use convoy_common::wire::{Chunk, FromWorker, Hello, Numbered, ToWorker};
 use convoy_proto::v1;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Sender, channel};
+use tokio::time::timeout;
 
 /// A worker that owes something and stays silent, or does not read, for this long hangs. A step of the largest model on the
 /// slowest supported machine takes far less.
 pub const SILENCE_MAX: Duration = Duration::from_secs(300);
+/// After a request to stop, a wait for a worker that neither says nor reads anything ends after this.
+pub const STOP_PATIENCE: Duration = Duration::from_secs(2);
+/// How often a wait checks for a request to stop, and for processes that have ended.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What the doors report.
 #[derive(Debug)]
@@ -84,18 +90,30 @@ pub enum Undelivered {
     Gone,
     /// The worker does not read.
     Unread,
+    /// The worker does not read, and a stop was requested.
+    Stopped,
 }
 
-pub(super) fn deliver<T>(runtime: &Runtime, to: &Sender<T>, message: T) -> Result<(), Undelivered> {
+/// Queues a message. Waits while the worker does not read, but not for long once `stop` is set.
+pub(super) fn deliver<T>(runtime: &Runtime, to: &Sender<T>, message: T, stop: &AtomicBool) -> Result<(), Undelivered> {
     let message = match to.try_send(message) {
         Ok(()) => return Ok(()),
         Err(TrySendError::Closed(_)) => return Err(Undelivered::Gone),
         Err(TrySendError::Full(message)) => message,
     };
-    let sent = runtime.block_on(async { tokio::time::timeout(SILENCE_MAX, to.send(message)).await });
-    match sent {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(Undelivered::Gone),
-        Err(_) => Err(Undelivered::Unread),
+    let began = Instant::now();
+    loop {
+        match runtime.block_on(async { timeout(LOOK_EVERY, to.reserve()).await }) {
+            Ok(Ok(place)) => {
+                place.send(message);
+                return Ok(());
+            }
+            Ok(Err(_)) => return Err(Undelivered::Gone),
+            Err(_) if began.elapsed() > SILENCE_MAX => return Err(Undelivered::Unread),
+            Err(_) if stop.load(Ordering::Relaxed) && began.elapsed() > STOP_PATIENCE => {
+                return Err(Undelivered::Stopped);
+            }
+            Err(_) => {}
+        }
     }
 }

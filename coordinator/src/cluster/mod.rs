@@ -11,6 +11,7 @@ pub mod local;
 pub mod member;
 
 use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use convoy_common::wire::{FromWorker, Numbered, Recorded, ToWorker};
@@ -24,8 +25,6 @@ use health::Vitals;
 use local::LocalWorkers;
 use member::{Elsewhere, Heard, Member, Report, Undelivered, deliver};
 
-/// How often a wait for workers checks for processes that have ended.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a worker may take for its last message.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
 /// How long to wait for the reason of a connection that has closed.
@@ -122,18 +121,18 @@ impl Cluster {
     ///
     /// # Errors
     /// When it is gone, or does not read.
-    pub fn send(&mut self, worker: usize, frame: v1::Frame) -> Result<(), Undelivered> {
+    pub fn send(&mut self, worker: usize, frame: v1::Frame, stop: &AtomicBool) -> Result<(), Undelivered> {
         let member = self.seats[worker].as_ref().ok_or(Undelivered::Gone)?;
-        deliver(&self.runtime, &member.frames, frame)
+        deliver(&self.runtime, &member.frames, frame, stop)
     }
 
     /// Queues a control message for a worker.
     ///
     /// # Errors
     /// When it is gone, or does not read.
-    pub fn tell(&mut self, worker: usize, order: Numbered<ToWorker>) -> Result<(), Undelivered> {
+    pub fn tell(&mut self, worker: usize, order: Numbered<ToWorker>, stop: &AtomicBool) -> Result<(), Undelivered> {
         let member = self.seats[worker].as_ref().ok_or(Undelivered::Gone)?;
-        deliver(&self.runtime, &member.control, order.into())
+        deliver(&self.runtime, &member.control, order.into(), stop)
     }
 
     /// What a worker whose connection has closed said at last, if that comes soon. Messages of other workers are dropped: the
@@ -222,6 +221,10 @@ impl Cluster {
 
     /// Gives a worker a seat: a local one that of its process, a remote one the first that is free.
     fn seat(&mut self, member: Member) {
+        // Its control connection may have closed while the other one was opened.
+        if member.control.is_closed() {
+            return;
+        }
         let seat = match &self.local {
             Some(local) => local.position_of(member.hello.process_id),
             None => self.seats.iter().position(Option::is_none),

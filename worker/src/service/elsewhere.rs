@@ -21,6 +21,8 @@ pub(super) struct Whereabouts<'a> {
     pub(super) here: &'a Place,
     /// The worker's host name.
     pub(super) host: String,
+    /// The session with that coordinator.
+    pub(super) session: u64,
     /// The model of the job; empty before there is one.
     pub(super) model: String,
 }
@@ -46,6 +48,7 @@ impl Whereabouts<'_> {
             host: self.host.clone(),
             coordinator: self.here.to_string(),
             model: self.model.clone(),
+            session: self.session,
         };
         let answer = connect(other, self.config.token.as_ref()).await.ok()?.elsewhere(notice).await.ok()?;
         Some(answer.into_inner().wanted)

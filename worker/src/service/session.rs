@@ -251,7 +251,7 @@ impl<'a> Session<'a> {
         let mut tensors = connect(place, config.token.as_ref()).await.map_err(unreachable)?;
         let incoming = timeout(GREETING_TIMEOUT, tensors.tensors(ReceiverStream::new(outgoing)));
         let incoming = incoming.await.map_err(|_| SessionError::Greeting)??.into_inner();
-        let whereabouts = Whereabouts { config, here: place, host: hostname(), model: String::new() };
+        let whereabouts = Whereabouts { config, here: place, host: hostname(), session: number, model: String::new() };
         let tensors = Tensors { incoming, outgoing: frames, ahead: None };
         let result = session.serve(orders, tensors, whereabouts).await;
         session.messages.send(Message::Forget).map_err(|_| SessionError::NoCompute)?;
