@@ -1,6 +1,6 @@
 //! Recovery from faults, with real processes and real signals: whatever happens to its workers, a job ends in the bits of a job
 //! without faults. Every test asserts that its fault fired, and one breaks recovery on purpose and must be found.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 mod support;
 

@@ -234,7 +234,7 @@ impl<'a> Crew<'a> {
     /// When one is. It stays for as long as a checkpoint takes.
     pub fn check_all_stay(&self, step: u64) -> Result<(), Stop> {
         match self.cluster.leaving() {
-            Some((worker, host)) => Err(Stop::InOrder(Some(JobError::WorkerLeaves { worker, host, step }))),
+            Some((worker, host)) => Err(Stop::Leaves(Fault::Left { worker, host, step })),
             None => Ok(()),
         }
     }
@@ -302,7 +302,7 @@ impl<'a> Crew<'a> {
     fn lost(&mut self, worker: usize, step: u64, why: String) -> Fault {
         let hello = self.cluster.member(worker).map(|member| member.hello.clone());
         let (process_id, host) = hello.map_or((0, String::new()), |hello| (hello.process_id, hello.host));
-        let ended = self.cluster.give_up(worker);
+        let ended = self.cluster.give_up(worker, &why);
         let towers: Vec<_> = self.plan.towers_of(worker).iter().map(|tower| format!("tower {tower}")).collect();
         Fault::Lost { worker, process_id, host, towers: towers.join(" and "), step, why: ended.unwrap_or(why) }
     }

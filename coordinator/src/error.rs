@@ -89,11 +89,6 @@ pub enum JobError {
          differently, or its memory is faulty"
     )]
     ReplayDiffers { step: u64, first: f64, again: f64 },
-    /// A worker was asked to stop.
-    #[error(
-        "worker {worker} on {host} was stopped after step {step}; a checkpoint was written, and --resume continues from it"
-    )]
-    WorkerLeaves { worker: usize, host: String, step: u64 },
     /// No worker sent anything for too long.
     #[error("step {step} made no progress for {seconds} s; the coordinator waited for {waiting_for}")]
     Silence { seconds: u64, step: u64, waiting_for: String },

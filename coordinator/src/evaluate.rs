@@ -52,7 +52,7 @@ pub fn evaluate(crew: &mut Crew, split: &Split, step: u64, size: usize, stop: &A
             break;
         }
         if stop.load(Ordering::Relaxed) {
-            return Err(Stop::InOrder(None));
+            return Err(Stop::InOrder);
         }
         crew.check_all_stay(step)?;
         let (worker, received) = crew.next(step, || "logits of test images".to_owned())?;

@@ -11,6 +11,9 @@ pub enum Fault {
     /// A worker was lost.
     #[error("worker {worker} (process {process_id} on {host}), which held {towers}, was lost at step {step}: {why}")]
     Lost { worker: usize, process_id: u32, host: String, towers: String, step: u64, why: String },
+    /// A worker was asked to stop.
+    #[error("worker {worker} on {host} was asked to stop after step {step}")]
+    Left { worker: usize, host: String, step: u64 },
     /// A worker reported a failure, or did not follow the protocol.
     #[error("worker {worker} failed at step {step}: {message}")]
     Failed { worker: usize, step: u64, message: String },
@@ -23,7 +26,10 @@ impl Fault {
     /// The worker that the fault is attributed to.
     pub fn worker(&self) -> usize {
         match self {
-            Fault::Lost { worker, .. } | Fault::Failed { worker, .. } | Fault::Invalid { worker, .. } => *worker,
+            Fault::Lost { worker, .. }
+            | Fault::Left { worker, .. }
+            | Fault::Failed { worker, .. }
+            | Fault::Invalid { worker, .. } => *worker,
         }
     }
 
@@ -31,6 +37,7 @@ impl Fault {
     pub fn kind(&self) -> &'static str {
         match self {
             Fault::Lost { .. } => "lost",
+            Fault::Left { .. } => "left",
             Fault::Failed { .. } => "failed",
             Fault::Invalid { .. } => "invalid",
         }

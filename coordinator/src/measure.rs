@@ -111,7 +111,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     let mut recorder = Recorder::off(cluster.clock());
     let measure_once = || -> Result<Measured, Stop> {
         if !cluster.gather(observer, stop)? {
-            return Err(Stop::InOrder(None));
+            return Err(Stop::InOrder);
         }
         let generation = Generation { job, number: 1 };
         let mut crew = Crew::new(&mut cluster, &mut recorder, plan, micro_batch, generation, stop);

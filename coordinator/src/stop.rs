@@ -9,8 +9,10 @@ use crate::fault::Fault;
 pub enum Stop {
     /// A fault: the job continues in the next generation.
     Fault(Fault),
-    /// The user asked for it, or a worker is about to stop: a checkpoint is written, and the job ends with this error, if any.
-    InOrder(Option<JobError>),
+    /// The user asked for it: a checkpoint is written, and the job ends.
+    InOrder,
+    /// A worker is about to stop: a checkpoint is written, and the job continues without it.
+    Leaves(Fault),
     /// The user asked for it while no worker says anything: the job ends with its last snapshot.
     Abrupt,
     /// Nothing can be done.
@@ -42,9 +44,8 @@ impl From<CheckpointError> for Stop {
 impl From<Stop> for JobError {
     fn from(stop: Stop) -> Self {
         match stop {
-            Stop::Fault(fault) => JobError::Fault(fault),
-            Stop::InOrder(error) => error.unwrap_or(JobError::Interrupted),
-            Stop::Abrupt => JobError::Interrupted,
+            Stop::Fault(fault) | Stop::Leaves(fault) => JobError::Fault(fault),
+            Stop::InOrder | Stop::Abrupt => JobError::Interrupted,
             Stop::Fatal(error) => error,
         }
     }

@@ -344,16 +344,16 @@ impl Run {
             let number = generations.begin();
             let fault = match self.generation(number, site, &mut underway, drive, observer, stop) {
                 Ok(()) => return Ok(false),
-                Err(Stop::InOrder(None)) => return Ok(true),
+                Err(Stop::InOrder) => return Ok(true),
                 Err(Stop::Abrupt) => return self.end_abruptly(drive, observer).map(|()| true),
-                Err(Stop::InOrder(Some(error)) | Stop::Fatal(error)) => return Err(error),
-                Err(Stop::Fault(fault)) => fault,
+                Err(Stop::Fatal(error)) => return Err(error),
+                Err(Stop::Fault(fault) | Stop::Leaves(fault)) => fault,
             };
             // A worker that can't take part in the job at all would fail again and again.
             if !drive.has_begun && matches!(fault, Fault::Failed { .. }) {
                 return Err(fault.into());
             }
-            site.cluster.give_up(fault.worker());
+            site.cluster.give_up(fault.worker(), &chain(&fault));
             let fault = generations.ended(fault, self.progress.step)?;
             let (step, rewound_to) = (self.progress.step, self.snapshot.progress.step);
             site.recorder.incident(&chain(&fault));
@@ -472,7 +472,7 @@ impl Run {
         stop: &AtomicBool,
     ) -> Result<(), Stop> {
         let ended = self.drive_to_the_end(crew, drive, observer, stop);
-        if matches!(ended, Err(Stop::InOrder(_))) {
+        if matches!(ended, Err(Stop::InOrder | Stop::Leaves(_))) {
             self.checkpoint(crew, drive, observer)?;
         }
         ended
@@ -491,7 +491,7 @@ impl Run {
         }
         while self.progress.step < self.last_step {
             if stop.load(Ordering::Relaxed) {
-                return Err(Stop::InOrder(None));
+                return Err(Stop::InOrder);
             }
             crew.check_all_stay(self.progress.step)?;
             self.step(crew, drive, observer)?;

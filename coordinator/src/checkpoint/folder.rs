@@ -16,6 +16,9 @@ pub struct Opened {
     pub damaged: Vec<CheckpointError>,
 }
 
+/// A checkpoint that was checked, or what is wrong with it.
+pub type Checked = Result<Checkpoint, CheckpointError>;
+
 /// Opens the checkpoint that `path` names: its own folder, or the folder of a run, whose newest sound checkpoint is meant.
 ///
 /// # Errors
@@ -46,7 +49,7 @@ pub fn open_newest(run: &Path) -> Result<Option<Opened>, CheckpointError> {
 ///
 /// # Errors
 /// When there is none.
-pub fn verify(path: &Path) -> Result<Vec<(PathBuf, Result<Checkpoint, CheckpointError>)>, CheckpointError> {
+pub fn verify(path: &Path) -> Result<Vec<(PathBuf, Checked)>, CheckpointError> {
     let found = if path.join(MANIFEST).is_file() { vec![(0, path.to_owned())] } else { all(path)? };
     if found.is_empty() {
         return Err(CheckpointError::None { path: path.to_owned() });

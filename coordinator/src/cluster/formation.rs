@@ -136,7 +136,7 @@ impl Cluster {
             self.vitals.beat();
             match self.poll(LOOK_EVERY) {
                 Some(News::Heard(worker, Heard::Lost(_))) => {
-                    self.give_up(worker);
+                    self.give_up(worker, "its connection closed");
                 }
                 Some(News::Heard(..) | News::Changed) => {}
                 Some(News::Elsewhere(worker)) => {

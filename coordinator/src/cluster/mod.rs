@@ -27,6 +27,8 @@ use member::{Elsewhere, Heard, Member, Report, Undelivered, deliver};
 
 /// How long a worker may take for its last message.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
+/// The end of a worker's part in a job belongs to no generation.
+const GENERATION_OVER: u64 = 0;
 /// How long to wait for the reason of a connection that has closed.
 const REASON_MAX: Duration = Duration::from_millis(100);
 
@@ -154,11 +156,11 @@ impl Cluster {
         None
     }
 
-    /// Frees a worker's seat, closes its connections, and ends its process if this process has started it. Returns how the
-    /// process ended, if it did.
-    pub fn give_up(&mut self, worker: usize) -> Option<String> {
+    /// Frees a worker's seat, tells the worker why if it still listens, closes its connections, and ends its process if this
+    /// process has started it. Returns how the process ended, if it did.
+    pub fn give_up(&mut self, worker: usize, why: &str) -> Option<String> {
         let mut member = self.seats[worker].take()?;
-        // A worker that has failed waits for the end of the connection.
+        member.try_tell(GENERATION_OVER, ToWorker::EndJob { reason: why.to_owned() });
         member.hang_up();
         self.doors.forget(member.session);
         self.local.as_mut().and_then(|local| local.give_up(member.hello.process_id))
