@@ -248,6 +248,29 @@ fn a_worker_may_die_in_a_measurement() {
     a_remote_worker_dies_at("measure");
 }
 
+/// A layer that never ends: the worker answers pings, and is found by what it says it is doing.
+#[test]
+fn a_worker_whose_computation_hangs_is_named_with_its_layer_and_replaced() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let mut child = start("--listen 127.0.0.1:0 --patience 60", &out);
+    let join = listening_at(&mut child);
+    let mut hanging = worker(&join, "--rehearse-slow conv4:backward:3600000");
+    let other = worker(&join, "");
+    let id = wait_for("the job to begin", || record(&out)["workers"].as_array().map(Vec::len).filter(|all| *all == 2));
+    assert_eq!(id, 2);
+    let spare = worker(&join, "");
+    let output = finish(child);
+    let incidents = ended_like_the_calm_one(&out, &output);
+    assert_eq!((incidents.len(), &incidents[0]["kind"]), (1, &Value::from("hangs")));
+    let what = incidents[0]["what"].as_str().unwrap();
+    assert!(what.contains("the backward pass of layer \"conv4\" for 3"), "{what}");
+    assert!(hanging.try_wait().unwrap().is_none(), "it lives, and joins no job");
+    hanging.kill().unwrap();
+    hanging.wait().unwrap();
+    end([other, spare]);
+}
+
 /// Nobody comes in place of a lost worker: the other one takes its tower over.
 #[test]
 fn the_remaining_worker_takes_the_towers_over() {

@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use convoy_common::batch::MicroBatch;
 use convoy_common::plan::Plan;
 use convoy_common::trace::Activity;
 use convoy_common::wire::{
-    Assignment, Chunk, FailureKind, FromWorker, Generation, Numbered, Payload, TensorKey, ToWorker, WireError,
-    chunk_to_frame, frames,
+    Assignment, Chunk, Direction, Doing, FailureKind, FromWorker, Generation, Numbered, Payload, TensorKey, ToWorker,
+    WireError, chunk_to_frame, frames,
 };
 
 use crate::cluster::member::{Heard, LOOK_EVERY, SILENCE_MAX, STOP_PATIENCE, Undelivered};
@@ -22,10 +22,13 @@ use crate::error::JobError;
 use crate::exchange::Exchanges;
 use crate::fault::Fault;
 use crate::observe::WorkerRecord;
+use crate::recovery::hangs;
 use crate::state::{Gathering, JobState};
 use crate::stop::Stop;
 use crate::trace::Recorder;
 
+/// While nobody says anything, every worker is asked this often what it is doing.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 /// Pings before the first step, while workers are idle. The best of them counts.
 const FIRST_PINGS: usize = 4;
 /// Shorter waits, in nanoseconds, aren't recorded.
@@ -167,7 +170,7 @@ impl<'a> Crew<'a> {
     /// When a worker is lost or fails, when all are silent for too long, or when a stop is requested and nothing is heard.
     pub fn next(&mut self, step: u64, waiting_for: impl Fn() -> String) -> Result<(usize, Received), Stop> {
         let (asked, mut began) = (Instant::now(), self.recorder.now());
-        let mut quiet_since = asked;
+        let (mut quiet_since, mut asked_at) = (asked, asked);
         self.cluster.beat();
         loop {
             let news = self.cluster.poll(LOOK_EVERY);
@@ -180,9 +183,15 @@ impl<'a> Crew<'a> {
                 if self.stop.load(Ordering::Relaxed) && quiet_since.elapsed() > STOP_PATIENCE {
                     return Err(Stop::Abrupt);
                 }
+                if asked_at.elapsed() > ASK_EVERY {
+                    asked_at = Instant::now();
+                    self.ask_what_they_do();
+                }
                 continue;
             };
-            quiet_since = Instant::now();
+            if !matches!(&heard, Heard::Said(Numbered { message: FromWorker::Pong(_), .. }, _)) {
+                quiet_since = Instant::now();
+            }
             if self.recorder.now() - began > IDLE_MIN {
                 self.recorder.ended(began, || Activity::Idle);
             }
@@ -210,6 +219,7 @@ impl<'a> Crew<'a> {
                 FromWorker::Failure(failure) => Err(Fault::Failed { worker, step, message: failure.message }.into()),
                 // Nobody waits for this: the next tensors show that the commit arrived.
                 FromWorker::Committed { .. } => Ok(None),
+                FromWorker::Pong(pong) if hangs(&pong.doing) => Err(self.hangs(worker, step, pong.doing).into()),
                 FromWorker::Pong(pong) => {
                     self.recorder.on_pong(worker, pong, at);
                     Ok(None)
@@ -296,6 +306,28 @@ impl<'a> Crew<'a> {
             (_, Some(Heard::Lost(why))) => self.lost(worker, step, why).into(),
             _ => self.lost(worker, step, closed()).into(),
         }
+    }
+
+    /// Asks every worker what it is doing. The answer of one that hangs is a fault.
+    fn ask_what_they_do(&mut self) {
+        let (sent, generation) = (self.cluster.clock().now(), self.generation.number);
+        for worker in 0..self.plan.workers {
+            // A worker that can't be asked now is asked again, or is lost.
+            self.cluster.try_tell(worker, Numbered { generation, message: ToWorker::Ping { sent } });
+        }
+    }
+
+    fn hangs(&self, worker: usize, step: u64, doing: Doing) -> Fault {
+        let host = self.cluster.member(worker).map_or_else(String::new, |member| member.hello.host.clone());
+        let named = doing.layer.and_then(|(layer, direction)| Some((self.plan.network.layers.get(layer)?, direction)));
+        let what = named.map_or_else(
+            || "the time between two layers".to_owned(),
+            |(layer, direction)| {
+                let pass = if direction == Direction::Forward { "forward" } else { "backward" };
+                format!("the {pass} pass of layer \"{}\"", layer.name)
+            },
+        );
+        Fault::Hangs { worker, host, step, what, seconds: doing.busy.as_secs() }
     }
 
     /// The fault of a worker whose connection has ended. Its seat is free afterwards.

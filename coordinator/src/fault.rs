@@ -14,6 +14,9 @@ pub enum Fault {
     /// A worker was asked to stop.
     #[error("worker {worker} on {host} was asked to stop after step {step}")]
     Left { worker: usize, host: String, step: u64 },
+    /// A worker's computation hangs, while its network thread answers pings.
+    #[error("worker {worker} on {host} hangs at step {step}: it has been busy with {what} for {seconds} s")]
+    Hangs { worker: usize, host: String, step: u64, what: String, seconds: u64 },
     /// A worker reported a failure, or did not follow the protocol.
     #[error("worker {worker} failed at step {step}: {message}")]
     Failed { worker: usize, step: u64, message: String },
@@ -28,6 +31,7 @@ impl Fault {
         match self {
             Fault::Lost { worker, .. }
             | Fault::Left { worker, .. }
+            | Fault::Hangs { worker, .. }
             | Fault::Failed { worker, .. }
             | Fault::Invalid { worker, .. } => *worker,
         }
@@ -38,6 +42,7 @@ impl Fault {
         match self {
             Fault::Lost { .. } => "lost",
             Fault::Left { .. } => "left",
+            Fault::Hangs { .. } => "hangs",
             Fault::Failed { .. } => "failed",
             Fault::Invalid { .. } => "invalid",
         }

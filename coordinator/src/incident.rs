@@ -10,7 +10,7 @@ use crate::fault::Fault;
 /// A fault from which the job recovered, for records and people. Times are in milliseconds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Incident {
-    /// `lost`, `left`, `failed` or `invalid`.
+    /// `lost`, `left`, `hangs`, `failed` or `invalid`.
     pub kind: &'static str,
     /// The worker that the fault is attributed to.
     pub worker: usize,

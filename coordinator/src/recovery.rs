@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use convoy_common::wire::Doing;
+
 use crate::error::JobError;
 use crate::fault::Fault;
 
@@ -44,6 +46,20 @@ impl Generations {
         }
         Err(JobError::Fruitless { generations: FRUITLESS_MAX, step: self.furthest, fault })
     }
+}
+
+/// A piece of work is allowed to take this much longer than the longest one before it.
+const LONGER: u32 = 10;
+/// A piece of work may always take this long.
+const WORK_MIN: Duration = Duration::from_secs(30);
+/// The first piece of work of a worker may take this long.
+const FIRST_WORK: Duration = Duration::from_secs(300);
+
+/// Whether a worker's computation hangs: its current piece of work, a layer for example, has taken ten times as long as the
+/// longest one before it, and at least 30 seconds.
+pub fn hangs(doing: &Doing) -> bool {
+    let allowed = if doing.longest.is_zero() { FIRST_WORK } else { (doing.longest * LONGER).max(WORK_MIN) };
+    doing.busy > allowed
 }
 
 /// By default, snapshots may cost one part in so many of the time.
@@ -126,6 +142,16 @@ mod tests {
         let error = generations.ended(fault(), 98).unwrap_err();
         let text = convoy_common::chain::chain(&error);
         assert!(text.contains("20") && text.contains("step 99") && text.contains("it broke"), "{text}");
+    }
+
+    #[test]
+    fn work_hangs_when_it_takes_ten_times_as_long_as_ever_and_half_a_minute() {
+        let seconds = Duration::from_secs;
+        let doing = |busy, longest| Doing { busy, longest, layer: None };
+        assert!(!hangs(&doing(seconds(30), seconds(1))) && hangs(&doing(seconds(31), seconds(1))));
+        assert!(!hangs(&doing(seconds(50), seconds(5))) && hangs(&doing(seconds(51), seconds(5))));
+        assert!(!hangs(&doing(seconds(300), seconds(0))) && hangs(&doing(seconds(301), seconds(0))));
+        assert!(!hangs(&doing(seconds(0), seconds(0))), "an idle worker");
     }
 
     #[test]

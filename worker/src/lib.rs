@@ -12,6 +12,7 @@ mod probe;
 mod rehearsal;
 pub mod service;
 mod tower;
+mod vitals;
 
 pub use kernels::isa::Isa;
 pub use metrics::Metrics;

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use convoy_common::trace::{Activity, Buffer, Span};
 use convoy_common::wire::{Direction, FromWorker, Recorded, SPANS_MAX};
 
+use crate::vitals::Vitals;
+
 /// Capacity of the buffer in spans: several times what a step of the largest preset has.
 const SPANS_KEPT: usize = 16 * 1024;
 
@@ -49,17 +51,25 @@ pub(crate) struct Probe {
     /// The end of the last span that [`Probe::next`] recorded.
     last: Cell<u64>,
     slow: Option<Slow>,
+    /// Told of each layer.
+    vitals: Option<Vitals>,
 }
 
 impl Probe {
     /// A probe that records only if there is a clock.
-    pub(crate) fn new(clock: Option<Clock>, slow: Option<Slow>) -> Self {
-        Self { clock, buffer: RefCell::new(Buffer::new(SPANS_KEPT)), last: Cell::new(0), slow }
+    pub(crate) fn new(clock: Option<Clock>, slow: Option<Slow>, vitals: Option<Vitals>) -> Self {
+        Self { clock, buffer: RefCell::new(Buffer::new(SPANS_KEPT)), last: Cell::new(0), slow, vitals }
     }
 
     /// Whether spans are recorded.
     pub(crate) fn is_on(&self) -> bool {
         self.clock.is_some()
+    }
+
+    /// A layer begins. The time now, as [`Probe::now`] gives it.
+    pub(crate) fn layer_begins(&self, layer: usize, direction: Direction) -> u64 {
+        self.vitals.iter().for_each(|vitals| vitals.layer_begins(layer, direction));
+        self.now()
     }
 
     /// The time now, for the start of a span; 0 when off.

@@ -24,9 +24,9 @@ use tokio::time::{Instant, sleep};
 use crate::kernels::Compute;
 use crate::kernels::isa::Isa;
 use crate::probe::Clock;
+use crate::vitals::Vitals;
 use config::Presence;
 pub use config::WorkerConfig;
-use health::Vitals;
 use session::{Session, SessionError};
 
 /// Pauses between two attempts to reach a coordinator, doubled from the first to the last.
@@ -34,6 +34,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// A worker logs once why it has no job, and repeats an unchanged reason after this time.
 const COMPLAINT_EVERY: Duration = Duration::from_secs(600);
+
+/// After this time, a worker without a job complains about a compute thread that is still busy.
+const HANGS_AFTER: Duration = Duration::from_secs(30);
 
 /// A worker that is asked to stop during a job waits for a checkpoint, but no longer than this.
 const LEAVE_MAX: Duration = Duration::from_secs(45);
@@ -84,9 +87,9 @@ where
         let ended = runtime.block_on(async {
             if let Some(address) = &config.health {
                 let wrong = |source| WorkerError::Health { address: address.clone(), source };
-                health::serve(address, shown).await.map_err(wrong)?;
+                health::serve(address, shown.clone()).await.map_err(wrong)?;
             }
-            serve_until(&config, isa, messages, stop_requested).await
+            serve_until(&config, isa, messages, shown, stop_requested).await
         });
         // A name lookup in progress cannot be cancelled, and its result is no longer needed.
         runtime.shutdown_background();
@@ -100,10 +103,11 @@ async fn serve_until<F: Future<Output = ()>>(
     config: &WorkerConfig,
     isa: Isa,
     messages: mpsc::Sender<compute::Message>,
+    vitals: Vitals,
     stop_requested: impl Fn() -> F,
 ) -> Result<(), WorkerError> {
     let clock = Clock::starting(config.rehearsal.clock_ahead);
-    let presence = Presence { clock, in_job: watch::Sender::new(false), leaving: watch::Sender::new(false) };
+    let presence = Presence { clock, vitals, in_job: watch::Sender::new(false), leaving: watch::Sender::new(false) };
     let mut serving = pin!(serve(config, isa, messages, &presence));
     tokio::select! {
         () = stop_requested() => {}
@@ -122,6 +126,19 @@ async fn serve_until<F: Future<Output = ()>>(
     }
 }
 
+/// Waits until the compute thread has dropped an earlier job. A worker whose computation hangs would only hinder the next one.
+async fn until_idle(vitals: &Vitals) {
+    let mut complained = false;
+    while !vitals.busy_for().is_zero() {
+        if vitals.busy_for() > HANGS_AFTER && !std::mem::replace(&mut complained, true) {
+            tracing::warn!(
+                "this worker joins no job: its compute thread has been busy with an earlier one for {HANGS_AFTER:?}"
+            );
+        }
+        sleep(PAUSE_MIN).await;
+    }
+}
+
 /// Runs one session after another, with pauses while no coordinator is reachable.
 async fn serve(
     config: &WorkerConfig,
@@ -131,6 +148,7 @@ async fn serve(
 ) -> Result<(), WorkerError> {
     let (mut pause, mut complained) = (PAUSE_MIN, None::<(Instant, String)>);
     loop {
+        until_idle(&presence.vitals).await;
         match Session::run(config, isa, &messages, presence).await {
             Ok(()) => {
                 (pause, complained) = (PAUSE_MIN, None);

@@ -89,7 +89,7 @@ impl Tower {
         let mut kept = Vec::new();
         let mut x = whole;
         for layer in plan.segments[segment].layers.clone() {
-            let began = means.probe.now();
+            let began = means.probe.layer_begins(layer, Direction::Forward);
             let (y, keep) =
                 self.layers[layer].forward(&context, x).map_err(|what| self.not_finite(what, layer, micro_batch))?;
             x = y;
@@ -115,7 +115,7 @@ impl Tower {
         let mut gradient = Some(dy);
         for (layer, kept) in plan.segments[segment].layers.clone().zip(kept.0).rev() {
             let Some(dy) = gradient else { break };
-            let began = means.probe.now();
+            let began = means.probe.layer_begins(layer, Direction::Backward);
             let result = self.layers[layer].backward(&context, dy, kept, layer > 0);
             gradient = result.map_err(|what| self.not_finite(what, layer, micro_batch))?;
             self.layer_ended(means.probe, began, layer, Direction::Backward, micro_batch);

@@ -1,8 +1,10 @@
 //! Control messages as domain values.
 
+use std::time::Duration;
+
 use convoy_proto::v1;
 
-use super::tensor::{micro_batch_from, micro_batch_to};
+use super::tensor::{Direction, direction_from, direction_to, micro_batch_from, micro_batch_to};
 use super::trace::Recorded;
 use super::{WireError, nonzero, printable, required};
 use crate::batch::{BATCH_MAX, Division, MicroBatch};
@@ -81,7 +83,7 @@ impl ToWorker {
     }
 }
 
-/// A worker's clock, as the answer to a ping. All in nanoseconds.
+/// The answer to a ping: a worker's clock, in nanoseconds, and what it is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pong {
     /// When the ping was sent, by the coordinator's clock.
@@ -90,6 +92,19 @@ pub struct Pong {
     pub received: u64,
     /// When the answer was sent, by the worker's clock.
     pub replied: u64,
+    /// What its compute thread is doing.
+    pub doing: Doing,
+}
+
+/// What a worker's compute thread is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Doing {
+    /// How long it has been busy with its current piece of work. Zero if it has nothing to do.
+    pub busy: Duration,
+    /// How long the longest piece of work took that has ended.
+    pub longest: Duration,
+    /// The layer at hand.
+    pub layer: Option<(usize, Direction)>,
 }
 
 /// A message from the coordinator.
@@ -231,9 +246,7 @@ impl TryFrom<v1::from_worker::Message> for FromWorker {
             Message::Failure(m) => FromWorker::Failure(m.try_into()?),
             Message::Finished(m) => FromWorker::Finished { busy_threads: m.busy_threads as usize },
             Message::Leaving(_) => FromWorker::Leaving,
-            Message::Pong(m) => {
-                FromWorker::Pong(Pong { ping_sent: m.ping_sent_ns, received: m.received_ns, replied: m.replied_ns })
-            }
+            Message::Pong(m) => FromWorker::Pong(m.try_into()?),
             Message::Recorded(m) => FromWorker::Recorded(m.try_into()?),
         })
     }
@@ -262,9 +275,7 @@ impl From<Numbered<FromWorker>> for v1::FromWorker {
                 Message::Finished(v1::Finished { busy_threads: busy_threads as u32 })
             }
             FromWorker::Leaving => Message::Leaving(v1::Leaving {}),
-            FromWorker::Pong(Pong { ping_sent, received, replied }) => {
-                Message::Pong(v1::Pong { ping_sent_ns: ping_sent, received_ns: received, replied_ns: replied })
-            }
+            FromWorker::Pong(pong) => Message::Pong(pong.into()),
             FromWorker::Recorded(recorded) => Message::Recorded(recorded.into()),
         };
         Self { generation: numbered.generation, message: Some(message) }
@@ -315,6 +326,32 @@ impl From<Numbered<ToWorker>> for v1::ToWorker {
             ToWorker::Ping { sent } => Message::Ping(v1::Ping { sent_ns: sent }),
         };
         Self { generation: numbered.generation, message: Some(message) }
+    }
+}
+
+impl TryFrom<v1::Pong> for Pong {
+    type Error = WireError;
+
+    fn try_from(m: v1::Pong) -> Result<Self, WireError> {
+        let layer = m.layer.map(|layer| Ok((layer as usize, direction_from(m.direction())?))).transpose()?;
+        let (busy, longest) = (Duration::from_millis(m.busy_ms), Duration::from_millis(m.longest_ms));
+        let doing = Doing { busy, longest, layer };
+        Ok(Pong { ping_sent: m.ping_sent_ns, received: m.received_ns, replied: m.replied_ns, doing })
+    }
+}
+
+impl From<Pong> for v1::Pong {
+    fn from(pong: Pong) -> Self {
+        let Doing { busy, longest, layer } = pong.doing;
+        Self {
+            ping_sent_ns: pong.ping_sent,
+            received_ns: pong.received,
+            replied_ns: pong.replied,
+            busy_ms: busy.as_millis() as u64,
+            longest_ms: longest.as_millis() as u64,
+            layer: layer.map(|(layer, _)| layer as u32),
+            direction: layer.map_or(0, |(_, direction)| direction_to(direction).into()),
+        }
     }
 }
 

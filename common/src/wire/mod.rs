@@ -8,7 +8,7 @@ mod fit;
 mod tensor;
 mod trace;
 
-pub use control::{Assignment, Failure, FailureKind, FromWorker, Hello, Numbered, Pong, ToWorker};
+pub use control::{Assignment, Doing, Failure, FailureKind, FromWorker, Hello, Numbered, Pong, ToWorker};
 pub use fit::expected_shape;
 pub use tensor::{
     Assembler, CHUNK_BYTES, CONTROL_BYTES_MAX, Chunk, Direction, Elements, FRAME_BYTES_MAX, Generation, Payload, State,

@@ -137,6 +137,13 @@ impl Cluster {
         deliver(&self.runtime, &member.control, order.into(), stop)
     }
 
+    /// Queues a control message for a worker if there is room.
+    pub fn try_tell(&self, worker: usize, order: Numbered<ToWorker>) {
+        if let Some(member) = &self.seats[worker] {
+            member.try_tell(order.generation, order.message);
+        }
+    }
+
     /// What a worker whose connection has closed said at last, if that comes soon. Messages of other workers are dropped: the
     /// generation is over.
     pub fn last_words(&mut self, worker: usize) -> Option<Heard> {

@@ -329,7 +329,7 @@ impl Recorder {
     /// Takes a worker's answer to a ping, which arrived at `arrived`.
     pub fn on_pong(&mut self, worker: usize, pong: Pong, arrived: u64) {
         if let Some(recording) = &mut self.recording {
-            let Pong { ping_sent: sent, received, replied } = pong;
+            let Pong { ping_sent: sent, received, replied, .. } = pong;
             recording.clocks[worker].add(RoundTrip { sent, received, replied, arrived });
         }
     }

@@ -86,7 +86,7 @@ fn gradient(step: u64, index: u32, tower: usize) -> (TensorKey, Elements) {
 
 fn work_all(engine: &mut Engine, compute: &Compute) -> Vec<Out> {
     let mut all = Vec::new();
-    while let Some(out) = engine.work(Means { compute, probe: &Probe::new(None, None) }).unwrap() {
+    while let Some(out) = engine.work(Means { compute, probe: &Probe::new(None, None, None) }).unwrap() {
         all.extend(out);
     }
     all
@@ -145,9 +145,9 @@ fn a_backward_pass_out_of_order_is_refused() {
             let (key, elements) = gradient(1, index, 0);
             engine.accept(compute, key, elements).unwrap();
         }
-        engine.work(Means { compute, probe: &Probe::new(None, None) }).unwrap();
+        engine.work(Means { compute, probe: &Probe::new(None, None, None) }).unwrap();
         assert!(matches!(
-            engine.work(Means { compute, probe: &Probe::new(None, None) }),
+            engine.work(Means { compute, probe: &Probe::new(None, None, None) }),
             Err(EngineError::OutOfOrder { .. })
         ));
     });

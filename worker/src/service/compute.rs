@@ -13,13 +13,13 @@ use convoy_common::trace::{Activity, SegmentRun};
 use convoy_common::wire::{Direction, Elements, Failure, FailureKind, FromWorker, TensorKey};
 use tokio::sync::mpsc::Sender;
 
-use super::health::Vitals;
 use crate::engine::{Engine, EngineError, Out};
 use crate::kernels::Compute;
 use crate::metrics::{Doing, Metrics, Stopwatch};
 use crate::probe::Probe;
 use crate::rehearsal::{Moment, Rehearsal};
 use crate::tower::Means;
+use crate::vitals::Vitals;
 
 /// During a job, this thread polls for so long before it sleeps. Most exchanges of a small network take less, and a sleeping
 /// core wakes up late, a virtual one above all. Other threads of the same control group take precedence.

@@ -8,6 +8,7 @@ use crate::kernels::isa::Isa;
 use crate::metrics::Metrics;
 use crate::probe::Clock;
 use crate::rehearsal::Rehearsal;
+use crate::vitals::Vitals;
 
 /// The configuration of a worker.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub struct WorkerConfig {
 #[derive(Debug)]
 pub(super) struct Presence {
     pub(super) clock: Clock,
+    /// Signs of life of the compute thread.
+    pub(super) vitals: Vitals,
     /// Whether there is a job.
     pub(super) in_job: watch::Sender<bool>,
     /// Whether this worker was asked to stop.

@@ -1,11 +1,9 @@
 //! Answers health checks of the standard protocol grpc.health.v1, on the worker's own address. The service "" stands for
 //! liveness, [`WORKER_SERVICE`] for readiness. Not here: the client of health checks.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use convoy_common::address::Address;
-use convoy_common::pulse::Pulse;
 use convoy_proto::WORKER_SERVICE;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
@@ -13,34 +11,11 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 
+use crate::vitals::Vitals;
+
 /// No task takes nearly as long, so the compute thread hangs.
 const WEDGED_AFTER: Duration = Duration::from_secs(300);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// The heartbeat of the compute thread.
-#[derive(Clone, Debug)]
-pub(super) struct Vitals {
-    pulse: Arc<Pulse>,
-    began: Instant,
-}
-
-impl Vitals {
-    pub(super) fn new() -> Self {
-        Self { pulse: Arc::default(), began: Instant::now() }
-    }
-
-    pub(super) fn beat(&self) {
-        self.pulse.beat(self.began.elapsed());
-    }
-
-    pub(super) fn rest(&self) {
-        self.pulse.rest();
-    }
-
-    fn status(&self) -> ServingStatus {
-        status_of(self.pulse.busy_for(self.began.elapsed()))
-    }
-}
 
 /// The status when the current task has run for `busy`.
 fn status_of(busy: Duration) -> ServingStatus {
@@ -68,7 +43,7 @@ pub(super) async fn serve(address: &Address, vitals: Vitals) -> std::io::Result<
 async fn watch(reporter: HealthReporter, vitals: Vitals) {
     loop {
         for service in ["", WORKER_SERVICE] {
-            reporter.set_service_status(service, vitals.status()).await;
+            reporter.set_service_status(service, status_of(vitals.busy_for())).await;
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

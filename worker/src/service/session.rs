@@ -12,8 +12,8 @@ use convoy_common::chain::with_causes;
 use convoy_common::plan::Plan;
 use convoy_common::trace::{Activity, Transfer};
 use convoy_common::wire::{
-    Assembler, Assignment, Chunk, Failure, FailureKind, FromWorker, Generation, Hello, Numbered, Pong, TensorKey,
-    ToWorker, WireError, chunk_from_frame, expected_shape, frames, open_frame,
+    Assembler, Assignment, Chunk, Doing, Failure, FailureKind, FromWorker, Generation, Hello, Numbered, Pong,
+    TensorKey, ToWorker, WireError, chunk_from_frame, expected_shape, frames, open_frame,
 };
 use convoy_proto::{PROTOCOL_VERSION, v1};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -339,12 +339,12 @@ impl<'a> Session<'a> {
             current: self.generation.clone(),
             queued: queued.clone(),
             waiting: waiting.clone(),
-            probe: Probe::new(clock, slow),
+            probe: Probe::new(clock, slow, Some(self.presence.vitals.clone())),
             rehearsal: self.config.rehearsal.clone(),
             span: tracing::Span::current(),
         })));
         begun.map_err(|_| internal("the compute thread has ended"))?;
-        Ok(Terms { generation, plan, queued, waiting, samples_max, queue_limit, probe: Probe::new(clock, None) })
+        Ok(Terms { generation, plan, queued, waiting, samples_max, queue_limit, probe: Probe::new(clock, None, None) })
     }
 
     /// Follows the control connection until the generation ends.
@@ -369,7 +369,9 @@ impl<'a> Session<'a> {
                 ToWorker::Ping { sent } => {
                     let received = self.presence.clock.now();
                     let replied = self.presence.clock.now();
-                    self.say(FromWorker::Pong(Pong { ping_sent: sent, received, replied })).await?;
+                    let vitals = &self.presence.vitals;
+                    let doing = Doing { busy: vitals.busy_for(), longest: vitals.longest(), layer: vitals.layer() };
+                    self.say(FromWorker::Pong(Pong { ping_sent: sent, received, replied, doing })).await?;
                     continue;
                 }
                 ToWorker::Assign(message) if generation > own => {
