@@ -311,6 +311,43 @@ fn a_whole_job_survives_its_coordinators_death() {
     }
 }
 
+/// Workers die in the middle of a job. One that the engine was told to kill isn't started again: the other one takes its tower over.
+/// One whose process dies is started again by the engine, and joins the job again.
+#[test]
+fn a_job_survives_the_deaths_of_its_workers() {
+    let _one = ENGINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some((image, folder, composes)) = setting() else { return };
+    let whole = embedded(folder.path(), "--steps 400 --batch 32");
+    for compose in &composes {
+        let project = Project::new(compose, &image, folder.path()).with("CONVOY_PATIENCE", "2");
+        let project = project.with("CONVOY_STEPS", "400").with("CONVOY_BATCH", "32");
+        project.run(&["up", "-d"]);
+        let job = || project.fetch_runs(folder.path()).join("job");
+        let wait_for_steps = |steps| wait_for("steps", || (losses(&job()).len() > steps).then_some(()));
+        wait_for_steps(20);
+        let [killed, dies] = project.containers("worker").try_into().unwrap();
+        let [coordinator] = project.containers("coordinator").try_into().unwrap();
+        docker(&["kill", &killed]);
+        let workers = || record(&job())["workers"].as_array().map(Vec::len);
+        wait_for("the other worker to take the tower over", || workers().filter(|count| *count == 1));
+        let steps = losses(&job()).len();
+        wait_for_steps(steps);
+        let process: u32 = docker(&["inspect", "--format", "{{.State.Pid}}", &dies]).parse().unwrap();
+        let name = std::fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+        if process == 0 || name.trim() != "convoy" {
+            return support::skip("the engine's processes aren't this machine's: none of its own can be killed");
+        }
+        signal(process, "KILL");
+        assert_eq!(wait_for_end(&coordinator), "0", "{}", log_of(&coordinator));
+        let restarts = |id: &str| docker(&["inspect", "--format", "{{.RestartCount}}", id]);
+        assert_eq!((restarts(&killed), restarts(&dies)), ("0".to_owned(), "1".to_owned()), "the faults fired");
+        let runs = job();
+        assert_eq!(hash(&runs), whole, "{compose:?}");
+        assert_eq!(losses(&runs).len(), 400, "each step is recorded once");
+        assert_eq!(record(&runs)["incidents"].as_array().map(Vec::len), Some(2));
+    }
+}
+
 /// Waits until a container has ended and isn't started again. Its exit code.
 fn wait_for_end(id: &str) -> String {
     wait_for("the coordinator's end", || {
