@@ -17,7 +17,7 @@ use support::{
 };
 use tempfile::TempDir;
 
-/// The job of all tests. Its snapshots are of steps that no test aims at.
+/// The job of all tests.
 const JOB: &str = "train --data bundled --batch 16 --schedule constant --lr 0.01 --steps 40 --snapshot-every 7";
 
 /// A job without faults: its hash, and its losses.
@@ -163,7 +163,8 @@ fn a_worker_may_be_killed_again_while_it_is_restored() {
         seen.insert(new);
         signal(new, "KILL");
     }
-    ended_like_the_calm_one(&out, &finish(child));
+    let incidents = ended_like_the_calm_one(&out, &finish(child));
+    assert!(incidents.len() >= 4, "each of them is recorded: {incidents:?}");
     assert!(!worker_processes(&out).iter().all(|process| seen.contains(process)), "a fourth replacement did it");
 }
 
@@ -179,7 +180,9 @@ fn a_remote_worker_dies_at(moment: &str) {
     // It comes when the doomed one is gone: it must not have its place first.
     let gone = wait_for_death(doomed);
     assert_eq!(gone.status.signal(), Some(9), "{moment}: the fault fired: {}", said(&gone));
-    assert!(said(&gone).contains("this worker kills itself at"), "{moment}: {}", said(&gone));
+    let phase = moment.split(':').next().unwrap().to_lowercase();
+    let text = said(&gone).to_lowercase();
+    assert!(text.contains(&format!("this worker kills itself at {phase}")), "{moment}: {text}");
     let spare = worker(&join, "");
     let output = finish(child);
     // A worker that dies before it has a place is no incident.
@@ -282,7 +285,11 @@ fn the_remaining_worker_takes_the_towers_over() {
     let other = worker(&join, "");
     let output = finish(child);
     ended_like_the_calm_one(&out, &output);
-    assert!(said(&output).contains("no other worker came in time; 1 of the workers"), "{}", said(&output));
+    assert!(
+        said(&output).contains("no other worker came in time; the towers are now on 1 of the workers"),
+        "{}",
+        said(&output)
+    );
     let workers = record(&out)["workers"].as_array().cloned().unwrap();
     assert!(workers.len() == 1 && workers[0]["towers"] == serde_json::json!([0, 1]), "{workers:?}");
     assert_eq!(wait_for_death(doomed).status.signal(), Some(9));
@@ -447,4 +454,17 @@ fn a_coordinator_that_is_killed_at_twenty_moments_ends_in_the_same_bits() {
     let entries = std::fs::read_dir(out.join("checkpoints")).unwrap().map(|entry| entry.unwrap().file_name());
     let hidden: Vec<_> = entries.filter(|name| name.to_string_lossy().starts_with('.')).collect();
     assert!(hidden.is_empty(), "half-written: {hidden:?}");
+}
+
+/// A local worker is killed before the job begins: another one is started.
+#[test]
+fn a_local_worker_that_is_killed_before_the_job_begins_is_replaced() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let child = start("", &out);
+    let first = wait_for("a worker", || children_of(child.id()).first().copied());
+    signal(first, "KILL");
+    let output = finish(child);
+    let incidents = ended_like_the_calm_one(&out, &output);
+    assert!(incidents[0]["what"].as_str().unwrap().contains("signal 9"), "{incidents:?}");
 }

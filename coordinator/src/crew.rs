@@ -22,11 +22,13 @@ use crate::error::JobError;
 use crate::exchange::Exchanges;
 use crate::fault::Fault;
 use crate::observe::WorkerRecord;
-use crate::recovery::hangs;
+use crate::recovery::{FIRST_WORK, hangs};
 use crate::state::{Gathering, JobState};
 use crate::stop::Stop;
 use crate::trace::Recorder;
 
+/// A worker that hangs is found before the job is given up.
+const _: () = assert!(FIRST_WORK.as_secs() + 30 < SILENCE_MAX.as_secs());
 /// While nobody says anything, every worker is asked this often what it is doing.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// Pings before the first step, while workers are idle. The best of them counts.

@@ -75,7 +75,7 @@ pub enum JobError {
     /// A fault, in a command that does not recover, or in the first formation of a cluster.
     #[error(transparent)]
     Fault(#[from] Fault),
-    /// A fault returns whatever recovery does.
+    /// The job makes no progress, although it recovers from each fault.
     #[error("{generations} generations in a row made no progress beyond step {step}; the last one ended with a fault")]
     Fruitless {
         generations: u32,

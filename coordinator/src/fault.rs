@@ -11,6 +11,9 @@ pub enum Fault {
     /// A worker was lost.
     #[error("worker {worker} (process {process_id} on {host}), which held {towers}, was lost at step {step}: {why}")]
     Lost { worker: usize, process_id: u32, host: String, towers: String, step: u64, why: String },
+    /// A worker's process ended before it connected.
+    #[error("worker {worker} ended before it connected: {why}")]
+    Ended { worker: usize, why: String, was_killed: bool },
     /// A worker was asked to stop.
     #[error("worker {worker} on {host} was asked to stop after step {step}")]
     Left { worker: usize, host: String, step: u64 },
@@ -30,6 +33,7 @@ impl Fault {
     pub fn worker(&self) -> usize {
         match self {
             Fault::Lost { worker, .. }
+            | Fault::Ended { worker, .. }
             | Fault::Left { worker, .. }
             | Fault::Hangs { worker, .. }
             | Fault::Failed { worker, .. }
@@ -41,6 +45,7 @@ impl Fault {
     pub fn kind(&self) -> &'static str {
         match self {
             Fault::Lost { .. } => "lost",
+            Fault::Ended { .. } => "ended",
             Fault::Left { .. } => "left",
             Fault::Hangs { .. } => "hangs",
             Fault::Failed { .. } => "failed",

@@ -1,6 +1,6 @@
 //! The record of a fault: what, whom, when, how it was found, how it was repaired, and how long each part took.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use convoy_common::chain::chain;
 use serde::Serialize;
@@ -10,7 +10,7 @@ use crate::fault::Fault;
 /// A fault from which the job recovered, for records and people. Times are in milliseconds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Incident {
-    /// `lost`, `left`, `hangs`, `failed` or `invalid`.
+    /// `lost`, `ended`, `left`, `hangs`, `failed` or `invalid`.
     pub kind: &'static str,
     /// The worker that the fault is attributed to.
     pub worker: usize,
@@ -55,10 +55,5 @@ impl Underway {
         let replaced = self.replaced.unwrap_or(now);
         let ms = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1e3;
         Incident { replace_ms: ms(self.detected, replaced), restore_ms: ms(replaced, now), ..self.incident }
-    }
-
-    /// Time since the fault was detected.
-    pub fn elapsed(&self) -> Duration {
-        self.detected.elapsed()
     }
 }

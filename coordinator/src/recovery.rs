@@ -34,6 +34,11 @@ impl Generations {
         self.number
     }
 
+    /// How long to wait before the next generation. After a generation with progress there is no reason to.
+    pub fn pause(&self) -> Duration {
+        (0..self.fruitless).fold(Duration::ZERO, |pause, _| (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX))
+    }
+
     /// Takes the fault that ended a generation, whose last committed step was `step`.
     ///
     /// # Errors
@@ -52,14 +57,14 @@ impl Generations {
 const LONGER: u32 = 10;
 /// A piece of work may always take this long.
 const WORK_MIN: Duration = Duration::from_secs(30);
-/// The first piece of work of a worker may take this long.
-const FIRST_WORK: Duration = Duration::from_secs(300);
+/// The first piece of work of a worker may take this long, and no piece may take longer.
+pub const FIRST_WORK: Duration = Duration::from_secs(240);
 
 /// Whether a worker's computation hangs: its current piece of work, a layer for example, has taken ten times as long as the
 /// longest one before it, and at least 30 seconds.
 pub fn hangs(doing: &Doing) -> bool {
     let allowed = if doing.longest.is_zero() { FIRST_WORK } else { (doing.longest * LONGER).max(WORK_MIN) };
-    doing.busy > allowed
+    doing.busy > allowed.min(FIRST_WORK)
 }
 
 /// By default, snapshots may cost one part in so many of the time.
@@ -96,6 +101,10 @@ impl Pace {
     }
 }
 
+/// The pause after the first generation without progress. It doubles with each further one.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
 /// The losses of the steps since the snapshot. A replayed step must give the same loss again, to the bit.
 #[derive(Debug, Default)]
 pub struct Witness {
@@ -103,16 +112,21 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// Records the loss of a step. Returns whether the step is a replay.
+    /// Whether a step that is about to be committed is a replay.
     ///
     /// # Errors
     /// When the step gave another loss the first time: a machine computes differently.
-    pub fn sees(&mut self, step: u64, loss: f64) -> Result<bool, JobError> {
-        match self.losses.insert(step, loss) {
+    pub fn is_replay(&self, step: u64, loss: f64) -> Result<bool, JobError> {
+        match self.losses.get(&step) {
             None => Ok(false),
             Some(first) if first.to_bits() == loss.to_bits() => Ok(true),
-            Some(first) => Err(JobError::ReplayDiffers { step, first, again: loss }),
+            Some(first) => Err(JobError::ReplayDiffers { step, first: *first, again: loss }),
         }
+    }
+
+    /// A step was committed and recorded.
+    pub fn recorded(&mut self, step: u64, loss: f64) {
+        self.losses.insert(step, loss);
     }
 
     /// Forgets the steps up to a snapshot's. They are not replayed any more.
@@ -135,10 +149,12 @@ mod tests {
         for step in 1..100 {
             assert_eq!(generations.begin(), step);
             assert!(generations.ended(fault(), step).is_ok(), "each generation commits a step");
+            assert_eq!(generations.pause(), Duration::ZERO);
         }
         for _ in 1..FRUITLESS_MAX {
             assert!(generations.ended(fault(), 99).is_ok());
         }
+        assert_eq!(generations.pause(), PAUSE_MAX);
         let error = generations.ended(fault(), 98).unwrap_err();
         let text = convoy_common::chain::chain(&error);
         assert!(text.contains("20") && text.contains("step 99") && text.contains("it broke"), "{text}");
@@ -150,7 +166,8 @@ mod tests {
         let doing = |busy, longest| Doing { busy, longest, layer: None };
         assert!(!hangs(&doing(seconds(30), seconds(1))) && hangs(&doing(seconds(31), seconds(1))));
         assert!(!hangs(&doing(seconds(50), seconds(5))) && hangs(&doing(seconds(51), seconds(5))));
-        assert!(!hangs(&doing(seconds(300), seconds(0))) && hangs(&doing(seconds(301), seconds(0))));
+        assert!(!hangs(&doing(FIRST_WORK, seconds(0))) && hangs(&doing(FIRST_WORK + seconds(1), seconds(0))));
+        assert!(hangs(&doing(FIRST_WORK + seconds(1), seconds(100))), "the coordinator waits no longer for anything");
         assert!(!hangs(&doing(seconds(0), seconds(0))), "an idle worker");
     }
 
@@ -168,12 +185,14 @@ mod tests {
     #[test]
     fn a_replayed_step_must_give_its_loss_again_to_the_bit() {
         let mut witness = Witness::default();
-        assert!(!witness.sees(1, 0.5).unwrap() && !witness.sees(2, 0.25).unwrap());
-        assert!(witness.sees(2, 0.25).unwrap());
-        let error = witness.sees(1, 0.5 + f64::EPSILON).unwrap_err().to_string();
+        assert!(!witness.is_replay(1, 0.5).unwrap() && !witness.is_replay(1, 0.5).unwrap(), "it was not committed");
+        witness.recorded(1, 0.5);
+        witness.recorded(2, 0.25);
+        assert!(witness.is_replay(2, 0.25).unwrap());
+        let error = witness.is_replay(1, 0.5 + f64::EPSILON).unwrap_err().to_string();
         assert!(error.contains("step 1") && error.contains("0.5"), "{error}");
         witness.forget_through(1);
-        assert!(!witness.sees(1, 9.0).unwrap(), "it is not replayed any more");
-        assert!(witness.sees(2, 0.25).unwrap());
+        assert!(!witness.is_replay(1, 9.0).unwrap(), "it is not replayed any more");
+        assert!(witness.is_replay(2, 0.25).unwrap());
     }
 }

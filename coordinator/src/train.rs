@@ -206,7 +206,9 @@ impl Run {
             observer.on(Event::Notice { text });
         }
         let earlier = resumed.as_ref().and_then(|(path, _)| folder::run_of(path));
-        let ends_epoch = |step: u64| step.is_multiple_of(job.span.steps_per_epoch.max(1));
+        // A checkpoint may still owe the measurement of its epoch.
+        let owes = |step: u64| step == progress.step && progress.epoch_images > 0;
+        let ends_epoch = |step: u64| step.is_multiple_of(job.span.steps_per_epoch.max(1)) && !owes(step);
         let kept = EarlierMetrics { steps_through: progress.step, ends_epoch: &ends_epoch };
         let must_be_new = matches!(out, Out::Fresh(_));
         let out = match out {
@@ -339,27 +341,33 @@ impl Run {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<bool, JobError> {
-        let mut underway: Option<Underway> = None;
+        let mut underway: Vec<Underway> = Vec::new();
         loop {
             let number = generations.begin();
             let fault = match self.generation(number, site, &mut underway, drive, observer, stop) {
                 Ok(()) => return Ok(false),
                 Err(Stop::InOrder) => return Ok(true),
+                Err(Stop::Abrupt) if !drive.has_begun => return Err(JobError::Interrupted),
                 Err(Stop::Abrupt) => return self.end_abruptly(drive, observer).map(|()| true),
                 Err(Stop::Fatal(error)) => return Err(error),
                 Err(Stop::Fault(fault) | Stop::Leaves(fault)) => fault,
             };
             // A worker that can't take part in the job at all would fail again and again.
-            if !drive.has_begun && matches!(fault, Fault::Failed { .. }) {
+            if !drive.has_begun && matches!(fault, Fault::Failed { .. } | Fault::Ended { was_killed: false, .. }) {
                 return Err(fault.into());
             }
             site.cluster.give_up(fault.worker(), &chain(&fault));
+            // All that are about to stop have waited for the same checkpoint.
+            while let Some((worker, _)) = site.cluster.leaving().filter(|_| matches!(fault, Fault::Left { .. })) {
+                site.cluster.give_up(worker, &chain(&fault));
+            }
             let fault = generations.ended(fault, self.progress.step)?;
             let (step, rewound_to) = (self.progress.step, self.snapshot.progress.step);
             site.recorder.incident(&chain(&fault));
             observer.on(Event::Fault { worker: fault.worker(), what: chain(&fault), step, rewound_to });
-            underway.get_or_insert_with(|| Underway::begin(&fault, number, step, rewound_to));
+            underway.push(Underway::begin(&fault, number, step, rewound_to));
             self.rewind(site, drive);
+            wait(generations.pause(), stop);
         }
     }
 
@@ -381,17 +389,20 @@ impl Run {
         &mut self,
         number: u64,
         site: &mut Site,
-        underway: &mut Option<Underway>,
+        underway: &mut Vec<Underway>,
         drive: &mut Drive,
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<(), Stop> {
-        if !drive.has_begun {
-            if !site.cluster.gather(observer, stop)? {
+        if drive.has_begun {
+            self.replace(site, observer, stop)?;
+        } else {
+            let cluster = &mut *site.cluster;
+            let all =
+                if number == 1 { cluster.gather(observer, stop)? } else { cluster.gather_again(observer, stop)? };
+            if !all {
                 return Err(Stop::Fatal(JobError::Interrupted));
             }
-        } else {
-            self.replace(site, observer, stop)?;
         }
         underway.iter_mut().for_each(Underway::replaced);
         if !drive.has_begun
@@ -408,7 +419,7 @@ impl Run {
         let state = self.stale.as_ref().filter(|_| drive.has_begun).unwrap_or(&self.snapshot.state);
         crew.assign(&assignment, state, self.progress.step)?;
         self.record.workers = crew.records();
-        let repaired = underway.take().map(Underway::restored);
+        let repaired: Vec<_> = underway.drain(..).map(Underway::restored).collect();
         self.record.incidents.extend(repaired.clone());
         self.folder.write(&self.record)?;
         if !std::mem::replace(&mut drive.has_begun, true) {
@@ -435,7 +446,9 @@ impl Run {
                 let workers = site.cluster.seats();
                 self.plan = Arc::new(Plan::new(self.plan.network.clone(), workers).map_err(JobError::from)?);
                 self.record.running.workers = workers;
-                let text = format!("no other worker came in time; {workers} of the workers take the towers over");
+                self.record.workers.clear();
+                self.record.planned_step_traffic = Some(self.plan.step_traffic(self.job.batch));
+                let text = format!("no other worker came in time; the towers are now on {workers} of the workers");
                 observer.on(Event::Notice { text });
                 // The trace's placement no longer holds.
                 site.recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
@@ -488,6 +501,7 @@ impl Run {
         // A job that was interrupted during a measurement begins with that measurement.
         if self.owes_measurement(drive) {
             self.measure(crew, drive, observer, stop)?;
+            self.checkpoint(crew, drive, observer)?;
         }
         while self.progress.step < self.last_step {
             if stop.load(Ordering::Relaxed) {
@@ -546,7 +560,7 @@ impl Run {
         if !step.loss().is_finite() {
             return Err(not_finite(number).into());
         }
-        let replayed = self.witness.sees(number, step.loss())?;
+        let replayed = self.witness.is_replay(number, step.loss())?;
         let lr = self.job.schedule.rate(self.job.lr, number, self.job.span);
         let hand_over = crew.recorder.decide(number, began_recording);
         // The step ends before any worker can receive its commit.
@@ -568,6 +582,7 @@ impl Run {
         if !replayed {
             self.folder.add_step(number, epoch, loss, lr)?;
         }
+        self.witness.recorded(number, loss);
         let images = images.len();
         drive.count(images, seconds);
         let (seconds, received_bytes) = (seconds.as_secs_f64(), drive.newly_received_bytes(crew));
@@ -762,6 +777,14 @@ impl Run {
             workers: self.record.workers.clone(),
             out: self.folder.path().to_owned(),
         }
+    }
+}
+
+/// Waits, unless a stop is requested.
+fn wait(pause: Duration, stop: &AtomicBool) {
+    let began = Instant::now();
+    while began.elapsed() < pause && !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -66,7 +66,8 @@ impl Vitals {
     }
 
     fn ended(&self) {
-        self.longest.fetch_max(self.busy_for().as_millis() as u64, Ordering::Relaxed);
+        // Rounded up: a piece of work that has ended has taken some time.
+        self.longest.fetch_max(self.busy_for().as_millis() as u64 + 1, Ordering::Relaxed);
     }
 }
 

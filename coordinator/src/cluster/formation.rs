@@ -88,20 +88,35 @@ impl Cluster {
         }
     }
 
-    /// After a fault: starts local workers again, and waits at most for `patience` until every seat is taken.
+    /// After a fault before the job began: starts local workers again, and waits as [`Self::gather`] does.
     ///
     /// # Errors
-    /// When a process can't be started, or ends before it connects.
+    /// As [`Self::gather`].
+    pub fn gather_again(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<bool, JobError> {
+        self.restart_local()?;
+        self.gather(observer, stop)
+    }
+
+    /// After a fault: starts local workers again, or waits at most for `patience` until every seat is taken.
+    ///
+    /// # Errors
+    /// When a local worker can't be started, or doesn't connect.
     pub fn refill(
         &mut self,
         patience: Duration,
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Gathered, JobError> {
-        let Some(local) = &mut self.local else { return self.fill(patience, observer, stop) };
+        if self.local.is_none() {
+            return self.fill(patience, observer, stop);
+        }
+        self.restart_local()?;
+        if self.gather(observer, stop)? { Ok(Gathered::All) } else { Ok(Gathered::Interrupted) }
+    }
+
+    fn restart_local(&mut self) -> Result<(), JobError> {
         let free: Vec<_> = (0..self.seats.len()).filter(|worker| self.seats[*worker].is_none()).collect();
-        local.restart(&free)?;
-        self.fill(LOCAL_PATIENCE, observer, stop)
+        self.local.as_mut().map_or(Ok(()), |local| local.restart(&free))
     }
 
     fn fill(
@@ -114,7 +129,7 @@ impl Cluster {
         let mut start = first;
         let mut teller = Teller { elsewhere: Vec::new(), refused: HashSet::new() };
         let mut told = None;
-        while let Some(spare) = (self.present() < want).then(|| self.spares.pop()).flatten() {
+        for spare in std::mem::take(&mut self.spares) {
             self.seat(spare);
         }
         loop {
@@ -141,7 +156,7 @@ impl Cluster {
                 Some(News::Heard(..) | News::Changed) => {}
                 Some(News::Elsewhere(worker)) => {
                     // Busy workers are worth waiting for until their job has ended.
-                    if worker.model.is_some() {
+                    if worker.model.is_some() && patience == REMOTE_PATIENCE {
                         start = Instant::now();
                     }
                     teller.elsewhere(worker, observer);

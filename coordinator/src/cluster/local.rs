@@ -139,8 +139,9 @@ impl LocalWorkers {
     pub fn check_alive(&mut self) -> Result<(), JobError> {
         for (worker, child) in self.children.iter_mut().enumerate() {
             if let Ok(Some(status)) = child.process.try_wait() {
-                let message = format!("its process {}", described(status));
-                return Err(Fault::Failed { worker, step: 0, message }.into());
+                let why = format!("its process {}", described(status));
+                let was_killed = std::os::unix::process::ExitStatusExt::signal(&status).is_some();
+                return Err(Fault::Ended { worker, why, was_killed }.into());
             }
         }
         Ok(())

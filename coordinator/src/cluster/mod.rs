@@ -74,7 +74,7 @@ impl Cluster {
 
     /// The worker of this number, if it is there.
     pub fn member(&self, worker: usize) -> Option<&Member> {
-        self.seats[worker].as_ref()
+        self.seats.get(worker)?.as_ref()
     }
 
     /// The coordinator's clock.
@@ -139,7 +139,7 @@ impl Cluster {
 
     /// Queues a control message for a worker if there is room.
     pub fn try_tell(&self, worker: usize, order: Numbered<ToWorker>) {
-        if let Some(member) = &self.seats[worker] {
+        if let Some(Some(member)) = self.seats.get(worker) {
             member.try_tell(order.generation, order.message);
         }
     }
@@ -156,6 +156,9 @@ impl Cluster {
                     }
                     _ => {}
                 },
+                Some(News::Heard(other, Heard::Lost(why))) => {
+                    self.give_up(other, &why);
+                }
                 Some(_) => {}
                 None => return None,
             }
@@ -166,7 +169,7 @@ impl Cluster {
     /// Frees a worker's seat, tells the worker why if it still listens, closes its connections, and ends its process if this
     /// process has started it. Returns how the process ended, if it did.
     pub fn give_up(&mut self, worker: usize, why: &str) -> Option<String> {
-        let mut member = self.seats[worker].take()?;
+        let mut member = self.seats.get_mut(worker)?.take()?;
         member.try_tell(GENERATION_OVER, ToWorker::EndJob { reason: why.to_owned() });
         member.hang_up();
         self.doors.forget(member.session);

@@ -369,7 +369,8 @@ impl Recorder {
     pub fn incident(&mut self, what: &str) {
         let now = self.clock.now();
         let Some(recording) = &mut self.recording else { return };
-        recording.close(u64::MAX, Closing::Everything);
+        // The images of the next step may have been sent already; it has not begun.
+        recording.close(recording.at, Closing::Everything);
         if let Some(writer) = &mut recording.writer
             && let Err(error) = writer.incident(now, what)
         {

@@ -295,7 +295,7 @@ impl<'a> Session<'a> {
         let (out, computed) = channel(QUEUE);
         let terms = match self.begin(assignment, out) {
             Ok(terms) => terms,
-            Err(failure) => return self.give_up(failure, orders).await.map(|()| Ended::Job),
+            Err(failure) => return self.give_up(failure, orders).await,
         };
         whereabouts.model = terms.plan.network.name.clone();
         let Tensors { incoming, outgoing, ahead } = tensors;
@@ -482,17 +482,22 @@ impl<'a> Session<'a> {
         std::future::pending().await
     }
 
-    /// Reports why this worker cannot take part in the job, and waits until the coordinator ends it.
-    async fn give_up(&self, failure: Failure, orders: &mut Streaming<v1::ToWorker>) -> Result<(), SessionError> {
+    /// Reports why this worker cannot take part in the generation, and waits until the coordinator ends it.
+    async fn give_up(&self, failure: Failure, orders: &mut Streaming<v1::ToWorker>) -> Result<Ended, SessionError> {
         tracing::info!("cannot continue: {}", failure.message);
         self.say(FromWorker::Failure(failure)).await?;
+        let own = self.generation.load(Ordering::Relaxed);
         let ended = async {
             loop {
                 match next(orders).await {
                     Ok(Some(Numbered { message: ToWorker::EndJob { reason }, .. })) => {
-                        return tracing::info!(reason, "the job is over");
+                        tracing::info!(reason, "the job is over");
+                        return Ended::Job;
                     }
-                    Ok(None) | Err(_) => return,
+                    Ok(Some(Numbered { generation, message: ToWorker::Assign(message) })) if generation > own => {
+                        return Ended::Generation(Box::new(Numbered { generation, message }));
+                    }
+                    Ok(None) | Err(_) => return Ended::Job,
                     Ok(Some(_)) => {}
                 }
             }
