@@ -1,0 +1,100 @@
+//! What changes from step to step, and where a job runs.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use convoy_common::batch::MicroBatch;
+use convoy_common::wire::Direction;
+
+use crate::cluster::Cluster;
+use crate::crew::Crew;
+use crate::exchange::Counted;
+use crate::order::DataOrder;
+use crate::recovery::Pace;
+use crate::trace::Recorder;
+use crate::trace::otlp::Exporter;
+
+/// Where a job runs.
+pub(super) struct Site<'a> {
+    pub(super) job: u64,
+    pub(super) cluster: &'a mut Cluster,
+    pub(super) recorder: &'a mut Recorder,
+    /// Until the recording begins.
+    pub(super) exporter: Option<Exporter>,
+}
+
+/// What changes from step to step.
+pub(super) struct Drive {
+    /// Whether a generation has had all its weights.
+    pub(super) has_begun: bool,
+    pub(super) order: DataOrder,
+    /// The next step's images, if they have been sent already.
+    pub(super) sent: Option<(Vec<usize>, Vec<MicroBatch>)>,
+    /// When the last commit was decided, by the system's clock and by the recorder's. None after a measurement, a snapshot or a
+    /// checkpoint.
+    pub(super) last_commit: Option<(Instant, u64)>,
+    pub(super) pace: Pace,
+    /// Whether a snapshot is taken after the current step.
+    pub(super) snapshot_follows: bool,
+    /// Seconds of training in this run, without measurements and checkpoints.
+    pub(super) seconds: f64,
+    pub(super) epoch_seconds: f64,
+    pub(super) epoch_images: u64,
+    pub(super) images: u64,
+    /// What the exchanges of earlier generations have moved.
+    pub(super) counted: BTreeMap<(usize, Direction), Counted>,
+    /// Bytes received in this generation that have been reported.
+    pub(super) received_bytes: u64,
+    pub(super) checkpoint: Option<PathBuf>,
+}
+
+impl Drive {
+    /// Before the first step.
+    pub(super) fn new(order: DataOrder) -> Self {
+        Self {
+            has_begun: false,
+            order,
+            sent: None,
+            last_commit: None,
+            pace: Pace::starting(Instant::now()),
+            snapshot_follows: false,
+            seconds: 0.0,
+            epoch_seconds: 0.0,
+            epoch_images: 0,
+            images: 0,
+            counted: BTreeMap::new(),
+            received_bytes: 0,
+            checkpoint: None,
+        }
+    }
+
+    /// When the next step begins: at the last commit, so that no time is lost between two steps. After something other than a
+    /// step, it begins now.
+    pub(super) fn step_begins(&mut self, recorder: &Recorder) -> (Instant, u64) {
+        self.last_commit.take().unwrap_or_else(|| (Instant::now(), recorder.now()))
+    }
+
+    /// Counts what a generation's exchanges have moved.
+    pub(super) fn add_counted(&mut self, crew: &Crew) {
+        for (key, counted) in crew.exchanges.counted() {
+            let sum = self.counted.entry(*key).or_default();
+            (sum.tensors, sum.bytes) = (sum.tensors + counted.tensors, sum.bytes + counted.bytes);
+        }
+        self.received_bytes = 0;
+    }
+
+    /// Counts the images of a step.
+    pub(super) fn count(&mut self, images: usize, time: Duration) {
+        self.seconds += time.as_secs_f64();
+        self.epoch_seconds += time.as_secs_f64();
+        self.images += images as u64;
+        self.epoch_images += images as u64;
+    }
+
+    /// Bytes that workers have sent since the last call.
+    pub(super) fn newly_received_bytes(&mut self, crew: &Crew) -> u64 {
+        let received: u64 = crew.exchanges.counted().values().map(|counted| counted.bytes).sum();
+        received - std::mem::replace(&mut self.received_bytes, received)
+    }
+}

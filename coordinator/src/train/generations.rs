@@ -1,0 +1,177 @@
+//! One generation after another: a crew is formed, and drives steps until the job has ended. After a fault the run goes back to the
+//! last snapshot, and the next generation replays.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use convoy_common::chain::chain;
+use convoy_common::plan::Plan;
+use convoy_common::wire::{Assignment, Generation};
+
+use super::Run;
+use super::drive::{Drive, Site};
+use crate::cluster::formation::Gathered;
+use crate::crew::Crew;
+use crate::error::JobError;
+use crate::fault::Fault;
+use crate::incident::Underway;
+use crate::observe::{Event, Observer};
+use crate::recovery::Generations;
+use crate::stop::Stop;
+use crate::trace::file::About;
+use crate::trace::{Recording, Sampling};
+
+impl Run {
+    /// Drives one generation after another until the job has ended. Returns whether it was interrupted.
+    pub(super) fn recover(
+        &mut self,
+        site: &mut Site,
+        generations: &mut Generations,
+        drive: &mut Drive,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<bool, JobError> {
+        let mut underway: Vec<Underway> = Vec::new();
+        loop {
+            let number = generations.begin();
+            let fault = match self.generation(number, site, &mut underway, drive, observer, stop) {
+                Ok(()) => return Ok(false),
+                Err(Stop::InOrder) => return Ok(true),
+                Err(Stop::Abrupt) if !drive.has_begun => return Err(JobError::Interrupted),
+                Err(Stop::Abrupt) => return self.end_abruptly(drive, observer).map(|()| true),
+                Err(Stop::Fatal(error)) => return Err(error),
+                Err(Stop::Fault(fault) | Stop::Leaves(fault)) => fault,
+            };
+            // A worker that can't take part in the job at all would fail again and again.
+            if !drive.has_begun && matches!(fault, Fault::Failed { .. } | Fault::Ended { was_killed: false, .. }) {
+                return Err(fault.into());
+            }
+            site.cluster.give_up(fault.worker(), &chain(&fault));
+            // All that are about to stop have waited for the same checkpoint.
+            while let Some((worker, _)) = site.cluster.leaving().filter(|_| matches!(fault, Fault::Left { .. })) {
+                site.cluster.give_up(worker, &chain(&fault));
+            }
+            let fault = generations.ended(fault, self.progress.step)?;
+            let (step, rewound_to) = (self.progress.step, self.snapshot.progress.step);
+            site.recorder.incident(&chain(&fault));
+            observer.on(Event::Fault { worker: fault.worker(), what: chain(&fault), step, rewound_to });
+            underway.push(Underway::begin(&fault, number, step, rewound_to));
+            self.rewind(site, drive);
+            wait(generations.pause(), stop);
+        }
+    }
+
+    /// Goes back to the snapshot.
+    fn rewind(&mut self, site: &mut Site, drive: &mut Drive) {
+        self.progress = self.snapshot.progress;
+        (drive.sent, drive.last_commit) = (None, None);
+        site.recorder.rewind(self.progress.step);
+    }
+
+    /// Ends the job without the workers: with a checkpoint of the last snapshot.
+    fn end_abruptly(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
+        self.progress = self.snapshot.progress;
+        self.write_checkpoint(drive, observer)
+    }
+
+    /// One generation: all workers come, get their weights, and train until the job has ended or something happens.
+    fn generation(
+        &mut self,
+        number: u64,
+        site: &mut Site,
+        underway: &mut Vec<Underway>,
+        drive: &mut Drive,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<(), Stop> {
+        if drive.has_begun {
+            self.replace(site, observer, stop)?;
+        } else {
+            let cluster = &mut *site.cluster;
+            let all =
+                if number == 1 { cluster.gather(observer, stop)? } else { cluster.gather_again(observer, stop)? };
+            if !all {
+                return Err(Stop::Fatal(JobError::Interrupted));
+            }
+        }
+        underway.iter_mut().for_each(Underway::replaced);
+        if !drive.has_begun
+            && !site.recorder.is_on()
+            && let Err(error) = self.begin_recording(site)
+        {
+            let text = format!("this run has no trace: {}", chain(&error));
+            observer.on(Event::Notice { text });
+        }
+        let generation = Generation { job: site.job, number };
+        let assignment = Assignment { trace: site.recorder.is_on(), ..self.assignment(site.job) };
+        let samples_max = self.largest_micro_batch();
+        let mut crew = Crew::new(site.cluster, site.recorder, self.plan.clone(), samples_max, generation, stop);
+        let state = self.stale.as_ref().filter(|_| drive.has_begun).unwrap_or(&self.snapshot.state);
+        crew.assign(&assignment, state, self.progress.step)?;
+        self.record.workers = crew.records();
+        let repaired: Vec<_> = underway.drain(..).map(Underway::restored).collect();
+        self.record.incidents.extend(repaired.clone());
+        self.folder.write(&self.record)?;
+        if !std::mem::replace(&mut drive.has_begun, true) {
+            observer.on(Event::Started(Box::new(self.started())));
+        }
+        repaired.into_iter().for_each(|incident| observer.on(Event::Recovered(incident)));
+        let driven = self.drive(&mut crew, drive, observer, stop);
+        drive.add_counted(&crew);
+        driven
+    }
+
+    /// Waits for other workers in the place of lost ones. If none come in time, the remaining ones take the towers over.
+    fn replace(&mut self, site: &mut Site, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<(), Stop> {
+        match site.cluster.refill(self.running.patience, observer, stop)? {
+            Gathered::All => Ok(()),
+            Gathered::Interrupted => Err(Stop::Abrupt),
+            Gathered::Some if site.cluster.present() == 0 => {
+                let text = "no worker is left; the job waits for workers as at its start".to_owned();
+                observer.on(Event::Notice { text });
+                if site.cluster.gather(observer, stop)? { Ok(()) } else { Err(Stop::Abrupt) }
+            }
+            Gathered::Some => {
+                site.cluster.close_ranks();
+                let workers = site.cluster.seats();
+                self.plan = Arc::new(Plan::new(self.plan.network.clone(), workers).map_err(JobError::from)?);
+                self.record.running.workers = workers;
+                self.record.workers.clear();
+                self.record.planned_step_traffic = Some(self.plan.step_traffic(self.job.batch));
+                let text = format!("no other worker came in time; the towers are now on {workers} of the workers");
+                observer.on(Event::Notice { text });
+                // The trace's placement no longer holds.
+                site.recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
+                Ok(())
+            }
+        }
+    }
+
+    /// Starts the recording, unless tracing is off.
+    fn begin_recording(&self, site: &mut Site) -> Result<(), JobError> {
+        let sampling = self.running.trace.clone();
+        if sampling == Sampling::Off {
+            return Ok(());
+        }
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+        let epoch = since_epoch.saturating_sub(site.cluster.clock().now());
+        let members = (0..site.cluster.seats()).filter_map(|worker| site.cluster.member(worker));
+        let hosts = members.map(|member| member.hello.host.clone()).collect();
+        let about = About::new(epoch, self.job.model.clone(), self.plan.placement.clone(), hosts, self.job.batch);
+        let steps = (self.progress.step + 1, self.last_step);
+        let path = self.folder.trace()?;
+        let recording =
+            Recording::begin(&path, sampling, steps, about, self.plan.network.clone(), site.exporter.take());
+        site.recorder.begin(recording.map_err(|source| JobError::Write { path, source })?);
+        Ok(())
+    }
+}
+
+/// Waits, unless a stop is requested.
+fn wait(pause: Duration, stop: &AtomicBool) {
+    let began = Instant::now();
+    while began.elapsed() < pause && !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,297 @@
+//! The steps of a generation: images are sent, exchanges relayed, losses computed and commits decided; and between steps the test
+//! images are measured, and snapshots and checkpoints are taken.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use convoy_common::batch::MicroBatch;
+use convoy_common::parameters::Tensors;
+use convoy_common::trace::Activity;
+use convoy_common::wire::{FromWorker, ToWorker};
+
+use super::Run;
+use super::drive::Drive;
+use crate::checkpoint::{self, Described, folder};
+use crate::crew::{Crew, Received, invalid, out_of_turn};
+use crate::error::JobError;
+use crate::evaluate::{Measured, evaluate};
+use crate::exchange::Routed;
+use crate::fault::Fault;
+use crate::observe::{EpochRecord, Event, Observer};
+use crate::state::{JobState, Progress, Snapshot};
+use crate::step::Step;
+use crate::stop::Stop;
+use crate::trace::file::Figures;
+
+impl Run {
+    /// Drives all remaining steps. A job that stops in order writes a checkpoint.
+    pub(super) fn drive(
+        &mut self,
+        crew: &mut Crew,
+        drive: &mut Drive,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<(), Stop> {
+        let ended = self.drive_to_the_end(crew, drive, observer, stop);
+        if matches!(ended, Err(Stop::InOrder | Stop::Leaves(_))) {
+            self.checkpoint(crew, drive, observer)?;
+        }
+        ended
+    }
+
+    fn drive_to_the_end(
+        &mut self,
+        crew: &mut Crew,
+        drive: &mut Drive,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<(), Stop> {
+        // A job that was interrupted during a measurement begins with that measurement.
+        if self.owes_measurement(drive) {
+            self.measure(crew, drive, observer, stop)?;
+            self.checkpoint(crew, drive, observer)?;
+        }
+        while self.progress.step < self.last_step {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Stop::InOrder);
+            }
+            crew.check_all_stay(self.progress.step)?;
+            self.step(crew, drive, observer)?;
+            if self.owes_measurement(drive) {
+                self.measure(crew, drive, observer, stop)?;
+            }
+            let step = self.progress.step;
+            if step.is_multiple_of(self.checkpoint_every) || step == self.last_step {
+                self.checkpoint(crew, drive, observer)?;
+            } else if drive.snapshot_follows {
+                self.take_snapshot(crew, drive)?;
+            }
+        }
+        if drive.checkpoint.is_none() {
+            self.checkpoint(crew, drive, observer)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the test images must be measured now: at the end of an epoch and at the end of the job. `epoch_images` is not zero
+    /// until they have been.
+    fn owes_measurement(&self, drive: &Drive) -> bool {
+        let Progress { step, epoch_images, .. } = self.progress;
+        epoch_images > 0 && (drive.order.ends_epoch(step) || step == self.last_step)
+    }
+
+    /// Drives one step, from images to commit.
+    fn step(&mut self, crew: &mut Crew, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), Stop> {
+        let number = self.progress.step + 1;
+        let (began, began_recording) = drive.step_begins(crew.recorder);
+        if crew.recorder.samples(number) {
+            crew.ask_for_clocks(number)?;
+        }
+        drive.snapshot_follows = drive.pace.is_due(number, self.running.snapshot_every, Instant::now());
+        let (images, micro_batches) = match drive.sent.take() {
+            Some(sent) => sent,
+            None => self.send_images(crew, drive, number)?,
+        };
+        // The next step's images are sent while this one is computed, unless something comes in between.
+        let something_follows = drive.order.ends_epoch(number)
+            || number.is_multiple_of(self.checkpoint_every)
+            || drive.snapshot_follows
+            || observer.pauses_after(number);
+        if number < self.last_step && !something_follows {
+            drive.sent = Some(self.send_images(crew, drive, number + 1)?);
+        }
+        let labels = images.iter().map(|image| self.data.train.label(*image)).collect();
+        let mut step = Step::new(self.plan.clone(), labels, &micro_batches);
+        while !step.is_done() {
+            self.hear(crew, &mut step, number)?;
+        }
+        if !step.loss().is_finite() {
+            return Err(not_finite(number).into());
+        }
+        let replayed = self.witness.is_replay(number, step.loss())?;
+        let lr = self.job.schedule.rate(self.job.lr, number, self.job.span);
+        let hand_over = crew.recorder.decide(number, began_recording);
+        // The step ends before any worker can receive its commit.
+        let decided = (Instant::now(), crew.recorder.now());
+        crew.tell_all(&ToWorker::Commit { step: number, rate: lr as f32, hand_over }, number)?;
+        let (epoch, loss) = (drive.order.epoch(number), step.loss());
+        let figures = Figures { loss, images: images.len() };
+        crew.recorder.step_ended(number, (began_recording, decided.1), figures);
+        let seconds = decided.0 - began;
+        drive.last_commit = Some(decided);
+        if hand_over && !crew.recorder.samples(number) {
+            // The step turned out to be slow, so it is kept after all.
+            crew.ask_for_clocks(number)?;
+        }
+        micro_batches.iter().for_each(|micro_batch| crew.exchanges.close(micro_batch.id));
+        self.progress.step = number;
+        self.progress.epoch_loss_sum += step.loss_sum();
+        self.progress.epoch_images += images.len() as u64;
+        if !replayed {
+            self.folder.add_step(number, epoch, loss, lr)?;
+        }
+        self.witness.recorded(number, loss);
+        let images = images.len();
+        drive.count(images, seconds);
+        let (seconds, received_bytes) = (seconds.as_secs_f64(), drive.newly_received_bytes(crew));
+        observer.on(Event::Step { step: number, epoch, loss, lr, images, seconds, received_bytes, replayed });
+        if observer.pauses_after(number) {
+            drive.last_commit = None;
+        }
+        Ok(())
+    }
+
+    fn send_images(
+        &self,
+        crew: &mut Crew,
+        drive: &mut Drive,
+        number: u64,
+    ) -> Result<(Vec<usize>, Vec<MicroBatch>), Stop> {
+        let images = drive.order.images(number);
+        let micro_batches = self.job.division(self.record.running.micro_batches).of(number, images.len());
+        for micro_batch in &micro_batches {
+            crew.exchanges.open(micro_batch);
+            let began = crew.recorder.now();
+            let held = images[micro_batch.samples.clone()].iter().copied();
+            crew.send_images(&self.data.train, micro_batch, held)?;
+            crew.recorder.ended(began, || Activity::SendImages(micro_batch.id));
+        }
+        Ok((images, micro_batches))
+    }
+
+    /// Handles one message of a worker during a step.
+    fn hear(&self, crew: &mut Crew, step: &mut Step, number: u64) -> Result<(), Stop> {
+        let placement = &self.plan.placement;
+        let waiting_for = || match step.waiting_for() {
+            Some(tower) => format!("tower {tower} on worker {}", placement[tower]),
+            None => "nobody".to_owned(),
+        };
+        let (worker, received) = crew.next(number, waiting_for)?;
+        match received {
+            Received::Chunk(chunk, at) => {
+                let (key, whole) = (crew.recorder.is_on().then(|| chunk.key.clone()), chunk.ends());
+                let routed = crew.exchanges.route(worker, chunk);
+                match routed.map_err(|source| invalid(worker, number, source))? {
+                    Routed::Kept => {
+                        crew.recorder.relayed(key, at, whole);
+                        Ok(())
+                    }
+                    Routed::Relay { to, chunk } => {
+                        crew.relay(&to, chunk, number)?;
+                        crew.recorder.relayed(key, at, whole);
+                        Ok(())
+                    }
+                    Routed::Logits { micro_batch, logits } => {
+                        crew.recorder.relayed(key, at, whole);
+                        if !step.holds(&micro_batch) {
+                            let message = "it sent logits of another step".to_owned();
+                            return Err(Fault::Failed { worker, step: number, message }.into());
+                        }
+                        let began = crew.recorder.now();
+                        let gradients = step.on_logits(&micro_batch, &logits).ok_or_else(|| not_finite(number))?;
+                        let mut send = |(tower, payload): (usize, _)| crew.send(placement[tower], payload, number);
+                        gradients.into_iter().try_for_each(&mut send)?;
+                        crew.recorder.ended(began, || Activity::Loss(micro_batch.id));
+                        Ok(())
+                    }
+                }
+            }
+            Received::Said(FromWorker::BackwardDone { micro_batch, tower })
+                if placement.get(tower) == Some(&worker) && step.on_backward_done(&micro_batch, tower) =>
+            {
+                Ok(())
+            }
+            other => Err(out_of_turn(worker, number, &other).into()),
+        }
+    }
+
+    /// Measures the test images, at the end of an epoch and of the job.
+    fn measure(
+        &mut self,
+        crew: &mut Crew,
+        drive: &mut Drive,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<(), Stop> {
+        drive.last_commit = None;
+        let step = self.progress.step;
+        let (size, began) = (self.largest_micro_batch(), crew.recorder.now());
+        let measured: Measured = evaluate(crew, &self.data.test, step, size, stop)?;
+        crew.recorder.ended(began, || Activity::Measure);
+        let train_loss = self.progress.epoch_loss_sum / self.progress.epoch_images.max(1) as f64;
+        self.progress.test_accuracy = Some(measured.accuracy());
+        let seconds = drive.epoch_seconds;
+        let record = EpochRecord {
+            epoch: drive.order.epoch(step),
+            through_step: step,
+            train_loss,
+            test_accuracy: measured.accuracy(),
+            test_loss: measured.loss,
+            seconds,
+            images_per_second: if seconds > 0.0 { drive.epoch_images as f64 / seconds } else { 0.0 },
+        };
+        if step > self.measured_through {
+            self.measured_through = step;
+            self.folder.add_epoch(&record)?;
+            observer.on(Event::Epoch(record));
+        }
+        if drive.order.ends_epoch(step) {
+            self.progress.train_loss = Some(train_loss);
+            (self.progress.epoch_loss_sum, self.progress.epoch_images) = (0.0, 0);
+            (drive.epoch_seconds, drive.epoch_images) = (0.0, 0);
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, crew: &mut Crew, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), Stop> {
+        let began = crew.recorder.now();
+        self.take_snapshot(crew, drive)?;
+        self.write_checkpoint(drive, observer)?;
+        crew.recorder.ended(began, || Activity::Checkpoint);
+        Ok(())
+    }
+
+    /// Collects the state of all towers. From here on, a fault leads back to it.
+    fn take_snapshot(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
+        let began = Instant::now();
+        drive.last_commit = None;
+        let step = self.progress.step;
+        let state = crew.collect(step)?;
+        check_finite(&state, step)?;
+        self.snapshot = Snapshot { progress: self.progress, state };
+        self.witness.forget_through(step);
+        drive.pace.took(began.elapsed(), Instant::now());
+        Ok(())
+    }
+
+    /// Writes the snapshot to disk.
+    pub(super) fn write_checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
+        self.folder.sync()?;
+        let described = Described {
+            job: self.job.clone(),
+            last_step: self.last_step,
+            progress: self.snapshot.progress,
+            source: Some(self.source.clone()),
+            test_images: Some(self.test_images.clone()),
+        };
+        let path = checkpoint::write(&self.folder.checkpoints(), &described, &self.snapshot.state)?;
+        folder::prune(&self.folder.checkpoints(), self.running.keep)?;
+        drive.checkpoint = Some(path.clone());
+        observer.on(Event::Checkpoint { step: self.snapshot.progress.step, path });
+        Ok(())
+    }
+}
+
+fn not_finite(step: u64) -> JobError {
+    JobError::NotFinite { what: format!("the loss of step {step} is no longer finite") }
+}
+
+/// Checks that a checkpoint is worth writing. An update that overflows shows here first.
+fn check_finite(state: &JobState, step: u64) -> Result<(), JobError> {
+    let named = |(what, tensors): (&'static str, &Tensors)| {
+        let spoilt = tensors.iter().find(|(_, tensor)| !tensor.iter().all(|value| value.is_finite()));
+        spoilt.map(|(name, _)| format!("{what}{name} is no longer finite after step {step}"))
+    };
+    let found = [("", &state.weights), ("the momentum of ", &state.momentum)].into_iter().find_map(named);
+    found.map_or(Ok(()), |what| Err(JobError::NotFinite { what }))
+}
