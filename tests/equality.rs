@@ -268,7 +268,10 @@ fn the_instruction_set_changes_no_bits() {
         let output = support::run(&arguments, &[("--out", &out)]);
         if output.status.code() == Some(2) {
             let said = support::said(&output);
-            assert!(said.contains(&format!("instruction set \"{isa}\" is not available")) && said.contains("scalar"), "{said}");
+            assert!(
+                said.contains(&format!("instruction set \"{isa}\" is not available")) && said.contains("scalar"),
+                "{said}"
+            );
             assert!(!out.exists());
             continue;
         }
