@@ -106,11 +106,12 @@ pub(crate) struct Arguments {
     /// Number of checkpoints to keep; older ones are deleted. One at the end of its job is always kept [default: 3]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     keep: Option<usize>,
-    /// Steps between snapshots in memory. After a fault, the job continues from the last one [default: as often as costs at most
-    /// 2 % of the time]
+    /// Steps between snapshots in memory. After a fault, the job continues from the last one [default: chosen so that
+    /// snapshots take at most 2 % of the time, and are at least one second apart]
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     snapshot_every: Option<u64>,
-    /// Seconds to wait for another worker after a fault. Then the remaining workers take the towers over [default: 10]
+    /// With --listen: seconds to wait for another worker after a fault. Then the remaining workers take over its towers
+    /// [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = whole::<u64>(0..=86_400))]
     patience: Option<u64>,
     /// Steps to keep in the run's trace: off, sample (about 50 steps, spread over the run, and up to 30 slow ones), steps:FROM-TO,

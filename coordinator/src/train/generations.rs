@@ -128,18 +128,22 @@ impl Run {
             Gathered::All => Ok(()),
             Gathered::Interrupted => Err(Stop::Abrupt),
             Gathered::Some if site.cluster.present() == 0 => {
-                let text = "no worker is left; the job waits for workers as at its start".to_owned();
+                let want = site.cluster.seats();
+                let text = format!("no worker is left; the job waits up to ten minutes for {want} workers");
                 observer.on(Event::Notice { text });
                 if site.cluster.gather(observer, stop)? { Ok(()) } else { Err(Stop::Abrupt) }
             }
             Gathered::Some => {
+                let before = site.cluster.seats();
                 site.cluster.close_ranks();
                 let workers = site.cluster.seats();
                 self.plan = Arc::new(Plan::new(self.plan.network.clone(), workers).map_err(JobError::from)?);
                 self.record.running.workers = workers;
                 self.record.workers.clear();
                 self.record.planned_step_traffic = Some(self.plan.step_traffic(self.job.batch));
-                let text = format!("no other worker came in time; the towers are now on {workers} of the workers");
+                let text = format!(
+                    "no other worker connected in time; {workers} of {before} workers remain, and hold all towers"
+                );
                 observer.on(Event::Notice { text });
                 // The trace's placement no longer holds.
                 site.recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
