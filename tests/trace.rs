@@ -145,7 +145,9 @@ fn the_account_closes() {
         [("alexnet", "--data synthetic --steps 4 --batch 16"), ("alexnet-fashion", "--data bundled --steps 40")]
     {
         let out = folder.path().join(model);
-        succeed(&format!("train --model {model} {arguments} --trace all"), &[("--out", &out)]);
+        // Between the steps there is nothing else, not even a snapshot.
+        let steps_alone = "--snapshot-every 1000000 --trace all";
+        succeed(&format!("train --model {model} {arguments} {steps_alone}"), &[("--out", &out)]);
         let found = account(&out);
         let trace: Value = serde_json::from_slice(&std::fs::read(out.join("trace.json")).unwrap()).unwrap();
         steps_follow_each_other_without_a_gap(&trace);

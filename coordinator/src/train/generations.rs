@@ -108,7 +108,10 @@ impl Run {
         let samples_max = self.largest_micro_batch();
         let mut crew = Crew::new(site.cluster, site.recorder, self.plan.clone(), samples_max, generation, stop);
         let state = self.stale.as_ref().filter(|_| drive.has_begun).unwrap_or(&self.snapshot.state);
+        let began = Instant::now();
         crew.assign(&assignment, state, self.progress.step)?;
+        // A snapshot moves as much, the other way.
+        drive.pace.took(began.elapsed(), Instant::now());
         self.record.workers = crew.records();
         let repaired: Vec<_> = underway.drain(..).map(Underway::restored).collect();
         self.record.incidents.extend(repaired.clone());

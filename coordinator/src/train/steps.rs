@@ -64,7 +64,9 @@ impl Run {
             if step.is_multiple_of(self.checkpoint_every) || step == self.last_step {
                 self.checkpoint(crew, drive, observer)?;
             } else if drive.snapshot_follows {
+                let began = crew.recorder.now();
                 self.take_snapshot(crew, drive)?;
+                crew.recorder.ended(began, || Activity::Checkpoint);
             }
         }
         if drive.checkpoint.is_none() {
