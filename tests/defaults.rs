@@ -153,8 +153,7 @@ fn measuring_holds_no_more_memory_than_the_plan_says() {
     let division = "--batch 512 --slots 8";
     let plan: Value = serde_json::from_str(&succeed(&format!("plan {division} --json"), &[])).unwrap();
     assert_eq!((&plan["slots"], &plan["micro_batches"]), (&8.into(), &2.into()));
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let join = format!("127.0.0.1:{port}");
+    let join = support::free_address();
     let workers: Vec<_> = (0..2)
         .map(|_| {
             let mut command = support::convoy();

@@ -55,7 +55,7 @@ struct ByHand {
 impl ByHand {
     fn start(folder: &Path, arguments: &str) -> Self {
         let out = folder.join("run");
-        let join = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let join = support::free_address();
         let worker = |program: Command| {
             let mut command = program;
             command.args(["worker", "--join", &join, "--threads", "1"]);
@@ -223,8 +223,7 @@ fn a_second_interrupt_ends_at_once_and_leaves_no_worker() {
 fn workers_wait_for_a_coordinator_and_one_too_many_waits_on() {
     let folder = TempDir::new().unwrap();
     let (out, embedded) = (folder.path().join("run"), folder.path().join("embedded"));
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let join = format!("127.0.0.1:{port}");
+    let join = support::free_address();
     let worker = || {
         let mut command = support::convoy();
         command.args(["worker", "--join", &join, "--threads", "1"]).stderr(Stdio::null()).spawn().unwrap()
@@ -269,7 +268,7 @@ fn a_number_that_is_no_longer_finite_stops_the_job_before_the_commit() {
 #[test]
 fn a_worker_that_could_not_continue_learns_that_the_job_is_over() {
     let folder = TempDir::new().unwrap();
-    let join = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let join = support::free_address();
     let mut command = support::convoy();
     command.args(["worker", "--join", &join, "--threads", "1"]).env("RUST_LOG", "convoy=info");
     let worker = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -10,15 +10,11 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use support::{finish, output_of, record, run, said, signal, succeed, wait_for};
+use support::{finish, free_address, output_of, record, run, said, signal, succeed, wait_for};
 use tempfile::TempDir;
 
 /// No answer takes nearly as long. How long the program itself waits for one, its message says.
 const LIMIT: Duration = Duration::from_secs(10);
-
-fn free_port() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
 
 /// Asks. The program must not hang with the process that it asks.
 fn ask(arguments: &str) -> (i32, String) {
@@ -60,7 +56,7 @@ fn wait_ready(address: &str) {
 
 #[test]
 fn a_worker_is_ready_without_a_coordinator_and_one_that_hangs_is_not() {
-    let (nobody, health) = (free_port(), free_port());
+    let (nobody, health) = (free_address(), free_address());
     answers(&health, 1, "nothing listens at");
     let worker = worker(&nobody, &health);
     wait_ready(&health);
@@ -76,13 +72,13 @@ fn a_worker_is_ready_without_a_coordinator_and_one_that_hangs_is_not() {
 #[test]
 fn a_coordinator_is_starting_until_its_workers_have_come() {
     let folder = TempDir::new().unwrap();
-    let (listen, health) = (free_port(), free_port());
+    let (listen, health) = (free_address(), free_address());
     let mut train = support::convoy();
     train.args(["train", "--data", "bundled", "--steps", "2000", "--listen", &listen, "--out"]);
     let coordinator = Running::start(train.arg(folder.path().join("run")));
     wait_for("the coordinator", || (ask(&format!("{listen} --live")).0 == 0).then_some(()));
     answers(&listen, 1, "is not ready: it is waiting for workers");
-    let _workers = [worker(&listen, &health), worker(&listen, &free_port())];
+    let _workers = [worker(&listen, &health), worker(&listen, &free_address())];
     wait_ready(&listen);
     answers(&listen, 0, "the coordinator at");
     answers(&health, 0, "the worker at");
@@ -198,7 +194,7 @@ fn the_environment_says_what_the_line_leaves_out_and_the_line_wins() {
 /// A worker that was told its health address by the environment answers there.
 #[test]
 fn a_worker_takes_its_settings_from_the_environment() {
-    let (join, health) = (free_port(), free_port());
+    let (join, health) = (free_address(), free_address());
     let mut command = support::convoy();
     command.arg("worker").env("CONVOY_JOIN", &join).env("CONVOY_HEALTH", &health).env("CONVOY_THREADS", "1");
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::{
-    finish, hash, is_alive, listening_at, losses, record, run, said, signal, succeed, wait_for, worker_processes,
+    finish, free_address, hash, is_alive, listening_at, losses, record, run, said, signal, succeed, wait_for,
+    worker_processes,
 };
 use tempfile::TempDir;
 
@@ -64,10 +65,6 @@ fn end(workers: impl IntoIterator<Item = Child>) {
 
 fn wait_for_steps(out: &Path, steps: usize) {
     wait_for("steps to be recorded", || (losses(out).len() >= steps).then_some(()));
-}
-
-fn free_port() -> String {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 /// Processes whose parent is `parent`.
@@ -297,7 +294,7 @@ fn the_remaining_worker_takes_the_towers_over() {
 fn a_job_without_any_worker_waits_for_new_ones() {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
-    let address = free_port();
+    let address = free_address();
     let child = start(&format!("--listen {address} --patience 0"), &out);
     let doomed = [worker(&address, "--rehearse-death forward:9"), worker(&address, "--rehearse-death forward:9")];
     for worker in doomed {
@@ -314,7 +311,7 @@ fn a_job_without_any_worker_waits_for_new_ones() {
 fn a_stopped_remote_worker_is_fenced_and_serves_the_next_job() {
     let folder = TempDir::new().unwrap();
     let (out, next) = (folder.path().join("run"), folder.path().join("next"));
-    let address = free_port();
+    let address = free_address();
     let child = start(&format!("--listen {address} --patience 60"), &out);
     let workers = [worker(&address, ""), worker(&address, "")];
     wait_for_steps(&out, 10);

@@ -15,7 +15,7 @@ use std::time::Duration;
 use convoy_proto::v1::coordinator_client::CoordinatorClient;
 use convoy_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use convoy_proto::{PROTOCOL_VERSION, v1};
-use support::{finish, hash, is_alive, said, signal, succeed};
+use support::{finish, free_address, hash, is_alive, said, signal, succeed};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -27,11 +27,6 @@ const JOB: &str = "train --data bundled --batch 16 --steps 4 --schedule constant
 
 /// No answer takes nearly as long.
 const SOON: Duration = Duration::from_secs(20);
-
-fn free_port() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
-}
 
 fn coordinator(address: &str, out: &Path) -> Child {
     let mut command = support::convoy();
@@ -81,7 +76,7 @@ async fn answer_to(address: &str, first: v1::FromWorker) -> Status {
 async fn strangers_at_the_coordinators_door_are_refused_and_the_job_goes_on() {
     let folder = TempDir::new().unwrap();
     let (out, embedded) = (folder.path().join("run"), folder.path().join("embedded"));
-    let address = free_port();
+    let address = free_address();
     let child = coordinator(&address, &out);
 
     let status = answer_to(&address, hello(PROTOCOL_VERSION + 98)).await;
@@ -187,7 +182,7 @@ fn fault_of(mut child: Child) -> String {
 async fn towers_taken_then(frames: impl FnOnce(u64, &v1::Chunk) -> Vec<v1::Frame>) -> String {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
-    let address = free_port();
+    let address = free_address();
     let child = coordinator(&address, &out);
     let fakes = [Fake::join(&address).await, Fake::join(&address).await];
     let [first, second] = fakes;
@@ -215,7 +210,7 @@ async fn towers_taken_then(frames: impl FnOnce(u64, &v1::Chunk) -> Vec<v1::Frame
 async fn a_backward_pass_without_logits_commits_nothing() {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
-    let address = free_port();
+    let address = free_address();
     let child = coordinator(&address, &out);
     let fakes = [Fake::join(&address).await, Fake::join(&address).await];
     let mut ready = Vec::new();
@@ -278,7 +273,7 @@ type Answer = Box<dyn FnOnce(u64, &v1::Chunk) -> Vec<v1::Frame>>;
 #[tokio::test]
 async fn silent_connections_keep_no_place() {
     let folder = TempDir::new().unwrap();
-    let address = free_port();
+    let address = free_address();
     let child = coordinator(&address, &folder.path().join("run"));
     let mut lines = Vec::new();
     for _ in 0..2 {
@@ -310,7 +305,7 @@ async fn workers_without_the_token_are_refused() {
         path
     };
     let (right, wrong) = (file("right", "correct-horse\n"), file("wrong", "wrong-horse\n"));
-    let (address, out) = (free_port(), folder.path().join("run"));
+    let (address, out) = (free_address(), folder.path().join("run"));
     let mut command = support::convoy();
     command.args(JOB.split_whitespace()).args(["--listen", &address, "--token-file"]).arg(&right);
     command.arg("--out").arg(&out).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -353,7 +348,7 @@ async fn a_worker_with_a_token_waits_for_a_coordinator_that_wants_it() {
     let folder = TempDir::new().unwrap();
     let token = folder.path().join("token");
     std::fs::write(&token, "correct-horse\n").unwrap();
-    let address = free_port();
+    let address = free_address();
     let coordinator = coordinator(&address, &folder.path().join("open"));
     let mut command = support::convoy();
     command.args(["worker", "--threads", "1", "--join", &address, "--token-file"]).arg(&token);

@@ -100,6 +100,11 @@ pub(crate) fn listening_at(coordinator: &mut Child) -> String {
     panic!("the coordinator ended before it listened: {line}");
 }
 
+/// An address of this machine on which nothing listens.
+pub(crate) fn free_address() -> String {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
 /// A process that ends with the test, however that ends.
 pub(crate) struct Ended(pub(crate) Child);
 

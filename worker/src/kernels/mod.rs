@@ -169,6 +169,7 @@ impl Compute {
         });
     }
 
+    /// The calling thread works.
     fn mark_busy(&self) {
         let index = self.pool.current_thread_index().unwrap_or(0);
         self.busy[index].store(true, Ordering::Relaxed);

@@ -1,6 +1,9 @@
 //! Every fast kernel against the scalar reference, to the bit: on every instruction set of this machine, at 1, 2 and 3
 //! threads, whole and cut into micro-batches, on random shapes and with values that make rounding show.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
 use convoy_common::model::Lrn;
 use ndarray::{Array1, Array2, Array4, ArrayView4, s};
 use proptest::prelude::*;
@@ -476,5 +479,33 @@ fn a_slice_that_is_too_short_is_refused() {
             let text = panic.downcast_ref::<&str>().copied().unwrap_or_default();
             assert!(text.contains("out of its slice"), "pass {index}: {text}");
         }
+    }
+}
+
+/// Each way to cut work up lets every thread of the pool work at the same time: a piece waits until as many pieces have begun.
+#[test]
+fn every_thread_shares_the_work() {
+    let (threads, pieces) = (3, 12);
+    let compute = || Compute::new(threads, Isa::detect()).unwrap();
+    type Way<'a> = &'a (dyn Fn(&Compute, &(dyn Fn() + Sync)) + Sync);
+    let ways: [Way; 3] = [
+        &|compute, piece| compute.split(pieces, |_| piece()),
+        &|compute, piece| compute.for_samples(&mut vec![0; 2 * pieces], pieces, |_, _| piece()),
+        &|compute, piece| compute.for_rows(&mut vec![0; 2 * pieces], pieces, |_, _| piece()),
+    ];
+    for (index, way) in ways.into_iter().enumerate() {
+        let run = || {
+            let (compute, begun, start) = (compute(), AtomicUsize::new(0), Instant::now());
+            way(&compute, &|| {
+                begun.fetch_add(1, Ordering::Relaxed);
+                while begun.load(Ordering::Relaxed) < threads {
+                    assert!(start.elapsed() < Duration::from_secs(60), "way {index}: a thread got no work");
+                    std::thread::yield_now();
+                }
+            });
+            compute.busy_threads()
+        };
+        // A thread that belongs to no other pool.
+        assert_eq!(std::thread::scope(|scope| scope.spawn(run).join()).unwrap(), threads, "way {index}");
     }
 }
