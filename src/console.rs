@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+use convoy_coordinator::incident::Incident;
 use convoy_coordinator::observe::{Ended, Event, Observer, Started};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -127,15 +128,32 @@ impl Observer for Console {
                 self.show(rewound_to);
                 tell(&format!("{what}; continuing from step {rewound_to}"));
             }
-            Event::Recovered(incident) => tell(&format!(
-                "recovered in {:.0} ms: {:.0} ms until all workers were there, {:.0} ms to give them their weights",
-                incident.replace_ms + incident.restore_ms,
-                incident.replace_ms,
-                incident.restore_ms
-            )),
+            Event::Suspected { worker, host, given_up_after, .. } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_message(format!("worker {worker} does not answer"));
+                }
+                tell(&format!("worker {worker} on {host} does not answer; it is given up after {given_up_after} s"));
+            }
+            Event::Answered { worker, host, seconds } => {
+                tell(&format!("worker {worker} on {host} answers again, after {seconds:.1} s"));
+            }
+            Event::Recovered(incident) => tell(&recovered(&incident)),
             Event::Ended(ended) => self.end(&ended),
         }
     }
+}
+
+fn recovered(incident: &Incident) -> String {
+    let Incident { step, rewound_to, replace_ms, restore_ms, replay_ms, .. } = incident;
+    let sum = replace_ms + restore_ms + replay_ms;
+    let replayed = match step.saturating_sub(*rewound_to) {
+        0 => String::new(),
+        1 => format!(", {replay_ms:.0} ms to compute a step again"),
+        steps => format!(", {replay_ms:.0} ms to compute {steps} steps again"),
+    };
+    format!(
+        "recovered in {sum:.0} ms: {replace_ms:.0} ms to replace the worker, {restore_ms:.0} ms to restore the weights{replayed}"
+    )
 }
 
 fn described(started: &Started) -> String {

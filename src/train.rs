@@ -110,8 +110,8 @@ pub(crate) struct Arguments {
     /// snapshots take at most 2 % of the time, and are at least one second apart]
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     snapshot_every: Option<u64>,
-    /// With --listen: seconds to wait for another worker after a fault. Then the remaining workers take over its towers
-    /// [default: 10]
+    /// Seconds after which a worker that does not answer is given up, but at least 5. With --listen, also how long to wait for another
+    /// worker after a fault; then the remaining workers take over its towers [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = whole::<u64>(0..=86_400))]
     patience: Option<u64>,
     /// Steps to keep in the run's trace: off, sample (about 50 steps, spread over the run, and up to 30 slow ones), steps:FROM-TO,

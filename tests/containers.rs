@@ -418,12 +418,12 @@ fn four_workers_hold_four_towers_and_mistakes_are_named() {
         assert_eq!(record(&runs.join("four"))["workers"].as_array().unwrap().len(), 4);
         assert_eq!(project.wait_healthy("worker", 4), ids, "the job took none of them away");
 
-        // Two of the four are too many for two towers: they wait for another job. This one goes on until both have said so.
+        // Two of the four are too many for two towers: they are spares. The job goes on until both have said so.
         let mut long = project.command(&[&JOB[..7], &["--epochs", "1000", "--out", "/runs/two"]].concat());
         let long = long.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
-        wait_for("both workers that were turned away to say why", || {
-            let turned_away = ids.iter().filter(|id| log_of(id).contains("the job already has its 2 workers")).count();
-            (turned_away == 2).then_some(())
+        wait_for("both spares to say so", || {
+            let spares = ids.iter().filter(|id| log_of(id).contains("this worker is a spare")).count();
+            (spares == 2).then_some(())
         });
         let [coordinator] = project.containers("coordinator").try_into().unwrap();
         docker(&["kill", "--signal", "INT", &coordinator]);

@@ -45,8 +45,12 @@ fn ended_like_the_calm_one(out: &Path, output: &Output) -> Vec<Value> {
 }
 
 fn start(arguments: &str, out: &Path) -> Child {
+    start_job(JOB, arguments, out)
+}
+
+fn start_job(job: &str, arguments: &str, out: &Path) -> Child {
     let mut command = support::convoy();
-    command.args(JOB.split_whitespace()).args(arguments.split_whitespace()).arg("--out").arg(out);
+    command.args(job.split_whitespace()).args(arguments.split_whitespace()).arg("--out").arg(out);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
@@ -80,7 +84,7 @@ fn children_of(parent: u32) -> BTreeSet<u32> {
 }
 
 /// A local worker gets the signal in the middle of the job, and another one takes its place.
-fn a_local_worker_gets(signals: &str, expected: &str) {
+fn a_local_worker_gets(signals: &str, expected: &str) -> String {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
     let child = start("", &out);
@@ -100,6 +104,10 @@ fn a_local_worker_gets(signals: &str, expected: &str) {
     let after = worker_processes(&out);
     assert!(after[0] == before[0] && after[1] != before[1], "only the lost one is replaced: {before:?} {after:?}");
     wait_for("all workers to be gone", || before.iter().chain(&after).all(|p| !is_alive(*p)).then_some(()));
+    let part = |name: &str| incident[name].as_f64().unwrap();
+    assert!(part("replace_ms") > 0.0 && part("restore_ms") > 0.0, "{incident}");
+    assert_eq!(part("replay_ms") > 0.0, snapshot < step, "{incident}");
+    said(&output)
 }
 
 #[test]
@@ -109,10 +117,11 @@ fn a_killed_local_worker_is_replaced() {
 
 #[test]
 fn a_stopped_local_worker_is_given_up_and_replaced() {
-    a_local_worker_gets("STOP", "connection");
+    let said = a_local_worker_gets("STOP", "it did not answer for 10 s");
+    assert!(said.contains("does not answer; it is given up after 10 s"), "{said}");
 }
 
-/// A worker that is stopped for five seconds only delays the job.
+/// A worker that is stopped for five seconds is reported, and only delays the job.
 #[test]
 fn a_worker_that_is_stopped_for_five_seconds_is_not_lost() {
     let folder = TempDir::new().unwrap();
@@ -131,6 +140,9 @@ fn a_worker_that_is_stopped_for_five_seconds_is_not_lost() {
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1));
     assert_eq!(record(&out)["incidents"].as_array().map(Vec::len), Some(0), "{}", said(&output));
+    for part in ["worker 1 on ", " does not answer; it is given up after 10 s", " answers again, after "] {
+        assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
+    }
 }
 
 #[test]
@@ -289,6 +301,55 @@ fn the_remaining_worker_takes_the_towers_over() {
     end([other]);
 }
 
+/// A worker that connects while the job has all its workers is a spare. It takes the place of a lost worker at once.
+#[test]
+fn a_spare_takes_the_place_of_a_lost_worker() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let mut child = start("--listen 127.0.0.1:0 --patience 60", &out);
+    let join = listening_at(&mut child);
+    let seated = [worker(&join, ""), worker(&join, "")];
+    wait_for_steps(&out, 1);
+    let mut spare = worker(&join, "");
+    let log = support::line_with(spare.stderr.as_mut().unwrap(), "this worker is a spare");
+    assert!(log.contains("the job already has all its workers"), "{log}");
+    signal(seated[0].id(), "KILL");
+    let incidents = ended_like_the_calm_one(&out, &finish(child));
+    assert_eq!(incidents.len(), 1, "{incidents:?}");
+    assert!(incidents[0]["replace_ms"].as_f64().unwrap() < 500.0, "nobody was waited for: {incidents:?}");
+    assert!(worker_processes(&out).contains(&spare.id()), "the spare holds towers");
+    end(seated.into_iter().chain([spare]));
+}
+
+/// A worker joins after another one has taken the towers of a lost worker over: at the next snapshot, the towers are spread out
+/// again. The new worker then takes part until the end.
+#[test]
+fn towers_are_spread_out_again_when_a_worker_joins() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let (job, calm) = (JOB.replace("--steps 40", "--steps 600"), folder.path().join("calm"));
+    succeed(&job, &[("--out", &calm)]);
+    let mut child = start_job(&job, "--listen 127.0.0.1:0 --patience 0", &out);
+    let join = listening_at(&mut child);
+    let doomed = worker(&join, "--rehearse-death backward:17");
+    let other = worker(&join, "");
+    assert_eq!(wait_for_death(doomed).status.signal(), Some(9));
+    wait_for_steps(&out, 30);
+    let new = worker(&join, "");
+    let output = finish(child);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!((hash(&out), losses(&out)), (hash(&calm), losses(&calm)), "{}", said(&output));
+    for part in ["1 of 2 workers remain", "another worker has joined; 2 workers hold the towers now"] {
+        assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
+    }
+    let (mut held, mut ours) = (worker_processes(&out), vec![other.id(), new.id()]);
+    held.sort_unstable();
+    ours.sort_unstable();
+    assert_eq!(held, ours);
+    assert_eq!(record(&out)["incidents"].as_array().map(Vec::len), Some(1), "that a worker joins is no fault");
+    end([other, new]);
+}
+
 /// All workers are lost: the job waits, and continues with new ones.
 #[test]
 fn a_job_without_any_worker_waits_for_new_ones() {
@@ -312,7 +373,7 @@ fn a_stopped_remote_worker_is_fenced_and_serves_the_next_job() {
     let folder = TempDir::new().unwrap();
     let (out, next) = (folder.path().join("run"), folder.path().join("next"));
     let address = free_address();
-    let child = start(&format!("--listen {address} --patience 60"), &out);
+    let child = start(&format!("--listen {address}"), &out);
     let workers = [worker(&address, ""), worker(&address, "")];
     wait_for_steps(&out, 10);
     let stopped = &workers[0];

@@ -1,10 +1,12 @@
 //! Checkpoints: everything needed to continue a job, and nothing about the cluster that wrote it. A checkpoint is a folder
 //! `step-NNNNNN` with `weights.safetensors`, `optimizer.safetensors` and `manifest.json`, which holds the SHA-256 of both, and
 //! `manifest.sha256` with its own. It is written under a temporary name, synced and renamed, so it is there whole or not at all.
-//! [`folder`] holds the checkpoints of a run.
+//! [`folder`] holds the checkpoints of a run, and [`writer`] writes them in the background.
 
 pub mod folder;
+pub mod writer;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +14,7 @@ use std::path::{Path, PathBuf};
 use convoy_common::model::Network;
 use convoy_common::parameters::{Tensors, hex, sha256};
 use ndarray::{ArrayD, IxDyn};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -281,19 +283,31 @@ fn read_file(path: &Path) -> Result<Vec<u8>, CheckpointError> {
 }
 
 fn serialized(tensors: &Tensors) -> std::io::Result<Vec<u8>> {
-    let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
-        .iter()
-        .map(|(name, tensor)| {
-            let bytes = tensor.iter().flat_map(|value| value.to_le_bytes()).collect();
-            (name.clone(), tensor.shape().to_vec(), bytes)
-        })
-        .collect();
-    let views: Result<Vec<_>, _> = bytes
-        .iter()
-        .map(|(name, shape, bytes)| TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (name.clone(), view)))
-        .collect();
-    let views = views.map_err(std::io::Error::other)?;
+    let views = tensors.iter().map(|(name, tensor)| (name, Floats(tensor)));
     safetensors::serialize(views, None).map_err(std::io::Error::other)
+}
+
+/// A tensor, whose bytes exist only while they are copied into the file's.
+struct Floats<'a>(&'a ArrayD<f32>);
+
+impl View for Floats<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.0.shape()
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = Vec::with_capacity(self.data_len());
+        self.0.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
+        Cow::Owned(bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        size_of::<f32>() * self.0.len()
+    }
 }
 
 fn deserialized(path: &Path, bytes: &[u8], network: &Network) -> Result<Tensors, CheckpointError> {

@@ -15,22 +15,20 @@ use convoy_common::wire::{
     WireError, chunk_to_frame, frames,
 };
 
-use crate::cluster::member::{Heard, LOOK_EVERY, SILENCE_MAX, STOP_PATIENCE, Undelivered};
+use crate::cluster::member::{Heard, Undelivered};
 use crate::cluster::{Cluster, News};
 use crate::data::Split;
+use crate::deadlines::{LOOK_EVERY, STOP_PATIENCE};
 use crate::error::JobError;
 use crate::exchange::Exchanges;
 use crate::fault::Fault;
-use crate::observe::WorkerRecord;
-use crate::recovery::{FIRST_WORK, hangs};
+use crate::observe::{Event, Observer, WorkerRecord};
+use crate::recovery::hangs;
+use crate::silence::{Silence, Verdict};
 use crate::state::{Gathering, JobState};
 use crate::stop::Stop;
 use crate::trace::Recorder;
 
-/// A worker that hangs is found before the job is given up.
-const _: () = assert!(FIRST_WORK.as_secs() + 30 < SILENCE_MAX.as_secs());
-/// While nobody says anything, every worker is asked this often what it is doing.
-const ASK_EVERY: Duration = Duration::from_secs(1);
 /// Pings before the first step, while workers are idle. The best of them counts.
 const FIRST_PINGS: usize = 4;
 /// Shorter waits, in nanoseconds, aren't recorded.
@@ -50,11 +48,14 @@ pub struct Crew<'a> {
     cluster: &'a mut Cluster,
     /// The recording of the job.
     pub recorder: &'a mut Recorder,
+    /// Who gets the news.
+    pub observer: &'a mut dyn Observer,
     /// Which worker holds which towers, and what they exchange.
     pub plan: Arc<Plan>,
     /// What is exchanged.
     pub exchanges: Exchanges,
     generation: Generation,
+    silence: Silence,
     /// Bytes of weights and momentum that each worker was given.
     state_bytes: Vec<u64>,
     stop: &'a AtomicBool,
@@ -67,6 +68,7 @@ impl<'a> Crew<'a> {
     pub fn new(
         cluster: &'a mut Cluster,
         recorder: &'a mut Recorder,
+        observer: &'a mut dyn Observer,
         plan: Arc<Plan>,
         samples_max: usize,
         generation: Generation,
@@ -74,7 +76,8 @@ impl<'a> Crew<'a> {
     ) -> Self {
         let exchanges = Exchanges::new(plan.clone(), samples_max);
         let state_bytes = vec![0; plan.workers];
-        Self { cluster, recorder, plan, exchanges, generation, state_bytes, stop, stale: 0 }
+        let silence = Silence::starting(plan.workers, Instant::now());
+        Self { cluster, recorder, observer, plan, exchanges, generation, silence, state_bytes, stop, stale: 0 }
     }
 
     /// Assigns its towers to every worker, sends their state as of `step`, and waits until all have it.
@@ -172,25 +175,25 @@ impl<'a> Crew<'a> {
     /// When a worker is lost or fails, when all are silent for too long, or when a stop is requested and nothing is heard.
     pub fn next(&mut self, step: u64, waiting_for: impl Fn() -> String) -> Result<(usize, Received), Stop> {
         let (asked, mut began) = (Instant::now(), self.recorder.now());
-        let (mut quiet_since, mut asked_at) = (asked, asked);
-        self.cluster.beat();
+        let mut quiet_since = asked;
+        let limit = self.cluster.deadlines().progress;
         loop {
+            self.cluster.beat();
             let news = self.cluster.poll(LOOK_EVERY);
+            self.silence.passed(Instant::now());
             // Messages of strangers and about clocks don't count: they don't get the job any further.
-            if asked.elapsed() > SILENCE_MAX {
-                let error = JobError::Silence { seconds: SILENCE_MAX.as_secs(), step, waiting_for: waiting_for() };
+            if asked.elapsed() > limit {
+                let error = JobError::Silence { seconds: limit.as_secs(), step, waiting_for: waiting_for() };
                 return Err(Stop::Fatal(error));
             }
             let Some(News::Heard(worker, heard)) = news else {
                 if self.stop.load(Ordering::Relaxed) && quiet_since.elapsed() > STOP_PATIENCE {
                     return Err(Stop::Abrupt);
                 }
-                if asked_at.elapsed() > ASK_EVERY {
-                    asked_at = Instant::now();
-                    self.ask_what_they_do();
-                }
+                self.attend_to_the_silent(step)?;
                 continue;
             };
+            self.end_silence(worker);
             if !matches!(&heard, Heard::Said(Numbered { message: FromWorker::Pong(_), .. }, _)) {
                 quiet_since = Instant::now();
             }
@@ -251,6 +254,14 @@ impl<'a> Crew<'a> {
         }
     }
 
+    /// Checks that no spare waits while the crew is smaller than requested.
+    ///
+    /// # Errors
+    /// When one does.
+    pub fn check_cannot_grow(&self) -> Result<(), Stop> {
+        if self.cluster.can_grow() { Err(Stop::Grows) } else { Ok(()) }
+    }
+
     /// Weights and momentum of every tower, as of `step`.
     ///
     /// # Errors
@@ -299,7 +310,7 @@ impl<'a> Crew<'a> {
         match (why, (why == Undelivered::Gone).then(|| self.cluster.last_words(worker)).flatten()) {
             (Undelivered::Stopped, _) => Stop::Abrupt,
             (Undelivered::Unread, _) => {
-                let why = format!("it read no messages for {} s", SILENCE_MAX.as_secs());
+                let why = format!("it read no messages for {} s", self.cluster.deadlines().given_up.as_secs());
                 self.lost(worker, step, why).into()
             }
             (_, Some(Heard::Said(Numbered { message: FromWorker::Failure(failure), .. }, _))) => {
@@ -310,17 +321,50 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// Asks every worker what it is doing. The answer of one that hangs is a fault.
-    fn ask_what_they_do(&mut self) {
-        let (sent, generation) = (self.cluster.clock().now(), self.generation.number);
-        for worker in 0..self.plan.workers {
-            // A worker that can't be asked now is asked again, or is lost.
-            self.cluster.try_tell(worker, Numbered { generation, message: ToWorker::Ping { sent } });
+    /// Asks silent workers what they are doing, reports those that do not answer, and gives up those that do not answer for too
+    /// long. The answer of a worker that hangs is a fault, too.
+    fn attend_to_the_silent(&mut self, step: u64) -> Result<(), Stop> {
+        let given_up = self.cluster.deadlines().given_up;
+        while let Some(verdict) = self.silence.verdict(given_up) {
+            match verdict {
+                Verdict::Ask(worker) => {
+                    let message = ToWorker::Ping { sent: self.cluster.clock().now() };
+                    // A worker that does not read has a full queue.
+                    self.cluster.try_tell(worker, Numbered { generation: self.generation.number, message });
+                    self.silence.asked(worker);
+                }
+                Verdict::Suspect(worker) => {
+                    let (host, seconds) = (self.host(worker), given_up.as_secs());
+                    self.observer.on(Event::Suspected { worker, host, step, given_up_after: seconds });
+                }
+                Verdict::GiveUp(worker) => {
+                    let why = format!("it did not answer for {} s", given_up.as_secs());
+                    return Err(self.lost(worker, step, why).into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn end_silence(&mut self, worker: usize) {
+        let lasted = self.silence.of(worker);
+        if self.silence.heard(worker) {
+            let host = self.host(worker);
+            self.observer.on(Event::Answered { worker, host, seconds: lasted.as_secs_f64() });
         }
     }
 
+    /// How long nothing has been heard of a worker.
+    pub fn silence_of(&self, worker: usize) -> Duration {
+        self.silence.of(worker)
+    }
+
+    fn host(&self, worker: usize) -> String {
+        self.cluster.member(worker).map_or_else(String::new, |member| member.hello.host.clone())
+    }
+
     fn hangs(&self, worker: usize, step: u64, doing: Doing) -> Fault {
-        let host = self.cluster.member(worker).map_or_else(String::new, |member| member.hello.host.clone());
+        let host = self.host(worker);
         let named = doing.layer.and_then(|(layer, direction)| Some((self.plan.network.layers.get(layer)?, direction)));
         let what = named.map_or_else(
             || "the time between two layers".to_owned(),

@@ -1,6 +1,6 @@
 //! The record of a fault: what, whom, when, how it was found, how it was repaired, and how long each part took.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use convoy_common::chain::chain;
 use serde::Serialize;
@@ -22,10 +22,14 @@ pub struct Incident {
     pub generation: u64,
     /// The step of the snapshot that the job went back to.
     pub rewound_to: u64,
-    /// From the detection of the fault until the next generation had all its workers.
+    /// From the worker's last message until the fault was detected.
+    pub detect_ms: f64,
+    /// From then on until the next generation had all its workers.
     pub replace_ms: f64,
     /// From then on until all workers had their weights again.
     pub restore_ms: f64,
+    /// From then on until the steps since the snapshot had been computed again.
+    pub replay_ms: f64,
 }
 
 /// A fault whose repair is under way.
@@ -34,14 +38,26 @@ pub struct Underway {
     incident: Incident,
     detected: Instant,
     replaced: Option<Instant>,
+    restored: Option<Instant>,
 }
 
 impl Underway {
-    /// A fault that was just detected.
-    pub fn begin(fault: &Fault, generation: u64, step: u64, rewound_to: u64) -> Self {
-        let (kind, worker, what) = (fault.kind(), fault.worker(), chain(fault));
-        let incident = Incident { kind, worker, step, what, generation, rewound_to, replace_ms: 0.0, restore_ms: 0.0 };
-        Self { incident, detected: Instant::now(), replaced: None }
+    /// A fault that was just detected in `generation`, `silence` after the worker's last message. The last committed step was
+    /// `step`.
+    pub fn begin(fault: &Fault, generation: u64, step: u64, rewound_to: u64, silence: Duration) -> Self {
+        let incident = Incident {
+            kind: fault.kind(),
+            worker: fault.worker(),
+            step,
+            what: chain(fault),
+            generation,
+            rewound_to,
+            detect_ms: silence.as_secs_f64() * 1e3,
+            replace_ms: 0.0,
+            restore_ms: 0.0,
+            replay_ms: 0.0,
+        };
+        Self { incident, detected: Instant::now(), replaced: None, restored: None }
     }
 
     /// All workers are there.
@@ -50,10 +66,21 @@ impl Underway {
     }
 
     /// All workers have their weights.
-    pub fn restored(self) -> Incident {
+    pub fn restored(&mut self) {
+        self.restored.get_or_insert_with(Instant::now);
+    }
+
+    /// Whether the job is as far as it was, once `step` is committed.
+    pub fn has_caught_up(&self, step: u64) -> bool {
+        self.restored.is_some() && step >= self.incident.step
+    }
+
+    /// The record, when the job has caught up or has ended.
+    pub fn end(self) -> Incident {
         let now = Instant::now();
-        let replaced = self.replaced.unwrap_or(now);
+        let (replaced, restored) = (self.replaced.unwrap_or(now), self.restored.unwrap_or(now));
         let ms = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1e3;
-        Incident { replace_ms: ms(self.detected, replaced), restore_ms: ms(replaced, now), ..self.incident }
+        let (replace_ms, restore_ms) = (ms(self.detected, replaced), ms(replaced, restored));
+        Incident { replace_ms, restore_ms, replay_ms: ms(restored, now), ..self.incident }
     }
 }

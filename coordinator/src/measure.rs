@@ -114,7 +114,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
             return Err(Stop::InOrder);
         }
         let generation = Generation { job, number: 1 };
-        let mut crew = Crew::new(&mut cluster, &mut recorder, plan, micro_batch, generation, stop);
+        let mut crew = Crew::new(&mut cluster, &mut recorder, observer, plan, micro_batch, generation, stop);
         crew.assign(&assignment, &state, 0)?;
         evaluate(&mut crew, &data.images, 0, micro_batch, stop)
     };

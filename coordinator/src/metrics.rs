@@ -28,6 +28,7 @@ pub struct Metrics {
     epoch: Gauge,
     steps: Counter,
     faults: Counter,
+    suspicions: Counter,
     images: Counter,
     received_bytes: Counter,
     step_seconds: Histogram,
@@ -56,6 +57,7 @@ impl Default for Metrics {
             epoch: Gauge::default(),
             steps: Counter::default(),
             faults: Counter::default(),
+            suspicions: Counter::default(),
             images: Counter::default(),
             received_bytes: Counter::default(),
             step_seconds: Histogram::new(exponential_buckets(first, factor, buckets)),
@@ -86,6 +88,8 @@ impl Metrics {
         registry.register("epoch", "The current epoch, counted from 1", metrics.epoch.clone());
         registry.register("steps", "Steps committed by this process", metrics.steps.clone());
         registry.register("faults", "Faults from which the job recovered, or tried to", metrics.faults.clone());
+        let help = "Times that a worker did not answer for two seconds";
+        registry.register("suspicions", help, metrics.suspicions.clone());
         registry.register("images", "Training images in those steps", metrics.images.clone());
         let help = "Bytes of tensors received from workers up to the last step, without checkpoints";
         registry.register("received_bytes", help, metrics.received_bytes.clone());
@@ -148,7 +152,10 @@ impl Metrics {
             Event::Fault { .. } => {
                 self.faults.inc();
             }
-            Event::Notice { .. } | Event::Elsewhere { .. } | Event::Recovered(_) => {}
+            Event::Suspected { .. } => {
+                self.suspicions.inc();
+            }
+            Event::Notice { .. } | Event::Elsewhere { .. } | Event::Answered { .. } | Event::Recovered(_) => {}
         }
     }
 }
@@ -192,9 +199,11 @@ fn log(event: &Event) {
         Event::Fault { worker, what, step, rewound_to } => {
             tracing::info!(worker, step, rewound_to, "a fault: {what}");
         }
+        Event::Suspected { worker, host, step, .. } => tracing::warn!(worker, host, step, "a worker does not answer"),
+        Event::Answered { worker, host, seconds } => tracing::info!(worker, host, seconds, "a worker answers again"),
         Event::Recovered(incident) => {
-            let Incident { worker, replace_ms, restore_ms, rewound_to, .. } = incident;
-            tracing::info!(worker, replace_ms, restore_ms, rewound_to, "recovered");
+            let Incident { worker, detect_ms, replace_ms, restore_ms, replay_ms, rewound_to, .. } = incident;
+            tracing::info!(worker, detect_ms, replace_ms, restore_ms, replay_ms, rewound_to, "recovered");
         }
         Event::Ended(ended) => tracing::info!(step = ended.steps, interrupted = ended.interrupted, "ended"),
     }
@@ -235,6 +244,7 @@ mod tests {
             seconds: 1.0,
             images_per_second: 1.0,
         }));
+        metrics.count(&Event::Suspected { worker: 1, host: address(), step: 8, given_up_after: 10 });
         metrics.count(&Event::Checkpoint { step: 8, path: "there".into() });
         let mut encoded = String::new();
         text::encode(&mut encoded, &registry).unwrap();
@@ -251,6 +261,7 @@ mod tests {
             "convoy_step_seconds_count 2",
             "convoy_step_seconds_bucket{le=\"0.002\"} 0",
             "convoy_step_seconds_bucket{le=\"0.004\"} 2",
+            "convoy_suspicions_total 1",
             "convoy_loss 0.25",
             "convoy_learning_rate 0.125",
             "convoy_test_loss 1.5",

@@ -72,7 +72,27 @@ pub enum Event {
         /// The step of the snapshot.
         rewound_to: u64,
     },
-    /// The job continues after a fault.
+    /// A worker does not answer.
+    Suspected {
+        /// Its number.
+        worker: usize,
+        /// Its machine.
+        host: String,
+        /// The step at hand.
+        step: u64,
+        /// Seconds of silence after which it is given up.
+        given_up_after: u64,
+    },
+    /// A suspected worker answers again.
+    Answered {
+        /// Its number.
+        worker: usize,
+        /// Its machine.
+        host: String,
+        /// How long it was silent.
+        seconds: f64,
+    },
+    /// The job has caught up after a fault: every step that was lost has been computed again.
     Recovered(Incident),
     /// The test images were measured, at the end of an epoch or of the job.
     Epoch(EpochRecord),

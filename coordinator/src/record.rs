@@ -223,13 +223,13 @@ impl RunFolder {
         self.add(epoch)
     }
 
-    /// Writes the metrics to disk. Must be called before a checkpoint, which relies on them.
+    /// The file of the metrics, complete up to now. It must be synced before a checkpoint is in place, which relies on it.
     ///
     /// # Errors
-    /// When they can't be written.
-    pub fn sync(&mut self) -> Result<(), JobError> {
-        let synced = self.metrics.flush().and_then(|()| self.metrics.get_ref().sync_data());
-        synced.map_err(|source| self.wrong(source))
+    /// When it can't be written.
+    pub fn metrics_file(&mut self) -> Result<File, JobError> {
+        let file = self.metrics.flush().and_then(|()| self.metrics.get_ref().try_clone());
+        file.map_err(|source| self.wrong(source))
     }
 
     fn add(&mut self, line: &impl Serialize) -> Result<(), JobError> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use convoy_common::wire::Doing;
 
+use crate::deadlines::FIRST_WORK;
 use crate::error::JobError;
 use crate::fault::Fault;
 
@@ -57,8 +58,6 @@ impl Generations {
 const LONGER: u32 = 10;
 /// A piece of work may always take this long.
 const WORK_MIN: Duration = Duration::from_secs(30);
-/// The first piece of work of a worker may take this long, and no piece may take longer.
-pub const FIRST_WORK: Duration = Duration::from_secs(240);
 
 /// Whether a worker's computation hangs: its current piece of work, a layer for example, has taken ten times as long as the
 /// longest one before it, and at least 30 seconds.

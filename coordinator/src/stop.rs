@@ -13,6 +13,8 @@ pub enum Stop {
     InOrder,
     /// A worker is about to stop: a checkpoint is written, and the job continues without it.
     Leaves(Fault),
+    /// A spare can join a crew that is smaller than requested: a snapshot was just taken, and the towers are spread out again.
+    Grows,
     /// The user asked for it while no worker says anything: the job ends with its last snapshot.
     Abrupt,
     /// Nothing can be done.
@@ -45,7 +47,7 @@ impl From<Stop> for JobError {
     fn from(stop: Stop) -> Self {
         match stop {
             Stop::Fault(fault) | Stop::Leaves(fault) => JobError::Fault(fault),
-            Stop::InOrder | Stop::Abrupt => JobError::Interrupted,
+            Stop::InOrder | Stop::Grows | Stop::Abrupt => JobError::Interrupted,
             Stop::Fatal(error) => error,
         }
     }

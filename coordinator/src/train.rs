@@ -22,6 +22,7 @@ use convoy_common::plan::Plan;
 use convoy_common::schedule::Schedule;
 use convoy_common::wire::{Assignment, Direction};
 
+use crate::checkpoint::writer::Writer;
 use crate::checkpoint::{self, Checkpoint, Manifest, folder};
 use crate::cluster::Cluster;
 use crate::data::{DataChoice, DataSet, DataSource, Places, Wanted};
@@ -144,7 +145,8 @@ struct Run {
     threads: usize,
     progress: Progress,
     /// What a fault leads back to.
-    snapshot: Snapshot,
+    snapshot: Arc<Snapshot>,
+    writer: Writer,
     witness: Witness,
     /// The state that the run began with, for the rehearsal of a wrong snapshot.
     stale: Option<JobState>,
@@ -238,6 +240,7 @@ impl Run {
         };
         folder.write(&record)?;
         let plan = Arc::new(plan);
+        let writer = Writer::new(folder.checkpoints(), running.keep);
         let stale = running.rehearsal.stale_snapshot.then(|| state.clone());
         Ok(Self {
             job,
@@ -249,7 +252,8 @@ impl Run {
             threads,
             progress,
             stale,
-            snapshot: Snapshot { progress, state },
+            snapshot: Arc::new(Snapshot { progress, state }),
+            writer,
             witness: Witness::default(),
             measured_through: 0,
             last_step,

@@ -83,21 +83,22 @@ pub(crate) fn finish(mut child: Child) -> Output {
 
 /// Where a coordinator that was started with `--listen 127.0.0.1:0` waits for its workers, as it says on standard output.
 pub(crate) fn listening_at(coordinator: &mut Child) -> String {
-    let mut line = String::new();
-    // A byte at a time: what follows is for whoever reads the rest.
-    let pipe = coordinator.stdout.as_mut().unwrap();
-    let mut byte = [0];
+    let before = "waiting for workers at ";
+    let line = line_with(coordinator.stdout.as_mut().unwrap(), before);
+    line.split_once(before).unwrap().1.split_once(": ").unwrap().0.to_owned()
+}
+
+/// The first line of a process that contains `part`. The rest is left in the pipe.
+pub(crate) fn line_with(pipe: &mut impl Read, part: &str) -> String {
+    let (mut line, mut byte) = (String::new(), [0]);
     while pipe.read(&mut byte).unwrap() == 1 {
-        if byte[0] != b'\n' {
-            line.push(byte[0] as char);
-            continue;
+        match byte[0] {
+            b'\n' if line.contains(part) => return line,
+            b'\n' => line.clear(),
+            byte => line.push(byte as char),
         }
-        if let Some(rest) = line.strip_prefix("waiting for workers at ") {
-            return rest.split_once(": ").unwrap().0.to_owned();
-        }
-        line.clear();
     }
-    panic!("the coordinator ended before it listened: {line}");
+    panic!("the process ended without a line with \"{part}\"");
 }
 
 /// An address of this machine on which nothing listens.
@@ -224,8 +225,10 @@ pub(crate) fn read_tensor(path: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
 
 /// The newest checkpoint of a run.
 pub(crate) fn checkpoint(out: &Path) -> PathBuf {
-    let mut all: Vec<_> =
-        std::fs::read_dir(out.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let entries = std::fs::read_dir(out.join("checkpoints")).unwrap().map(|entry| entry.unwrap());
+    // One that is being written has a hidden name.
+    let whole = entries.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'));
+    let mut all: Vec<_> = whole.map(|entry| entry.path()).collect();
     all.sort();
     all.pop().unwrap()
 }

@@ -74,6 +74,7 @@ impl ToWorker {
     pub fn name(&self) -> &'static str {
         match self {
             ToWorker::Welcome { .. } => "Welcome",
+            ToWorker::Standby => "Standby",
             ToWorker::Assign(_) => "Assign",
             ToWorker::Commit { .. } => "Commit",
             ToWorker::SendState { .. } => "SendState",
@@ -117,6 +118,8 @@ pub enum ToWorker {
         /// Whether the coordinator requires a token.
         requires_token: bool,
     },
+    /// This worker is a spare.
+    Standby,
     /// The job, and the towers that this worker holds.
     Assign(Assignment),
     /// Apply the step's gradients.
@@ -303,6 +306,7 @@ impl TryFrom<v1::to_worker::Message> for ToWorker {
             Message::Welcome(m) => {
                 ToWorker::Welcome { session: nonzero("session", m.session)?, requires_token: m.requires_token }
             }
+            Message::Standby(v1::Standby {}) => ToWorker::Standby,
             Message::Assign(m) => ToWorker::Assign(m.try_into()?),
             Message::Commit(m) => {
                 ToWorker::Commit { step: nonzero("step", m.step)?, rate: m.rate, hand_over: m.hand_over }
@@ -319,6 +323,7 @@ impl From<Numbered<ToWorker>> for v1::ToWorker {
         use v1::to_worker::Message;
         let message = match numbered.message {
             ToWorker::Welcome { session, requires_token } => Message::Welcome(v1::Welcome { session, requires_token }),
+            ToWorker::Standby => Message::Standby(v1::Standby {}),
             ToWorker::Assign(assignment) => Message::Assign(assignment.into()),
             ToWorker::Commit { step, rate, hand_over } => Message::Commit(v1::Commit { step, rate, hand_over }),
             ToWorker::SendState { step } => Message::SendState(v1::SendState { step }),

@@ -32,9 +32,9 @@ pub mod tuning {
     pub const SOCKET_BUFFER: usize = 4 << 20;
     /// Interval of the HTTP/2 pings to a silent peer.
     pub const PING_EVERY: Duration = Duration::from_millis(500);
-    /// A peer that does not answer a ping within this time is lost. A busy host can stall a virtual machine for several seconds, which
-    /// must not end a connection.
-    pub const PING_TIMEOUT: Duration = Duration::from_secs(10);
+    /// A worker closes a connection whose other end does not answer a ping within this time. A busy host can stall a virtual machine for
+    /// several seconds, which must not end a connection.
+    pub const PING_TIMEOUT: Duration = Duration::from_secs(30);
 }
 
 /// A malformed message.

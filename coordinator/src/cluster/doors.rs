@@ -1,5 +1,5 @@
 //! The gRPC service that workers connect to, on TCP or on a Unix socket. It checks tokens and protocol versions, pairs a
-//! worker's two connections, and forwards messages. It admits workers up to the number that the job needs.
+//! worker's two connections, and forwards messages. It admits the workers that the job needs, and some spares.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +37,8 @@ const FRAMES_QUEUED: usize = 64;
 const ORDERS_QUEUED: usize = 32;
 /// Messages of all workers that may be queued for the coordinator.
 const MESSAGES_QUEUED: usize = 256;
+/// The most workers without a seat.
+const SPARES_MAX: usize = 16;
 /// A worker that has connected must send Hello within this.
 const GREETING_MAX: Duration = Duration::from_secs(10);
 
@@ -74,18 +76,19 @@ impl Listening {
 
 /// Serves on `listening` for as long as the runtime lives. What workers do and say comes out of the receiver.
 ///
-/// If there is a token, workers that don't present it are refused. `room` workers are admitted; others are told to try again
-/// later.
+/// If there is a token, workers that don't present it are refused. `seats` workers and some spares are admitted; others are told to
+/// try again later. A connection whose other end does not answer pings within `ping_timeout` is closed.
 pub fn serve(
     listening: Listening,
-    room: usize,
+    seats: usize,
     vitals: Vitals,
     token: Option<Token>,
     clock: Clock,
+    ping_timeout: Duration,
 ) -> (Doors, Receiver<Report>) {
     let (heard, messages) = channel(MESSAGES_QUEUED);
     let refusals = heard.clone();
-    let doors = Doors { heard, clock, room, requires_token: token.is_some(), sessions: Arc::default() };
+    let doors = Doors { heard, clock, ping_timeout, seats, requires_token: token.is_some(), sessions: Arc::default() };
     let service =
         CoordinatorServer::new(doors.clone()).max_decoding_message_size(CONTROL_BYTES_MAX.max(FRAME_BYTES_MAX));
     let service = InterceptedService::new(service, move |request: Request<()>| {
@@ -99,7 +102,7 @@ pub fn serve(
         .initial_connection_window_size(tuning::CONNECTION_WINDOW)
         .max_frame_size(tuning::FRAME)
         .http2_keepalive_interval(Some(tuning::PING_EVERY))
-        .http2_keepalive_timeout(Some(tuning::PING_TIMEOUT))
+        .http2_keepalive_timeout(Some(ping_timeout))
         .add_service(service)
         .add_service(health);
     tokio::spawn(async move {
@@ -134,7 +137,9 @@ pub fn serve(
 pub struct Doors {
     heard: Sender<Report>,
     clock: Clock,
-    room: usize,
+    ping_timeout: Duration,
+    /// Number of workers that the job needs.
+    seats: usize,
     requires_token: bool,
     // A std mutex, because it is never held across an await.
     sessions: Arc<Sessions>,
@@ -170,9 +175,11 @@ impl Coordinator for Doors {
         let message = ToWorker::Welcome { session, requires_token: self.requires_token };
         let _ = control.send(Numbered { generation: 0, message }.into()).await;
         let (heard, sessions, clock) = (self.heard.clone(), self.sessions.clone(), self.clock);
+        let ping_timeout = self.ping_timeout;
         tokio::spawn(give_up_unless_paired(session, sessions.clone()));
         tokio::spawn(async move {
-            let why = listen(&mut messages, session, &heard, clock).await;
+            let why =
+                listen(&mut messages, session, &heard, clock).await.unwrap_or_else(|| closed("control", ping_timeout));
             sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
             // The coordinator may have ended already.
             let _ = heard.send(Report::Heard(session, Heard::Lost(why))).await;
@@ -188,12 +195,13 @@ impl Coordinator for Doors {
         let session = session_from_frame(first).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let (frames, outgoing) = channel(FRAMES_QUEUED);
         let member = self.pair(session, frames)?;
-        let (heard, clock) = (self.heard.clone(), self.clock);
+        let (heard, clock, ping_timeout) = (self.heard.clone(), self.clock, self.ping_timeout);
         tokio::spawn(async move {
             if heard.send(Report::Joined(Box::new(member))).await.is_err() {
                 return;
             }
-            let why = pass_on(&mut incoming, session, &heard, clock).await;
+            let why =
+                pass_on(&mut incoming, session, &heard, clock).await.unwrap_or_else(|| closed("tensor", ping_timeout));
             let _ = heard.send(Report::Heard(session, Heard::Lost(why))).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing).map(Ok))))
@@ -205,7 +213,7 @@ impl Coordinator for Doors {
         let said = Elsewhere { host: shortened(host), coordinator: shortened(coordinator), model };
         let wanted = {
             let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-            sessions.len() < self.room && !sessions.contains_key(&session)
+            sessions.len() < self.seats && !sessions.contains_key(&session)
         };
         if wanted {
             // This is only for people. If the queue is full, it is dropped.
@@ -228,8 +236,10 @@ impl Doors {
 
     fn let_in(&self, arrival: Arrival) -> Result<u64, Status> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        if sessions.len() >= self.room {
-            return Err(Status::unavailable(format!("the job already has its {} workers; try again later", self.room)));
+        if sessions.len() >= self.seats + SPARES_MAX {
+            let text =
+                format!("the job already has its {} workers and {SPARES_MAX} spares; try again later", self.seats);
+            return Err(Status::unavailable(text));
         }
         let session = loop {
             let number = unguessable();
@@ -302,58 +312,61 @@ fn check_version(hello: &Hello) -> Result<(), Status> {
     )))
 }
 
-/// Forwards a worker's control messages until the connection ends. Returns why it ended.
+/// Forwards a worker's control messages until the connection ends. Returns why it ended; None if it was closed.
 async fn listen(
     messages: &mut Streaming<v1::FromWorker>,
     session: u64,
     heard: &Sender<Report>,
     clock: Clock,
-) -> String {
+) -> Option<String> {
     loop {
         let received = messages.message().await;
         let at = clock.now();
         let message = match received {
-            Ok(Some(message)) => Numbered::try_from(message),
-            Ok(None) => return closed("control"),
+            Ok(message) => Numbered::try_from(message?),
             Err(status) => {
-                return format!("its control connection broke: {}", with_causes(status.message(), &status));
+                return Some(format!("its control connection broke: {}", with_causes(status.message(), &status)));
             }
         };
         let said = match message {
             Ok(message) => Heard::Said(message, at),
-            Err(error) => return error.to_string(),
+            Err(error) => return Some(error.to_string()),
         };
         if heard.send(Report::Heard(session, said)).await.is_err() {
-            return "the coordinator has ended".to_owned();
+            return Some("the coordinator has ended".to_owned());
         }
     }
 }
 
-/// Forwards a worker's tensors until the connection ends. Returns why it ended.
-async fn pass_on(incoming: &mut Streaming<v1::Frame>, session: u64, heard: &Sender<Report>, clock: Clock) -> String {
+/// Forwards a worker's tensors until the connection ends. Returns why it ended; None if it was closed.
+async fn pass_on(
+    incoming: &mut Streaming<v1::Frame>,
+    session: u64,
+    heard: &Sender<Report>,
+    clock: Clock,
+) -> Option<String> {
     loop {
         let received = incoming.message().await;
         let at = clock.now();
         let chunk = match received {
-            Ok(Some(frame)) => chunk_from_frame(frame),
-            Ok(None) => return closed("tensor"),
+            Ok(frame) => chunk_from_frame(frame?),
             Err(status) => {
-                return format!("its tensor connection broke: {}", with_causes(status.message(), &status));
+                return Some(format!("its tensor connection broke: {}", with_causes(status.message(), &status)));
             }
         };
         let sent = match chunk {
             Ok(chunk) => Heard::Chunk(chunk, at),
-            Err(error) => return error.to_string(),
+            Err(error) => return Some(error.to_string()),
         };
         if heard.send(Report::Heard(session, sent)).await.is_err() {
-            return "the coordinator has ended".to_owned();
+            return Some("the coordinator has ended".to_owned());
         }
     }
 }
 
-/// A connection whose peer does not answer pings ends in the same way as one that the peer has closed.
-fn closed(which: &str) -> String {
-    format!("its {which} connection closed: it ended, or it did not answer pings for {:?}", tuning::PING_TIMEOUT)
+/// A connection whose other end does not answer pings ends in the same way as one that it has closed.
+fn closed(which: &str, ping_timeout: Duration) -> String {
+    format!("its {which} connection closed: it ended, or it did not answer pings for {ping_timeout:?}")
 }
 
 fn late() -> Status {

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use super::doors::{self, Listening};
 use super::health::Vitals;
 use super::local::{LocalPlan, LocalWorkers, SocketFolder};
-use super::member::{Elsewhere, Heard, LOOK_EVERY};
+use super::member::{Elsewhere, Heard};
 use super::{Cluster, News};
+use crate::deadlines::{Deadlines, LOOK_EVERY};
 use crate::error::JobError;
 use crate::observe::{Event, Observer};
 use crate::running::Running;
@@ -62,14 +63,28 @@ impl Cluster {
         // Only this user can enter the socket's folder, so it needs no token.
         let token = running.token.clone().filter(|_| folder.is_none());
         let (vitals, clock) = (Vitals::starting(), Clock::starting());
+        let deadlines = Deadlines::of(running.patience);
         let shown = vitals.clone();
-        let (doors, reports) = runtime.block_on(async { doors::serve(listening, workers, shown, token, clock) });
+        let (doors, reports) =
+            runtime.block_on(async { doors::serve(listening, workers, shown, token, clock, deadlines.connection) });
         let local = folder.map(|folder| {
             let plan = LocalPlan { program: running.local.clone(), workers, threads, isa: running.isa.clone() };
             LocalWorkers::start(plan, folder)
         });
         let (local, seats) = (local.transpose()?, (0..workers).map(|_| None).collect());
-        Ok(Self { seats, spares: Vec::new(), reports, doors, local, runtime, vitals, clock, address })
+        Ok(Self {
+            seats,
+            wanted: workers,
+            spares: Vec::new(),
+            reports,
+            doors,
+            local,
+            runtime,
+            vitals,
+            clock,
+            deadlines,
+            address,
+        })
     }
 
     /// Waits until every seat is taken, as long as at the start of a job. The observer gets the news.

@@ -10,10 +10,10 @@ use convoy_proto::v1::coordinator_server::SERVICE_NAME;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use super::member::SILENCE_MAX;
+use crate::deadlines::PROGRESS_MIN;
 
 /// The thread that drives the job reports at least once per wait for workers. After a much longer silence, it hangs.
-const WEDGED_AFTER: Duration = SILENCE_MAX.saturating_add(Duration::from_secs(60));
+const WEDGED_AFTER: Duration = PROGRESS_MIN.saturating_add(Duration::from_secs(60));
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Signs of life of the thread that drives the job.
@@ -67,8 +67,8 @@ mod tests {
     fn a_coordinator_is_alive_while_it_waits_ready_with_its_workers_and_neither_once_it_hangs() {
         use ServingStatus::{NotServing, Serving};
         let of = |silent, ready| statuses(silent, ready).map(|(_, status)| status);
-        assert_eq!(of(SILENCE_MAX, false), [Serving, NotServing]);
-        assert_eq!(of(SILENCE_MAX, true), [Serving, Serving]);
+        assert_eq!(of(PROGRESS_MIN, false), [Serving, NotServing]);
+        assert_eq!(of(PROGRESS_MIN, true), [Serving, Serving]);
         assert_eq!(of(WEDGED_AFTER, true), [NotServing, NotServing]);
     }
 }

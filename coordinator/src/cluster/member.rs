@@ -12,13 +12,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Sender, channel};
 use tokio::time::timeout;
 
-/// A worker that owes something and stays silent, or does not read, for this long hangs. A step of the largest model on the
-/// slowest supported machine takes far less.
-pub const SILENCE_MAX: Duration = Duration::from_secs(300);
-/// After a request to stop, a wait for a worker that neither says nor reads anything ends after this.
-pub const STOP_PATIENCE: Duration = Duration::from_secs(2);
-/// How often a wait checks for a request to stop, and for processes that have ended.
-pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(100);
+use crate::deadlines::{LOOK_EVERY, STOP_PATIENCE};
 
 /// What the doors report.
 #[derive(Debug)]
@@ -94,8 +88,14 @@ pub enum Undelivered {
     Stopped,
 }
 
-/// Queues a message. Waits while the worker does not read, but not for long once `stop` is set.
-pub(super) fn deliver<T>(runtime: &Runtime, to: &Sender<T>, message: T, stop: &AtomicBool) -> Result<(), Undelivered> {
+/// Queues a message. Waits up to `patience` while the worker does not read, but not for long once `stop` is set.
+pub(super) fn deliver<T>(
+    runtime: &Runtime,
+    to: &Sender<T>,
+    message: T,
+    patience: Duration,
+    stop: &AtomicBool,
+) -> Result<(), Undelivered> {
     let message = match to.try_send(message) {
         Ok(()) => return Ok(()),
         Err(TrySendError::Closed(_)) => return Err(Undelivered::Gone),
@@ -109,7 +109,7 @@ pub(super) fn deliver<T>(runtime: &Runtime, to: &Sender<T>, message: T, stop: &A
                 return Ok(());
             }
             Ok(Err(_)) => return Err(Undelivered::Gone),
-            Err(_) if began.elapsed() > SILENCE_MAX => return Err(Undelivered::Unread),
+            Err(_) if began.elapsed() > patience => return Err(Undelivered::Unread),
             Err(_) if stop.load(Ordering::Relaxed) && began.elapsed() > STOP_PATIENCE => {
                 return Err(Undelivered::Stopped);
             }

@@ -19,6 +19,7 @@ use convoy_proto::v1;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::Receiver;
 
+use crate::deadlines::Deadlines;
 use crate::trace::Clock;
 use doors::Doors;
 use health::Vitals;
@@ -36,7 +37,9 @@ const REASON_MAX: Duration = Duration::from_millis(100);
 pub struct Cluster {
     /// The worker of each number, if it is there.
     seats: Vec<Option<Member>>,
-    /// Workers without a seat.
+    /// Number of workers that the job asked for. After a fault there may be fewer seats.
+    wanted: usize,
+    /// Workers without a seat, in the order of their arrival.
     spares: Vec<Member>,
     reports: Receiver<Report>,
     doors: Doors,
@@ -44,6 +47,7 @@ pub struct Cluster {
     runtime: Runtime,
     vitals: Vitals,
     clock: Clock,
+    deadlines: Deadlines,
     /// The address that other machines can connect to.
     address: String,
 }
@@ -109,6 +113,7 @@ impl Cluster {
         let Some(worker) = self.seats.iter().position(|seat| seat.as_ref().is_some_and(is_it)) else {
             if matches!(heard, Heard::Lost(_)) {
                 self.spares.retain(|member| !is_it(member));
+                self.doors.forget(session);
             }
             return Some(News::Changed);
         };
@@ -125,7 +130,7 @@ impl Cluster {
     /// When it is gone, or does not read.
     pub fn send(&mut self, worker: usize, frame: v1::Frame, stop: &AtomicBool) -> Result<(), Undelivered> {
         let member = self.seats[worker].as_ref().ok_or(Undelivered::Gone)?;
-        deliver(&self.runtime, &member.frames, frame, stop)
+        deliver(&self.runtime, &member.frames, frame, self.deadlines.given_up, stop)
     }
 
     /// Queues a control message for a worker.
@@ -134,14 +139,17 @@ impl Cluster {
     /// When it is gone, or does not read.
     pub fn tell(&mut self, worker: usize, order: Numbered<ToWorker>, stop: &AtomicBool) -> Result<(), Undelivered> {
         let member = self.seats[worker].as_ref().ok_or(Undelivered::Gone)?;
-        deliver(&self.runtime, &member.control, order.into(), stop)
+        deliver(&self.runtime, &member.control, order.into(), self.deadlines.given_up, stop)
     }
 
-    /// Queues a control message for a worker if there is room.
-    pub fn try_tell(&self, worker: usize, order: Numbered<ToWorker>) {
-        if let Some(Some(member)) = self.seats.get(worker) {
-            member.try_tell(order.generation, order.message);
-        }
+    /// Queues a control message for a worker if there is room. Returns whether there was.
+    pub fn try_tell(&self, worker: usize, order: Numbered<ToWorker>) -> bool {
+        self.member(worker).is_some_and(|member| member.try_tell(order.generation, order.message))
+    }
+
+    /// The deadlines of the job.
+    pub fn deadlines(&self) -> Deadlines {
+        self.deadlines
     }
 
     /// What a worker whose connection has closed said at last, if that comes soon. Messages of other workers are dropped: the
@@ -181,6 +189,22 @@ impl Cluster {
         self.seats.retain(Option::is_some);
     }
 
+    /// Whether there are fewer seats than the job asked for, and a spare that could take another one.
+    pub fn can_grow(&self) -> bool {
+        self.seats.len() < self.wanted && !self.spares.is_empty()
+    }
+
+    /// Gives seats to spares, up to the number of workers that the job asked for.
+    pub fn grow(&mut self) {
+        let spares = self.spares.len().min(self.wanted.saturating_sub(self.seats.len()));
+        self.seats.extend(self.spares.drain(..spares).map(Some));
+    }
+
+    /// Sets up as many seats as the job asked for.
+    pub fn restore_seats(&mut self) {
+        self.seats.resize_with(self.wanted, || None);
+    }
+
     /// Ends the job for every worker. Returns the number of threads of each that did any work, if it reported that in time.
     /// `recorded` gets the spans that workers hand over meanwhile.
     pub fn dismiss(
@@ -191,6 +215,9 @@ impl Cluster {
     ) -> Vec<Option<usize>> {
         let mut busy_threads = vec![None; self.seats.len()];
         let mut owed = HashSet::new();
+        for spare in &self.spares {
+            spare.try_tell(GENERATION_OVER, ToWorker::EndJob { reason: reason.to_owned() });
+        }
         for (worker, seat) in self.seats.iter_mut().enumerate() {
             let Some(member) = seat else { continue };
             // A worker that is gone gets no message and sends none.
@@ -231,7 +258,7 @@ impl Cluster {
         busy_threads
     }
 
-    /// Gives a worker a seat: a local one that of its process, a remote one the first that is free.
+    /// Gives a worker a seat: a local one that of its process, a remote one the first that is free. Without a seat it is a spare.
     fn seat(&mut self, member: Member) {
         // Its control connection may have closed while the other one was opened.
         if member.control.is_closed() {
@@ -243,7 +270,11 @@ impl Cluster {
         };
         match seat.filter(|seat| self.seats.get(*seat).is_some_and(Option::is_none)) {
             Some(seat) => self.seats[seat] = Some(member),
-            None => self.spares.push(member),
+            None => {
+                // A spare that does not learn it now still gets a seat later.
+                member.try_tell(GENERATION_OVER, ToWorker::Standby);
+                self.spares.push(member);
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use convoy_common::wire::Direction;
 use crate::cluster::Cluster;
 use crate::crew::Crew;
 use crate::exchange::Counted;
+use crate::incident::Underway;
 use crate::order::DataOrder;
 use crate::recovery::Pace;
 use crate::trace::Recorder;
@@ -28,6 +29,10 @@ pub(super) struct Site<'a> {
 pub(super) struct Drive {
     /// Whether a generation has had all its weights.
     pub(super) has_begun: bool,
+    /// Faults after which the job has not caught up yet.
+    pub(super) underway: Vec<Underway>,
+    /// How long the worker of the last fault had been silent.
+    pub(super) silence: Duration,
     pub(super) order: DataOrder,
     /// The next step's images, if they have been sent already.
     pub(super) sent: Option<(Vec<usize>, Vec<MicroBatch>)>,
@@ -54,6 +59,8 @@ impl Drive {
     pub(super) fn new(order: DataOrder) -> Self {
         Self {
             has_begun: false,
+            underway: Vec::new(),
+            silence: Duration::ZERO,
             order,
             sent: None,
             last_commit: None,

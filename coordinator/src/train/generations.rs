@@ -32,12 +32,28 @@ impl Run {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<bool, JobError> {
-        let mut underway: Vec<Underway> = Vec::new();
+        let ended = self.recover_until_the_end(site, generations, drive, observer, stop);
+        self.end_incidents(drive, observer, |_| true);
+        ended
+    }
+
+    fn recover_until_the_end(
+        &mut self,
+        site: &mut Site,
+        generations: &mut Generations,
+        drive: &mut Drive,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<bool, JobError> {
         loop {
             let number = generations.begin();
-            let fault = match self.generation(number, site, &mut underway, drive, observer, stop) {
+            let fault = match self.generation(number, site, drive, observer, stop) {
                 Ok(()) => return Ok(false),
                 Err(Stop::InOrder) => return Ok(true),
+                Err(Stop::Grows) => {
+                    self.grow(site, drive, observer)?;
+                    continue;
+                }
                 Err(Stop::Abrupt) if !drive.has_begun => return Err(JobError::Interrupted),
                 Err(Stop::Abrupt) => return self.end_abruptly(drive, observer).map(|()| true),
                 Err(Stop::Fatal(error)) => return Err(error),
@@ -56,7 +72,8 @@ impl Run {
             let (step, rewound_to) = (self.progress.step, self.snapshot.progress.step);
             site.recorder.incident(&chain(&fault));
             observer.on(Event::Fault { worker: fault.worker(), what: chain(&fault), step, rewound_to });
-            underway.push(Underway::begin(&fault, number, step, rewound_to));
+            let silence = std::mem::take(&mut drive.silence);
+            drive.underway.push(Underway::begin(&fault, number, step, rewound_to, silence));
             self.rewind(site, drive);
             wait(generations.pause(), stop);
         }
@@ -80,7 +97,6 @@ impl Run {
         &mut self,
         number: u64,
         site: &mut Site,
-        underway: &mut Vec<Underway>,
         drive: &mut Drive,
         observer: &mut dyn Observer,
         stop: &AtomicBool,
@@ -95,7 +111,7 @@ impl Run {
                 return Err(Stop::Fatal(JobError::Interrupted));
             }
         }
-        underway.iter_mut().for_each(Underway::replaced);
+        drive.underway.iter_mut().for_each(Underway::replaced);
         if !drive.has_begun
             && !site.recorder.is_on()
             && let Err(error) = self.begin_recording(site)
@@ -106,23 +122,54 @@ impl Run {
         let generation = Generation { job: site.job, number };
         let assignment = Assignment { trace: site.recorder.is_on(), ..self.assignment(site.job) };
         let samples_max = self.largest_micro_batch();
-        let mut crew = Crew::new(site.cluster, site.recorder, self.plan.clone(), samples_max, generation, stop);
+        let (recorder, plan) = (&mut *site.recorder, self.plan.clone());
+        let mut crew = Crew::new(site.cluster, recorder, observer, plan, samples_max, generation, stop);
+        let ended = self.assign(&mut crew, &assignment, drive).and_then(|()| self.drive(&mut crew, drive, stop));
+        if let Err(Stop::Fault(fault) | Stop::Leaves(fault)) = &ended {
+            drive.silence = crew.silence_of(fault.worker());
+        }
+        drive.add_counted(&crew);
+        ended
+    }
+
+    /// Gives every worker its towers and their state.
+    fn assign(&mut self, crew: &mut Crew, assignment: &Assignment, drive: &mut Drive) -> Result<(), Stop> {
         let state = self.stale.as_ref().filter(|_| drive.has_begun).unwrap_or(&self.snapshot.state);
         let began = Instant::now();
-        crew.assign(&assignment, state, self.progress.step)?;
+        crew.assign(assignment, state, self.progress.step)?;
         // A snapshot moves as much, the other way.
         drive.pace.took(began.elapsed(), Instant::now());
+        drive.underway.iter_mut().for_each(Underway::restored);
         self.record.workers = crew.records();
-        let repaired: Vec<_> = underway.drain(..).map(Underway::restored).collect();
-        self.record.incidents.extend(repaired.clone());
         self.folder.write(&self.record)?;
         if !std::mem::replace(&mut drive.has_begun, true) {
-            observer.on(Event::Started(Box::new(self.started())));
+            crew.observer.on(Event::Started(Box::new(self.started())));
         }
-        repaired.into_iter().for_each(|incident| observer.on(Event::Recovered(incident)));
-        let driven = self.drive(&mut crew, drive, observer, stop);
-        drive.add_counted(&crew);
-        driven
+        self.catch_up(crew, drive)?;
+        Ok(())
+    }
+
+    /// Records the faults after which the job has caught up.
+    pub(super) fn catch_up(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
+        let step = self.progress.step;
+        if self.end_incidents(drive, crew.observer, |underway| underway.has_caught_up(step)) {
+            self.folder.write(&self.record)?;
+        }
+        Ok(())
+    }
+
+    /// Records the faults for which `is_over` holds. Returns whether there are any.
+    fn end_incidents(
+        &mut self,
+        drive: &mut Drive,
+        observer: &mut dyn Observer,
+        is_over: impl Fn(&Underway) -> bool,
+    ) -> bool {
+        let over: Vec<_> = drive.underway.extract_if(.., |underway| is_over(underway)).map(Underway::end).collect();
+        self.record.incidents.extend(over.iter().cloned());
+        let any = !over.is_empty();
+        over.into_iter().for_each(|incident| observer.on(Event::Recovered(incident)));
+        any
     }
 
     /// Waits for other workers in the place of lost ones. If none come in time, the remaining ones take the towers over.
@@ -131,6 +178,8 @@ impl Run {
             Gathered::All => Ok(()),
             Gathered::Interrupted => Err(Stop::Abrupt),
             Gathered::Some if site.cluster.present() == 0 => {
+                site.cluster.restore_seats();
+                self.place(site, observer)?;
                 let want = site.cluster.seats();
                 let text = format!("no worker is left; the job waits up to ten minutes for {want} workers");
                 observer.on(Event::Notice { text });
@@ -140,19 +189,37 @@ impl Run {
                 let before = site.cluster.seats();
                 site.cluster.close_ranks();
                 let workers = site.cluster.seats();
-                self.plan = Arc::new(Plan::new(self.plan.network.clone(), workers).map_err(JobError::from)?);
-                self.record.running.workers = workers;
-                self.record.workers.clear();
-                self.record.planned_step_traffic = Some(self.plan.step_traffic(self.job.batch));
                 let text = format!(
                     "no other worker connected in time; {workers} of {before} workers remain, and hold all towers"
                 );
                 observer.on(Event::Notice { text });
-                // The trace's placement no longer holds.
-                site.recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
-                Ok(())
+                Ok(self.place(site, observer)?)
             }
         }
+    }
+
+    /// Spreads the towers over more workers, after a snapshot.
+    fn grow(&mut self, site: &mut Site, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
+        site.cluster.grow();
+        let text = format!("another worker has joined; {} workers hold the towers now", site.cluster.seats());
+        observer.on(Event::Notice { text });
+        self.rewind(site, drive);
+        self.place(site, observer)
+    }
+
+    /// Places the towers on as many workers as there are seats.
+    fn place(&mut self, site: &mut Site, observer: &mut dyn Observer) -> Result<(), JobError> {
+        let workers = site.cluster.seats();
+        if workers == self.plan.workers {
+            return Ok(());
+        }
+        self.plan = Arc::new(Plan::new(self.plan.network.clone(), workers)?);
+        self.record.running.workers = workers;
+        self.record.workers.clear();
+        self.record.planned_step_traffic = Some(self.plan.step_traffic(self.job.batch));
+        // The trace's placement no longer holds.
+        site.recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
+        Ok(())
     }
 
     /// Starts the recording, unless tracing is off.

@@ -1,6 +1,7 @@
 //! The steps of a generation: images are sent, exchanges relayed, losses computed and commits decided; and between steps the test
 //! images are measured, and snapshots and checkpoints are taken.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -11,7 +12,8 @@ use convoy_common::wire::{FromWorker, ToWorker};
 
 use super::Run;
 use super::drive::Drive;
-use crate::checkpoint::{self, Described, folder};
+use crate::checkpoint::Described;
+use crate::checkpoint::writer::{Request, Written};
 use crate::crew::{Crew, Received, invalid, out_of_turn};
 use crate::error::JobError;
 use crate::evaluate::{Measured, evaluate};
@@ -25,52 +27,46 @@ use crate::trace::file::Figures;
 
 impl Run {
     /// Drives all remaining steps. A job that stops in order writes a checkpoint.
-    pub(super) fn drive(
-        &mut self,
-        crew: &mut Crew,
-        drive: &mut Drive,
-        observer: &mut dyn Observer,
-        stop: &AtomicBool,
-    ) -> Result<(), Stop> {
-        let ended = self.drive_to_the_end(crew, drive, observer, stop);
+    pub(super) fn drive(&mut self, crew: &mut Crew, drive: &mut Drive, stop: &AtomicBool) -> Result<(), Stop> {
+        let ended = self.drive_to_the_end(crew, drive, stop);
         if matches!(ended, Err(Stop::InOrder | Stop::Leaves(_))) {
-            self.checkpoint(crew, drive, observer)?;
+            self.checkpoint(crew, drive)?;
+            self.finish_checkpoint(drive, crew.observer)?;
         }
         ended
     }
 
-    fn drive_to_the_end(
-        &mut self,
-        crew: &mut Crew,
-        drive: &mut Drive,
-        observer: &mut dyn Observer,
-        stop: &AtomicBool,
-    ) -> Result<(), Stop> {
+    fn drive_to_the_end(&mut self, crew: &mut Crew, drive: &mut Drive, stop: &AtomicBool) -> Result<(), Stop> {
         // A job that was interrupted during a measurement begins with that measurement.
         if self.owes_measurement(drive) {
-            self.measure(crew, drive, observer, stop)?;
-            self.checkpoint(crew, drive, observer)?;
+            self.measure(crew, drive, stop)?;
+            self.checkpoint(crew, drive)?;
         }
         while self.progress.step < self.last_step {
             if stop.load(Ordering::Relaxed) {
                 return Err(Stop::InOrder);
             }
             crew.check_all_stay(self.progress.step)?;
-            self.step(crew, drive, observer)?;
+            self.step(crew, drive)?;
             if self.owes_measurement(drive) {
-                self.measure(crew, drive, observer, stop)?;
+                self.measure(crew, drive, stop)?;
             }
             let step = self.progress.step;
             if step.is_multiple_of(self.checkpoint_every) || step == self.last_step {
-                self.checkpoint(crew, drive, observer)?;
+                self.checkpoint(crew, drive)?;
             } else if drive.snapshot_follows {
                 let began = crew.recorder.now();
                 self.take_snapshot(crew, drive)?;
                 crew.recorder.ended(began, || Activity::Checkpoint);
             }
+            report(self.writer.written()?, drive, crew.observer);
+            if self.snapshot.progress.step == step && step < self.last_step {
+                crew.check_cannot_grow()?;
+            }
         }
+        self.finish_checkpoint(drive, crew.observer)?;
         if drive.checkpoint.is_none() {
-            self.checkpoint(crew, drive, observer)?;
+            self.checkpoint(crew, drive)?;
         }
         Ok(())
     }
@@ -83,7 +79,7 @@ impl Run {
     }
 
     /// Drives one step, from images to commit.
-    fn step(&mut self, crew: &mut Crew, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), Stop> {
+    fn step(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
         let number = self.progress.step + 1;
         let (began, began_recording) = drive.step_begins(crew.recorder);
         if crew.recorder.samples(number) {
@@ -98,7 +94,7 @@ impl Run {
         let something_follows = drive.order.ends_epoch(number)
             || number.is_multiple_of(self.checkpoint_every)
             || drive.snapshot_follows
-            || observer.pauses_after(number);
+            || crew.observer.pauses_after(number);
         if number < self.last_step && !something_follows {
             drive.sent = Some(self.send_images(crew, drive, number + 1)?);
         }
@@ -136,8 +132,9 @@ impl Run {
         let images = images.len();
         drive.count(images, seconds);
         let (seconds, received_bytes) = (seconds.as_secs_f64(), drive.newly_received_bytes(crew));
-        observer.on(Event::Step { step: number, epoch, loss, lr, images, seconds, received_bytes, replayed });
-        if observer.pauses_after(number) {
+        crew.observer.on(Event::Step { step: number, epoch, loss, lr, images, seconds, received_bytes, replayed });
+        self.catch_up(crew, drive)?;
+        if crew.observer.pauses_after(number) {
             drive.last_commit = None;
         }
         Ok(())
@@ -208,13 +205,7 @@ impl Run {
     }
 
     /// Measures the test images, at the end of an epoch and of the job.
-    fn measure(
-        &mut self,
-        crew: &mut Crew,
-        drive: &mut Drive,
-        observer: &mut dyn Observer,
-        stop: &AtomicBool,
-    ) -> Result<(), Stop> {
+    fn measure(&mut self, crew: &mut Crew, drive: &mut Drive, stop: &AtomicBool) -> Result<(), Stop> {
         drive.last_commit = None;
         let step = self.progress.step;
         let (size, began) = (self.largest_micro_batch(), crew.recorder.now());
@@ -235,7 +226,7 @@ impl Run {
         if step > self.measured_through {
             self.measured_through = step;
             self.folder.add_epoch(&record)?;
-            observer.on(Event::Epoch(record));
+            crew.observer.on(Event::Epoch(record));
         }
         if drive.order.ends_epoch(step) {
             self.progress.train_loss = Some(train_loss);
@@ -245,10 +236,10 @@ impl Run {
         Ok(())
     }
 
-    fn checkpoint(&mut self, crew: &mut Crew, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), Stop> {
+    fn checkpoint(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
         let began = crew.recorder.now();
         self.take_snapshot(crew, drive)?;
-        self.write_checkpoint(drive, observer)?;
+        self.begin_checkpoint(drive, crew.observer)?;
         crew.recorder.ended(began, || Activity::Checkpoint);
         Ok(())
     }
@@ -257,18 +248,22 @@ impl Run {
     fn take_snapshot(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
         let began = Instant::now();
         drive.last_commit = None;
+        // No more than two snapshots are in memory.
+        if self.writer.holds_other_than(&self.snapshot) {
+            self.finish_checkpoint(drive, crew.observer)?;
+        }
         let step = self.progress.step;
         let state = crew.collect(step)?;
         check_finite(&state, step)?;
-        self.snapshot = Snapshot { progress: self.progress, state };
+        self.snapshot = Arc::new(Snapshot { progress: self.progress, state });
         self.witness.forget_through(step);
         drive.pace.took(began.elapsed(), Instant::now());
         Ok(())
     }
 
-    /// Writes the snapshot to disk.
-    pub(super) fn write_checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
-        self.folder.sync()?;
+    /// Begins to write the snapshot to disk, in the background.
+    fn begin_checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
+        self.finish_checkpoint(drive, observer)?;
         let described = Described {
             job: self.job.clone(),
             last_step: self.last_step,
@@ -276,11 +271,28 @@ impl Run {
             source: Some(self.source.clone()),
             test_images: Some(self.test_images.clone()),
         };
-        let path = checkpoint::write(&self.folder.checkpoints(), &described, &self.snapshot.state)?;
-        folder::prune(&self.folder.checkpoints(), self.running.keep)?;
-        drive.checkpoint = Some(path.clone());
-        observer.on(Event::Checkpoint { step: self.snapshot.progress.step, path });
+        let (snapshot, metrics) = (self.snapshot.clone(), self.folder.metrics_file()?);
+        Ok(self.writer.begin(Request { described, snapshot, metrics })?)
+    }
+
+    /// Waits until the checkpoint that is being written, if any, is on disk.
+    fn finish_checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
+        let written = self.writer.finish()?;
+        report(written, drive, observer);
         Ok(())
+    }
+
+    /// Writes the snapshot to disk.
+    pub(super) fn write_checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
+        self.begin_checkpoint(drive, observer)?;
+        self.finish_checkpoint(drive, observer)
+    }
+}
+
+fn report(written: Option<Written>, drive: &mut Drive, observer: &mut dyn Observer) {
+    if let Some(Written { step, path }) = written {
+        drive.checkpoint = Some(path.clone());
+        observer.on(Event::Checkpoint { step, path });
     }
 }
 

@@ -1,6 +1,6 @@
 //! Several coordinators behind one name, as in a compose network. A worker can serve only one of them, and tells the others.
 //! While its coordinator still waits for workers, it moves to a waiting one with a lower address. So workers gather at one
-//! coordinator, instead of being spread over several that all wait forever.
+//! coordinator, instead of being spread over several that all wait forever. A spare moves to any coordinator that waits.
 
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ pub(super) struct Whereabouts<'a> {
     pub(super) session: u64,
     /// The model of the job; empty before there is one.
     pub(super) model: String,
+    /// Whether the coordinator has all the workers that it needs without this one.
+    pub(super) is_spare: bool,
 }
 
 impl Whereabouts<'_> {
@@ -36,7 +38,7 @@ impl Whereabouts<'_> {
             for other in found.iter().filter(|place| *place != self.here) {
                 // A coordinator that does not answer in time is not a candidate.
                 let wanted = timeout(ANSWER_MAX, self.tell_one(other)).await.ok().flatten().unwrap_or(false);
-                if wanted && self.model.is_empty() && other < self.here {
+                if wanted && self.model.is_empty() && (self.is_spare || other < self.here) {
                     return;
                 }
             }

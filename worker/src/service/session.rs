@@ -251,7 +251,14 @@ impl<'a> Session<'a> {
         let mut tensors = connect(place, config.token.as_ref()).await.map_err(unreachable)?;
         let incoming = timeout(GREETING_TIMEOUT, tensors.tensors(ReceiverStream::new(outgoing)));
         let incoming = incoming.await.map_err(|_| SessionError::Greeting)??.into_inner();
-        let whereabouts = Whereabouts { config, here: place, host: hostname(), session: number, model: String::new() };
+        let whereabouts = Whereabouts {
+            config,
+            here: place,
+            host: hostname(),
+            session: number,
+            model: String::new(),
+            is_spare: false,
+        };
         let tensors = Tensors { incoming, outgoing: frames, ahead: None };
         let result = session.serve(orders, tensors, whereabouts).await;
         session.messages.send(Message::Forget).map_err(|_| SessionError::NoCompute)?;
@@ -264,9 +271,17 @@ impl<'a> Session<'a> {
         mut tensors: Tensors,
         mut whereabouts: Whereabouts<'_>,
     ) -> Result<(), SessionError> {
-        let first = tokio::select! {
-            order = next(&mut orders) => order?,
-            () = whereabouts.tell() => return Err(SessionError::Moved),
+        let first = loop {
+            tokio::select! {
+                order = next(&mut orders) => match order? {
+                    Some(Numbered { message: ToWorker::Standby, .. }) => {
+                        tracing::warn!("the job already has all its workers; this worker is a spare");
+                        whereabouts.is_spare = true;
+                    }
+                    order => break order,
+                },
+                () = whereabouts.tell() => return Err(SessionError::Moved),
+            }
         };
         let mut assignment = match first {
             Some(Numbered { generation, message: ToWorker::Assign(message) }) => Numbered { generation, message },
@@ -385,7 +400,7 @@ impl<'a> Session<'a> {
                     Message::Commit { step, rate, hand_over }
                 }
                 ToWorker::SendState { step } => Message::SendState { step },
-                other @ (ToWorker::Welcome { .. } | ToWorker::Assign(_)) => {
+                other @ (ToWorker::Welcome { .. } | ToWorker::Standby | ToWorker::Assign(_)) => {
                     let expected = "Commit, SendState, Ping, EndJob or the Assign of a later generation";
                     return Err(SessionError::OutOfTurn { found: other.name(), expected });
                 }

@@ -1,0 +1,140 @@
+//! Which workers have not answered, and for how long. Pure: time comes in.
+//!
+//! Not here: asking them (`crew`), and what follows from silence (`recovery`).
+
+use std::time::{Duration, Instant};
+
+use crate::deadlines::{ASK_EVERY, SUSPECTED_AFTER};
+
+/// A longer time between two looks does not count as silence of the workers: the coordinator itself was busy or stopped.
+const LOOK_MAX: Duration = Duration::from_millis(200);
+
+/// How long each worker has been silent.
+#[derive(Debug)]
+pub struct Silence {
+    looked: Instant,
+    workers: Vec<Quiet>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Quiet {
+    /// Time since the worker was last heard.
+    lasted: Duration,
+    /// Part of it during which a question was unanswered.
+    unanswered: Option<Duration>,
+    is_suspected: bool,
+}
+
+/// What a worker's silence means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It should be asked.
+    Ask(usize),
+    /// It has not answered for long enough to be reported. Said once.
+    Suspect(usize),
+    /// It has not answered for too long.
+    GiveUp(usize),
+}
+
+impl Silence {
+    /// All of `workers` workers were just heard.
+    pub fn starting(workers: usize, now: Instant) -> Self {
+        Self { looked: now, workers: vec![Quiet::default(); workers] }
+    }
+
+    /// A question was sent to a worker.
+    pub fn asked(&mut self, worker: usize) {
+        self.workers[worker].unanswered = Some(Duration::ZERO);
+    }
+
+    /// A worker was heard. Returns whether it was suspected.
+    pub fn heard(&mut self, worker: usize) -> bool {
+        self.workers.get_mut(worker).map(std::mem::take).is_some_and(|quiet| quiet.is_suspected)
+    }
+
+    /// How long a worker has been silent.
+    pub fn of(&self, worker: usize) -> Duration {
+        self.workers.get(worker).map_or(Duration::ZERO, |quiet| quiet.lasted)
+    }
+
+    /// Time has passed.
+    pub fn passed(&mut self, now: Instant) {
+        let time = now.saturating_duration_since(std::mem::replace(&mut self.looked, now)).min(LOOK_MAX);
+        for quiet in &mut self.workers {
+            quiet.lasted += time;
+            quiet.unanswered.iter_mut().for_each(|unanswered| *unanswered += time);
+        }
+    }
+
+    /// The next thing to do about a worker's silence, if there is any. A worker is given up after `given_up`.
+    pub fn verdict(&mut self, given_up: Duration) -> Option<Verdict> {
+        self.workers.iter_mut().enumerate().find_map(|(worker, quiet)| match quiet.unanswered {
+            None => (quiet.lasted >= ASK_EVERY).then_some(Verdict::Ask(worker)),
+            Some(_) if quiet.lasted >= given_up => Some(Verdict::GiveUp(worker)),
+            Some(unanswered) if unanswered >= ASK_EVERY && quiet.lasted >= SUSPECTED_AFTER => {
+                (!std::mem::replace(&mut quiet.is_suspected, true)).then_some(Verdict::Suspect(worker))
+            }
+            Some(_) => None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIVEN_UP: Duration = Duration::from_secs(10);
+
+    /// Looks every 100 ms for so many milliseconds. Questions are sent, and answered by the workers in `answering`.
+    fn look(silence: &mut Silence, now: &mut Instant, milliseconds: u64, answering: &[usize]) -> Vec<(u64, Verdict)> {
+        let mut found = Vec::new();
+        for at in (100..=milliseconds).step_by(100) {
+            *now += Duration::from_millis(100);
+            silence.passed(*now);
+            while let Some(verdict) = silence.verdict(GIVEN_UP) {
+                match verdict {
+                    Verdict::Ask(worker) => {
+                        silence.asked(worker);
+                        if answering.contains(&worker) {
+                            assert!(!silence.heard(worker));
+                        }
+                    }
+                    Verdict::Suspect(_) => found.push((at, verdict)),
+                    Verdict::GiveUp(_) => {
+                        found.push((at, verdict));
+                        return found;
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn a_silent_worker_is_suspected_after_two_seconds_and_given_up_after_the_patience() {
+        let mut now = Instant::now();
+        let mut silence = Silence::starting(2, now);
+        let found = look(&mut silence, &mut now, 20_000, &[0]);
+        assert_eq!(found, [(2000, Verdict::Suspect(1)), (10_000, Verdict::GiveUp(1))]);
+        assert_eq!(silence.of(1), GIVEN_UP);
+    }
+
+    #[test]
+    fn an_answer_ends_the_suspicion() {
+        let mut now = Instant::now();
+        let mut silence = Silence::starting(1, now);
+        assert_eq!(look(&mut silence, &mut now, 9900, &[]), [(2000, Verdict::Suspect(0))]);
+        assert!(silence.heard(0) && !silence.heard(0));
+        assert_eq!(look(&mut silence, &mut now, 1900, &[]), []);
+    }
+
+    /// A coordinator that was stopped for a minute has heard nobody for a minute. That is not the workers' silence.
+    #[test]
+    fn time_in_which_the_coordinator_did_not_look_does_not_count() {
+        let mut now = Instant::now();
+        let mut silence = Silence::starting(3, now);
+        silence.asked(0);
+        now += Duration::from_secs(60);
+        assert_eq!(look(&mut silence, &mut now, 500, &[]), []);
+    }
+}
