@@ -134,7 +134,12 @@ impl Observer for Console {
                 }
                 tell(&format!("worker {worker} on {host} does not answer; it is given up after {given_up_after} s"));
             }
-            Event::Answered { worker, host, seconds } => {
+            Event::Gone { worker, process_id, host, why } => {
+                tell(&format!(
+                    "worker {worker} (process {process_id} on {host}) was lost before the job continued: {why}"
+                ));
+            }
+            Event::Answered { worker, host, seconds, .. } => {
                 tell(&format!("worker {worker} on {host} answers again, after {seconds:.1} s"));
             }
             Event::Recovered(incident) => tell(&recovered(&incident)),

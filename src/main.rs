@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod chaos;
 mod console;
 mod environment;
 mod eval;
@@ -64,6 +65,8 @@ enum Command {
     Trace(trace::Arguments),
     /// Measure training speed on this machine
     Bench(bench::Arguments),
+    /// Run a job under a storm of faults, and compare the result
+    Chaos(Box<chaos::Arguments>),
 }
 
 /// How a command ended, if without an error.
@@ -119,6 +122,7 @@ fn carry_out(command: Command, log: &Log) -> Result<Outcome, Box<dyn Error>> {
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Trace(arguments) => trace::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments, log),
+        Command::Chaos(arguments) => chaos::run(&arguments),
     }
 }
 

@@ -44,14 +44,18 @@ pub(crate) fn model_text(name: &str) -> Result<String, Box<dyn Error>> {
         .into());
     }
     let wrong = |why: String| Misuse(format!("cannot read the model file {name}: {why}"));
-    let mut text = String::new();
-    // Some files never end, so the read has a limit.
-    let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
-    file.take(TEXT_BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;
+    let text = read_text(path, TEXT_BYTES_MAX as u64 + 1).map_err(|error| wrong(error.to_string()))?;
     match Network::parse(&text) {
         Ok(_) => Ok(text),
         Err(source) => Err(ModelFile { path: name.to_owned(), source }.into()),
     }
+}
+
+/// The first `limit` bytes of a text file. Some files never end.
+pub(crate) fn read_text(path: &Path, limit: u64) -> std::io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(limit).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// A model file that can be read but is wrong.

@@ -10,7 +10,7 @@ use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
 use convoy_common::wire::Direction;
 use convoy_worker::service::{self, WorkerConfig};
-use convoy_worker::{Isa, Metrics, Moment, Rehearsal, Slow};
+use convoy_worker::{Isa, Metrics, Misdeed, Rehearsal, Slow};
 
 use crate::numbers::whole;
 use crate::settings;
@@ -45,10 +45,10 @@ pub(crate) struct Arguments {
     /// Slow a layer down, to test whether a trace finds it: LAYER:forward|backward:MS
     #[arg(long, hide = true, value_name = "LAYER:PASS:MS", value_parser = slow)]
     rehearse_slow: Option<Slow>,
-    /// Kill this worker at a moment, to test recovery: join, assign, measure, or forward, exchange, backward, commit or state with
-    /// :STEP
-    #[arg(long, hide = true, value_name = "PHASE:STEP")]
-    rehearse_death: Option<Moment>,
+    /// Misbehave, to test recovery, once for each DEED@PHASE:STEP, in order. DEED: kill, stop, limp:MS, flip, truncate, replay, reorder,
+    /// oversize. PHASE: join, assign, measure, or forward, exchange, backward, commit or state with :STEP
+    #[arg(long, hide = true, value_name = "DEED@PHASE:STEP,...", value_delimiter = ',')]
+    rehearse: Vec<Misdeed>,
     /// Set the clock of traces ahead, to test whether traces are aligned
     #[arg(long, hide = true, value_name = "MS", default_value_t = 0)]
     rehearse_clock: u64,
@@ -83,7 +83,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
             rehearsal: Rehearsal {
                 slow: arguments.rehearse_slow.clone(),
                 clock_ahead: Duration::from_millis(arguments.rehearse_clock),
-                death: arguments.rehearse_death,
+                misdeeds: arguments.rehearse.iter().copied().collect(),
             },
             metrics: metrics::counted(arguments.metrics.as_ref(), Metrics::registered)?,
         },

@@ -334,8 +334,8 @@ impl<'a> Crew<'a> {
                     self.silence.asked(worker);
                 }
                 Verdict::Suspect(worker) => {
-                    let (host, seconds) = (self.host(worker), given_up.as_secs());
-                    self.observer.on(Event::Suspected { worker, host, step, given_up_after: seconds });
+                    let ((process_id, host), given_up_after) = (self.process_of(worker), given_up.as_secs());
+                    self.observer.on(Event::Suspected { worker, process_id, host, step, given_up_after });
                 }
                 Verdict::GiveUp(worker) => {
                     let why = format!("it did not answer for {} s", given_up.as_secs());
@@ -349,8 +349,8 @@ impl<'a> Crew<'a> {
     fn end_silence(&mut self, worker: usize) {
         let lasted = self.silence.of(worker);
         if self.silence.heard(worker) {
-            let host = self.host(worker);
-            self.observer.on(Event::Answered { worker, host, seconds: lasted.as_secs_f64() });
+            let (process_id, host) = self.process_of(worker);
+            self.observer.on(Event::Answered { worker, process_id, host, seconds: lasted.as_secs_f64() });
         }
     }
 
@@ -359,12 +359,14 @@ impl<'a> Crew<'a> {
         self.silence.of(worker)
     }
 
-    fn host(&self, worker: usize) -> String {
-        self.cluster.member(worker).map_or_else(String::new, |member| member.hello.host.clone())
+    /// A worker's process and machine.
+    fn process_of(&self, worker: usize) -> (u32, String) {
+        let hello = self.cluster.member(worker).map(|member| &member.hello);
+        hello.map_or((0, String::new()), |hello| (hello.process_id, hello.host.clone()))
     }
 
     fn hangs(&self, worker: usize, step: u64, doing: Doing) -> Fault {
-        let host = self.host(worker);
+        let (_, host) = self.process_of(worker);
         let named = doing.layer.and_then(|(layer, direction)| Some((self.plan.network.layers.get(layer)?, direction)));
         let what = named.map_or_else(
             || "the time between two layers".to_owned(),
@@ -378,8 +380,7 @@ impl<'a> Crew<'a> {
 
     /// The fault of a worker whose connection has ended. Its seat is free afterwards.
     fn lost(&mut self, worker: usize, step: u64, why: String) -> Fault {
-        let hello = self.cluster.member(worker).map(|member| member.hello.clone());
-        let (process_id, host) = hello.map_or((0, String::new()), |hello| (hello.process_id, hello.host));
+        let (process_id, host) = self.process_of(worker);
         let ended = self.cluster.give_up(worker, &why);
         let towers: Vec<_> = self.plan.towers_of(worker).iter().map(|tower| format!("tower {tower}")).collect();
         Fault::Lost { worker, process_id, host, towers: towers.join(" and "), step, why: ended.unwrap_or(why) }

@@ -41,6 +41,14 @@ impl Fault {
         }
     }
 
+    /// The process of that worker, if the fault knows it.
+    pub fn process_id(&self) -> Option<u32> {
+        match self {
+            Fault::Lost { process_id, .. } => Some(*process_id),
+            _ => None,
+        }
+    }
+
     /// Its kind, as records name it.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -155,7 +155,11 @@ impl Metrics {
             Event::Suspected { .. } => {
                 self.suspicions.inc();
             }
-            Event::Notice { .. } | Event::Elsewhere { .. } | Event::Answered { .. } | Event::Recovered(_) => {}
+            Event::Notice { .. }
+            | Event::Elsewhere { .. }
+            | Event::Gone { .. }
+            | Event::Answered { .. }
+            | Event::Recovered(_) => {}
         }
     }
 }
@@ -196,11 +200,16 @@ fn log(event: &Event) {
             tracing::info!(epoch = epoch.epoch, step, accuracy, "measured");
         }
         Event::Checkpoint { step, path } => tracing::info!(step, path = %path.display(), "checkpoint"),
-        Event::Fault { worker, what, step, rewound_to } => {
+        Event::Gone { worker, process_id, host, why } => {
+            tracing::info!(worker, process_id, host, why, "a worker was lost")
+        }
+        Event::Fault { worker, what, step, rewound_to, .. } => {
             tracing::info!(worker, step, rewound_to, "a fault: {what}");
         }
         Event::Suspected { worker, host, step, .. } => tracing::warn!(worker, host, step, "a worker does not answer"),
-        Event::Answered { worker, host, seconds } => tracing::info!(worker, host, seconds, "a worker answers again"),
+        Event::Answered { worker, host, seconds, .. } => {
+            tracing::info!(worker, host, seconds, "a worker answers again")
+        }
         Event::Recovered(incident) => {
             let Incident { worker, detect_ms, replace_ms, restore_ms, replay_ms, rewound_to, .. } = incident;
             tracing::info!(worker, detect_ms, replace_ms, restore_ms, replay_ms, rewound_to, "recovered");
@@ -244,7 +253,7 @@ mod tests {
             seconds: 1.0,
             images_per_second: 1.0,
         }));
-        metrics.count(&Event::Suspected { worker: 1, host: address(), step: 8, given_up_after: 10 });
+        metrics.count(&Event::Suspected { worker: 1, process_id: 7, host: address(), step: 8, given_up_after: 10 });
         metrics.count(&Event::Checkpoint { step: 8, path: "there".into() });
         let mut encoded = String::new();
         text::encode(&mut encoded, &registry).unwrap();

@@ -65,6 +65,8 @@ pub enum Event {
     Fault {
         /// The worker that it is attributed to.
         worker: usize,
+        /// Its process, if it was connected.
+        process_id: Option<u32>,
         /// What happened.
         what: String,
         /// The last committed step.
@@ -72,10 +74,23 @@ pub enum Event {
         /// The step of the snapshot.
         rewound_to: u64,
     },
+    /// A worker was lost while the job waited for workers.
+    Gone {
+        /// Its number.
+        worker: usize,
+        /// Its process.
+        process_id: u32,
+        /// Its machine.
+        host: String,
+        /// How.
+        why: String,
+    },
     /// A worker does not answer.
     Suspected {
         /// Its number.
         worker: usize,
+        /// Its process.
+        process_id: u32,
         /// Its machine.
         host: String,
         /// The step at hand.
@@ -87,6 +102,8 @@ pub enum Event {
     Answered {
         /// Its number.
         worker: usize,
+        /// Its process.
+        process_id: u32,
         /// Its machine.
         host: String,
         /// How long it was silent.

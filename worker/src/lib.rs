@@ -17,5 +17,5 @@ mod vitals;
 pub use kernels::isa::Isa;
 pub use metrics::Metrics;
 pub use probe::Slow;
-pub use rehearsal::{Moment, Rehearsal};
+pub use rehearsal::{Misdeed, Rehearsal};
 pub use tower::{bench, forecast};

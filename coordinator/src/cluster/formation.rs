@@ -165,8 +165,12 @@ impl Cluster {
             }
             self.vitals.beat();
             match self.poll(LOOK_EVERY) {
-                Some(News::Heard(worker, Heard::Lost(_))) => {
-                    self.give_up(worker, "its connection closed");
+                Some(News::Heard(worker, Heard::Lost(why))) => {
+                    if let Some(member) = self.member(worker) {
+                        let (process_id, host) = (member.hello.process_id, member.hello.host.clone());
+                        observer.on(Event::Gone { worker, process_id, host, why: why.clone() });
+                    }
+                    self.give_up(worker, &why);
                 }
                 Some(News::Heard(..) | News::Changed) => {}
                 Some(News::Elsewhere(worker)) => {

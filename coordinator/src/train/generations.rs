@@ -63,6 +63,8 @@ impl Run {
             if !drive.has_begun && matches!(fault, Fault::Failed { .. } | Fault::Ended { was_killed: false, .. }) {
                 return Err(fault.into());
             }
+            let seated = site.cluster.member(fault.worker()).map(|member| member.hello.process_id);
+            let process_id = fault.process_id().or(seated);
             site.cluster.give_up(fault.worker(), &chain(&fault));
             // All that are about to stop have waited for the same checkpoint.
             while let Some((worker, _)) = site.cluster.leaving().filter(|_| matches!(fault, Fault::Left { .. })) {
@@ -71,7 +73,7 @@ impl Run {
             let fault = generations.ended(fault, self.progress.step)?;
             let (step, rewound_to) = (self.progress.step, self.snapshot.progress.step);
             site.recorder.incident(&chain(&fault));
-            observer.on(Event::Fault { worker: fault.worker(), what: chain(&fault), step, rewound_to });
+            observer.on(Event::Fault { worker: fault.worker(), process_id, what: chain(&fault), step, rewound_to });
             let silence = std::mem::take(&mut drive.silence);
             drive.underway.push(Underway::begin(&fault, number, step, rewound_to, silence));
             self.rewind(site, drive);

@@ -482,7 +482,9 @@ impl<'a> Session<'a> {
                     let mut at = began;
                     for frame in frames(terms.generation, payload) {
                         busy += terms.probe.now() - at;
-                        frames_out.send(frame).await.map_err(|_| SessionError::Left)?;
+                        for frame in self.config.rehearsal.tampered(moment, frame) {
+                            frames_out.send(frame).await.map_err(|_| SessionError::Left)?;
+                        }
                         moment.iter().for_each(|moment| self.config.rehearsal.reached(*moment));
                         at = terms.probe.now();
                     }

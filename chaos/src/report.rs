@@ -1,0 +1,237 @@
+//! Compares a stormy run with its calm twin: whether the bits are equal, and for each fault whether it happened, was found, and was
+//! laid on the right process.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::conductor::{Finding, Ran};
+use crate::storm::{Kind, Phase, Storm};
+
+/// A coordinator that was killed within so many seconds of a fault can't have found the fault.
+const MASKED: f64 = 12.0;
+/// Clocks of different pipes may differ by this many seconds.
+const SLACK: f64 = 0.25;
+
+/// The result of a storm.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Whether every requirement below is met.
+    pub survived: bool,
+    /// Whether the final weights are the same to the bit.
+    pub equal_weights: bool,
+    /// Whether the loss of each step is the same to the bit.
+    pub equal_losses: bool,
+    /// Seconds of the calm run, from its start to its end.
+    pub calm_seconds: f64,
+    /// Seconds of the stormy run.
+    pub stormy_seconds: f64,
+    /// Calm time over stormy time.
+    pub goodput: f64,
+    /// Seconds of the stormy run for each fault.
+    pub mean_seconds_between_faults: f64,
+    /// Number of faults from which the coordinator recovered, without those of its own process.
+    pub recovered: usize,
+    /// What became of each planned fault.
+    pub faults: Vec<Struck>,
+    /// The same by kind.
+    pub kinds: BTreeMap<Kind, Tally>,
+    /// The phases in which a fault happened.
+    pub phases: BTreeSet<Phase>,
+    /// Highest resident memory of a coordinator process: calm and stormy, in bytes.
+    pub coordinator_bytes: [u64; 2],
+    /// Highest resident memory of a worker process, likewise.
+    pub worker_bytes: [u64; 2],
+}
+
+/// What became of a planned fault.
+#[derive(Clone, Debug, Serialize)]
+pub struct Struck {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its phase.
+    pub phase: Phase,
+    /// The step that it was planned for.
+    pub step: u64,
+    /// When it happened, in seconds since the start. None if it did not.
+    pub fired: Option<f64>,
+    /// Whether and how it was found.
+    pub found: Found,
+}
+
+/// Whether and how a fault was found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Found {
+    /// It was found, and laid on the right process.
+    Named {
+        /// Milliseconds from the fault until it was found.
+        milliseconds: f64,
+        /// What was said.
+        what: String,
+    },
+    /// There was nothing to find: nobody lost anything.
+    Nothing,
+    /// The coordinator was killed before it could find it.
+    Masked,
+    /// It was not found.
+    Missed,
+}
+
+/// The faults of a kind.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Tally {
+    /// Number that was planned.
+    pub planned: usize,
+    /// Number that happened.
+    pub fired: usize,
+    /// Number that was found and named.
+    pub named: usize,
+    /// Number that was missed.
+    pub missed: usize,
+    /// Milliseconds until each was found, ascending.
+    pub milliseconds: Vec<f64>,
+}
+
+impl Report {
+    /// Compares two runs of `storm`.
+    pub fn new(storm: &Storm, calm: (&Ran, &Path), stormy: (&Ran, &Path)) -> Self {
+        let ((calm, calm_out), (ran, out)) = (calm, stormy);
+        let faults = struck(storm, ran);
+        let (mut kinds, mut phases) = (BTreeMap::<Kind, Tally>::new(), BTreeSet::new());
+        for fault in &faults {
+            let tally = kinds.entry(fault.kind).or_default();
+            tally.planned += 1;
+            tally.fired += usize::from(fault.fired.is_some());
+            tally.missed += usize::from(fault.found == Found::Missed);
+            if fault.fired.is_some() {
+                phases.insert(fault.phase);
+            }
+            if let Found::Named { milliseconds, .. } = fault.found {
+                tally.named += 1;
+                tally.milliseconds.push(milliseconds);
+            }
+        }
+        kinds.values_mut().for_each(|tally| tally.milliseconds.sort_by(f64::total_cmp));
+        let equal_weights = calm.weights_sha256 == ran.weights_sha256;
+        let losses = [calm_out, out].map(steps_of);
+        let equal_losses = losses[0] == losses[1] && losses[0].len() as u64 == storm.steps;
+        let all_fired = faults.iter().all(|fault| fault.fired.is_some());
+        let none_missed = kinds.values().all(|tally| tally.missed == 0);
+        Self {
+            survived: equal_weights && equal_losses && all_fired && none_missed,
+            equal_weights,
+            equal_losses,
+            calm_seconds: calm.seconds,
+            stormy_seconds: ran.seconds,
+            goodput: calm.seconds / ran.seconds,
+            mean_seconds_between_faults: ran.seconds / faults.len().max(1) as f64,
+            recovered: ran.incidents.len(),
+            faults,
+            kinds,
+            phases,
+            coordinator_bytes: [calm.coordinator_bytes, ran.coordinator_bytes],
+            worker_bytes: [calm.worker_bytes, ran.worker_bytes],
+        }
+    }
+}
+
+/// The lines of the steps in a run's metrics. A step that is recorded twice is there twice.
+fn steps_of(out: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
+    text.lines().filter(|line| line.contains("\"step\":")).map(str::to_owned).collect()
+}
+
+fn struck(storm: &Storm, ran: &Ran) -> Vec<Struck> {
+    let mut findings: Vec<Option<&Finding>> = ran.findings.iter().map(Some).collect();
+    let fates = || storm.faults.iter().zip(&ran.fates);
+    let deaths: Vec<f64> =
+        fates().filter(|(fault, _)| fault.kind == Kind::Coordinator).filter_map(|(_, fate)| fate.fired).collect();
+    let struck = fates().map(|(fault, fate)| {
+        let found = match (fate.fired, wanted(fault.kind, fault.phase)) {
+            (None, _) => Found::Missed,
+            (Some(_), []) => Found::Nothing,
+            (Some(fired), events) => {
+                let is_it = |finding: &Finding| {
+                    Some(finding.process_id) == fate.process_id
+                        && finding.at >= fired - SLACK
+                        && events.contains(&finding.event.as_str())
+                };
+                let found = findings.iter_mut().find(|finding| finding.is_some_and(is_it)).and_then(Option::take);
+                let is_masked = deaths.iter().any(|death| (fired - SLACK..fired + MASKED).contains(death));
+                match found {
+                    Some(finding) => {
+                        let milliseconds = (finding.at - fired).max(0.0) * 1e3;
+                        Found::Named { milliseconds, what: finding.what.clone() }
+                    }
+                    None if is_masked => Found::Masked,
+                    None => Found::Missed,
+                }
+            }
+        };
+        Struck { kind: fault.kind, phase: fault.phase, step: fault.step, fired: fate.fired, found }
+    });
+    struck.collect()
+}
+
+/// The events that say that a fault was found.
+fn wanted(kind: Kind, phase: Phase) -> &'static [&'static str] {
+    match kind {
+        // A worker that has no part in the job yet is no loss.
+        Kind::Kill if phase == Phase::Join => &[],
+        Kind::Kill | Kind::Freeze | Kind::Cut => &["fault", "gone"],
+        Kind::Flip | Kind::Truncate | Kind::Replay | Kind::Reorder | Kind::Oversize => &["fault", "gone"],
+        Kind::Stop => &["suspected"],
+        Kind::Limp | Kind::Delay | Kind::Coordinator => &[],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conductor::Fate;
+    use crate::storm::Planned;
+
+    fn finding(at: f64, event: &str, process_id: u32) -> Finding {
+        Finding { at, event: event.to_owned(), process_id, what: "it said so".to_owned() }
+    }
+
+    fn planned(kind: Kind) -> Planned {
+        Planned { kind, worker: Some(0), step: 9, phase: Phase::Forward, milliseconds: 0 }
+    }
+
+    fn storm(kinds: &[Kind]) -> Storm {
+        Storm { seed: 1, steps: 20, workers: 2, faults: kinds.iter().map(|kind| planned(*kind)).collect() }
+    }
+
+    fn fate(fired: f64, process_id: u32) -> Fate {
+        Fate { fired: Some(fired), process_id: Some(process_id) }
+    }
+
+    #[test]
+    fn a_fault_is_found_if_its_own_process_is_named_afterwards_and_once() {
+        let storm = storm(&[Kind::Kill, Kind::Kill, Kind::Kill, Kind::Stop]);
+        let ran = Ran {
+            fates: vec![fate(1.0, 7), fate(2.0, 7), fate(3.0, 8), fate(4.0, 9)],
+            findings: vec![finding(1.1, "fault", 7), finding(3.1, "fault", 9), finding(6.1, "suspected", 9)],
+            ..Ran::default()
+        };
+        let found: Vec<_> = struck(&storm, &ran).into_iter().map(|struck| struck.found).collect();
+        assert!(
+            matches!(found[0], Found::Named { milliseconds, .. } if (99.0..101.0).contains(&milliseconds)),
+            "{found:?}"
+        );
+        assert_eq!(found[1..3], [Found::Missed, Found::Missed], "found already, and another process");
+        assert!(matches!(found[3], Found::Named { .. }), "{found:?}");
+    }
+
+    #[test]
+    fn a_fault_before_the_death_of_the_coordinator_may_be_masked_and_one_that_did_not_happen_is_missed() {
+        let storm = storm(&[Kind::Kill, Kind::Coordinator, Kind::Limp, Kind::Limp]);
+        let fates = vec![fate(1.0, 7), fate(1.5, 3), fate(2.0, 7), Fate::default()];
+        let found: Vec<_> =
+            struck(&storm, &Ran { fates, ..Ran::default() }).into_iter().map(|struck| struck.found).collect();
+        assert_eq!(found, [Found::Masked, Found::Nothing, Found::Nothing, Found::Missed]);
+    }
+}

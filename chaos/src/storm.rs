@@ -1,0 +1,286 @@
+//! The plan of a storm: which fault strikes which process at which step and phase. It is a pure function of the seed, and has a JSON
+//! form, which is the ground truth of a report.
+
+use convoy_common::random::Source;
+use serde::{Deserialize, Serialize};
+
+/// Steps before the first fault, and after the last one.
+const MARGIN: u64 = 24;
+/// Steps from one fault to the next.
+const GAP: u64 = 5;
+/// Milliseconds for which a worker is stopped, so that it is suspected and not given up.
+const STOP_MS: u64 = 3000;
+/// Milliseconds for which a worker is stopped, so that it is given up.
+const FREEZE_MS: u64 = 7000;
+/// Milliseconds for which a worker sleeps.
+const LIMP_MS: u64 = 400;
+/// Milliseconds for which a worker's bytes are held back.
+const DELAY_MS: u64 = 700;
+
+/// A planned storm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Storm {
+    /// The seed that it was made from.
+    pub seed: u64,
+    /// Steps of the job.
+    pub steps: u64,
+    /// Workers of the job.
+    pub workers: usize,
+    /// In the order of their steps.
+    pub faults: Vec<Planned>,
+}
+
+/// A planned fault.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Planned {
+    /// What happens.
+    pub kind: Kind,
+    /// The worker that it happens to. None for the coordinator.
+    pub worker: Option<usize>,
+    /// It happens in this step, or in the next later one that has the phase.
+    pub step: u64,
+    /// The moment within the step.
+    pub phase: Phase,
+    /// How long it lasts, in milliseconds; 0 if it has no length.
+    pub milliseconds: u64,
+}
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A worker is killed.
+    Kill,
+    /// A worker is stopped, and continued before it is given up.
+    Stop,
+    /// A worker is stopped, and continued after it was given up.
+    Freeze,
+    /// A worker is slow.
+    Limp,
+    /// The connections of a worker are cut.
+    Cut,
+    /// The bytes of a worker are held back for a while.
+    Delay,
+    /// A worker sends a message with a bit flipped.
+    Flip,
+    /// A worker sends a truncated message.
+    Truncate,
+    /// A worker sends a message twice.
+    Replay,
+    /// A worker sends messages in the wrong order.
+    Reorder,
+    /// A worker sends a message that is too large.
+    Oversize,
+    /// The coordinator is killed, and started again.
+    Coordinator,
+}
+
+/// A moment of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// A worker connects.
+    Join,
+    /// A worker is assigned its towers.
+    Assign,
+    /// A forward pass.
+    Forward,
+    /// A tensor is sent to other towers.
+    Exchange,
+    /// A backward pass.
+    Backward,
+    /// A commit.
+    Commit,
+    /// A worker sends its state, for a snapshot or a checkpoint.
+    State,
+    /// A measurement.
+    Measure,
+    /// When the coordinator has reported the step.
+    Reported,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Kind; 12] = [
+        Kind::Kill,
+        Kind::Stop,
+        Kind::Freeze,
+        Kind::Limp,
+        Kind::Cut,
+        Kind::Delay,
+        Kind::Flip,
+        Kind::Truncate,
+        Kind::Replay,
+        Kind::Reorder,
+        Kind::Oversize,
+        Kind::Coordinator,
+    ];
+
+    /// What the worker is told to do, if it does this to itself.
+    fn deed(self) -> Option<&'static str> {
+        match self {
+            Kind::Kill => Some("kill"),
+            Kind::Stop | Kind::Freeze => Some("stop"),
+            Kind::Limp => Some("limp"),
+            Kind::Flip => Some("flip"),
+            Kind::Truncate => Some("truncate"),
+            Kind::Replay => Some("replay"),
+            Kind::Reorder => Some("reorder"),
+            Kind::Oversize => Some("oversize"),
+            Kind::Cut | Kind::Delay | Kind::Coordinator => None,
+        }
+    }
+
+    /// The phases in which it can happen.
+    fn phases(self) -> &'static [Phase] {
+        use Phase::{Assign, Backward, Commit, Exchange, Forward, Join, Measure, Reported, State};
+        match self {
+            Kind::Kill => &[Forward, Exchange, Backward, Commit, State, Assign, Join, Measure],
+            Kind::Stop | Kind::Freeze => &[Forward, Exchange, Backward, Commit, State],
+            Kind::Limp => &[Forward, Backward, Commit],
+            Kind::Flip | Kind::Truncate | Kind::Replay | Kind::Reorder | Kind::Oversize => &[Exchange, State],
+            Kind::Cut | Kind::Delay | Kind::Coordinator => &[Reported],
+        }
+    }
+
+    fn milliseconds(self) -> u64 {
+        match self {
+            Kind::Stop => STOP_MS,
+            Kind::Freeze => FREEZE_MS,
+            Kind::Limp => LIMP_MS,
+            Kind::Delay => DELAY_MS,
+            _ => 0,
+        }
+    }
+}
+
+impl Planned {
+    /// What the worker is told to do, as its `--rehearse` takes it, if it does this to itself.
+    pub fn misdeed(&self) -> Option<String> {
+        let deed = self.kind.deed()?;
+        let (deed, step) =
+            (if self.kind == Kind::Limp { format!("limp:{}", self.milliseconds) } else { deed.to_owned() }, self.step);
+        Some(match self.phase {
+            Phase::Join => format!("{deed}@join"),
+            Phase::Assign => format!("{deed}@assign"),
+            Phase::Measure => format!("{deed}@measure"),
+            Phase::Forward => format!("{deed}@forward:{step}"),
+            Phase::Exchange => format!("{deed}@exchange:{step}"),
+            Phase::Backward => format!("{deed}@backward:{step}"),
+            Phase::Commit => format!("{deed}@commit:{step}"),
+            Phase::State => format!("{deed}@state:{step}"),
+            Phase::Reported => return None,
+        })
+    }
+}
+
+impl Storm {
+    /// No fault at all, in a job of the same length.
+    pub fn calm(&self) -> Self {
+        Self { faults: Vec::new(), ..self.clone() }
+    }
+
+    /// Checks a storm that was read from a file.
+    ///
+    /// # Errors
+    /// When a fault can't happen: which, and why.
+    pub fn check(&self) -> Result<(), String> {
+        if self.workers == 0 || self.steps == 0 {
+            return Err(format!(
+                "\"workers\" is {} and \"steps\" is {}; both must be at least 1",
+                self.workers, self.steps
+            ));
+        }
+        if !self.faults.is_sorted_by_key(|fault| fault.step) {
+            return Err("the faults are not in the order of their steps".to_owned());
+        }
+        for (number, Planned { kind, worker, step, phase, .. }) in self.faults.iter().enumerate() {
+            let wrong = |why: String| Err(format!("fault {number}: {why}"));
+            match worker {
+                Some(_) if *kind == Kind::Coordinator => {
+                    return wrong("\"worker\" must be null for the coordinator".to_owned());
+                }
+                None if *kind != Kind::Coordinator => return wrong("\"worker\" is null".to_owned()),
+                Some(worker) if *worker >= self.workers => {
+                    return wrong(format!("\"worker\" is {worker}; the job has {} workers", self.workers));
+                }
+                _ => {}
+            }
+            if !kind.phases().contains(phase) {
+                return wrong(format!("{kind:?} can happen at {:?}, not at {phase:?}", kind.phases()));
+            }
+            if !(1..=self.steps).contains(step) {
+                return wrong(format!("\"step\" is {step}; the job has {} steps", self.steps));
+            }
+        }
+        Ok(())
+    }
+
+    /// A storm of `count` faults over `workers` workers. All kinds are equally frequent, and the phases of each kind take turns.
+    /// A fault at the moment of joining or assignment comes after a cut connection, which counts as a fault, too.
+    pub fn planned(seed: u64, count: usize, workers: usize) -> Self {
+        let source = Source::new(seed, "storm");
+        let mut faults: Vec<Planned> = Vec::new();
+        let (mut step, mut round) = (MARGIN, 0);
+        while faults.len() < count {
+            let mut kinds = Kind::ALL.to_vec();
+            for place in (1..kinds.len()).rev() {
+                let other = source.word(round as u64 * 64 + place as u64) as usize % (place + 1);
+                kinds.swap(place, other);
+            }
+            for kind in kinds {
+                let phases = kind.phases();
+                let phase = phases[round % phases.len()];
+                let worker = source.word(round as u64 * 64 + 32 + kind as u64) as usize % workers;
+                let worker = (kind != Kind::Coordinator).then_some(worker);
+                let planned =
+                    |kind: Kind, phase| Planned { kind, worker, step, phase, milliseconds: kind.milliseconds() };
+                if matches!(phase, Phase::Join | Phase::Assign) {
+                    faults.push(planned(Kind::Cut, Phase::Reported));
+                }
+                faults.push(planned(kind, phase));
+                step += GAP;
+            }
+            round += 1;
+        }
+        faults.truncate(count);
+        Self { seed, steps: step + MARGIN, workers, faults }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_storm_is_a_function_of_its_seed_and_survives_json() {
+        let storm = Storm::planned(7, 200, 2);
+        assert_eq!(storm, Storm::planned(7, 200, 2));
+        assert_ne!(storm, Storm::planned(8, 200, 2));
+        assert_eq!(serde_json::from_str::<Storm>(&serde_json::to_string(&storm).unwrap()).unwrap(), storm);
+    }
+
+    #[test]
+    fn two_hundred_faults_hold_fifteen_of_each_kind_in_every_phase() {
+        for seed in 0..20 {
+            let storm = Storm::planned(seed, 200, 2);
+            assert_eq!((storm.faults.len(), storm.check()), (200, Ok(())));
+            for kind in Kind::ALL {
+                let of_kind: Vec<_> = storm.faults.iter().filter(|fault| fault.kind == kind).collect();
+                assert!(of_kind.len() >= 15, "{kind:?}: {}", of_kind.len());
+                for phase in kind.phases() {
+                    assert!(of_kind.iter().any(|fault| fault.phase == *phase), "{kind:?} {phase:?}");
+                }
+            }
+            assert!(storm.faults.is_sorted_by_key(|fault| fault.step));
+            assert!(
+                storm
+                    .faults
+                    .iter()
+                    .all(|fault| fault.step + MARGIN <= storm.steps && fault.worker.is_none_or(|w| w < 2))
+            );
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! `convoy chaos`: runs a job under a storm of faults and in calm, compares the two, and prints the result.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use clap::builder::NonEmptyStringValueParser;
+use convoy_chaos::conductor::{self, ChaosError, Ran, Setting};
+use convoy_chaos::report::{Found, Report, Tally};
+use convoy_chaos::storm::Storm;
+use convoy_common::batch::BATCH_MAX;
+use convoy_coordinator::files::write_atomically;
+use convoy_coordinator::record::RunFolder;
+
+use crate::numbers::{ANY, AT_LEAST_1, whole};
+use crate::output::{print, tell};
+use crate::settings::{Misuse, read_text};
+use crate::table::aligned;
+use crate::{Outcome, signals};
+
+/// A storm file is no longer than this.
+const STORM_BYTES_MAX: u64 = 16 << 20;
+const MB: f64 = 1e6;
+
+/// Run a job under a storm of faults, and compare the result with a run without faults.
+///
+/// A coordinator and its workers run as separate processes on this machine. Workers are killed, stopped, slowed down and cut off, they
+/// send damaged messages, and the coordinator is killed, all at planned steps. The exit code is 1 if the results differ, if the job
+/// fails or hangs, if a fault did not happen, or if it was not found.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Number of faults. A fault takes a second or two
+    #[arg(long, value_name = "N", default_value_t = 20, conflicts_with = "storm", value_parser = whole::<usize>(1..=10_000))]
+    faults: usize,
+    /// Seed of the storm
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "storm", value_parser = whole::<u64>(ANY))]
+    seed: u64,
+    /// JSON file with the faults, as `storm.json` in the folder of an earlier storm
+    #[arg(long, value_name = "FILE")]
+    storm: Option<PathBuf>,
+    /// Workers of the job
+    #[arg(long, value_name = "N", default_value_t = 2, conflicts_with = "storm", value_parser = whole::<usize>(AT_LEAST_1))]
+    workers: usize,
+    /// Preset or path of a model file
+    #[arg(long, value_name = "NAME|FILE", default_value = "alexnet-fashion", value_parser = NonEmptyStringValueParser::new())]
+    model: String,
+    /// Images: bundled, synthetic, or a folder of IDX files
+    #[arg(long, value_name = "bundled|synthetic|DIR", default_value = "bundled", value_parser = NonEmptyStringValueParser::new())]
+    data: String,
+    /// Images per step
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole::<usize>(1..=BATCH_MAX as u64))]
+    batch: usize,
+    /// Folder for the storm, both runs and the report [default: a new folder runs/chaos-TIME]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
+    let storm = arguments.storm()?;
+    let out = arguments.folder()?;
+    write_json(&out.join("storm.json"), &storm)?;
+    let stop = signals::stop_flag("stopping")?;
+    let job = ["--model", &arguments.model, "--data", &arguments.data, "--batch", &arguments.batch.to_string()];
+    // Snapshots and checkpoints are frequent, so that faults strike during them.
+    let settings = ["--schedule", "constant", "--lr", "0.01", "--snapshot-every", "7", "--checkpoint-every", "20"];
+    let run = |name: &str, storm: &Storm| -> Result<(Ran, PathBuf), Box<dyn Error>> {
+        let out = out.join(name);
+        let job = job.iter().chain(&settings).map(ToString::to_string).collect();
+        let setting = Setting { program: std::env::current_exe()?, job, out: out.clone() };
+        if !arguments.json {
+            tell(&format!("{name}: {} steps, {} faults, in {}", storm.steps, storm.faults.len(), out.display()));
+        }
+        Ok((conductor::run(&setting, storm, &stop)?, out))
+    };
+    let both = run("calm", &storm.calm()).and_then(|calm| Ok((calm, run("stormy", &storm)?)));
+    let (calm, stormy) = match both {
+        Err(error) if matches!(error.downcast_ref(), Some(ChaosError::Interrupted)) => return Ok(Outcome::Interrupted),
+        both => both?,
+    };
+    let report = Report::new(&storm, (&calm.0, &calm.1), (&stormy.0, &stormy.1));
+    write_json(&out.join("report.json"), &report)?;
+    print(&if arguments.json { format!("{:#}\n", serde_json::to_value(&report)?) } else { described(&report, &out) })?;
+    if report.survived { Ok(Outcome::Done) } else { Err("the job did not survive the storm as it should".into()) }
+}
+
+impl Arguments {
+    fn storm(&self) -> Result<Storm, Box<dyn Error>> {
+        let Some(path) = &self.storm else { return Ok(Storm::planned(self.seed, self.faults, self.workers)) };
+        let wrong = |why: String| Misuse(format!("--storm {}: {why}", path.display()));
+        let text = read_text(path, STORM_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
+        let storm: Storm = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+        storm.check().map_err(wrong)?;
+        Ok(storm)
+    }
+
+    /// A folder that holds nothing.
+    fn folder(&self) -> Result<PathBuf, Box<dyn Error>> {
+        let Some(out) = &self.out else { return Ok(RunFolder::claim("chaos", SystemTime::now())?) };
+        let wrong = |why: String| Misuse(format!("--out {}: {why}", out.display()));
+        std::fs::create_dir_all(out).map_err(|error| wrong(error.to_string()))?;
+        let mut entries = std::fs::read_dir(out).map_err(|error| wrong(error.to_string()))?;
+        if entries.next().is_some() {
+            return Err(wrong("must be an empty folder".to_owned()).into());
+        }
+        Ok(out.clone())
+    }
+}
+
+fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Box<dyn Error>> {
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    write_atomically(path, text.as_bytes()).map_err(|error| format!("cannot write {}: {error}", path.display()).into())
+}
+
+fn described(report: &Report, out: &Path) -> String {
+    let header = ["kind", "planned", "happened", "found", "missed", "median ms", "most ms"].map(str::to_owned);
+    let rows = report.kinds.iter().map(|(kind, tally)| {
+        let Tally { planned, fired, named, missed, milliseconds } = tally;
+        let at = |index: usize| milliseconds.get(index).map_or("-".to_owned(), |ms| format!("{ms:.0}"));
+        let counts = [planned, fired, named, missed].map(ToString::to_string);
+        let mut row = vec![format!("{kind:?}").to_lowercase()];
+        row.extend(counts);
+        row.extend([at(milliseconds.len() / 2), at(milliseconds.len().saturating_sub(1))]);
+        row
+    });
+    let table = aligned(&std::iter::once(header.to_vec()).chain(rows).collect::<Vec<_>>(), &[0]);
+    let phases: Vec<_> = report.phases.iter().map(|phase| format!("{phase:?}").to_lowercase()).collect();
+    let equal = |equal| if equal { "equal" } else { "DIFFERENT" };
+    let [coordinator, worker] = [report.coordinator_bytes, report.worker_bytes]
+        .map(|[calm, stormy]| format!("{:.0} MB, in calm {:.0} MB", stormy as f64 / MB, calm as f64 / MB));
+    let lines = [
+        format!("phases       {}", phases.join(", ")),
+        format!("recoveries   {}", report.recovered),
+        format!(
+            "goodput      {:.1} %: {:.1} s in calm, {:.1} s in the storm, a fault every {:.1} s",
+            100.0 * report.goodput,
+            report.calm_seconds,
+            report.stormy_seconds,
+            report.mean_seconds_between_faults
+        ),
+        format!("memory       coordinator {coordinator}; worker {worker}"),
+        format!("weights      {}", equal(report.equal_weights)),
+        format!("losses       {}", equal(report.equal_losses)),
+        format!("report       {}", out.join("report.json").display()),
+    ];
+    let missed = report.faults.iter().filter(|fault| fault.found == Found::Missed).map(|fault| {
+        let what = if fault.fired.is_some() { "was not found" } else { "did not happen" };
+        format!("{:?} at step {}, {:?}, {what}\n", fault.kind, fault.step, fault.phase)
+    });
+    format!("{table}{}\n{}", lines.join("\n"), missed.collect::<String>())
+}
