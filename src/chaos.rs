@@ -53,6 +53,9 @@ pub(crate) struct Arguments {
     /// Folder for the storm, both runs and the report [default: a new folder runs/chaos-TIME]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// After a fault, continue from a wrong snapshot, to test whether that is reported
+    #[arg(long, hide = true)]
+    rehearse_stale_snapshot: bool,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -68,7 +71,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let settings = ["--schedule", "constant", "--lr", "0.01", "--snapshot-every", "7", "--checkpoint-every", "20"];
     let run = |name: &str, storm: &Storm| -> Result<(Ran, PathBuf), Box<dyn Error>> {
         let out = out.join(name);
-        let job = job.iter().chain(&settings).map(ToString::to_string).collect();
+        let broken = arguments.rehearse_stale_snapshot.then_some("--rehearse-stale-snapshot");
+        let job = job.iter().chain(&settings).copied().chain(broken).map(ToString::to_string).collect();
         let setting = Setting { program: std::env::current_exe()?, job, out: out.clone() };
         if !arguments.json {
             tell(&format!("{name}: {} steps, {} faults, in {}", storm.steps, storm.faults.len(), out.display()));
@@ -140,7 +144,10 @@ fn described(report: &Report, out: &Path) -> String {
             report.stormy_seconds,
             report.mean_seconds_between_faults
         ),
-        format!("memory       coordinator {coordinator}; worker {worker}"),
+        format!(
+            "memory       {}coordinator {coordinator}; worker {worker}",
+            if report.flat_memory { "" } else { "TOO HIGH: " }
+        ),
         format!("weights      {}", equal(report.equal_weights)),
         format!("losses       {}", equal(report.equal_losses)),
         format!("report       {}", out.join("report.json").display()),

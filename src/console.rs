@@ -123,7 +123,7 @@ impl Observer for Console {
                 epoch.seconds,
                 epoch.images_per_second
             )),
-            Event::Checkpoint { .. } => {}
+            Event::Snapshot { .. } | Event::Checkpoint { .. } => {}
             Event::Fault { what, rewound_to, .. } => {
                 self.show(rewound_to);
                 tell(&format!("{what}; continuing from step {rewound_to}"));

@@ -348,6 +348,73 @@ fn a_job_survives_the_deaths_of_its_workers() {
     }
 }
 
+/// A worker's container is disconnected from its network and connected again, the service is scaled to one worker and back to two, and
+/// the coordinator's process is killed twice. The job ends in the same bits.
+#[test]
+fn a_job_survives_a_disconnected_network_and_a_change_of_scale() {
+    let _one = ENGINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some((image, folder, composes)) = setting() else { return };
+    for compose in &composes {
+        // At a constant rate, the end of the job may be set at last, however long the faults take.
+        let project = Project::new(compose, &image, folder.path()).with("CONVOY_STEPS", "1000000");
+        let project = project.with("CONVOY_BATCH", "32").with("CONVOY_CHECKPOINT_EVERY", "20");
+        let project =
+            project.with("CONVOY_SCHEDULE", "constant").with("CONVOY_LR", "0.01").with("CONVOY_PATIENCE", "3");
+        project.run(&["up", "-d"]);
+        let job = || project.fetch_runs(folder.path()).join("job");
+        let wait_for_more_steps = || {
+            let steps = losses(&job()).len();
+            wait_for("more steps", || (losses(&job()).len() > steps + 10).then_some(()));
+        };
+        let wait_for_workers = |wanted: usize| {
+            let workers = || record(&job())["workers"].as_array().map(Vec::len);
+            wait_for(&format!("{wanted} workers to hold the towers"), || workers().filter(|count| *count == wanted));
+        };
+        wait_for_more_steps();
+        wait_for_workers(2);
+        let network = format!("{}_default", project.name);
+        let cut = project.containers("worker").swap_remove(0);
+        docker(&["network", "disconnect", &network, &cut]);
+        wait_for_workers(1);
+        docker(&["network", "connect", &network, &cut]);
+        wait_for_workers(2);
+        project.run(&["up", "-d", "--no-recreate", "--scale", "worker=1", "worker"]);
+        wait_for_workers(1);
+        project.run(&["up", "-d", "--no-recreate", "--scale", "worker=2", "worker"]);
+        wait_for_workers(2);
+        let incidents = record(&job())["incidents"].as_array().unwrap().clone();
+        let kinds: Vec<_> = incidents.iter().map(|incident| text(&incident["kind"])).collect();
+        assert_eq!(kinds, ["lost", "left"], "the faults fired: {incidents:?}");
+        assert!(text(&incidents[0]["what"]).contains("it did not answer for 5 s"), "{incidents:?}");
+
+        let [coordinator] = project.containers("coordinator").try_into().unwrap();
+        for kill in 1..=2 {
+            wait_for_more_steps();
+            let process: u32 = docker(&["inspect", "--format", "{{.State.Pid}}", &coordinator]).parse().unwrap();
+            let name = std::fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+            if process == 0 || name.trim() != "convoy" {
+                return support::skip("the engine's processes aren't this machine's: none of its own can be killed");
+            }
+            signal(process, "KILL");
+            let restarts = || docker(&["inspect", "--format", "{{.RestartCount}}", &coordinator]);
+            wait_for("the coordinator to be started again", || (restarts() == kill.to_string()).then_some(()));
+        }
+        wait_for_more_steps();
+        project.run(&["stop", "coordinator"]);
+        assert_eq!(record(&job())["status"], "interrupted");
+        let at = record(&job())["final"]["steps"].as_u64().unwrap();
+        let (end, project) = (at + 5, project.with("CONVOY_STEPS", &(at + 5).to_string()));
+        project.run(&["up", "-d"]);
+        let [coordinator] = project.containers("coordinator").try_into().unwrap();
+        assert_eq!(wait_for_end(&coordinator), "0", "{}", log_of(&coordinator));
+        let runs = project.fetch_runs(folder.path()).join("job");
+        let whole = embedded(folder.path(), &format!("--steps {end} --batch 32 --schedule constant --lr 0.01"));
+        assert_eq!((hash(&runs), losses(&runs).len() as u64), (whole, end), "{compose:?}");
+        project.run(&["down", "--volumes"]);
+        assert_eq!(project.remains(), Vec::<String>::new());
+    }
+}
+
 /// Waits until a container has ended and isn't started again. Its exit code.
 fn wait_for_end(id: &str) -> String {
     wait_for("the coordinator's end", || {

@@ -41,8 +41,9 @@ fn dependencies_point_one_way() {
 /// Only `unsafe` inside the kernels.
 #[test]
 fn unsafe_code_is_in_the_kernels_alone() {
-    let mut folders: Vec<_> =
-        ["src", "proto/src", "common/src", "worker/src", "coordinator/src", "chaos/src"].map(std::path::PathBuf::from).into();
+    let mut folders: Vec<_> = ["src", "proto/src", "common/src", "worker/src", "coordinator/src", "chaos/src"]
+        .map(std::path::PathBuf::from)
+        .into();
     let mut looked_at = 0;
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {

@@ -7,10 +7,15 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::conductor::{Finding, Ran};
-use crate::storm::{Kind, Phase, Storm};
+use crate::storm::{Kind, Phase, Planned, Storm};
 
 /// A coordinator that was killed within so many seconds of a fault can't have found the fault.
 const MASKED: f64 = 12.0;
+/// Faults within so many seconds of each other are simultaneous. The first one that is found ends the generation, and messages of the
+/// others may be dropped with it.
+const OVERLAP: f64 = 0.1;
+/// Memory in a storm may be so many percent of that in calm. What a fault leaves behind would add up.
+const GROWTH_MAX: u64 = 150;
 /// Clocks of different pipes may differ by this many seconds.
 const SLACK: f64 = 0.25;
 
@@ -39,6 +44,8 @@ pub struct Report {
     pub kinds: BTreeMap<Kind, Tally>,
     /// The phases in which a fault happened.
     pub phases: BTreeSet<Phase>,
+    /// Whether no process needed much more memory than in calm.
+    pub flat_memory: bool,
     /// Highest resident memory of a coordinator process: calm and stormy, in bytes.
     pub coordinator_bytes: [u64; 2],
     /// Highest resident memory of a worker process, likewise.
@@ -75,6 +82,8 @@ pub enum Found {
     Nothing,
     /// The coordinator was killed before it could find it.
     Masked,
+    /// Another fault happened at the same moment, and was found.
+    Overlapped,
     /// It was not found.
     Missed,
 }
@@ -119,8 +128,12 @@ impl Report {
         let equal_losses = losses[0] == losses[1] && losses[0].len() as u64 == storm.steps;
         let all_fired = faults.iter().all(|fault| fault.fired.is_some());
         let none_missed = kinds.values().all(|tally| tally.missed == 0);
+        let (coordinator_bytes, worker_bytes) =
+            ([calm.coordinator_bytes, ran.coordinator_bytes], [calm.worker_bytes, ran.worker_bytes]);
+        let flat_memory =
+            [coordinator_bytes, worker_bytes].iter().all(|[calm, stormy]| *stormy <= calm * GROWTH_MAX / 100);
         Self {
-            survived: equal_weights && equal_losses && all_fired && none_missed,
+            survived: equal_weights && equal_losses && all_fired && none_missed && flat_memory,
             equal_weights,
             equal_losses,
             calm_seconds: calm.seconds,
@@ -131,8 +144,9 @@ impl Report {
             faults,
             kinds,
             phases,
-            coordinator_bytes: [calm.coordinator_bytes, ran.coordinator_bytes],
-            worker_bytes: [calm.worker_bytes, ran.worker_bytes],
+            flat_memory,
+            coordinator_bytes,
+            worker_bytes,
         }
     }
 }
@@ -144,46 +158,65 @@ fn steps_of(out: &Path) -> Vec<String> {
 }
 
 fn struck(storm: &Storm, ran: &Ran) -> Vec<Struck> {
-    let mut findings: Vec<Option<&Finding>> = ran.findings.iter().map(Some).collect();
+    let mut named = vec![None; storm.faults.len()];
+    for finding in &ran.findings {
+        if let Some(number) = cause_of(finding, storm, ran, &named) {
+            named[number] = Some(finding);
+        }
+    }
     let fates = || storm.faults.iter().zip(&ran.fates);
     let deaths: Vec<f64> =
         fates().filter(|(fault, _)| fault.kind == Kind::Coordinator).filter_map(|(_, fate)| fate.fired).collect();
-    let struck = fates().map(|(fault, fate)| {
-        let found = match (fate.fired, wanted(fault.kind, fault.phase)) {
-            (None, _) => Found::Missed,
-            (Some(_), []) => Found::Nothing,
-            (Some(fired), events) => {
-                let is_it = |finding: &Finding| {
-                    Some(finding.process_id) == fate.process_id
-                        && finding.at >= fired - SLACK
-                        && events.contains(&finding.event.as_str())
-                };
-                let found = findings.iter_mut().find(|finding| finding.is_some_and(is_it)).and_then(Option::take);
-                let is_masked = deaths.iter().any(|death| (fired - SLACK..fired + MASKED).contains(death));
-                match found {
-                    Some(finding) => {
-                        let milliseconds = (finding.at - fired).max(0.0) * 1e3;
-                        Found::Named { milliseconds, what: finding.what.clone() }
-                    }
-                    None if is_masked => Found::Masked,
-                    None => Found::Missed,
-                }
+    let struck = fates().enumerate().map(|(number, (fault, fate))| {
+        let found = match (fate.fired, wanted(fault), named[number]) {
+            (None, ..) => Found::Missed,
+            (Some(_), None, _) => Found::Nothing,
+            (Some(fired), _, Some(finding)) => {
+                Found::Named { milliseconds: (finding.at - fired).max(0.0) * 1e3, what: finding.what.clone() }
             }
+            (Some(fired), ..) if deaths.iter().any(|death| (fired - SLACK..fired + MASKED).contains(death)) => {
+                Found::Masked
+            }
+            (Some(fired), ..) if is_overlapped(number, fired, ran, &named) => Found::Overlapped,
+            _ => Found::Missed,
         };
         Struck { kind: fault.kind, phase: fault.phase, step: fault.step, fired: fate.fired, found }
     });
     struck.collect()
 }
 
-/// The events that say that a fault was found.
-fn wanted(kind: Kind, phase: Phase) -> &'static [&'static str] {
-    match kind {
+/// The fault that a finding is about: the latest one of its process that is still unnamed, and not too long ago.
+fn cause_of(finding: &Finding, storm: &Storm, ran: &Ran, named: &[Option<&Finding>]) -> Option<usize> {
+    let is_it = |number: &usize| {
+        let (fault, fate) = (&storm.faults[*number], &ran.fates[*number]);
+        let Some((events, within)) = wanted(fault) else { return false };
+        named[*number].is_none()
+            && fate.process_id == Some(finding.process_id)
+            && fate.fired.is_some_and(|fired| (fired - SLACK..fired + within).contains(&finding.at))
+            && events.contains(&finding.event.as_str())
+    };
+    let fired = |number: &usize| ran.fates[*number].fired.unwrap_or(0.0);
+    (0..storm.faults.len()).filter(is_it).max_by(|a, b| fired(a).total_cmp(&fired(b)))
+}
+
+/// Whether a fault that was found happened at the same moment.
+fn is_overlapped(number: usize, fired: f64, ran: &Ran, named: &[Option<&Finding>]) -> bool {
+    let is_near = |other: f64| (other - fired).abs() < OVERLAP;
+    (0..named.len())
+        .any(|other| other != number && named[other].is_some() && ran.fates[other].fired.is_some_and(is_near))
+}
+
+/// The events that say that a fault was found, and within how many seconds. None if there is nothing to find.
+fn wanted(fault: &Planned) -> Option<(&'static [&'static str], f64)> {
+    const LOST: &[&str] = &["fault", "gone"];
+    match fault.kind {
         // A worker that has no part in the job yet is no loss.
-        Kind::Kill if phase == Phase::Join => &[],
-        Kind::Kill | Kind::Freeze | Kind::Cut => &["fault", "gone"],
-        Kind::Flip | Kind::Truncate | Kind::Replay | Kind::Reorder | Kind::Oversize => &["fault", "gone"],
-        Kind::Stop => &["suspected"],
-        Kind::Limp | Kind::Delay | Kind::Coordinator => &[],
+        Kind::Kill if fault.phase == Phase::Join => None,
+        Kind::Kill | Kind::Cut => Some((LOST, 3.0)),
+        Kind::Flip | Kind::Truncate | Kind::Replay | Kind::Reorder | Kind::Oversize => Some((LOST, 3.0)),
+        Kind::Freeze => Some((LOST, 8.0)),
+        Kind::Stop => Some((&["suspected"], 4.0)),
+        Kind::Limp | Kind::Delay | Kind::Coordinator => None,
     }
 }
 
@@ -191,7 +224,6 @@ fn wanted(kind: Kind, phase: Phase) -> &'static [&'static str] {
 mod tests {
     use super::*;
     use crate::conductor::Fate;
-    use crate::storm::Planned;
 
     fn finding(at: f64, event: &str, process_id: u32) -> Finding {
         Finding { at, event: event.to_owned(), process_id, what: "it said so".to_owned() }
@@ -211,10 +243,15 @@ mod tests {
 
     #[test]
     fn a_fault_is_found_if_its_own_process_is_named_afterwards_and_once() {
-        let storm = storm(&[Kind::Kill, Kind::Kill, Kind::Kill, Kind::Stop]);
+        let storm = storm(&[Kind::Kill, Kind::Kill, Kind::Kill, Kind::Stop, Kind::Flip, Kind::Cut]);
         let ran = Ran {
-            fates: vec![fate(1.0, 7), fate(2.0, 7), fate(3.0, 8), fate(4.0, 9)],
-            findings: vec![finding(1.1, "fault", 7), finding(3.1, "fault", 9), finding(6.1, "suspected", 9)],
+            fates: vec![fate(1.0, 7), fate(2.0, 7), fate(3.0, 8), fate(4.0, 9), fate(9.0, 7), fate(9.0, 8)],
+            findings: vec![
+                finding(1.1, "fault", 7),
+                finding(3.1, "fault", 9),
+                finding(6.1, "suspected", 9),
+                finding(9.1, "fault", 8),
+            ],
             ..Ran::default()
         };
         let found: Vec<_> = struck(&storm, &ran).into_iter().map(|struck| struck.found).collect();
@@ -223,7 +260,8 @@ mod tests {
             "{found:?}"
         );
         assert_eq!(found[1..3], [Found::Missed, Found::Missed], "found already, and another process");
-        assert!(matches!(found[3], Found::Named { .. }), "{found:?}");
+        assert!(matches!(found[3], Found::Named { .. }) && matches!(found[5], Found::Named { .. }), "{found:?}");
+        assert_eq!(found[4], Found::Overlapped);
     }
 
     #[test]

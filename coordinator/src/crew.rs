@@ -41,6 +41,8 @@ pub enum Received {
     Said(FromWorker),
     /// A part of a tensor, and when it arrived, by the coordinator's clock.
     Chunk(Chunk, u64),
+    /// A part of the state that is being gathered. The crew keeps it.
+    State,
 }
 
 /// One generation of a job.
@@ -56,6 +58,8 @@ pub struct Crew<'a> {
     pub exchanges: Exchanges,
     generation: Generation,
     silence: Silence,
+    /// The state that the workers were asked for.
+    gathering: Option<Gathering>,
     /// Bytes of weights and momentum that each worker was given.
     state_bytes: Vec<u64>,
     stop: &'a AtomicBool,
@@ -77,7 +81,19 @@ impl<'a> Crew<'a> {
         let exchanges = Exchanges::new(plan.clone(), samples_max);
         let state_bytes = vec![0; plan.workers];
         let silence = Silence::starting(plan.workers, Instant::now());
-        Self { cluster, recorder, observer, plan, exchanges, generation, silence, state_bytes, stop, stale: 0 }
+        Self {
+            cluster,
+            recorder,
+            observer,
+            plan,
+            exchanges,
+            generation,
+            silence,
+            gathering: None,
+            state_bytes,
+            stop,
+            stale: 0,
+        }
     }
 
     /// Assigns its towers to every worker, sends their state as of `step`, and waits until all have it.
@@ -212,7 +228,13 @@ impl<'a> Crew<'a> {
         match heard {
             Heard::Lost(why) => Err(self.lost(worker, step, why).into()),
             Heard::Chunk(chunk, _) if chunk.generation != self.generation => self.drop_stale(),
-            Heard::Chunk(chunk, at) => Ok(Some(Received::Chunk(chunk, at))),
+            Heard::Chunk(chunk, at) => match (&mut self.gathering, &chunk.key) {
+                (Some(gathering), TensorKey::Parameter { .. }) => {
+                    gathering.accept(worker, chunk).map_err(|source| invalid(worker, step, source))?;
+                    Ok(Some(Received::State))
+                }
+                _ => Ok(Some(Received::Chunk(chunk, at))),
+            },
             // The cluster has noted that; it concerns the worker, and no generation.
             Heard::Said(Numbered { message: FromWorker::Leaving, .. }, _) => Ok(None),
             Heard::Said(Numbered { generation, .. }, _) if generation != self.generation.number => self.drop_stale(),
@@ -254,33 +276,38 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// Checks that no spare waits while the crew is smaller than requested.
-    ///
-    /// # Errors
-    /// When one does.
-    pub fn check_cannot_grow(&self) -> Result<(), Stop> {
-        if self.cluster.can_grow() { Err(Stop::Grows) } else { Ok(()) }
+    /// Whether a spare waits while the crew is smaller than requested.
+    pub fn can_grow(&self) -> bool {
+        self.cluster.can_grow()
     }
 
-    /// Weights and momentum of every tower, as of `step`.
+    /// Asks every worker for the weights and momentum of its towers, as of `step`. They arrive while the job goes on.
+    ///
+    /// # Errors
+    /// When a worker is lost.
+    pub fn begin_gathering(&mut self, step: u64) -> Result<(), Stop> {
+        self.tell_all(&ToWorker::SendState { step }, step)?;
+        self.gathering = Some(Gathering::new(self.plan.clone(), step));
+        Ok(())
+    }
+
+    /// The state that the workers were asked for, once it is whole.
+    pub fn gathered(&mut self) -> Option<JobState> {
+        self.gathering.take_if(|gathering| gathering.owed() == 0).map(Gathering::finish)
+    }
+
+    /// Waits for the state that the workers were asked for. Results of images that were sent ahead are dropped.
     ///
     /// # Errors
     /// When a worker is lost, or sends something else.
-    pub fn collect(&mut self, step: u64) -> Result<JobState, Stop> {
-        self.tell_all(&ToWorker::SendState { step }, step)?;
-        let mut gathering = Gathering::new(self.plan.clone(), step);
-        while gathering.owed() > 0 {
-            let (worker, received) = self.next(step, || format!("{} tensors of the checkpoint", gathering.owed()))?;
-            match received {
-                // A job that stops early has already sent the next step's images. Their results are ignored.
-                Received::Chunk(Chunk { key: TensorKey::Activations { .. }, .. }, _) => {}
-                Received::Chunk(chunk, _) => {
-                    gathering.accept(worker, chunk).map_err(|source| invalid(worker, step, source))?;
-                }
-                other => return Err(out_of_turn(worker, step, &other).into()),
+    pub fn finish_gathering(&mut self, step: u64) -> Result<Option<JobState>, Stop> {
+        while let Some(owed) = self.gathering.as_ref().map(Gathering::owed).filter(|owed| *owed > 0) {
+            match self.next(step, || format!("{owed} tensors of the state"))? {
+                (_, Received::State | Received::Chunk(Chunk { key: TensorKey::Activations { .. }, .. }, _)) => {}
+                (worker, other) => return Err(out_of_turn(worker, step, &other).into()),
             }
         }
-        Ok(gathering.finish())
+        Ok(self.gathered())
     }
 
     /// The workers, for the records.
@@ -392,6 +419,7 @@ pub fn out_of_turn(worker: usize, step: u64, received: &Received) -> Fault {
     let message = match received {
         Received::Said(message) => format!("it sent {}, which is not allowed now", message.name()),
         Received::Chunk(chunk, _) => format!("it sent {}, which are not allowed now", chunk.key),
+        Received::State => "it sent its state, which is not allowed now".to_owned(),
     };
     Fault::Failed { worker, step, message }
 }

@@ -58,6 +58,7 @@ pub fn evaluate(crew: &mut Crew, split: &Split, step: u64, size: usize, stop: &A
         let (worker, received) = crew.next(step, || "logits of test images".to_owned())?;
         let chunk = match received {
             Received::Chunk(chunk, _) => chunk,
+            Received::State => continue,
             other => return Err(out_of_turn(worker, step, &other).into()),
         };
         match crew.exchanges.route(worker, chunk).map_err(|source| invalid(worker, step, source))? {

@@ -36,6 +36,7 @@ pub struct Metrics {
     learning_rate: Known,
     test_loss: Known,
     test_accuracy: Known,
+    snapshots: Counter,
     checkpoints: Counter,
     checkpoint_step: Gauge,
 }
@@ -65,6 +66,7 @@ impl Default for Metrics {
             learning_rate: unknown(),
             test_loss: unknown(),
             test_accuracy: unknown(),
+            snapshots: Counter::default(),
             checkpoints: Counter::default(),
             checkpoint_step: Gauge::default(),
         }
@@ -104,6 +106,7 @@ impl Metrics {
         );
         let help = "Share of the test images classified correctly in the last measurement";
         registry.register("test_accuracy", help, metrics.test_accuracy.clone());
+        registry.register("snapshots", "Snapshots taken by this process", metrics.snapshots.clone());
         registry.register("checkpoints", "Checkpoints written by this process", metrics.checkpoints.clone());
         registry.register("checkpoint_step", "The step of the newest checkpoint", metrics.checkpoint_step.clone());
         metrics
@@ -141,6 +144,9 @@ impl Metrics {
             Event::Epoch(epoch) => {
                 self.test_loss.set(epoch.test_loss);
                 self.test_accuracy.set(epoch.test_accuracy);
+            }
+            Event::Snapshot { .. } => {
+                self.snapshots.inc();
             }
             Event::Checkpoint { step, .. } => {
                 self.checkpoints.inc();
@@ -199,6 +205,7 @@ fn log(event: &Event) {
             let (step, accuracy) = (epoch.through_step, epoch.test_accuracy);
             tracing::info!(epoch = epoch.epoch, step, accuracy, "measured");
         }
+        Event::Snapshot { step, seconds } => tracing::debug!(step, seconds, "snapshot"),
         Event::Checkpoint { step, path } => tracing::info!(step, path = %path.display(), "checkpoint"),
         Event::Gone { worker, process_id, host, why } => {
             tracing::info!(worker, process_id, host, why, "a worker was lost")
@@ -254,6 +261,7 @@ mod tests {
             images_per_second: 1.0,
         }));
         metrics.count(&Event::Suspected { worker: 1, process_id: 7, host: address(), step: 8, given_up_after: 10 });
+        metrics.count(&Event::Snapshot { step: 8, seconds: 0.5 });
         metrics.count(&Event::Checkpoint { step: 8, path: "there".into() });
         let mut encoded = String::new();
         text::encode(&mut encoded, &registry).unwrap();
@@ -275,6 +283,7 @@ mod tests {
             "convoy_learning_rate 0.125",
             "convoy_test_loss 1.5",
             "convoy_test_accuracy 0.75",
+            "convoy_snapshots_total 1",
             "convoy_checkpoints_total 1",
             "convoy_checkpoint_step 8",
         ] {

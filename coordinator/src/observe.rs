@@ -113,6 +113,13 @@ pub enum Event {
     Recovered(Incident),
     /// The test images were measured, at the end of an epoch or of the job.
     Epoch(EpochRecord),
+    /// A snapshot was taken, in memory.
+    Snapshot {
+        /// The step that it holds.
+        step: u64,
+        /// What it cost: the time for which the job waited, and by which steps were longer.
+        seconds: f64,
+    },
     /// A checkpoint was written.
     Checkpoint {
         /// The step that it holds.

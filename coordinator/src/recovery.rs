@@ -71,18 +71,23 @@ const SHARE: u32 = 50;
 /// Snapshots are at least this far apart by default, however cheap they are.
 const APART_MIN: Duration = Duration::from_secs(1);
 
-/// How often snapshots are taken.
+/// How often snapshots are taken. A snapshot costs the time for which the job waits for it, and the time by which steps are longer while
+/// it arrives.
 #[derive(Debug)]
 pub struct Pace {
     last: Instant,
-    /// How long the last snapshot took.
+    /// What the last snapshot cost.
     cost: Duration,
+    /// A running mean of the steps during which no snapshot arrives.
+    usual: Option<Duration>,
+    /// By how much the steps were longer during which the present snapshot arrives.
+    excess: Duration,
 }
 
 impl Pace {
     /// A job that starts at `now`, with a snapshot.
     pub fn starting(now: Instant) -> Self {
-        Self { last: now, cost: Duration::ZERO }
+        Self { last: now, cost: Duration::ZERO, usual: None, excess: Duration::ZERO }
     }
 
     /// Whether a snapshot is due after `step`: at every so many steps, if a number is given, and otherwise when training since the
@@ -94,9 +99,19 @@ impl Pace {
         }
     }
 
-    /// A snapshot was taken at `now`, and took `cost`.
-    pub fn took(&mut self, cost: Duration, now: Instant) {
-        (self.last, self.cost) = (now, cost);
+    /// A step took so long. A snapshot may have been arriving meanwhile.
+    pub fn stepped(&mut self, took: Duration, snapshot_arrives: bool) {
+        match self.usual {
+            Some(usual) if snapshot_arrives => self.excess += took.saturating_sub(usual),
+            _ if snapshot_arrives => {}
+            usual => self.usual = Some(usual.map_or(took, |usual| (usual * 7 + took) / 8)),
+        }
+    }
+
+    /// A snapshot was taken at `now`, for which the job waited so long. Returns what it cost.
+    pub fn took(&mut self, waited: Duration, now: Instant) -> Duration {
+        (self.last, self.cost) = (now, waited + std::mem::take(&mut self.excess));
+        self.cost
     }
 }
 
@@ -176,7 +191,12 @@ mod tests {
         let after = |milliseconds| start + Duration::from_millis(milliseconds);
         let mut pace = Pace::starting(start);
         assert!(!pace.is_due(1, None, after(999)) && pace.is_due(2, None, after(1000)));
-        pace.took(Duration::from_millis(100), after(2000));
+        for _ in 0..20 {
+            pace.stepped(Duration::from_millis(50), false);
+        }
+        pace.stepped(Duration::from_millis(130), true);
+        let cost = pace.took(Duration::from_millis(20), after(2000));
+        assert_eq!(cost, Duration::from_millis(100), "80 ms of a longer step, and a wait of 20 ms");
         assert!(!pace.is_due(3, None, after(6999)) && pace.is_due(3, None, after(7000)));
         assert!(pace.is_due(6, Some(3), after(2001)) && !pace.is_due(7, Some(3), after(60_000)));
     }

@@ -47,6 +47,8 @@ pub enum Deed {
     Stop,
     /// It sleeps for so many milliseconds.
     Limp(u64),
+    /// It commits a step at twice the rate.
+    Double,
     /// It sends a part of a tensor with a bit flipped.
     Flip,
     /// It sends a part of a tensor without its second half.
@@ -151,13 +153,14 @@ impl FromStr for Misdeed {
             ("kill", None) => Deed::Kill,
             ("stop", None) => Deed::Stop,
             ("limp", Some(number)) => Deed::Limp(number.parse().map_err(|_| format!("\"{deed}\" is not limp:MS"))?),
+            ("double", None) => Deed::Double,
             ("flip", None) => Deed::Flip,
             ("truncate", None) => Deed::Truncate,
             ("replay", None) => Deed::Replay,
             ("reorder", None) => Deed::Reorder,
             ("oversize", None) => Deed::Oversize,
             _ => {
-                let known = "kill, stop, limp:MS, flip, truncate, replay, reorder or oversize";
+                let known = "kill, stop, limp:MS, double, flip, truncate, replay, reorder or oversize";
                 return Err(format!("\"{deed}\" is not {known}"));
             }
         };
@@ -165,13 +168,22 @@ impl FromStr for Misdeed {
         if deed.is_about_messages() && !sends {
             return Err(format!("\"{text}\": a worker sends tensors at exchange:STEP and state:STEP only"));
         }
+        if deed == Deed::Double && !matches!(moment, Moment::Commit(_)) {
+            return Err(format!("\"{text}\": a worker commits at commit:STEP only"));
+        }
         Ok(Self { deed, moment })
     }
 }
 
 impl Deed {
+    /// Whether the worker does it to its own process.
+    fn is_about_itself(self) -> bool {
+        matches!(self, Deed::Kill | Deed::Stop | Deed::Limp(_))
+    }
+
+    /// Whether the worker does it to a message.
     fn is_about_messages(self) -> bool {
-        !matches!(self, Deed::Kill | Deed::Stop | Deed::Limp(_))
+        !self.is_about_itself() && self != Deed::Double
     }
 }
 
@@ -184,10 +196,10 @@ impl FromIterator<Misdeed> for Misdeeds {
 
 impl Misdeeds {
     /// Takes the first misdeed of the list, if its moment has come and it is of the right kind.
-    fn due(&self, reached: Moment, about_messages: bool) -> Option<Misdeed> {
+    fn due(&self, reached: Moment, is_of_kind: impl Fn(Deed) -> bool) -> Option<Misdeed> {
         let mut list = self.0.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
         let first = list.front()?;
-        let is_due = first.moment.has_come(reached) && first.deed.is_about_messages() == about_messages;
+        let is_due = first.moment.has_come(reached) && is_of_kind(first.deed);
         let misdeed = if is_due { list.pop_front() } else { None };
         drop(list);
         misdeed.inspect(|misdeed| tracing::warn!("rehearsal: {:?} at {reached}", misdeed.deed))
@@ -197,7 +209,7 @@ impl Misdeeds {
 impl Rehearsal {
     /// The worker has reached a moment.
     pub(crate) fn reached(&self, moment: Moment) {
-        match self.misdeeds.due(moment, false).map(|misdeed| misdeed.deed) {
+        match self.misdeeds.due(moment, Deed::is_about_itself).map(|misdeed| misdeed.deed) {
             // A process may always signal itself. It does not return from SIGKILL.
             Some(Deed::Kill) => drop(kill_process(getpid(), Signal::KILL)),
             Some(Deed::Stop) => drop(kill_process(getpid(), Signal::STOP)),
@@ -206,9 +218,16 @@ impl Rehearsal {
         }
     }
 
+    /// The rate at which a step is committed.
+    pub(crate) fn rate(&self, step: u64, rate: f32) -> f32 {
+        let doubles = self.misdeeds.due(Moment::Commit(step), |deed| deed == Deed::Double).is_some();
+        if doubles { 2.0 * rate } else { rate }
+    }
+
     /// What is sent instead of a frame at a moment.
     pub(crate) fn tampered(&self, moment: Option<Moment>, frame: v1::Frame) -> impl Iterator<Item = v1::Frame> {
-        let deed = moment.and_then(|moment| self.misdeeds.due(moment, true)).map(|misdeed| misdeed.deed);
+        let deed =
+            moment.and_then(|moment| self.misdeeds.due(moment, Deed::is_about_messages)).map(|misdeed| misdeed.deed);
         let (first, second) = match deed {
             None => (frame, None),
             Some(deed) => tampered(deed, frame),
@@ -243,7 +262,7 @@ fn tampered(deed: Deed, frame: v1::Frame) -> (v1::Frame, Option<v1::Frame>) {
             let sum = crc32c::crc32c(&data);
             (with(chunk.offset, data, sum), None)
         }
-        Deed::Kill | Deed::Stop | Deed::Limp(_) => (frame, None),
+        Deed::Kill | Deed::Stop | Deed::Limp(_) | Deed::Double => (frame, None),
     }
 }
 
@@ -255,13 +274,17 @@ mod tests {
     fn misdeeds_happen_in_order_and_once_each() {
         let list = ["limp:1@forward:3", "flip@exchange:2", "limp:1@measure"].map(|text| text.parse().unwrap());
         let misdeeds: Misdeeds = list.into_iter().collect();
-        assert_eq!(misdeeds.due(Moment::Measure, false), None, "not yet");
-        assert_eq!(misdeeds.due(Moment::Forward(2), false), None);
-        assert_eq!(misdeeds.clone().due(Moment::Forward(4), false), Some(list[0]), "a later step will do");
-        assert_eq!(misdeeds.due(Moment::Exchange(4), false), None, "it is about a message");
-        assert_eq!(misdeeds.due(Moment::Exchange(4), true), Some(list[1]));
-        assert_eq!(misdeeds.due(Moment::Measure, false), Some(list[2]));
-        assert_eq!(misdeeds.due(Moment::Measure, false), None);
+        assert_eq!(misdeeds.due(Moment::Measure, Deed::is_about_itself), None, "not yet");
+        assert_eq!(misdeeds.due(Moment::Forward(2), Deed::is_about_itself), None);
+        assert_eq!(
+            misdeeds.clone().due(Moment::Forward(4), Deed::is_about_itself),
+            Some(list[0]),
+            "a later step will do"
+        );
+        assert_eq!(misdeeds.due(Moment::Exchange(4), Deed::is_about_itself), None, "it is about a message");
+        assert_eq!(misdeeds.due(Moment::Exchange(4), Deed::is_about_messages), Some(list[1]));
+        assert_eq!(misdeeds.due(Moment::Measure, Deed::is_about_itself), Some(list[2]));
+        assert_eq!(misdeeds.due(Moment::Measure, Deed::is_about_itself), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::exchange::Counted;
 use crate::incident::Underway;
 use crate::order::DataOrder;
 use crate::recovery::Pace;
+use crate::state::Progress;
 use crate::trace::Recorder;
 use crate::trace::otlp::Exporter;
 
@@ -23,6 +24,15 @@ pub(super) struct Site<'a> {
     pub(super) recorder: &'a mut Recorder,
     /// Until the recording begins.
     pub(super) exporter: Option<Exporter>,
+}
+
+/// A snapshot whose state arrives while the job goes on.
+pub(super) struct Arriving {
+    pub(super) progress: Progress,
+    /// Whether it is written to disk.
+    pub(super) is_checkpoint: bool,
+    /// How long the job has waited for it so far.
+    pub(super) waited: Duration,
 }
 
 /// What changes from step to step.
@@ -40,8 +50,8 @@ pub(super) struct Drive {
     /// checkpoint.
     pub(super) last_commit: Option<(Instant, u64)>,
     pub(super) pace: Pace,
-    /// Whether a snapshot is taken after the current step.
-    pub(super) snapshot_follows: bool,
+    /// The snapshot whose state arrives while the job goes on.
+    pub(super) arriving: Option<Arriving>,
     /// Seconds of training in this run, without measurements and checkpoints.
     pub(super) seconds: f64,
     pub(super) epoch_seconds: f64,
@@ -65,7 +75,7 @@ impl Drive {
             sent: None,
             last_commit: None,
             pace: Pace::starting(Instant::now()),
-            snapshot_follows: false,
+            arriving: None,
             seconds: 0.0,
             epoch_seconds: 0.0,
             epoch_images: 0,

@@ -84,7 +84,7 @@ impl Run {
     /// Goes back to the snapshot.
     fn rewind(&mut self, site: &mut Site, drive: &mut Drive) {
         self.progress = self.snapshot.progress;
-        (drive.sent, drive.last_commit) = (None, None);
+        (drive.sent, drive.last_commit, drive.arriving) = (None, None, None);
         site.recorder.rewind(self.progress.step);
     }
 

@@ -11,7 +11,7 @@ use convoy_common::trace::Activity;
 use convoy_common::wire::{FromWorker, ToWorker};
 
 use super::Run;
-use super::drive::Drive;
+use super::drive::{Arriving, Drive};
 use crate::checkpoint::Described;
 use crate::checkpoint::writer::{Request, Written};
 use crate::crew::{Crew, Received, invalid, out_of_turn};
@@ -51,18 +51,7 @@ impl Run {
             if self.owes_measurement(drive) {
                 self.measure(crew, drive, stop)?;
             }
-            let step = self.progress.step;
-            if step.is_multiple_of(self.checkpoint_every) || step == self.last_step {
-                self.checkpoint(crew, drive)?;
-            } else if drive.snapshot_follows {
-                let began = crew.recorder.now();
-                self.take_snapshot(crew, drive)?;
-                crew.recorder.ended(began, || Activity::Checkpoint);
-            }
-            report(self.writer.written()?, drive, crew.observer);
-            if self.snapshot.progress.step == step && step < self.last_step {
-                crew.check_cannot_grow()?;
-            }
+            self.keep(crew, drive)?;
         }
         self.finish_checkpoint(drive, crew.observer)?;
         if drive.checkpoint.is_none() {
@@ -85,17 +74,16 @@ impl Run {
         if crew.recorder.samples(number) {
             crew.ask_for_clocks(number)?;
         }
-        drive.snapshot_follows = drive.pace.is_due(number, self.running.snapshot_every, Instant::now());
         let (images, micro_batches) = match drive.sent.take() {
             Some(sent) => sent,
             None => self.send_images(crew, drive, number)?,
         };
-        // The next step's images are sent while this one is computed, unless something comes in between.
-        let something_follows = drive.order.ends_epoch(number)
-            || number.is_multiple_of(self.checkpoint_every)
-            || drive.snapshot_follows
+        // The next step's images are sent while this one is computed, unless the job waits for something in between.
+        let waits = drive.order.ends_epoch(number)
+            || number.is_multiple_of(self.checkpoint_every) && drive.arriving.is_some()
+            || crew.can_grow()
             || crew.observer.pauses_after(number);
-        if number < self.last_step && !something_follows {
+        if number < self.last_step && !waits {
             drive.sent = Some(self.send_images(crew, drive, number + 1)?);
         }
         let labels = images.iter().map(|image| self.data.train.label(*image)).collect();
@@ -131,6 +119,7 @@ impl Run {
         self.witness.recorded(number, loss);
         let images = images.len();
         drive.count(images, seconds);
+        drive.pace.stepped(seconds, drive.arriving.is_some());
         let (seconds, received_bytes) = (seconds.as_secs_f64(), drive.newly_received_bytes(crew));
         crew.observer.on(Event::Step { step: number, epoch, loss, lr, images, seconds, received_bytes, replayed });
         self.catch_up(crew, drive)?;
@@ -195,6 +184,7 @@ impl Run {
                     }
                 }
             }
+            Received::State => Ok(()),
             Received::Said(FromWorker::BackwardDone { micro_batch, tower })
                 if placement.get(tower) == Some(&worker) && step.on_backward_done(&micro_batch, tower) =>
             {
@@ -236,28 +226,81 @@ impl Run {
         Ok(())
     }
 
-    fn checkpoint(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
-        let began = crew.recorder.now();
-        self.take_snapshot(crew, drive)?;
-        self.begin_checkpoint(drive, crew.observer)?;
-        crew.recorder.ended(began, || Activity::Checkpoint);
+    /// Keeps the state after a step, if a snapshot or a checkpoint is due.
+    fn keep(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
+        report(self.writer.written()?, drive, crew.observer);
+        if let Some(state) = crew.gathered() {
+            self.end_snapshot(crew, drive, state)?;
+        }
+        let step = self.progress.step;
+        if step == self.last_step {
+            return self.checkpoint(crew, drive);
+        }
+        let is_checkpoint = step.is_multiple_of(self.checkpoint_every);
+        let is_due = drive.pace.is_due(step, self.running.snapshot_every, Instant::now());
+        if crew.can_grow() && drive.sent.is_none() && (is_checkpoint || is_due) {
+            self.snapshot(crew, drive, is_checkpoint)?;
+            return Err(Stop::Grows);
+        }
+        if is_checkpoint {
+            self.wait_for_snapshot(crew, drive)?;
+        }
+        if is_checkpoint || is_due && drive.arriving.is_none() {
+            self.begin_snapshot(crew, drive, is_checkpoint)?;
+        }
         Ok(())
     }
 
-    /// Collects the state of all towers. From here on, a fault leads back to it.
-    fn take_snapshot(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
-        let began = Instant::now();
-        drive.last_commit = None;
+    /// Takes a snapshot of the present step, while the job waits.
+    fn snapshot(&mut self, crew: &mut Crew, drive: &mut Drive, is_checkpoint: bool) -> Result<(), Stop> {
+        self.wait_for_snapshot(crew, drive)?;
+        self.begin_snapshot(crew, drive, is_checkpoint)?;
+        self.wait_for_snapshot(crew, drive)
+    }
+
+    /// Takes a snapshot of the present step, while the job waits, and begins to write it to disk.
+    fn checkpoint(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
+        self.snapshot(crew, drive, true)
+    }
+
+    /// Asks the workers for their state. It arrives while the job goes on.
+    fn begin_snapshot(&mut self, crew: &mut Crew, drive: &mut Drive, is_checkpoint: bool) -> Result<(), Stop> {
+        let (began, began_recording) = (Instant::now(), crew.recorder.now());
         // No more than two snapshots are in memory.
         if self.writer.holds_other_than(&self.snapshot) {
             self.finish_checkpoint(drive, crew.observer)?;
         }
-        let step = self.progress.step;
-        let state = crew.collect(step)?;
-        check_finite(&state, step)?;
-        self.snapshot = Arc::new(Snapshot { progress: self.progress, state });
-        self.witness.forget_through(step);
-        drive.pace.took(began.elapsed(), Instant::now());
+        crew.begin_gathering(self.progress.step)?;
+        drive.arriving = Some(Arriving { progress: self.progress, is_checkpoint, waited: began.elapsed() });
+        crew.recorder.ended(began_recording, || Activity::Checkpoint);
+        Ok(())
+    }
+
+    /// Waits for the snapshot that arrives, if there is one.
+    fn wait_for_snapshot(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
+        let (began, began_recording) = (Instant::now(), crew.recorder.now());
+        let Some(state) = crew.finish_gathering(self.progress.step)? else { return Ok(()) };
+        // The next step begins after the wait.
+        drive.last_commit = None;
+        drive.arriving.iter_mut().for_each(|arriving| arriving.waited += began.elapsed());
+        self.end_snapshot(crew, drive, state)?;
+        crew.recorder.ended(began_recording, || Activity::Checkpoint);
+        Ok(())
+    }
+
+    /// A snapshot has arrived. From here on, a fault leads back to it.
+    fn end_snapshot(&mut self, crew: &mut Crew, drive: &mut Drive, state: JobState) -> Result<(), Stop> {
+        let began = Instant::now();
+        let Some(Arriving { progress, is_checkpoint, waited }) = drive.arriving.take() else { return Ok(()) };
+        check_finite(&state, progress.step)?;
+        self.snapshot = Arc::new(Snapshot { progress, state });
+        self.witness.forget_through(progress.step);
+        if is_checkpoint {
+            self.begin_checkpoint(drive, crew.observer)?;
+        }
+        let now = Instant::now();
+        let cost = drive.pace.took(waited + (now - began), now);
+        crew.observer.on(Event::Snapshot { step: progress.step, seconds: cost.as_secs_f64() });
         Ok(())
     }
 

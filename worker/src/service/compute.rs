@@ -218,12 +218,15 @@ fn advance(
         }
         Some(Message::Commit { step, rate, hand_over }) => {
             rehearsal.reached(Moment::Commit(step));
+            let rate = rehearsal.rate(step, rate);
             committed = Some((step, hand_over));
             (engine.commit(compute, step, rate), Doing::Committing, Of::Step(Activity::Commit { step }))
         }
         Some(Message::SendState { step }) => (engine.state(step), Doing::Committing, Of::Step(Activity::ReadState)),
         _ => {
-            engine.next_run().iter().for_each(|run| rehearsal.reached(moment_of(run)));
+            if let Some(run) = engine.next_run() {
+                rehearsal.reached(moment_of(&run));
+            }
             let of = match engine.next_run().filter(|run| run.micro_batch.phase == Phase::Train) {
                 Some(run) => Of::Step(Activity::Segment(run)),
                 None => Of::NoStep,

@@ -1,6 +1,6 @@
 //! One session with a coordinator: the greeting, a job, and its end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -12,10 +12,11 @@ use convoy_common::chain::with_causes;
 use convoy_common::plan::Plan;
 use convoy_common::trace::{Activity, Transfer};
 use convoy_common::wire::{
-    Assembler, Assignment, Chunk, Doing, Failure, FailureKind, FromWorker, Generation, Hello, Numbered, Pong,
+    Assembler, Assignment, Chunk, Doing, Failure, FailureKind, FromWorker, Generation, Hello, Numbered, Payload, Pong,
     TensorKey, ToWorker, WireError, chunk_from_frame, expected_shape, frames, open_frame,
 };
 use convoy_proto::{PROTOCOL_VERSION, v1};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -455,14 +456,29 @@ impl<'a> Session<'a> {
         std::future::pending().await
     }
 
-    /// Sends what the compute thread puts out.
+    /// Sends what the compute thread puts out. A snapshot's state is sent while there is nothing else to send.
     async fn send(
         &self,
         mut computed: Receiver<Out>,
         frames_out: &Sender<v1::Frame>,
         terms: &Terms,
     ) -> Result<Ended, SessionError> {
-        while let Some(out) = computed.recv().await {
+        let mut state = StateFrames::default();
+        loop {
+            let out = match computed.try_recv() {
+                Ok(out) => out,
+                Err(TryRecvError::Empty) => match state.next() {
+                    Some((moment, frame)) => {
+                        self.send_frame(moment, frame, frames_out).await?;
+                        continue;
+                    }
+                    None => match computed.recv().await {
+                        Some(out) => out,
+                        None => break,
+                    },
+                },
+                Err(TryRecvError::Disconnected) => break,
+            };
             match out {
                 Out::Say(FromWorker::Failure(failure)) => {
                     self.say(FromWorker::Failure(failure)).await?;
@@ -475,30 +491,54 @@ impl<'a> Session<'a> {
                     }
                 }
                 Out::Say(message) => self.say(message).await?,
-                Out::Tensor(payload) => {
-                    let (bytes, moment) = (payload.data.len() as u64, moment_of(&payload.key));
-                    let name = terms.probe.is_on().then(|| payload.key.clone());
-                    let (began, mut busy) = (terms.probe.now(), 0);
-                    let mut at = began;
-                    for frame in frames(terms.generation, payload) {
-                        busy += terms.probe.now() - at;
-                        for frame in self.config.rehearsal.tampered(moment, frame) {
-                            frames_out.send(frame).await.map_err(|_| SessionError::Left)?;
-                        }
-                        moment.iter().for_each(|moment| self.config.rehearsal.reached(*moment));
-                        at = terms.probe.now();
-                    }
-                    self.config.metrics.sent_bytes.inc_by(bytes);
-                    if let Some(tensor) = name.filter(|tensor| tensor.training_step().is_some()) {
-                        terms.probe.ended(began, || Activity::Send(Transfer { tensor, bytes, busy }));
-                    }
+                Out::Tensor(payload) if matches!(payload.key, TensorKey::Parameter { .. }) => {
+                    self.config.metrics.sent_bytes.inc_by(payload.data.len() as u64);
+                    state.0.push_back((moment_of(&payload.key), Box::new(frames(terms.generation, payload))));
                 }
+                Out::Tensor(payload) => self.send_tensor(payload, frames_out, terms).await?,
             }
         }
         // The job is over; the coordinator closes.
         std::future::pending().await
     }
 
+    /// Sends a tensor of a step or of a measurement.
+    async fn send_tensor(
+        &self,
+        payload: Payload,
+        frames_out: &Sender<v1::Frame>,
+        terms: &Terms,
+    ) -> Result<(), SessionError> {
+        let (bytes, moment) = (payload.data.len() as u64, moment_of(&payload.key));
+        let name = terms.probe.is_on().then(|| payload.key.clone());
+        let (began, mut busy) = (terms.probe.now(), 0);
+        let mut at = began;
+        for frame in frames(terms.generation, payload) {
+            busy += terms.probe.now() - at;
+            self.send_frame(moment, frame, frames_out).await?;
+            at = terms.probe.now();
+        }
+        self.config.metrics.sent_bytes.inc_by(bytes);
+        if let Some(tensor) = name.filter(|tensor| tensor.training_step().is_some()) {
+            terms.probe.ended(began, || Activity::Send(Transfer { tensor, bytes, busy }));
+        }
+        Ok(())
+    }
+
+    async fn send_frame(
+        &self,
+        moment: Option<Moment>,
+        frame: v1::Frame,
+        frames_out: &Sender<v1::Frame>,
+    ) -> Result<(), SessionError> {
+        for frame in self.config.rehearsal.tampered(moment, frame) {
+            frames_out.send(frame).await.map_err(|_| SessionError::Left)?;
+        }
+        if let Some(moment) = moment {
+            self.config.rehearsal.reached(moment);
+        }
+        Ok(())
+    }
     /// Reports why this worker cannot take part in the generation, and waits until the coordinator ends it.
     async fn give_up(&self, failure: Failure, orders: &mut Streaming<v1::ToWorker>) -> Result<Ended, SessionError> {
         tracing::info!("cannot continue: {}", failure.message);
@@ -525,6 +565,25 @@ impl<'a> Session<'a> {
     async fn say(&self, message: FromWorker) -> Result<(), SessionError> {
         let generation = self.generation.load(Ordering::Relaxed);
         self.control.send(Numbered { generation, message }.into()).await.map_err(|_| SessionError::Left)
+    }
+}
+
+/// A part of a tensor, and the moment at which it is sent.
+type AtMoment<T> = (Option<Moment>, T);
+
+/// The tensors of a snapshot that wait to be sent.
+#[derive(Default)]
+struct StateFrames(VecDeque<AtMoment<Box<dyn Iterator<Item = v1::Frame> + Send>>>);
+
+impl StateFrames {
+    fn next(&mut self) -> Option<AtMoment<v1::Frame>> {
+        loop {
+            let (moment, frames) = self.0.front_mut()?;
+            match frames.next() {
+                Some(frame) => return Some((*moment, frame)),
+                None => self.0.pop_front(),
+            };
+        }
     }
 }
 

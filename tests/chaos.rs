@@ -1,0 +1,127 @@
+//! `convoy chaos`: a short storm of real faults leaves no trace in the result; a storm over a broken recovery is reported; and
+//! nothing is left behind.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use std::path::Path;
+use std::process::Output;
+
+use serde_json::{Value, json};
+use support::{hash, record, run, said};
+use tempfile::TempDir;
+
+fn chaos(arguments: &str, out: &Path) -> Output {
+    run(&format!("chaos {arguments}"), &[("--out", out)])
+}
+
+fn report(out: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(out.join("report.json")).unwrap()).unwrap()
+}
+
+/// Processes that were started for a storm in this folder, and files that were not finished.
+fn remains(out: &Path) -> Vec<String> {
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let line = std::fs::read(entry.ok()?.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        line.contains(out.to_str().unwrap()).then_some(line)
+    });
+    let mut folders = vec![out.to_owned()];
+    let mut found: Vec<String> = processes.collect();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_name().unwrap().to_str().unwrap().starts_with('.') {
+                found.push(path.display().to_string());
+            }
+            if path.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// Twenty faults, at least one of each kind: each happens, each that loses something is found and named, and the bits are those of the
+/// calm run. The same storm can be repeated from its file.
+#[test]
+fn a_short_storm_changes_no_bits_and_every_fault_is_found() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("storm");
+    let output = chaos("--faults 20 --seed 3", &out);
+    assert!(output.status.success(), "{}", said(&output));
+    for part in ["weights      equal", "losses       equal", "goodput", "kill ", "coordinator "] {
+        assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
+    }
+    let report = report(&out);
+    assert_eq!((&report["survived"], &report["flat_memory"]), (&true.into(), &true.into()), "{report:#}");
+    let kinds = report["kinds"].as_object().unwrap();
+    assert_eq!(kinds.len(), 12, "{kinds:?}");
+    let sum = |key: &str| kinds.values().map(|tally| tally[key].as_u64().unwrap()).sum::<u64>();
+    assert_eq!((sum("planned"), sum("fired"), sum("missed")), (20, 20, 0), "the faults fired: {kinds:?}");
+    assert!(sum("named") >= 8, "{kinds:?}");
+    assert_eq!(hash(&out.join("calm")), hash(&out.join("stormy")));
+    assert_eq!(record(&out.join("calm"))["incidents"], json!([]));
+    assert_eq!(remains(&out), Vec::<String>::new());
+}
+
+/// The negative control: workers get a wrong state after a fault. Chaos reports that the job does not survive.
+#[test]
+fn a_broken_recovery_does_not_survive_a_storm() {
+    let folder = TempDir::new().unwrap();
+    let (out, storm) = (folder.path().join("storm"), folder.path().join("storm.json"));
+    let fault = json!({ "kind": "kill", "worker": 1, "step": 30, "phase": "backward", "milliseconds": 0 });
+    let text = json!({ "seed": 0, "steps": 40, "workers": 2, "faults": [fault] }).to_string();
+    std::fs::write(&storm, text).unwrap();
+    let run = |more: &str, out: &Path| run(&format!("chaos {more}"), &[("--storm", &storm), ("--out", out)]);
+    let broken = run("--rehearse-stale-snapshot", &out);
+    assert_eq!(broken.status.code(), Some(1), "{}", said(&broken));
+    assert!(said(&broken).contains("a machine of this job computes differently"), "{}", said(&broken));
+    assert_eq!(remains(&out), Vec::<String>::new());
+    let whole = run("--json", &folder.path().join("whole"));
+    assert!(whole.status.success(), "the same storm over the true recovery: {}", said(&whole));
+    let report: Value = serde_json::from_slice(&whole.stdout).unwrap();
+    assert_eq!((&report["kinds"]["kill"]["named"], &report["recovered"]), (&1.into(), &1.into()), "{report:#}");
+}
+
+/// What is wrong with a storm, or with the folder, is said before anything runs.
+#[test]
+fn an_impossible_storm_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("storm.json");
+    let fault = |kind: &str, worker: Value, step: u64, phase: &str| json!({ "kind": kind, "worker": worker, "step": step, "phase": phase, "milliseconds": 0 });
+    let storm = |faults: Value| json!({ "seed": 0, "steps": 40, "workers": 2, "faults": faults }).to_string();
+    let cases = [
+        ("{".to_owned(), "EOF"),
+        (storm(json!([{ "kind": "quake" }])), "unknown variant `quake`"),
+        (storm(json!([fault("kill", json!(2), 3, "forward")])), "fault 0: \"worker\" is 2; the job has 2 workers"),
+        (storm(json!([fault("kill", json!(null), 3, "forward")])), "fault 0: \"worker\" is null"),
+        (storm(json!([fault("coordinator", json!(1), 3, "reported")])), "must be null"),
+        (storm(json!([fault("flip", json!(1), 3, "forward")])), "fault 0: Flip can happen at [Exchange, State]"),
+        (storm(json!([fault("kill", json!(1), 41, "forward")])), "fault 0: \"step\" is 41; the job has 40 steps"),
+        (
+            storm(json!([fault("kill", json!(1), 9, "forward"), fault("kill", json!(1), 3, "forward")])),
+            "not in the order",
+        ),
+        (r#"{ "seed": 0, "steps": 0, "workers": 2, "faults": [] }"#.to_owned(), "at least 1"),
+    ];
+    for (text, expected) in cases {
+        std::fs::write(&path, &text).unwrap();
+        let output = run("chaos", &[("--storm", &path), ("--out", &folder.path().join("out"))]);
+        assert_eq!(output.status.code(), Some(2), "{text}: {}", said(&output));
+        for part in [expected, "storm.json"] {
+            assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
+        }
+    }
+    let output = chaos("--faults 1", folder.path());
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("must be an empty folder"), "{}", said(&output));
+    let output = chaos("--faults 1 --workers 3", &folder.path().join("three"));
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(
+        said(&output).contains("--workers 3") && said(&output).contains("2, the number of towers"),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(remains(&folder.path().join("three")), Vec::<String>::new());
+}
