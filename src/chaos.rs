@@ -5,16 +5,18 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use clap::builder::NonEmptyStringValueParser;
-use convoy_chaos::conductor::{self, ChaosError, Ran, Setting};
+use convoy_chaos::conductor::{self, ChaosError, Finding, Ran, Setting};
 use convoy_chaos::report::{Found, Report, Tally};
 use convoy_chaos::storm::Storm;
 use convoy_common::batch::BATCH_MAX;
+use convoy_common::model::Network;
+use convoy_common::plan::Plan;
 use convoy_coordinator::files::write_atomically;
 use convoy_coordinator::record::RunFolder;
 
 use crate::numbers::{ANY, AT_LEAST_1, whole};
 use crate::output::{print, tell};
-use crate::settings::{Misuse, read_text};
+use crate::settings::{Misuse, model_text, read_text};
 use crate::table::aligned;
 use crate::{Outcome, signals};
 
@@ -63,6 +65,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let storm = arguments.storm()?;
+    Plan::new(Network::parse(&model_text(&arguments.model)?)?, storm.workers)?;
     let out = arguments.folder()?;
     write_json(&out.join("storm.json"), &storm)?;
     let stop = signals::stop_flag("stopping")?;
@@ -156,5 +159,11 @@ fn described(report: &Report, out: &Path) -> String {
         let what = if fault.fired.is_some() { "was not found" } else { "did not happen" };
         format!("{:?} at step {}, {:?}, {what}\n", fault.kind, fault.step, fault.phase)
     });
-    format!("{table}{}\n{}", lines.join("\n"), missed.collect::<String>())
+    let unexplained = report.unexplained.iter().map(|finding| {
+        let Finding { at, event, process_id, what } = finding;
+        format!("{event} at {at:.1} s about process {process_id}, to which nothing had happened: {what}\n")
+    });
+    let unplanned = report.unplanned.iter().map(|end| format!("ended unexpectedly: {end}\n"));
+    let wrong: String = missed.chain(unexplained).chain(unplanned).collect();
+    format!("{table}{}\n{wrong}", lines.join("\n"))
 }

@@ -136,7 +136,7 @@ impl Observer for Console {
             }
             Event::Gone { worker, process_id, host, why } => {
                 tell(&format!(
-                    "worker {worker} (process {process_id} on {host}) was lost before the job continued: {why}"
+                    "worker {worker} (process {process_id} on {host}) was lost while the job waited for workers: {why}"
                 ));
             }
             Event::Answered { worker, host, seconds, .. } => {

@@ -1,5 +1,6 @@
 //! Signals: the first asks a job to stop after a checkpoint, the second ends the program immediately.
 
+use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::thread;
@@ -32,6 +33,17 @@ pub(crate) fn stop_flag(answer: &'static str) -> std::io::Result<Arc<AtomicBool>
         });
     })?;
     Ok(flag)
+}
+
+/// Ends this process when its standard input closes: however the process that has started it ends, its end of the pipe closes then.
+pub(crate) fn end_with_input() -> std::io::Result<()> {
+    let lifeline = || {
+        let mut input = std::io::stdin().lock();
+        let mut bytes = [0; 64];
+        while !matches!(input.read(&mut bytes), Ok(0) | Err(_)) {}
+        std::process::exit(0);
+    };
+    thread::Builder::new().name("lifeline".to_owned()).spawn(lifeline).map(drop)
 }
 
 /// Waits for Ctrl-C, SIGTERM, or the end of the terminal (SIGHUP, unless the process was started by nohup).

@@ -106,8 +106,8 @@ pub(crate) struct Arguments {
     /// Number of checkpoints to keep; older ones are deleted. One at the end of its job is always kept [default: 3]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     keep: Option<usize>,
-    /// Steps between snapshots in memory. After a fault, the job continues from the last one [default: chosen so that
-    /// snapshots take at most 2 % of the time, and are at least one second apart]
+    /// Steps between snapshots in memory, which are taken while training continues. After a fault, the job continues from the last one
+    /// that is complete [default: chosen so that snapshots cost at most 2 % of the time, and are at least one second apart]
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     snapshot_every: Option<u64>,
     /// Seconds after which a worker that does not answer is given up, but at least 5. With --listen, also how long to wait for another
@@ -124,6 +124,9 @@ pub(crate) struct Arguments {
     /// Folder of the run [default: that of the resumed run, or a new folder runs/MODEL-TIME]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Exit when standard input closes, as if killed. For coordinators that another process starts
+    #[arg(long, hide = true)]
+    lifeline: bool,
     /// After a fault, continue from a wrong snapshot, to test whether a replay finds it
     #[arg(long, hide = true)]
     rehearse_stale_snapshot: bool,
@@ -133,6 +136,9 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Error>> {
+    if arguments.lifeline {
+        signals::end_with_input()?;
+    }
     let resume = arguments.checkpoint()?;
     let default_model = presets::text(presets::DEFAULT).unwrap_or_default().to_owned();
     let model = arguments.model.as_deref().map(settings::model_text).transpose()?;

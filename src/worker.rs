@@ -1,7 +1,6 @@
 //! `convoy worker`: parses the command line, handles signals, and serves jobs.
 
 use std::error::Error;
-use std::io::Read;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -71,7 +70,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let threads = arguments.threads.unwrap_or_else(cores);
     let token = settings::token(arguments.token_file.as_deref())?;
     if arguments.lifeline {
-        thread::Builder::new().name("lifeline".to_owned()).spawn(end_with_input)?;
+        signals::end_with_input()?;
     }
     service::run(
         &WorkerConfig {
@@ -90,12 +89,4 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
         signals::any,
     )?;
     Ok(Outcome::Done)
-}
-
-/// However a coordinator ends, its end of the pipe closes. Then nobody needs what is being computed.
-fn end_with_input() {
-    let mut input = std::io::stdin().lock();
-    let mut bytes = [0; 64];
-    while !matches!(input.read(&mut bytes), Ok(0) | Err(_)) {}
-    std::process::exit(0);
 }

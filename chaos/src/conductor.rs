@@ -10,7 +10,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,8 +21,8 @@ use serde_json::Value;
 use crate::proxy::Proxy;
 use crate::storm::{Kind, Planned, Storm};
 
-/// A coordinator that reports nothing for this long hangs. Longer than every deadline of a job with [`PATIENCE`].
-const HANG: Duration = Duration::from_secs(90);
+/// A coordinator that reports nothing for this long hangs: a job that makes no progress ends after 300 seconds.
+const HANG: Duration = Duration::from_secs(330);
 /// `--patience` of the job, in seconds.
 const PATIENCE: u64 = 5;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -30,8 +30,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const SAMPLE_EVERY: Duration = Duration::from_millis(500);
 /// Workers have this long to leave at the end.
 const LEAVE_MAX: Duration = Duration::from_secs(10);
+/// Messages of processes that may wait. A process whose messages are not read waits.
+const MESSAGES_MAX: usize = 1024;
 /// Lines of a process's standard error that are kept for an error message.
 const LINES_KEPT: usize = 12;
+
+/// An environment variable of every process of a run: the folder of the run.
+pub const MARK: &str = "CHAOS_RUN";
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -77,6 +82,8 @@ pub struct Ran {
     pub fates: Vec<Fate>,
     /// What the coordinator found.
     pub findings: Vec<Finding>,
+    /// Ends of worker processes that nobody had planned.
+    pub unplanned: Vec<String>,
     /// Faults from which it recovered, as its events describe them.
     pub incidents: Vec<Value>,
     /// The highest resident memory of a coordinator process, in bytes.
@@ -133,6 +140,8 @@ struct Worker {
     misdeeds: VecDeque<usize>,
     /// When it is continued.
     stopped_until: Option<Instant>,
+    /// Whether it has killed itself as planned.
+    was_killed: bool,
 }
 
 /// A job under way.
@@ -141,8 +150,10 @@ struct Conductor<'a> {
     storm: &'a Storm,
     started: Instant,
     address: SocketAddr,
-    said: (Sender<(Source, Said)>, Receiver<(Source, Said)>),
+    said: (SyncSender<(Source, Said)>, Receiver<(Source, Said)>),
     coordinator: Child,
+    /// Whether it was killed as planned.
+    coordinator_was_killed: bool,
     workers: Vec<Worker>,
     /// Planned faults that this process brings about, by number, in order.
     due: VecDeque<usize>,
@@ -166,7 +177,7 @@ impl<'a> Conductor<'a> {
     fn start(setting: &'a Setting, storm: &'a Storm) -> Result<Self, ChaosError> {
         let wrong = |source| ChaosError::Start { what: "a listener on loopback".to_owned(), source };
         let address = TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).map_err(wrong)?;
-        let said = channel();
+        let said = sync_channel(MESSAGES_MAX);
         let coordinator = start_coordinator(setting, storm, address, &said.0)?;
         let numbered = || storm.faults.iter().enumerate();
         let mut conductor = Self {
@@ -176,6 +187,7 @@ impl<'a> Conductor<'a> {
             address,
             said,
             coordinator,
+            coordinator_was_killed: false,
             workers: Vec::new(),
             due: numbered().filter(|(_, fault)| fault.misdeed().is_none()).map(|(number, _)| number).collect(),
             last_heard: (Instant::now(), "the start".to_owned()),
@@ -187,7 +199,7 @@ impl<'a> Conductor<'a> {
             let misdeeds = own.map(|(number, _)| number).collect();
             let proxy = Proxy::start(address).map_err(wrong)?;
             let process = start_worker(setting, storm, worker, &proxy, &misdeeds, &conductor.said.0)?;
-            conductor.workers.push(Worker { proxy, process, misdeeds, stopped_until: None });
+            conductor.workers.push(Worker { proxy, process, misdeeds, stopped_until: None, was_killed: false });
         }
         Ok(conductor)
     }
@@ -272,6 +284,7 @@ impl<'a> Conductor<'a> {
                 _ => {
                     // It is started again when its output has ended.
                     let _ = self.coordinator.kill();
+                    self.coordinator_was_killed = true;
                     Some(self.coordinator.id())
                 }
             };
@@ -287,11 +300,13 @@ impl<'a> Conductor<'a> {
 
     /// A worker has logged something: that it does to itself what was planned, perhaps.
     fn on_worker(&mut self, worker: usize, line: &str) {
-        if !line.contains("rehearsal: ") {
+        let Some(number) = self.workers[worker].misdeeds.front().copied() else { return };
+        let fault = self.fault(number);
+        if !fault.misdeed().is_some_and(|misdeed| line.contains(&format!("rehearsal: {misdeed}, "))) {
             return;
         }
-        let Some(number) = self.workers[worker].misdeeds.pop_front() else { return };
-        let fault = self.fault(number);
+        self.workers[worker].misdeeds.pop_front();
+        self.workers[worker].was_killed = fault.kind == Kind::Kill;
         self.ran.fates[number] =
             Fate { fired: Some(self.seconds()), process_id: Some(self.workers[worker].process.id()) };
         if matches!(fault.kind, Kind::Stop | Kind::Freeze) {
@@ -309,9 +324,13 @@ impl<'a> Conductor<'a> {
     }
 
     fn restart_worker(&mut self, worker: usize) -> Result<(), ChaosError> {
-        let Worker { proxy, process, misdeeds, stopped_until } = &mut self.workers[worker];
+        let Worker { proxy, process, misdeeds, stopped_until, was_killed } = &mut self.workers[worker];
         // It has closed its standard error, so it ends, if it has not yet.
-        let _ = process.wait();
+        let status = process.wait();
+        if !std::mem::take(was_killed) {
+            let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+            self.ran.unplanned.push(format!("worker {worker}, process {}: {status}", process.id()));
+        }
         *stopped_until = None;
         *process = start_worker(self.setting, self.storm, worker, proxy, misdeeds, &self.said.0)?;
         Ok(())
@@ -325,7 +344,8 @@ impl<'a> Conductor<'a> {
         if status.success() {
             return Ok(true);
         }
-        if status.signal() != Some(Signal::KILL.as_raw()) {
+        let is_planned = std::mem::take(&mut self.coordinator_was_killed);
+        if !is_planned || status.signal() != Some(Signal::KILL.as_raw()) {
             let said = self.complaints.iter().cloned().collect::<Vec<_>>().join("; ");
             return Err(ChaosError::Failed { status: status.to_string(), said });
         }
@@ -377,10 +397,10 @@ fn start_coordinator(
     setting: &Setting,
     storm: &Storm,
     address: SocketAddr,
-    said: &Sender<(Source, Said)>,
+    said: &SyncSender<(Source, Said)>,
 ) -> Result<Child, ChaosError> {
     let mut command = command(setting);
-    command.arg("train").args(&setting.job).args(["--json", "--resume", "auto", "--trace", "off"]);
+    command.arg("train").args(&setting.job).args(["--lifeline", "--json", "--resume", "auto", "--trace", "off"]);
     command.args(["--listen", &address.to_string(), "--patience", &PATIENCE.to_string()]);
     command.args(["--workers", &storm.workers.to_string(), "--steps", &storm.steps.to_string()]);
     command.arg("--out").arg(&setting.out);
@@ -393,12 +413,10 @@ fn start_worker(
     worker: usize,
     proxy: &Proxy,
     misdeeds: &VecDeque<usize>,
-    said: &Sender<(Source, Said)>,
+    said: &SyncSender<(Source, Said)>,
 ) -> Result<Child, ChaosError> {
     let mut command = command(setting);
-    // It ends with this process, even if this process is killed: its standard input closes.
     command.args(["worker", "--threads", "1", "--lifeline", "--join", &proxy.address().to_string()]);
-    command.stdin(Stdio::piped());
     let misdeeds: Vec<_> = misdeeds.iter().filter_map(|number| storm.faults[*number].misdeed()).collect();
     if !misdeeds.is_empty() {
         command.args(["--rehearse", &misdeeds.join(",")]);
@@ -407,17 +425,21 @@ fn start_worker(
 }
 
 fn command(setting: &Setting) -> Command {
+    use std::os::unix::process::CommandExt;
     let mut command = Command::new(&setting.program);
     let ours = std::env::vars_os().map(|(name, _)| name);
     for name in ours.filter(|name| name.as_encoded_bytes().starts_with(b"CONVOY_") && name != "CONVOY_OFFLINE") {
         command.env_remove(name);
     }
-    command.env("RUST_LOG", "warn").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Every process ends with this one, even if this one is killed: its standard input closes. Ctrl-C reaches this process alone.
+    command.stdin(Stdio::piped()).process_group(0);
+    // The mark tells whose processes these are.
+    command.env("RUST_LOG", "warn").env(MARK, &setting.out).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
 /// Starts a process, and forwards what it says.
-fn started(mut command: Command, source: Source, said: &Sender<(Source, Said)>) -> Result<Child, ChaosError> {
+fn started(mut command: Command, source: Source, said: &SyncSender<(Source, Said)>) -> Result<Child, ChaosError> {
     let what = format!("{source:?}").to_lowercase();
     let wrong = |source| ChaosError::Start { what, source };
     let mut start = || -> std::io::Result<Child> {
@@ -451,11 +473,11 @@ fn send(process: &Child, signal: Signal) {
     }
 }
 
-/// Resident memory of a process; 0 if it has ended.
+/// The highest resident memory of a process so far; 0 if it has ended.
 fn resident_bytes(process: u32) -> u64 {
     let mut text = String::new();
     let read = File::open(format!("/proc/{process}/status")).and_then(|mut file| file.read_to_string(&mut text));
-    let line = read.ok().and_then(|_| text.lines().find_map(|line| line.strip_prefix("VmRSS:")));
+    let line = read.ok().and_then(|_| text.lines().find_map(|line| line.strip_prefix("VmHWM:")));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok())
         .map_or(0, |kilobytes| kilobytes * 1024)
 }

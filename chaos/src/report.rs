@@ -9,8 +9,6 @@ use serde::Serialize;
 use crate::conductor::{Finding, Ran};
 use crate::storm::{Kind, Phase, Planned, Storm};
 
-/// A coordinator that was killed within so many seconds of a fault can't have found the fault.
-const MASKED: f64 = 12.0;
 /// Faults within so many seconds of each other are simultaneous. The first one that is found ends the generation, and messages of the
 /// others may be dropped with it.
 const OVERLAP: f64 = 0.1;
@@ -42,6 +40,10 @@ pub struct Report {
     pub faults: Vec<Struck>,
     /// The same by kind.
     pub kinds: BTreeMap<Kind, Tally>,
+    /// What the coordinator said about processes to which nothing had happened, in calm or in the storm.
+    pub unexplained: Vec<Finding>,
+    /// Ends of worker processes that were not planned.
+    pub unplanned: Vec<String>,
     /// The phases in which a fault happened.
     pub phases: BTreeSet<Phase>,
     /// Whether no process needed much more memory than in calm.
@@ -107,7 +109,9 @@ impl Report {
     /// Compares two runs of `storm`.
     pub fn new(storm: &Storm, calm: (&Ran, &Path), stormy: (&Ran, &Path)) -> Self {
         let ((calm, calm_out), (ran, out)) = (calm, stormy);
-        let faults = struck(storm, ran);
+        let (faults, mut unexplained) = struck(storm, ran);
+        unexplained.extend(calm.findings.iter().cloned());
+        let unplanned = [calm.unplanned.clone(), ran.unplanned.clone()].concat();
         let (mut kinds, mut phases) = (BTreeMap::<Kind, Tally>::new(), BTreeSet::new());
         for fault in &faults {
             let tally = kinds.entry(fault.kind).or_default();
@@ -133,7 +137,13 @@ impl Report {
         let flat_memory =
             [coordinator_bytes, worker_bytes].iter().all(|[calm, stormy]| *stormy <= calm * GROWTH_MAX / 100);
         Self {
-            survived: equal_weights && equal_losses && all_fired && none_missed && flat_memory,
+            survived: equal_weights
+                && equal_losses
+                && all_fired
+                && none_missed
+                && unexplained.is_empty()
+                && unplanned.is_empty()
+                && flat_memory,
             equal_weights,
             equal_losses,
             calm_seconds: calm.seconds,
@@ -143,6 +153,8 @@ impl Report {
             recovered: ran.incidents.len(),
             faults,
             kinds,
+            unexplained,
+            unplanned,
             phases,
             flat_memory,
             coordinator_bytes,
@@ -157,11 +169,14 @@ fn steps_of(out: &Path) -> Vec<String> {
     text.lines().filter(|line| line.contains("\"step\":")).map(str::to_owned).collect()
 }
 
-fn struck(storm: &Storm, ran: &Ran) -> Vec<Struck> {
-    let mut named = vec![None; storm.faults.len()];
+/// What became of each fault, and the findings that have no fault as their cause.
+fn struck(storm: &Storm, ran: &Ran) -> (Vec<Struck>, Vec<Finding>) {
+    let (mut named, mut unexplained) = (vec![None; storm.faults.len()], Vec::new());
     for finding in &ran.findings {
-        if let Some(number) = cause_of(finding, storm, ran, &named) {
-            named[number] = Some(finding);
+        match cause_of(finding, storm, ran, &named) {
+            Some(number) => named[number] = Some(finding),
+            None if is_aftermath(finding, storm, ran) => {}
+            None => unexplained.push(finding.clone()),
         }
     }
     let fates = || storm.faults.iter().zip(&ran.fates);
@@ -174,7 +189,9 @@ fn struck(storm: &Storm, ran: &Ran) -> Vec<Struck> {
             (Some(fired), _, Some(finding)) => {
                 Found::Named { milliseconds: (finding.at - fired).max(0.0) * 1e3, what: finding.what.clone() }
             }
-            (Some(fired), ..) if deaths.iter().any(|death| (fired - SLACK..fired + MASKED).contains(death)) => {
+            (Some(fired), Some((_, within)), None)
+                if deaths.iter().any(|death| (fired - SLACK..fired + within).contains(death)) =>
+            {
                 Found::Masked
             }
             (Some(fired), ..) if is_overlapped(number, fired, ran, &named) => Found::Overlapped,
@@ -182,7 +199,17 @@ fn struck(storm: &Storm, ran: &Ran) -> Vec<Struck> {
         };
         Struck { kind: fault.kind, phase: fault.phase, step: fault.step, fired: fate.fired, found }
     });
-    struck.collect()
+    (struck.collect(), unexplained)
+}
+
+/// Whether a finding is about a process to which something had happened not long before: one that was stopped is suspected before it is
+/// given up, for example, and a worker that is continued finds its connections closed.
+fn is_aftermath(finding: &Finding, storm: &Storm, ran: &Ran) -> bool {
+    storm.faults.iter().zip(&ran.fates).any(|(fault, fate)| {
+        let until = fault.milliseconds as f64 / 1e3 + 3.0;
+        fate.process_id == Some(finding.process_id)
+            && fate.fired.is_some_and(|fired| (fired - SLACK..fired + until).contains(&finding.at))
+    })
 }
 
 /// The fault that a finding is about: the latest one of its process that is still unnamed, and not too long ago.
@@ -254,7 +281,7 @@ mod tests {
             ],
             ..Ran::default()
         };
-        let found: Vec<_> = struck(&storm, &ran).into_iter().map(|struck| struck.found).collect();
+        let found: Vec<_> = struck(&storm, &ran).0.into_iter().map(|struck| struck.found).collect();
         assert!(
             matches!(found[0], Found::Named { milliseconds, .. } if (99.0..101.0).contains(&milliseconds)),
             "{found:?}"
@@ -262,6 +289,9 @@ mod tests {
         assert_eq!(found[1..3], [Found::Missed, Found::Missed], "found already, and another process");
         assert!(matches!(found[3], Found::Named { .. }) && matches!(found[5], Found::Named { .. }), "{found:?}");
         assert_eq!(found[4], Found::Overlapped);
+        assert!(struck(&storm, &ran).1.is_empty(), "process 9 was about to be stopped when it was accused");
+        let accused = Ran { findings: vec![finding(5.0, "fault", 6)], ..ran };
+        assert_eq!(struck(&storm, &accused).1.len(), 1, "nothing had happened to process 6");
     }
 
     #[test]
@@ -269,7 +299,7 @@ mod tests {
         let storm = storm(&[Kind::Kill, Kind::Coordinator, Kind::Limp, Kind::Limp]);
         let fates = vec![fate(1.0, 7), fate(1.5, 3), fate(2.0, 7), Fate::default()];
         let found: Vec<_> =
-            struck(&storm, &Ran { fates, ..Ran::default() }).into_iter().map(|struck| struck.found).collect();
+            struck(&storm, &Ran { fates, ..Ran::default() }).0.into_iter().map(|struck| struck.found).collect();
         assert_eq!(found, [Found::Masked, Found::Nothing, Found::Nothing, Found::Missed]);
     }
 }

@@ -9,7 +9,7 @@ const MARGIN: u64 = 24;
 /// Steps from one fault to the next.
 const GAP: u64 = 5;
 /// Milliseconds for which a worker is stopped, so that it is suspected and not given up.
-const STOP_MS: u64 = 3000;
+const STOP_MS: u64 = 3500;
 /// Milliseconds for which a worker is stopped, so that it is given up.
 const FREEZE_MS: u64 = 7000;
 /// Milliseconds for which a worker sleeps.

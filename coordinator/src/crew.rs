@@ -18,13 +18,13 @@ use convoy_common::wire::{
 use crate::cluster::member::{Heard, Undelivered};
 use crate::cluster::{Cluster, News};
 use crate::data::Split;
-use crate::deadlines::{LOOK_EVERY, STOP_PATIENCE};
+use crate::deadlines::{ASK_EVERY, LOOK_EVERY, STOP_PATIENCE};
 use crate::error::JobError;
 use crate::exchange::Exchanges;
 use crate::fault::Fault;
 use crate::observe::{Event, Observer, WorkerRecord};
 use crate::recovery::hangs;
-use crate::silence::{Silence, Verdict};
+use crate::silence::{Silence, Verdict, Wait};
 use crate::state::{Gathering, JobState};
 use crate::stop::Stop;
 use crate::trace::Recorder;
@@ -190,15 +190,17 @@ impl<'a> Crew<'a> {
     /// # Errors
     /// When a worker is lost or fails, when all are silent for too long, or when a stop is requested and nothing is heard.
     pub fn next(&mut self, step: u64, waiting_for: impl Fn() -> String) -> Result<(usize, Received), Stop> {
-        let (asked, mut began) = (Instant::now(), self.recorder.now());
-        let mut quiet_since = asked;
+        let (now, mut began) = (Instant::now(), self.recorder.now());
+        let (mut wait, mut attended, mut quiet_since) = (Wait::starting(now), now, now);
         let limit = self.cluster.deadlines().progress;
         loop {
             self.cluster.beat();
             let news = self.cluster.poll(LOOK_EVERY);
-            self.silence.passed(Instant::now());
+            let now = Instant::now();
+            wait.look(now);
+            self.silence.passed(now);
             // Messages of strangers and about clocks don't count: they don't get the job any further.
-            if asked.elapsed() > limit {
+            if wait.lasted() > limit {
                 let error = JobError::Silence { seconds: limit.as_secs(), step, waiting_for: waiting_for() };
                 return Err(Stop::Fatal(error));
             }
@@ -207,9 +209,17 @@ impl<'a> Crew<'a> {
                     return Err(Stop::Abrupt);
                 }
                 self.attend_to_the_silent(step)?;
+                attended = now;
                 continue;
             };
-            self.end_silence(worker);
+            if !matches!(heard, Heard::Lost(_)) {
+                self.end_silence(worker);
+            }
+            // Others may have much to say while a worker is silent.
+            if now - attended > ASK_EVERY {
+                self.attend_to_the_silent(step)?;
+                attended = now;
+            }
             if !matches!(&heard, Heard::Said(Numbered { message: FromWorker::Pong(_), .. }, _)) {
                 quiet_since = Instant::now();
             }
@@ -405,7 +415,7 @@ impl<'a> Crew<'a> {
         Fault::Hangs { worker, host, step, what, seconds: doing.busy.as_secs() }
     }
 
-    /// The fault of a worker whose connection has ended. Its seat is free afterwards.
+    /// The fault of a worker that is gone, or that does not answer or read. Its seat is free afterwards.
     fn lost(&mut self, worker: usize, step: u64, why: String) -> Fault {
         let (process_id, host) = self.process_of(worker);
         let ended = self.cluster.give_up(worker, &why);

@@ -81,6 +81,7 @@ impl Underway {
         let (replaced, restored) = (self.replaced.unwrap_or(now), self.restored.unwrap_or(now));
         let ms = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1e3;
         let (replace_ms, restore_ms) = (ms(self.detected, replaced), ms(replaced, restored));
-        Incident { replace_ms, restore_ms, replay_ms: ms(restored, now), ..self.incident }
+        let replay_ms = if self.incident.rewound_to < self.incident.step { ms(restored, now) } else { 0.0 };
+        Incident { replace_ms, restore_ms, replay_ms, ..self.incident }
     }
 }

@@ -54,7 +54,7 @@ pub enum Event {
         lr: f64,
         /// Images in the batch.
         images: usize,
-        /// How long it took, from the previous commit to its own. After a measurement or a checkpoint it counts from its images.
+        /// How long it took, from the previous commit to its own. After a measurement, or a wait for a snapshot, it counts from its images.
         seconds: f64,
         /// Bytes of tensors received from workers since the previous step.
         received_bytes: u64,

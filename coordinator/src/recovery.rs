@@ -68,6 +68,8 @@ pub fn hangs(doing: &Doing) -> bool {
 
 /// By default, snapshots may cost one part in so many of the time.
 const SHARE: u32 = 50;
+/// A step may be longer by so many times its usual length because a snapshot arrives.
+const EXCESS_MAX: u32 = 3;
 /// Snapshots are at least this far apart by default, however cheap they are.
 const APART_MIN: Duration = Duration::from_secs(1);
 
@@ -102,7 +104,8 @@ impl Pace {
     /// A step took so long. A snapshot may have been arriving meanwhile.
     pub fn stepped(&mut self, took: Duration, snapshot_arrives: bool) {
         match self.usual {
-            Some(usual) if snapshot_arrives => self.excess += took.saturating_sub(usual),
+            // What takes longer is something else: a worker that was stopped, for example.
+            Some(usual) if snapshot_arrives => self.excess += took.saturating_sub(usual).min(usual * EXCESS_MAX),
             _ if snapshot_arrives => {}
             usual => self.usual = Some(usual.map_or(took, |usual| (usual * 7 + took) / 8)),
         }

@@ -6,13 +6,39 @@ use std::time::{Duration, Instant};
 
 use crate::deadlines::{ASK_EVERY, SUSPECTED_AFTER};
 
-/// A longer time between two looks does not count as silence of the workers: the coordinator itself was busy or stopped.
+/// A longer time between two looks does not count: the coordinator itself was busy or stopped.
 const LOOK_MAX: Duration = Duration::from_millis(200);
+
+/// A wait of the coordinator. Time in which the coordinator did not look does not count.
+#[derive(Clone, Copy, Debug)]
+pub struct Wait {
+    looked: Instant,
+    lasted: Duration,
+}
+
+impl Wait {
+    /// A wait that begins at `now`.
+    pub fn starting(now: Instant) -> Self {
+        Self { looked: now, lasted: Duration::ZERO }
+    }
+
+    /// The coordinator looks at `now`. Returns the time since the last look.
+    pub fn look(&mut self, now: Instant) -> Duration {
+        let time = now.saturating_duration_since(std::mem::replace(&mut self.looked, now)).min(LOOK_MAX);
+        self.lasted += time;
+        time
+    }
+
+    /// How long it has lasted.
+    pub fn lasted(&self) -> Duration {
+        self.lasted
+    }
+}
 
 /// How long each worker has been silent.
 #[derive(Debug)]
 pub struct Silence {
-    looked: Instant,
+    wait: Wait,
     workers: Vec<Quiet>,
 }
 
@@ -39,7 +65,7 @@ pub enum Verdict {
 impl Silence {
     /// All of `workers` workers were just heard.
     pub fn starting(workers: usize, now: Instant) -> Self {
-        Self { looked: now, workers: vec![Quiet::default(); workers] }
+        Self { wait: Wait::starting(now), workers: vec![Quiet::default(); workers] }
     }
 
     /// A question was sent to a worker.
@@ -59,7 +85,7 @@ impl Silence {
 
     /// Time has passed.
     pub fn passed(&mut self, now: Instant) {
-        let time = now.saturating_duration_since(std::mem::replace(&mut self.looked, now)).min(LOOK_MAX);
+        let time = self.wait.look(now);
         for quiet in &mut self.workers {
             quiet.lasted += time;
             quiet.unanswered.iter_mut().for_each(|unanswered| *unanswered += time);
@@ -70,7 +96,7 @@ impl Silence {
     pub fn verdict(&mut self, given_up: Duration) -> Option<Verdict> {
         self.workers.iter_mut().enumerate().find_map(|(worker, quiet)| match quiet.unanswered {
             None => (quiet.lasted >= ASK_EVERY).then_some(Verdict::Ask(worker)),
-            Some(_) if quiet.lasted >= given_up => Some(Verdict::GiveUp(worker)),
+            Some(unanswered) if unanswered + ASK_EVERY >= given_up => Some(Verdict::GiveUp(worker)),
             Some(unanswered) if unanswered >= ASK_EVERY && quiet.lasted >= SUSPECTED_AFTER => {
                 (!std::mem::replace(&mut quiet.is_suspected, true)).then_some(Verdict::Suspect(worker))
             }
@@ -117,6 +143,19 @@ mod tests {
         let found = look(&mut silence, &mut now, 20_000, &[0]);
         assert_eq!(found, [(2000, Verdict::Suspect(1)), (10_000, Verdict::GiveUp(1))]);
         assert_eq!(silence.of(1), GIVEN_UP);
+    }
+
+    /// Others may say so much that nobody is asked for long. A worker that was not asked is not given up.
+    #[test]
+    fn a_worker_is_asked_before_it_is_given_up() {
+        let mut now = Instant::now();
+        let mut silence = Silence::starting(1, now);
+        for _ in 0..300 {
+            now += Duration::from_millis(100);
+            silence.passed(now);
+        }
+        assert_eq!(look(&mut silence, &mut now, 1000, &[0]), []);
+        assert_eq!(look(&mut silence, &mut now, 12_000, &[]).len(), 2, "suspected and given up");
     }
 
     #[test]

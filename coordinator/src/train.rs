@@ -1,12 +1,13 @@
 //! A training run from beginning to end: settings become a job, steps are driven, and the records are written. Every step is a
 //! function of its number, so the result is the same to the bit, whatever happens to the workers. `generations` forms crews and
-//! recovers from faults, and `steps` drives the steps of one.
+//! recovers from faults, `steps` drives the steps of one, and `snapshots` keeps its state.
 //!
 //! Not here: what a step decides (`step`), who may send what (`exchange`), reading the workers' messages (`crew`), and printing
 //! (an [`Observer`]).
 
 mod drive;
 mod generations;
+mod snapshots;
 mod steps;
 
 use std::collections::BTreeMap;

@@ -142,6 +142,15 @@ impl FromStr for Moment {
     }
 }
 
+impl fmt::Display for Misdeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.deed {
+            Deed::Limp(milliseconds) => write!(f, "limp:{milliseconds}@{}", self.moment),
+            deed => write!(f, "{}@{}", format!("{deed:?}").to_lowercase(), self.moment),
+        }
+    }
+}
+
 impl FromStr for Misdeed {
     type Err = String;
 
@@ -202,7 +211,7 @@ impl Misdeeds {
         let is_due = first.moment.has_come(reached) && is_of_kind(first.deed);
         let misdeed = if is_due { list.pop_front() } else { None };
         drop(list);
-        misdeed.inspect(|misdeed| tracing::warn!("rehearsal: {:?} at {reached}", misdeed.deed))
+        misdeed.inspect(|misdeed| tracing::warn!("rehearsal: {misdeed}, at {reached}"))
     }
 }
 
@@ -293,6 +302,9 @@ mod tests {
             ["kill", "kill@", "kill@forward", "eat@forward:1", "limp@forward:1", "limp:x@forward:1", "flip@forward:1"]
         {
             assert!(text.parse::<Misdeed>().is_err(), "{text}");
+        }
+        for text in ["limp:5@forward:3", "flip@state:2", "kill@join", "double@commit:4"] {
+            assert_eq!(text.parse::<Misdeed>().unwrap().to_string(), text);
         }
         let moments = ["join", "assign", "measure", "forward:1", "exchange:2", "backward:3", "commit:4", "state:5"];
         for text in moments {

@@ -28,6 +28,7 @@ use tonic_health::server::health_reporter;
 
 use super::health::{Vitals, watch};
 use super::member::{Elsewhere, Heard, Member, Report};
+use crate::deadlines::Deadlines;
 use crate::trace::Clock;
 use crate::unguessable::unguessable;
 
@@ -77,17 +78,18 @@ impl Listening {
 /// Serves on `listening` for as long as the runtime lives. What workers do and say comes out of the receiver.
 ///
 /// If there is a token, workers that don't present it are refused. `seats` workers and some spares are admitted; others are told to
-/// try again later. A connection whose other end does not answer pings within `ping_timeout` is closed.
+/// try again later. A connection whose other end does not answer pings within [`Deadlines::connection`] is closed.
 pub fn serve(
     listening: Listening,
     seats: usize,
     vitals: Vitals,
     token: Option<Token>,
     clock: Clock,
-    ping_timeout: Duration,
+    deadlines: Deadlines,
 ) -> (Doors, Receiver<Report>) {
     let (heard, messages) = channel(MESSAGES_QUEUED);
     let refusals = heard.clone();
+    let ping_timeout = deadlines.connection;
     let doors = Doors { heard, clock, ping_timeout, seats, requires_token: token.is_some(), sessions: Arc::default() };
     let service =
         CoordinatorServer::new(doors.clone()).max_decoding_message_size(CONTROL_BYTES_MAX.max(FRAME_BYTES_MAX));
@@ -96,7 +98,7 @@ pub fn serve(
         checked.inspect_err(|status| tell_of_refusal(&refusals, peer(&request), status)).map(|()| request)
     });
     let (reporter, health) = health_reporter();
-    tokio::spawn(watch(reporter, vitals));
+    tokio::spawn(watch(reporter, vitals, deadlines.progress));
     let router = Server::builder()
         .initial_stream_window_size(tuning::STREAM_WINDOW)
         .initial_connection_window_size(tuning::CONNECTION_WINDOW)
@@ -257,7 +259,7 @@ impl Doors {
         let arrival =
             arrival.ok_or_else(|| Status::invalid_argument("the tensor connection names an unknown session"))?;
         let Arrival { hello, address, control } = arrival;
-        Ok(Member { session, hello, address, control, frames, is_leaving: false, has_failed: false })
+        Ok(Member { session, hello, address, control, frames, is_leaving: false, is_spare: false, has_failed: false })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Forms a cluster: opens the address, starts worker processes or waits for remote workers, until every seat is taken. After a
 //! fault it fills the free seats again.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -66,7 +66,7 @@ impl Cluster {
         let deadlines = Deadlines::of(running.patience);
         let shown = vitals.clone();
         let (doors, reports) =
-            runtime.block_on(async { doors::serve(listening, workers, shown, token, clock, deadlines.connection) });
+            runtime.block_on(async { doors::serve(listening, workers, shown, token, clock, deadlines) });
         let local = folder.map(|folder| {
             let plan = LocalPlan { program: running.local.clone(), workers, threads, isa: running.isa.clone() };
             LocalWorkers::start(plan, folder)
@@ -77,6 +77,7 @@ impl Cluster {
             wanted: workers,
             spares: Vec::new(),
             reports,
+            postponed: VecDeque::new(),
             doors,
             local,
             runtime,

@@ -10,10 +10,9 @@ use convoy_proto::v1::coordinator_server::SERVICE_NAME;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::deadlines::PROGRESS_MIN;
-
-/// The thread that drives the job reports at least once per wait for workers. After a much longer silence, it hangs.
-const WEDGED_AFTER: Duration = PROGRESS_MIN.saturating_add(Duration::from_secs(60));
+/// The thread that drives the job reports whenever it waits. It hangs if it reports nothing for longer than the job may make no progress,
+/// and for so long after that.
+const MARGIN: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Signs of life of the thread that drives the job.
@@ -41,21 +40,21 @@ impl Vitals {
     }
 }
 
-/// Reports the health to `reporter`, again and again.
-pub async fn watch(reporter: HealthReporter, vitals: Vitals) {
+/// Reports the health of a job that may make no progress for `progress` to `reporter`, again and again.
+pub async fn watch(reporter: HealthReporter, vitals: Vitals, progress: Duration) {
+    let limit = progress.saturating_add(MARGIN);
     loop {
         let silent = vitals.pulse.busy_for(vitals.began.elapsed());
-        for (service, status) in statuses(silent, vitals.ready.load(Ordering::Relaxed)) {
+        for (service, status) in statuses(silent < limit, vitals.ready.load(Ordering::Relaxed)) {
             reporter.set_service_status(service, status).await;
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
-/// Alive and ready, after `silent` without a sign of life.
-fn statuses(silent: Duration, ready: bool) -> [(&'static str, ServingStatus); 2] {
+/// Alive and ready.
+fn statuses(alive: bool, ready: bool) -> [(&'static str, ServingStatus); 2] {
     let status = |well: bool| if well { ServingStatus::Serving } else { ServingStatus::NotServing };
-    let alive = silent < WEDGED_AFTER;
     [("", status(alive)), (SERVICE_NAME, status(alive && ready))]
 }
 
@@ -66,9 +65,9 @@ mod tests {
     #[test]
     fn a_coordinator_is_alive_while_it_waits_ready_with_its_workers_and_neither_once_it_hangs() {
         use ServingStatus::{NotServing, Serving};
-        let of = |silent, ready| statuses(silent, ready).map(|(_, status)| status);
-        assert_eq!(of(PROGRESS_MIN, false), [Serving, NotServing]);
-        assert_eq!(of(PROGRESS_MIN, true), [Serving, Serving]);
-        assert_eq!(of(WEDGED_AFTER, true), [NotServing, NotServing]);
+        let of = |alive, ready| statuses(alive, ready).map(|(_, status)| status);
+        assert_eq!(of(true, false), [Serving, NotServing]);
+        assert_eq!(of(true, true), [Serving, Serving]);
+        assert_eq!(of(false, true), [NotServing, NotServing]);
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::mpsc::{Sender, channel};
 use tokio::time::timeout;
 
 use crate::deadlines::{LOOK_EVERY, STOP_PATIENCE};
+use crate::silence::Wait;
 
 /// What the doors report.
 #[derive(Debug)]
@@ -61,6 +62,8 @@ pub struct Member {
     pub(super) frames: Sender<v1::Frame>,
     /// Whether it has announced that it will stop.
     pub(super) is_leaving: bool,
+    /// Whether it was told that it is a spare.
+    pub(super) is_spare: bool,
     /// Whether it has reported a failure.
     pub(super) has_failed: bool,
 }
@@ -88,12 +91,13 @@ pub enum Undelivered {
     Stopped,
 }
 
-/// Queues a message. Waits up to `patience` while the worker does not read, but not for long once `stop` is set.
+/// Queues a message. Waits up to `patience` while the worker does not read, but not for long once `stop` is set. Calls `beat` while it
+/// waits.
 pub(super) fn deliver<T>(
     runtime: &Runtime,
     to: &Sender<T>,
     message: T,
-    patience: Duration,
+    (patience, beat): (Duration, impl Fn()),
     stop: &AtomicBool,
 ) -> Result<(), Undelivered> {
     let message = match to.try_send(message) {
@@ -101,16 +105,19 @@ pub(super) fn deliver<T>(
         Err(TrySendError::Closed(_)) => return Err(Undelivered::Gone),
         Err(TrySendError::Full(message)) => message,
     };
-    let began = Instant::now();
+    let mut wait = Wait::starting(Instant::now());
     loop {
-        match runtime.block_on(async { timeout(LOOK_EVERY, to.reserve()).await }) {
+        beat();
+        let reserved = runtime.block_on(async { timeout(LOOK_EVERY, to.reserve()).await });
+        wait.look(Instant::now());
+        match reserved {
             Ok(Ok(place)) => {
                 place.send(message);
                 return Ok(());
             }
             Ok(Err(_)) => return Err(Undelivered::Gone),
-            Err(_) if began.elapsed() > patience => return Err(Undelivered::Unread),
-            Err(_) if stop.load(Ordering::Relaxed) && began.elapsed() > STOP_PATIENCE => {
+            Err(_) if wait.lasted() > patience => return Err(Undelivered::Unread),
+            Err(_) if stop.load(Ordering::Relaxed) && wait.lasted() > STOP_PATIENCE => {
                 return Err(Undelivered::Stopped);
             }
             Err(_) => {}

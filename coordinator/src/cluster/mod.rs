@@ -10,7 +10,7 @@ pub mod health;
 pub mod local;
 pub mod member;
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,8 @@ pub struct Cluster {
     /// Workers without a seat, in the order of their arrival.
     spares: Vec<Member>,
     reports: Receiver<Report>,
+    /// Losses that were noticed while something else was waited for.
+    postponed: VecDeque<(usize, String)>,
     doors: Doors,
     local: Option<LocalWorkers>,
     runtime: Runtime,
@@ -100,6 +102,9 @@ impl Cluster {
 
     /// Waits for news, at most for `patience`.
     pub fn poll(&mut self, patience: Duration) -> Option<News> {
+        if let Some((worker, why)) = self.postponed.pop_front() {
+            return Some(News::Heard(worker, Heard::Lost(why)));
+        }
         let (session, heard) = match receive(&self.runtime, &mut self.reports, patience)? {
             Report::Joined(member) => {
                 self.seat(*member);
@@ -130,7 +135,7 @@ impl Cluster {
     /// When it is gone, or does not read.
     pub fn send(&mut self, worker: usize, frame: v1::Frame, stop: &AtomicBool) -> Result<(), Undelivered> {
         let member = self.seats[worker].as_ref().ok_or(Undelivered::Gone)?;
-        deliver(&self.runtime, &member.frames, frame, self.deadlines.given_up, stop)
+        deliver(&self.runtime, &member.frames, frame, (self.deadlines.given_up, || self.vitals.beat()), stop)
     }
 
     /// Queues a control message for a worker.
@@ -139,7 +144,7 @@ impl Cluster {
     /// When it is gone, or does not read.
     pub fn tell(&mut self, worker: usize, order: Numbered<ToWorker>, stop: &AtomicBool) -> Result<(), Undelivered> {
         let member = self.seats[worker].as_ref().ok_or(Undelivered::Gone)?;
-        deliver(&self.runtime, &member.control, order.into(), self.deadlines.given_up, stop)
+        deliver(&self.runtime, &member.control, order.into(), (self.deadlines.given_up, || self.vitals.beat()), stop)
     }
 
     /// Queues a control message for a worker if there is room. Returns whether there was.
@@ -155,23 +160,26 @@ impl Cluster {
     /// What a worker whose connection has closed said at last, if that comes soon. Messages of other workers are dropped: the
     /// generation is over.
     pub fn last_words(&mut self, worker: usize) -> Option<Heard> {
-        let start = Instant::now();
+        let (start, mut lost) = (Instant::now(), VecDeque::new());
+        let mut last = None;
         while let Some(left) = REASON_MAX.checked_sub(start.elapsed()) {
             match self.poll(left) {
-                Some(News::Heard(from, heard)) if from == worker => match &heard {
-                    Heard::Lost(_) | Heard::Said(Numbered { message: FromWorker::Failure(_), .. }, _) => {
-                        return Some(heard);
+                Some(News::Heard(from, heard)) if from == worker => {
+                    if matches!(
+                        heard,
+                        Heard::Lost(_) | Heard::Said(Numbered { message: FromWorker::Failure(_), .. }, _)
+                    ) {
+                        last = Some(heard);
+                        break;
                     }
-                    _ => {}
-                },
-                Some(News::Heard(other, Heard::Lost(why))) => {
-                    self.give_up(other, &why);
                 }
+                Some(News::Heard(other, Heard::Lost(why))) => lost.push_back((other, why)),
                 Some(_) => {}
-                None => return None,
+                None => break,
             }
         }
-        None
+        self.postponed.append(&mut lost);
+        last
     }
 
     /// Frees a worker's seat, tells the worker why if it still listens, closes its connections, and ends its process if this
@@ -259,7 +267,7 @@ impl Cluster {
     }
 
     /// Gives a worker a seat: a local one that of its process, a remote one the first that is free. Without a seat it is a spare.
-    fn seat(&mut self, member: Member) {
+    fn seat(&mut self, mut member: Member) {
         // Its control connection may have closed while the other one was opened.
         if member.control.is_closed() {
             return;
@@ -272,7 +280,9 @@ impl Cluster {
             Some(seat) => self.seats[seat] = Some(member),
             None => {
                 // A spare that does not learn it now still gets a seat later.
-                member.try_tell(GENERATION_OVER, ToWorker::Standby);
+                if !std::mem::replace(&mut member.is_spare, true) {
+                    member.try_tell(GENERATION_OVER, ToWorker::Standby);
+                }
                 self.spares.push(member);
             }
         }

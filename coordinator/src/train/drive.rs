@@ -46,13 +46,13 @@ pub(super) struct Drive {
     pub(super) order: DataOrder,
     /// The next step's images, if they have been sent already.
     pub(super) sent: Option<(Vec<usize>, Vec<MicroBatch>)>,
-    /// When the last commit was decided, by the system's clock and by the recorder's. None after a measurement, a snapshot or a
-    /// checkpoint.
+    /// When the last commit was decided, by the system's clock and by the recorder's. None after a measurement, or after the job has
+    /// waited for a snapshot or for the disk.
     pub(super) last_commit: Option<(Instant, u64)>,
     pub(super) pace: Pace,
     /// The snapshot whose state arrives while the job goes on.
     pub(super) arriving: Option<Arriving>,
-    /// Seconds of training in this run, without measurements and checkpoints.
+    /// Seconds of training in this run, without measurements and waits for snapshots.
     pub(super) seconds: f64,
     pub(super) epoch_seconds: f64,
     pub(super) epoch_images: u64,

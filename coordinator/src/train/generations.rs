@@ -33,7 +33,8 @@ impl Run {
         stop: &AtomicBool,
     ) -> Result<bool, JobError> {
         let ended = self.recover_until_the_end(site, generations, drive, observer, stop);
-        self.end_incidents(drive, observer, |_| true);
+        // A job that has failed or was interrupted has not caught up, but the faults are on record.
+        self.record.incidents.extend(drive.underway.drain(..).map(Underway::end));
         ended
     }
 
@@ -154,24 +155,14 @@ impl Run {
     /// Records the faults after which the job has caught up.
     pub(super) fn catch_up(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
         let step = self.progress.step;
-        if self.end_incidents(drive, crew.observer, |underway| underway.has_caught_up(step)) {
-            self.folder.write(&self.record)?;
+        let over = drive.underway.extract_if(.., |underway| underway.has_caught_up(step)).map(Underway::end);
+        let over: Vec<_> = over.collect();
+        if over.is_empty() {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// Records the faults for which `is_over` holds. Returns whether there are any.
-    fn end_incidents(
-        &mut self,
-        drive: &mut Drive,
-        observer: &mut dyn Observer,
-        is_over: impl Fn(&Underway) -> bool,
-    ) -> bool {
-        let over: Vec<_> = drive.underway.extract_if(.., |underway| is_over(underway)).map(Underway::end).collect();
         self.record.incidents.extend(over.iter().cloned());
-        let any = !over.is_empty();
-        over.into_iter().for_each(|incident| observer.on(Event::Recovered(incident)));
-        any
+        over.into_iter().for_each(|incident| crew.observer.on(Event::Recovered(incident)));
+        Ok(self.folder.write(&self.record)?)
     }
 
     /// Waits for other workers in the place of lost ones. If none come in time, the remaining ones take the towers over.

@@ -1,0 +1,155 @@
+//! Snapshots and checkpoints between steps:
+//!
+//! ```text
+//! due -> arriving (the workers send their state while the job goes on) -> the snapshot -> being written, if it is a checkpoint -> on disk
+//! ```
+//!
+//! One snapshot can arrive at a time, and one be written. A fault leads back to the last one that has arrived.
+//!
+//! Not here: how state is gathered (`crew`), and files (`checkpoint`).
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use convoy_common::parameters::Tensors;
+use convoy_common::trace::Activity;
+
+use super::Run;
+use super::drive::{Arriving, Drive};
+use crate::checkpoint::Described;
+use crate::checkpoint::writer::{Request, Written};
+use crate::crew::Crew;
+use crate::error::JobError;
+use crate::observe::{Event, Observer};
+use crate::state::{JobState, Snapshot};
+use crate::stop::Stop;
+
+impl Run {
+    /// Keeps the state after a step, if a snapshot or a checkpoint is due.
+    pub(super) fn keep(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
+        report(self.writer.written()?, drive, crew.observer);
+        let step = self.progress.step;
+        if step == self.last_step {
+            return self.checkpoint(crew, drive);
+        }
+        let is_checkpoint = step.is_multiple_of(self.checkpoint_every);
+        let is_due = drive.pace.is_due(step, self.running.snapshot_every, Instant::now());
+        if crew.can_grow() && drive.sent.is_none() && (is_checkpoint || is_due) {
+            self.snapshot(crew, drive, is_checkpoint)?;
+            return Err(Stop::Grows);
+        }
+        if is_checkpoint {
+            self.wait_for_snapshot(crew, drive)?;
+        }
+        if is_checkpoint || is_due && drive.arriving.is_none() {
+            self.begin_snapshot(crew, drive, is_checkpoint)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the snapshot that has arrived, if one has.
+    pub(super) fn adopt_snapshot(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
+        match crew.gathered() {
+            Some(state) => self.end_snapshot(crew, drive, state),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a snapshot of the present step, while the job waits.
+    fn snapshot(&mut self, crew: &mut Crew, drive: &mut Drive, is_checkpoint: bool) -> Result<(), Stop> {
+        self.wait_for_snapshot(crew, drive)?;
+        self.begin_snapshot(crew, drive, is_checkpoint)?;
+        self.wait_for_snapshot(crew, drive)
+    }
+
+    /// Takes a snapshot of the present step, while the job waits, and begins to write it to disk.
+    pub(super) fn checkpoint(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
+        self.snapshot(crew, drive, true)
+    }
+
+    /// Asks the workers for their state. It arrives while the job goes on.
+    fn begin_snapshot(&mut self, crew: &mut Crew, drive: &mut Drive, is_checkpoint: bool) -> Result<(), Stop> {
+        let (began, began_recording) = (Instant::now(), crew.recorder.now());
+        // No more than two snapshots are in memory.
+        if self.writer.holds_other_than(&self.snapshot) {
+            self.finish_checkpoint(drive, crew.observer)?;
+            drive.last_commit = None;
+        }
+        crew.begin_gathering(self.progress.step)?;
+        drive.arriving = Some(Arriving { progress: self.progress, is_checkpoint, waited: began.elapsed() });
+        crew.recorder.ended(began_recording, || Activity::Checkpoint);
+        Ok(())
+    }
+
+    /// Waits for the snapshot that arrives, if there is one.
+    fn wait_for_snapshot(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
+        let (began, began_recording) = (Instant::now(), crew.recorder.now());
+        let Some(state) = crew.finish_gathering(self.progress.step)? else { return Ok(()) };
+        // The next step begins after the wait.
+        drive.last_commit = None;
+        drive.arriving.iter_mut().for_each(|arriving| arriving.waited += began.elapsed());
+        self.end_snapshot(crew, drive, state)?;
+        crew.recorder.ended(began_recording, || Activity::Checkpoint);
+        Ok(())
+    }
+
+    /// A snapshot has arrived. From here on, a fault leads back to it.
+    fn end_snapshot(&mut self, crew: &mut Crew, drive: &mut Drive, state: JobState) -> Result<(), Stop> {
+        let began = Instant::now();
+        let Some(Arriving { progress, is_checkpoint, waited }) = drive.arriving.take() else { return Ok(()) };
+        check_finite(&state, progress.step)?;
+        self.snapshot = Arc::new(Snapshot { progress, state });
+        self.witness.forget_through(progress.step);
+        if is_checkpoint {
+            self.begin_checkpoint(drive, crew.observer)?;
+        }
+        let now = Instant::now();
+        let cost = drive.pace.took(waited + (now - began), now);
+        crew.observer.on(Event::Snapshot { step: progress.step, seconds: cost.as_secs_f64() });
+        Ok(())
+    }
+
+    /// Begins to write the snapshot to disk, in the background.
+    fn begin_checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
+        self.finish_checkpoint(drive, observer)?;
+        let described = Described {
+            job: self.job.clone(),
+            last_step: self.last_step,
+            progress: self.snapshot.progress,
+            source: Some(self.source.clone()),
+            test_images: Some(self.test_images.clone()),
+        };
+        let (snapshot, metrics) = (self.snapshot.clone(), self.folder.metrics_file()?);
+        Ok(self.writer.begin(Request { described, snapshot, metrics })?)
+    }
+
+    /// Waits until the checkpoint that is being written, if any, is on disk.
+    pub(super) fn finish_checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
+        let written = self.writer.finish()?;
+        report(written, drive, observer);
+        Ok(())
+    }
+
+    /// Writes the snapshot to disk.
+    pub(super) fn write_checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
+        self.begin_checkpoint(drive, observer)?;
+        self.finish_checkpoint(drive, observer)
+    }
+}
+
+fn report(written: Option<Written>, drive: &mut Drive, observer: &mut dyn Observer) {
+    if let Some(Written { step, path }) = written {
+        drive.checkpoint = Some(path.clone());
+        observer.on(Event::Checkpoint { step, path });
+    }
+}
+
+/// Checks that a checkpoint is worth writing. An update that overflows shows here first.
+fn check_finite(state: &JobState, step: u64) -> Result<(), JobError> {
+    let named = |(what, tensors): (&'static str, &Tensors)| {
+        let spoilt = tensors.iter().find(|(_, tensor)| !tensor.iter().all(|value| value.is_finite()));
+        spoilt.map(|(name, _)| format!("{what}{name} is no longer finite after step {step}"))
+    };
+    let found = [("", &state.weights), ("the momentum of ", &state.momentum)].into_iter().find_map(named);
+    found.map_or(Ok(()), |what| Err(JobError::NotFinite { what }))
+}
