@@ -1,10 +1,11 @@
 //! Snapshots and checkpoints between steps:
 //!
 //! ```text
-//! due -> arriving (the workers send their state while the job goes on) -> the snapshot -> being written, if it is a checkpoint -> on disk
+//! due -> arriving (the workers send their state) -> the snapshot -> being written, if it is a checkpoint -> on disk
 //! ```
 //!
-//! One snapshot can arrive at a time, and one be written. A fault leads back to the last one that has arrived.
+//! The job goes on while a snapshot arrives, and while a checkpoint is written. It waits while the state of a checkpoint arrives. One
+//! snapshot can arrive at a time, and one be written. A fault leads back to the last one that has arrived.
 //!
 //! Not here: how state is gathered (`crew`), and files (`checkpoint`).
 
@@ -28,21 +29,17 @@ impl Run {
     /// Keeps the state after a step, if a snapshot or a checkpoint is due.
     pub(super) fn keep(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
         report(self.writer.written()?, drive, crew.observer);
-        let step = self.progress.step;
-        if step == self.last_step {
-            return self.checkpoint(crew, drive);
-        }
-        let is_checkpoint = step.is_multiple_of(self.checkpoint_every);
+        let (step, grows) = (self.progress.step, crew.can_grow() && drive.sent.is_none());
         let is_due = drive.pace.is_due(step, self.running.snapshot_every, Instant::now());
-        if crew.can_grow() && drive.sent.is_none() && (is_checkpoint || is_due) {
-            self.snapshot(crew, drive, is_checkpoint)?;
+        if step == self.last_step || step.is_multiple_of(self.checkpoint_every) {
+            self.checkpoint(crew, drive)?;
+        } else if is_due && grows {
+            self.snapshot(crew, drive, false)?;
+        } else if is_due && drive.arriving.is_none() {
+            self.begin_snapshot(crew, drive, false)?;
+        }
+        if grows && self.snapshot.progress.step == step && step < self.last_step {
             return Err(Stop::Grows);
-        }
-        if is_checkpoint {
-            self.wait_for_snapshot(crew, drive)?;
-        }
-        if is_checkpoint || is_due && drive.arriving.is_none() {
-            self.begin_snapshot(crew, drive, is_checkpoint)?;
         }
         Ok(())
     }
@@ -62,7 +59,8 @@ impl Run {
         self.wait_for_snapshot(crew, drive)
     }
 
-    /// Takes a snapshot of the present step, while the job waits, and begins to write it to disk.
+    /// Takes a snapshot of the present step, and begins to write it to disk. The job waits for the state, because a step that fails
+    /// would take it along.
     pub(super) fn checkpoint(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
         self.snapshot(crew, drive, true)
     }

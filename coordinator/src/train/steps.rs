@@ -81,7 +81,7 @@ impl Run {
         };
         // The next step's images are sent while this one is computed, unless the job waits for something in between.
         let waits = drive.order.ends_epoch(number)
-            || number.is_multiple_of(self.checkpoint_every) && drive.arriving.is_some()
+            || number.is_multiple_of(self.checkpoint_every)
             || crew.can_grow()
             || crew.observer.pauses_after(number);
         if number < self.last_step && !waits {
