@@ -15,7 +15,7 @@ use convoy_coordinator::files::write_atomically;
 use convoy_coordinator::record::RunFolder;
 
 use crate::numbers::{ANY, AT_LEAST_1, whole};
-use crate::output::{print, tell};
+use crate::output::{complain, print, tell};
 use crate::settings::{Misuse, model_text, read_text};
 use crate::table::aligned;
 use crate::{Outcome, signals};
@@ -84,7 +84,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     };
     let both = run("calm", &storm.calm()).and_then(|calm| Ok((calm, run("stormy", &storm)?)));
     let (calm, stormy) = match both {
-        Err(error) if matches!(error.downcast_ref(), Some(ChaosError::Interrupted)) => return Ok(Outcome::Interrupted),
+        Err(error) if matches!(error.downcast_ref(), Some(ChaosError::Interrupted)) => {
+            complain(&format!("interrupted: nothing was compared; the runs are in {}", out.display()));
+            return Ok(Outcome::Interrupted);
+        }
         both => both?,
     };
     let report = Report::new(&storm, (&calm.0, &calm.1), (&stormy.0, &stormy.1));
@@ -126,9 +129,10 @@ fn described(report: &Report, out: &Path) -> String {
     let rows = report.kinds.iter().map(|(kind, tally)| {
         let Tally { planned, fired, named, missed, milliseconds } = tally;
         let at = |index: usize| milliseconds.get(index).map_or("-".to_owned(), |ms| format!("{ms:.0}"));
-        let counts = [planned, fired, named, missed].map(ToString::to_string);
-        let mut row = vec![format!("{kind:?}").to_lowercase()];
-        row.extend(counts);
+        let is_sought = named + missed > 0;
+        let sought = [named, missed].map(|count| if is_sought { count.to_string() } else { "-".to_owned() });
+        let mut row = vec![format!("{kind:?}").to_lowercase(), planned.to_string(), fired.to_string()];
+        row.extend(sought);
         row.extend([at(milliseconds.len() / 2), at(milliseconds.len().saturating_sub(1))]);
         row
     });

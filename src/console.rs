@@ -128,19 +128,21 @@ impl Observer for Console {
                 self.show(rewound_to);
                 tell(&format!("{what}; continuing from step {rewound_to}"));
             }
-            Event::Suspected { worker, host, given_up_after, .. } => {
+            Event::Suspected { worker, process_id, host, given_up_after, .. } => {
                 if let Some(bar) = &self.bar {
                     bar.set_message(format!("worker {worker} does not answer"));
                 }
-                tell(&format!("worker {worker} on {host} does not answer; it is given up after {given_up_after} s"));
+                tell(&format!(
+                    "worker {worker} (process {process_id} on {host}) does not answer; it will be given up after {given_up_after} s"
+                ));
             }
             Event::Gone { worker, process_id, host, why } => {
                 tell(&format!(
                     "worker {worker} (process {process_id} on {host}) was lost while the job waited for workers: {why}"
                 ));
             }
-            Event::Answered { worker, host, seconds, .. } => {
-                tell(&format!("worker {worker} on {host} answers again, after {seconds:.1} s"));
+            Event::Answered { worker, process_id, host, seconds } => {
+                tell(&format!("worker {worker} (process {process_id} on {host}) answers again, after {seconds:.1} s"));
             }
             Event::Recovered(incident) => tell(&recovered(&incident)),
             Event::Ended(ended) => self.end(&ended),
@@ -149,7 +151,7 @@ impl Observer for Console {
 }
 
 fn recovered(incident: &Incident) -> String {
-    let Incident { step, rewound_to, replace_ms, restore_ms, replay_ms, .. } = incident;
+    let Incident { worker, step, rewound_to, detect_ms, replace_ms, restore_ms, replay_ms, .. } = incident;
     let sum = replace_ms + restore_ms + replay_ms;
     let replayed = match step.saturating_sub(*rewound_to) {
         0 => String::new(),
@@ -157,7 +159,8 @@ fn recovered(incident: &Incident) -> String {
         steps => format!(", {replay_ms:.0} ms to compute {steps} steps again"),
     };
     format!(
-        "recovered in {sum:.0} ms: {replace_ms:.0} ms to replace the worker, {restore_ms:.0} ms to restore the weights{replayed}"
+        "recovered in {sum:.0} ms from the fault of worker {worker}, which was found after {detect_ms:.0} ms: {replace_ms:.0} ms to replace the \
+         worker, {restore_ms:.0} ms to restore the weights{replayed}"
     )
 }
 

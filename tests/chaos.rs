@@ -95,11 +95,11 @@ fn an_impossible_storm_is_refused() {
     let cases = [
         ("{".to_owned(), "EOF"),
         (storm(json!([{ "kind": "quake" }])), "unknown variant `quake`"),
-        (storm(json!([fault("kill", json!(2), 3, "forward")])), "fault 0: \"worker\" is 2; the job has 2 workers"),
-        (storm(json!([fault("kill", json!(null), 3, "forward")])), "fault 0: \"worker\" is null"),
+        (storm(json!([fault("kill", json!(2), 3, "forward")])), "fault 1: \"worker\" is 2; the job has 2 workers"),
+        (storm(json!([fault("kill", json!(null), 3, "forward")])), "fault 1: \"worker\" is null"),
         (storm(json!([fault("coordinator", json!(1), 3, "reported")])), "must be null"),
-        (storm(json!([fault("flip", json!(1), 3, "forward")])), "fault 0: Flip can happen at [Exchange, State]"),
-        (storm(json!([fault("kill", json!(1), 41, "forward")])), "fault 0: \"step\" is 41; the job has 40 steps"),
+        (storm(json!([fault("flip", json!(1), 3, "forward")])), "fault 1: flip can happen at [exchange, state]"),
+        (storm(json!([fault("kill", json!(1), 41, "forward")])), "fault 1: \"step\" is 41; the job has 40 steps"),
         (
             storm(json!([fault("kill", json!(1), 9, "forward"), fault("kill", json!(1), 3, "forward")])),
             "not in the order",

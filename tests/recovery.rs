@@ -125,7 +125,7 @@ fn a_killed_local_worker_is_replaced() {
 #[test]
 fn a_stopped_local_worker_is_given_up_and_replaced() {
     let said = a_local_worker_gets("STOP", "it did not answer for 10 s");
-    assert!(said.contains("does not answer; it is given up after 10 s"), "{said}");
+    assert!(said.contains("does not answer; it will be given up after 10 s"), "{said}");
 }
 
 /// A worker that is stopped for five seconds is reported, and only delays the job.
@@ -147,7 +147,7 @@ fn a_worker_that_is_stopped_for_five_seconds_is_not_lost() {
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1));
     assert_eq!(record(&out)["incidents"].as_array().map(Vec::len), Some(0), "{}", said(&output));
-    for part in ["worker 1 on ", " does not answer; it is given up after 10 s", " answers again, after "] {
+    for part in ["worker 1 (process ", " does not answer; it will be given up after 10 s", " answers again, after "] {
         assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
     }
 }
@@ -471,6 +471,24 @@ fn another_seed_has_other_bits() {
     let out: PathBuf = folder.path().join("run");
     succeed(&format!("{JOB} --seed 2"), &[("--out", &out)]);
     assert!(hash(&out) != calm().0 && losses(&out) != calm().1);
+}
+
+/// A checkpoint that can't be written is reported. The job goes on, and writes the next one.
+#[test]
+fn a_checkpoint_that_cannot_be_written_does_not_stop_the_job() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    std::fs::create_dir_all(out.join("checkpoints")).unwrap();
+    let obstacle = out.join("checkpoints/.step-000200.tmp");
+    std::fs::write(&obstacle, "in the way").unwrap();
+    let mut child = start_job(&long_job(), "--checkpoint-every 200", &out);
+    let line = support::line_with(child.stdout.as_mut().unwrap(), "tries again at the next checkpoint");
+    assert!(line.contains("cannot write") && line.contains("step-000200"), "{line}");
+    std::fs::remove_file(&obstacle).unwrap();
+    let output = finish(child);
+    assert!(output.status.success(), "{}", said(&output));
+    let verify = support::output_of(support::convoy().args(["verify", "--json"]).arg(&out));
+    assert_eq!(said(&verify).matches("\"sound\":true").count(), 2, "{}", said(&verify));
 }
 
 /// The newest checkpoint is damaged: `verify` says so, and `--resume` uses the one before it, with a note.

@@ -133,6 +133,9 @@ enum Said {
     End,
 }
 
+/// What a process says, and which.
+type Message = (Source, Said);
+
 struct Worker {
     proxy: Proxy,
     process: Child,
@@ -150,7 +153,7 @@ struct Conductor<'a> {
     storm: &'a Storm,
     started: Instant,
     address: SocketAddr,
-    said: (SyncSender<(Source, Said)>, Receiver<(Source, Said)>),
+    said: (SyncSender<Message>, Receiver<Message>),
     coordinator: Child,
     /// Whether it was killed as planned.
     coordinator_was_killed: bool,
@@ -397,7 +400,7 @@ fn start_coordinator(
     setting: &Setting,
     storm: &Storm,
     address: SocketAddr,
-    said: &SyncSender<(Source, Said)>,
+    said: &SyncSender<Message>,
 ) -> Result<Child, ChaosError> {
     let mut command = command(setting);
     command.arg("train").args(&setting.job).args(["--lifeline", "--json", "--resume", "auto", "--trace", "off"]);
@@ -413,7 +416,7 @@ fn start_worker(
     worker: usize,
     proxy: &Proxy,
     misdeeds: &VecDeque<usize>,
-    said: &SyncSender<(Source, Said)>,
+    said: &SyncSender<Message>,
 ) -> Result<Child, ChaosError> {
     let mut command = command(setting);
     command.args(["worker", "--threads", "1", "--lifeline", "--join", &proxy.address().to_string()]);
@@ -439,14 +442,15 @@ fn command(setting: &Setting) -> Command {
 }
 
 /// Starts a process, and forwards what it says.
-fn started(mut command: Command, source: Source, said: &SyncSender<(Source, Said)>) -> Result<Child, ChaosError> {
+fn started(mut command: Command, source: Source, said: &SyncSender<Message>) -> Result<Child, ChaosError> {
     let what = format!("{source:?}").to_lowercase();
     let wrong = |source| ChaosError::Start { what, source };
     let mut start = || -> std::io::Result<Child> {
         let mut child = command.spawn()?;
         let output = child.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>);
         let errors = child.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>);
-        let (said, wrap): (_, [fn(String) -> Said; 2]) = (said.clone(), [Said::Event, Said::Log]);
+        let said = said.clone();
+        let wrap: [fn(String) -> Said; 2] = [Said::Event, Said::Log];
         // Both pipes are read to their end before the end is reported.
         thread::Builder::new().name("listen".to_owned()).spawn(move || {
             thread::scope(|scope| {

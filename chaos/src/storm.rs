@@ -17,6 +17,9 @@ const LIMP_MS: u64 = 400;
 /// Milliseconds for which a worker's bytes are held back.
 const DELAY_MS: u64 = 700;
 
+/// No fault may last longer, in milliseconds.
+const MILLISECONDS_MAX: u64 = 60_000;
+
 /// A planned storm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -193,11 +196,14 @@ impl Storm {
                 self.workers, self.steps
             ));
         }
+        if self.faults.is_empty() {
+            return Err("\"faults\" is empty".to_owned());
+        }
         if !self.faults.is_sorted_by_key(|fault| fault.step) {
             return Err("the faults are not in the order of their steps".to_owned());
         }
-        for (number, Planned { kind, worker, step, phase, .. }) in self.faults.iter().enumerate() {
-            let wrong = |why: String| Err(format!("fault {number}: {why}"));
+        for (index, Planned { kind, worker, step, phase, milliseconds }) in self.faults.iter().enumerate() {
+            let wrong = |why: String| Err(format!("fault {}: {why}", index + 1));
             match worker {
                 Some(_) if *kind == Kind::Coordinator => {
                     return wrong("\"worker\" must be null for the coordinator".to_owned());
@@ -209,7 +215,11 @@ impl Storm {
                 _ => {}
             }
             if !kind.phases().contains(phase) {
-                return wrong(format!("{kind:?} can happen at {:?}, not at {phase:?}", kind.phases()));
+                let text = format!("{kind:?} can happen at {:?}, not at {phase:?}", kind.phases());
+                return wrong(text.to_lowercase());
+            }
+            if *milliseconds > MILLISECONDS_MAX {
+                return wrong(format!("\"milliseconds\" is {milliseconds}; at most {MILLISECONDS_MAX} are allowed"));
             }
             if !(1..=self.steps).contains(step) {
                 return wrong(format!("\"step\" is {step}; the job has {} steps", self.steps));

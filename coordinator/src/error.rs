@@ -98,6 +98,12 @@ pub enum JobError {
 }
 
 impl JobError {
+    /// Whether the cluster has failed, so that the job could continue on another one.
+    pub fn is_about_workers(&self) -> bool {
+        use JobError::{Fault, Fruitless, Silence, Spawn, TooFewWorkers};
+        matches!(self, Fault(_) | Fruitless { .. } | Silence { .. } | Spawn { .. } | TooFewWorkers { .. })
+    }
+
     /// Whether the command was used wrongly, rather than something having failed.
     pub fn is_misuse(&self) -> bool {
         matches!(

@@ -213,7 +213,7 @@ fn log(event: &Event) {
         Event::Fault { worker, what, step, rewound_to, .. } => {
             tracing::info!(worker, step, rewound_to, "a fault: {what}");
         }
-        Event::Suspected { worker, host, step, .. } => tracing::warn!(worker, host, step, "a worker does not answer"),
+        Event::Suspected { worker, host, step, .. } => tracing::info!(worker, host, step, "a worker does not answer"),
         Event::Answered { worker, host, seconds, .. } => {
             tracing::info!(worker, host, seconds, "a worker answers again")
         }

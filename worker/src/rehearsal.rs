@@ -251,11 +251,11 @@ fn tampered(deed: Deed, frame: v1::Frame) -> (v1::Frame, Option<v1::Frame>) {
     let with = |offset: u64, data: Vec<u8>, crc32c: u32| v1::Frame {
         frame: Some(v1::frame::Frame::Chunk(v1::Chunk { offset, data: data.into(), crc32c, ..chunk.clone() })),
     };
-    let (data, half) = (chunk.data.to_vec(), length / 2 & !3);
+    let (data, half) = (chunk.data.to_vec(), (length / 2) & !3);
     match deed {
         Deed::Flip => {
             let mut data = data;
-            data.iter_mut().nth(length / 3).into_iter().for_each(|byte| *byte ^= 1);
+            data.get_mut(length / 3).into_iter().for_each(|byte| *byte ^= 1);
             (with(chunk.offset, data, chunk.crc32c), None)
         }
         Deed::Truncate => (with(chunk.offset, data[..half].to_vec(), chunk.crc32c), None),

@@ -326,9 +326,7 @@ async fn listen(
         let at = clock.now();
         let message = match received {
             Ok(message) => Numbered::try_from(message?),
-            Err(status) => {
-                return Some(format!("its control connection broke: {}", with_causes(status.message(), &status)));
-            }
+            Err(status) => return Some(broken("control", &status)),
         };
         let said = match message {
             Ok(message) => Heard::Said(message, at),
@@ -352,9 +350,7 @@ async fn pass_on(
         let at = clock.now();
         let chunk = match received {
             Ok(frame) => chunk_from_frame(frame?),
-            Err(status) => {
-                return Some(format!("its tensor connection broke: {}", with_causes(status.message(), &status)));
-            }
+            Err(status) => return Some(broken("tensor", &status)),
         };
         let sent = match chunk {
             Ok(chunk) => Heard::Chunk(chunk, at),
@@ -364,6 +360,12 @@ async fn pass_on(
             return Some("the coordinator has ended".to_owned());
         }
     }
+}
+
+/// A connection that broke. The reason is for those who look into the log: for everybody else, the worker is gone.
+fn broken(which: &str, status: &Status) -> String {
+    tracing::info!("a worker's {which} connection broke: {}", with_causes(status.message(), status));
+    format!("its {which} connection broke")
 }
 
 /// A connection whose other end does not answer pings ends in the same way as one that it has closed.

@@ -33,6 +33,12 @@ impl Run {
         stop: &AtomicBool,
     ) -> Result<bool, JobError> {
         let ended = self.recover_until_the_end(site, generations, drive, observer, stop);
+        if let Err(error) = &ended
+            && error.is_about_workers()
+            && drive.has_begun
+        {
+            self.save_snapshot(drive, observer);
+        }
         // A job that has failed or was interrupted has not caught up, but the faults are on record.
         self.record.incidents.extend(drive.underway.drain(..).map(Underway::end));
         ended

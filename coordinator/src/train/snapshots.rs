@@ -12,13 +12,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use convoy_common::chain::chain;
 use convoy_common::parameters::Tensors;
 use convoy_common::trace::Activity;
 
 use super::Run;
 use super::drive::{Arriving, Drive};
-use crate::checkpoint::Described;
 use crate::checkpoint::writer::{Request, Written};
+use crate::checkpoint::{CheckpointError, Described};
 use crate::crew::Crew;
 use crate::error::JobError;
 use crate::observe::{Event, Observer};
@@ -28,7 +29,8 @@ use crate::stop::Stop;
 impl Run {
     /// Keeps the state after a step, if a snapshot or a checkpoint is due.
     pub(super) fn keep(&mut self, crew: &mut Crew, drive: &mut Drive) -> Result<(), Stop> {
-        report(self.writer.written()?, drive, crew.observer);
+        let written = self.writer.written();
+        report(written, drive, crew.observer);
         let (step, grows) = (self.progress.step, crew.can_grow() && drive.sent.is_none());
         let is_due = drive.pace.is_due(step, self.running.snapshot_every, Instant::now());
         if step == self.last_step || step.is_multiple_of(self.checkpoint_every) {
@@ -70,7 +72,7 @@ impl Run {
         let (began, began_recording) = (Instant::now(), crew.recorder.now());
         // No more than two snapshots are in memory.
         if self.writer.holds_other_than(&self.snapshot) {
-            self.finish_checkpoint(drive, crew.observer)?;
+            report(self.writer.finish(), drive, crew.observer);
             drive.last_commit = None;
         }
         crew.begin_gathering(self.progress.step)?;
@@ -109,7 +111,7 @@ impl Run {
 
     /// Begins to write the snapshot to disk, in the background.
     fn begin_checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
-        self.finish_checkpoint(drive, observer)?;
+        report(self.writer.finish(), drive, observer);
         let described = Described {
             job: self.job.clone(),
             last_step: self.last_step,
@@ -121,11 +123,29 @@ impl Run {
         Ok(self.writer.begin(Request { described, snapshot, metrics })?)
     }
 
-    /// Waits until the checkpoint that is being written, if any, is on disk.
+    /// Waits until the checkpoint that is being written, if any, is on disk. It is the last one, so it must not fail.
     pub(super) fn finish_checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
         let written = self.writer.finish()?;
-        report(written, drive, observer);
+        report(Ok(written), drive, observer);
         Ok(())
+    }
+
+    /// Waits until the checkpoint that is being written, if any, is on disk, or has failed.
+    pub(super) fn settle_checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) {
+        report(self.writer.finish(), drive, observer);
+    }
+
+    /// Writes the snapshot of a job that has failed to disk, if it is newer than the last checkpoint. The job's own error is the useful one.
+    pub(super) fn save_snapshot(&mut self, drive: &mut Drive, observer: &mut dyn Observer) {
+        let saved = self.write_checkpoint(drive, observer);
+        let out = self.folder.path().display();
+        let text = match saved {
+            Ok(()) => {
+                format!("step {} is saved; continue with: convoy train --resume {out}", self.snapshot.progress.step)
+            }
+            Err(error) => chain(&error),
+        };
+        observer.on(Event::Notice { text });
     }
 
     /// Writes the snapshot to disk.
@@ -135,10 +155,19 @@ impl Run {
     }
 }
 
-fn report(written: Option<Written>, drive: &mut Drive, observer: &mut dyn Observer) {
-    if let Some(Written { step, path }) = written {
-        drive.checkpoint = Some(path.clone());
-        observer.on(Event::Checkpoint { step, path });
+/// Reports a checkpoint that was written. One that couldn't be written does not stop the job, unless it is the last: the disk may have
+/// room again when the next one is due.
+fn report(written: Result<Option<Written>, CheckpointError>, drive: &mut Drive, observer: &mut dyn Observer) {
+    match written {
+        Ok(None) => {}
+        Ok(Some(Written { step, path })) => {
+            drive.checkpoint = Some(path.clone());
+            observer.on(Event::Checkpoint { step, path });
+        }
+        Err(error) => {
+            let text = format!("{}; the job goes on, and tries again at the next checkpoint", chain(&error));
+            observer.on(Event::Notice { text });
+        }
     }
 }
 

@@ -29,7 +29,12 @@ impl Run {
         let ended = self.drive_to_the_end(crew, drive, stop);
         if matches!(ended, Err(Stop::InOrder | Stop::Leaves(_))) {
             self.checkpoint(crew, drive)?;
-            self.finish_checkpoint(drive, crew.observer)?;
+        }
+        match ended {
+            Err(Stop::InOrder) => self.finish_checkpoint(drive, crew.observer)?,
+            // The worker leaves when the checkpoint is on disk, if it can be written.
+            Err(Stop::Leaves(_)) => self.settle_checkpoint(drive, crew.observer),
+            _ => {}
         }
         ended
     }
