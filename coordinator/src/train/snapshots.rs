@@ -135,8 +135,11 @@ impl Run {
         report(self.writer.finish(), drive, observer);
     }
 
-    /// Writes the snapshot of a job that has failed to disk, if it is newer than the last checkpoint. The job's own error is the useful one.
+    /// Writes the snapshot of a job that has failed to disk, unless no step was committed before it.
     pub(super) fn save_snapshot(&mut self, drive: &mut Drive, observer: &mut dyn Observer) {
+        if self.snapshot.progress.step == 0 {
+            return;
+        }
         let saved = self.write_checkpoint(drive, observer);
         let out = self.folder.path().display();
         let text = match saved {
