@@ -212,7 +212,8 @@ fn is_aftermath(finding: &Finding, storm: &Storm, ran: &Ran) -> bool {
     })
 }
 
-/// The fault that a finding is about: the latest one of its process that is still unnamed, and not too long ago.
+/// The fault that a finding is about: the latest one of its process before it that is still unnamed, and not too long ago. Without one,
+/// it may be a fault that was reported a little later, because the two come through different pipes.
 fn cause_of(finding: &Finding, storm: &Storm, ran: &Ran, named: &[Option<&Finding>]) -> Option<usize> {
     let is_it = |number: &usize| {
         let (fault, fate) = (&storm.faults[*number], &ran.fates[*number]);
@@ -223,7 +224,10 @@ fn cause_of(finding: &Finding, storm: &Storm, ran: &Ran, named: &[Option<&Findin
             && events.contains(&finding.event.as_str())
     };
     let fired = |number: &usize| ran.fates[*number].fired.unwrap_or(0.0);
-    (0..storm.faults.len()).filter(is_it).max_by(|a, b| fired(a).total_cmp(&fired(b)))
+    let (before, after): (Vec<_>, Vec<_>) =
+        (0..storm.faults.len()).filter(is_it).partition(|number| fired(number) <= finding.at);
+    let latest = before.into_iter().max_by(|a, b| fired(a).total_cmp(&fired(b)));
+    latest.or_else(|| after.into_iter().min_by(|a, b| fired(a).total_cmp(&fired(b))))
 }
 
 /// Whether a fault that was found happened at the same moment.
@@ -296,6 +300,23 @@ mod tests {
         );
         let accused = Ran { findings: vec![finding(5.0, "fault", 6)], ..ran };
         assert_eq!(struck(&storm, &accused).1.len(), 1, "nothing had happened to process 6");
+    }
+
+    /// A finding belongs to a fault before it, even if another one was reported right after it.
+    #[test]
+    fn a_finding_belongs_to_the_fault_before_it() {
+        let storm = storm(&[Kind::Kill, Kind::Kill]);
+        let findings = vec![finding(1.2, "fault", 7), finding(1.4, "fault", 7)];
+        let ran = Ran { fates: vec![fate(1.0, 7), fate(1.2001, 7)], findings, ..Ran::default() };
+        let found: Vec<_> = struck(&storm, &ran).0.into_iter().map(|struck| struck.found).collect();
+        let milliseconds = |found: &Found| match found {
+            Found::Named { milliseconds, .. } => *milliseconds as u64,
+            _ => u64::MAX,
+        };
+        assert!(
+            (199..=200).contains(&milliseconds(&found[0])) && (199..=200).contains(&milliseconds(&found[1])),
+            "{found:?}"
+        );
     }
 
     #[test]
