@@ -8,6 +8,7 @@ use convoy_common::plan::Plan;
 use convoy_coordinator::JobError;
 use convoy_coordinator::job::check_parts;
 use convoy_coordinator::job::defaults::{BATCH, MICRO_BATCHES, SLOTS};
+use convoy_coordinator::state::snapshot_bytes;
 use convoy_worker::forecast;
 use serde_json::{Value, json};
 
@@ -16,7 +17,7 @@ use crate::settings;
 use crate::table::aligned;
 use crate::{Outcome, output};
 
-/// Show what a training step will cost, per layer and per exchange, and the memory of each worker. Nothing is run.
+/// Show what a training step will cost, per layer and per exchange, and the memory that a job needs. Nothing is run.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file
@@ -94,7 +95,9 @@ fn as_json(plan: &Plan, step: Step) -> Value {
         "batch": batch, "parameters": network.parameters().iter().map(|p| p.len()).sum::<usize>(),
         "multiply_adds": network.multiply_adds(), "layers": Value::Array(layers), "images": plan.image_traffic(batch),
         "slots": step.division.slots, "micro_batches": step.division.micro_batches,
-        "memory_bytes_a_worker": memory(plan, step),
+        "memory_bytes_a_worker": of_each(plan, |worker| worker_bytes(plan, worker, step)),
+        "snapshot_bytes_a_worker": of_each(plan, |worker| forecast::snapshot_bytes(plan, worker)),
+        "snapshot_bytes_of_the_coordinator": snapshot_bytes(network),
         "exchanges": Value::Array(exchanges), "step": total, "floats_leaving_a_tower_an_image": leaving,
     })
 }
@@ -137,15 +140,27 @@ fn as_table(plan: &Plan, step: Step) -> String {
     text += &aligned(&rows, &[0, 1, 7]);
     text += "\n";
     text += &exchange_table(plan, batch);
-    let held = memory(plan, step).into_iter().enumerate();
-    let held = held.map(|(worker, bytes)| format!("worker {worker} {:.0} MB", bytes as f64 / 1e6));
-    text += &format!("memory of each worker: {}\n", held.collect::<Vec<_>>().join(", "));
+    let mb = |bytes: u64| format!("{:.0} MB", bytes as f64 / 1e6);
+    let listed = |bytes: Vec<u64>| {
+        let each = bytes.into_iter().enumerate().map(|(worker, bytes)| format!("worker {worker} {}", mb(bytes)));
+        each.collect::<Vec<_>>().join(", ")
+    };
+    let held = listed(of_each(plan, |worker| worker_bytes(plan, worker, step)));
+    let copied = listed(of_each(plan, |worker| forecast::snapshot_bytes(plan, worker)));
+    text += &format!("memory of each worker: {held}\n");
+    text += &format!("more while it sends a snapshot: {copied}\n");
+    text += &format!("memory of the coordinator for snapshots and checkpoints: {}\n", mb(snapshot_bytes(network)));
     text
 }
 
-/// Bytes that each worker will hold.
-fn memory(plan: &Plan, step: Step) -> Vec<u64> {
-    (0..plan.workers).map(|worker| forecast::worker_bytes(plan, worker, step.batch, step.division)).collect()
+/// A number of bytes for each worker.
+fn of_each(plan: &Plan, bytes: impl Fn(usize) -> u64) -> Vec<u64> {
+    (0..plan.workers).map(bytes).collect()
+}
+
+/// Bytes that a worker will hold between snapshots.
+fn worker_bytes(plan: &Plan, worker: usize, step: Step) -> u64 {
+    forecast::worker_bytes(plan, worker, step.batch, step.division)
 }
 
 /// Bytes per step. A byte counts once for each socket that it crosses.

@@ -13,6 +13,7 @@ use convoy_common::schedule::Schedule;
 use convoy_coordinator::checkpoint::Checkpoint;
 use convoy_coordinator::checkpoint::folder::{self, Opened};
 use convoy_coordinator::data::DataSource;
+use convoy_coordinator::deadlines;
 use convoy_coordinator::job::{Asked, Length, Order, defaults};
 use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::running::{Rehearsal, Running};
@@ -26,6 +27,7 @@ use crate::log::Log;
 use crate::numbers::{ANY, AT_LEAST_1, real, whole};
 use crate::output::complain;
 use crate::settings::{self, Misuse};
+use crate::table::aligned;
 use crate::{Outcome, metrics, signals};
 
 /// Run a training job, on worker processes that this command starts, or on workers that connect to it (--listen).
@@ -33,6 +35,7 @@ use crate::{Outcome, metrics, signals};
 /// The model, the data, the seed and the hyperparameters determine the result to the bit. The number of workers, threads and
 /// micro-batches does not change it.
 #[derive(clap::Args)]
+#[command(after_long_help = deadlines_help())]
 pub(crate) struct Arguments {
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file [default: alexnet-fashion]
     #[arg(long, value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
@@ -110,8 +113,8 @@ pub(crate) struct Arguments {
     /// that is complete [default: chosen so that snapshots cost at most 2 % of the time, and are at least one second apart]
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     snapshot_every: Option<u64>,
-    /// Seconds after which a worker that does not answer is given up, but at least 5. With --listen, also how long to wait for another
-    /// worker after a fault; then the remaining workers take over its towers [default: 10]
+    /// How long the job waits for a worker, in seconds: for one that does not answer (at least 5), and, with --listen, for another one
+    /// in place of a lost one. The other deadlines follow from it, and --help lists them [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = whole::<u64>(0..=86_400))]
     patience: Option<u64>,
     /// Steps to keep in the run's trace: off, sample (about 50 steps, spread over the run, and up to 30 slow ones), steps:FROM-TO,
@@ -133,6 +136,12 @@ pub(crate) struct Arguments {
     /// Print one JSON object per event instead of text
     #[arg(long)]
     json: bool,
+}
+
+/// The deadlines of a job, as text.
+fn deadlines_help() -> String {
+    let rows: Vec<_> = deadlines::table().into_iter().map(|(what, when)| vec![format!("  {what}"), when]).collect();
+    format!("Deadlines, where P stands for the seconds of --patience:\n{}", aligned(&rows, &[0, 1]).trim_end())
 }
 
 pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Error>> {

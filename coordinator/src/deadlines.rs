@@ -1,7 +1,7 @@
 //! The deadlines of a job, and their order. `--patience` is the only setting; every other deadline follows from it, or is a constant
-//! here.
+//! here. [`table`] describes them for help texts.
 //!
-//! Not here: who has been silent for how long (`silence`), and how long a piece of work may take (`recovery`).
+//! Not here: who has been silent for how long (`silence`), and how long a piece of work takes (`recovery`).
 
 use std::time::Duration;
 
@@ -17,17 +17,26 @@ pub const SUSPECTED_AFTER: Duration = Duration::from_secs(2);
 pub const STOP_PATIENCE: Duration = Duration::from_secs(2);
 /// No worker is given up for its silence before this, however short `--patience` is: a busy host can stall a process for seconds.
 const GIVEN_UP_MIN: Duration = Duration::from_secs(5);
+/// A piece of work is allowed to take this much longer than the longest one before it.
+pub const WORK_LONGER: u32 = 10;
+/// A piece of work may always take this long.
+pub const WORK_MIN: Duration = Duration::from_secs(30);
 /// The first piece of work of a worker may take this long, and no piece may take longer.
 pub const FIRST_WORK: Duration = Duration::from_secs(240);
 /// A job whose workers answer, but which gets no further for this long, ends. A step of the largest model on the slowest supported
 /// machine takes far less.
 pub const PROGRESS_MIN: Duration = Duration::from_secs(300);
+/// Workers that the coordinator starts must connect within this.
+pub const LOCAL_CONNECTS: Duration = Duration::from_secs(30);
+/// Remote workers must connect within this. The time starts again when a worker reports that it is busy with another job.
+pub const REMOTE_CONNECTS: Duration = Duration::from_secs(600);
 /// Time between a deadline and the one that must come after it.
 const MARGIN: Duration = Duration::from_secs(20);
 
 const _: () = {
     assert!(LOOK_EVERY.as_millis() < ASK_EVERY.as_millis() && ASK_EVERY.as_millis() < SUSPECTED_AFTER.as_millis());
     assert!(SUSPECTED_AFTER.as_millis() < GIVEN_UP_MIN.as_millis());
+    assert!(GIVEN_UP_MIN.as_millis() < WORK_MIN.as_millis() && WORK_MIN.as_millis() < FIRST_WORK.as_millis());
     // A worker that hangs is found before the job is given up.
     assert!(FIRST_WORK.as_secs() + MARGIN.as_secs() < PROGRESS_MIN.as_secs());
 };
@@ -55,9 +64,47 @@ impl Deadlines {
     }
 }
 
+/// Each deadline: what ends the wait or follows it, and when.
+pub fn table() -> Vec<(&'static str, String)> {
+    let seconds = |duration: Duration| format!("{} s", duration.as_secs_f64());
+    let after = |duration| format!("after {}", seconds(duration));
+    let (margin, ping) = (seconds(MARGIN), seconds(PING_TIMEOUT));
+    vec![
+        ("a worker that says nothing is asked what it is doing", after(ASK_EVERY)),
+        ("a worker that does not answer is suspected, which is reported", after(SUSPECTED_AFTER)),
+        ("a worker that does not answer is given up", format!("after P, at least {}", seconds(GIVEN_UP_MIN))),
+        (
+            "a worker is given up because its computation of a layer hangs",
+            format!(
+                "after {WORK_LONGER} times its longest layer before, at least {}, at most {}",
+                seconds(WORK_MIN),
+                seconds(FIRST_WORK)
+            ),
+        ),
+        ("with --listen, the remaining workers take the towers of a lost one over", "after P".to_owned()),
+        ("a started worker process that has not connected ends the job", after(LOCAL_CONNECTS)),
+        ("with --listen, too few workers at the start, or none after a fault, end the job", after(REMOTE_CONNECTS)),
+        ("a worker gives the coordinator up if it does not answer", after(PING_TIMEOUT)),
+        ("a connection is closed if it does not answer", format!("after P + {margin}, at least {ping}")),
+        (
+            "a job ends if it gets no further although its workers answer",
+            format!("after P + {margin}, at least {}", seconds(PROGRESS_MIN)),
+        ),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_docs_say_every_deadline() {
+        let docs = include_str!("../../docs/RELIABILITY.md");
+        for (what, when) in table() {
+            let line = format!("| {what} | {when} |").replace("| with --listen", "| with `--listen`");
+            assert!(docs.lines().any(|found| found == line), "docs/RELIABILITY.md lacks: {line}");
+        }
+    }
 
     #[test]
     fn deadlines_keep_their_order_for_every_patience() {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use convoy_common::wire::Doing;
 
-use crate::deadlines::FIRST_WORK;
+use crate::deadlines::{FIRST_WORK, WORK_LONGER, WORK_MIN};
 use crate::error::JobError;
 use crate::fault::Fault;
 
@@ -54,15 +54,10 @@ impl Generations {
     }
 }
 
-/// A piece of work is allowed to take this much longer than the longest one before it.
-const LONGER: u32 = 10;
-/// A piece of work may always take this long.
-const WORK_MIN: Duration = Duration::from_secs(30);
-
 /// Whether a worker's computation hangs: its current piece of work, a layer for example, has taken ten times as long as the
 /// longest one before it, and at least 30 seconds.
 pub fn hangs(doing: &Doing) -> bool {
-    let allowed = if doing.longest.is_zero() { FIRST_WORK } else { (doing.longest * LONGER).max(WORK_MIN) };
+    let allowed = if doing.longest.is_zero() { FIRST_WORK } else { (doing.longest * WORK_LONGER).max(WORK_MIN) };
     doing.busy > allowed.min(FIRST_WORK)
 }
 

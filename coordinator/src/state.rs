@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use convoy_common::model::Network;
 use convoy_common::parameters::{Parameter, Tensors};
 use convoy_common::plan::Plan;
 use convoy_common::wire::{Assembler, Chunk, Elements, Payload, State, TensorKey, WireError, expected_shape};
@@ -43,6 +44,14 @@ pub struct Snapshot {
     pub progress: Progress,
     /// The state after the last step of `progress`.
     pub state: JobState,
+}
+
+/// The most bytes of the coordinator's memory that snapshots of a job need: two snapshots of weights and momentum, and the contents of
+/// a file with the weights or the momentum, while a checkpoint is written.
+pub fn snapshot_bytes(network: &Network) -> u64 {
+    let floats: usize = network.parameters().iter().map(Parameter::len).sum();
+    let (snapshots, file) = (2 * 2 * floats, floats);
+    ((snapshots + file) * size_of::<f32>()) as u64
 }
 
 impl JobState {

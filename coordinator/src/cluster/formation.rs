@@ -11,18 +11,14 @@ use super::health::Vitals;
 use super::local::{LocalPlan, LocalWorkers, SocketFolder};
 use super::member::{Elsewhere, Heard};
 use super::{Cluster, News};
-use crate::deadlines::{Deadlines, LOOK_EVERY};
+use crate::deadlines::{Deadlines, LOCAL_CONNECTS, LOOK_EVERY, REMOTE_CONNECTS};
 use crate::error::JobError;
 use crate::observe::{Event, Observer};
 use crate::running::Running;
 use crate::trace::Clock;
 
-/// Workers that this process starts must connect within this.
-const LOCAL_PATIENCE: Duration = Duration::from_secs(30);
 /// The most workers that are reported as refused or as serving another coordinator.
 const TOLD_MAX: usize = 64;
-/// Remote workers must connect within this. The time starts again when a worker reports that it is busy with another job.
-const REMOTE_PATIENCE: Duration = Duration::from_secs(600);
 /// However often workers report that they are busy, a wait ends after this.
 const BUSY_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -93,7 +89,7 @@ impl Cluster {
     /// # Errors
     /// When too few workers connect in time, or a local worker ends before it connects.
     pub fn gather(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<bool, JobError> {
-        let patience = if self.local.is_some() { LOCAL_PATIENCE } else { REMOTE_PATIENCE };
+        let patience = if self.local.is_some() { LOCAL_CONNECTS } else { REMOTE_CONNECTS };
         match self.fill(patience, observer, stop)? {
             Gathered::All => Ok(true),
             Gathered::Interrupted => Ok(false),
@@ -176,7 +172,7 @@ impl Cluster {
                 Some(News::Heard(..) | News::Changed) => {}
                 Some(News::Elsewhere(worker)) => {
                     // Busy workers are worth waiting for until their job has ended.
-                    if worker.model.is_some() && patience == REMOTE_PATIENCE {
+                    if worker.model.is_some() && patience == REMOTE_CONNECTS {
                         start = Instant::now();
                     }
                     teller.elsewhere(worker, observer);

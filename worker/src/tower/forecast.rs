@@ -1,7 +1,7 @@
 //! Predicts the memory of a worker during training: weights with momentum and gradients, and the tensors of a step. It goes
 //! through the allocations of a step in order, with lengths instead of memory.
 //!
-//! It mirrors `layer.rs`, which makes the real allocations. Not here: the memory of a checkpoint, and measurements.
+//! It mirrors `layer.rs`, which makes the real allocations. Not here: the memory of the coordinator (`state`).
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -19,7 +19,8 @@ const PROGRAM_BYTES: u64 = 52_000_000;
 /// Steps to go through. The second one reuses memory.
 const STEPS: usize = 2;
 
-/// Bytes that `worker` will hold in a job with `batch` images per step, measurements on test images included.
+/// Bytes that `worker` will hold in a job with `batch` images per step, measurements on test images included. A snapshot needs
+/// [`snapshot_bytes`] more.
 pub fn worker_bytes(plan: &Plan, worker: usize, batch: usize, division: Division) -> u64 {
     let towers = plan.towers_of(worker);
     let learnt: usize = towers.iter().map(|tower| weights_of(plan, *tower)).sum();
@@ -38,6 +39,12 @@ pub fn worker_bytes(plan: &Plan, worker: usize, batch: usize, division: Division
     let exchanged = plan.step_traffic(batch).max(plan.measurement_traffic(measured.iter().sum()));
     let exchanged = exchanged.total() / plan.workers as u64;
     PROGRAM_BYTES + (held * size_of::<f32>()) as u64 + exchanged
+}
+
+/// Bytes that `worker` holds in addition while it sends a snapshot: a copy of its weights and their momentum.
+pub fn snapshot_bytes(plan: &Plan, worker: usize) -> u64 {
+    let learnt: usize = plan.towers_of(worker).iter().map(|tower| weights_of(plan, *tower)).sum();
+    (2 * learnt * size_of::<f32>()) as u64
 }
 
 /// The least memory that `worker` needs, in bytes: its weights, with momentum and gradient if it `trains`, and the operands of
