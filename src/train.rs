@@ -27,7 +27,6 @@ use crate::log::Log;
 use crate::numbers::{ANY, AT_LEAST_1, real, whole};
 use crate::output::complain;
 use crate::settings::{self, Misuse};
-use crate::table::aligned;
 use crate::{Outcome, metrics, signals};
 
 /// Run a training job, on worker processes that this command starts, or on workers that connect to it (--listen).
@@ -140,8 +139,8 @@ pub(crate) struct Arguments {
 
 /// The deadlines of a job, as text.
 fn deadlines_help() -> String {
-    let rows: Vec<_> = deadlines::table().into_iter().map(|(what, when)| vec![format!("  {what}"), when]).collect();
-    format!("Deadlines, where P stands for the seconds of --patience:\n{}", aligned(&rows, &[0, 1]).trim_end())
+    let lines = deadlines::table().into_iter().map(|(what, when)| format!("\n  {when}: {what}"));
+    format!("Deadlines, where P stands for the seconds of --patience:{}", lines.collect::<String>())
 }
 
 pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Error>> {

@@ -69,18 +69,12 @@ pub fn table() -> Vec<(&'static str, String)> {
     let seconds = |duration: Duration| format!("{} s", duration.as_secs_f64());
     let after = |duration| format!("after {}", seconds(duration));
     let (margin, ping) = (seconds(MARGIN), seconds(PING_TIMEOUT));
+    let hung = format!("after {WORK_LONGER} times its longest layer, {} to {}", seconds(WORK_MIN), seconds(FIRST_WORK));
     vec![
         ("a worker that says nothing is asked what it is doing", after(ASK_EVERY)),
         ("a worker that does not answer is suspected, which is reported", after(SUSPECTED_AFTER)),
         ("a worker that does not answer is given up", format!("after P, at least {}", seconds(GIVEN_UP_MIN))),
-        (
-            "a worker is given up because its computation of a layer hangs",
-            format!(
-                "after {WORK_LONGER} times its longest layer before, at least {}, at most {}",
-                seconds(WORK_MIN),
-                seconds(FIRST_WORK)
-            ),
-        ),
+        ("a worker whose computation hangs is given up", hung),
         ("with --listen, the remaining workers take the towers of a lost one over", "after P".to_owned()),
         ("a started worker process that has not connected ends the job", after(LOCAL_CONNECTS)),
         ("with --listen, too few workers at the start, or none after a fault, end the job", after(REMOTE_CONNECTS)),
