@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use convoy_coordinator::incident::Incident;
-use convoy_coordinator::observe::{Ended, Event, Observer, Started};
+use convoy_coordinator::observe::{Ended, Event, Observer, Started, WorkerRecord};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::output::{show_bar, tell};
@@ -64,6 +64,15 @@ impl Console {
             let last = self.started.as_ref().map_or(step, |started| started.last_step);
             tell(&format!("step {step}/{last}  epoch {epoch}  {rate:.0} images/s  loss {loss:.4}"));
         }
+    }
+
+    /// Prints the workers that hold other towers than before, or are other processes.
+    fn regroup(&mut self, workers: Vec<WorkerRecord>) {
+        let Some(started) = &mut self.started else { return };
+        let holder = |worker: &WorkerRecord| (worker.process_id, worker.host.clone(), worker.towers.clone());
+        let before: Vec<_> = started.workers.iter().map(holder).collect();
+        workers.iter().filter(|worker| !before.contains(&holder(worker))).for_each(|worker| tell(&worker_line(worker)));
+        started.workers = workers;
     }
 
     /// Sets the progress bar to a step.
@@ -144,6 +153,10 @@ impl Observer for Console {
             Event::Answered { worker, process_id, host, seconds } => {
                 tell(&format!("worker {worker} (process {process_id} on {host}) answers again, after {seconds:.1} s"));
             }
+            Event::Slow { worker, process_id, host, .. } => tell(&format!(
+                "worker {worker} (process {process_id} on {host}) is slow: the other workers wait for it most of the time"
+            )),
+            Event::Regrouped { workers } => self.regroup(workers),
             Event::Recovered(incident) => tell(&recovered(&incident)),
             Event::Ended(ended) => self.end(&ended),
         }
@@ -161,6 +174,22 @@ fn recovered(incident: &Incident) -> String {
     format!(
         "recovered in {sum:.0} ms from the fault of worker {worker}, which was found after {detect_ms:.0} ms: {replace_ms:.0} ms to replace the \
          worker, {restore_ms:.0} ms to restore the weights{replayed}"
+    )
+}
+
+/// The towers of a worker, and where it runs.
+fn worker_line(worker: &WorkerRecord) -> String {
+    let towers: Vec<_> = worker.towers.iter().map(|tower| format!("tower {tower}")).collect();
+    format!(
+        "worker {} {} on {} (process {} at {}), {} thread{}, {}",
+        worker.worker,
+        towers.join(" and "),
+        worker.host,
+        worker.process_id,
+        worker.address,
+        worker.threads,
+        if worker.threads == 1 { "" } else { "s" },
+        worker.instruction_set
     )
 }
 
@@ -182,20 +211,7 @@ fn described(started: &Started) -> String {
             started.step_bytes as f64 / 1e6
         ),
     ];
-    for worker in &started.workers {
-        let towers: Vec<_> = worker.towers.iter().map(|tower| format!("tower {tower}")).collect();
-        lines.push(format!(
-            "worker {} {} on {} (process {} at {}), {} thread{}, {}",
-            worker.worker,
-            towers.join(" and "),
-            worker.host,
-            worker.process_id,
-            worker.address,
-            worker.threads,
-            if worker.threads == 1 { "" } else { "s" },
-            worker.instruction_set
-        ));
-    }
+    lines.extend(started.workers.iter().map(worker_line));
     lines.push(format!("run      {}", started.out.display()));
     lines.join("\n")
 }

@@ -22,6 +22,7 @@ use crate::deadlines::{ASK_EVERY, LOOK_EVERY, STOP_PATIENCE};
 use crate::error::JobError;
 use crate::exchange::Exchanges;
 use crate::fault::Fault;
+use crate::lateness::Lateness;
 use crate::observe::{Event, Observer, WorkerRecord};
 use crate::recovery::hangs;
 use crate::silence::{Silence, Verdict, Wait};
@@ -58,6 +59,8 @@ pub struct Crew<'a> {
     pub exchanges: Exchanges,
     generation: Generation,
     silence: Silence,
+    /// Which worker the others wait for.
+    pub lateness: Lateness,
     /// The state that the workers were asked for.
     gathering: Option<Gathering>,
     /// Bytes of weights and momentum that each worker was given.
@@ -81,6 +84,7 @@ impl<'a> Crew<'a> {
         let exchanges = Exchanges::new(plan.clone(), samples_max);
         let state_bytes = vec![0; plan.workers];
         let silence = Silence::starting(plan.workers, Instant::now());
+        let lateness = Lateness::starting(plan.workers);
         Self {
             cluster,
             recorder,
@@ -89,6 +93,7 @@ impl<'a> Crew<'a> {
             exchanges,
             generation,
             silence,
+            lateness,
             gathering: None,
             state_bytes,
             stop,
@@ -388,6 +393,14 @@ impl<'a> Crew<'a> {
         if self.silence.heard(worker) {
             let (process_id, host) = self.process_of(worker);
             self.observer.on(Event::Answered { worker, process_id, host, seconds: lasted.as_secs_f64() });
+        }
+    }
+
+    /// A step has ended that took `time`. Reports a worker that turns out to be slow.
+    pub fn stepped(&mut self, step: u64, time: Duration) {
+        if let Some(worker) = self.lateness.stepped(time) {
+            let (process_id, host) = self.process_of(worker);
+            self.observer.on(Event::Slow { worker, process_id, host, step });
         }
     }
 

@@ -16,6 +16,7 @@ pub mod fault;
 pub mod files;
 pub mod incident;
 pub mod job;
+pub mod lateness;
 pub mod loss;
 pub mod measure;
 pub mod metrics;

@@ -9,7 +9,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::incident::Incident;
-use crate::observe::{Event, Observer};
+use crate::observe::{Event, Observer, WorkerRecord};
 
 /// Steps take from a millisecond to two minutes. Each bucket reaches twice as far as the one before.
 const STEP_BUCKETS: (f64, f64, u16) = (0.001, 2.0, 18);
@@ -29,6 +29,7 @@ pub struct Metrics {
     steps: Counter,
     faults: Counter,
     suspicions: Counter,
+    slow_workers: Counter,
     images: Counter,
     received_bytes: Counter,
     step_seconds: Histogram,
@@ -59,6 +60,7 @@ impl Default for Metrics {
             steps: Counter::default(),
             faults: Counter::default(),
             suspicions: Counter::default(),
+            slow_workers: Counter::default(),
             images: Counter::default(),
             received_bytes: Counter::default(),
             step_seconds: Histogram::new(exponential_buckets(first, factor, buckets)),
@@ -92,6 +94,8 @@ impl Metrics {
         registry.register("faults", "Faults from which the job recovered, or tried to", metrics.faults.clone());
         let help = "Times that a worker did not answer for two seconds";
         registry.register("suspicions", help, metrics.suspicions.clone());
+        let help = "Times that a worker turned out to be slow: the others waited for it most of the time";
+        registry.register("slow_workers", help, metrics.slow_workers.clone());
         registry.register("images", "Training images in those steps", metrics.images.clone());
         let help = "Bytes of tensors received from workers up to the last step, without checkpoints";
         registry.register("received_bytes", help, metrics.received_bytes.clone());
@@ -161,6 +165,12 @@ impl Metrics {
             Event::Suspected { .. } => {
                 self.suspicions.inc();
             }
+            Event::Slow { .. } => {
+                self.slow_workers.inc();
+            }
+            Event::Regrouped { workers } => {
+                self.workers.set(workers.len() as i64);
+            }
             Event::Notice { .. }
             | Event::Elsewhere { .. }
             | Event::Gone { .. }
@@ -217,6 +227,12 @@ fn log(event: &Event) {
         Event::Answered { worker, host, seconds, .. } => {
             tracing::info!(worker, host, seconds, "a worker answers again")
         }
+        Event::Slow { worker, host, step, .. } => tracing::info!(worker, host, step, "a worker is slow"),
+        Event::Regrouped { workers } => {
+            for WorkerRecord { worker, towers, process_id, host, .. } in workers {
+                tracing::info!(worker, ?towers, process_id, host, "assigned");
+            }
+        }
         Event::Recovered(incident) => {
             let Incident { worker, detect_ms, replace_ms, restore_ms, replay_ms, rewound_to, .. } = incident;
             tracing::info!(worker, detect_ms, replace_ms, restore_ms, replay_ms, rewound_to, "recovered");
@@ -261,6 +277,7 @@ mod tests {
             images_per_second: 1.0,
         }));
         metrics.count(&Event::Suspected { worker: 1, process_id: 7, host: address(), step: 8, given_up_after: 10 });
+        metrics.count(&Event::Slow { worker: 1, process_id: 7, host: address(), step: 8 });
         metrics.count(&Event::Snapshot { step: 8, seconds: 0.5 });
         metrics.count(&Event::Checkpoint { step: 8, path: "there".into() });
         let mut encoded = String::new();
@@ -279,6 +296,7 @@ mod tests {
             "convoy_step_seconds_bucket{le=\"0.002\"} 0",
             "convoy_step_seconds_bucket{le=\"0.004\"} 2",
             "convoy_suspicions_total 1",
+            "convoy_slow_workers_total 1",
             "convoy_loss 0.25",
             "convoy_learning_rate 0.125",
             "convoy_test_loss 1.5",

@@ -109,6 +109,22 @@ pub enum Event {
         /// How long it was silent.
         seconds: f64,
     },
+    /// The other workers wait for this one most of the time. Said once, until that is no longer so.
+    Slow {
+        /// Its number.
+        worker: usize,
+        /// Its process.
+        process_id: u32,
+        /// Its machine.
+        host: String,
+        /// The last committed step.
+        step: u64,
+    },
+    /// Another generation has begun, after a fault or because another worker has joined. These are all workers, with their towers.
+    Regrouped {
+        /// The workers.
+        workers: Vec<WorkerRecord>,
+    },
     /// The job has caught up after a fault: every step that was lost has been computed again.
     Recovered(Incident),
     /// The test images were measured, at the end of an epoch or of the job.

@@ -151,7 +151,9 @@ impl Run {
         drive.underway.iter_mut().for_each(Underway::restored);
         self.record.workers = crew.records();
         self.folder.write(&self.record)?;
-        if !std::mem::replace(&mut drive.has_begun, true) {
+        if std::mem::replace(&mut drive.has_begun, true) {
+            crew.observer.on(Event::Regrouped { workers: self.record.workers.clone() });
+        } else {
             crew.observer.on(Event::Started(Box::new(self.started())));
         }
         self.catch_up(crew, drive)?;

@@ -125,6 +125,7 @@ impl Run {
         self.witness.recorded(number, loss);
         let images = images.len();
         drive.count(images, seconds);
+        crew.stepped(number, seconds);
         drive.pace.stepped(seconds, drive.arriving.is_some());
         let (seconds, received_bytes) = (seconds.as_secs_f64(), drive.newly_received_bytes(crew));
         crew.observer.on(Event::Step { step: number, epoch, loss, lr, images, seconds, received_bytes, replayed });
@@ -164,6 +165,9 @@ impl Run {
         match received {
             Received::Chunk(chunk, at) => {
                 let (key, whole) = (crew.recorder.is_on().then(|| chunk.key.clone()), chunk.ends());
+                if whole.is_some() {
+                    crew.lateness.delivered(worker, &chunk.key, at);
+                }
                 let routed = crew.exchanges.route(worker, chunk);
                 match routed.map_err(|source| invalid(worker, number, source))? {
                     Routed::Kept => {
