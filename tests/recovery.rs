@@ -330,6 +330,42 @@ fn a_spare_takes_the_place_of_a_lost_worker() {
     end(seated.into_iter().chain([spare]));
 }
 
+/// A spare that is suspended gets no seat: another one does, at once. When it continues, it is a spare again.
+#[test]
+fn a_spare_that_does_not_answer_is_passed_over() {
+    let (folder, job) = (TempDir::new().unwrap(), long_job());
+    let (out, calm) = (folder.path().join("run"), folder.path().join("calm"));
+    succeed(&job, &[("--out", &calm)]);
+    let mut command = support::convoy();
+    command.args(job.split_whitespace()).args("--listen 127.0.0.1:0 --patience 60 --out".split_whitespace()).arg(&out);
+    command.env("RUST_LOG", "convoy=info").stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let join = listening_at(&mut child);
+    let seated = [worker(&join, ""), worker(&join, "")];
+    wait_for_steps(&out, 1);
+    let spares = [(); 2].map(|()| {
+        let mut spare = worker(&join, "");
+        support::line_with(spare.stderr.as_mut().unwrap(), "this worker is a spare");
+        spare
+    });
+    signal(spares[0].id(), "STOP");
+    support::line_with(child.stderr.as_mut().unwrap(), "a spare does not answer");
+    signal(seated[0].id(), "KILL");
+    wait_for("the other spare to hold towers", || worker_processes(&out).contains(&spares[1].id()).then_some(()));
+    signal(spares[0].id(), "CONT");
+    signal(seated[1].id(), "KILL");
+    let output = finish(child);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!((hash(&out), losses(&out)), (hash(&calm), losses(&calm)), "{}", said(&output));
+    let incidents = record(&out)["incidents"].as_array().cloned().unwrap();
+    assert_eq!(incidents.len(), 2, "{incidents:?}");
+    let replaced: Vec<_> = incidents.iter().map(|incident| incident["replace_ms"].as_f64().unwrap()).collect();
+    assert!(replaced.iter().all(|ms| *ms < 5000.0), "nobody was waited for: {incidents:?}");
+    let expected: BTreeSet<_> = spares.iter().map(Child::id).collect();
+    assert_eq!(worker_processes(&out).into_iter().collect::<BTreeSet<_>>(), expected, "both spares hold towers");
+    end(seated.into_iter().chain(spares));
+}
+
 /// A worker joins after another one has taken the towers of a lost worker over: at the next snapshot, the towers are spread out
 /// again. The new worker then takes part until the end.
 #[test]

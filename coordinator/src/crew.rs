@@ -203,7 +203,8 @@ impl<'a> Crew<'a> {
             let news = self.cluster.poll(LOOK_EVERY);
             let now = Instant::now();
             wait.look(now);
-            self.silence.passed(now);
+            let time = self.silence.passed(now);
+            self.cluster.attend_to_spares(time);
             // Messages of strangers and about clocks don't count: they don't get the job any further.
             if wait.lasted() > limit {
                 let error = JobError::Silence { seconds: limit.as_secs(), step, waiting_for: waiting_for() };
@@ -367,19 +368,19 @@ impl<'a> Crew<'a> {
     /// long. The answer of a worker that hangs is a fault, too.
     fn attend_to_the_silent(&mut self, step: u64) -> Result<(), Stop> {
         let given_up = self.cluster.deadlines().given_up;
-        while let Some(verdict) = self.silence.verdict(given_up) {
+        while let Some((worker, verdict)) = self.silence.verdict(given_up) {
             match verdict {
-                Verdict::Ask(worker) => {
+                Verdict::Ask => {
                     let message = ToWorker::Ping { sent: self.cluster.clock().now() };
                     // A worker that does not read has a full queue.
                     self.cluster.try_tell(worker, Numbered { generation: self.generation.number, message });
                     self.silence.asked(worker);
                 }
-                Verdict::Suspect(worker) => {
+                Verdict::Suspect => {
                     let ((process_id, host), given_up_after) = (self.process_of(worker), given_up.as_secs());
                     self.observer.on(Event::Suspected { worker, process_id, host, step, given_up_after });
                 }
-                Verdict::GiveUp(worker) => {
+                Verdict::GiveUp => {
                     let why = format!("it did not answer for {} s", given_up.as_secs());
                     return Err(self.lost(worker, step, why).into());
                 }

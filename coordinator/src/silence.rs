@@ -35,15 +35,20 @@ impl Wait {
     }
 }
 
-/// How long each worker has been silent.
-#[derive(Debug)]
-pub struct Silence {
-    wait: Wait,
-    workers: Vec<Quiet>,
+/// What a worker's silence means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It should be asked.
+    Ask,
+    /// It has not answered for long enough to be reported. Said once.
+    Suspect,
+    /// It has not answered for too long.
+    GiveUp,
 }
 
+/// How long a worker has been silent.
 #[derive(Clone, Copy, Debug, Default)]
-struct Quiet {
+pub struct Quiet {
     /// Time since the worker was last heard.
     lasted: Duration,
     /// Part of it during which a question was unanswered.
@@ -51,15 +56,46 @@ struct Quiet {
     is_suspected: bool,
 }
 
-/// What a worker's silence means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It should be asked.
-    Ask(usize),
-    /// It has not answered for long enough to be reported. Said once.
-    Suspect(usize),
-    /// It has not answered for too long.
-    GiveUp(usize),
+impl Quiet {
+    /// A question was sent.
+    pub fn asked(&mut self) {
+        self.unanswered = Some(Duration::ZERO);
+    }
+
+    /// The worker was heard. Returns whether it was suspected.
+    pub fn heard(&mut self) -> bool {
+        std::mem::take(self).is_suspected
+    }
+
+    /// Whether the worker is suspected.
+    pub fn is_suspected(&self) -> bool {
+        self.is_suspected
+    }
+
+    /// Time has passed.
+    pub fn passed(&mut self, time: Duration) {
+        self.lasted += time;
+        self.unanswered.iter_mut().for_each(|unanswered| *unanswered += time);
+    }
+
+    /// What to do about the silence, if anything. A worker is given up after `given_up`.
+    pub fn verdict(&mut self, given_up: Duration) -> Option<Verdict> {
+        match self.unanswered {
+            None => (self.lasted >= ASK_EVERY).then_some(Verdict::Ask),
+            Some(unanswered) if unanswered + ASK_EVERY >= given_up => Some(Verdict::GiveUp),
+            Some(unanswered) if unanswered >= ASK_EVERY && self.lasted >= SUSPECTED_AFTER => {
+                (!std::mem::replace(&mut self.is_suspected, true)).then_some(Verdict::Suspect)
+            }
+            Some(_) => None,
+        }
+    }
+}
+
+/// How long each worker of a crew has been silent.
+#[derive(Debug)]
+pub struct Silence {
+    wait: Wait,
+    workers: Vec<Quiet>,
 }
 
 impl Silence {
@@ -70,12 +106,12 @@ impl Silence {
 
     /// A question was sent to a worker.
     pub fn asked(&mut self, worker: usize) {
-        self.workers[worker].unanswered = Some(Duration::ZERO);
+        self.workers[worker].asked();
     }
 
     /// A worker was heard. Returns whether it was suspected.
     pub fn heard(&mut self, worker: usize) -> bool {
-        self.workers.get_mut(worker).map(std::mem::take).is_some_and(|quiet| quiet.is_suspected)
+        self.workers.get_mut(worker).is_some_and(Quiet::heard)
     }
 
     /// How long a worker has been silent.
@@ -83,25 +119,16 @@ impl Silence {
         self.workers.get(worker).map_or(Duration::ZERO, |quiet| quiet.lasted)
     }
 
-    /// Time has passed.
-    pub fn passed(&mut self, now: Instant) {
+    /// Time has passed. Returns how much of it counts.
+    pub fn passed(&mut self, now: Instant) -> Duration {
         let time = self.wait.look(now);
-        for quiet in &mut self.workers {
-            quiet.lasted += time;
-            quiet.unanswered.iter_mut().for_each(|unanswered| *unanswered += time);
-        }
+        self.workers.iter_mut().for_each(|quiet| quiet.passed(time));
+        time
     }
 
-    /// The next thing to do about a worker's silence, if there is any. A worker is given up after `given_up`.
-    pub fn verdict(&mut self, given_up: Duration) -> Option<Verdict> {
-        self.workers.iter_mut().enumerate().find_map(|(worker, quiet)| match quiet.unanswered {
-            None => (quiet.lasted >= ASK_EVERY).then_some(Verdict::Ask(worker)),
-            Some(unanswered) if unanswered + ASK_EVERY >= given_up => Some(Verdict::GiveUp(worker)),
-            Some(unanswered) if unanswered >= ASK_EVERY && quiet.lasted >= SUSPECTED_AFTER => {
-                (!std::mem::replace(&mut quiet.is_suspected, true)).then_some(Verdict::Suspect(worker))
-            }
-            Some(_) => None,
-        })
+    /// The next worker whose silence needs attention, if there is any. A worker is given up after `given_up`.
+    pub fn verdict(&mut self, given_up: Duration) -> Option<(usize, Verdict)> {
+        self.workers.iter_mut().enumerate().find_map(|(worker, quiet)| Some((worker, quiet.verdict(given_up)?)))
     }
 }
 
@@ -111,23 +138,26 @@ mod tests {
 
     const GIVEN_UP: Duration = Duration::from_secs(10);
 
+    /// Milliseconds, a worker, and what was found out about it then.
+    type Found = (u64, usize, Verdict);
+
     /// Looks every 100 ms for so many milliseconds. Questions are sent, and answered by the workers in `answering`.
-    fn look(silence: &mut Silence, now: &mut Instant, milliseconds: u64, answering: &[usize]) -> Vec<(u64, Verdict)> {
+    fn look(silence: &mut Silence, now: &mut Instant, milliseconds: u64, answering: &[usize]) -> Vec<Found> {
         let mut found = Vec::new();
         for at in (100..=milliseconds).step_by(100) {
             *now += Duration::from_millis(100);
             silence.passed(*now);
-            while let Some(verdict) = silence.verdict(GIVEN_UP) {
+            while let Some((worker, verdict)) = silence.verdict(GIVEN_UP) {
                 match verdict {
-                    Verdict::Ask(worker) => {
+                    Verdict::Ask => {
                         silence.asked(worker);
                         if answering.contains(&worker) {
                             assert!(!silence.heard(worker));
                         }
                     }
-                    Verdict::Suspect(_) => found.push((at, verdict)),
-                    Verdict::GiveUp(_) => {
-                        found.push((at, verdict));
+                    Verdict::Suspect => found.push((at, worker, verdict)),
+                    Verdict::GiveUp => {
+                        found.push((at, worker, verdict));
                         return found;
                     }
                 }
@@ -141,7 +171,7 @@ mod tests {
         let mut now = Instant::now();
         let mut silence = Silence::starting(2, now);
         let found = look(&mut silence, &mut now, 20_000, &[0]);
-        assert_eq!(found, [(2000, Verdict::Suspect(1)), (10_000, Verdict::GiveUp(1))]);
+        assert_eq!(found, [(2000, 1, Verdict::Suspect), (10_000, 1, Verdict::GiveUp)]);
         assert_eq!(silence.of(1), GIVEN_UP);
     }
 
@@ -162,7 +192,7 @@ mod tests {
     fn an_answer_ends_the_suspicion() {
         let mut now = Instant::now();
         let mut silence = Silence::starting(1, now);
-        assert_eq!(look(&mut silence, &mut now, 9900, &[]), [(2000, Verdict::Suspect(0))]);
+        assert_eq!(look(&mut silence, &mut now, 9900, &[]), [(2000, 0, Verdict::Suspect)]);
         assert!(silence.heard(0) && !silence.heard(0));
         assert_eq!(look(&mut silence, &mut now, 1900, &[]), []);
     }

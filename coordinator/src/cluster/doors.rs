@@ -29,6 +29,7 @@ use tonic_health::server::health_reporter;
 use super::health::{Vitals, watch};
 use super::member::{Elsewhere, Heard, Member, Report};
 use crate::deadlines::Deadlines;
+use crate::silence::Quiet;
 use crate::trace::Clock;
 use crate::unguessable::unguessable;
 
@@ -259,7 +260,9 @@ impl Doors {
         let arrival =
             arrival.ok_or_else(|| Status::invalid_argument("the tensor connection names an unknown session"))?;
         let Arrival { hello, address, control } = arrival;
-        Ok(Member { session, hello, address, control, frames, is_leaving: false, is_spare: false, has_failed: false })
+        let quiet = Quiet::default();
+        let (is_leaving, is_spare, has_failed) = (false, false, false);
+        Ok(Member { session, hello, address, control, frames, is_leaving, is_spare, quiet, has_failed })
     }
 }
 

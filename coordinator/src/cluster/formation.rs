@@ -141,10 +141,8 @@ impl Cluster {
         let mut start = first;
         let mut teller = Teller { elsewhere: Vec::new(), refused: HashSet::new() };
         let mut told = None;
-        for spare in std::mem::take(&mut self.spares) {
-            self.seat(spare);
-        }
         loop {
+            self.seat_spares();
             let have = self.present();
             if told != Some(have) && self.local.is_none() {
                 observer.on(Event::Waiting { address: self.address.clone(), have, want });

@@ -13,7 +13,7 @@ use tokio::sync::mpsc::{Sender, channel};
 use tokio::time::timeout;
 
 use crate::deadlines::{LOOK_EVERY, STOP_PATIENCE};
-use crate::silence::Wait;
+use crate::silence::{Quiet, Wait};
 
 /// What the doors report.
 #[derive(Debug)]
@@ -64,6 +64,8 @@ pub struct Member {
     pub(super) is_leaving: bool,
     /// Whether it was told that it is a spare.
     pub(super) is_spare: bool,
+    /// How long it has been silent, while it is a spare.
+    pub(super) quiet: Quiet,
     /// Whether it has reported a failure.
     pub(super) has_failed: bool,
 }

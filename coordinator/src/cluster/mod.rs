@@ -20,6 +20,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc::Receiver;
 
 use crate::deadlines::Deadlines;
+use crate::silence::Verdict;
 use crate::trace::Clock;
 use doors::Doors;
 use health::Vitals;
@@ -119,6 +120,8 @@ impl Cluster {
             if matches!(heard, Heard::Lost(_)) {
                 self.spares.retain(|member| !is_it(member));
                 self.doors.forget(session);
+            } else if let Some(spare) = self.spares.iter_mut().find(|member| is_it(member)) {
+                spare.quiet.heard();
             }
             return Some(News::Changed);
         };
@@ -199,13 +202,50 @@ impl Cluster {
 
     /// Whether there are fewer seats than the job asked for, and a spare that could take another one.
     pub fn can_grow(&self) -> bool {
-        self.seats.len() < self.wanted && !self.spares.is_empty()
+        self.seats.len() < self.wanted && self.spares.iter().any(|spare| !spare.quiet.is_suspected())
     }
 
     /// Gives seats to spares, up to the number of workers that the job asked for.
     pub fn grow(&mut self) {
-        let spares = self.spares.len().min(self.wanted.saturating_sub(self.seats.len()));
-        self.seats.extend(self.spares.drain(..spares).map(Some));
+        let well = self.spares.iter().filter(|spare| !spare.quiet.is_suspected()).count();
+        let seats = (self.seats.len() + well).min(self.wanted.max(self.seats.len()));
+        self.seats.resize_with(seats, || None);
+        self.seat_spares();
+    }
+
+    /// Gives the free seats to spares that answer.
+    fn seat_spares(&mut self) {
+        for spare in std::mem::take(&mut self.spares) {
+            if spare.quiet.is_suspected() {
+                self.spares.push(spare);
+            } else {
+                self.seat(spare);
+            }
+        }
+    }
+
+    /// Asks spares from time to time whether they are there, after `time` has passed. One that does not answer gets no seat, and is given
+    /// up after as long as any other worker.
+    pub fn attend_to_spares(&mut self, time: Duration) {
+        let (given_up, now) = (self.deadlines.given_up, self.clock.now());
+        let mut gone = Vec::new();
+        for spare in &mut self.spares {
+            spare.quiet.passed(time);
+            match spare.quiet.verdict(given_up) {
+                Some(Verdict::Ask) => {
+                    // A worker that does not read has a full queue.
+                    spare.try_tell(GENERATION_OVER, ToWorker::Ping { sent: now });
+                    spare.quiet.asked();
+                }
+                Some(Verdict::Suspect) => tracing::info!(host = spare.hello.host, "a spare does not answer"),
+                Some(Verdict::GiveUp) => gone.push(spare.session),
+                None => {}
+            }
+        }
+        for session in gone {
+            self.spares.retain(|spare| spare.session != session);
+            self.doors.forget(session);
+        }
     }
 
     /// Sets up as many seats as the job asked for.

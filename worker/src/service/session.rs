@@ -279,6 +279,7 @@ impl<'a> Session<'a> {
                         tracing::warn!("the job already has all its workers; this worker is a spare");
                         whereabouts.is_spare = true;
                     }
+                    Some(Numbered { message: ToWorker::Ping { sent }, .. }) => self.answer(sent).await?,
                     order => break order,
                 },
                 () = whereabouts.tell() => return Err(SessionError::Moved),
@@ -323,6 +324,15 @@ impl<'a> Session<'a> {
             () = whereabouts.tell() => Err(SessionError::Moved),
             result = self.take_leave() => result,
         }
+    }
+
+    /// Answers a ping: what this worker computes, and its clock.
+    async fn answer(&self, ping_sent: u64) -> Result<(), SessionError> {
+        let received = self.presence.clock.now();
+        let replied = self.presence.clock.now();
+        let vitals = &self.presence.vitals;
+        let doing = Doing { busy: vitals.busy_for(), longest: vitals.longest(), layer: vitals.layer() };
+        self.say(FromWorker::Pong(Pong { ping_sent, received, replied, doing })).await
     }
 
     /// Tells the coordinator when this worker is asked to stop. The coordinator ends the job.
@@ -383,11 +393,7 @@ impl<'a> Session<'a> {
                     Message::End
                 }
                 ToWorker::Ping { sent } => {
-                    let received = self.presence.clock.now();
-                    let replied = self.presence.clock.now();
-                    let vitals = &self.presence.vitals;
-                    let doing = Doing { busy: vitals.busy_for(), longest: vitals.longest(), layer: vitals.layer() };
-                    self.say(FromWorker::Pong(Pong { ping_sent: sent, received, replied, doing })).await?;
+                    self.answer(sent).await?;
                     continue;
                 }
                 ToWorker::Assign(message) if generation > own => {
