@@ -618,11 +618,12 @@ fn a_coordinator_that_is_killed_while_it_writes_checkpoints_leaves_only_sound_on
         command.args(job(steps).split_whitespace()).args(["--resume", "auto"]).arg("--model").arg(&model);
         command.arg("--out").arg(&out).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
-    let unfinished = || {
+    let count = |is_counted: fn(&str) -> bool| {
         let entries = std::fs::read_dir(out.join("checkpoints")).into_iter().flatten().flatten();
-        entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(".tmp")).count()
+        entries.filter(|entry| is_counted(&entry.file_name().to_string_lossy())).count()
     };
-    let (mut killed, mut struck) = (0, 0);
+    let unfinished = || count(|name| name.ends_with(".tmp"));
+    let (mut killed, mut struck, mut has_any) = (0, 0, false);
     while killed < kills {
         let before = unfinished();
         let mut child = start(1_000_000);
@@ -637,12 +638,10 @@ fn a_coordinator_that_is_killed_while_it_writes_checkpoints_leaves_only_sound_on
         finish(child);
         killed += 1;
         struck += usize::from(unfinished() > 0);
+        // The first checkpoint of the run may be struck more than once before it is complete.
+        has_any |= count(|name| name.starts_with("step-")) > 0;
         let verify = support::output_of(support::convoy().arg("verify").arg(&out));
-        assert!(
-            verify.status.success() || killed == 1 && !out.join("checkpoints/step-000001").exists(),
-            "{}",
-            said(&verify)
-        );
+        assert!(verify.status.success() || !has_any, "{}", said(&verify));
     }
     assert!(2 * struck >= kills, "the fault fired: {struck} of {kills} kills left a checkpoint unfinished");
     let last = losses(&out).len() as u64 + 3;
