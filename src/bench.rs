@@ -5,6 +5,8 @@ mod kernels;
 
 use std::error::Error;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use convoy_common::batch::{BATCH_MAX, THREADS_MAX};
 use convoy_common::model::Network;
@@ -24,7 +26,7 @@ use crate::log::Log;
 use crate::numbers::{AT_LEAST_1, whole};
 use crate::{Outcome, output, settings, signals, trace};
 
-/// Measure training speed on this machine: the best and the median step of a job on synthetic images, and where the time went
+/// The command line of `convoy bench`. Its help text is at `Command`.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
@@ -36,7 +38,9 @@ pub(crate) struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Part {
-    /// Measure each layer and pass of one tower, beside the limits of the machine with the same number of threads
+    /// Measure each layer and pass of one tower, and compare it with what the machine reaches with as many threads
+    ///
+    /// Products are compared with the rate of multiply-adds, and other passes with the memory bandwidth.
     Kernels(kernels::Kernels),
 }
 
@@ -84,12 +88,9 @@ fn run_steps(asked: &Steps, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     let wrong = |error| format!("cannot create a temporary folder for the run (TMPDIR sets its location): {error}");
     let folder = tempfile::Builder::new().prefix("convoy-bench-").tempdir().map_err(wrong)?;
     let out = folder.path().join("run");
-    let mut watch = Watch::new(asked);
-    let ended = train(job(asked, model, &out, log)?, &mut watch, &*signals::stop_flag("stopping")?)?;
-    if ended.interrupted {
-        return Ok(Outcome::Interrupted);
-    }
-    let account = trace::accounted(&out, None)?.2;
+    let stop = signals::stop_flag("stopping")?;
+    let mut watch = Watch::new(asked, stop.clone());
+    let ended = train(job(asked, model, &out, log)?, &mut watch, &stop);
     if let Some(images) = watch.fewer_images {
         return Err(settings::Misuse(format!(
             "--batch {}: must be at most {images}, the number of synthetic training images of this model",
@@ -97,6 +98,10 @@ fn run_steps(asked: &Steps, log: &Log) -> Result<Outcome, Box<dyn Error>> {
         ))
         .into());
     }
+    if ended?.interrupted {
+        return Ok(Outcome::Interrupted);
+    }
+    let account = trace::accounted(&out, None)?.2;
     let took = watch.seconds.split_off(watch.seconds.len().min(asked.warm_up as usize));
     let found = Measured::new(&network, asked, took, &watch, account);
     let text = if asked.json { format!("{:#}\n", found.as_json()?) } else { found.as_text() };
@@ -146,8 +151,9 @@ struct Watch {
     isa: Option<Isa>,
     /// Images that a step should have.
     batch: usize,
-    /// Images that a step had, if they were fewer.
+    /// Images that there are, if they are fewer. The job stops then.
     fewer_images: Option<usize>,
+    stop: Arc<AtomicBool>,
     warm_up: u64,
     last_step: u64,
     seconds: Vec<f64>,
@@ -157,12 +163,13 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(asked: &Steps) -> Self {
+    /// Watches a job that `stop` stops.
+    fn new(asked: &Steps, stop: Arc<AtomicBool>) -> Self {
         let warm_up = u64::from(asked.warm_up);
         let last_step = warm_up + u64::from(asked.steps);
         let (seconds, workers, yardstick) = (Vec::new(), Vec::new(), Yardstick::default());
         let batch = asked.batch as usize;
-        Self { isa: asked.isa, batch, fewer_images: None, warm_up, last_step, seconds, workers, yardstick }
+        Self { isa: asked.isa, batch, fewer_images: None, stop, warm_up, last_step, seconds, workers, yardstick }
     }
 
     fn threads(&self) -> usize {
@@ -177,14 +184,15 @@ impl Watch {
 impl Observer for Watch {
     fn on(&mut self, event: Event) {
         match event {
+            Event::Started(started) if started.train_images < self.batch => {
+                self.fewer_images = Some(started.train_images);
+                self.stop.store(true, Ordering::Relaxed);
+            }
             Event::Started(started) => {
                 self.workers = started.workers.into_iter().map(|w| (w.threads, w.instruction_set)).collect();
                 self.measure();
             }
-            Event::Step { step, seconds, images, .. } => {
-                if images < self.batch {
-                    self.fewer_images = Some(images);
-                }
+            Event::Step { step, seconds, .. } => {
                 self.seconds.push(seconds);
                 if self.pauses_after(step) {
                     self.measure();

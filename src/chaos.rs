@@ -1,4 +1,4 @@
-//! `convoy chaos`: runs a job under a storm of faults and in calm, compares the two, and prints the result.
+//! `convoy chaos`: runs a job without faults and under a storm of faults, compares the two, and prints the result.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -24,20 +24,16 @@ use crate::{Outcome, signals};
 const STORM_BYTES_MAX: u64 = 16 << 20;
 const MB: f64 = 1e6;
 
-/// Run a job under a storm of faults, and compare the result with a run without faults.
-///
-/// A coordinator and its workers run as separate processes on this machine. Workers are killed, stopped, slowed down and cut off, they
-/// send damaged messages, and the coordinator is killed, all at planned steps. The exit code is 1 if the results differ, if the job
-/// fails or hangs, if a fault did not happen, or if it was not found.
+/// The command line of `convoy chaos`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Number of faults. A fault takes a second or two
+    /// Number of faults. Each fault makes the run one to two seconds longer
     #[arg(long, value_name = "N", default_value_t = 20, conflicts_with = "storm", value_parser = whole::<usize>(1..=10_000))]
     faults: usize,
     /// Seed of the storm
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "storm", value_parser = whole::<u64>(ANY))]
     seed: u64,
-    /// JSON file with the faults, as `storm.json` in the folder of an earlier storm
+    /// JSON file with the faults, such as the storm.json of an earlier storm
     #[arg(long, value_name = "FILE")]
     storm: Option<PathBuf>,
     /// Workers of the job
@@ -93,14 +89,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let report = Report::new(&storm, (&calm.0, &calm.1), (&stormy.0, &stormy.1));
     write_json(&out.join("report.json"), &report)?;
     print(&if arguments.json { format!("{:#}\n", serde_json::to_value(&report)?) } else { described(&report, &out) })?;
-    if report.survived { Ok(Outcome::Done) } else { Err("the job did not survive the storm as it should".into()) }
+    if report.survived {
+        Ok(Outcome::Done)
+    } else {
+        Err(format!("the stormy run failed a check; see the lines above and {}", out.join("report.json").display())
+            .into())
+    }
 }
 
 impl Arguments {
     fn storm(&self) -> Result<Storm, Box<dyn Error>> {
         let Some(path) = &self.storm else { return Ok(Storm::planned(self.seed, self.faults, self.workers)) };
         let wrong = |why: String| Misuse(format!("--storm {}: {why}", path.display()));
-        let text = read_text(path, STORM_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
+        let text = read_text(path, STORM_BYTES_MAX)
+            .map_err(|error| format!("cannot read the storm file {}: {error}", path.display()))?;
         let storm: Storm = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
         storm.check().map_err(wrong)?;
         Ok(storm)
@@ -124,28 +126,33 @@ fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Box<dyn 
     write_atomically(path, text.as_bytes()).map_err(|error| format!("cannot write {}: {error}", path.display()).into())
 }
 
+/// A kind of fault or a phase, as the command line names it.
+fn name(item: &impl std::fmt::Debug) -> String {
+    format!("{item:?}").to_lowercase()
+}
+
 fn described(report: &Report, out: &Path) -> String {
-    let header = ["kind", "planned", "happened", "found", "missed", "median ms", "most ms"].map(str::to_owned);
+    let header = ["kind", "planned", "happened", "found", "missed", "median ms", "max ms"].map(str::to_owned);
     let rows = report.kinds.iter().map(|(kind, tally)| {
         let Tally { planned, fired, named, missed, milliseconds } = tally;
         let at = |index: usize| milliseconds.get(index).map_or("-".to_owned(), |ms| format!("{ms:.0}"));
         let is_sought = named + missed > 0;
         let sought = [named, missed].map(|count| if is_sought { count.to_string() } else { "-".to_owned() });
-        let mut row = vec![format!("{kind:?}").to_lowercase(), planned.to_string(), fired.to_string()];
+        let mut row = vec![name(kind), planned.to_string(), fired.to_string()];
         row.extend(sought);
         row.extend([at(milliseconds.len() / 2), at(milliseconds.len().saturating_sub(1))]);
         row
     });
     let table = aligned(&std::iter::once(header.to_vec()).chain(rows).collect::<Vec<_>>(), &[0]);
-    let phases: Vec<_> = report.phases.iter().map(|phase| format!("{phase:?}").to_lowercase()).collect();
+    let phases: Vec<_> = report.phases.iter().map(name).collect();
     let equal = |equal| if equal { "equal" } else { "DIFFERENT" };
     let [coordinator, worker] = [report.coordinator_bytes, report.worker_bytes]
-        .map(|[calm, stormy]| format!("{:.0} MB, in calm {:.0} MB", stormy as f64 / MB, calm as f64 / MB));
+        .map(|[calm, stormy]| format!("{:.0} MB (calm run {:.0} MB)", stormy as f64 / MB, calm as f64 / MB));
     let lines = [
         format!("phases       {}", phases.join(", ")),
         format!("recoveries   {}", report.recovered),
         format!(
-            "goodput      {:.1} %: {:.1} s in calm, {:.1} s in the storm, a fault every {:.1} s",
+            "goodput      {:.1} %: calm run {:.1} s, stormy run {:.1} s, a fault every {:.1} s",
             100.0 * report.goodput,
             report.calm_seconds,
             report.stormy_seconds,
@@ -161,11 +168,11 @@ fn described(report: &Report, out: &Path) -> String {
     ];
     let missed = report.faults.iter().filter(|fault| fault.found == Found::Missed).map(|fault| {
         let what = if fault.fired.is_some() { "was not found" } else { "did not happen" };
-        format!("{:?} at step {}, {:?}, {what}\n", fault.kind, fault.step, fault.phase)
+        format!("{} at step {} (phase {}) {what}\n", name(&fault.kind), fault.step, name(&fault.phase))
     });
     let unexplained = report.unexplained.iter().map(|finding| {
         let Finding { at, event, process_id, what } = finding;
-        format!("{event} at {at:.1} s about process {process_id}, to which nothing had happened: {what}\n")
+        format!("the coordinator reported \"{event}\" for process {process_id} at {at:.1} s, but that process had no fault: {what}\n")
     });
     let unplanned = report.unplanned.iter().map(|end| format!("ended unexpectedly: {end}\n"));
     let wrong: String = missed.chain(unexplained).chain(unplanned).collect();

@@ -135,14 +135,14 @@ impl Observer for Console {
             Event::Snapshot { .. } | Event::Checkpoint { .. } => {}
             Event::Fault { what, rewound_to, .. } => {
                 self.show(rewound_to);
-                tell(&format!("{what}; continuing from step {rewound_to}"));
+                tell(&format!("{what}; going back to step {rewound_to}, the last snapshot"));
             }
             Event::Suspected { worker, process_id, host, given_up_after, .. } => {
                 if let Some(bar) = &self.bar {
                     bar.set_message(format!("worker {worker} does not answer"));
                 }
                 tell(&format!(
-                    "worker {worker} (process {process_id} on {host}) does not answer; it will be given up after {given_up_after} s"
+                    "worker {worker} (process {process_id} on {host}) does not answer; it will be given up after {given_up_after} s of silence"
                 ));
             }
             Event::Gone { worker, process_id, host, why } => {

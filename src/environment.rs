@@ -62,7 +62,10 @@ pub(crate) fn excluded(command: &Command, line: &[OsString]) -> Vec<String> {
     let is_named = |sub: &&Command| line.iter().skip(1).any(|word| word.to_str() == Some(sub.get_name()));
     let names = command.get_subcommands().find(is_named).map(|sub| excluded_by(sub, line)).unwrap_or_default();
     let set = names.into_iter().filter(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
-    set.map(|name| format!("note: the environment variable {name} has no effect, because a flag excludes it")).collect()
+    set.map(|name| {
+        format!("note: the environment variable {name} has no effect, because a flag on the command line excludes it")
+    })
+    .collect()
 }
 
 /// A note about each variable whose name is almost that of a setting.

@@ -20,7 +20,7 @@ use crate::log::Log;
 use crate::numbers::{AT_LEAST_1, whole};
 use crate::{Outcome, output, settings, signals};
 
-/// Measure the accuracy of a checkpoint or a weights file on test images, with the same towers as in training.
+/// The command line of `convoy eval`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Folder of a checkpoint, folder of a run (its newest checkpoint is used), or a safetensors file
@@ -29,7 +29,7 @@ pub(crate) struct Arguments {
     /// checkpoint
     #[arg(long, value_name = "NAME|FILE")]
     model: Option<String>,
-    /// Test images: auto (Fashion-MNIST: found on this machine, or downloaded unless CONVOY_OFFLINE=1, or the bundled subset), a
+    /// Test images: auto (Fashion-MNIST from this machine, else by download unless CONVOY_OFFLINE=1, else the bundled subset), a
     /// folder of IDX files, bundled, or synthetic [default: the data of the checkpoint, or auto for a safetensors file outside a
     /// checkpoint]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]

@@ -15,14 +15,13 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::{Outcome, output};
 
-/// Check the health of a worker or a coordinator. The exit code is 0 if it is ready and 1 if not, for container health checks
-/// and probes.
+/// The command line of `convoy health`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Address of a worker's --health or a coordinator's --listen
     #[arg(value_name = "HOST:PORT", env = "CONVOY_HEALTH", default_value = "127.0.0.1:7979")]
     address: Address,
-    /// Check only that the process is alive. A coordinator that waits for workers is alive but not ready
+    /// Check only that the process is alive. A coordinator that has not had all its workers yet is alive but not ready
     #[arg(long)]
     live: bool,
 }

@@ -50,22 +50,45 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run a training job
+    ///
+    /// The job runs on worker processes that this command starts, or on workers that connect to it (--listen). The model, the data, the
+    /// seed and the hyperparameters determine the result to the bit. The number of workers, threads and micro-batches does not change it.
     Train(Box<train::Arguments>),
     /// Serve towers for a coordinator
+    ///
+    /// The worker serves one job after another, until SIGTERM or Ctrl-C. If the signal arrives during a job, the worker waits for a
+    /// checkpoint, at most 45 seconds, and then stops. A second signal stops it immediately.
     Worker(worker::Arguments),
     /// Measure the accuracy of a checkpoint or a weights file on test images
+    ///
+    /// The network is divided into the same towers as in training.
     Eval(Box<eval::Arguments>),
     /// Check the health of a worker or a coordinator
+    ///
+    /// The exit code is 0 if it is ready and 1 if not, for container health checks and probes.
     Health(health::Arguments),
     /// Check that the checkpoints of a run are sound
+    ///
+    /// A checkpoint is sound if each of its files is as it was written. The exit code is 0 if all checkpoints are sound, and 1 if not.
     Verify(verify::Arguments),
     /// Show what a training step will cost
+    ///
+    /// The tables show the cost per layer and per exchange, and the memory that a job needs. Nothing is run.
     Plan(plan::Arguments),
     /// Show where a run spent its time
+    ///
+    /// The output shows the time of each worker by activity, the critical path, the bottleneck, and the plan beside the measurement. The
+    /// file trace.json in the run's folder also opens in Perfetto (ui.perfetto.dev).
     Trace(trace::Arguments),
     /// Measure training speed on this machine
+    ///
+    /// The output shows the best and the median step of a job on synthetic images, and where the time went.
     Bench(bench::Arguments),
-    /// Run a job under a storm of faults, and compare the result
+    /// Run a job under a storm of faults, and compare the result with a run without faults
+    ///
+    /// The job runs twice, each time with a coordinator and its workers as separate processes on this machine: first without faults, then
+    /// with them. Workers are killed, stopped, slowed down and cut off, they send damaged messages, and the coordinator is killed, all at
+    /// planned steps. The exit code is 1 if the results differ, if the job fails or hangs, if a fault did not happen, or if it was not found.
     Chaos(Box<chaos::Arguments>),
 }
 

@@ -17,7 +17,7 @@ use crate::settings;
 use crate::table::aligned;
 use crate::{Outcome, output};
 
-/// Show what a training step will cost, per layer and per exchange, and the memory that a job needs. Nothing is run.
+/// The command line of `convoy plan`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file

@@ -20,8 +20,7 @@ use crate::settings::Misuse;
 use crate::table::aligned;
 use crate::{Outcome, output};
 
-/// Show where a run spent its time: the time of each worker by activity, the critical path, the bottleneck, and the plan beside
-/// the measurement. The file trace.json in the run's folder also opens in Perfetto (ui.perfetto.dev).
+/// The command line of `convoy trace`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Folder of a run, or a trace file
@@ -119,9 +118,9 @@ fn nothing_in(trace: &Trace, path: &Path, step: Option<u64>) -> Box<dyn Error> {
     let path = path.display();
     match step {
         Some(step) => {
-            Misuse(format!("{path} does not hold the whole step {step}; it holds {shown}, whole or in part")).into()
+            Misuse(format!("step {step} is not complete in {path}, which holds {shown}, complete or in part")).into()
         }
-        None => format!("{path} holds no whole step, only parts of {shown}").into(),
+        None => format!("no step is complete in {path}, which holds parts of {shown}").into(),
     }
 }
 
@@ -167,7 +166,7 @@ fn summary(trace: &Trace, plan: &Plan, found: &Account) -> String {
 fn notes(trace: &Trace) -> Vec<String> {
     let mut notes = Vec::new();
     if trace.is_cut {
-        notes.push("the trace has no end: its job is still running, or was killed".to_owned());
+        notes.push("the trace is incomplete: its job is still running, or was killed".to_owned());
     }
     if trace.unreadable > 0 {
         notes.push(format!("{} lines of the trace are invalid and were ignored", trace.unreadable));
@@ -209,8 +208,8 @@ pub(crate) fn worker_table(found: &Account) -> String {
         rows.push(row(format!("{indent}{}", name(found, *doing)), &|worker| of(worker, *doing)));
     }
     rows.push(row("the step".to_owned(), &|worker| found.workers[worker].step_ns));
-    rows.push(row("meanwhile, encoding sent tensors".to_owned(), &|worker| found.workers[worker].encoding_ns));
-    rows.push(row("meanwhile, decoding received tensors".to_owned(), &|worker| found.workers[worker].decoding_ns));
+    rows.push(row("network thread: encoding sent tensors".to_owned(), &|worker| found.workers[worker].encoding_ns));
+    rows.push(row("network thread: decoding received tensors".to_owned(), &|worker| found.workers[worker].decoding_ns));
     rows.push(row("uncertainty of its clock".to_owned(), &|worker| found.workers[worker].clock_uncertainty_ns as f64));
     let megabytes = |worker: &WorkerAccount| format!("{:.0}", worker.resident_bytes as f64 / 1e6);
     rows.push(["MB of resident memory".to_owned()].into_iter().chain(found.workers.iter().map(megabytes)).collect());
@@ -252,7 +251,7 @@ fn verdict(found: &Account) -> String {
 }
 
 fn exchange_table(plan: &Plan, found: &Account) -> String {
-    let head = ["exchange", "before", "pass", "MB planned", "MB sent", "ms per tensor", "ms at most"];
+    let head = ["exchange", "before", "pass", "MB planned", "MB sent", "ms per tensor", "max ms"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for exchange in &found.exchanges {
         let (index, before) = match exchange.exchange {

@@ -29,18 +29,15 @@ use crate::output::complain;
 use crate::settings::{self, Misuse};
 use crate::{Outcome, metrics, signals};
 
-/// Run a training job, on worker processes that this command starts, or on workers that connect to it (--listen).
-///
-/// The model, the data, the seed and the hyperparameters determine the result to the bit. The number of workers, threads and
-/// micro-batches does not change it.
+/// The command line of `convoy train`. Its help text is at `Command`.
 #[derive(clap::Args)]
 #[command(after_long_help = deadlines_help())]
 pub(crate) struct Arguments {
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file [default: alexnet-fashion]
     #[arg(long, value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
     model: Option<String>,
-    /// Images: auto (Fashion-MNIST: found on this machine, or downloaded unless CONVOY_OFFLINE=1, or the bundled subset), a folder
-    /// of IDX files, bundled, or synthetic [default: the data of the resumed job, or auto]
+    /// Images: auto (Fashion-MNIST from this machine, else by download unless CONVOY_OFFLINE=1, else the bundled subset), a folder of
+    /// IDX files, bundled, or synthetic [default: the data of the resumed job, or auto]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
     /// Passes over the training images [default: 8]
@@ -105,7 +102,7 @@ pub(crate) struct Arguments {
     /// Steps between checkpoints. One is also written at the end and on Ctrl-C [default: the steps of one epoch]
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     checkpoint_every: Option<u64>,
-    /// Number of checkpoints to keep; older ones are deleted. One at the end of its job is always kept [default: 3]
+    /// Number of checkpoints to keep; older ones are deleted. The checkpoint of a job's last step is never deleted [default: 3]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     keep: Option<usize>,
     /// Steps between snapshots in memory, which are taken while training continues. After a fault, the job continues from the last one
@@ -113,7 +110,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     snapshot_every: Option<u64>,
     /// How long the job waits for a worker, in seconds: for one that does not answer (at least 5), and, with --listen, for another one
-    /// in place of a lost one. The other deadlines follow from it, and --help lists them [default: 10]
+    /// in place of a lost one. --help lists the other deadlines, some of which follow from it [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = whole::<u64>(0..=86_400))]
     patience: Option<u64>,
     /// Steps to keep in the run's trace: off, sample (about 50 steps, spread over the run, and up to 30 slow ones), steps:FROM-TO,

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::{Outcome, output};
 
-/// Check that every file of a run's checkpoints is as it was written. The exit code is 0 if all checkpoints are sound, and 1 if not.
+/// The command line of `convoy verify`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Folder of a run, or of a checkpoint
@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
 
 /// Some checkpoints are damaged. The lines before say which.
 #[derive(Debug, thiserror::Error)]
-#[error("{damaged} of {all} checkpoints are damaged")]
+#[error("damaged checkpoints: {damaged} of {all}")]
 struct Damaged {
     damaged: usize,
     all: usize,

@@ -15,8 +15,7 @@ use crate::numbers::whole;
 use crate::settings;
 use crate::{Outcome, metrics, signals};
 
-/// Serve towers for a coordinator, one job after another, until stopped by SIGTERM or Ctrl-C. If the signal arrives during a
-/// job, the worker waits for a checkpoint, at most 45 seconds, and then stops. A second signal stops it immediately.
+/// The command line of `convoy worker`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Address of the coordinator, HOST:PORT (or unix:PATH on the same machine). The worker retries until one answers

@@ -167,7 +167,7 @@ fn fault_of(mut child: Child) -> String {
     let mut text = String::new();
     for line in lines.by_ref() {
         text = text + &line + "\n";
-        if line.contains("continuing from step") {
+        if line.contains("going back to step") {
             break;
         }
     }

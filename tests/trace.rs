@@ -479,7 +479,7 @@ fn damaged_traces_are_named_and_read_as_far_as_possible() {
     };
     assert_eq!(with(&whole).0, 0);
     let (code, text) = with(&whole[..whole.len() / 2]);
-    assert!(code == 0 && text.contains("has no end") && text.contains("bottleneck"), "{text}");
+    assert!(code == 0 && text.contains("the trace is incomplete") && text.contains("bottleneck"), "{text}");
     let head = whole.lines().next().unwrap();
     for (text, part) in [
         ("", "the file is empty"),
@@ -504,7 +504,7 @@ fn damaged_traces_are_named_and_read_as_far_as_possible() {
     assert!(code == 0 && text.contains("10 lines of the trace are invalid"), "{text}");
     let output = run(&format!("trace {} --step 77", out.display()), &[]);
     assert!(
-        output.status.code() == Some(2) && said(&output).contains("does not hold the whole step 77"),
+        output.status.code() == Some(2) && said(&output).contains("step 77 is not complete in"),
         "{}",
         said(&output)
     );

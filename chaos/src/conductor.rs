@@ -103,10 +103,10 @@ pub enum ChaosError {
     #[error("the coordinator ended with {status}: {said}")]
     Failed { status: String, said: String },
     /// Nothing happens any more.
-    #[error("the job hangs: nothing was heard for {} s after {last}", HANG.as_secs())]
+    #[error("the job hangs: the coordinator reported nothing for {} s; its last event was {last}", HANG.as_secs())]
     Hangs { last: String },
     /// A process did not leave.
-    #[error("process {process_id} of worker {worker} did not leave within {} s of SIGTERM", LEAVE_MAX.as_secs())]
+    #[error("process {process_id} of worker {worker} did not exit within {} s of SIGTERM", LEAVE_MAX.as_secs())]
     Remains { worker: usize, process_id: u32 },
     /// The user asked for it.
     #[error("interrupted")]

@@ -1,5 +1,5 @@
 //! Compares a stormy run with its calm twin: whether the bits are equal, and for each fault whether it happened, was found, and was
-//! laid on the right process.
+//! attributed to the right process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -73,7 +73,7 @@ pub struct Struck {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Found {
-    /// It was found, and laid on the right process.
+    /// It was found, and attributed to the right process.
     Named {
         /// Milliseconds from the fault until it was found.
         milliseconds: f64,

@@ -14,7 +14,7 @@ pub struct Token(String);
 /// A text that can't be a token.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "a text of {0} bytes; a token must be 1 to {TOKEN_BYTES_MAX} ASCII letters, digits or punctuation marks on one line"
+    "it holds {0} bytes; a token must be one line of 1 to {TOKEN_BYTES_MAX} ASCII letters, digits or punctuation marks, without spaces"
 )]
 pub struct TokenError(usize);
 

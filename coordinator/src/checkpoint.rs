@@ -79,6 +79,9 @@ pub enum CheckpointError {
     /// A file can't be written.
     #[error("cannot write {path}")]
     Write { path: PathBuf, source: std::io::Error },
+    /// Nothing is at the path given.
+    #[error("{path} does not exist; give the folder of a run or of a checkpoint, or a safetensors file")]
+    Missing { path: PathBuf },
     /// There is no checkpoint at the path given.
     #[error("{path} holds no checkpoint: it has neither {MANIFEST} nor checkpoints/step-NNNNNN/{MANIFEST}")]
     None { path: PathBuf },

@@ -69,19 +69,23 @@ pub fn table() -> Vec<(&'static str, String)> {
     let seconds = |duration: Duration| format!("{} s", duration.as_secs_f64());
     let after = |duration| format!("after {}", seconds(duration));
     let (margin, ping) = (seconds(MARGIN), seconds(PING_TIMEOUT));
-    let hung = format!("after {WORK_LONGER} times its longest layer, {} to {}", seconds(WORK_MIN), seconds(FIRST_WORK));
+    let hung = format!(
+        "after {WORK_LONGER} times its longest piece of work, {} to {}",
+        seconds(WORK_MIN),
+        seconds(FIRST_WORK)
+    );
     vec![
         ("a worker that says nothing is asked what it is doing", after(ASK_EVERY)),
-        ("a worker that does not answer is suspected, which is reported", after(SUSPECTED_AFTER)),
+        ("a worker that does not answer is reported as suspected", after(SUSPECTED_AFTER)),
         ("a worker that does not answer is given up", format!("after P, at least {}", seconds(GIVEN_UP_MIN))),
         ("a worker whose computation hangs is given up", hung),
-        ("with --listen, the remaining workers take the towers of a lost one over", "after P".to_owned()),
-        ("a started worker process that has not connected ends the job", after(LOCAL_CONNECTS)),
-        ("with --listen, too few workers at the start, or none after a fault, end the job", after(REMOTE_CONNECTS)),
-        ("a worker gives the coordinator up if it does not answer", after(PING_TIMEOUT)),
-        ("a connection is closed if it does not answer", format!("after P + {margin}, at least {ping}")),
+        ("with --listen, the remaining workers take over the towers of a lost one", "after P".to_owned()),
+        ("the job ends if a worker process that it started does not connect", after(LOCAL_CONNECTS)),
+        ("the job ends if too few remote workers connect", after(REMOTE_CONNECTS)),
+        ("a worker gives up a coordinator that does not answer", after(PING_TIMEOUT)),
+        ("a connection is closed if its other end does not answer", format!("after P + {margin}, at least {ping}")),
         (
-            "a job ends if it gets no further although its workers answer",
+            "the job ends if it gets no further although its workers answer",
             format!("after P + {margin}, at least {}", seconds(PROGRESS_MIN)),
         ),
     ]

@@ -93,7 +93,7 @@ pub enum JobError {
     #[error("step {step} made no progress for {seconds} s; the coordinator waited for {waiting_for}")]
     Silence { seconds: u64, step: u64, waiting_for: String },
     /// A number is no longer finite.
-    #[error("{what}; a smaller --lr usually helps, and the last checkpoint, if there is one, is good")]
+    #[error("{what}; a smaller --lr usually helps, and the last checkpoint, if there is one, is not affected")]
     NotFinite { what: String },
 }
 

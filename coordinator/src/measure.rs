@@ -188,6 +188,7 @@ fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
             damaged,
         });
     }
+    folder::check_exists(path)?;
     let text = model.ok_or_else(|| JobError::ModelWanted { path: path.to_owned() })?;
     let weights = checkpoint::read_weights(path, &Network::parse(&text)?)?;
     Ok(Loaded {

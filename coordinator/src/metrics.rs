@@ -97,7 +97,7 @@ impl Metrics {
         let help = "Times that a worker turned out to be slow: the others waited for it most of the time";
         registry.register("slow_workers", help, metrics.slow_workers.clone());
         registry.register("images", "Training images in those steps", metrics.images.clone());
-        let help = "Bytes of tensors received from workers up to the last step, without checkpoints";
+        let help = "Bytes of tensors received from workers up to the last step, without the state for snapshots and checkpoints";
         registry.register("received_bytes", help, metrics.received_bytes.clone());
         let help = "Duration of a step, from the previous commit to its own";
         registry.register_with_unit("step", help, Unit::Seconds, metrics.step_seconds.clone());

@@ -12,8 +12,7 @@ use crate::numbers::whole;
 use crate::table::aligned;
 use crate::{Outcome, output, settings};
 
-/// Measure each layer and pass of one tower, beside the limits of the machine with the same number of threads: the rate of multiply-adds for
-/// products, and the memory bandwidth for other passes.
+/// The command line of `convoy bench kernels`. Its help text is at `Part`.
 #[derive(clap::Args)]
 pub(super) struct Kernels {
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file

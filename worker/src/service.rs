@@ -132,7 +132,7 @@ async fn until_idle(vitals: &Vitals) {
     while !vitals.busy_for().is_zero() {
         if vitals.busy_for() > HANGS_AFTER && !std::mem::replace(&mut complained, true) {
             tracing::warn!(
-                "this worker joins no job: its compute thread has been busy with an earlier one for {HANGS_AFTER:?}"
+                "this worker cannot join a job: its compute thread is still busy with an earlier job, after {HANGS_AFTER:?}"
             );
         }
         sleep(PAUSE_MIN).await;

@@ -60,7 +60,7 @@ pub enum WireError {
     #[error("{key} of {bytes} bytes would exceed the limit of {limit} bytes for all incomplete tensors")]
     Flood { key: String, bytes: usize, limit: usize },
     /// The system refused to allocate memory for a tensor.
-    #[error("allocating {bytes} bytes for {key} failed")]
+    #[error("cannot allocate {bytes} bytes for {key}")]
     Memory { key: String, bytes: usize },
 }
 

@@ -24,10 +24,19 @@ pub type Checked = Result<Checkpoint, CheckpointError>;
 /// # Errors
 /// When there is none, or none is sound: the error of the newest.
 pub fn open(path: &Path) -> Result<Opened, CheckpointError> {
+    check_exists(path)?;
     if path.join(MANIFEST).is_file() {
         return Ok(Opened { checkpoint: read(path)?, damaged: Vec::new() });
     }
     open_newest(path)?.ok_or_else(|| CheckpointError::None { path: path.to_owned() })
+}
+
+/// Checks that there is something at `path`.
+///
+/// # Errors
+/// When there is nothing.
+pub fn check_exists(path: &Path) -> Result<(), CheckpointError> {
+    if path.exists() { Ok(()) } else { Err(CheckpointError::Missing { path: path.to_owned() }) }
 }
 
 /// Opens the newest sound checkpoint of the run in `run`, if it has any checkpoint.
@@ -50,6 +59,7 @@ pub fn open_newest(run: &Path) -> Result<Option<Opened>, CheckpointError> {
 /// # Errors
 /// When there is none.
 pub fn verify(path: &Path) -> Result<Vec<(PathBuf, Checked)>, CheckpointError> {
+    check_exists(path)?;
     let found = if path.join(MANIFEST).is_file() { vec![(0, path.to_owned())] } else { all(path)? };
     if found.is_empty() {
         return Err(CheckpointError::None { path: path.to_owned() });
