@@ -137,7 +137,7 @@ pub(crate) struct Arguments {
 /// The deadlines of a job, as text.
 fn deadlines_help() -> String {
     let lines = deadlines::table().into_iter().map(|(what, when)| format!("\n  {when}: {what}"));
-    format!("Deadlines, where P stands for the seconds of --patience:{}", lines.collect::<String>())
+    format!("Deadlines, where P stands for the seconds of --patience:{}\n", lines.collect::<String>())
 }
 
 pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Error>> {

@@ -78,7 +78,7 @@ pub fn table() -> Vec<(&'static str, String)> {
         ("a worker that says nothing is asked what it is doing", after(ASK_EVERY)),
         ("a worker that does not answer is reported as suspected", after(SUSPECTED_AFTER)),
         ("a worker that does not answer is given up", format!("after P, at least {}", seconds(GIVEN_UP_MIN))),
-        ("a worker whose computation hangs is given up", hung),
+        ("a worker that hangs is given up", hung),
         ("with --listen, the remaining workers take over the towers of a lost one", "after P".to_owned()),
         ("the job ends if a worker process that it started does not connect", after(LOCAL_CONNECTS)),
         ("the job ends if too few remote workers connect", after(REMOTE_CONNECTS)),
