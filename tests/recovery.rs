@@ -460,6 +460,24 @@ fn an_interrupt_is_heard_while_a_worker_says_nothing() {
     assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1));
 }
 
+/// The incidents of a job stay in its record when another process continues it.
+#[test]
+fn a_resumed_job_keeps_its_incidents() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let child = start_job(&long_job(), "", &out);
+    wait_for_steps(&out, 10);
+    signal(worker_processes(&out)[0], "KILL");
+    let incidents = || record(&out)["incidents"].as_array().cloned().filter(|incidents| !incidents.is_empty());
+    let before = wait_for("the incident to be recorded", incidents);
+    signal(child.id(), "INT");
+    assert_eq!(finish(child).status.code(), Some(130));
+    assert!(losses(&out).len() < 600, "the job goes on");
+    let output = run("train", &[("--resume", &out)]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(incidents(), Some(before));
+}
+
 /// The negative control: workers get the state of another step after a fault. The replay finds it.
 #[test]
 fn a_wrong_snapshot_is_found_by_the_replay() {

@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 use convoy_common::chain::chain;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
 
 /// A fault from which the job recovered, for records and people. Times are in milliseconds.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Incident {
     /// `lost`, `ended`, `left`, `hangs`, `failed` or `invalid`.
-    pub kind: &'static str,
+    pub kind: String,
     /// The worker that the fault is attributed to.
     pub worker: usize,
     /// The last committed step when the fault was detected.
@@ -46,7 +46,7 @@ impl Underway {
     /// `step`.
     pub fn begin(fault: &Fault, generation: u64, step: u64, rewound_to: u64, silence: Duration) -> Self {
         let incident = Incident {
-            kind: fault.kind(),
+            kind: fault.kind().to_owned(),
             worker: fault.worker(),
             step,
             what: chain(fault),

@@ -51,7 +51,7 @@ pub struct RunRecord {
     pub planned_step_traffic: Option<Traffic>,
     /// Training images per second in this run.
     pub images_per_second: Option<f64>,
-    /// Faults from which the job recovered.
+    /// Faults from which the job recovered, those of earlier processes included.
     pub incidents: Vec<Incident>,
     /// The result, once the run has ended.
     #[serde(rename = "final")]
@@ -266,6 +266,13 @@ pub fn says_done(folder: &Path, weights_sha256: &str) -> bool {
     let text = fs::read(folder.join("run.json")).unwrap_or_default();
     let record: Value = serde_json::from_slice(&text).unwrap_or_default();
     record["status"] == "done" && record["final"]["weights_sha256"] == weights_sha256
+}
+
+/// The incidents that an earlier process has recorded in `run`. None if its record can't be read: it is for people only.
+pub fn earlier_incidents(run: &Path) -> Vec<Incident> {
+    let text = fs::read(run.join("run.json")).unwrap_or_default();
+    let record: Value = serde_json::from_slice(&text).unwrap_or_default();
+    serde_json::from_value(record["incidents"].clone()).unwrap_or_default()
 }
 
 /// The lines to keep. A line that a crash cut short is dropped, and so are all after it.

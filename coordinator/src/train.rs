@@ -34,7 +34,8 @@ use crate::metrics::Metered;
 use crate::observe::{Ended, Event, Observer, Started};
 use crate::order::DataOrder;
 use crate::record::{
-    EarlierMetrics, ExchangeRecord, FinalRecord, RunFolder, RunRecord, RunningRecord, environment, says_done,
+    EarlierMetrics, ExchangeRecord, FinalRecord, RunFolder, RunRecord, RunningRecord, earlier_incidents, environment,
+    says_done,
 };
 use crate::recovery::{Generations, Witness};
 use crate::running::Running;
@@ -208,6 +209,8 @@ impl Run {
         let owes = |step: u64| step == progress.step && progress.epoch_images > 0;
         let ends_epoch = |step: u64| step.is_multiple_of(job.span.steps_per_epoch.max(1)) && !owes(step);
         let kept = EarlierMetrics { steps_through: progress.step, ends_epoch: &ends_epoch };
+        // Before this run's record takes the place of the earlier one.
+        let incidents = earlier.as_deref().map(earlier_incidents).unwrap_or_default();
         let must_be_new = matches!(out, Out::Fresh(_));
         let out = match out {
             Out::Fresh(path) | Out::Continued(path) => path,
@@ -236,7 +239,7 @@ impl Run {
             exchanges: Vec::new(),
             planned_step_traffic: Some(plan.step_traffic(job.batch)),
             images_per_second: None,
-            incidents: Vec::new(),
+            incidents,
             ended: None,
         };
         folder.write(&record)?;
