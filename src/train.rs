@@ -129,6 +129,9 @@ pub(crate) struct Arguments {
     /// After a fault, continue from a wrong snapshot, to test whether a replay finds it
     #[arg(long, hide = true)]
     rehearse_stale_snapshot: bool,
+    /// Do not drop messages of earlier generations, to test whether that is found
+    #[arg(long, hide = true)]
+    rehearse_no_fence: bool,
     /// Print one JSON object per event instead of text
     #[arg(long)]
     json: bool,
@@ -166,7 +169,10 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
             checkpoint_every: arguments.checkpoint_every,
             keep: arguments.keep.unwrap_or(defaults::KEEP),
             snapshot_every: arguments.snapshot_every,
-            rehearsal: Rehearsal { stale_snapshot: arguments.rehearse_stale_snapshot },
+            rehearsal: Rehearsal {
+                stale_snapshot: arguments.rehearse_stale_snapshot,
+                no_fence: arguments.rehearse_no_fence,
+            },
             patience: arguments.patience.map_or(defaults::PATIENCE, Duration::from_secs),
             trace: arguments.trace,
             otlp: settings::otlp_endpoint(),

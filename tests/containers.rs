@@ -564,19 +564,27 @@ fn a_second_coordinator_learns_who_has_the_workers() {
         let mut command = project.command(&[&job[..], rest].concat());
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
     };
-    let first = start(&["200", "--out", "/runs/first"]);
-    wait_for("the first job's first step", || {
-        (!losses(&project.fetch_runs(folder.path()).join("first")).is_empty()).then_some(())
-    });
+    // The first job goes on until the second coordinator knows of it, however long that takes.
+    let first = start(&["1000000", "--schedule", "constant", "--lr", "0.01", "--out", "/runs/first"]);
+    let job = || project.fetch_runs(folder.path()).join("first");
+    wait_for("the first job's first step", || (!losses(&job()).is_empty()).then_some(()));
+    let [of_first] = project.containers("coordinator").try_into().unwrap();
     let second = start(&["5", "--out", "/runs/second"]);
+    let of =
+        |id: &String| format!("the worker on {} is training alexnet-fashion with another coordinator, at ", &id[..12]);
+    let told: Vec<_> = ids.iter().map(of).collect();
+    wait_for("the second coordinator to be told of both workers", || {
+        let others = project.containers("coordinator").into_iter().filter(|id| *id != of_first);
+        others.map(|id| log_of(&id)).find(|log| told.iter().all(|line| log.contains(line)))
+    });
+    docker(&["stop", "--time", "60", &of_first]);
     let (first, second) = (support::finish(first), support::finish(second));
-    assert!(first.status.success() && second.status.success(), "{}\n{}", said(&first), said(&second));
-    for id in &ids {
-        let told = format!("the worker on {} is training alexnet-fashion with another coordinator, at ", &id[..12]);
-        assert!(said(&second).contains(&told), "no \"{told}\" in\n{}", said(&second));
-    }
+    assert!(second.status.success(), "{}\n{}", said(&first), said(&second));
     let runs = project.fetch_runs(folder.path());
-    assert_eq!(hash(&runs.join("first")), embedded(folder.path(), "--steps 200"));
+    assert_eq!(record(&runs.join("first"))["status"], "interrupted", "{}", said(&first));
+    let steps = losses(&runs.join("first")).len();
+    let whole = embedded(folder.path(), &format!("--steps {steps} --schedule constant --lr 0.01"));
+    assert_eq!(hash(&runs.join("first")), whole);
     assert_eq!(hash(&runs.join("second")), embedded(folder.path(), "--steps 5"));
 }
 

@@ -497,6 +497,28 @@ fn a_wrong_snapshot_is_found_by_the_replay() {
     assert!(text.contains("when it was replayed: a machine of this job computes differently"), "{text}");
 }
 
+/// A message of an earlier generation has no effect. As a negative control, the coordinator lets it through: then the worker's own
+/// message is one too many.
+#[test]
+fn a_message_of_an_earlier_generation_is_dropped() {
+    for (fence, kinds) in [("", &[][..]), ("--rehearse-no-fence", &["invalid"][..])] {
+        let folder = TempDir::new().unwrap();
+        let out = folder.path().join("run");
+        let mut child = start(&format!("--listen 127.0.0.1:0 {fence}"), &out);
+        let join = listening_at(&mut child);
+        let mut tardy = worker(&join, "--rehearse stale@exchange:12");
+        let other = worker(&join, "");
+        support::line_with(tardy.stderr.as_mut().unwrap(), "rehearsal: stale@exchange:12");
+        let output = finish(child);
+        assert!(output.status.success(), "{}", said(&output));
+        assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1), "{}", said(&output));
+        let incidents = record(&out)["incidents"].as_array().cloned().unwrap();
+        let found: Vec<_> = incidents.iter().map(|incident| incident["kind"].as_str().unwrap()).collect();
+        assert_eq!(found, kinds, "{incidents:?}");
+        end([tardy, other]);
+    }
+}
+
 /// The negative control: a worker applies a step's gradients at twice the rate. The bits tell, and after a fault the replay does.
 #[test]
 fn a_gradient_that_counts_twice_is_found() {

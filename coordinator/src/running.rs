@@ -54,6 +54,8 @@ pub struct Running {
 pub struct Rehearsal {
     /// After a fault, workers get the state that the run began with, instead of the snapshot's.
     pub stale_snapshot: bool,
+    /// Messages of earlier generations are not dropped.
+    pub no_fence: bool,
 }
 
 /// How to start an embedded worker.

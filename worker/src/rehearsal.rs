@@ -57,6 +57,8 @@ pub enum Deed {
     Replay,
     /// It sends the halves of a part of a tensor in the wrong order.
     Reorder,
+    /// It sends a part of a tensor of the generation before, which must have no effect, and then the part itself.
+    Stale,
     /// It sends a message that is larger than any may be.
     Oversize,
 }
@@ -167,9 +169,10 @@ impl FromStr for Misdeed {
             ("truncate", None) => Deed::Truncate,
             ("replay", None) => Deed::Replay,
             ("reorder", None) => Deed::Reorder,
+            ("stale", None) => Deed::Stale,
             ("oversize", None) => Deed::Oversize,
             _ => {
-                let known = "kill, stop, limp:MS, double, flip, truncate, replay, reorder or oversize";
+                let known = "kill, stop, limp:MS, double, flip, truncate, replay, reorder, stale or oversize";
                 return Err(format!("\"{deed}\" is not {known}"));
             }
         };
@@ -266,6 +269,11 @@ fn tampered(deed: Deed, frame: v1::Frame) -> (v1::Frame, Option<v1::Frame>) {
                 .map(|(at, part)| with(chunk.offset + at, part.to_vec(), crc32c::crc32c(part)));
             (second, Some(first))
         }
+        Deed::Stale => {
+            let generation = chunk.generation.saturating_sub(1);
+            let before = v1::Chunk { generation, ..chunk.clone() };
+            (v1::Frame { frame: Some(v1::frame::Frame::Chunk(before)) }, Some(frame))
+        }
         Deed::Oversize => {
             let data = vec![0; FRAME_BYTES_MAX + 1];
             let sum = crc32c::crc32c(&data);
@@ -317,7 +325,7 @@ mod tests {
         let data: Vec<u8> = (0..64).collect();
         let chunk = v1::Chunk { job: 1, crc32c: crc32c::crc32c(&data), data: data.into(), ..v1::Chunk::default() };
         let frame = v1::Frame { frame: Some(v1::frame::Frame::Chunk(chunk)) };
-        for deed in [Deed::Flip, Deed::Truncate, Deed::Replay, Deed::Reorder, Deed::Oversize] {
+        for deed in [Deed::Flip, Deed::Truncate, Deed::Replay, Deed::Reorder, Deed::Stale, Deed::Oversize] {
             let (first, second) = tampered(deed, frame.clone());
             assert!(first != frame || second.is_some(), "{deed:?}");
         }

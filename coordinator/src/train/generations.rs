@@ -133,6 +133,7 @@ impl Run {
         let samples_max = self.largest_micro_batch();
         let (recorder, plan) = (&mut *site.recorder, self.plan.clone());
         let mut crew = Crew::new(site.cluster, recorder, observer, plan, samples_max, generation, stop);
+        crew.rehearses_no_fence = self.running.rehearsal.no_fence;
         let ended = self.assign(&mut crew, &assignment, drive).and_then(|()| self.drive(&mut crew, drive, stop));
         if let Err(Stop::Fault(fault) | Stop::Leaves(fault)) = &ended {
             drive.silence = crew.silence_of(fault.worker());
