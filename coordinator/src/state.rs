@@ -135,7 +135,10 @@ impl Gathering {
 #[cfg(test)]
 mod tests {
     use convoy_common::model::{Network, presets};
+    use std::collections::HashMap;
+
     use convoy_common::wire::{Generation, chunk_from_frame, frames};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -165,6 +168,40 @@ mod tests {
         }
         assert_eq!(gathering.owed(), 0);
         assert_eq!(gathering.finish(), state);
+    }
+
+    /// Any order in which the chunks of all tensors can arrive: those of one tensor stay in order.
+    fn any_order() -> impl Strategy<Value = Vec<(usize, usize)>> {
+        let plan = plan();
+        let state = some_state(&plan);
+        let tensors = (0..plan.network.towers).flat_map(|tower| {
+            let slices = state.slices(&plan, tower, 7).enumerate();
+            slices.flat_map(move |(tensor, payload)| vec![(tower, tensor); chunks(payload).count()]).collect::<Vec<_>>()
+        });
+        Just(tensors.collect::<Vec<_>>()).prop_shuffle()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn the_order_in_which_tensors_arrive_does_not_matter(order in any_order()) {
+            let plan = plan();
+            let state = some_state(&plan);
+            let mut sent: HashMap<(usize, usize), Vec<Chunk>> = HashMap::new();
+            for tower in 0..plan.network.towers {
+                for (tensor, payload) in state.slices(&plan, tower, 7).enumerate() {
+                    sent.insert((tower, tensor), chunks(payload).collect());
+                }
+            }
+            let mut gathering = Gathering::new(plan.clone(), 7);
+            for tensor in order {
+                prop_assert_ne!(gathering.owed(), 0);
+                let chunk = sent.get_mut(&tensor).unwrap().remove(0);
+                gathering.accept(plan.placement[tensor.0], chunk).unwrap();
+            }
+            prop_assert_eq!(gathering.owed(), 0);
+            prop_assert!(gathering.finish() == state);
+        }
     }
 
     #[test]

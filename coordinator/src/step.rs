@@ -107,8 +107,66 @@ impl Step {
 mod tests {
     use convoy_common::batch::Division;
     use convoy_common::model::{Network, presets};
+    use proptest::prelude::*;
 
     use super::*;
+
+    /// What a step hears.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Heard {
+        /// The logits of a micro-batch.
+        Logits(usize),
+        /// A tower has finished the backward pass of a micro-batch.
+        BackwardDone(usize, usize),
+    }
+
+    const TOWERS: usize = 2;
+    const MICRO_BATCHES: usize = 6;
+
+    /// Everything that a step must hear, in any order, and each backward pass twice.
+    fn any_order() -> impl Strategy<Value = Vec<Heard>> {
+        let of = |m| {
+            let backward = (0..TOWERS).flat_map(move |tower| [Heard::BackwardDone(m, tower); 2]);
+            std::iter::once(Heard::Logits(m)).chain(backward)
+        };
+        Just((0..MICRO_BATCHES).flat_map(of).collect::<Vec<_>>()).prop_shuffle()
+    }
+
+    proptest! {
+        /// Whatever the order, a step ends, counts each backward pass once, and has the same loss to the bit. What comes too early is
+        /// refused, and is sent again after everything else.
+        #[test]
+        fn every_order_of_messages_gives_the_same_step(order in any_order()) {
+            let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
+            let plan = Arc::new(Plan::new(network, TOWERS).unwrap());
+            let micro_batches = Division { slots: 2, micro_batches: MICRO_BATCHES / 2 }.of(1, 12);
+            let labels: Vec<u16> = (0..12).map(|sample| sample % 10).collect();
+            let logits = |m: usize| (0..20).map(|i| ((m * 20 + i) as f32).sin()).collect::<Vec<f32>>();
+            let mut in_order = Step::new(plan.clone(), labels.clone(), &micro_batches);
+            for (m, micro_batch) in micro_batches.iter().enumerate() {
+                prop_assert!(in_order.on_logits(micro_batch, &logits(m)).is_some());
+            }
+            let mut step = Step::new(plan, labels, &micro_batches);
+            let mut counted = Vec::new();
+            for heard in order.iter().chain(&order) {
+                match *heard {
+                    Heard::Logits(m) if !counted.contains(heard) => {
+                        prop_assert!(step.on_logits(&micro_batches[m], &logits(m)).is_some());
+                        counted.push(*heard);
+                    }
+                    Heard::Logits(_) => {}
+                    Heard::BackwardDone(m, tower) => {
+                        let is_due = counted.contains(&Heard::Logits(m)) && !counted.contains(heard);
+                        prop_assert_eq!(step.on_backward_done(&micro_batches[m], tower), is_due, "{:?}", heard);
+                        counted.extend(is_due.then_some(*heard));
+                    }
+                }
+                prop_assert_eq!(step.is_done(), counted.len() == MICRO_BATCHES * (1 + TOWERS));
+            }
+            prop_assert!(step.is_done());
+            prop_assert_eq!(step.loss().to_bits(), in_order.loss().to_bits());
+        }
+    }
 
     #[test]
     fn no_backward_pass_counts_before_the_logits_of_its_micro_batch_or_with_other_samples() {
