@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
+use convoy_common::misdeed::Misdeed;
 use convoy_common::wire::Direction;
 use convoy_worker::service::{self, WorkerConfig};
-use convoy_worker::{Isa, Metrics, Misdeed, Rehearsal, Slow};
+use convoy_worker::{Isa, Metrics, Rehearsal, Slow};
 
 use crate::numbers::whole;
 use crate::settings;

@@ -706,3 +706,24 @@ fn a_local_worker_that_is_killed_before_the_job_begins_is_replaced() {
     let incidents = ended_like_the_calm_one(&out, &output);
     assert!(incidents[0]["what"].as_str().unwrap().contains("signal 9"), "{incidents:?}");
 }
+
+/// Doors stay open during a job, and whoever is refused then is reported, too.
+#[test]
+fn a_worker_that_is_refused_during_a_job_is_reported() {
+    let folder = TempDir::new().unwrap();
+    let (out, token) = (folder.path().join("run"), folder.path().join("token"));
+    std::fs::write(&token, "s3cret\n").unwrap();
+    let secret = format!("--token-file {}", token.display());
+    let mut child = start_job(&long_job(), &format!("--listen 127.0.0.1:0 {secret}"), &out);
+    let join = listening_at(&mut child);
+    let workers = [worker(&join, &secret), worker(&join, &secret)];
+    wait_for_steps(&out, 1);
+    let stranger = finish(worker(&join, ""));
+    assert!(said(&stranger).contains("requires a token"), "{}", said(&stranger));
+    signal(child.id(), "INT");
+    let output = finish(child);
+    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
+    let lines = said(&output).lines().filter(|line| line.contains("was refused")).count();
+    assert_eq!(lines, 1, "{}", said(&output));
+    end(workers);
+}

@@ -420,7 +420,8 @@ fn start_worker(
 ) -> Result<Child, ChaosError> {
     let mut command = command(setting);
     command.args(["worker", "--threads", "1", "--lifeline", "--join", &proxy.address().to_string()]);
-    let misdeeds: Vec<_> = misdeeds.iter().filter_map(|number| storm.faults[*number].misdeed()).collect();
+    let misdeeds = misdeeds.iter().filter_map(|number| storm.faults[*number].misdeed());
+    let misdeeds: Vec<_> = misdeeds.map(|misdeed| misdeed.to_string()).collect();
     if !misdeeds.is_empty() {
         command.args(["--rehearse", &misdeeds.join(",")]);
     }

@@ -1,6 +1,7 @@
 //! The plan of a storm: which fault strikes which process at which step and phase. It is a pure function of the seed, and has a JSON
 //! form, which is the ground truth of a report.
 
+use convoy_common::misdeed::{Deed, Misdeed, Moment};
 use convoy_common::random::Source;
 use serde::{Deserialize, Serialize};
 
@@ -121,17 +122,17 @@ impl Kind {
         Kind::Coordinator,
     ];
 
-    /// What the worker is told to do, if it does this to itself.
-    fn deed(self) -> Option<&'static str> {
+    /// What the worker does, for so many milliseconds, if it does this to itself.
+    fn deed(self, milliseconds: u64) -> Option<Deed> {
         match self {
-            Kind::Kill => Some("kill"),
-            Kind::Stop | Kind::Freeze => Some("stop"),
-            Kind::Limp => Some("limp"),
-            Kind::Flip => Some("flip"),
-            Kind::Truncate => Some("truncate"),
-            Kind::Replay => Some("replay"),
-            Kind::Reorder => Some("reorder"),
-            Kind::Oversize => Some("oversize"),
+            Kind::Kill => Some(Deed::Kill),
+            Kind::Stop | Kind::Freeze => Some(Deed::Stop),
+            Kind::Limp => Some(Deed::Limp(milliseconds)),
+            Kind::Flip => Some(Deed::Flip),
+            Kind::Truncate => Some(Deed::Truncate),
+            Kind::Replay => Some(Deed::Replay),
+            Kind::Reorder => Some(Deed::Reorder),
+            Kind::Oversize => Some(Deed::Oversize),
             Kind::Cut | Kind::Delay | Kind::Coordinator => None,
         }
     }
@@ -159,23 +160,27 @@ impl Kind {
     }
 }
 
+impl Phase {
+    /// The moment of a worker, if it is one.
+    fn moment(self, step: u64) -> Option<Moment> {
+        match self {
+            Phase::Join => Some(Moment::Join),
+            Phase::Assign => Some(Moment::Assign),
+            Phase::Measure => Some(Moment::Measure),
+            Phase::Forward => Some(Moment::Forward(step)),
+            Phase::Exchange => Some(Moment::Exchange(step)),
+            Phase::Backward => Some(Moment::Backward(step)),
+            Phase::Commit => Some(Moment::Commit(step)),
+            Phase::State => Some(Moment::State(step)),
+            Phase::Reported => None,
+        }
+    }
+}
+
 impl Planned {
-    /// What the worker is told to do, as its `--rehearse` takes it, if it does this to itself.
-    pub fn misdeed(&self) -> Option<String> {
-        let deed = self.kind.deed()?;
-        let (deed, step) =
-            (if self.kind == Kind::Limp { format!("limp:{}", self.milliseconds) } else { deed.to_owned() }, self.step);
-        Some(match self.phase {
-            Phase::Join => format!("{deed}@join"),
-            Phase::Assign => format!("{deed}@assign"),
-            Phase::Measure => format!("{deed}@measure"),
-            Phase::Forward => format!("{deed}@forward:{step}"),
-            Phase::Exchange => format!("{deed}@exchange:{step}"),
-            Phase::Backward => format!("{deed}@backward:{step}"),
-            Phase::Commit => format!("{deed}@commit:{step}"),
-            Phase::State => format!("{deed}@state:{step}"),
-            Phase::Reported => return None,
-        })
+    /// What the worker is told to do, if it does this to itself.
+    pub fn misdeed(&self) -> Option<Misdeed> {
+        Some(Misdeed { deed: self.kind.deed(self.milliseconds)?, moment: self.phase.moment(self.step)? })
     }
 }
 

@@ -1,5 +1,6 @@
 //! What coordinator and worker share: the model and its shapes, the plan of a step, parameters and their slices, counter-based
-//! random numbers, the learning-rate schedule, and the conversion between messages and domain values.
+//! random numbers, the learning-rate schedule, the conversion between messages and domain values, and
+//! the language of deliberate faults.
 //!
 //! Not here: sockets, clocks, files, tokio. Everything is a value or a pure function.
 #![forbid(unsafe_code)]
@@ -7,6 +8,7 @@
 pub mod address;
 pub mod batch;
 pub mod chain;
+pub mod misdeed;
 pub mod model;
 pub mod parameters;
 pub mod plan;

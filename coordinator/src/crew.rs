@@ -214,6 +214,9 @@ impl<'a> Crew<'a> {
                 return Err(Stop::Fatal(error));
             }
             let Some(News::Heard(worker, heard)) = news else {
+                if let Some(News::Refused(address, reason)) = news {
+                    self.cluster.report_refused(address, reason, self.observer);
+                }
                 if self.stop.load(Ordering::Relaxed) && quiet_since.elapsed() > STOP_PATIENCE {
                     return Err(Stop::Abrupt);
                 }

@@ -82,11 +82,7 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("convoy");
         registry.register("workers", "Workers that are connected", metrics.workers.clone());
         registry.register("workers_wanted", "Workers that the job needs", metrics.workers_wanted.clone());
-        registry.register(
-            "workers_refused",
-            "Workers that were refused while the coordinator waited for workers",
-            metrics.workers_refused.clone(),
-        );
+        registry.register("workers_refused", "Workers that were refused", metrics.workers_refused.clone());
         registry.register("step", "The last step committed", metrics.step.clone());
         registry.register("last_step", "The last step of the job", metrics.last_step.clone());
         registry.register("epoch", "The current epoch, counted from 1", metrics.epoch.clone());

@@ -17,5 +17,5 @@ mod vitals;
 pub use kernels::isa::Isa;
 pub use metrics::Metrics;
 pub use probe::Slow;
-pub use rehearsal::{Misdeed, Rehearsal};
+pub use rehearsal::Rehearsal;
 pub use tower::{bench, forecast};

@@ -1,7 +1,7 @@
 //! Forms a cluster: opens the address, starts worker processes or waits for remote workers, until every seat is taken. After a
 //! fault it fills the free seats again.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use super::doors::{self, Listening};
 use super::health::Vitals;
 use super::local::{LocalPlan, LocalWorkers, SocketFolder};
 use super::member::{Elsewhere, Heard};
+use super::strangers::Strangers;
 use super::{Cluster, News};
 use crate::deadlines::{Deadlines, LOCAL_CONNECTS, LOOK_EVERY, REMOTE_CONNECTS};
 use crate::error::JobError;
@@ -17,8 +18,6 @@ use crate::observe::{Event, Observer};
 use crate::running::Running;
 use crate::trace::Clock;
 
-/// The most workers that are reported as refused or as serving another coordinator.
-const TOLD_MAX: usize = 64;
 /// However often workers report that they are busy, a wait ends after this.
 const BUSY_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -72,6 +71,7 @@ impl Cluster {
             seats,
             wanted: workers,
             spares: Vec::new(),
+            strangers: Strangers::default(),
             reports,
             postponed: VecDeque::new(),
             doors,
@@ -139,7 +139,6 @@ impl Cluster {
     ) -> Result<Gathered, JobError> {
         let (first, want) = (Instant::now(), self.seats.len());
         let mut start = first;
-        let mut teller = Teller { elsewhere: Vec::new(), refused: HashSet::new() };
         let mut told = None;
         loop {
             self.seat_spares();
@@ -173,39 +172,18 @@ impl Cluster {
                     if worker.model.is_some() && patience == REMOTE_CONNECTS {
                         start = Instant::now();
                     }
-                    teller.elsewhere(worker, observer);
+                    if self.strangers.is_new_elsewhere(&worker) {
+                        let Elsewhere { host, coordinator, model } = worker;
+                        observer.on(Event::Elsewhere { host, coordinator, model });
+                    }
                 }
-                Some(News::Refused(address, reason)) => teller.refused(address, reason, observer),
+                Some(News::Refused(address, reason)) => self.report_refused(address, reason, observer),
                 None => {
                     if let Some(local) = &mut self.local {
                         local.check_alive()?;
                     }
                 }
             }
-        }
-    }
-}
-
-/// Tells the observer of each worker that does not join, once.
-struct Teller {
-    elsewhere: Vec<Elsewhere>,
-    refused: HashSet<(String, String)>,
-}
-
-impl Teller {
-    fn elsewhere(&mut self, worker: Elsewhere, observer: &mut dyn Observer) {
-        if self.elsewhere.len() < TOLD_MAX && !self.elsewhere.contains(&worker) {
-            self.elsewhere.push(worker.clone());
-            let Elsewhere { host, coordinator, model } = worker;
-            observer.on(Event::Elsewhere { host, coordinator, model });
-        }
-    }
-
-    fn refused(&mut self, address: String, reason: String, observer: &mut dyn Observer) {
-        // Once per machine and reason, because workers try again, each time from another port.
-        let machine = address.rsplit_once(':').map_or(address.clone(), |(machine, _)| machine.to_owned());
-        if self.refused.len() < TOLD_MAX && self.refused.insert((machine, reason.clone())) {
-            observer.on(Event::Refused { address, reason });
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Who is there: the workers of a run, each in its seat, and the messages to and from them, with a limit on every wait.
 //! [`formation`] opens the doors and fills the seats, [`doors`] accepts connections, [`local`] starts workers on this machine,
-//! [`member`] is a connected worker, and [`health`] answers health checks.
+//! [`member`] is a connected worker, `strangers` are workers that do not join, and [`health`] answers health checks.
 //!
 //! Not here: what a message means for the job. The cluster knows no plan, state, step or trace.
 
@@ -9,6 +9,7 @@ pub mod formation;
 pub mod health;
 pub mod local;
 pub mod member;
+mod strangers;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::AtomicBool;
@@ -20,12 +21,14 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc::Receiver;
 
 use crate::deadlines::Deadlines;
+use crate::observe::{Event, Observer};
 use crate::silence::Verdict;
 use crate::trace::Clock;
 use doors::Doors;
 use health::Vitals;
 use local::LocalWorkers;
 use member::{Elsewhere, Heard, Member, Report, Undelivered, deliver};
+use strangers::Strangers;
 
 /// How long a worker may take for its last message.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
@@ -42,6 +45,7 @@ pub struct Cluster {
     wanted: usize,
     /// Workers without a seat, in the order of their arrival.
     spares: Vec<Member>,
+    strangers: Strangers,
     reports: Receiver<Report>,
     /// Losses that were noticed while something else was waited for.
     postponed: VecDeque<(usize, String)>,
@@ -153,6 +157,13 @@ impl Cluster {
     /// Queues a control message for a worker if there is room. Returns whether there was.
     pub fn try_tell(&self, worker: usize, order: Numbered<ToWorker>) -> bool {
         self.member(worker).is_some_and(|member| member.try_tell(order.generation, order.message))
+    }
+
+    /// Reports a worker that was refused, once.
+    pub fn report_refused(&mut self, address: String, reason: String, observer: &mut dyn Observer) {
+        if self.strangers.is_new_refusal(&address, &reason) {
+            observer.on(Event::Refused { address, reason });
+        }
     }
 
     /// The deadlines of the job.

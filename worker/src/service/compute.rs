@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use convoy_common::batch::Phase;
 use convoy_common::chain::chain;
+use convoy_common::misdeed::Moment;
 use convoy_common::trace::{Activity, SegmentRun};
 use convoy_common::wire::{Direction, Elements, Failure, FailureKind, FromWorker, TensorKey};
 use tokio::sync::mpsc::Sender;
@@ -17,7 +18,7 @@ use crate::engine::{Engine, EngineError, Out};
 use crate::kernels::Compute;
 use crate::metrics::{Doing, Metrics, Stopwatch};
 use crate::probe::Probe;
-use crate::rehearsal::{Moment, Rehearsal};
+use crate::rehearsal::Rehearsal;
 use crate::tower::Means;
 use crate::vitals::Vitals;
 

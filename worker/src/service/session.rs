@@ -9,6 +9,7 @@ use std::time::Duration;
 use convoy_common::address::Address;
 use convoy_common::batch::EVALUATIONS_UNDER_WAY;
 use convoy_common::chain::with_causes;
+use convoy_common::misdeed::Moment;
 use convoy_common::plan::Plan;
 use convoy_common::trace::{Activity, Transfer};
 use convoy_common::wire::{
@@ -32,7 +33,6 @@ use crate::kernels::isa::Isa;
 use crate::machine;
 use crate::metrics::Metrics;
 use crate::probe::Probe;
-use crate::rehearsal::Moment;
 
 /// Capacity of the queues between two tasks: large enough that neither waits until the other is scheduled.
 const QUEUE: usize = 32;

@@ -1,0 +1,198 @@
+//! The deliberate faults of a worker, as its `--rehearse` takes them: `DEED@PHASE:STEP`. `convoy chaos` writes them, and workers read
+//! them.
+//!
+//! Not here: doing them (the worker's `rehearsal`), and when a storm has which (`convoy chaos`).
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A deed and its moment, as `DEED@PHASE:STEP`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Misdeed {
+    /// What is done.
+    pub deed: Deed,
+    /// When: at the first moment of this phase, in this step or a later one.
+    pub moment: Moment,
+}
+
+/// What a worker does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// It kills itself, as by SIGKILL.
+    Kill,
+    /// It stops itself, as by SIGSTOP. Another process must continue it.
+    Stop,
+    /// It sleeps for so many milliseconds.
+    Limp(u64),
+    /// It commits a step at twice the rate.
+    Double,
+    /// It sends a part of a tensor with a bit flipped.
+    Flip,
+    /// It sends a part of a tensor without its second half.
+    Truncate,
+    /// It sends a part of a tensor twice.
+    Replay,
+    /// It sends the halves of a part of a tensor in the wrong order.
+    Reorder,
+    /// It sends a part of a tensor of the generation before, which must have no effect, and then the part itself.
+    Stale,
+    /// It sends a message that is larger than any may be.
+    Oversize,
+}
+
+/// A moment of a worker's part in a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// It was let in, and has not opened its tensor connection.
+    Join,
+    /// It was assigned its towers, and has not received their weights.
+    Assign,
+    /// It begins a segment of a step, forward.
+    Forward(u64),
+    /// It sends a part of a tensor to other towers, or has just sent one.
+    Exchange(u64),
+    /// It begins a segment of a step, backward.
+    Backward(u64),
+    /// It was told to commit a step, and has not done so.
+    Commit(u64),
+    /// It sends a part of its state after a step, or has just sent one.
+    State(u64),
+    /// It begins a segment of a measurement.
+    Measure,
+}
+
+impl Moment {
+    /// Whether this moment has come when the worker reaches `reached`.
+    pub fn has_come(self, reached: Moment) -> bool {
+        use Moment::{Backward, Commit, Exchange, Forward, State};
+        match (self, reached) {
+            (Forward(planned), Forward(step))
+            | (Exchange(planned), Exchange(step))
+            | (Backward(planned), Backward(step))
+            | (Commit(planned), Commit(step))
+            | (State(planned), State(step)) => step >= planned,
+            _ => self == reached,
+        }
+    }
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Moment::Join => write!(f, "join"),
+            Moment::Assign => write!(f, "assign"),
+            Moment::Measure => write!(f, "measure"),
+            Moment::Forward(step) => write!(f, "forward:{step}"),
+            Moment::Exchange(step) => write!(f, "exchange:{step}"),
+            Moment::Backward(step) => write!(f, "backward:{step}"),
+            Moment::Commit(step) => write!(f, "commit:{step}"),
+            Moment::State(step) => write!(f, "state:{step}"),
+        }
+    }
+}
+
+impl FromStr for Moment {
+    type Err = String;
+
+    /// Parses `PHASE`, or `PHASE:STEP` for phases of a step.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || {
+            format!(
+                "\"{text}\" is neither join, assign or measure, nor forward, exchange, backward, commit or state with :STEP"
+            )
+        };
+        let Some((phase, step)) = text.split_once(':') else {
+            return match text {
+                "join" => Ok(Moment::Join),
+                "assign" => Ok(Moment::Assign),
+                "measure" => Ok(Moment::Measure),
+                _ => Err(wrong()),
+            };
+        };
+        let step = step.parse().map_err(|_| wrong())?;
+        match phase {
+            "forward" => Ok(Moment::Forward(step)),
+            "exchange" => Ok(Moment::Exchange(step)),
+            "backward" => Ok(Moment::Backward(step)),
+            "commit" => Ok(Moment::Commit(step)),
+            "state" => Ok(Moment::State(step)),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl fmt::Display for Misdeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.deed {
+            Deed::Limp(milliseconds) => write!(f, "limp:{milliseconds}@{}", self.moment),
+            deed => write!(f, "{}@{}", format!("{deed:?}").to_lowercase(), self.moment),
+        }
+    }
+}
+
+impl FromStr for Misdeed {
+    type Err = String;
+
+    /// Parses `DEED@PHASE` or `DEED@PHASE:STEP`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (deed, moment) = text.split_once('@').ok_or_else(|| format!("\"{text}\" is not DEED@PHASE:STEP"))?;
+        let moment = moment.parse()?;
+        let deed = match deed.split_once(':').map_or((deed, None), |(deed, number)| (deed, Some(number))) {
+            ("kill", None) => Deed::Kill,
+            ("stop", None) => Deed::Stop,
+            ("limp", Some(number)) => Deed::Limp(number.parse().map_err(|_| format!("\"{deed}\" is not limp:MS"))?),
+            ("double", None) => Deed::Double,
+            ("flip", None) => Deed::Flip,
+            ("truncate", None) => Deed::Truncate,
+            ("replay", None) => Deed::Replay,
+            ("reorder", None) => Deed::Reorder,
+            ("stale", None) => Deed::Stale,
+            ("oversize", None) => Deed::Oversize,
+            _ => {
+                let known = "kill, stop, limp:MS, double, flip, truncate, replay, reorder, stale or oversize";
+                return Err(format!("\"{deed}\" is not {known}"));
+            }
+        };
+        let sends = matches!(moment, Moment::Exchange(_) | Moment::State(_));
+        if deed.is_about_messages() && !sends {
+            return Err(format!("\"{text}\": a worker sends tensors at exchange:STEP and state:STEP only"));
+        }
+        if deed == Deed::Double && !matches!(moment, Moment::Commit(_)) {
+            return Err(format!("\"{text}\": a worker commits at commit:STEP only"));
+        }
+        Ok(Self { deed, moment })
+    }
+}
+
+impl Deed {
+    /// Whether the worker does it to its own process.
+    pub fn is_about_itself(self) -> bool {
+        matches!(self, Deed::Kill | Deed::Stop | Deed::Limp(_))
+    }
+
+    /// Whether the worker does it to a message.
+    pub fn is_about_messages(self) -> bool {
+        !self.is_about_itself() && self != Deed::Double
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_misdeed_is_refused() {
+        for text in
+            ["kill", "kill@", "kill@forward", "eat@forward:1", "limp@forward:1", "limp:x@forward:1", "flip@forward:1"]
+        {
+            assert!(text.parse::<Misdeed>().is_err(), "{text}");
+        }
+        for text in ["limp:5@forward:3", "flip@state:2", "kill@join", "double@commit:4"] {
+            assert_eq!(text.parse::<Misdeed>().unwrap().to_string(), text);
+        }
+        let moments = ["join", "assign", "measure", "forward:1", "exchange:2", "backward:3", "commit:4", "state:5"];
+        for text in moments {
+            assert_eq!(text.parse::<Moment>().unwrap().to_string(), text);
+        }
+    }
+}

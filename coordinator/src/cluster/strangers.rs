@@ -1,0 +1,53 @@
+//! Workers that do not join: which of them were reported already. Each is reported once, and not too many are.
+//!
+//! Not here: why they do not join (`doors`).
+
+use std::collections::HashSet;
+
+use super::member::Elsewhere;
+
+/// The most workers that are reported as refused, and as many as serving another coordinator.
+const TOLD_MAX: usize = 64;
+
+/// The workers that were reported.
+#[derive(Debug, Default)]
+pub(super) struct Strangers {
+    elsewhere: Vec<Elsewhere>,
+    /// Machines, and why they were refused.
+    refused: HashSet<(String, String)>,
+}
+
+impl Strangers {
+    /// Whether a worker that serves another coordinator should be reported.
+    pub(super) fn is_new_elsewhere(&mut self, worker: &Elsewhere) -> bool {
+        let is_new = self.elsewhere.len() < TOLD_MAX && !self.elsewhere.contains(worker);
+        self.elsewhere.extend(is_new.then(|| worker.clone()));
+        is_new
+    }
+
+    /// Whether a worker that was refused should be reported. The same machine with the same reason is reported once, because workers try
+    /// again, each time from another port.
+    pub(super) fn is_new_refusal(&mut self, address: &str, reason: &str) -> bool {
+        let machine = address.rsplit_once(':').map_or(address, |(machine, _)| machine);
+        self.refused.len() < TOLD_MAX && self.refused.insert((machine.to_owned(), reason.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_is_reported_once_for_each_reason_and_not_too_many_are() {
+        let mut strangers = Strangers::default();
+        assert!(strangers.is_new_refusal("10.0.0.1:4000", "no token"));
+        assert!(!strangers.is_new_refusal("10.0.0.1:4001", "no token"), "the same machine from another port");
+        assert!(strangers.is_new_refusal("10.0.0.1:4002", "another version"));
+        assert!(strangers.is_new_refusal("10.0.0.2:4000", "no token"));
+        let more = (0..1000).filter(|n| strangers.is_new_refusal(&format!("10.0.1.{n}:4000"), "no token")).count();
+        assert_eq!(more, TOLD_MAX - 3);
+        let worker = |host: &str| Elsewhere { host: host.to_owned(), coordinator: "c:1".to_owned(), model: None };
+        assert!(strangers.is_new_elsewhere(&worker("a")) && strangers.is_new_elsewhere(&worker("b")));
+        assert!(!strangers.is_new_elsewhere(&worker("a")));
+    }
+}
