@@ -332,7 +332,25 @@ fn a_spare_takes_the_place_of_a_lost_worker() {
     end(seated.into_iter().chain([spare]));
 }
 
-/// A spare that is suspended gets no seat: another one does, at once. When it continues, it is a spare again.
+/// A worker that the other one waits for most of the time is named. It is not given up.
+#[test]
+fn a_slow_worker_is_named_and_stays() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let mut child = start("--listen 127.0.0.1:0", &out);
+    let join = listening_at(&mut child);
+    let workers = [worker(&join, ""), worker(&join, "--rehearse-slow conv4:backward:100")];
+    let output = finish(child);
+    assert!(output.status.success(), "{}", said(&output));
+    let named: Vec<_> = said(&output).lines().filter(|line| line.contains("is slow")).map(str::to_owned).collect();
+    let slow = format!("(process {} on ", workers[1].id());
+    assert!(named.len() == 1 && named[0].contains(&slow), "worker process {} is slow: {named:?}", workers[1].id());
+    assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1), "{}", said(&output));
+    assert_eq!(record(&out)["incidents"].as_array().map(Vec::len), Some(0));
+    end(workers);
+}
+
+/// A spare that is stopped gets no seat: another one does, at once. When it continues, it is a spare again.
 #[test]
 fn a_spare_that_does_not_answer_is_passed_over() {
     let (folder, job) = (TempDir::new().unwrap(), long_job());
