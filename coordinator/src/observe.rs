@@ -109,7 +109,7 @@ pub enum Event {
         /// How long it was silent.
         seconds: f64,
     },
-    /// The other workers wait for this one most of the time. Said once, until that is no longer so.
+    /// The other workers wait for this one more than a third of the time. Said once, until that is no longer so.
     Slow {
         /// Its number.
         worker: usize,

@@ -268,7 +268,7 @@ pub fn says_done(folder: &Path, weights_sha256: &str) -> bool {
     record["status"] == "done" && record["final"]["weights_sha256"] == weights_sha256
 }
 
-/// The incidents that an earlier process has recorded in `run`. None if its record can't be read: it is for people only.
+/// The incidents that an earlier process has recorded in `run`; empty if its record can't be read, which is for people only.
 pub fn earlier_incidents(run: &Path) -> Vec<Incident> {
     let text = fs::read(run.join("run.json")).unwrap_or_default();
     let record: Value = serde_json::from_slice(&text).unwrap_or_default();

@@ -65,7 +65,7 @@ impl Rehearsal {
         if doubles { 2.0 * rate } else { rate }
     }
 
-    /// What is sent instead of a frame at a moment.
+    /// The frames that are sent in place of one at a moment.
     pub(crate) fn tampered(&self, moment: Option<Moment>, frame: v1::Frame) -> impl Iterator<Item = v1::Frame> {
         let deed =
             moment.and_then(|moment| self.misdeeds.due(moment, Deed::is_about_messages)).map(|misdeed| misdeed.deed);

@@ -312,7 +312,7 @@ fn check_version(hello: &Hello) -> Result<(), Status> {
         "the worker has protocol version {} (convoy {}), and the coordinator has version {PROTOCOL_VERSION} (convoy {}); \
          use the same version of the program for both",
         hello.protocol_version,
-        hello.convoy_version,
+        shortened(hello.convoy_version.clone()),
         env!("CARGO_PKG_VERSION"),
     )))
 }

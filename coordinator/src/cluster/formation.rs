@@ -89,8 +89,8 @@ impl Cluster {
     /// # Errors
     /// When too few workers connect in time, or a local worker ends before it connects.
     pub fn gather(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<bool, JobError> {
-        let patience = if self.local.is_some() { LOCAL_CONNECTS } else { REMOTE_CONNECTS };
-        match self.fill(patience, observer, stop)? {
+        let (patience, extends) = if self.local.is_some() { (LOCAL_CONNECTS, false) } else { (REMOTE_CONNECTS, true) };
+        match self.fill((patience, extends), observer, stop)? {
             Gathered::All => Ok(true),
             Gathered::Interrupted => Ok(false),
             Gathered::Some => {
@@ -120,7 +120,7 @@ impl Cluster {
         stop: &AtomicBool,
     ) -> Result<Gathered, JobError> {
         if self.local.is_none() {
-            return self.fill(patience, observer, stop);
+            return self.fill((patience, false), observer, stop);
         }
         self.restart_local()?;
         if self.gather(observer, stop)? { Ok(Gathered::All) } else { Ok(Gathered::Interrupted) }
@@ -131,15 +131,18 @@ impl Cluster {
         self.local.as_mut().map_or(Ok(()), |local| local.restart(&free))
     }
 
+    /// Fills the seats, within `patience`. If the wait `extends`, the time starts again when a worker reports that it is busy with another
+    /// job.
     fn fill(
         &mut self,
-        patience: Duration,
+        (patience, extends): (Duration, bool),
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Gathered, JobError> {
         let (first, want) = (Instant::now(), self.seats.len());
         let mut start = first;
         let mut told = None;
+        self.strangers.forget_elsewhere();
         loop {
             self.seat_spares();
             let have = self.present();
@@ -169,7 +172,7 @@ impl Cluster {
                 Some(News::Heard(..) | News::Changed) => {}
                 Some(News::Elsewhere(worker)) => {
                     // Busy workers are worth waiting for until their job has ended.
-                    if worker.model.is_some() && patience == REMOTE_CONNECTS {
+                    if worker.model.is_some() && extends {
                         start = Instant::now();
                     }
                     if self.strangers.is_new_elsewhere(&worker) {

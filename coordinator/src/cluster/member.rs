@@ -76,6 +76,11 @@ impl Member {
         self.control = channel(1).0;
     }
 
+    /// Whether this spare can take a seat: it answers, and its connection is open.
+    pub(super) fn is_available(&self) -> bool {
+        !self.quiet.is_suspected() && !self.control.is_closed()
+    }
+
     /// Sends an order, if it can be queued at once.
     pub(super) fn try_tell(&self, generation: u64, message: ToWorker) -> bool {
         self.control.try_send(Numbered { generation, message }.into()).is_ok()

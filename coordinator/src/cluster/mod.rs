@@ -213,13 +213,13 @@ impl Cluster {
 
     /// Whether there are fewer seats than the job asked for, and a spare that could take another one.
     pub fn can_grow(&self) -> bool {
-        self.seats.len() < self.wanted && self.spares.iter().any(|spare| !spare.quiet.is_suspected())
+        self.seats.len() < self.wanted && self.spares.iter().any(Member::is_available)
     }
 
     /// Gives seats to spares, up to the number of workers that the job asked for.
     pub fn grow(&mut self) {
-        let well = self.spares.iter().filter(|spare| !spare.quiet.is_suspected()).count();
-        let seats = (self.seats.len() + well).min(self.wanted.max(self.seats.len()));
+        let available = self.spares.iter().filter(|spare| spare.is_available()).count();
+        let seats = (self.seats.len() + available).min(self.wanted.max(self.seats.len()));
         self.seats.resize_with(seats, || None);
         self.seat_spares();
     }
@@ -227,10 +227,10 @@ impl Cluster {
     /// Gives the free seats to spares that answer.
     fn seat_spares(&mut self) {
         for spare in std::mem::take(&mut self.spares) {
-            if spare.quiet.is_suspected() {
-                self.spares.push(spare);
-            } else {
+            if spare.is_available() {
                 self.seat(spare);
+            } else {
+                self.spares.push(spare);
             }
         }
     }

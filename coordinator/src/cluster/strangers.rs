@@ -25,6 +25,11 @@ impl Strangers {
         is_new
     }
 
+    /// A new wait begins: workers that serve another coordinator are reported again.
+    pub(super) fn forget_elsewhere(&mut self) {
+        self.elsewhere.clear();
+    }
+
     /// Whether a worker that was refused should be reported. The same machine with the same reason is reported once, because workers try
     /// again, each time from another port.
     pub(super) fn is_new_refusal(&mut self, address: &str, reason: &str) -> bool {

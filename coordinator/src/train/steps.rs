@@ -6,9 +6,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use convoy_common::batch::MicroBatch;
+use convoy_common::batch::{MicroBatch, MicroBatchId};
 use convoy_common::trace::Activity;
-use convoy_common::wire::{FromWorker, ToWorker};
+use convoy_common::wire::{FromWorker, TensorKey, ToWorker};
 
 use super::Run;
 use super::drive::Drive;
@@ -17,6 +17,7 @@ use crate::error::JobError;
 use crate::evaluate::{Measured, evaluate};
 use crate::exchange::Routed;
 use crate::fault::Fault;
+use crate::lateness::Delivery;
 use crate::observe::{EpochRecord, Event};
 use crate::state::Progress;
 use crate::step::Step;
@@ -94,6 +95,7 @@ impl Run {
         }
         let labels = images.iter().map(|image| self.data.train.label(*image)).collect();
         let mut step = Step::new(self.plan.clone(), labels, &micro_batches);
+        crew.step_begins(&micro_batches);
         while !step.is_done() {
             self.hear(crew, &mut step, number)?;
         }
@@ -165,11 +167,12 @@ impl Run {
         match received {
             Received::Chunk(chunk, at) => {
                 let (key, whole) = (crew.recorder.is_on().then(|| chunk.key.clone()), chunk.ends());
-                if whole.is_some() {
-                    crew.lateness.delivered(worker, &chunk.key, at);
+                let ended = whole.and_then(|_| delivery(&chunk.key));
+                let routed = crew.exchanges.route(worker, chunk).map_err(|source| invalid(worker, number, source))?;
+                if let Some((micro_batch, tower, delivery)) = ended {
+                    crew.delivered(micro_batch, tower, delivery, Some(at));
                 }
-                let routed = crew.exchanges.route(worker, chunk);
-                match routed.map_err(|source| invalid(worker, number, source))? {
+                match routed {
                     Routed::Kept => {
                         crew.recorder.relayed(key, at, whole);
                         Ok(())
@@ -198,6 +201,7 @@ impl Run {
             Received::Said(FromWorker::BackwardDone { micro_batch, tower })
                 if placement.get(tower) == Some(&worker) && step.on_backward_done(&micro_batch, tower) =>
             {
+                crew.delivered(micro_batch.id, tower, Delivery::BackwardDone, None);
                 Ok(())
             }
             other => Err(out_of_turn(worker, number, &other).into()),
@@ -234,6 +238,16 @@ impl Run {
             (drive.epoch_seconds, drive.epoch_images) = (0.0, 0);
         }
         Ok(())
+    }
+}
+
+/// What the end of a tensor delivers, and for which micro-batch and tower.
+fn delivery(tensor: &TensorKey) -> Option<(MicroBatchId, usize, Delivery)> {
+    match tensor {
+        TensorKey::Activations { micro_batch, exchange, direction, from_tower, .. } => {
+            Some((micro_batch.id, *from_tower, Delivery::Exchange(*exchange, *direction)))
+        }
+        _ => None,
     }
 }
 

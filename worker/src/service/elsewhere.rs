@@ -2,6 +2,7 @@
 //! While its coordinator still waits for workers, it moves to a waiting one with a lower address. So workers gather at one
 //! coordinator, instead of being spread over several that all wait forever. A spare moves to any coordinator that waits.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use convoy_proto::v1;
@@ -26,7 +27,7 @@ pub(super) struct Whereabouts<'a> {
     /// The model of the job; empty before there is one.
     pub(super) model: String,
     /// Whether the coordinator has all the workers that it needs without this one.
-    pub(super) is_spare: bool,
+    pub(super) is_spare: AtomicBool,
 }
 
 impl Whereabouts<'_> {
@@ -38,7 +39,7 @@ impl Whereabouts<'_> {
             for other in found.iter().filter(|place| *place != self.here) {
                 // A coordinator that does not answer in time is not a candidate.
                 let wanted = timeout(ANSWER_MAX, self.tell_one(other)).await.ok().flatten().unwrap_or(false);
-                if wanted && self.model.is_empty() && (self.is_spare || other < self.here) {
+                if wanted && self.model.is_empty() && (self.is_spare.load(Ordering::Relaxed) || other < self.here) {
                     return;
                 }
             }

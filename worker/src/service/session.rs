@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -258,7 +258,7 @@ impl<'a> Session<'a> {
             host: hostname(),
             session: number,
             model: String::new(),
-            is_spare: false,
+            is_spare: AtomicBool::new(false),
         };
         let tensors = Tensors { incoming, outgoing: frames, ahead: None };
         let result = session.serve(orders, tensors, whereabouts).await;
@@ -272,19 +272,22 @@ impl<'a> Session<'a> {
         mut tensors: Tensors,
         mut whereabouts: Whereabouts<'_>,
     ) -> Result<(), SessionError> {
+        // It goes on through the coordinator's pings.
+        let mut telling = Box::pin(whereabouts.tell());
         let first = loop {
             tokio::select! {
                 order = next(&mut orders) => match order? {
                     Some(Numbered { message: ToWorker::Standby, .. }) => {
                         tracing::warn!("the job already has all its workers; this worker is a spare");
-                        whereabouts.is_spare = true;
+                        whereabouts.is_spare.store(true, Ordering::Relaxed);
                     }
                     Some(Numbered { message: ToWorker::Ping { sent }, .. }) => self.answer(sent).await?,
                     order => break order,
                 },
-                () = whereabouts.tell() => return Err(SessionError::Moved),
+                () = &mut telling => return Err(SessionError::Moved),
             }
         };
+        drop(telling);
         let mut assignment = match first {
             Some(Numbered { generation, message: ToWorker::Assign(message) }) => Numbered { generation, message },
             Some(Numbered { message: ToWorker::EndJob { .. }, .. }) | None => return Ok(()),
@@ -545,6 +548,7 @@ impl<'a> Session<'a> {
         }
         Ok(())
     }
+
     /// Reports why this worker cannot take part in the generation, and waits until the coordinator ends it.
     async fn give_up(&self, failure: Failure, orders: &mut Streaming<v1::ToWorker>) -> Result<Ended, SessionError> {
         tracing::info!("cannot continue: {}", failure.message);
