@@ -588,6 +588,31 @@ fn a_second_coordinator_learns_who_has_the_workers() {
     assert_eq!(hash(&runs.join("second")), embedded(folder.path(), "--steps 5"));
 }
 
+/// Four workers, of which the first job needs two. The other two are spares, and serve a second coordinator by the same name.
+#[test]
+fn spares_of_one_coordinator_serve_another_one() {
+    let _one = ENGINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some((image, folder, composes)) = setting() else { return };
+    let project = Project::new(&composes[0], &image, folder.path());
+    project.run(&["up", "-d", "--scale", "worker=4", "worker"]);
+    project.wait_healthy("worker", 4);
+    let job = ["run", "--rm", "--no-deps", "--use-aliases", "coordinator", "train", "--data", "bundled", "--steps"];
+    let start = |rest: &[&str]| {
+        let mut command = project.command(&[&job[..], rest].concat());
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let first = start(&["1000000", "--schedule", "constant", "--lr", "0.01", "--out", "/runs/first"]);
+    let job = || project.fetch_runs(folder.path()).join("first");
+    wait_for("the first job's first step", || (!losses(&job()).is_empty()).then_some(()));
+    let [of_first] = project.containers("coordinator").try_into().unwrap();
+    let second = support::finish(start(&["5", "--out", "/runs/second"]));
+    assert!(second.status.success(), "{}", said(&second));
+    assert_eq!(record(&job())["status"], "running", "both jobs had workers at once");
+    docker(&["stop", "--time", "60", &of_first]);
+    support::finish(first);
+    assert_eq!(hash(&project.fetch_runs(folder.path()).join("second")), embedded(folder.path(), "--steps 5"));
+}
+
 /// Whether this machine is a swarm that these tests have made.
 fn is_our_swarm() -> bool {
     let format = format!("{{{{index .Spec.Labels \"{MARK}\"}}}}");

@@ -174,12 +174,12 @@ mod tests {
             let mut deliveries = Vec::new();
             let (mut free, mut complete) = ([0; 2], vec![0; micro_batches]);
             for stage in 0..stages {
-                for part in 0..micro_batches {
+                for (part, complete) in complete.iter_mut().enumerate() {
                     for tower in 0..2 {
-                        free[tower] = free[tower].max(complete[part]) + each[tower];
+                        free[tower] = free[tower].max(*complete) + each[tower];
                         deliveries.push((free[tower], part, tower, stage));
                     }
-                    complete[part] = free[0].max(free[1]);
+                    *complete = free[0].max(free[1]);
                 }
             }
             deliveries.sort();
@@ -190,7 +190,9 @@ mod tests {
                     _ => Delivery::Exchange(stages - 2 - stage, Direction::Backward),
                 };
                 // Towers send a tensor to each tower of another worker.
-                [0, 1].map(|_| lateness.delivered(parts[part].id, tower, delivery, at * MS));
+                for _ in 0..2 {
+                    lateness.delivered(parts[part].id, tower, delivery, at * MS);
+                }
             }
             assert!(lateness.owed.iter().all(|owed| *owed == 0), "nothing is owed at the end of a step");
             let time = Duration::from_millis(free[0].max(free[1]));
