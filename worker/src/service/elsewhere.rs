@@ -31,8 +31,8 @@ pub(super) struct Whereabouts<'a> {
 }
 
 impl Whereabouts<'_> {
-    /// Tells all other coordinators periodically. Returns when this worker should move to another one; never during a job.
-    pub(super) async fn tell(&self) {
+    /// Tells all other coordinators periodically. Returns the one that this worker should move to; never during a job.
+    pub(super) async fn tell(&self) -> Place {
         loop {
             sleep(LOOK_EVERY).await;
             let found = places(&self.config.join).await.unwrap_or_default();
@@ -40,7 +40,7 @@ impl Whereabouts<'_> {
                 // A coordinator that does not answer in time is not a candidate.
                 let wanted = timeout(ANSWER_MAX, self.tell_one(other)).await.ok().flatten().unwrap_or(false);
                 if wanted && self.model.is_empty() && (self.is_spare.load(Ordering::Relaxed) || other < self.here) {
-                    return;
+                    return other.clone();
                 }
             }
         }

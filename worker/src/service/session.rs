@@ -53,7 +53,7 @@ pub(super) enum SessionError {
     #[error("cannot connect to a coordinator at {0}")]
     Connect(Place, #[source] tonic::transport::Error),
     #[error("another coordinator behind this name comes first")]
-    Moved,
+    Moved(Place),
     #[error("the coordinator did not answer within {GREETING_TIMEOUT:?}")]
     Greeting,
     #[error("this worker requires a token (--token-file), but the coordinator was started without one")]
@@ -208,18 +208,18 @@ impl<'a> Session<'a> {
         presence: &'a Presence,
     ) -> Result<(), SessionError> {
         let found = places(&config.join).await.map_err(|error| SessionError::Name(config.join.clone(), error))?;
+        let mut places = VecDeque::from(found);
         let mut ended = Ok(());
-        for place in &found {
-            ended = Self::serve_at(config, isa, messages, presence, place).await;
-            if !ended.as_ref().is_err_and(SessionError::is_turned_away) {
-                break;
+        while let Some(place) = places.pop_front() {
+            ended = Self::serve_at(config, isa, messages, presence, &place).await;
+            match &ended {
+                // The coordinator that it has left would take it again.
+                Err(SessionError::Moved(other)) => places.push_front(other.clone()),
+                Err(error) if error.is_turned_away() => {}
+                _ => break,
             }
         }
-        match ended {
-            // The next session starts with the coordinator that comes first.
-            Err(SessionError::Moved) => Ok(()),
-            ended => ended,
-        }
+        ended
     }
 
     async fn serve_at(
@@ -284,7 +284,7 @@ impl<'a> Session<'a> {
                     Some(Numbered { message: ToWorker::Ping { sent }, .. }) => self.answer(sent).await?,
                     order => break order,
                 },
-                () = &mut telling => return Err(SessionError::Moved),
+                other = &mut telling => return Err(SessionError::Moved(other)),
             }
         };
         drop(telling);
@@ -324,7 +324,7 @@ impl<'a> Session<'a> {
             result = self.follow(orders, &terms) => result,
             result = self.receive(incoming, ahead, &terms) => result,
             result = self.send(computed, outgoing, &terms) => result,
-            () = whereabouts.tell() => Err(SessionError::Moved),
+            other = whereabouts.tell() => Err(SessionError::Moved(other)),
             result = self.take_leave() => result,
         }
     }
