@@ -38,7 +38,7 @@ pub(crate) struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Part {
-    /// Measure each layer and pass of one tower, and compare it with what the machine reaches with as many threads
+    /// Measure the speed of each layer and pass of one tower, and compare it with the machine's limits for the same number of threads
     ///
     /// Products are compared with the rate of multiply-adds, and other passes with the memory bandwidth.
     Kernels(kernels::Kernels),

@@ -63,7 +63,9 @@ pub(crate) fn excluded(command: &Command, line: &[OsString]) -> Vec<String> {
     let names = command.get_subcommands().find(is_named).map(|sub| excluded_by(sub, line)).unwrap_or_default();
     let set = names.into_iter().filter(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
     set.map(|name| {
-        format!("note: the environment variable {name} has no effect, because a flag on the command line excludes it")
+        format!(
+            "note: the environment variable {name} has no effect, because a flag on the command line conflicts with it"
+        )
     })
     .collect()
 }

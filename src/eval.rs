@@ -23,7 +23,7 @@ use crate::{Outcome, output, settings, signals};
 /// The command line of `convoy eval`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Folder of a checkpoint, folder of a run (its newest checkpoint is used), or a safetensors file
+    /// Folder of a checkpoint, folder of a run (its newest sound checkpoint is used), or a safetensors file
     path: PathBuf,
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file; required for a safetensors file outside a
     /// checkpoint

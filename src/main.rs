@@ -43,7 +43,7 @@ struct Arguments {
     command: Command,
     /// Format of the log on standard error: text, or one JSON object per line [default: text]. RUST_LOG sets the log level, for
     /// example RUST_LOG=convoy=debug
-    #[arg(long, global = true, env = log::FORMAT_VARIABLE, value_name = "text|json")]
+    #[arg(long, global = true, env = log::FORMAT_VARIABLE, value_name = "text|json", display_order = 1000)]
     log_format: Option<log::Format>,
 }
 
@@ -87,8 +87,9 @@ enum Command {
     /// Run a job under a storm of faults, and compare the result with a run without faults
     ///
     /// The job runs twice, each time with a coordinator and its workers as separate processes on this machine: first without faults, then
-    /// with them. Workers are killed, stopped, slowed down and cut off, they send damaged messages, and the coordinator is killed, all at
-    /// planned steps. The exit code is 1 if the results differ, if the job fails or hangs, if a fault did not happen, or if it was not found.
+    /// with them. At planned steps, workers are killed, stopped, slowed down, cut off, or send damaged messages, or the coordinator is killed.
+    /// The exit code is 1 if the results differ, if the job fails or hangs, if a planned fault did not happen, or if a fault was not found.
+    /// docs/RELIABILITY.md lists all reasons.
     Chaos(Box<chaos::Arguments>),
 }
 

@@ -95,7 +95,7 @@ pub(crate) struct Arguments {
     /// Safetensors file with the initial weights [default: random weights]
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
-    /// Continue from a checkpoint, or from the newest checkpoint of a run. auto continues the run in the folder --out if that folder
+    /// Continue from a checkpoint, or from the newest sound checkpoint of a run. auto continues the run in the folder --out if that folder
     /// holds a run, and starts a new run there otherwise
     #[arg(long, value_name = "DIR|auto")]
     resume: Option<PathBuf>,
@@ -109,8 +109,8 @@ pub(crate) struct Arguments {
     /// that is complete [default: chosen so that snapshots cost at most 2 % of the time, and are at least one second apart]
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     snapshot_every: Option<u64>,
-    /// How long the job waits for a worker, in seconds: for one that does not answer (at least 5), and, with --listen, for another one
-    /// in place of a lost one. --help lists the other deadlines, some of which follow from it [default: 10]
+    /// Seconds that the job waits for a worker that does not answer (values below 5 count as 5), and, with --listen, for another worker in
+    /// place of a lost one. --help lists the other deadlines, some of which follow from it [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = whole::<u64>(0..=86_400))]
     patience: Option<u64>,
     /// Steps to keep in the run's trace: off, sample (about 50 steps, spread over the run, and up to 30 slow ones), steps:FROM-TO,
