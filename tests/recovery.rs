@@ -519,7 +519,7 @@ fn a_wrong_snapshot_is_found_by_the_replay() {
 /// message is one too many.
 #[test]
 fn a_message_of_an_earlier_generation_is_dropped() {
-    for (fence, kinds) in [("", &["lost"][..]), ("--rehearse-no-fence", &["lost", "invalid"][..])] {
+    for fence in ["", "--rehearse-no-fence"] {
         let folder = TempDir::new().unwrap();
         let out = folder.path().join("run");
         let mut child = start(&format!("--listen 127.0.0.1:0 {fence}"), &out);
@@ -535,8 +535,9 @@ fn a_message_of_an_earlier_generation_is_dropped() {
         assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1), "{}", said(&output));
         let incidents = record(&out)["incidents"].as_array().cloned().unwrap();
         let found: Vec<_> = incidents.iter().map(|incident| incident["kind"].as_str().unwrap()).collect();
-        // Without the fence, chunks that are really late may be let through, too.
-        assert!(found == kinds || !fence.is_empty() && found.starts_with(kinds), "{incidents:?}");
+        // Without the fence, chunks of the other worker that are really late may be let through, too.
+        let is_right = if fence.is_empty() { found == ["lost"] } else { found.contains(&"invalid") };
+        assert!(is_right, "{fence}: {incidents:?}");
         assert_eq!(wait_for_death(doomed).status.signal(), Some(9));
         end([tardy, spare]);
     }
