@@ -551,6 +551,23 @@ fn log_of(id: &str) -> String {
     said(&output)
 }
 
+/// Starts a job whose coordinator has the name that workers join.
+fn start(project: &Project, steps_and_more: &[&str]) -> std::process::Child {
+    let job = ["run", "--rm", "--no-deps", "--use-aliases", "coordinator", "train", "--data", "bundled", "--steps"];
+    let mut command = project.command(&[&job[..], steps_and_more].concat());
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+}
+
+/// Starts a job that goes on until it is stopped, as the run `first`, and waits for its first step. Also returns its container.
+fn start_endless(project: &Project, folder: &Path) -> (std::process::Child, String) {
+    let job = start(project, &["1000000", "--schedule", "constant", "--lr", "0.01", "--out", "/runs/first"]);
+    wait_for("the first job's first step", || {
+        (!losses(&project.fetch_runs(folder).join("first")).is_empty()).then_some(())
+    });
+    let [coordinator] = project.containers("coordinator").try_into().unwrap();
+    (job, coordinator)
+}
+
 /// Two coordinators by one name: the first has the workers, the second is told so, and has them afterwards.
 #[test]
 fn a_second_coordinator_learns_who_has_the_workers() {
@@ -559,17 +576,9 @@ fn a_second_coordinator_learns_who_has_the_workers() {
     let project = Project::new(&composes[0], &image, folder.path());
     project.run(&["up", "-d", "worker"]);
     let ids = project.wait_healthy("worker", 2);
-    let job = ["run", "--rm", "--no-deps", "--use-aliases", "coordinator", "train", "--data", "bundled", "--steps"];
-    let start = |rest: &[&str]| {
-        let mut command = project.command(&[&job[..], rest].concat());
-        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
-    };
     // The first job goes on until the second coordinator knows of it.
-    let first = start(&["1000000", "--schedule", "constant", "--lr", "0.01", "--out", "/runs/first"]);
-    let job = || project.fetch_runs(folder.path()).join("first");
-    wait_for("the first job's first step", || (!losses(&job()).is_empty()).then_some(()));
-    let [of_first] = project.containers("coordinator").try_into().unwrap();
-    let second = start(&["5", "--out", "/runs/second"]);
+    let (first, of_first) = start_endless(&project, folder.path());
+    let second = start(&project, &["5", "--out", "/runs/second"]);
     let of =
         |id: &String| format!("the worker on {} is training alexnet-fashion with another coordinator, at ", &id[..12]);
     let told: Vec<_> = ids.iter().map(of).collect();
@@ -596,16 +605,9 @@ fn spares_of_one_coordinator_serve_another_one() {
     let project = Project::new(&composes[0], &image, folder.path());
     project.run(&["up", "-d", "--scale", "worker=4", "worker"]);
     project.wait_healthy("worker", 4);
-    let job = ["run", "--rm", "--no-deps", "--use-aliases", "coordinator", "train", "--data", "bundled", "--steps"];
-    let start = |rest: &[&str]| {
-        let mut command = project.command(&[&job[..], rest].concat());
-        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
-    };
-    let first = start(&["1000000", "--schedule", "constant", "--lr", "0.01", "--out", "/runs/first"]);
     let job = || project.fetch_runs(folder.path()).join("first");
-    wait_for("the first job's first step", || (!losses(&job()).is_empty()).then_some(()));
-    let [of_first] = project.containers("coordinator").try_into().unwrap();
-    let second = support::finish(start(&["5", "--out", "/runs/second"]));
+    let (first, of_first) = start_endless(&project, folder.path());
+    let second = support::finish(start(&project, &["5", "--out", "/runs/second"]));
     assert!(second.status.success(), "{}", said(&second));
     assert_eq!(record(&job())["status"], "running", "both jobs had workers at once");
     docker(&["stop", "--time", "60", &of_first]);
