@@ -9,6 +9,7 @@ not part of it: it depends on the interval of snapshots.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -73,40 +74,39 @@ class Job:
             process.wait()
 
 
-def killed(convoy, model, with_spare):
-    """Milliseconds until the kill was found, and until the job trained again."""
+@contextlib.contextmanager
+def struck(convoy, model, with_spare, number):
+    """A job whose worker 1 has just got a signal: the job, the worker's process, and when, in seconds."""
     signal.alarm(ROUND_MAX)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(convoy, model, with_spare, folder)
         try:
             process = job.begin()
             began = time.monotonic()
-            os.kill(process, signal.SIGKILL)
-            _, at = job.wait_for("fault")
-            incident, _ = job.wait_for("recovered")
-            found = (at - began) * 1e3
-            return found, found + incident["replace_ms"] + incident["restore_ms"]
+            os.kill(process, number)
+            yield job, process, began
         finally:
             job.end()
+
+
+def killed(convoy, model, with_spare):
+    """Milliseconds until the kill was found, and until the job trained again."""
+    with struck(convoy, model, with_spare, signal.SIGKILL) as (job, _, began):
+        _, at = job.wait_for("fault")
+        incident, _ = job.wait_for("recovered")
+        found = (at - began) * 1e3
+        return found, found + incident["replace_ms"] + incident["restore_ms"]
 
 
 def stopped(convoy, model):
     """Milliseconds until the worker was suspected."""
-    signal.alarm(ROUND_MAX)
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(convoy, model, False, folder)
+    with struck(convoy, model, False, signal.SIGSTOP) as (job, process, began):
         try:
-            process = job.begin()
-            began = time.monotonic()
-            os.kill(process, signal.SIGSTOP)
-            try:
-                _, at = job.wait_for("suspected")
-            finally:
-                os.kill(process, signal.SIGCONT)
-            job.wait_for("answered")
-            return (at - began) * 1e3
+            _, at = job.wait_for("suspected")
         finally:
-            job.end()
+            os.kill(process, signal.SIGCONT)
+        job.wait_for("answered")
+        return (at - began) * 1e3
 
 
 def too_late(*_):
