@@ -9,7 +9,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use support::{Images, checkpoint, finish, hash, losses, record, run, said, signal, succeed, wait_for, write_data};
+use support::{
+    Images, Start as _, checkpoint, finish, hash, losses, record, run, said, signal, succeed, wait_for, write_data,
+};
 use tempfile::TempDir;
 
 const FAILED: i32 = 1;
@@ -323,7 +325,7 @@ fn a_folder_in_which_a_run_goes_on_is_not_touched() {
     let out = folder.path().join("run");
     let mut command = support::convoy();
     command.args("train --data bundled --epochs 50 --checkpoint-every 2".split_whitespace()).arg("--out").arg(&out);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).start();
     wait_for("a checkpoint", || (losses(&out).len() > 2).then_some(()));
     refused("train --data bundled --steps 9", &[("--resume", &out)], MISUSED, &["is in use by another process"]);
     refused("train --data bundled --steps 9", &[("--out", &out)], MISUSED, &["already holds a run"]);
@@ -377,7 +379,7 @@ fn a_reader_that_goes_away_ends_no_job() {
         .arg(&model)
         .arg("--out")
         .arg(&out);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).start();
     drop(child.stdout.take());
     let output = finish(child);
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
@@ -391,7 +393,7 @@ fn an_input_without_end_and_an_output_that_is_full_are_errors() {
     for arguments in ["plan", "plan --json"] {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let mut command = support::convoy();
-        let child = command.args(arguments.split_whitespace()).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+        let child = command.args(arguments.split_whitespace()).stdout(full).stderr(Stdio::piped()).start();
         let output = finish(child);
         assert_eq!(output.status.code(), Some(FAILED), "{}", said(&output));
         assert!(said(&output).contains("write to standard output: No space"), "{}", said(&output));

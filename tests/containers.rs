@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{hash, losses, output_of, record, said, signal, succeed, wait_for};
+use support::{Process, Start as _, hash, losses, output_of, record, said, signal, succeed, wait_for};
 use tempfile::TempDir;
 
 /// Two cores: one stack at a time.
@@ -487,7 +487,7 @@ fn four_workers_hold_four_towers_and_mistakes_are_named() {
 
         // Two of the four are too many for two towers: they are spares. The job goes on until both have said so.
         let mut long = project.command(&[&JOB[..7], &["--epochs", "1000", "--out", "/runs/two"]].concat());
-        let long = long.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        let long = long.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).start();
         wait_for("both spares to say so", || {
             let spares = ids.iter().filter(|id| log_of(id).contains("this worker is a spare")).count();
             (spares == 2).then_some(())
@@ -527,7 +527,7 @@ fn a_secret_keeps_out_workers_without_it_and_a_lonely_coordinator_says_what_it_w
         let project = Project::new(compose, &image, folder.path()).and_file("deploy/compose-token.yml");
         let project = project.with("CONVOY_TOKEN", token.to_str().unwrap());
         let mut lonely = project.command(&[&JOB[..], &["--out", "/runs/lonely"]].concat());
-        let lonely = lonely.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        let lonely = lonely.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).start();
         let id = wait_for("the coordinator's container", || {
             project.containers("coordinator").into_iter().find(|id| log_of(id).contains("0 of 2 workers connected"))
         });
@@ -552,14 +552,14 @@ fn log_of(id: &str) -> String {
 }
 
 /// Starts a job whose coordinator has the name that workers join.
-fn start(project: &Project, steps_and_more: &[&str]) -> std::process::Child {
+fn start(project: &Project, steps_and_more: &[&str]) -> Process {
     let job = ["run", "--rm", "--no-deps", "--use-aliases", "coordinator", "train", "--data", "bundled", "--steps"];
     let mut command = project.command(&[&job[..], steps_and_more].concat());
-    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).start()
 }
 
 /// Starts a job that goes on until it is stopped, as the run `first`, and waits for its first step. Also returns its container.
-fn start_endless(project: &Project, folder: &Path) -> (std::process::Child, String) {
+fn start_endless(project: &Project, folder: &Path) -> (Process, String) {
     let job = start(project, &["1000000", "--schedule", "constant", "--lr", "0.01", "--out", "/runs/first"]);
     wait_for("the first job's first step", || {
         (!losses(&project.fetch_runs(folder).join("first")).is_empty()).then_some(())

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use support::{Images, checkpoint, finish, output_of, run, said, signal, succeed, write_data};
+use support::{Images, Start as _, checkpoint, finish, output_of, run, said, signal, succeed, write_data};
 use tempfile::TempDir;
 
 /// Images in which one row of pixels tells the class, so that a net learns them at once.
@@ -99,7 +99,7 @@ fn jobs_that_start_at_once_claim_a_folder_each() {
             let mut command = support::convoy();
             command.args("train --data bundled --steps 2 --batch 2 --threads 1 --trace off --seed".split_whitespace());
             command.arg(seed.to_string()).current_dir(folder.path());
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).start()
         })
         .collect();
     for child in children {
@@ -162,7 +162,7 @@ fn plan_predicts_memory(job: &str, running: &str) {
     let workers: Vec<_> = (0..2)
         .map(|_| {
             let mut command = support::convoy();
-            command.args(["worker", "--threads", "1", "--join", &join]).stderr(Stdio::null()).spawn().unwrap()
+            command.args(["worker", "--threads", "1", "--join", &join]).stderr(Stdio::null()).start()
         })
         .collect();
     succeed(&format!("train {job} {running} --listen {join}"), &[("--out", &out)]);

@@ -5,10 +5,10 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
 use serde_json::Value;
-use support::{hash, losses, record, signal, succeed, wait_for, worker_processes};
+use support::{Process, Start as _, hash, losses, record, signal, succeed, wait_for, worker_processes};
 use tempfile::TempDir;
 
 const STEPS: u64 = 6;
@@ -132,9 +132,9 @@ fn four_towers_have_one_result_for_each_number_of_slots() {
     assert_ne!(check_ways("four-towers", 1, &[2, 3, 4]), check_ways("four-towers", 2, &[4]));
 }
 
-fn worker(address: &str) -> Child {
+fn worker(address: &str) -> Process {
     let mut command = support::convoy();
-    command.args(["worker", "--join", address, "--threads", "1"]).stderr(Stdio::null()).spawn().unwrap()
+    command.args(["worker", "--join", address, "--threads", "1"]).stderr(Stdio::null()).start()
 }
 
 /// Workers that dialled in over TCP give the bits of those that the coordinator started itself; two jobs one after
@@ -147,14 +147,14 @@ fn workers_that_dialled_in_give_the_same_bits_job_after_job() {
         assert_ne!(embedded, case.embedded("other-seed", Way { seed: 6, ..PLAIN }), "{model}: another seed");
         let way = Way { workers: count, ..PLAIN };
         let address = support::free_address();
-        let mut workers: Vec<Child> = (0..count).map(|_| worker(&address)).collect();
+        let mut workers: Vec<Process> = (0..count).map(|_| worker(&address)).collect();
         for name in ["first", "second"] {
             let out = case.out(name);
             succeed(&format!("{} --listen {address}", case.arguments(way)), &[("--out", &out)]);
             case.check(&out, way);
             assert_eq!(embedded, (hash(&out), losses(&out)), "{model}, {name} job");
             let mut held = worker_processes(&out);
-            let mut ours: Vec<u32> = workers.iter().map(Child::id).collect();
+            let mut ours: Vec<u32> = workers.iter().map(|process| process.id()).collect();
             held.sort_unstable();
             ours.sort_unstable();
             assert_eq!(held, ours, "the workers that dialled in did the work");
@@ -174,11 +174,11 @@ fn a_worker_has_as_many_compute_threads_as_requested() {
     let (address, way) = (support::free_address(), Way { threads: 3, ..PLAIN });
     let mut command = support::convoy();
     command.args(["worker", "--join", &address, "--threads", "3"]).stderr(Stdio::null());
-    let process = support::Ended(command.spawn().unwrap());
+    let process = command.start();
     let out = case.out("three");
     succeed(&format!("{} --listen {address}", case.arguments(way)), &[("--out", &out)]);
     case.check(&out, way);
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", process.0.id())).unwrap();
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", process.id())).unwrap();
     let names = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
     let mut compute: Vec<String> = names.filter(|name| name.starts_with("compute-")).collect();
     compute.sort();
@@ -202,7 +202,7 @@ fn an_interrupted_job_ends_in_the_bits_of_one_that_was_not() {
         let out = case.out("cut");
         let mut command = support::convoy();
         command.args(arguments.split_whitespace()).arg("--out").arg(&out);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).start();
         wait_for("the fifth step", || (losses(&out).len() >= 5).then_some(()));
         signal(child.id(), "INT");
         let output = support::finish(child);
@@ -262,11 +262,10 @@ fn two_kinds_of_cpu_in_one_cluster_change_no_bits() {
     succeed(&format!("{job} --seed 2"), &[("--out", &other_seed)]);
     assert_ne!(hash(&here), hash(&other_seed), "another seed");
     let mut command = on_other_cpu(&format!("{job} --listen 127.0.0.1:0"));
-    let mut coordinator =
-        command.arg("--out").arg(&mixed).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut coordinator = command.arg("--out").arg(&mixed).stdout(Stdio::piped()).stderr(Stdio::piped()).start();
     let address = support::listening_at(&mut coordinator);
-    let joining = on_other_cpu(&format!("worker --join {address} --threads 1")).stderr(Stdio::null()).spawn().unwrap();
-    let _workers = [support::Ended(joining), support::Ended(worker(&address))];
+    let joining = on_other_cpu(&format!("worker --join {address} --threads 1")).stderr(Stdio::null()).start();
+    let _workers = [joining, worker(&address)];
     let output = support::finish(coordinator);
     assert!(output.status.success(), "{}", support::said(&output));
     let record = record(&mixed);

@@ -5,10 +5,13 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use support::{checkpoint, finish, hash, is_alive, losses, record, said, signal, succeed, wait_for, worker_processes};
+use support::{
+    Process, Start as _, checkpoint, finish, hash, is_alive, losses, record, said, signal, succeed, wait_for,
+    worker_processes,
+};
 use tempfile::TempDir;
 
 /// Found, told and cleaned up within this.
@@ -18,11 +21,11 @@ const SOON: Duration = Duration::from_secs(5);
 const JOB: &str = "--batch 16 --schedule constant --lr 0.01";
 
 /// A job that would go on for long, under way.
-fn start(out: &Path, arguments: &str) -> Child {
+fn start(out: &Path, arguments: &str) -> Process {
     let mut command = support::convoy();
     command.args("train --data bundled --epochs 50".split_whitespace());
     command.args(JOB.split_whitespace()).args(arguments.split_whitespace()).arg("--out").arg(out);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).start()
 }
 
 fn wait_for_steps(out: &Path, steps: usize) {
@@ -47,8 +50,8 @@ fn another_seed_has_other_bits_and_losses() {
 
 /// A job over workers that were started by hand, as containers' are.
 struct ByHand {
-    coordinator: Child,
-    workers: [Child; 2],
+    coordinator: Process,
+    workers: [Process; 2],
     out: PathBuf,
 }
 
@@ -59,7 +62,7 @@ impl ByHand {
         let worker = |program: Command| {
             let mut command = program;
             command.args(["worker", "--join", &join, "--threads", "1"]);
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).start()
         };
         let by = |program: &str, arguments: &[&str]| {
             let mut command = Command::new(program);
@@ -156,7 +159,7 @@ fn an_interrupted_measurement_is_repeated_after_resume() {
     let job = "train --epochs 2 --batch 10";
     let mut command = support::convoy();
     command.args(job.split_whitespace()).arg("--data").arg(&data).arg("--out").arg(&out);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).start();
     wait_for_steps(&out, 1);
     signal(child.id(), "INT");
     let output = finish(child);
@@ -226,7 +229,7 @@ fn workers_wait_for_a_coordinator_and_one_too_many_waits_on() {
     let join = support::free_address();
     let worker = || {
         let mut command = support::convoy();
-        command.args(["worker", "--join", &join, "--threads", "1"]).stderr(Stdio::null()).spawn().unwrap()
+        command.args(["worker", "--join", &join, "--threads", "1"]).stderr(Stdio::null()).start()
     };
     let mut workers = [worker(), worker(), worker()];
     succeed(&format!("train --data bundled {JOB} --steps 4 --listen {join}"), &[("--out", &out)]);
@@ -271,7 +274,7 @@ fn a_worker_that_could_not_continue_learns_that_the_job_is_over() {
     let join = support::free_address();
     let mut command = support::convoy();
     command.args(["worker", "--join", &join, "--threads", "1"]).env("RUST_LOG", "convoy=info");
-    let worker = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let worker = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).start();
     let job = "train --data bundled --batch 16 --schedule constant --lr 1e30 --steps 9 --workers 1";
     let output = support::run(&format!("{job} --listen {join}"), &[("--out", &folder.path().join("run"))]);
     assert!(said(&output).contains("no longer finite at step"), "the fault fired: {}", said(&output));

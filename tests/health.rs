@@ -7,10 +7,10 @@ mod support;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use support::{finish, free_address, output_of, record, run, said, signal, succeed, wait_for};
+use support::{Process, Start as _, finish, free_address, output_of, record, run, said, signal, succeed, wait_for};
 use tempfile::TempDir;
 
 /// No answer takes nearly as long. How long the program itself waits for one, its message says.
@@ -30,24 +30,13 @@ fn answers(arguments: &str, code: i32, part: &str) {
     assert!(found == code && text.contains(part), "health {arguments}: {found}, no \"{part}\" in {text}");
 }
 
-/// A program that is ended with the test.
-struct Running(Child);
-
-impl Running {
-    fn start(command: &mut Command) -> Self {
-        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-    }
+/// Starts a program that prints nothing.
+fn quietly(command: &mut Command) -> Process {
+    command.stdout(Stdio::null()).stderr(Stdio::null()).start()
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn worker(join: &str, health: &str) -> Running {
-    Running::start(support::convoy().args(["worker", "--threads", "1", "--join", join, "--health", health]))
+fn worker(join: &str, health: &str) -> Process {
+    quietly(support::convoy().args(["worker", "--threads", "1", "--join", join, "--health", health]))
 }
 
 fn wait_ready(address: &str) {
@@ -62,10 +51,10 @@ fn a_worker_is_ready_without_a_coordinator_and_one_that_hangs_is_not() {
     wait_ready(&health);
     answers(&health, 0, "the worker at");
     answers(&format!("{health} --live"), 0, "alive");
-    signal(worker.0.id(), "STOP");
+    signal(worker.id(), "STOP");
     answers(&health, 1, "it hangs");
     answers(&format!("{health} --live"), 1, "it hangs");
-    signal(worker.0.id(), "CONT");
+    signal(worker.id(), "CONT");
     wait_ready(&health);
 }
 
@@ -75,14 +64,14 @@ fn a_coordinator_is_starting_until_its_workers_have_come() {
     let (listen, health) = (free_address(), free_address());
     let mut train = support::convoy();
     train.args(["train", "--data", "bundled", "--steps", "2000", "--listen", &listen, "--out"]);
-    let coordinator = Running::start(train.arg(folder.path().join("run")));
+    let coordinator = quietly(train.arg(folder.path().join("run")));
     wait_for("the coordinator", || (ask(&format!("{listen} --live")).0 == 0).then_some(()));
     answers(&listen, 1, "is not ready: it is waiting for workers");
     let _workers = [worker(&listen, &health), worker(&listen, &free_address())];
     wait_ready(&listen);
     answers(&listen, 0, "the coordinator at");
     answers(&health, 0, "the worker at");
-    signal(coordinator.0.id(), "STOP");
+    signal(coordinator.id(), "STOP");
     answers(&listen, 1, "it hangs");
 }
 
@@ -197,7 +186,7 @@ fn a_worker_takes_its_settings_from_the_environment() {
     let (join, health) = (free_address(), free_address());
     let mut command = support::convoy();
     command.arg("worker").env("CONVOY_JOIN", &join).env("CONVOY_HEALTH", &health).env("CONVOY_THREADS", "1");
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).start();
     wait_for("the worker", || with(&[("CONVOY_HEALTH", &health)], &["health"], None).status.success().then_some(()));
     signal(child.id(), "TERM");
     assert_eq!(finish(child).status.code(), Some(0));

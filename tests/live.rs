@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::Value;
-use support::{Ended, finish, hash, run, said, signal, skip, succeed, wait_for};
+use support::{Process, Start as _, finish, hash, run, said, signal, skip, succeed, wait_for};
 use tempfile::TempDir;
 
 /// By name and labels.
@@ -25,7 +25,7 @@ type Lines = Arc<Mutex<Vec<String>>>;
 
 /// A program under way, and what it has printed so far.
 struct Watched {
-    program: Ended,
+    program: Process,
     output: Lines,
     errors: Lines,
     readers: Vec<JoinHandle<()>>,
@@ -40,13 +40,13 @@ impl Watched {
             command.arg(flag).arg(path);
         }
         command.env("RUST_LOG", "convoy=debug").stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut program = command.spawn().unwrap();
+        let mut program = command.start();
         let (output, errors) = (Lines::default(), Lines::default());
         let readers = vec![
             read(program.stdout.take().unwrap(), output.clone()),
             read(program.stderr.take().unwrap(), errors.clone()),
         ];
-        Self { program: Ended(program), output, errors, readers }
+        Self { program, output, errors, readers }
     }
 
     /// What stands between two words of a line, once there is such a line.
@@ -64,7 +64,7 @@ impl Watched {
 
     /// Its log once it has ended: every line of standard error, each an object.
     fn log(mut self) -> Vec<Value> {
-        wait_for("the program to end", || self.program.0.try_wait().unwrap());
+        wait_for("the program to end", || self.program.try_wait().unwrap());
         self.readers.drain(..).for_each(|reader| reader.join().unwrap());
         objects(&self.errors.lock().unwrap().join("\n"))
     }
@@ -103,7 +103,7 @@ fn parsed(python: &str, text: &str) -> Samples {
     let parser = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/live/openmetrics.py");
     let mut command = Command::new(python);
     command.arg(parser).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let mut child = command.start();
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let output = finish(child);
     assert!(output.status.success(), "{}\n{text}", said(&output));
@@ -209,7 +209,7 @@ fn prometheus_reads_a_job_while_it_runs() {
     let job = committed[0]["span"]["job"].clone();
     let mut towers = BTreeSet::new();
     for worker in workers {
-        signal(worker.program.0.id(), "TERM");
+        signal(worker.program.id(), "TERM");
         let log = worker.log();
         let committed: Vec<_> = log.iter().filter(|event| event["message"] == "committed").collect();
         assert_eq!(committed.len(), steps as usize);

@@ -7,14 +7,14 @@ mod support;
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::{
-    finish, free_address, hash, is_alive, listening_at, losses, record, run, said, signal, succeed, wait_for,
-    worker_processes,
+    Process, Start as _, finish, free_address, hash, is_alive, listening_at, losses, record, run, said, signal,
+    succeed, wait_for, worker_processes,
 };
 use tempfile::TempDir;
 
@@ -49,23 +49,23 @@ fn long_job() -> String {
     JOB.replace("--steps 40", "--steps 600")
 }
 
-fn start(arguments: &str, out: &Path) -> Child {
+fn start(arguments: &str, out: &Path) -> Process {
     start_job(JOB, arguments, out)
 }
 
-fn start_job(job: &str, arguments: &str, out: &Path) -> Child {
+fn start_job(job: &str, arguments: &str, out: &Path) -> Process {
     let mut command = support::convoy();
     command.args(job.split_whitespace()).args(arguments.split_whitespace()).arg("--out").arg(out);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).start()
 }
 
-fn worker(join: &str, arguments: &str) -> Child {
+fn worker(join: &str, arguments: &str) -> Process {
     let mut command = support::convoy();
     command.args(["worker", "--join", join, "--threads", "1"]).args(arguments.split_whitespace());
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).start()
 }
 
-fn end(workers: impl IntoIterator<Item = Child>) {
+fn end(workers: impl IntoIterator<Item = Process>) {
     for worker in workers {
         signal(worker.id(), "TERM");
         finish(worker);
@@ -213,7 +213,7 @@ fn a_remote_worker_dies_at(moment: &str) {
     end([other, spare]);
 }
 
-fn wait_for_death(mut child: Child) -> Output {
+fn wait_for_death(mut child: Process) -> Output {
     let began = Instant::now();
     while child.try_wait().unwrap().is_none() {
         assert!(began.elapsed() < support::LIMIT, "the worker lives");
@@ -359,7 +359,7 @@ fn a_spare_that_does_not_answer_is_passed_over() {
     let mut command = support::convoy();
     command.args(job.split_whitespace()).args("--listen 127.0.0.1:0 --patience 60 --out".split_whitespace()).arg(&out);
     command.env("RUST_LOG", "convoy=info").stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let mut child = command.start();
     let join = listening_at(&mut child);
     let seated = [worker(&join, ""), worker(&join, "")];
     wait_for_steps(&out, 1);
@@ -381,7 +381,7 @@ fn a_spare_that_does_not_answer_is_passed_over() {
     assert_eq!(incidents.len(), 2, "{incidents:?}");
     let replaced: Vec<_> = incidents.iter().map(|incident| incident["replace_ms"].as_f64().unwrap()).collect();
     assert!(replaced.iter().all(|ms| *ms < 5000.0), "nobody was waited for: {incidents:?}");
-    let expected: BTreeSet<_> = spares.iter().map(Child::id).collect();
+    let expected: BTreeSet<_> = spares.iter().map(|process| process.id()).collect();
     assert_eq!(worker_processes(&out).into_iter().collect::<BTreeSet<_>>(), expected, "both spares hold towers");
     end(seated.into_iter().chain(spares));
 }
@@ -684,7 +684,7 @@ fn a_coordinator_that_is_killed_while_it_writes_checkpoints_leaves_only_sound_on
     let start = |steps: u64| {
         let mut command = support::convoy();
         command.args(job(steps).split_whitespace()).args(["--resume", "auto"]).arg("--model").arg(&model);
-        command.arg("--out").arg(&out).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        command.arg("--out").arg(&out).stdout(Stdio::piped()).stderr(Stdio::piped()).start()
     };
     let count = |is_counted: fn(&str) -> bool| {
         let entries = std::fs::read_dir(out.join("checkpoints")).into_iter().flatten().flatten();

@@ -9,13 +9,13 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::pin::Pin;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use convoy_proto::v1::coordinator_client::CoordinatorClient;
 use convoy_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use convoy_proto::{PROTOCOL_VERSION, v1};
-use support::{finish, free_address, hash, is_alive, said, signal, succeed};
+use support::{Process, Start as _, finish, free_address, hash, is_alive, said, signal, succeed};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -28,16 +28,16 @@ const JOB: &str = "train --data bundled --batch 16 --steps 4 --schedule constant
 /// No answer takes nearly as long.
 const SOON: Duration = Duration::from_secs(20);
 
-fn coordinator(address: &str, out: &Path) -> Child {
+fn coordinator(address: &str, out: &Path) -> Process {
     let mut command = support::convoy();
     command.args(JOB.split_whitespace()).args(["--workers", "2", "--listen", address]).arg("--out").arg(out);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).start()
 }
 
-fn worker(address: &str) -> Child {
+fn worker(address: &str) -> Process {
     let mut command = support::convoy();
     command.args(["worker", "--join", address, "--threads", "1"]);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).start()
 }
 
 async fn dial(address: &str) -> CoordinatorClient<Channel> {
@@ -162,7 +162,7 @@ impl Fake {
 }
 
 /// What a coordinator says up to the first fault. Then it is interrupted, which ends it although no worker says anything.
-fn fault_of(mut child: Child) -> String {
+fn fault_of(mut child: Process) -> String {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
     let mut text = String::new();
     for line in lines.by_ref() {
@@ -310,12 +310,12 @@ async fn workers_without_the_token_are_refused() {
     let mut command = support::convoy();
     command.args(JOB.split_whitespace()).args(["--listen", &address, "--token-file"]).arg(&right);
     command.arg("--out").arg(&out).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().unwrap();
+    let child = command.start();
     let worker = |token: Option<&Path>| {
         let mut command = support::convoy();
         command.args(["worker", "--threads", "1", "--join", &address]);
         token.map(|token| command.arg("--token-file").arg(token));
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).start()
     };
     let mut all = String::new();
     for (token, why) in [(None, "requires a token"), (Some(&*wrong), "the worker's token differs")] {
@@ -353,7 +353,7 @@ async fn a_worker_with_a_token_waits_for_a_coordinator_that_wants_it() {
     let coordinator = coordinator(&address, &folder.path().join("open"));
     let mut command = support::convoy();
     command.args(["worker", "--threads", "1", "--join", &address, "--token-file"]).arg(&token);
-    let mut worker = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut worker = command.stderr(Stdio::piped()).start();
     let mut complaints = std::io::BufRead::lines(std::io::BufReader::new(worker.stderr.take().unwrap()));
     let refusal = complaints.find_map(|line| line.ok().filter(|line| line.contains("was started without one")));
     assert!(refusal.is_some(), "it says why it waits");

