@@ -134,7 +134,7 @@ fn name(item: &impl std::fmt::Debug) -> String {
 fn described(report: &Report, out: &Path) -> String {
     let header = ["kind", "planned", "happened", "found", "missed", "median ms", "max ms"].map(str::to_owned);
     let rows = report.kinds.iter().map(|(kind, tally)| {
-        let Tally { planned, fired, named, missed, milliseconds } = tally;
+        let Tally { planned, fired, named, missed, milliseconds, outside: _ } = tally;
         let at = |index: usize| milliseconds.get(index).map_or("-".to_owned(), |ms| format!("{ms:.0}"));
         let is_sought = named + missed > 0;
         let sought = [named, missed].map(|count| if is_sought { count.to_string() } else { "-".to_owned() });
@@ -145,12 +145,14 @@ fn described(report: &Report, out: &Path) -> String {
     });
     let table = aligned(&std::iter::once(header.to_vec()).chain(rows).collect::<Vec<_>>(), &[0]);
     let phases: Vec<_> = report.phases.iter().map(name).collect();
+    let outside: usize = report.kinds.values().map(|tally| tally.outside).sum();
     let equal = |equal| if equal { "equal" } else { "DIFFERENT" };
     let [coordinator, worker] = [report.coordinator_bytes, report.worker_bytes]
         .map(|[calm, stormy]| format!("{:.0} MB (calm run {:.0} MB)", stormy as f64 / MB, calm as f64 / MB));
     let lines = [
         format!("phases       {}", phases.join(", ")),
         format!("recoveries   {}", report.recovered),
+        format!("outside      {outside} faults happened in a worker that had been given up and held no tower"),
         format!(
             "goodput      {:.1} %: calm run {:.1} s, stormy run {:.1} s, a fault every {:.1} s",
             100.0 * report.goodput,

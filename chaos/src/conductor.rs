@@ -3,7 +3,7 @@
 //!
 //! Not here: which faults (`storm`), and what follows from them (`report`).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
@@ -71,6 +71,15 @@ pub struct Finding {
     pub what: String,
 }
 
+/// The processes that hold the towers, from a moment on.
+#[derive(Clone, Debug, Serialize)]
+pub struct Crew {
+    /// When the coordinator said so, in seconds since the start.
+    pub at: f64,
+    /// The workers' processes.
+    pub process_ids: BTreeSet<u32>,
+}
+
 /// A run that has ended well.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Ran {
@@ -82,6 +91,8 @@ pub struct Ran {
     pub fates: Vec<Fate>,
     /// What the coordinator found.
     pub findings: Vec<Finding>,
+    /// Who held the towers, in the order of time.
+    pub crews: Vec<Crew>,
     /// Ends of worker processes that nobody had planned.
     pub unplanned: Vec<String>,
     /// Faults from which it recovered, as its events describe them.
@@ -257,10 +268,15 @@ impl<'a> Conductor<'a> {
         let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
         match event["event"].as_str().unwrap_or_default() {
             "step" => self.bring_about(event["step"].as_u64().unwrap_or(0)),
+            "started" | "regrouped" => {
+                let workers = event["workers"].as_array().into_iter().flatten();
+                let process_ids = workers.filter_map(|worker| process_id_in(worker)).collect();
+                self.ran.crews.push(Crew { at: self.seconds(), process_ids });
+            }
             "recovered" => self.ran.incidents.push(event),
             "ended" => self.ran.weights_sha256 = text("weights_sha256"),
             name @ ("fault" | "gone" | "suspected") => {
-                if let Some(process_id) = event["process_id"].as_u64().and_then(|id| u32::try_from(id).ok()) {
+                if let Some(process_id) = process_id_in(&event) {
                     let what = if name == "gone" { text("why") } else { text("what") };
                     let (at, event) = (self.seconds(), name.to_owned());
                     self.ran.findings.push(Finding { at, event, process_id, what });
@@ -469,6 +485,10 @@ fn started(mut command: Command, source: Source, said: &SyncSender<Message>) -> 
         Ok(child)
     };
     start().map_err(wrong)
+}
+
+fn process_id_in(event: &Value) -> Option<u32> {
+    event["process_id"].as_u64().and_then(|id| u32::try_from(id).ok())
 }
 
 /// A process that has ended gets no signal.

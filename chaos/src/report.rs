@@ -16,6 +16,8 @@ const OVERLAP: f64 = 0.1;
 const GROWTH_MAX: u64 = 150;
 /// Clocks of different pipes may differ by this many seconds.
 const SLACK: f64 = 0.25;
+/// The events that say that a process was lost.
+const LOST: &[&str] = &["fault", "gone"];
 
 /// The result of a storm.
 #[derive(Clone, Debug, Serialize)]
@@ -86,6 +88,8 @@ pub enum Found {
     Masked,
     /// Another fault happened at the same moment, and was found.
     Overlapped,
+    /// It happened in a process that had been given up before, and had not been given towers again. The job lost nothing.
+    Outside,
     /// It was not found.
     Missed,
 }
@@ -101,6 +105,8 @@ pub struct Tally {
     pub named: usize,
     /// Number that was missed.
     pub missed: usize,
+    /// Number that happened in a process that had been given up before.
+    pub outside: usize,
     /// Milliseconds until each was found, ascending.
     pub milliseconds: Vec<f64>,
 }
@@ -118,6 +124,7 @@ impl Report {
             tally.planned += 1;
             tally.fired += usize::from(fault.fired.is_some());
             tally.missed += usize::from(fault.found == Found::Missed);
+            tally.outside += usize::from(fault.found == Found::Outside);
             if fault.fired.is_some() {
                 phases.insert(fault.phase);
             }
@@ -195,6 +202,7 @@ fn struck(storm: &Storm, ran: &Ran) -> (Vec<Struck>, Vec<Finding>) {
                 Found::Masked
             }
             (Some(fired), ..) if is_overlapped(number, fired, ran, &named) => Found::Overlapped,
+            (Some(fired), ..) if is_outside(fate.process_id, fired, ran) => Found::Outside,
             _ => Found::Missed,
         };
         Struck { kind: fault.kind, phase: fault.phase, step: fault.step, fired: fate.fired, found }
@@ -237,9 +245,18 @@ fn is_overlapped(number: usize, fired: f64, ran: &Ran, named: &[Option<&Finding>
         .any(|other| other != number && named[other].is_some() && ran.fates[other].fired.is_some_and(is_near))
 }
 
+/// Whether the coordinator had reported that it lost this process, and has not given it towers since. A process that was stopped until
+/// it was given up sends frames of its old session when it is continued, and its next misdeed happens in them.
+fn is_outside(process_id: Option<u32>, fired: f64, ran: &Ran) -> bool {
+    let losses = ran.findings.iter().filter(|finding| Some(finding.process_id) == process_id && finding.at < fired);
+    let lost = losses.filter(|finding| LOST.contains(&finding.event.as_str())).map(|finding| finding.at);
+    let Some(lost) = lost.max_by(f64::total_cmp) else { return false };
+    let holds_towers = |process_ids: &BTreeSet<u32>| process_id.is_some_and(|id| process_ids.contains(&id));
+    !ran.crews.iter().any(|crew| (lost..fired + SLACK).contains(&crew.at) && holds_towers(&crew.process_ids))
+}
+
 /// The events that say that a fault was found, and within how many seconds. None if there is nothing to find.
 fn wanted(fault: &Planned) -> Option<(&'static [&'static str], f64)> {
-    const LOST: &[&str] = &["fault", "gone"];
     match fault.kind {
         // A worker that has no part in the job yet is no loss.
         Kind::Kill if fault.phase == Phase::Join => None,
@@ -254,7 +271,7 @@ fn wanted(fault: &Planned) -> Option<(&'static [&'static str], f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conductor::Fate;
+    use crate::conductor::{Crew, Fate};
 
     fn finding(at: f64, event: &str, process_id: u32) -> Finding {
         Finding { at, event: event.to_owned(), process_id, what: "it said so".to_owned() }
@@ -272,6 +289,10 @@ mod tests {
         Fate { fired: Some(fired), process_id: Some(process_id) }
     }
 
+    fn crew(at: f64, process_ids: &[u32]) -> Crew {
+        Crew { at, process_ids: process_ids.iter().copied().collect() }
+    }
+
     #[test]
     fn a_fault_is_found_if_its_own_process_is_named_afterwards_and_once() {
         let storm = storm(&[Kind::Kill, Kind::Kill, Kind::Kill, Kind::Stop, Kind::Flip, Kind::Cut]);
@@ -283,6 +304,7 @@ mod tests {
                 finding(6.1, "suspected", 9),
                 finding(9.1, "fault", 8),
             ],
+            crews: vec![crew(0.5, &[7, 8, 9]), crew(1.5, &[7, 8, 9])],
             ..Ran::default()
         };
         let found: Vec<_> = struck(&storm, &ran).0.into_iter().map(|struck| struck.found).collect();
@@ -317,6 +339,23 @@ mod tests {
             (199..=200).contains(&milliseconds(&found[0])) && (199..=200).contains(&milliseconds(&found[1])),
             "{found:?}"
         );
+    }
+
+    /// A process that was given up has nothing to lose, until it holds towers again.
+    #[test]
+    fn a_fault_of_a_process_that_was_given_up_is_not_sought_until_it_holds_towers_again() {
+        let storm = storm(&[Kind::Freeze, Kind::Flip, Kind::Flip]);
+        let ran = Ran {
+            fates: vec![fate(1.0, 7), fate(9.0, 7), fate(30.0, 7)],
+            findings: vec![finding(6.0, "fault", 7)],
+            crews: vec![crew(0.5, &[7, 8]), crew(6.5, &[8, 9]), crew(20.0, &[7, 8])],
+            ..Ran::default()
+        };
+        let found: Vec<_> = struck(&storm, &ran).0.into_iter().map(|struck| struck.found).collect();
+        assert!(matches!(found[0], Found::Named { .. }), "{found:?}");
+        assert_eq!(found[1..], [Found::Outside, Found::Missed], "at 30 s it holds towers");
+        let suspected = Ran { findings: vec![finding(6.0, "suspected", 7)], ..ran };
+        assert_eq!(struck(&storm, &suspected).0[1].found, Found::Missed, "it was not given up");
     }
 
     #[test]
