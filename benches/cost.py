@@ -1,6 +1,10 @@
 """Measures the cost of the default trace or of the default snapshots: jobs with it and without it, alternating, with the order swapped
 in every second pair. Prints the time of each pair, the median of the differences, and its 95 % interval.
 
+For snapshots, it also compares steps within each run: by how much the steps after a snapshot are longer than the other steps of the run,
+as a share of the run. Two runs of the same job can differ by a fifth on a machine that other programs use. Two parts of a run differ
+less, so that this figure needs fewer runs.
+
     python benches/cost.py trace [--pairs 24]
     python benches/cost.py snapshots [--pairs 8] [--model alexnet --data synthetic --batch 64 --steps 150]
 
@@ -18,6 +22,8 @@ import tempfile
 import time
 
 WARM_UP = 5
+# A snapshot is sent while these many steps after it are computed.
+AFTER = 3
 NEVER = str(2**63)
 # The job without, and with, what is measured. Nothing else is on.
 WAYS = {
@@ -27,23 +33,42 @@ WAYS = {
 
 
 def measured(arguments, options):
-    """Seconds after the first steps, and the snapshots that were taken: their steps, and how long each took."""
+    """The time of each step after the first steps, by its number, and the snapshots that were taken: their steps, and how long each took."""
     with tempfile.TemporaryDirectory() as folder:
         command = [arguments.convoy, "train", "--json", "--checkpoint-every", NEVER, "--out", f"{folder}/run", *options]
         for name in ("model", "data", "batch", "steps"):
             command += [f"--{name}", str(getattr(arguments, name))]
-        began, ended, snapshots = None, None, []
+        ended, steps, snapshots = None, {}, []
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             for line in process.stdout:
                 event = json.loads(line)
                 if event["event"] == "step":
-                    ended = time.monotonic()
-                    began = ended if event["step"] == WARM_UP else began
+                    now = time.monotonic()
+                    if event["step"] > WARM_UP:
+                        steps[event["step"]] = now - ended
+                    ended = now
                 elif event["event"] == "snapshot" and event["step"] > WARM_UP and event["step"] < arguments.steps:
                     snapshots.append((event["step"], event["seconds"]))
         if process.returncode != 0:
             raise SystemExit(f"it failed ({process.returncode}): {' '.join(command)}")
-        return ended - began, snapshots
+        return steps, snapshots
+
+
+def within(steps, snapshots):
+    """By how much the steps after snapshots are longer than the others in the mean, as a share of the run in percent."""
+    after = {step + more for step, _ in snapshots for more in range(1, AFTER + 1)} & steps.keys()
+    others = [seconds for step, seconds in steps.items() if step not in after]
+    if not after or not others:
+        return 0.0
+    longer = sum(steps[step] for step in after) - len(after) * statistics.mean(others)
+    return 100 * longer / sum(steps.values())
+
+
+def interval(shares):
+    """The median and its 95 % interval, by resampling, as text."""
+    chance = random.Random(1)
+    medians = sorted(statistics.median(chance.choices(shares, k=len(shares))) for _ in range(5000))
+    return f"median {statistics.median(shares):+.2f} %, 95 % interval {medians[125]:+.2f} to {medians[4875]:+.2f} %"
 
 
 def main():
@@ -56,21 +81,23 @@ def main():
     parser.add_argument("--batch", type=int, default=64, help="images per step (%(default)s)")
     parser.add_argument("--steps", type=int, default=474, help="steps per run (%(default)s)")
     arguments = parser.parse_args()
-    shares, counts, seconds = [], [], []
+    shares, counts, seconds, withins = [], [], [], []
     for pair in range(arguments.pairs):
         order = sorted(WAYS[arguments.of], reverse=pair % 2 == 0)
         took = {way: measured(arguments, WAYS[arguments.of][way]) for way in order}
-        (with_it, snapshots), (without, none) = took["with"], took["without"]
+        (steps, snapshots), (others, none) = took["with"], took["without"]
+        with_it, without = sum(steps.values()), sum(others.values())
+        withins.append(within(steps, snapshots))
         shares.append((with_it / without - 1) * 100)
         counts.append(len(snapshots) - len(none))
         seconds += [each for _, each in snapshots]
-        print(f"{with_it:.3f} s with {arguments.of}, {without:.3f} s without: {shares[-1]:+.2f} %", flush=True)
+        inside = f"; within the run {withins[-1]:+.2f} %" if arguments.of == "snapshots" else ""
+        print(f"{with_it:.3f} s with {arguments.of}, {without:.3f} s without: {shares[-1]:+.2f} %{inside}", flush=True)
     if arguments.of == "snapshots":
         median = statistics.median(seconds) if seconds else 0
         print(f"{statistics.median(counts)} snapshots per run, of {median * 1e3:.1f} ms each")
-    chance = random.Random(1)
-    medians = sorted(statistics.median(chance.choices(shares, k=len(shares))) for _ in range(5000))
-    print(f"median {statistics.median(shares):+.2f} %, 95 % interval {medians[125]:+.2f} to {medians[4875]:+.2f} %")
+        print(f"within a run: {interval(withins)}")
+    print(f"pairs:        {interval(shares)}")
 
 
 main()
