@@ -301,7 +301,7 @@ fn a_whole_job_survives_its_coordinators_death() {
             return support::skip("the engine's processes aren't this machine's: none of its own can be killed");
         }
         signal(process, "KILL");
-        assert_eq!(wait_for_end(&id), "0");
+        assert_eq!(wait_for_end(&project, folder.path(), &id), "0");
         let restarts = docker(&["inspect", "--format", "{{.RestartCount}}", &id]);
         assert_eq!(restarts, "1", "the fault fired");
         let runs = project.fetch_runs(folder.path()).join("job");
@@ -338,7 +338,7 @@ fn a_job_survives_the_deaths_of_its_workers() {
             return support::skip("the engine's processes aren't this machine's: none of its own can be killed");
         }
         signal(process, "KILL");
-        assert_eq!(wait_for_end(&coordinator), "0", "{}", log_of(&coordinator));
+        assert_eq!(wait_for_end(&project, folder.path(), &coordinator), "0", "{}", log_of(&coordinator));
         let restarts = |id: &str| docker(&["inspect", "--format", "{{.RestartCount}}", id]);
         assert_eq!((restarts(&killed), restarts(&dies)), ("0".to_owned(), "1".to_owned()), "the faults fired");
         let runs = job();
@@ -406,7 +406,7 @@ fn a_job_survives_a_disconnected_network_and_a_change_of_scale() {
         let (end, project) = (at + 5, project.with("CONVOY_STEPS", &(at + 5).to_string()));
         project.run(&["up", "-d"]);
         let [coordinator] = project.containers("coordinator").try_into().unwrap();
-        assert_eq!(wait_for_end(&coordinator), "0", "{}", log_of(&coordinator));
+        assert_eq!(wait_for_end(&project, folder.path(), &coordinator), "0", "{}", log_of(&coordinator));
         let runs = project.fetch_runs(folder.path()).join("job");
         let whole = embedded(folder.path(), &format!("--steps {end} --batch 32 --schedule constant --lr 0.01"));
         assert_eq!((hash(&runs), losses(&runs).len() as u64), (whole, end), "{compose:?}");
@@ -415,12 +415,23 @@ fn a_job_survives_a_disconnected_network_and_a_change_of_scale() {
     }
 }
 
-/// Waits until a container has ended and isn't started again. Its exit code.
-fn wait_for_end(id: &str) -> String {
-    wait_for("the coordinator's end", || {
+/// Waits until a coordinator's container has ended and isn't started again. Its exit code. How long that takes depends on the machine, so
+/// only a minute without a step is too long.
+fn wait_for_end(project: &Project, folder: &Path, id: &str) -> String {
+    let steps = || losses(&project.fetch_runs(folder).join("job")).len();
+    let (mut began, mut before) = (Instant::now(), steps());
+    loop {
         let state = docker(&["inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", id]);
-        state.strip_prefix("exited ").map(str::to_owned)
-    })
+        if let Some(code) = state.strip_prefix("exited ") {
+            return code.to_owned();
+        }
+        if began.elapsed() > Duration::from_secs(60) {
+            let now = steps();
+            assert_ne!(now, before, "no step after {before} for a minute:\n{}", log_of(id));
+            (began, before) = (Instant::now(), now);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// `restart` and `down` in the middle: a checkpoint is written within the time of grace, and the job goes on from it.
@@ -457,7 +468,7 @@ fn down_writes_a_checkpoint_and_leaves_nothing_but_the_runs() {
         let (end, project) = (at + 5, project.with("CONVOY_STEPS", &(at + 5).to_string()));
         project.run(&["up", "-d"]);
         let [id] = project.containers("coordinator").try_into().unwrap();
-        assert_eq!(wait_for_end(&id), "0");
+        assert_eq!(wait_for_end(&project, folder.path(), &id), "0");
         let runs = project.fetch_runs(folder.path()).join("job");
         let whole = embedded(folder.path(), &format!("--steps {end} --batch 32 --schedule constant --lr 0.01"));
         assert_eq!((hash(&runs), &record(&runs)["running"]["resumed"][1]), (whole, &Value::from(at)));
