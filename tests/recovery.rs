@@ -432,6 +432,27 @@ fn a_job_without_any_worker_waits_for_new_ones() {
     end(workers);
 }
 
+/// All workers are lost, and one comes back: the job does not wait for the others longer than its patience.
+#[test]
+fn a_job_without_any_worker_continues_with_the_first_that_connects() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let address = free_address();
+    let child = start(&format!("--listen {address} --patience 0"), &out);
+    let doomed = [worker(&address, "--rehearse kill@forward:9"), worker(&address, "--rehearse kill@forward:9")];
+    for worker in doomed {
+        assert_eq!(wait_for_death(worker).status.signal(), Some(9));
+    }
+    let first = worker(&address, "");
+    let output = finish(child);
+    ended_like_the_calm_one(&out, &output);
+    for part in ["no worker is left", "1 of 2 workers remain"] {
+        assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
+    }
+    assert_eq!(worker_processes(&out), [first.id()]);
+    end([first]);
+}
+
 /// A stopped worker is replaced. When it is continued, it is told that it is no longer needed, and serves the next job.
 #[test]
 fn a_stopped_remote_worker_is_fenced_and_serves_the_next_job() {

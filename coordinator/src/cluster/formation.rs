@@ -21,6 +21,17 @@ use crate::trace::Clock;
 /// However often workers report that they are busy, a wait ends after this.
 const BUSY_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// How long to wait for workers.
+#[derive(Clone, Copy, Debug)]
+struct Wait {
+    /// Until every seat is taken.
+    patience: Duration,
+    /// Whether the time starts again when a worker reports that it is busy with another job.
+    extends: bool,
+    /// Once there is a worker, the time for the others, instead of the time above.
+    for_others: Option<Duration>,
+}
+
 /// How a wait for workers ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gathered {
@@ -90,14 +101,34 @@ impl Cluster {
     /// When too few workers connect in time, or a local worker ends before it connects.
     pub fn gather(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<bool, JobError> {
         let (patience, extends) = if self.local.is_some() { (LOCAL_CONNECTS, false) } else { (REMOTE_CONNECTS, true) };
-        match self.fill((patience, extends), observer, stop)? {
+        match self.fill(Wait { patience, extends, for_others: None }, observer, stop)? {
             Gathered::All => Ok(true),
             Gathered::Interrupted => Ok(false),
-            Gathered::Some => {
-                let (have, want, seconds) = (self.present(), self.seats.len(), patience.as_secs());
-                Err(JobError::TooFewWorkers { have, want, seconds, address: self.address.clone() })
-            }
+            Gathered::Some => Err(self.too_few(patience)),
         }
+    }
+
+    /// After all workers were lost: waits for one as long as at the start of a job, and then at most for `patience` until every seat is
+    /// taken.
+    ///
+    /// # Errors
+    /// When none connects in time.
+    pub fn gather_any(
+        &mut self,
+        patience: Duration,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Gathered, JobError> {
+        let wait = Wait { patience: REMOTE_CONNECTS, extends: true, for_others: Some(patience) };
+        match self.fill(wait, observer, stop)? {
+            Gathered::Some if self.present() == 0 => Err(self.too_few(wait.patience)),
+            gathered => Ok(gathered),
+        }
+    }
+
+    fn too_few(&self, patience: Duration) -> JobError {
+        let (have, want, seconds) = (self.present(), self.seats.len(), patience.as_secs());
+        JobError::TooFewWorkers { have, want, seconds, address: self.address.clone() }
     }
 
     /// After a fault before the job began: starts local workers again, and waits as [`Self::gather`] does.
@@ -120,7 +151,7 @@ impl Cluster {
         stop: &AtomicBool,
     ) -> Result<Gathered, JobError> {
         if self.local.is_none() {
-            return self.fill((patience, false), observer, stop);
+            return self.fill(Wait { patience, extends: false, for_others: None }, observer, stop);
         }
         self.restart_local()?;
         if self.gather(observer, stop)? { Ok(Gathered::All) } else { Ok(Gathered::Interrupted) }
@@ -131,17 +162,11 @@ impl Cluster {
         self.local.as_mut().map_or(Ok(()), |local| local.restart(&free))
     }
 
-    /// Fills the seats, within `patience`. If the wait `extends`, the time starts again when a worker reports that it is busy with another
-    /// job.
-    fn fill(
-        &mut self,
-        (patience, extends): (Duration, bool),
-        observer: &mut dyn Observer,
-        stop: &AtomicBool,
-    ) -> Result<Gathered, JobError> {
+    /// Fills the seats.
+    fn fill(&mut self, wait: Wait, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Gathered, JobError> {
         let (first, want) = (Instant::now(), self.seats.len());
         let mut start = first;
-        let mut told = None;
+        let (mut told, mut has_one_since) = (None, None);
         self.strangers.forget_elsewhere();
         loop {
             self.seat_spares();
@@ -157,7 +182,12 @@ impl Cluster {
             if stop.load(Ordering::Relaxed) {
                 return Ok(Gathered::Interrupted);
             }
-            if start.elapsed() > patience || first.elapsed() > BUSY_MAX {
+            has_one_since = (have > 0).then(|| has_one_since.unwrap_or(Instant::now()));
+            let is_over = match (wait.for_others, has_one_since) {
+                (Some(patience), Some(since)) => since.elapsed() >= patience,
+                _ => start.elapsed() > wait.patience,
+            };
+            if is_over || first.elapsed() > BUSY_MAX {
                 return Ok(Gathered::Some);
             }
             self.vitals.beat();
@@ -172,7 +202,7 @@ impl Cluster {
                 Some(News::Heard(..) | News::Changed) => {}
                 Some(News::Elsewhere(worker)) => {
                     // Busy workers are worth waiting for until their job has ended.
-                    if worker.model.is_some() && extends {
+                    if worker.model.is_some() && wait.extends {
                         start = Instant::now();
                     }
                     if self.strangers.is_new_elsewhere(&worker) {

@@ -176,17 +176,16 @@ impl Run {
 
     /// Waits for other workers in the place of lost ones. If none come in time, the remaining ones take the towers over.
     fn replace(&mut self, site: &mut Site, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<(), Stop> {
-        match site.cluster.refill(self.running.patience, observer, stop)? {
-            Gathered::All => Ok(()),
+        let mut gathered = site.cluster.refill(self.running.patience, observer, stop)?;
+        if gathered == Gathered::Some && site.cluster.present() == 0 {
+            site.cluster.restore_seats();
+            let text = "no worker is left; the job waits up to ten minutes for one".to_owned();
+            observer.on(Event::Notice { text });
+            gathered = site.cluster.gather_any(self.running.patience, observer, stop)?;
+        }
+        match gathered {
+            Gathered::All => Ok(self.place(site, observer)?),
             Gathered::Interrupted => Err(Stop::Abrupt),
-            Gathered::Some if site.cluster.present() == 0 => {
-                site.cluster.restore_seats();
-                self.place(site, observer)?;
-                let want = site.cluster.seats();
-                let text = format!("no worker is left; the job waits up to ten minutes for {want} workers");
-                observer.on(Event::Notice { text });
-                if site.cluster.gather(observer, stop)? { Ok(()) } else { Err(Stop::Abrupt) }
-            }
             Gathered::Some => {
                 let before = site.cluster.seats();
                 site.cluster.close_ranks();
