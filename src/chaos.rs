@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use clap::builder::NonEmptyStringValueParser;
-use convoy_chaos::conductor::{self, ChaosError, Finding, Ran, Setting};
+use convoy_chaos::compose::{self, Compose};
+use convoy_chaos::conductor::{self, Finding, Ran};
+use convoy_chaos::error::ChaosError;
+use convoy_chaos::local::Local;
 use convoy_chaos::report::{Found, Report, Tally};
 use convoy_chaos::storm::Storm;
 use convoy_common::batch::BATCH_MAX;
@@ -48,6 +51,9 @@ pub(crate) struct Arguments {
     /// Images per step
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole::<usize>(1..=BATCH_MAX as u64))]
     batch: usize,
+    /// Run in containers of this compose file, which has the services coordinator and worker, such as docker-compose.yml; may be repeated
+    #[arg(long, value_name = "FILE", conflicts_with = "rehearse_stale_snapshot")]
+    compose: Vec<PathBuf>,
     /// Folder for the storm, both runs and the report [default: a new folder runs/chaos-TIME]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -61,22 +67,23 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let storm = arguments.storm()?;
-    Plan::new(Network::parse(&model_text(&arguments.model)?)?, storm.workers)?;
+    let model = model_text(&arguments.model)?;
+    Plan::new(Network::parse(&model)?, storm.workers)?;
     let out = arguments.folder()?;
     write_json(&out.join("storm.json"), &storm)?;
     let stop = signals::stop_flag("stopping")?;
-    let job = ["--model", &arguments.model, "--data", &arguments.data, "--batch", &arguments.batch.to_string()];
-    // Snapshots and checkpoints are frequent, so that faults strike during them.
-    let settings = ["--schedule", "constant", "--lr", "0.01", "--snapshot-every", "7", "--checkpoint-every", "20"];
     let run = |name: &str, storm: &Storm| -> Result<(Ran, PathBuf), Box<dyn Error>> {
-        let out = out.join(name);
-        let broken = arguments.rehearse_stale_snapshot.then_some("--rehearse-stale-snapshot");
-        let job = job.iter().chain(&settings).copied().chain(broken).map(ToString::to_string).collect();
-        let setting = Setting { program: std::env::current_exe()?, job, out: out.clone() };
+        let folder = out.join(name);
         if !arguments.json {
-            tell(&format!("{name}: {} steps, {} faults, in {}", storm.steps, storm.faults.len(), out.display()));
+            tell(&format!("{name}: {} steps, {} faults, in {}", storm.steps, storm.faults.len(), folder.display()));
         }
-        Ok((conductor::run(&setting, storm, &stop)?, out))
+        if arguments.compose.is_empty() {
+            let mut site = arguments.processes(storm, &folder)?;
+            Ok((conductor::run(&mut site, storm, &stop)?, folder))
+        } else {
+            let mut site = arguments.containers(storm, &model, &out, name)?;
+            Ok((conductor::run(&mut site, storm, &stop)?, Compose::run_folder(&folder)))
+        }
     };
     let both = run("calm", &storm.calm()).and_then(|calm| Ok((calm, run("stormy", &storm)?)));
     let (calm, stormy) = match both {
@@ -98,13 +105,70 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
 }
 
 impl Arguments {
+    /// Settings of the job, as flags of `convoy train` without their dashes. Snapshots and checkpoints are frequent, so that faults strike
+    /// during them.
+    fn job(&self, storm: &Storm) -> Vec<(&'static str, String)> {
+        let constant = [
+            ("schedule", "constant"),
+            ("lr", "0.01"),
+            ("snapshot-every", "7"),
+            ("checkpoint-every", "20"),
+            ("patience", "5"),
+            ("trace", "off"),
+        ];
+        let mut job = constant.map(|(name, value)| (name, value.to_owned())).to_vec();
+        job.push(("data", self.data.clone()));
+        job.push(("batch", self.batch.to_string()));
+        job.push(("workers", storm.workers.to_string()));
+        job.push(("steps", storm.steps.to_string()));
+        job
+    }
+
+    fn processes(&self, storm: &Storm, out: &Path) -> Result<Local, Box<dyn Error>> {
+        let flags = self.job(storm).into_iter().flat_map(|(name, value)| [format!("--{name}"), value]);
+        let mut job: Vec<String> = flags.chain(["--model".to_owned(), self.model.clone()]).collect();
+        if self.rehearse_stale_snapshot {
+            job.push("--rehearse-stale-snapshot".to_owned());
+        }
+        Ok(Local::new(std::env::current_exe()?, job, out.to_owned())?)
+    }
+
+    /// The folder `out` has two that are mounted: `data` with the model file, and the runs.
+    fn containers(&self, storm: &Storm, model: &str, out: &Path, name: &str) -> Result<Compose, Box<dyn Error>> {
+        let out = std::path::absolute(out)?;
+        let data = out.join("data");
+        std::fs::create_dir_all(&data).map_err(|error| format!("cannot create {}: {error}", data.display()))?;
+        write_atomically(&data.join("model.toml"), model.as_bytes())?;
+        let variable = |name: &str| format!("CONVOY_{}", name.replace('-', "_").to_uppercase());
+        let mut job: Vec<_> = self.job(storm).into_iter().map(|(name, value)| (variable(name), value)).collect();
+        job.push((variable("model"), "/data/model.toml".to_owned()));
+        job.push((variable("mount-data"), data.display().to_string()));
+        job.push((variable("json"), "1".to_owned()));
+        let setting = compose::Setting { files: self.compose.clone(), job, workers: storm.workers };
+        let project = std::env::var("COMPOSE_PROJECT_NAME").unwrap_or(format!("convoychaos{}", std::process::id()));
+        let project = format!("{project}-{name}");
+        Ok(Compose::new(setting, project, out.join(name))?)
+    }
+
     fn storm(&self) -> Result<Storm, Box<dyn Error>> {
-        let Some(path) = &self.storm else { return Ok(Storm::planned(self.seed, self.faults, self.workers)) };
+        let in_containers = !self.compose.is_empty();
+        if in_containers && !["bundled", "synthetic"].contains(&&*self.data) {
+            let text =
+                format!("--data {}: must be bundled or synthetic, because containers have no other data", self.data);
+            return Err(Misuse(text).into());
+        }
+        let Some(path) = &self.storm else {
+            let plan = if in_containers { Storm::of_containers } else { Storm::planned };
+            return Ok(plan(self.seed, self.faults, self.workers));
+        };
         let wrong = |why: String| Misuse(format!("--storm {}: {why}", path.display()));
         let text = read_text(path, STORM_BYTES_MAX)
             .map_err(|error| format!("cannot read the storm file {}: {error}", path.display()))?;
         let storm: Storm = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
         storm.check().map_err(wrong)?;
+        if in_containers {
+            storm.check_for_containers().map_err(wrong)?;
+        }
         Ok(storm)
     }
 
@@ -147,8 +211,11 @@ fn described(report: &Report, out: &Path) -> String {
     let phases: Vec<_> = report.phases.iter().map(name).collect();
     let outside: usize = report.kinds.values().map(|tally| tally.outside).sum();
     let equal = |equal| if equal { "equal" } else { "DIFFERENT" };
-    let [coordinator, worker] = [report.coordinator_bytes, report.worker_bytes]
-        .map(|[calm, stormy]| format!("{:.0} MB (calm run {:.0} MB)", stormy as f64 / MB, calm as f64 / MB));
+    let [coordinator, worker] = [report.coordinator_bytes, report.worker_bytes].map(|[calm, stormy]| match calm {
+        // The engine is on another machine.
+        0 => "not measured".to_owned(),
+        calm => format!("{:.0} MB (calm run {:.0} MB)", stormy as f64 / MB, calm as f64 / MB),
+    });
     let lines = [
         format!("phases       {}", phases.join(", ")),
         format!("recoveries   {}", report.recovered),
@@ -173,8 +240,8 @@ fn described(report: &Report, out: &Path) -> String {
         format!("{} at step {} (phase {}) {what}\n", name(&fault.kind), fault.step, name(&fault.phase))
     });
     let unexplained = report.unexplained.iter().map(|finding| {
-        let Finding { at, event, process_id, what } = finding;
-        format!("the coordinator reported \"{event}\" for process {process_id} at {at:.1} s, but that process had no fault: {what}\n")
+        let Finding { at, event, process, what } = finding;
+        format!("the coordinator reported \"{event}\" for {process} at {at:.1} s, which had no fault: {what}\n")
     });
     let unplanned = report.unplanned.iter().map(|end| format!("ended unexpectedly: {end}\n"));
     let wrong: String = missed.chain(unexplained).chain(unplanned).collect();

@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::{Process, Start as _, hash, losses, output_of, record, said, signal, succeed, wait_for};
 use tempfile::TempDir;
 
@@ -624,6 +624,38 @@ fn spares_of_one_coordinator_serve_another_one() {
     docker(&["stop", "--time", "60", &of_first]);
     support::finish(first);
     assert_eq!(hash(&project.fetch_runs(folder.path()).join("second")), embedded(folder.path(), "--steps 5"));
+}
+
+/// Containers are killed, stopped and cut from their network, and so is the coordinator killed: the report finds each fault, and the bits
+/// are those of a calm run in containers.
+#[test]
+fn a_storm_over_containers_changes_no_bits() {
+    let _one = ENGINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some((image, folder, _)) = setting() else { return };
+    let (out, storm) = (folder.path().join("storm"), folder.path().join("storm.json"));
+    let fault = |kind: &str, worker: Option<usize>, step: u64, milliseconds: u64| json!({ "kind": kind, "worker": worker, "step": step, "phase": "reported", "milliseconds": milliseconds });
+    let faults = [
+        fault("kill", Some(1), 20, 0),
+        fault("coordinator", None, 45, 0),
+        fault("stop", Some(0), 70, 3500),
+        fault("freeze", Some(1), 95, 7000),
+        fault("cut", Some(0), 130, 7000),
+    ];
+    std::fs::write(&storm, json!({ "seed": 0, "steps": 150, "workers": 2, "faults": faults }).to_string()).unwrap();
+    let project = format!("{MARK}{}x{}", std::process::id(), unique());
+    let mut command = support::convoy();
+    command.args(["chaos", "--compose", "docker-compose.yml", "--storm"]).arg(&storm).arg("--out").arg(&out);
+    let output = output_of(command.env("CONVOY_IMAGE", &image.0).env("COMPOSE_PROJECT_NAME", &project));
+    assert!(output.status.success(), "{}", said(&output));
+    let text = std::fs::read_to_string(out.join("report.json")).unwrap();
+    let report: Value = serde_json::from_str(&text).unwrap();
+    for kind in ["kill", "stop", "freeze", "cut"] {
+        assert_eq!(report["kinds"][kind]["named"], 1, "{report:#}");
+    }
+    assert_eq!(report["kinds"]["coordinator"]["fired"], 1, "{report:#}");
+    assert_eq!(hash(&out.join("calm/job")), hash(&out.join("stormy/job")));
+    let names = docker(&["ps", "--all", "--format", "{{.Names}}"]);
+    assert!(!lines(&names).iter().any(|name| name.starts_with(&project)), "nothing is left: {names}");
 }
 
 /// Whether this machine is a swarm that these tests have made.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::conductor::{Finding, Ran};
+use crate::conductor::{Finding, LOST, Ran};
 use crate::storm::{Kind, Phase, Planned, Storm};
 
 /// Faults within so many seconds of each other are simultaneous. The first one that is found ends the generation, and messages of the
@@ -16,8 +16,6 @@ const OVERLAP: f64 = 0.1;
 const GROWTH_MAX: u64 = 150;
 /// Clocks of different pipes may differ by this many seconds.
 const SLACK: f64 = 0.25;
-/// The events that say that a process was lost.
-const LOST: &[&str] = &["fault", "gone"];
 
 /// The result of a storm.
 #[derive(Clone, Debug, Serialize)]
@@ -202,7 +200,7 @@ fn struck(storm: &Storm, ran: &Ran) -> (Vec<Struck>, Vec<Finding>) {
                 Found::Masked
             }
             (Some(fired), ..) if is_overlapped(number, fired, ran, &named) => Found::Overlapped,
-            (Some(fired), ..) if is_outside(fate.process_id, fired, ran) => Found::Outside,
+            (Some(fired), ..) if is_outside(fate.process.as_deref(), fired, ran) => Found::Outside,
             _ => Found::Missed,
         };
         Struck { kind: fault.kind, phase: fault.phase, step: fault.step, fired: fate.fired, found }
@@ -215,7 +213,7 @@ fn struck(storm: &Storm, ran: &Ran) -> (Vec<Struck>, Vec<Finding>) {
 fn is_aftermath(finding: &Finding, storm: &Storm, ran: &Ran) -> bool {
     storm.faults.iter().zip(&ran.fates).any(|(fault, fate)| {
         let until = fault.milliseconds as f64 / 1e3 + 3.0;
-        fate.process_id == Some(finding.process_id)
+        fate.process.as_deref() == Some(&finding.process)
             && fate.fired.is_some_and(|fired| (fired - SLACK..fired + until).contains(&finding.at))
     })
 }
@@ -227,7 +225,7 @@ fn cause_of(finding: &Finding, storm: &Storm, ran: &Ran, named: &[Option<&Findin
         let (fault, fate) = (&storm.faults[*number], &ran.fates[*number]);
         let Some((events, within)) = wanted(fault) else { return false };
         named[*number].is_none()
-            && fate.process_id == Some(finding.process_id)
+            && fate.process.as_deref() == Some(&finding.process)
             && fate.fired.is_some_and(|fired| (fired - SLACK..fired + within).contains(&finding.at))
             && events.contains(&finding.event.as_str())
     };
@@ -247,12 +245,13 @@ fn is_overlapped(number: usize, fired: f64, ran: &Ran, named: &[Option<&Finding>
 
 /// Whether the coordinator had reported that it lost this process, and has not given it towers since. A process that was stopped until
 /// it was given up sends frames of its old session when it is continued, and its next misdeed happens in them.
-fn is_outside(process_id: Option<u32>, fired: f64, ran: &Ran) -> bool {
-    let losses = ran.findings.iter().filter(|finding| Some(finding.process_id) == process_id && finding.at < fired);
+fn is_outside(process: Option<&str>, fired: f64, ran: &Ran) -> bool {
+    let Some(process) = process else { return false };
+    let losses = ran.findings.iter().filter(|finding| finding.process == process && finding.at < fired);
     let lost = losses.filter(|finding| LOST.contains(&finding.event.as_str())).map(|finding| finding.at);
     let Some(lost) = lost.max_by(f64::total_cmp) else { return false };
-    let holds_towers = |process_ids: &BTreeSet<u32>| process_id.is_some_and(|id| process_ids.contains(&id));
-    !ran.crews.iter().any(|crew| (lost..fired + SLACK).contains(&crew.at) && holds_towers(&crew.process_ids))
+    let is_between = |at: f64| (lost..fired + SLACK).contains(&at);
+    !ran.crews.iter().any(|crew| is_between(crew.at) && crew.processes.contains(process))
 }
 
 /// The events that say that a fault was found, and within how many seconds. None if there is nothing to find.
@@ -260,7 +259,9 @@ fn wanted(fault: &Planned) -> Option<(&'static [&'static str], f64)> {
     match fault.kind {
         // A worker that has no part in the job yet is no loss.
         Kind::Kill if fault.phase == Phase::Join => None,
-        Kind::Kill | Kind::Cut => Some((LOST, 3.0)),
+        Kind::Kill => Some((LOST, 3.0)),
+        // The loss is found at once where connections are closed, and by silence where a machine leaves the network.
+        Kind::Cut => Some((LOST, 3.0 + fault.milliseconds as f64 / 1e3)),
         Kind::Flip | Kind::Truncate | Kind::Replay | Kind::Reorder | Kind::Oversize => Some((LOST, 3.0)),
         Kind::Freeze => Some((LOST, 8.0)),
         Kind::Stop => Some((&["suspected"], 4.0)),
@@ -273,8 +274,8 @@ mod tests {
     use super::*;
     use crate::conductor::{Crew, Fate};
 
-    fn finding(at: f64, event: &str, process_id: u32) -> Finding {
-        Finding { at, event: event.to_owned(), process_id, what: "it said so".to_owned() }
+    fn finding(at: f64, event: &str, process: u32) -> Finding {
+        Finding { at, event: event.to_owned(), process: process.to_string(), what: "it said so".to_owned() }
     }
 
     fn planned(kind: Kind) -> Planned {
@@ -285,12 +286,12 @@ mod tests {
         Storm { seed: 1, steps: 20, workers: 2, faults: kinds.iter().map(|kind| planned(*kind)).collect() }
     }
 
-    fn fate(fired: f64, process_id: u32) -> Fate {
-        Fate { fired: Some(fired), process_id: Some(process_id) }
+    fn fate(fired: f64, process: u32) -> Fate {
+        Fate { fired: Some(fired), process: Some(process.to_string()) }
     }
 
-    fn crew(at: f64, process_ids: &[u32]) -> Crew {
-        Crew { at, process_ids: process_ids.iter().copied().collect() }
+    fn crew(at: f64, processes: &[u32]) -> Crew {
+        Crew { at, processes: processes.iter().map(ToString::to_string).collect() }
     }
 
     #[test]

@@ -9,10 +9,16 @@ use serde::{Deserialize, Serialize};
 const MARGIN: u64 = 24;
 /// Steps from one fault to the next.
 const GAP: u64 = 5;
+/// The same in containers, where it takes seconds to strike one and to start it again.
+const CONTAINER_GAP: u64 = 60;
+/// Steps after a container was cut from the network. Its worker notices after 30 seconds without an answer.
+const CONTAINER_CUT_GAP: u64 = 1500;
 /// Milliseconds for which a worker is stopped, so that it is suspected and not given up.
 const STOP_MS: u64 = 3500;
 /// Milliseconds for which a worker is stopped, so that it is given up.
 const FREEZE_MS: u64 = 7000;
+/// Milliseconds for which a container is cut from the network.
+const CUT_MS: u64 = FREEZE_MS;
 /// Milliseconds for which a worker sleeps.
 const LIMP_MS: u64 = 400;
 /// Milliseconds for which a worker's bytes are held back.
@@ -122,6 +128,9 @@ impl Kind {
         Kind::Coordinator,
     ];
 
+    /// Those that can happen to containers.
+    pub const OF_CONTAINERS: [Kind; 5] = [Kind::Kill, Kind::Stop, Kind::Freeze, Kind::Cut, Kind::Coordinator];
+
     /// What the worker does, for so many milliseconds, if it does this to itself.
     fn deed(self, milliseconds: u64) -> Option<Deed> {
         match self {
@@ -141,12 +150,18 @@ impl Kind {
     fn phases(self) -> &'static [Phase] {
         use Phase::{Assign, Backward, Commit, Exchange, Forward, Join, Measure, Reported, State};
         match self {
-            Kind::Kill => &[Forward, Exchange, Backward, Commit, State, Assign, Join, Measure],
-            Kind::Stop | Kind::Freeze => &[Forward, Exchange, Backward, Commit, State],
+            Kind::Kill => &[Forward, Exchange, Backward, Commit, State, Assign, Join, Measure, Reported],
+            Kind::Stop | Kind::Freeze => &[Forward, Exchange, Backward, Commit, State, Reported],
             Kind::Limp => &[Forward, Backward, Commit],
             Kind::Flip | Kind::Truncate | Kind::Replay | Kind::Reorder | Kind::Oversize => &[Exchange, State],
             Kind::Cut | Kind::Delay | Kind::Coordinator => &[Reported],
         }
+    }
+
+    /// Those of them that a storm of processes has. A worker does to itself what can happen within a step.
+    fn planned_phases(self) -> &'static [Phase] {
+        let phases = self.phases();
+        phases.strip_suffix(&[Phase::Reported]).filter(|rest| !rest.is_empty()).unwrap_or(phases)
     }
 
     fn milliseconds(self) -> u64 {
@@ -233,6 +248,43 @@ impl Storm {
         Ok(())
     }
 
+    /// Checks that all faults can happen to containers.
+    ///
+    /// # Errors
+    /// When one can't: which.
+    pub fn check_for_containers(&self) -> Result<(), String> {
+        let can_happen = |fault: &Planned| Kind::OF_CONTAINERS.contains(&fault.kind) && fault.phase == Phase::Reported;
+        let Some(index) = self.faults.iter().position(|fault| !can_happen(fault)) else { return Ok(()) };
+        let Planned { kind, phase, .. } = &self.faults[index];
+        let text = format!(
+            "{kind:?} at {phase:?}; faults of containers are {:?} at {:?}",
+            Kind::OF_CONTAINERS,
+            Phase::Reported
+        );
+        Err(format!("fault {}: {}", index + 1, text.to_lowercase()))
+    }
+
+    /// A storm of `count` faults over `workers` workers in containers. The faults come from outside, so that their phase is that a
+    /// step was reported.
+    pub fn of_containers(seed: u64, count: usize, workers: usize) -> Self {
+        let source = Source::new(seed, "storm of containers");
+        let (mut step, mut faults) = (MARGIN, Vec::new());
+        for round in 0.. {
+            let place = |index: usize| round as u64 * 64 + index as u64;
+            for kind in shuffled(&Kind::OF_CONTAINERS, |index| source.word(place(index))) {
+                let worker = source.word(place(32 + kind as usize)) as usize % workers;
+                let worker = (kind != Kind::Coordinator).then_some(worker);
+                let milliseconds = if kind == Kind::Cut { CUT_MS } else { kind.milliseconds() };
+                if faults.len() == count {
+                    return Self { seed, steps: step + MARGIN, workers, faults };
+                }
+                faults.push(Planned { kind, worker, step, phase: Phase::Reported, milliseconds });
+                step += if kind == Kind::Cut { CONTAINER_CUT_GAP } else { CONTAINER_GAP };
+            }
+        }
+        Self { seed, steps: step + MARGIN, workers, faults }
+    }
+
     /// A storm of `count` faults over `workers` workers. All kinds are equally frequent, and the phases of each kind take turns.
     /// A fault at the moment of joining or assignment comes after a cut connection, which counts as a fault, too.
     pub fn planned(seed: u64, count: usize, workers: usize) -> Self {
@@ -240,13 +292,8 @@ impl Storm {
         let mut faults: Vec<Planned> = Vec::new();
         let (mut step, mut round) = (MARGIN, 0);
         while faults.len() < count {
-            let mut kinds = Kind::ALL.to_vec();
-            for place in (1..kinds.len()).rev() {
-                let other = source.word(round as u64 * 64 + place as u64) as usize % (place + 1);
-                kinds.swap(place, other);
-            }
-            for kind in kinds {
-                let phases = kind.phases();
+            for kind in shuffled(&Kind::ALL, |place| source.word(round as u64 * 64 + place as u64)) {
+                let phases = kind.planned_phases();
                 let phase = phases[round % phases.len()];
                 let worker = source.word(round as u64 * 64 + 32 + kind as u64) as usize % workers;
                 let worker = (kind != Kind::Coordinator).then_some(worker);
@@ -265,6 +312,15 @@ impl Storm {
     }
 }
 
+/// The same in another order, which `word` gives for each place.
+fn shuffled(kinds: &[Kind], word: impl Fn(usize) -> u32) -> Vec<Kind> {
+    let mut kinds = kinds.to_vec();
+    for place in (1..kinds.len()).rev() {
+        kinds.swap(place, word(place) as usize % (place + 1));
+    }
+    kinds
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,6 +334,17 @@ mod tests {
     }
 
     #[test]
+    fn containers_are_struck_from_outside() {
+        let storm = Storm::of_containers(3, 20, 2);
+        assert_eq!((storm.faults.len(), storm.check()), (20, Ok(())));
+        for kind in Kind::OF_CONTAINERS {
+            assert_eq!(storm.faults.iter().filter(|fault| fault.kind == kind).count(), 4, "{kind:?}");
+        }
+        assert!(storm.faults.iter().all(|fault| fault.misdeed().is_none()), "{storm:?}");
+        assert_ne!(storm, Storm::of_containers(4, 20, 2));
+    }
+
+    #[test]
     fn two_hundred_faults_hold_fifteen_of_each_kind_in_every_phase() {
         for seed in 0..20 {
             let storm = Storm::planned(seed, 200, 2);
@@ -285,7 +352,7 @@ mod tests {
             for kind in Kind::ALL {
                 let of_kind: Vec<_> = storm.faults.iter().filter(|fault| fault.kind == kind).collect();
                 assert!(of_kind.len() >= 15, "{kind:?}: {}", of_kind.len());
-                for phase in kind.phases() {
+                for phase in kind.planned_phases() {
                     assert!(of_kind.iter().any(|fault| fault.phase == *phase), "{kind:?} {phase:?}");
                 }
             }

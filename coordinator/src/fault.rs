@@ -41,10 +41,10 @@ impl Fault {
         }
     }
 
-    /// The process of that worker, if the fault knows it.
-    pub fn process_id(&self) -> Option<u32> {
+    /// The process of that worker and its machine, if the fault knows them.
+    pub fn process(&self) -> Option<(u32, String)> {
         match self {
-            Fault::Lost { process_id, .. } => Some(*process_id),
+            Fault::Lost { process_id, host, .. } => Some((*process_id, host.clone())),
             _ => None,
         }
     }

@@ -67,6 +67,8 @@ pub enum Event {
         worker: usize,
         /// Its process, if it was connected.
         process_id: Option<u32>,
+        /// Its machine, if it was connected.
+        host: Option<String>,
         /// What happened.
         what: String,
         /// The last committed step.

@@ -70,8 +70,9 @@ impl Run {
             if !drive.has_begun && matches!(fault, Fault::Failed { .. } | Fault::Ended { was_killed: false, .. }) {
                 return Err(fault.into());
             }
-            let seated = site.cluster.member(fault.worker()).map(|member| member.hello.process_id);
-            let process_id = fault.process_id().or(seated);
+            let member = site.cluster.member(fault.worker());
+            let seated = member.map(|member| (member.hello.process_id, member.hello.host.clone()));
+            let (process_id, host) = fault.process().or(seated).unzip();
             site.cluster.give_up(fault.worker(), &chain(&fault));
             // All that are about to stop have waited for the same checkpoint.
             while let Some((worker, _)) = site.cluster.leaving().filter(|_| matches!(fault, Fault::Left { .. })) {
@@ -80,7 +81,8 @@ impl Run {
             let fault = generations.ended(fault, self.progress.step)?;
             let (step, rewound_to) = (self.progress.step, self.snapshot.progress.step);
             site.recorder.incident(&chain(&fault));
-            observer.on(Event::Fault { worker: fault.worker(), process_id, what: chain(&fault), step, rewound_to });
+            let (worker, what) = (fault.worker(), chain(&fault));
+            observer.on(Event::Fault { worker, process_id, host, what, step, rewound_to });
             let silence = std::mem::take(&mut drive.silence);
             drive.underway.push(Underway::begin(&fault, number, step, rewound_to, silence));
             self.rewind(site, drive);
