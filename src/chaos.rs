@@ -71,7 +71,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     Plan::new(Network::parse(&model)?, storm.workers)?;
     let out = arguments.folder()?;
     write_json(&out.join("storm.json"), &storm)?;
-    let stop = signals::stop_flag("stopping")?;
+    let stop = signals::stop_flag("stopping", "quit")?;
     let run = |name: &str, storm: &Storm| -> Result<(Ran, PathBuf), Box<dyn Error>> {
         let folder = out.join(name);
         if !arguments.json {

@@ -199,7 +199,10 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         init: arguments.init,
         out,
     };
-    let stop = signals::stop_flag("stopping; if the job has started, a checkpoint is written first")?;
+    let stop = signals::stop_flag(
+        "stopping; if the job has started, a checkpoint is written first",
+        "quit; the steps since the last checkpoint were not saved",
+    )?;
     let mut console = Console::new(arguments.json);
     let ended = train(training, &mut console, &stop)?;
     Ok(if ended.interrupted { Outcome::Interrupted } else { Outcome::Done })

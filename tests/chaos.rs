@@ -94,7 +94,7 @@ fn an_impossible_storm_is_refused() {
     let storm = |faults: Value| json!({ "seed": 0, "steps": 40, "workers": 2, "faults": faults }).to_string();
     let cases = [
         ("{".to_owned(), "EOF"),
-        (storm(json!([{ "kind": "quake" }])), "unknown variant `quake`"),
+        (storm(json!([{ "kind": "quake" }])), "\"kind\" is \"quake\", and must be one of kill, stop, freeze"),
         (storm(json!([fault("kill", json!(2), 3, "forward")])), "fault 1: \"worker\" is 2; the job has 2 workers"),
         (storm(json!([fault("kill", json!(null), 3, "forward")])), "fault 1: \"worker\" is null"),
         (storm(json!([fault("coordinator", json!(1), 3, "reported")])), "must be null"),

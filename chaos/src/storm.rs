@@ -59,7 +59,7 @@ pub struct Planned {
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", try_from = "String")]
 pub enum Kind {
     /// A worker is killed.
     Kill,
@@ -89,7 +89,7 @@ pub enum Kind {
 
 /// A moment of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", try_from = "String")]
 pub enum Phase {
     /// A worker connects.
     Join,
@@ -175,7 +175,45 @@ impl Kind {
     }
 }
 
+impl TryFrom<String> for Kind {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        of_name("kind", &name, &Kind::ALL)
+    }
+}
+
+impl TryFrom<String> for Phase {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        of_name("phase", &name, &Phase::ALL)
+    }
+}
+
+/// The item that a storm file calls `name`.
+fn of_name<T: Copy + std::fmt::Debug>(key: &str, name: &str, all: &[T]) -> Result<T, String> {
+    let named = |item: &T| format!("{item:?}").to_lowercase();
+    all.iter().find(|item| named(item) == name).copied().ok_or_else(|| {
+        let names: Vec<_> = all.iter().map(named).collect();
+        format!("\"{key}\" is \"{name}\", and must be one of {}", names.join(", "))
+    })
+}
+
 impl Phase {
+    /// All phases.
+    pub const ALL: [Phase; 9] = [
+        Phase::Join,
+        Phase::Assign,
+        Phase::Forward,
+        Phase::Exchange,
+        Phase::Backward,
+        Phase::Commit,
+        Phase::State,
+        Phase::Measure,
+        Phase::Reported,
+    ];
+
     /// The moment of a worker, if it is one.
     fn moment(self, step: u64) -> Option<Moment> {
         match self {

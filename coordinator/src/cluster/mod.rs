@@ -163,6 +163,9 @@ impl Cluster {
     pub fn report_refused(&mut self, address: String, reason: String, observer: &mut dyn Observer) {
         if self.strangers.is_new_refusal(&address, &reason) {
             observer.on(Event::Refused { address, reason });
+            if let Some(text) = self.strangers.last_refusal() {
+                observer.on(Event::Notice { text });
+            }
         }
     }
 

@@ -36,6 +36,12 @@ impl Strangers {
         let machine = address.rsplit_once(':').map_or(address, |(machine, _)| machine);
         self.refused.len() < TOLD_MAX && self.refused.insert((machine.to_owned(), reason.to_owned()))
     }
+
+    /// What to say after the last refusal that is reported.
+    pub(super) fn last_refusal(&self) -> Option<String> {
+        let is_last = self.refused.len() == TOLD_MAX;
+        is_last.then(|| format!("{TOLD_MAX} refused workers were reported; further ones are not reported"))
+    }
 }
 
 #[cfg(test)]
@@ -49,8 +55,10 @@ mod tests {
         assert!(!strangers.is_new_refusal("10.0.0.1:4001", "no token"), "the same machine from another port");
         assert!(strangers.is_new_refusal("10.0.0.1:4002", "another version"));
         assert!(strangers.is_new_refusal("10.0.0.2:4000", "no token"));
+        assert_eq!(strangers.last_refusal(), None);
         let more = (0..1000).filter(|n| strangers.is_new_refusal(&format!("10.0.1.{n}:4000"), "no token")).count();
         assert_eq!(more, TOLD_MAX - 3);
+        assert!(strangers.last_refusal().is_some_and(|text| text.contains("64 refused workers were reported")));
         let worker = |host: &str| Elsewhere { host: host.to_owned(), coordinator: "c:1".to_owned(), model: None };
         assert!(strangers.is_new_elsewhere(&worker("a")) && strangers.is_new_elsewhere(&worker("b")));
         assert!(!strangers.is_new_elsewhere(&worker("a")));
