@@ -108,6 +108,9 @@ fn a_local_worker_gets(signals: &str, expected: &str) -> String {
     assert!(snapshot <= step && snapshot.is_multiple_of(7) && step - snapshot < 14, "{incident}");
     let after = worker_processes(&out);
     assert!(after[0] == before[0] && after[1] != before[1], "only the lost one is replaced: {before:?} {after:?}");
+    let holds =
+        |line: &str| line.starts_with("worker 1 tower 1 on ") && line.contains(&format!("(process {} ", after[1]));
+    assert!(said(&output).lines().any(holds), "who holds the tower now: {}", said(&output));
     wait_for("all workers to be gone", || before.iter().chain(&after).all(|p| !is_alive(*p)).then_some(()));
     let part = |name: &str| incident[name].as_f64().unwrap();
     let silent = if signals == "STOP" { 9000.0..60_000.0 } else { 0.0..5000.0 };
