@@ -152,6 +152,9 @@ impl Arguments {
 
     fn storm(&self) -> Result<Storm, Box<dyn Error>> {
         let in_containers = !self.compose.is_empty();
+        if let Some(missing) = self.compose.iter().find(|file| !file.is_file()) {
+            return Err(Misuse(format!("--compose {}: there is no such file", missing.display())).into());
+        }
         if in_containers && !["bundled", "synthetic"].contains(&&*self.data) {
             let text =
                 format!("--data {}: must be bundled or synthetic, because containers have no other data", self.data);

@@ -117,6 +117,22 @@ fn an_impossible_storm_is_refused() {
     let output = chaos("--faults 1", folder.path());
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert!(said(&output).contains("must be an empty folder"), "{}", said(&output));
+    let out = folder.path().join("containers");
+    for (arguments, expected) in [
+        ("--compose nope.yml", "--compose nope.yml: there is no such file"),
+        ("--compose docker-compose.yml --data ./pictures", "--data ./pictures: must be bundled or synthetic"),
+    ] {
+        let output = chaos(arguments, &out);
+        assert_eq!(output.status.code(), Some(2), "{arguments}: {}", said(&output));
+        assert!(said(&output).contains(expected), "no \"{expected}\" in {}", said(&output));
+    }
+    std::fs::write(&path, storm(json!([fault("kill", json!(1), 3, "forward")]))).unwrap();
+    let output = run("chaos --compose docker-compose.yml", &[("--storm", &path), ("--out", &out)]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    let expected =
+        "fault 1: kill at forward; faults of containers are [kill, stop, freeze, cut, coordinator] at reported";
+    assert!(said(&output).contains(expected), "no \"{expected}\" in {}", said(&output));
+    assert!(!out.exists());
     let output = chaos("--faults 1 --workers 3", &folder.path().join("three"));
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert!(

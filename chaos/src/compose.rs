@@ -40,6 +40,8 @@ pub struct Compose {
     setting: Setting,
     /// The folder that is mounted as `/runs`.
     runs: PathBuf,
+    /// Whether the engine may have something of this project.
+    is_up: bool,
     containers: BTreeMap<Role, Container>,
 }
 
@@ -68,7 +70,7 @@ impl Compose {
         });
         let program = program.ok_or(ChaosError::NoCompose)?;
         std::fs::create_dir_all(&runs).map_err(|source| ChaosError::Folder { path: runs.clone(), source })?;
-        Ok(Self { program, project, setting, runs, containers: BTreeMap::new() })
+        Ok(Self { program, project, setting, runs, is_up: false, containers: BTreeMap::new() })
     }
 
     /// The folder of the coordinator's run.
@@ -95,6 +97,7 @@ impl Compose {
     /// Starts all containers, and finds them.
     fn up(&mut self) -> Result<(), ChaosError> {
         let scale = format!("worker={}", self.setting.workers);
+        self.is_up = true;
         self.compose(&["up", "-d", "--scale", &scale])?;
         for (service, needed) in [("coordinator", 1), ("worker", self.setting.workers)] {
             let label = |key: &str, value: &str| format!("label=com.docker.compose.{key}={value}");
@@ -212,6 +215,7 @@ impl Site for Compose {
         }
         self.compose(&["down", "--volumes", "--timeout", "10"])?;
         self.containers.clear();
+        self.is_up = false;
         Ok(())
     }
 }
@@ -220,7 +224,7 @@ impl Drop for Compose {
     fn drop(&mut self) {
         let mut followers: Vec<Child> =
             self.containers.values_mut().filter_map(|container| container.follower.take()).collect();
-        if !self.containers.is_empty() {
+        if self.is_up {
             // A container that is left has the project's name, so that a person can find it.
             let _ = self.compose(&["kill"]);
             let _ = self.leave();
