@@ -22,7 +22,7 @@ import tempfile
 import time
 
 WARM_UP = 5
-# A snapshot is sent while these many steps after it are computed.
+# A snapshot is sent during this many steps after it.
 AFTER = 3
 NEVER = str(2**63)
 # The job without, and with, what is measured. Nothing else is on.
@@ -59,7 +59,7 @@ def within(steps, snapshots):
     after = {step + more for step, _ in snapshots for more in range(1, AFTER + 1)} & steps.keys()
     others = [seconds for step, seconds in steps.items() if step not in after]
     if not after or not others:
-        return 0.0
+        raise SystemExit("a run had no snapshot, or nothing else: use more --steps")
     longer = sum(steps[step] for step in after) - len(after) * statistics.mean(others)
     return 100 * longer / sum(steps.values())
 
@@ -87,7 +87,8 @@ def main():
         took = {way: measured(arguments, WAYS[arguments.of][way]) for way in order}
         (steps, snapshots), (others, none) = took["with"], took["without"]
         with_it, without = sum(steps.values()), sum(others.values())
-        withins.append(within(steps, snapshots))
+        if arguments.of == "snapshots":
+            withins.append(within(steps, snapshots))
         shares.append((with_it / without - 1) * 100)
         counts.append(len(snapshots) - len(none))
         seconds += [each for _, each in snapshots]

@@ -88,7 +88,7 @@ fn run_steps(asked: &Steps, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     let wrong = |error| format!("cannot create a temporary folder for the run (TMPDIR sets its location): {error}");
     let folder = tempfile::Builder::new().prefix("convoy-bench-").tempdir().map_err(wrong)?;
     let out = folder.path().join("run");
-    let stop = signals::stop_flag("stopping", "quit")?;
+    let stop = signals::stop_flag("stopping", "quit".to_owned())?;
     let mut watch = Watch::new(asked, stop.clone());
     let ended = train(job(asked, model, &out, log)?, &mut watch, &stop);
     if let Some(images) = watch.fewer_images {

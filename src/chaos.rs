@@ -30,7 +30,7 @@ const MB: f64 = 1e6;
 /// The command line of `convoy chaos`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Number of faults. Each fault makes the run one to two seconds longer
+    /// Number of faults. Each fault makes the run one to two seconds longer, and more in containers
     #[arg(long, value_name = "N", default_value_t = 20, conflicts_with = "storm", value_parser = whole::<usize>(1..=10_000))]
     faults: usize,
     /// Seed of the storm
@@ -51,7 +51,7 @@ pub(crate) struct Arguments {
     /// Images per step
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole::<usize>(1..=BATCH_MAX as u64))]
     batch: usize,
-    /// Run in containers of this compose file, which has the services coordinator and worker, such as docker-compose.yml; may be repeated
+    /// Run in containers: a compose file with the services coordinator and worker, as in docker-compose.yml; repeat it for several files
     #[arg(long, value_name = "FILE", conflicts_with = "rehearse_stale_snapshot")]
     compose: Vec<PathBuf>,
     /// Folder for the storm, both runs and the report [default: a new folder runs/chaos-TIME]
@@ -71,18 +71,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     Plan::new(Network::parse(&model)?, storm.workers)?;
     let out = arguments.folder()?;
     write_json(&out.join("storm.json"), &storm)?;
-    let stop = signals::stop_flag("stopping", "quit")?;
+    let project = arguments.project()?;
+    let farewell = if arguments.compose.is_empty() {
+        "quit".to_owned()
+    } else {
+        format!("quit; containers of the compose projects {project}-calm and {project}-stormy may be left")
+    };
+    let stop = signals::stop_flag("stopping", farewell)?;
     let run = |name: &str, storm: &Storm| -> Result<(Ran, PathBuf), Box<dyn Error>> {
         let folder = out.join(name);
         if !arguments.json {
             tell(&format!("{name}: {} steps, {} faults, in {}", storm.steps, storm.faults.len(), folder.display()));
         }
         if arguments.compose.is_empty() {
-            let mut site = arguments.processes(storm, &folder)?;
-            Ok((conductor::run(&mut site, storm, &stop)?, folder))
+            let mut place = arguments.processes(storm, &folder)?;
+            Ok((conductor::run(&mut place, storm, &stop)?, folder))
         } else {
-            let mut site = arguments.containers(storm, &model, &out, name)?;
-            Ok((conductor::run(&mut site, storm, &stop)?, Compose::run_folder(&folder)))
+            let mut place = arguments.containers(storm, &model, (&out, name), format!("{project}-{name}"))?;
+            Ok((conductor::run(&mut place, storm, &stop)?, Compose::run_folder(&folder)))
         }
     };
     let both = run("calm", &storm.calm()).and_then(|calm| Ok((calm, run("stormy", &storm)?)));
@@ -134,7 +140,13 @@ impl Arguments {
     }
 
     /// The folder `out` has two that are mounted: `data` with the model file, and the runs.
-    fn containers(&self, storm: &Storm, model: &str, out: &Path, name: &str) -> Result<Compose, Box<dyn Error>> {
+    fn containers(
+        &self,
+        storm: &Storm,
+        model: &str,
+        (out, name): (&Path, &str),
+        project: String,
+    ) -> Result<Compose, Box<dyn Error>> {
         let out = std::path::absolute(out)?;
         let data = out.join("data");
         std::fs::create_dir_all(&data).map_err(|error| format!("cannot create {}: {error}", data.display()))?;
@@ -144,10 +156,24 @@ impl Arguments {
         job.push((variable("model"), "/data/model.toml".to_owned()));
         job.push((variable("mount-data"), data.display().to_string()));
         job.push((variable("json"), "1".to_owned()));
-        let setting = compose::Setting { files: self.compose.clone(), job, workers: storm.workers };
-        let project = std::env::var("COMPOSE_PROJECT_NAME").unwrap_or(format!("convoychaos{}", std::process::id()));
-        let project = format!("{project}-{name}");
-        Ok(Compose::new(setting, project, out.join(name))?)
+        let setting = compose::Setting { files: self.compose.clone(), job, workers: storm.workers, project };
+        Ok(Compose::new(setting, out.join(name))?)
+    }
+
+    /// What the names of the two compose projects begin with.
+    fn project(&self) -> Result<String, Misuse> {
+        let named = std::env::var("COMPOSE_PROJECT_NAME").ok().filter(|name| !name.is_empty());
+        let is_valid = |name: &str| {
+            name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+                && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_')
+        };
+        match named {
+            Some(name) if !self.compose.is_empty() && !is_valid(&name) => Err(Misuse(format!(
+                "COMPOSE_PROJECT_NAME is \"{name}\": it must consist of lowercase letters, digits, \"-\" and \"_\""
+            ))),
+            Some(name) => Ok(name),
+            None => Ok(format!("convoychaos{}", std::process::id())),
+        }
     }
 
     fn storm(&self) -> Result<Storm, Box<dyn Error>> {
@@ -222,7 +248,7 @@ fn described(report: &Report, out: &Path) -> String {
     let lines = [
         format!("phases       {}", phases.join(", ")),
         format!("recoveries   {}", report.recovered),
-        format!("outside      {outside} faults happened in a worker that had been given up and held no tower"),
+        format!("outside      {outside} (faults of workers that had been given up)"),
         format!(
             "goodput      {:.1} %: calm run {:.1} s, stormy run {:.1} s, a fault every {:.1} s",
             100.0 * report.goodput,

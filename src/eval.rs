@@ -85,7 +85,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         logits: arguments.logits,
     };
     let mut console = Quiet { console: Console::new(false), json: arguments.json };
-    let stop = signals::stop_flag("stopping", "quit")?;
+    let stop = signals::stop_flag("stopping", "quit".to_owned())?;
     let result = measure(measuring, &mut console, &stop)?;
     let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&result)?) } else { described(&result) };
     output::print(&text)?;

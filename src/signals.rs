@@ -13,7 +13,7 @@ const ECHO: Duration = Duration::from_millis(200);
 
 /// A flag that the first Ctrl-C, SIGTERM or SIGHUP sets. The second signal ends the program and its workers. The first one prints
 /// `answer`, which says what happens now, and the second one prints `farewell`.
-pub(crate) fn stop_flag(answer: &'static str, farewell: &'static str) -> std::io::Result<Arc<AtomicBool>> {
+pub(crate) fn stop_flag(answer: &'static str, farewell: String) -> std::io::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let set = flag.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -28,9 +28,9 @@ pub(crate) fn stop_flag(answer: &'static str, farewell: &'static str) -> std::io
             // Shells and supervisors may signal the process and then its group. That is one request, not two.
             tokio::time::sleep(ECHO).await;
             any().await;
-            let said = tokio::task::spawn_blocking(move || crate::output::complain(farewell));
+            let said = tokio::task::spawn_blocking(move || crate::output::complain(&farewell));
             let _ = tokio::time::timeout(ECHO, said).await;
-            // The last checkpoint stays good, and the workers end when their pipes close with this process.
+            // The last checkpoint stays good. Processes that this one has started end when their pipes close with it.
             std::process::exit(i32::from(crate::INTERRUPTED));
         });
     })?;

@@ -201,7 +201,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     };
     let stop = signals::stop_flag(
         "stopping; if the job has started, a checkpoint is written first",
-        "quit; the steps since the last checkpoint were not saved",
+        "quit; the steps since the last checkpoint were not saved".to_owned(),
     )?;
     let mut console = Console::new(arguments.json);
     let ended = train(training, &mut console, &stop)?;

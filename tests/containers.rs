@@ -631,7 +631,7 @@ fn spares_of_one_coordinator_serve_another_one() {
 #[test]
 fn a_storm_over_containers_changes_no_bits() {
     let _one = ENGINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let Some((image, folder, _)) = setting() else { return };
+    let Some((image, folder, composes)) = setting() else { return };
     let (out, storm) = (folder.path().join("storm"), folder.path().join("storm.json"));
     let fault = |kind: &str, worker: Option<usize>, step: u64, milliseconds: u64| json!({ "kind": kind, "worker": worker, "step": step, "phase": "reported", "milliseconds": milliseconds });
     let faults = [
@@ -642,10 +642,16 @@ fn a_storm_over_containers_changes_no_bits() {
         fault("cut", Some(0), 130, 7000),
     ];
     std::fs::write(&storm, json!({ "seed": 0, "steps": 150, "workers": 2, "faults": faults }).to_string()).unwrap();
-    let project = format!("{MARK}{}x{}", std::process::id(), unique());
+    let name = format!("{MARK}{}x{}", std::process::id(), unique());
+    // They remove what is left if this test fails.
+    let projects = ["calm", "stormy"].map(|run| {
+        let mut project = Project::new(&composes[0], &image, folder.path());
+        project.name = format!("{name}-{run}");
+        project
+    });
     let mut command = support::convoy();
     command.args(["chaos", "--compose", "docker-compose.yml", "--storm"]).arg(&storm).arg("--out").arg(&out);
-    let output = output_of(command.env("CONVOY_IMAGE", &image.0).env("COMPOSE_PROJECT_NAME", &project));
+    let output = output_of(command.env("CONVOY_IMAGE", &image.0).env("COMPOSE_PROJECT_NAME", &name));
     assert!(output.status.success(), "{}", said(&output));
     let text = std::fs::read_to_string(out.join("report.json")).unwrap();
     let report: Value = serde_json::from_str(&text).unwrap();
@@ -654,8 +660,9 @@ fn a_storm_over_containers_changes_no_bits() {
     }
     assert_eq!(report["kinds"]["coordinator"]["fired"], 1, "{report:#}");
     assert_eq!(hash(&out.join("calm/job")), hash(&out.join("stormy/job")));
-    let names = docker(&["ps", "--all", "--format", "{{.Names}}"]);
-    assert!(!lines(&names).iter().any(|name| name.starts_with(&project)), "nothing is left: {names}");
+    for project in &projects {
+        assert_eq!(project.remains(), Vec::<String>::new());
+    }
 }
 
 /// Whether this machine is a swarm that these tests have made.

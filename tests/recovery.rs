@@ -304,7 +304,11 @@ fn the_remaining_worker_takes_the_towers_over() {
     let other = worker(&join, "");
     let output = finish(child);
     ended_like_the_calm_one(&out, &output);
-    assert!(said(&output).contains("no other worker connected in time; 1 of 2 workers remain"), "{}", said(&output));
+    assert!(
+        said(&output).contains("no other worker connected in time; 1 of 2 workers hold all towers"),
+        "{}",
+        said(&output)
+    );
     let workers = record(&out)["workers"].as_array().cloned().unwrap();
     assert!(workers.len() == 1 && workers[0]["towers"] == serde_json::json!([0, 1]), "{workers:?}");
     assert_eq!(wait_for_death(doomed).status.signal(), Some(9));
@@ -407,7 +411,7 @@ fn towers_are_spread_out_again_when_a_worker_joins() {
     let output = finish(child);
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!((hash(&out), losses(&out)), (hash(&calm), losses(&calm)), "{}", said(&output));
-    for part in ["1 of 2 workers remain", "another worker has joined; 2 workers hold the towers now"] {
+    for part in ["1 of 2 workers hold all towers", "another worker has joined; 2 workers hold the towers now"] {
         assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
     }
     let (mut held, mut ours) = (worker_processes(&out), vec![other.id(), new.id()]);
@@ -451,7 +455,7 @@ fn a_job_without_any_worker_continues_with_the_first_that_connects() {
     let first = worker(&address, "");
     let output = finish(child);
     ended_like_the_calm_one(&out, &output);
-    assert!(said(&output).contains("1 of 2 workers remain"), "{}", said(&output));
+    assert!(said(&output).contains("1 of 2 workers hold all towers"), "{}", said(&output));
     assert_eq!(worker_processes(&out), [first.id()]);
     end([first]);
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,13 +13,16 @@ use std::time::{Duration, Instant};
 use convoy_common::misdeed::Misdeed;
 use serde_json::Value;
 
+use crate::engine::{docker, succeed};
 use crate::error::{ChaosError, LEAVE_MAX};
-use crate::site::{End, Message, Role, Site, listen_to, peak_bytes_of};
+use crate::place::{End, Message, Place, forget_settings, listen_to, peak_bytes_of};
+use crate::role::Role;
 
 /// The run's folder within the folder that is mounted as `/runs`: docker-compose.yml gives its coordinator this name.
 const RUN: &str = "job";
-
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Settings that the caller's environment may give to the containers. They change no bits.
+const KEPT: &[&str] = &["CONVOY_IMAGE", "CONVOY_ISA", "CONVOY_OFFLINE", "CONVOY_TOKEN"];
 
 /// The compose files, and the settings of the job.
 #[derive(Clone, Debug)]
@@ -30,13 +33,14 @@ pub struct Setting {
     pub job: Vec<(String, String)>,
     /// Number of workers.
     pub workers: usize,
+    /// The name of the project.
+    pub project: String,
 }
 
 /// Containers of a compose project.
 #[derive(Debug)]
 pub struct Compose {
     program: &'static [&'static str],
-    project: String,
     setting: Setting,
     /// The folder that is mounted as `/runs`.
     runs: PathBuf,
@@ -48,7 +52,7 @@ pub struct Compose {
 #[derive(Debug)]
 struct Container {
     id: String,
-    network: String,
+    networks: Vec<String>,
     /// Its first process, as this machine sees it.
     process: u32,
     /// When it was started, as the engine writes it.
@@ -58,11 +62,11 @@ struct Container {
 }
 
 impl Compose {
-    /// A project named `project`, whose runs go to `runs`. Nothing is started yet.
+    /// Containers whose runs go to `runs`. Nothing is started yet.
     ///
     /// # Errors
     /// When there is no docker-compose, or a folder can't be made.
-    pub fn new(setting: Setting, project: String, runs: PathBuf) -> Result<Self, ChaosError> {
+    pub fn new(setting: Setting, runs: PathBuf) -> Result<Self, ChaosError> {
         let program = [&["docker-compose"][..], &["docker", "compose"]].into_iter().find(|program| {
             let mut command = Command::new(program[0]);
             command.args(&program[1..]).arg("version").stdin(Stdio::null());
@@ -70,7 +74,7 @@ impl Compose {
         });
         let program = program.ok_or(ChaosError::NoCompose)?;
         std::fs::create_dir_all(&runs).map_err(|source| ChaosError::Folder { path: runs.clone(), source })?;
-        Ok(Self { program, project, setting, runs, is_up: false, containers: BTreeMap::new() })
+        Ok(Self { program, setting, runs, is_up: false, containers: BTreeMap::new() })
     }
 
     /// The folder of the coordinator's run.
@@ -84,53 +88,93 @@ impl Compose {
         for file in &self.setting.files {
             command.arg("-f").arg(file);
         }
-        command.args(["-p", &self.project]).args(arguments);
-        // The job has a number of steps.
-        command.env_remove("CONVOY_EPOCHS").envs(self.setting.job.iter().map(|(name, value)| (name, value)));
-        command.env("CONVOY_MOUNT_RUNS", &self.runs);
-        if let Ok(folder) = std::fs::metadata(&self.runs) {
-            command.env("CONVOY_USER", format!("{}:{}", folder.uid(), folder.gid()));
-        }
+        command.args(["-p", &self.setting.project]).args(arguments);
+        forget_settings(&mut command, KEPT);
+        // The job has a number of steps, even if a file .env says otherwise.
+        command.env("CONVOY_EPOCHS", "").envs(self.setting.job.iter().map(|(name, value)| (name, value)));
+        let folder = std::fs::metadata(&self.runs);
+        let folder = folder.map_err(|source| ChaosError::Folder { path: self.runs.clone(), source })?;
+        command.env("CONVOY_MOUNT_RUNS", &self.runs).env("CONVOY_USER", format!("{}:{}", folder.uid(), folder.gid()));
         succeed(&mut command)
     }
 
-    /// Starts all containers, and finds them.
-    fn up(&mut self) -> Result<(), ChaosError> {
-        let scale = format!("worker={}", self.setting.workers);
-        self.is_up = true;
-        self.compose(&["up", "-d", "--scale", &scale])?;
-        for (service, needed) in [("coordinator", 1), ("worker", self.setting.workers)] {
-            let label = |key: &str, value: &str| format!("label=com.docker.compose.{key}={value}");
-            let (project, of_service) = (label("project", &self.project), label("service", service));
-            let ids = docker(&["ps", "-a", "--no-trunc", "-q", "--filter", &project, "--filter", &of_service])?;
-            let ids: Vec<_> = ids.split_whitespace().map(str::to_owned).collect();
-            if ids.len() != needed {
-                return Err(ChaosError::Containers { service, found: ids.len(), needed });
-            }
-            for (number, id) in ids.into_iter().enumerate() {
-                let role = if service == "worker" { Role::Worker(number) } else { Role::Coordinator };
-                let format = "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}";
-                let networks = docker(&["inspect", "--format", format, &id])?;
-                let network = networks.split_whitespace().next().unwrap_or_default().to_owned();
-                self.containers
-                    .insert(role, Container { id, network, process: 0, since: String::new(), follower: None });
-            }
+    /// What the engine lists of this project.
+    fn listed(&self, list: &[&str]) -> Result<Vec<String>, ChaosError> {
+        let project = format!("label=com.docker.compose.project={}", self.setting.project);
+        let listed = docker(&[list, &["--quiet", "--filter", &project]].concat())?;
+        Ok(listed.split_whitespace().map(str::to_owned).collect())
+    }
+
+    fn find(&mut self, service: &'static str, needed: usize) -> Result<(), ChaosError> {
+        let of_service = format!("label=com.docker.compose.service={service}");
+        let ids = self.listed(&["ps", "--all", "--no-trunc", "--filter", &of_service])?;
+        if ids.len() != needed {
+            return Err(ChaosError::Containers { service, found: ids.len(), needed });
+        }
+        for (number, id) in ids.into_iter().enumerate() {
+            let role = if service == "worker" { Role::Worker(number) } else { Role::Coordinator };
+            let format = "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}";
+            let networks = docker(&["inspect", "--format", format, &id])?;
+            let networks: Vec<_> = networks.split_whitespace().map(str::to_owned).collect();
+            self.containers.insert(role, Container { id, networks, process: 0, since: String::new(), follower: None });
         }
         Ok(())
     }
 
-    /// Runs a command of the engine on a container, if it is there. What it says about a container that has ended does not matter.
-    fn act(&self, role: Role, command: impl Fn(&Container) -> Vec<&str>) -> bool {
-        self.containers.get(&role).is_some_and(|container| docker(&command(container)).is_ok())
+    fn container(&self, role: Role) -> Result<&Container, ChaosError> {
+        self.containers.get(&role).ok_or(ChaosError::Absent { role })
+    }
+
+    /// Runs a command of the engine on a container. Returns whether the container was running.
+    fn act(&self, role: Role, command: &[&str]) -> Result<bool, ChaosError> {
+        let id = &self.container(role)?.id;
+        match docker(&[command, &[id]].concat()) {
+            Ok(_) => Ok(true),
+            Err(_) if docker(&["inspect", "--format", "{{.State.Running}}", id])? == "false" => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn on_networks(&self, worker: usize, command: &str) -> Result<bool, ChaosError> {
+        let container = self.container(Role::Worker(worker))?;
+        let mut is_done = !container.networks.is_empty();
+        for network in &container.networks {
+            is_done &= self.act(Role::Worker(worker), &["network", command, network])?;
+        }
+        Ok(is_done)
+    }
+
+    /// Removes everything of this project but volumes that another project has made.
+    fn remove(&mut self) -> Result<(), ChaosError> {
+        self.compose(&["down", "--timeout", "10"])?;
+        for volume in self.listed(&["volume", "ls"])? {
+            docker(&["volume", "rm", &volume])?;
+        }
+        let containers = std::mem::take(&mut self.containers);
+        for mut follower in containers.into_values().filter_map(|container| container.follower) {
+            // Its container is gone, so it ends, if it has not yet.
+            let _ = follower.kill();
+            let _ = follower.wait();
+        }
+        self.is_up = false;
+        Ok(())
     }
 }
 
-impl Site for Compose {
-    fn start(&mut self, role: Role, _misdeeds: &[Misdeed], said: &SyncSender<Message>) -> Result<(), ChaosError> {
-        if self.containers.is_empty() {
-            self.up()?;
+impl Place for Compose {
+    fn open(&mut self) -> Result<(), ChaosError> {
+        if !self.listed(&["ps", "--all"])?.is_empty() {
+            return Err(ChaosError::Taken { project: self.setting.project.clone() });
         }
-        let Some(container) = self.containers.get_mut(&role) else { return Err(ChaosError::NoResult) };
+        self.is_up = true;
+        let scale = format!("worker={}", self.setting.workers);
+        self.compose(&["up", "-d", "--no-build", "--scale", &scale, "worker", "coordinator"])?;
+        self.find("coordinator", 1)?;
+        self.find("worker", self.setting.workers)
+    }
+
+    fn start(&mut self, role: Role, _misdeeds: &[Misdeed], said: &SyncSender<Message>) -> Result<(), ChaosError> {
+        let container = self.containers.get_mut(&role).ok_or(ChaosError::Absent { role })?;
         if let Some(mut follower) = container.follower.take() {
             // It has ended, as its container has.
             let _ = follower.wait();
@@ -158,24 +202,24 @@ impl Site for Compose {
         event["host"].as_str().map(named)
     }
 
-    fn kill(&mut self, role: Role) {
-        self.act(role, |container| vec!["kill", &container.id]);
+    fn kill(&mut self, role: Role) -> Result<bool, ChaosError> {
+        self.act(role, &["kill"])
     }
 
-    fn stop(&mut self, worker: usize) {
-        self.act(Role::Worker(worker), |container| vec!["pause", &container.id]);
+    fn stop(&mut self, worker: usize) -> Result<bool, ChaosError> {
+        self.act(Role::Worker(worker), &["pause"])
     }
 
-    fn proceed(&mut self, worker: usize) {
-        self.act(Role::Worker(worker), |container| vec!["unpause", &container.id]);
+    fn proceed(&mut self, worker: usize) -> Result<(), ChaosError> {
+        self.act(Role::Worker(worker), &["unpause"]).map(drop)
     }
 
-    fn cut(&mut self, worker: usize) -> bool {
-        self.act(Role::Worker(worker), |Container { id, network, .. }| vec!["network", "disconnect", network, id])
+    fn cut(&mut self, worker: usize) -> Result<bool, ChaosError> {
+        self.on_networks(worker, "disconnect")
     }
 
-    fn mend(&mut self, worker: usize) {
-        self.act(Role::Worker(worker), |Container { id, network, .. }| vec!["network", "connect", network, id]);
+    fn mend(&mut self, worker: usize) -> Result<(), ChaosError> {
+        self.on_networks(worker, "connect").map(drop)
     }
 
     fn hold(&mut self, _worker: usize, _time: Duration) -> bool {
@@ -183,77 +227,66 @@ impl Site for Compose {
     }
 
     fn end(&mut self, role: Role) -> Result<End, ChaosError> {
-        let Some(container) = self.containers.get(&role) else { return Err(ChaosError::NoResult) };
-        // The log has ended, so the container has, or nearly.
+        let container = self.container(role)?;
+        // The log has ended, and the container has ended or is about to.
         let began = Instant::now();
-        loop {
+        while began.elapsed() < LEAVE_MAX {
             let format = "{{.State.StartedAt}} {{.State.Status}} {{.State.ExitCode}}";
             let state = docker(&["inspect", "--format", format, &container.id])?;
             let state: Vec<_> = state.split_whitespace().collect();
-            let (is_restarted, is_running) =
-                (state.first() != Some(&&*container.since), state.get(1) == Some(&"running"));
-            if is_restarted {
+            if state.first() != Some(&&*container.since) {
                 let status = "an exit code that is no longer known, since the engine has restarted it".to_owned();
                 return Ok(End { is_success: false, was_killed: false, status });
             }
-            if !is_running || began.elapsed() > LEAVE_MAX {
-                let code = state.get(2).copied().unwrap_or_default();
+            if let [_, "exited" | "dead" | "restarting", code] = state[..] {
                 let status = format!("exit code {code}");
                 return Ok(End { is_success: code == "0", was_killed: code == "137", status });
             }
             thread::sleep(LOOK_EVERY);
         }
+        Err(ChaosError::Unheard { role })
     }
 
+    /// Only the processes of this machine can be measured.
     fn peak_bytes(&self, role: Role) -> u64 {
-        self.containers.get(&role).map_or(0, |container| peak_bytes_of(container.process))
+        let process = self.containers.get(&role).map_or(0, |container| container.process);
+        let name = std::fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+        if name.trim() == "convoy" { peak_bytes_of(process) } else { 0 }
     }
 
     fn leave(&mut self) -> Result<(), ChaosError> {
-        for role in self.containers.keys() {
-            self.act(*role, |container| vec!["unpause", &container.id]);
+        for worker in 0..self.setting.workers {
+            let role = Role::Worker(worker);
+            // One that is not stopped can't be continued.
+            let _ = self.proceed(worker);
+            self.act(role, &["stop", "--time", &LEAVE_MAX.as_secs().to_string()])?;
+            if self.end(role)?.was_killed {
+                return Err(ChaosError::Remains { process: format!("{} ({role})", self.name(role)) });
+            }
         }
-        self.compose(&["down", "--volumes", "--timeout", "10"])?;
-        self.containers.clear();
-        self.is_up = false;
-        Ok(())
+        self.remove()
+    }
+
+    fn abandon(&mut self) -> Result<(), ChaosError> {
+        if !self.is_up {
+            return Ok(());
+        }
+        for id in self.listed(&["ps", "--all"])? {
+            // It may have ended. What can't be killed can't be removed either, which is an error.
+            let _ = docker(&["kill", &id]);
+        }
+        self.remove()
     }
 }
 
 impl Drop for Compose {
+    /// However a run ends, no container is left.
     fn drop(&mut self) {
-        let mut followers: Vec<Child> =
-            self.containers.values_mut().filter_map(|container| container.follower.take()).collect();
-        if self.is_up {
-            // A container that is left has the project's name, so that a person can find it.
-            let _ = self.compose(&["kill"]);
-            let _ = self.leave();
-        }
-        for follower in &mut followers {
-            let _ = follower.kill();
-            let _ = follower.wait();
-        }
+        let _ = self.abandon();
     }
 }
 
 /// The name of a container in messages: its id, as short as the engine lists it.
 fn named(id: &str) -> String {
     format!("container {}", id.get(..12).unwrap_or(id))
-}
-
-fn docker(arguments: &[&str]) -> Result<String, ChaosError> {
-    succeed(Command::new("docker").args(arguments))
-}
-
-/// Runs a command to its end. Ctrl-C reaches this process alone.
-fn succeed(command: &mut Command) -> Result<String, ChaosError> {
-    let what = command.get_program().to_string_lossy().into_owned();
-    let wrong = |source| ChaosError::Start { what, source };
-    let Output { status, stdout, stderr } = command.process_group(0).stdin(Stdio::null()).output().map_err(wrong)?;
-    if status.success() {
-        return Ok(String::from_utf8_lossy(&stdout).trim().to_owned());
-    }
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let command = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
-    Err(ChaosError::Engine { command, said: String::from_utf8_lossy(&stderr).trim().replace('\n', "; ") })
 }

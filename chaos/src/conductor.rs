@@ -1,7 +1,7 @@
 //! Conducts a run: starts its processes, makes the faults of a storm happen, and listens to what the coordinator says. Processes that
 //! end are started again, as a container engine would do.
 //!
-//! Not here: which faults (`storm`), where the processes live (`site`), and what follows from them (`report`).
+//! Not here: which faults (`storm`), where the processes live (`place`), and what follows from them (`report`).
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{ChaosError, HANG};
-use crate::site::{Message, Role, Said, Site};
+use crate::place::{Message, Place, Said};
+use crate::role::Role;
 use crate::storm::{Kind, Planned, Storm};
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -101,54 +102,63 @@ struct Worker {
 
 /// A job under way.
 struct Conductor<'a> {
-    site: &'a mut dyn Site,
+    place: &'a mut dyn Place,
     storm: &'a Storm,
     started: Instant,
     said: (SyncSender<Message>, Receiver<Message>),
-    /// Whether the coordinator was killed as planned.
-    coordinator_was_killed: bool,
+    /// The planned fault by which the coordinator was killed, until it is started again.
+    struck_coordinator: Option<usize>,
     workers: Vec<Worker>,
     /// Planned faults that come from outside, by number, in order.
     due: VecDeque<usize>,
     last_heard: (Instant, String),
+    has_heard_nothing: bool,
     /// The last lines of the coordinator's standard error.
     complaints: VecDeque<String>,
     ran: Ran,
 }
 
-/// Runs the job of `site` under `storm`.
+/// Runs the job of `place` under `storm`.
 ///
 /// # Errors
 /// When `stop` is set, when the job fails or hangs, or when a process can't be started or does not leave.
-pub fn run(site: &mut dyn Site, storm: &Storm, stop: &AtomicBool) -> Result<Ran, ChaosError> {
-    let mut conductor = Conductor::new(site, storm);
-    conductor.start(Role::Coordinator)?;
-    for worker in 0..storm.workers {
-        conductor.start(Role::Worker(worker))?;
-    }
-    conductor.conduct(stop)?;
-    conductor.end()
+pub fn run(place: &mut dyn Place, storm: &Storm, stop: &AtomicBool) -> Result<Ran, ChaosError> {
+    let ran = place.open().and_then(|()| Conductor::new(place, storm).run(stop));
+    ran.map_err(|error| match place.abandon() {
+        Ok(()) => error,
+        Err(remains) => ChaosError::Abandoned { error: Box::new(error), remains: Box::new(remains) },
+    })
 }
 
 impl<'a> Conductor<'a> {
-    fn new(site: &'a mut dyn Site, storm: &'a Storm) -> Self {
+    fn new(place: &'a mut dyn Place, storm: &'a Storm) -> Self {
         let numbered = || storm.faults.iter().enumerate();
         let of_worker = |worker: usize| {
             let own = numbered().filter(|(_, fault)| fault.worker == Some(worker) && fault.misdeed().is_some());
             Worker { misdeeds: own.map(|(number, _)| number).collect(), ..Worker::default() }
         };
         Self {
-            site,
+            place,
             storm,
             started: Instant::now(),
             said: sync_channel(MESSAGES_MAX),
-            coordinator_was_killed: false,
+            struck_coordinator: None,
             workers: (0..storm.workers).map(of_worker).collect(),
             due: numbered().filter(|(_, fault)| fault.misdeed().is_none()).map(|(number, _)| number).collect(),
             last_heard: (Instant::now(), "the start".to_owned()),
+            has_heard_nothing: true,
             complaints: VecDeque::new(),
             ran: Ran { fates: vec![Fate::default(); storm.faults.len()], ..Ran::default() },
         }
+    }
+
+    fn run(mut self, stop: &AtomicBool) -> Result<Ran, ChaosError> {
+        self.start(Role::Coordinator)?;
+        for worker in 0..self.storm.workers {
+            self.start(Role::Worker(worker))?;
+        }
+        self.conduct(stop)?;
+        self.end()
     }
 
     fn start(&mut self, role: Role) -> Result<(), ChaosError> {
@@ -158,7 +168,7 @@ impl<'a> Conductor<'a> {
         };
         let misdeeds: Vec<Misdeed> =
             own.into_iter().flatten().filter_map(|number| self.storm.faults[*number].misdeed()).collect();
-        self.site.start(role, &misdeeds, &self.said.0)
+        self.place.start(role, &misdeeds, &self.said.0)
     }
 
     fn seconds(&self) -> f64 {
@@ -194,7 +204,7 @@ impl<'a> Conductor<'a> {
             if stop.load(Ordering::Relaxed) {
                 return Err(ChaosError::Interrupted);
             }
-            self.remedy();
+            self.remedy()?;
             if sampled.elapsed() > SAMPLE_EVERY {
                 sampled = Instant::now();
                 self.sample_memory();
@@ -206,20 +216,27 @@ impl<'a> Conductor<'a> {
     }
 
     fn on_event(&mut self, line: &str) -> Result<(), ChaosError> {
+        let is_first = std::mem::take(&mut self.has_heard_nothing);
         self.last_heard = (Instant::now(), line.to_owned());
-        let Ok(event) = serde_json::from_str::<Value>(line) else { return Ok(()) };
+        let Ok(event) = serde_json::from_str::<Value>(line) else {
+            return if is_first { Err(ChaosError::NoEvents { line: line.to_owned() }) } else { Ok(()) };
+        };
         let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
         match event["event"].as_str().unwrap_or_default() {
-            "step" => self.bring_about(event["step"].as_u64().unwrap_or(0)),
+            "step" => self.bring_about(event["step"].as_u64().unwrap_or(0))?,
             "started" | "regrouped" => {
                 let workers = event["workers"].as_array().into_iter().flatten();
-                let processes = workers.filter_map(|worker| self.site.named_in(worker)).collect();
+                let processes: BTreeSet<_> = workers.filter_map(|worker| self.place.named_in(worker)).collect();
+                let ours = (0..self.workers.len()).map(|worker| self.place.name(Role::Worker(worker)));
+                if processes.is_disjoint(&ours.collect()) {
+                    return Err(ChaosError::Unknown { found: Vec::from_iter(processes).join(" and ") });
+                }
                 self.ran.crews.push(Crew { at: self.seconds(), processes });
             }
             "recovered" => self.ran.incidents.push(event),
             "ended" => self.ran.weights_sha256 = text("weights_sha256"),
             name @ ("fault" | "gone" | "suspected") => {
-                if let Some(process) = self.site.named_in(&event) {
+                if let Some(process) = self.place.named_in(&event) {
                     let what = if name == "gone" { text("why") } else { text("what") };
                     let (at, event) = (self.seconds(), name.to_owned());
                     self.ran.findings.push(Finding { at, event, process, what });
@@ -230,51 +247,43 @@ impl<'a> Conductor<'a> {
         Ok(())
     }
 
-    /// Brings about the faults that are due once `step` is committed.
-    fn bring_about(&mut self, step: u64) {
-        while let Some(number) = self.due.front().copied() {
-            let fault = self.fault(number);
-            if step < fault.step {
-                return;
-            }
-            // It takes a while to strike a container, which may be found before that is over.
-            let fired = Some(self.seconds());
-            // A worker that can't be struck now is tried again after the next step.
-            let Some(process) = self.strike(fault) else { return };
-            self.ran.fates[number] = Fate { fired, process: Some(process) };
-            self.due.pop_front();
-            if fault.kind == Kind::Coordinator {
-                return;
-            }
+    /// Brings about the next fault if it is due once `step` is committed. It is one for each step, so that each can be found by itself.
+    fn bring_about(&mut self, step: u64) -> Result<(), ChaosError> {
+        let due = self.due.front().map(|number| (*number, self.fault(*number))).filter(|(_, fault)| fault.step <= step);
+        // Steps may be reported after their coordinator was killed.
+        let Some((number, fault)) = due.filter(|_| self.struck_coordinator.is_none()) else { return Ok(()) };
+        // It takes a while to strike a container, which may be found before that is over.
+        let fired = Some(self.seconds());
+        // A process that can't be struck now is tried again after the next step.
+        let Some(process) = self.strike(fault)? else { return Ok(()) };
+        if fault.kind == Kind::Coordinator {
+            self.struck_coordinator = Some(number);
         }
+        self.ran.fates[number] = Fate { fired, process: Some(process) };
+        self.due.pop_front();
+        Ok(())
     }
 
     /// Makes a fault happen from outside. The process that it has happened to; none if that has no part in the job at the moment.
-    fn strike(&mut self, fault: &Planned) -> Option<String> {
+    fn strike(&mut self, fault: &Planned) -> Result<Option<String>, ChaosError> {
         let Some(number) = fault.worker else {
-            self.site.kill(Role::Coordinator);
-            self.coordinator_was_killed = true;
-            return Some(self.site.name(Role::Coordinator));
+            let process = self.place.name(Role::Coordinator);
+            return Ok(self.place.kill(Role::Coordinator)?.then_some(process));
         };
-        let (process, lasts) = (self.site.name(Role::Worker(number)), Duration::from_millis(fault.milliseconds));
+        let (process, lasts) = (self.place.name(Role::Worker(number)), Duration::from_millis(fault.milliseconds));
         if self.workers[number].remedy.is_some() || !self.holds_towers(&process) {
-            return None;
+            return Ok(None);
         }
         let (is_struck, remedy) = match fault.kind {
-            Kind::Cut => (self.site.cut(number), Some(Remedy::Mend)),
-            Kind::Delay => (self.site.hold(number, lasts), None),
-            Kind::Stop | Kind::Freeze => {
-                self.site.stop(number);
-                (true, Some(Remedy::Proceed))
-            }
-            _ => {
-                self.site.kill(Role::Worker(number));
-                self.workers[number].was_killed = true;
-                (true, None)
-            }
+            Kind::Cut => (self.place.cut(number)?, Some(Remedy::Mend)),
+            Kind::Delay => (self.place.hold(number, lasts), None),
+            Kind::Stop | Kind::Freeze => (self.place.stop(number)?, Some(Remedy::Proceed)),
+            _ => (self.place.kill(Role::Worker(number))?, None),
         };
-        self.workers[number].remedy = remedy.filter(|_| is_struck).map(|remedy| (Instant::now() + lasts, remedy));
-        is_struck.then_some(process)
+        let worker = &mut self.workers[number];
+        worker.was_killed |= is_struck && fault.kind == Kind::Kill;
+        worker.remedy = remedy.filter(|_| is_struck).map(|remedy| (Instant::now() + lasts, remedy));
+        Ok(is_struck.then_some(process))
     }
 
     /// Whether a process holds towers, by the coordinator's word.
@@ -296,7 +305,7 @@ impl<'a> Conductor<'a> {
         }
         self.workers[worker].misdeeds.pop_front();
         self.workers[worker].was_killed = fault.kind == Kind::Kill;
-        let process = Some(self.site.name(Role::Worker(worker)));
+        let process = Some(self.place.name(Role::Worker(worker)));
         self.ran.fates[number] = Fate { fired: Some(self.seconds()), process };
         if matches!(fault.kind, Kind::Stop | Kind::Freeze) {
             let until = Instant::now() + Duration::from_millis(fault.milliseconds);
@@ -305,21 +314,22 @@ impl<'a> Conductor<'a> {
     }
 
     /// Ends the faults that have lasted as long as planned.
-    fn remedy(&mut self) {
+    fn remedy(&mut self) -> Result<(), ChaosError> {
         for (number, worker) in self.workers.iter_mut().enumerate() {
             let Some((_, remedy)) = worker.remedy.take_if(|(until, _)| Instant::now() >= *until) else { continue };
             match remedy {
-                Remedy::Proceed => self.site.proceed(number),
-                Remedy::Mend => self.site.mend(number),
+                Remedy::Proceed => self.place.proceed(number)?,
+                Remedy::Mend => self.place.mend(number)?,
             }
         }
+        Ok(())
     }
 
     fn restart_worker(&mut self, number: usize) -> Result<(), ChaosError> {
         let (role, worker) = (Role::Worker(number), &mut self.workers[number]);
-        let end = self.site.end(role)?;
+        let end = self.place.end(role)?;
         if !std::mem::take(&mut worker.was_killed) {
-            self.ran.unplanned.push(format!("{role}, {}: {}", self.site.name(role), end.status));
+            self.ran.unplanned.push(format!("{role}, {}: {}", self.place.name(role), end.status));
         }
         worker.remedy.take_if(|(_, remedy)| matches!(remedy, Remedy::Proceed));
         self.start(role)
@@ -327,12 +337,14 @@ impl<'a> Conductor<'a> {
 
     /// Returns whether the job is done. A coordinator that was killed is started again.
     fn coordinator_has_ended(&mut self) -> Result<bool, ChaosError> {
-        let end = self.site.end(Role::Coordinator)?;
+        let end = self.place.end(Role::Coordinator)?;
+        let struck = self.struck_coordinator.take();
         if end.is_success {
+            // It had finished the job before it was killed: the fault did not happen.
+            struck.into_iter().for_each(|number| self.ran.fates[number] = Fate::default());
             return Ok(true);
         }
-        let is_planned = std::mem::take(&mut self.coordinator_was_killed);
-        if !is_planned || !end.was_killed {
+        if struck.is_none() || !end.was_killed {
             let said = self.complaints.iter().cloned().collect::<Vec<_>>().join("; ");
             return Err(ChaosError::Failed { status: end.status, said });
         }
@@ -341,8 +353,8 @@ impl<'a> Conductor<'a> {
     }
 
     fn sample_memory(&mut self) {
-        self.ran.coordinator_bytes = self.ran.coordinator_bytes.max(self.site.peak_bytes(Role::Coordinator));
-        let of_workers = (0..self.workers.len()).map(|worker| self.site.peak_bytes(Role::Worker(worker))).max();
+        self.ran.coordinator_bytes = self.ran.coordinator_bytes.max(self.place.peak_bytes(Role::Coordinator));
+        let of_workers = (0..self.workers.len()).map(|worker| self.place.peak_bytes(Role::Worker(worker))).max();
         self.ran.worker_bytes = self.ran.worker_bytes.max(of_workers.unwrap_or(0));
     }
 
@@ -352,7 +364,178 @@ impl<'a> Conductor<'a> {
         if self.ran.weights_sha256.is_empty() {
             return Err(ChaosError::NoResult);
         }
-        self.site.leave()?;
+        self.place.leave()?;
         Ok(self.ran)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::place::End;
+    use crate::storm::Phase;
+
+    /// A place without processes. Its coordinator says what a script has for each of its lives. A process is called after its role.
+    #[derive(Default)]
+    struct Scripted {
+        /// The lines of each life, and how it ends.
+        lives: VecDeque<(Vec<Value>, &'static str)>,
+        /// How the present life ends.
+        ends: &'static str,
+        /// What the conductor did.
+        deeds: Vec<String>,
+        /// Answers to strikes, in order. Without one, a strike succeeds.
+        answers: BTreeMap<&'static str, VecDeque<bool>>,
+        was_abandoned: bool,
+    }
+
+    impl Scripted {
+        fn answer(&mut self, deed: &'static str) -> Result<bool, ChaosError> {
+            self.deeds.push(deed.to_owned());
+            Ok(self.answers.get_mut(deed).and_then(VecDeque::pop_front).unwrap_or(true))
+        }
+    }
+
+    impl Place for Scripted {
+        fn open(&mut self) -> Result<(), ChaosError> {
+            Ok(())
+        }
+
+        fn start(&mut self, role: Role, _: &[Misdeed], said: &SyncSender<Message>) -> Result<(), ChaosError> {
+            if role == Role::Coordinator {
+                let (lines, ends) = self.lives.pop_front().unwrap();
+                self.ends = ends;
+                for line in lines {
+                    let line = line.as_str().map_or_else(|| line.to_string(), str::to_owned);
+                    said.send((role, Said::Event(line))).unwrap();
+                }
+                said.send((role, Said::End)).unwrap();
+            }
+            Ok(())
+        }
+
+        fn name(&self, role: Role) -> String {
+            role.to_string()
+        }
+
+        fn named_in(&self, event: &Value) -> Option<String> {
+            event["host"].as_str().map(str::to_owned)
+        }
+
+        fn kill(&mut self, role: Role) -> Result<bool, ChaosError> {
+            self.answer(if role == Role::Coordinator { "kill the coordinator" } else { "kill" })
+        }
+
+        fn stop(&mut self, _worker: usize) -> Result<bool, ChaosError> {
+            self.answer("stop")
+        }
+
+        fn proceed(&mut self, _worker: usize) -> Result<(), ChaosError> {
+            self.answer("proceed").map(drop)
+        }
+
+        fn cut(&mut self, _worker: usize) -> Result<bool, ChaosError> {
+            self.answer("cut")
+        }
+
+        fn mend(&mut self, _worker: usize) -> Result<(), ChaosError> {
+            self.answer("mend").map(drop)
+        }
+
+        fn hold(&mut self, _worker: usize, _time: Duration) -> bool {
+            false
+        }
+
+        fn end(&mut self, _role: Role) -> Result<End, ChaosError> {
+            let (is_success, was_killed) = (self.ends == "done", self.ends == "killed");
+            Ok(End { is_success, was_killed, status: self.ends.to_owned() })
+        }
+
+        fn peak_bytes(&self, _role: Role) -> u64 {
+            0
+        }
+
+        fn leave(&mut self) -> Result<(), ChaosError> {
+            Ok(())
+        }
+
+        fn abandon(&mut self) -> Result<(), ChaosError> {
+            self.was_abandoned = true;
+            Ok(())
+        }
+    }
+
+    fn started() -> Value {
+        json!({ "event": "started", "workers": [{ "host": "worker 0" }, { "host": "worker 1" }] })
+    }
+
+    fn step(step: u64) -> Value {
+        json!({ "event": "step", "step": step })
+    }
+
+    fn ended() -> Value {
+        json!({ "event": "ended", "weights_sha256": "12" })
+    }
+
+    fn storm(faults: &[(Kind, Option<usize>, u64)]) -> Storm {
+        let planned = |(kind, worker, step): &(Kind, Option<usize>, u64)| Planned {
+            kind: *kind,
+            worker: *worker,
+            step: *step,
+            phase: Phase::Reported,
+            milliseconds: 0,
+        };
+        Storm { seed: 0, steps: 9, workers: 2, faults: faults.iter().map(planned).collect() }
+    }
+
+    fn conduct(place: &mut Scripted, storm: &Storm) -> Result<Ran, ChaosError> {
+        run(place, storm, &AtomicBool::new(false))
+    }
+
+    /// One fault for each step; a worker that holds no tower, or is not running, is struck at a later step.
+    #[test]
+    fn a_worker_is_struck_while_it_holds_towers() {
+        let lost = json!({ "event": "fault", "host": "worker 1", "what": "it was lost" });
+        let lines = vec![started(), step(1), step(2), lost, step(3), started(), step(4), step(5), step(6), ended()];
+        let answers = BTreeMap::from([("kill", VecDeque::from([false, true]))]);
+        let mut place = Scripted { lives: VecDeque::from([(lines, "done")]), answers, ..Scripted::default() };
+        let faults = [(Kind::Cut, Some(0), 2), (Kind::Cut, Some(1), 2), (Kind::Kill, Some(0), 2)];
+        let ran = conduct(&mut place, &storm(&faults)).unwrap();
+        let strikes: Vec<_> = place.deeds.iter().filter(|deed| *deed != "mend").collect();
+        assert_eq!(strikes, ["cut", "cut", "kill", "kill"], "worker 1 is not cut at step 3, when it is lost");
+        let struck: Vec<_> = ran.fates.iter().map(|fate| fate.process.clone().unwrap()).collect();
+        assert_eq!(struck, ["worker 0", "worker 1", "worker 0"]);
+        assert!(!place.was_abandoned && ran.weights_sha256 == "12");
+    }
+
+    /// A coordinator that was killed is started again. Steps that it had reported before strike nobody. If it had finished before it was
+    /// killed, the fault did not happen.
+    #[test]
+    fn a_killed_coordinator_is_started_again_and_a_finished_one_was_not_killed() {
+        let faults = [(Kind::Coordinator, None, 1), (Kind::Coordinator, None, 1)];
+        let lives = [(vec![started(), step(1), step(2)], "killed"), (vec![started(), step(2), ended()], "done")];
+        let mut place = Scripted { lives: VecDeque::from(lives), ..Scripted::default() };
+        let ran = conduct(&mut place, &storm(&faults)).unwrap();
+        assert_eq!(place.deeds, ["kill the coordinator", "kill the coordinator"]);
+        assert!(ran.fates[0].fired.is_some() && ran.fates[1].fired.is_none(), "{:?}", ran.fates);
+    }
+
+    /// What is wrong with a place is said, and nothing is left of the run.
+    #[test]
+    fn a_place_that_cannot_be_understood_is_an_error() {
+        let strangers = json!({ "event": "started", "workers": [{ "host": "elsewhere" }] });
+        for (line, expected) in [
+            (json!("epoch 1"), "printed \"epoch 1\", and not an event"),
+            (strangers, "elsewhere, and none of them"),
+            (step(1), "ended with"),
+        ] {
+            let mut place = Scripted { lives: VecDeque::from([(vec![line], "failed")]), ..Scripted::default() };
+            let error = conduct(&mut place, &storm(&[])).unwrap_err().to_string();
+            assert!(error.contains(expected) && place.was_abandoned, "{error}");
+        }
     }
 }

@@ -3,10 +3,16 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// A coordinator that reports nothing for this long hangs: a job that makes no progress ends after 300 seconds.
+use crate::role::Role;
+
+/// A coordinator that reports nothing for this long hangs: a job that makes no progress ends after 300 seconds. It may wait longer for a
+/// worker, but every process that ends is started again.
 pub(crate) const HANG: Duration = Duration::from_secs(330);
 /// Workers have this long to leave at the end.
 pub(crate) const LEAVE_MAX: Duration = Duration::from_secs(10);
+
+/// A command of the container engine has this long.
+pub(crate) const COMMAND_MAX: Duration = Duration::from_secs(120);
 
 /// Why a run did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -18,9 +24,33 @@ pub enum ChaosError {
     /// A command of the container engine failed.
     #[error("\"{command}\" failed: {said}")]
     Engine { command: String, said: String },
-    /// The engine has not the containers that a storm needs.
+    /// A command of the container engine takes too long.
+    #[error("\"{command}\" did not end within {} s", COMMAND_MAX.as_secs())]
+    Slow { command: String },
+    /// The engine does not have the containers that a storm needs.
     #[error("the project has {found} containers of the service \"{service}\"; {needed} are needed")]
     Containers { service: &'static str, found: usize, needed: usize },
+    /// The engine has containers of this project already.
+    #[error(
+        "the compose project {project} has containers already; remove them, or set COMPOSE_PROJECT_NAME to another name"
+    )]
+    Taken { project: String },
+    /// A process that was never started.
+    #[error("{role} was not started")]
+    Absent { role: Role },
+    /// A container's log can't be followed.
+    #[error(
+        "the log of {role} ended, but its container runs: its log driver must be one that \"docker logs\" can read"
+    )]
+    Unheard { role: Role },
+    /// The coordinator does not print events.
+    #[error("the coordinator printed \"{line}\", and not an event as JSON: its service must pass on CONVOY_JSON")]
+    NoEvents { line: String },
+    /// The events name processes that the conductor does not know.
+    #[error(
+        "the job began with {found}, and none of them is a worker of this run: its service must not set a hostname"
+    )]
+    Unknown { found: String },
     /// There is no docker-compose.
     #[error(
         "--compose needs a Docker Engine and docker-compose: neither \"docker-compose version\" nor \"docker compose version\" succeeds"
@@ -38,6 +68,12 @@ pub enum ChaosError {
     /// A process did not leave.
     #[error("{process} did not exit within {} s of SIGTERM", LEAVE_MAX.as_secs())]
     Remains { process: String },
+    /// After an error, something remains.
+    #[error("{error}; and what is left of the run could not be removed: {remains}")]
+    Abandoned { error: Box<ChaosError>, remains: Box<ChaosError> },
+    /// How a process ended can't be found out.
+    #[error("cannot wait for {role}")]
+    Wait { role: Role, source: std::io::Error },
     /// The user asked for it.
     #[error("interrupted")]
     Interrupted,

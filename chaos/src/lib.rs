@@ -1,7 +1,7 @@
 //! Runs a job under a storm of faults, and compares it with a calm twin: the same job without faults. Both run as real processes of
 //! the program.
 //!
-//! [`storm`] plans the faults. [`conductor`] runs a job and makes the faults happen. Its processes live at a [`site`]: this machine
+//! [`storm`] plans the faults. [`conductor`] runs a job and makes the faults happen. Its processes live at a [`place`]: this machine
 //! ([`local`], with a [`proxy`] for each worker) or a container engine ([`compose`]). [`report`] compares the two runs, and says for each
 //! fault whether it was found and named.
 //!
@@ -10,9 +10,11 @@
 
 pub mod compose;
 pub mod conductor;
+mod engine;
 pub mod error;
 pub mod local;
+pub mod place;
 pub mod proxy;
 pub mod report;
-pub mod site;
+pub mod role;
 pub mod storm;

@@ -13,8 +13,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::error::{ChaosError, LEAVE_MAX};
+use crate::place::{End, Message, Place, forget_settings, listen_to, peak_bytes_of};
 use crate::proxy::Proxy;
-use crate::site::{End, Message, Role, Site, listen_to, peak_bytes_of};
+use crate::role::Role;
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -45,22 +46,20 @@ impl Local {
         Ok(Self { program, job, out, address, proxies: Vec::new(), processes: BTreeMap::new() })
     }
 
-    fn signal(&self, role: Role, signal: Signal) {
-        let id = self.processes.get(&role).and_then(|process| i32::try_from(process.id()).ok());
-        // A process that has ended gets no signal.
-        if let Some(pid) = id.and_then(Pid::from_raw) {
-            let _ = kill_process(pid, signal);
-        }
+    /// Returns whether there was a process to signal.
+    fn signal(&mut self, role: Role, signal: Signal) -> Result<bool, ChaosError> {
+        let process = self.processes.get_mut(&role).ok_or(ChaosError::Absent { role })?;
+        // One that has ended, and was not waited for, keeps its number.
+        let is_running = process.try_wait().map_err(|source| ChaosError::Wait { role, source })?.is_none();
+        let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw).filter(|_| is_running);
+        Ok(pid.is_some_and(|pid| kill_process(pid, signal).is_ok()))
     }
 
     fn command(&self) -> Command {
         use std::os::unix::process::CommandExt;
         let mut command = Command::new(&self.program);
-        let ours = std::env::vars_os().map(|(name, _)| name);
-        for name in ours.filter(|name| name.as_encoded_bytes().starts_with(b"CONVOY_") && name != "CONVOY_OFFLINE") {
-            command.env_remove(name);
-        }
-        // Every process ends with this one, even if this one is killed: its standard input closes. Ctrl-C reaches this process alone.
+        forget_settings(&mut command, &["CONVOY_OFFLINE"]);
+        // Every process ends with this one, even if this one is killed: its standard input closes. Ctrl-C reaches only this process.
         command.stdin(Stdio::piped()).process_group(0);
         // The mark tells whose processes these are.
         command.env("RUST_LOG", "warn").env(MARK, &self.out).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -89,7 +88,11 @@ impl Local {
     }
 }
 
-impl Site for Local {
+impl Place for Local {
+    fn open(&mut self) -> Result<(), ChaosError> {
+        Ok(())
+    }
+
     fn start(&mut self, role: Role, misdeeds: &[Misdeed], said: &SyncSender<Message>) -> Result<(), ChaosError> {
         let command = match role {
             Role::Coordinator => Ok(self.coordinator()),
@@ -109,26 +112,26 @@ impl Site for Local {
         event["process_id"].as_u64().map(|id| format!("process {id}"))
     }
 
-    fn kill(&mut self, role: Role) {
-        if let Some(process) = self.processes.get_mut(&role) {
-            let _ = process.kill();
-        }
+    fn kill(&mut self, role: Role) -> Result<bool, ChaosError> {
+        self.signal(role, Signal::KILL)
     }
 
-    fn stop(&mut self, worker: usize) {
-        self.signal(Role::Worker(worker), Signal::STOP);
+    fn stop(&mut self, worker: usize) -> Result<bool, ChaosError> {
+        self.signal(Role::Worker(worker), Signal::STOP)
     }
 
-    fn proceed(&mut self, worker: usize) {
-        self.signal(Role::Worker(worker), Signal::CONT);
+    fn proceed(&mut self, worker: usize) -> Result<(), ChaosError> {
+        self.signal(Role::Worker(worker), Signal::CONT).map(drop)
     }
 
-    fn cut(&mut self, worker: usize) -> bool {
-        self.proxies[worker].cut() > 0
+    fn cut(&mut self, worker: usize) -> Result<bool, ChaosError> {
+        Ok(self.proxies[worker].cut() > 0)
     }
 
     /// It may connect again at once.
-    fn mend(&mut self, _worker: usize) {}
+    fn mend(&mut self, _worker: usize) -> Result<(), ChaosError> {
+        Ok(())
+    }
 
     fn hold(&mut self, worker: usize, time: Duration) -> bool {
         self.proxies[worker].hold(time) > 0
@@ -136,9 +139,9 @@ impl Site for Local {
 
     fn end(&mut self, role: Role) -> Result<End, ChaosError> {
         use std::os::unix::process::ExitStatusExt;
-        let Some(process) = self.processes.get_mut(&role) else { return Err(ChaosError::NoResult) };
+        let process = self.processes.get_mut(&role).ok_or(ChaosError::Absent { role })?;
         // It has closed its standard error, so it ends, if it has not yet.
-        let status = process.wait().map_err(|source| ChaosError::Start { what: role.to_string(), source })?;
+        let status = process.wait().map_err(|source| ChaosError::Wait { role, source })?;
         let was_killed = status.signal() == Some(Signal::KILL.as_raw());
         Ok(End { is_success: status.success(), was_killed, status: status.to_string() })
     }
@@ -150,8 +153,8 @@ impl Site for Local {
     fn leave(&mut self) -> Result<(), ChaosError> {
         let workers: Vec<Role> = (0..self.proxies.len()).map(Role::Worker).collect();
         for role in &workers {
-            self.signal(*role, Signal::CONT);
-            self.signal(*role, Signal::TERM);
+            self.signal(*role, Signal::CONT)?;
+            self.signal(*role, Signal::TERM)?;
         }
         let began = Instant::now();
         for role in workers {
@@ -164,14 +167,20 @@ impl Site for Local {
         }
         Ok(())
     }
+
+    fn abandon(&mut self) -> Result<(), ChaosError> {
+        for (role, process) in &mut self.processes {
+            // One that has ended needs nothing.
+            let _ = process.kill();
+            process.wait().map_err(|source| ChaosError::Wait { role: *role, source })?;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Local {
+    /// However a run ends, no process is left.
     fn drop(&mut self) {
-        for process in self.processes.values_mut() {
-            // One that has ended needs nothing.
-            let _ = process.kill();
-            let _ = process.wait();
-        }
+        let _ = self.abandon();
     }
 }

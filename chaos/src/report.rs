@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::conductor::{Finding, LOST, Ran};
+use crate::conductor::{Fate, Finding, LOST, Ran};
 use crate::storm::{Kind, Phase, Planned, Storm};
 
 /// Faults within so many seconds of each other are simultaneous. The first one that is found ends the generation, and messages of the
@@ -139,8 +139,9 @@ impl Report {
         let none_missed = kinds.values().all(|tally| tally.missed == 0);
         let (coordinator_bytes, worker_bytes) =
             ([calm.coordinator_bytes, ran.coordinator_bytes], [calm.worker_bytes, ran.worker_bytes]);
-        let flat_memory =
-            [coordinator_bytes, worker_bytes].iter().all(|[calm, stormy]| *stormy <= calm * GROWTH_MAX / 100);
+        let flat_memory = [coordinator_bytes, worker_bytes]
+            .iter()
+            .all(|[calm, stormy]| *calm == 0 || *stormy <= calm * GROWTH_MAX / 100);
         Self {
             survived: equal_weights
                 && equal_losses
@@ -200,7 +201,7 @@ fn struck(storm: &Storm, ran: &Ran) -> (Vec<Struck>, Vec<Finding>) {
                 Found::Masked
             }
             (Some(fired), ..) if is_overlapped(number, fired, ran, &named) => Found::Overlapped,
-            (Some(fired), ..) if is_outside(fate.process.as_deref(), fired, ran) => Found::Outside,
+            _ if is_outside(fault, fate, storm, ran) => Found::Outside,
             _ => Found::Missed,
         };
         Struck { kind: fault.kind, phase: fault.phase, step: fault.step, fired: fate.fired, found }
@@ -243,15 +244,25 @@ fn is_overlapped(number: usize, fired: f64, ran: &Ran, named: &[Option<&Finding>
         .any(|other| other != number && named[other].is_some() && ran.fates[other].fired.is_some_and(is_near))
 }
 
-/// Whether the coordinator had reported that it lost this process, and has not given it towers since. A process that was stopped until
-/// it was given up sends frames of its old session when it is continued, and its next misdeed happens in them.
-fn is_outside(process: Option<&str>, fired: f64, ran: &Ran) -> bool {
-    let Some(process) = process else { return false };
-    let losses = ran.findings.iter().filter(|finding| finding.process == process && finding.at < fired);
+/// Whether a fault happened in the old session of a process that had been given up while it was stopped: the coordinator had reported its
+/// loss, and had not given it towers since. When such a process is continued, it sends frames of its old session, and its next misdeed
+/// happens in them.
+fn is_outside(fault: &Planned, fate: &Fate, storm: &Storm, ran: &Ran) -> bool {
+    // These belong to a new session.
+    if matches!(fault.phase, Phase::Join | Phase::Assign) {
+        return false;
+    }
+    let (Some(fired), Some(process)) = (fate.fired, &fate.process) else { return false };
+    let losses = ran.findings.iter().filter(|finding| finding.process == *process && finding.at < fired);
     let lost = losses.filter(|finding| LOST.contains(&finding.event.as_str())).map(|finding| finding.at);
     let Some(lost) = lost.max_by(f64::total_cmp) else { return false };
+    let was_stopped = storm.faults.iter().zip(&ran.fates).any(|(fault, fate)| {
+        matches!(fault.kind, Kind::Stop | Kind::Freeze)
+            && fate.process.as_ref() == Some(process)
+            && fate.fired.is_some_and(|stopped| stopped < lost)
+    });
     let is_between = |at: f64| (lost..fired + SLACK).contains(&at);
-    !ran.crews.iter().any(|crew| is_between(crew.at) && crew.processes.contains(process))
+    was_stopped && !ran.crews.iter().any(|crew| is_between(crew.at) && crew.processes.contains(process))
 }
 
 /// The events that say that a fault was found, and within how many seconds. None if there is nothing to find.
@@ -272,7 +283,7 @@ fn wanted(fault: &Planned) -> Option<(&'static [&'static str], f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conductor::{Crew, Fate};
+    use crate::conductor::Crew;
 
     fn finding(at: f64, event: &str, process: u32) -> Finding {
         Finding { at, event: event.to_owned(), process: process.to_string(), what: "it said so".to_owned() }
@@ -355,8 +366,15 @@ mod tests {
         let found: Vec<_> = struck(&storm, &ran).0.into_iter().map(|struck| struck.found).collect();
         assert!(matches!(found[0], Found::Named { .. }), "{found:?}");
         assert_eq!(found[1..], [Found::Outside, Found::Missed], "at 30 s it holds towers");
-        let suspected = Ran { findings: vec![finding(6.0, "suspected", 7)], ..ran };
+        let suspected = Ran { findings: vec![finding(6.0, "suspected", 7)], ..ran.clone() };
         assert_eq!(struck(&storm, &suspected).0[1].found, Found::Missed, "it was not given up");
+        let mut assigned = storm.clone();
+        assigned.faults[1].phase = Phase::Assign;
+        assert_eq!(struck(&assigned, &ran).0[1].found, Found::Missed, "an assignment belongs to a new session");
+        let mut cut = storm.clone();
+        cut.faults[0].kind = Kind::Cut;
+        let cut = struck(&cut, &Ran { findings: vec![finding(1.1, "fault", 7)], ..ran }).0;
+        assert_eq!(cut[1].found, Found::Missed, "a process that was not stopped has no old session to go on with");
     }
 
     #[test]

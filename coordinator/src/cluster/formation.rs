@@ -24,11 +24,11 @@ const BUSY_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How long to wait for workers.
 #[derive(Clone, Copy, Debug)]
 struct Wait {
-    /// Until every seat is taken.
-    patience: Duration,
+    /// For all workers, until every seat is taken.
+    for_all: Duration,
     /// Whether the time starts again when a worker reports that it is busy with another job.
     extends: bool,
-    /// Once there is a worker, the time for the others, instead of the time above.
+    /// If one worker is enough: once there is one, the time for the others.
     for_others: Option<Duration>,
 }
 
@@ -101,10 +101,10 @@ impl Cluster {
     /// When too few workers connect in time, or a local worker ends before it connects.
     pub fn gather(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<bool, JobError> {
         let (patience, extends) = if self.local.is_some() { (LOCAL_CONNECTS, false) } else { (REMOTE_CONNECTS, true) };
-        match self.fill(Wait { patience, extends, for_others: None }, observer, stop)? {
+        match self.fill(Wait { for_all: patience, extends, for_others: None }, observer, stop)? {
             Gathered::All => Ok(true),
             Gathered::Interrupted => Ok(false),
-            Gathered::Some => Err(self.too_few(patience)),
+            Gathered::Some => Err(self.too_few(self.seats.len(), patience)),
         }
     }
 
@@ -119,15 +119,15 @@ impl Cluster {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Gathered, JobError> {
-        let wait = Wait { patience: REMOTE_CONNECTS, extends: true, for_others: Some(patience) };
+        let wait = Wait { for_all: REMOTE_CONNECTS, extends: true, for_others: Some(patience) };
         match self.fill(wait, observer, stop)? {
-            Gathered::Some if self.present() == 0 => Err(self.too_few(wait.patience)),
+            Gathered::Some if self.present() == 0 => Err(self.too_few(1, wait.for_all)),
             gathered => Ok(gathered),
         }
     }
 
-    fn too_few(&self, patience: Duration) -> JobError {
-        let (have, want, seconds) = (self.present(), self.seats.len(), patience.as_secs());
+    fn too_few(&self, want: usize, patience: Duration) -> JobError {
+        let (have, seconds) = (self.present(), patience.as_secs());
         JobError::TooFewWorkers { have, want, seconds, address: self.address.clone() }
     }
 
@@ -151,7 +151,7 @@ impl Cluster {
         stop: &AtomicBool,
     ) -> Result<Gathered, JobError> {
         if self.local.is_none() {
-            return self.fill(Wait { patience, extends: false, for_others: None }, observer, stop);
+            return self.fill(Wait { for_all: patience, extends: false, for_others: None }, observer, stop);
         }
         self.restart_local()?;
         if self.gather(observer, stop)? { Ok(Gathered::All) } else { Ok(Gathered::Interrupted) }
@@ -166,7 +166,7 @@ impl Cluster {
     fn fill(&mut self, wait: Wait, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Gathered, JobError> {
         let (first, want) = (Instant::now(), self.seats.len());
         let mut start = first;
-        let (mut told, mut has_one_since) = (None, None);
+        let (mut told, mut has_one_since) = (None, None::<Instant>);
         self.strangers.forget_elsewhere();
         loop {
             self.seat_spares();
@@ -182,10 +182,15 @@ impl Cluster {
             if stop.load(Ordering::Relaxed) {
                 return Ok(Gathered::Interrupted);
             }
-            has_one_since = (have > 0).then(|| has_one_since.unwrap_or(Instant::now()));
+            if have == 0 && has_one_since.take().is_some() && wait.for_others.is_some() {
+                // The only one has gone: the wait for one begins again.
+                start = Instant::now();
+            } else if have > 0 {
+                has_one_since.get_or_insert_with(Instant::now);
+            }
             let is_over = match (wait.for_others, has_one_since) {
                 (Some(patience), Some(since)) => since.elapsed() >= patience,
-                _ => start.elapsed() > wait.patience,
+                _ => start.elapsed() > wait.for_all,
             };
             if is_over || first.elapsed() > BUSY_MAX {
                 return Ok(Gathered::Some);

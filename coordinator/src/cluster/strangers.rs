@@ -40,7 +40,7 @@ impl Strangers {
     /// What to say after the last refusal that is reported.
     pub(super) fn last_refusal(&self) -> Option<String> {
         let is_last = self.refused.len() == TOLD_MAX;
-        is_last.then(|| format!("{TOLD_MAX} refused workers were reported; further ones are not reported"))
+        is_last.then(|| format!("{TOLD_MAX} refusals were reported; further ones are not"))
     }
 }
 
@@ -58,7 +58,7 @@ mod tests {
         assert_eq!(strangers.last_refusal(), None);
         let more = (0..1000).filter(|n| strangers.is_new_refusal(&format!("10.0.1.{n}:4000"), "no token")).count();
         assert_eq!(more, TOLD_MAX - 3);
-        assert!(strangers.last_refusal().is_some_and(|text| text.contains("64 refused workers were reported")));
+        assert!(strangers.last_refusal().is_some_and(|text| text.contains("64 refusals were reported")));
         let worker = |host: &str| Elsewhere { host: host.to_owned(), coordinator: "c:1".to_owned(), model: None };
         assert!(strangers.is_new_elsewhere(&worker("a")) && strangers.is_new_elsewhere(&worker("b")));
         assert!(!strangers.is_new_elsewhere(&worker("a")));

@@ -192,9 +192,7 @@ impl Run {
                 let before = site.cluster.seats();
                 site.cluster.close_ranks();
                 let workers = site.cluster.seats();
-                let text = format!(
-                    "no other worker connected in time; {workers} of {before} workers remain, and hold all towers"
-                );
+                let text = format!("no other worker connected in time; {workers} of {before} workers hold all towers");
                 observer.on(Event::Notice { text });
                 Ok(self.place(site, observer)?)
             }

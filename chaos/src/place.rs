@@ -2,7 +2,6 @@
 //!
 //! Not here: the two places, this machine (`local`) and a container engine (`compose`).
 
-use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command};
 use std::sync::mpsc::SyncSender;
@@ -13,24 +12,7 @@ use convoy_common::misdeed::Misdeed;
 use serde_json::Value;
 
 use crate::error::ChaosError;
-
-/// A part in a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    /// The coordinator.
-    Coordinator,
-    /// A worker. Its number is that of its place in the storm, not the one that the coordinator gives it.
-    Worker(usize),
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Role::Coordinator => write!(formatter, "the coordinator"),
-            Role::Worker(worker) => write!(formatter, "worker {worker}"),
-        }
-    }
-}
+use crate::role::Role;
 
 /// What a process says.
 #[derive(Debug)]
@@ -39,7 +21,7 @@ pub enum Said {
     Event(String),
     /// A line of standard error.
     Log(String),
-    /// Both have ended, and so has the process, or nearly.
+    /// Both have ended, and the process has ended or is about to.
     End,
 }
 
@@ -58,7 +40,13 @@ pub struct End {
 }
 
 /// The place where the processes of a run live. Whatever is left of them ends when it is dropped.
-pub trait Site {
+pub trait Place {
+    /// Prepares the place. Called once, before anything else.
+    ///
+    /// # Errors
+    /// When it can't be prepared.
+    fn open(&mut self) -> Result<(), ChaosError>;
+
     /// Starts a process, or starts it again after it has ended. Its lines go to `said`, and then its end. The coordinator is started
     /// first, and then the workers in the order of their numbers.
     ///
@@ -72,20 +60,35 @@ pub trait Site {
     /// The process that an event of the coordinator names, if it names one.
     fn named_in(&self, event: &Value) -> Option<String>;
 
-    /// Kills a process. One that has ended needs nothing.
-    fn kill(&mut self, role: Role);
+    /// Kills a process. Returns whether it was running.
+    ///
+    /// # Errors
+    /// When it can't be killed.
+    fn kill(&mut self, role: Role) -> Result<bool, ChaosError>;
 
-    /// Stops a worker, until it is continued.
-    fn stop(&mut self, worker: usize);
+    /// Stops a worker, until it is continued. Returns whether it was running.
+    ///
+    /// # Errors
+    /// When it can't be stopped.
+    fn stop(&mut self, worker: usize) -> Result<bool, ChaosError>;
 
-    /// Continues a worker.
-    fn proceed(&mut self, worker: usize);
+    /// Continues a worker. One that has ended needs nothing.
+    ///
+    /// # Errors
+    /// When it can't be continued.
+    fn proceed(&mut self, worker: usize) -> Result<(), ChaosError>;
 
     /// Cuts the connections of a worker. Returns whether there were any.
-    fn cut(&mut self, worker: usize) -> bool;
+    ///
+    /// # Errors
+    /// When they can't be cut.
+    fn cut(&mut self, worker: usize) -> Result<bool, ChaosError>;
 
     /// Lets a worker that was cut connect again.
-    fn mend(&mut self, worker: usize);
+    ///
+    /// # Errors
+    /// When that fails.
+    fn mend(&mut self, worker: usize) -> Result<(), ChaosError>;
 
     /// Holds back the bytes of a worker for a while. Returns whether that is possible.
     fn hold(&mut self, worker: usize, time: Duration) -> bool;
@@ -104,6 +107,22 @@ pub trait Site {
     /// # Errors
     /// When one remains.
     fn leave(&mut self) -> Result<(), ChaosError>;
+
+    /// Ends all processes at once.
+    ///
+    /// # Errors
+    /// When something remains.
+    fn abandon(&mut self) -> Result<(), ChaosError>;
+}
+
+/// Keeps from a command what the environment says to Convoy, with these exceptions.
+pub(crate) fn forget_settings(command: &mut Command, kept: &[&str]) {
+    let settings = std::env::vars_os().map(|(name, _)| name);
+    for name in settings.filter(|name| name.as_encoded_bytes().starts_with(b"CONVOY_")) {
+        if !kept.iter().any(|kept| name == *kept) {
+            command.env_remove(name);
+        }
+    }
 }
 
 /// Starts a command with pipes for its output, and forwards what it says.
