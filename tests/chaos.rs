@@ -49,7 +49,7 @@ fn remains(out: &Path) -> Vec<String> {
 fn a_short_storm_changes_no_bits_and_every_fault_is_found() {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("storm");
-    let output = chaos("--faults 20 --seed 3", &out);
+    let output = chaos("--faults 20 --seed 3 --batch 4", &out);
     assert!(output.status.success(), "{}", said(&output));
     for part in ["weights      equal", "losses       equal", "goodput", "kill ", "coordinator "] {
         assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));

@@ -5,8 +5,10 @@ use convoy_common::misdeed::{Deed, Misdeed, Moment};
 use convoy_common::random::Source;
 use serde::{Deserialize, Serialize};
 
-/// Steps before the first fault, and after the last one.
+/// Steps before the first fault, and after the last one in containers.
 const MARGIN: u64 = 24;
+/// Steps after the last fault. Some faults need two workers, and a worker that was lost may be away for seconds.
+const AFTER: u64 = 500;
 /// Steps from one fault to the next.
 const GAP: u64 = 5;
 /// The same in containers, where it takes seconds to strike one and to start it again.
@@ -346,7 +348,8 @@ impl Storm {
             round += 1;
         }
         faults.truncate(count);
-        Self { seed, steps: step + MARGIN, workers, faults }
+        let last = faults.last().map_or(0, |fault| fault.step);
+        Self { seed, steps: last + AFTER, workers, faults }
     }
 }
 
@@ -399,7 +402,7 @@ mod tests {
                 storm
                     .faults
                     .iter()
-                    .all(|fault| fault.step + MARGIN <= storm.steps && fault.worker.is_none_or(|w| w < 2))
+                    .all(|fault| fault.step + AFTER <= storm.steps && fault.worker.is_none_or(|w| w < 2))
             );
         }
     }
