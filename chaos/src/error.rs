@@ -8,8 +8,9 @@ use crate::role::Role;
 /// A coordinator that reports nothing for this long hangs: a job that makes no progress ends after 300 seconds. It may wait longer for a
 /// worker, but every process that ends is started again.
 pub(crate) const HANG: Duration = Duration::from_secs(330);
-/// Workers have this long to leave at the end.
-pub(crate) const LEAVE_MAX: Duration = Duration::from_secs(10);
+/// Workers have this long to leave at the end. One that is cut off does not learn that the job is over. It waits 45 seconds for that at
+/// most, and ends earlier if it notices that the connection is dead. A minute is also what docker-compose.yml allows.
+pub(crate) const LEAVE_MAX: Duration = Duration::from_secs(60);
 
 /// A command of the container engine has this long.
 pub(crate) const COMMAND_MAX: Duration = Duration::from_secs(120);
