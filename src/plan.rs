@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use convoy_common::batch::{BATCH_MAX, Division};
+use convoy_common::index::{ExchangeIndex, PerWorker, TowerIndex, WorkerIndex};
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
 use convoy_coordinator::JobError;
@@ -81,15 +82,15 @@ fn as_json(plan: &Plan, step: Step) -> Value {
         })
     });
     let layers = layers.collect::<Vec<_>>();
-    let exchanges = (0..plan.segments.len()).map(|index| {
+    let exchanges = plan.all_exchanges().map(|exchange| {
         json!({
-            "exchange": index, "before": name_behind(plan, index),
-            "forward": plan.forward_traffic(index, batch), "backward": plan.backward_traffic(index, batch),
+            "exchange": exchange, "before": name_behind(plan, exchange),
+            "forward": plan.forward_traffic(exchange, batch), "backward": plan.backward_traffic(exchange, batch),
         })
     });
     let exchanges = exchanges.collect::<Vec<_>>();
     let total = plan.step_traffic(batch);
-    let leaving: Vec<_> = (0..network.towers).map(|tower| plan.floats_leaving(tower)).collect();
+    let leaving: Vec<_> = plan.all_towers().map(|tower| plan.floats_leaving(tower)).collect();
     json!({
         "model": network.name, "towers": network.towers, "workers": plan.workers, "placement": plan.placement,
         "batch": batch, "parameters": network.parameters().iter().map(|p| p.len()).sum::<usize>(),
@@ -141,8 +142,8 @@ fn as_table(plan: &Plan, step: Step) -> String {
     text += "\n";
     text += &exchange_table(plan, batch);
     let mb = |bytes: u64| format!("{:.0} MB", bytes as f64 / 1e6);
-    let listed = |bytes: Vec<u64>| {
-        let each = bytes.into_iter().enumerate().map(|(worker, bytes)| format!("worker {worker} {}", mb(bytes)));
+    let listed = |bytes: PerWorker<u64>| {
+        let each = bytes.into_iter_enumerated().map(|(worker, bytes)| format!("worker {worker} {}", mb(bytes)));
         each.collect::<Vec<_>>().join(", ")
     };
     let held = listed(of_each(plan, |worker| worker_bytes(plan, worker, step)));
@@ -154,12 +155,12 @@ fn as_table(plan: &Plan, step: Step) -> String {
 }
 
 /// A number of bytes for each worker.
-fn of_each(plan: &Plan, bytes: impl Fn(usize) -> u64) -> Vec<u64> {
-    (0..plan.workers).map(bytes).collect()
+fn of_each(plan: &Plan, bytes: impl Fn(WorkerIndex) -> u64) -> PerWorker<u64> {
+    plan.all_workers().map(bytes).collect()
 }
 
 /// Bytes that a worker will hold between snapshots.
-fn worker_bytes(plan: &Plan, worker: usize, step: Step) -> u64 {
+fn worker_bytes(plan: &Plan, worker: WorkerIndex, step: Step) -> u64 {
     forecast::worker_bytes(plan, worker, step.batch, step.division)
 }
 
@@ -175,13 +176,13 @@ fn exchange_table(plan: &Plan, batch: usize) -> String {
         [name, before].into_iter().chain(bytes.map(|bytes| bytes.to_string())).collect::<Vec<_>>()
     };
     rows.push(row("images".to_owned(), name_of_first(plan), [images.up, images.down, 0, 0]));
-    for index in 0..plan.segments.len() {
-        let (forward, backward) = (plan.forward_traffic(index, batch), plan.backward_traffic(index, batch));
-        let name = if index == plan.logits_exchange() { "logits".to_owned() } else { index.to_string() };
-        rows.push(row(name, name_behind(plan, index), [forward.up, forward.down, backward.up, backward.down]));
+    for exchange in plan.all_exchanges() {
+        let (forward, backward) = (plan.forward_traffic(exchange, batch), plan.backward_traffic(exchange, batch));
+        let name = if exchange == plan.logits_exchange() { "logits".to_owned() } else { exchange.to_string() };
+        rows.push(row(name, name_behind(plan, exchange), [forward.up, forward.down, backward.up, backward.down]));
     }
     let total = plan.step_traffic(batch);
-    let leaving: Vec<_> = (0..plan.network.towers).map(|tower| plan.floats_leaving(tower).to_string()).collect();
+    let leaving: Vec<_> = plan.all_towers().map(|tower| plan.floats_leaving(tower).to_string()).collect();
     format!(
         "bytes per step between workers and coordinator (up: to the coordinator, down: to workers)\n{}\
          total {} bytes per step: {} up, {} down\nfloats per image that leave a tower forward, without logits: {}\n",
@@ -196,7 +197,7 @@ fn exchange_table(plan: &Plan, batch: usize) -> String {
 /// Multiply-adds of the first tower, which has the most where slices are uneven.
 fn multiply_adds_a_tower(plan: &Plan, index: usize) -> u64 {
     let layer = &plan.network.layers[index];
-    let own = plan.network.slice(layer.output.channels, 0).len();
+    let own = plan.network.slice(layer.output.channels, TowerIndex(0)).len();
     layer.fan_in() as u64 * (own * layer.output.pixels()) as u64
 }
 
@@ -205,7 +206,7 @@ fn name_of_first(plan: &Plan) -> String {
 }
 
 /// The layer that comes after an exchange. After the last exchange comes the loss.
-fn name_behind(plan: &Plan, exchange: usize) -> String {
-    let next = plan.segments.get(exchange + 1);
+fn name_behind(plan: &Plan, exchange: ExchangeIndex) -> String {
+    let next = plan.segments.get(exchange.segment_after());
     next.map_or_else(|| "the loss".to_owned(), |segment| plan.network.layers[segment.layers.start].name.clone())
 }

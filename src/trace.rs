@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
 
+use convoy_common::index::WorkerIndex;
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
 use convoy_coordinator::files::write_atomically;
@@ -181,12 +182,12 @@ fn notes(trace: &Trace) -> Vec<String> {
 
 /// One column per worker: first computing, then other work, then waits.
 pub(crate) fn worker_table(found: &Account) -> String {
-    let of = |worker: usize, doing: Use| {
+    let of = |worker: WorkerIndex, doing: Use| {
         let uses = &found.workers[worker].uses;
         uses.iter().find(|(other, _)| *other == doing).map_or(0.0, |(_, ns)| *ns)
     };
-    let row = |name: String, value: &dyn Fn(usize) -> f64| {
-        let cells = (0..found.workers.len()).map(|worker| ms(value(worker)));
+    let row = |name: String, value: &dyn Fn(WorkerIndex) -> f64| {
+        let cells = found.workers.keys().map(|worker| ms(value(worker)));
         [name].into_iter().chain(cells).collect::<Vec<_>>()
     };
     let mut all: Vec<Use> =
@@ -195,11 +196,12 @@ pub(crate) fn worker_table(found: &Account) -> String {
     all.sort();
     all.dedup();
     let is_layer = |doing: &Use| matches!(doing, Use::Layer { .. });
-    let computing = |worker: usize| all.iter().filter(|doing| is_layer(doing)).map(|doing| of(worker, *doing)).sum();
+    let computing =
+        |worker: WorkerIndex| all.iter().filter(|doing| is_layer(doing)).map(|doing| of(worker, *doing)).sum();
     let mut rows = vec![
         ["ms per step".to_owned()]
             .into_iter()
-            .chain((0..found.workers.len()).map(|w| format!("worker {w}")))
+            .chain(found.workers.keys().map(|w| format!("worker {w}")))
             .collect::<Vec<_>>(),
     ];
     rows.push(row("computing".to_owned(), &computing));
@@ -257,7 +259,9 @@ fn exchange_table(plan: &Plan, found: &Account) -> String {
         let (index, before) = match exchange.exchange {
             None => ("images".to_owned(), plan.network.layers[0].name.clone()),
             Some(index) if index == plan.logits_exchange() => ("logits".to_owned(), "the loss".to_owned()),
-            Some(index) => (index.to_string(), plan.network.layers[plan.segments[index + 1].layers.start].name.clone()),
+            Some(index) => {
+                (index.to_string(), plan.network.layers[plan.segments[index.segment_after()].layers.start].name.clone())
+            }
         };
         rows.push(vec![
             index,

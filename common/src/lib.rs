@@ -8,6 +8,7 @@
 pub mod address;
 pub mod batch;
 pub mod chain;
+pub mod index;
 pub mod misdeed;
 pub mod model;
 pub mod parameters;

@@ -10,6 +10,7 @@ use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::index::TowerIndex;
 use crate::model::{LayerKind, Network};
 use crate::random::Source;
 
@@ -50,19 +51,19 @@ impl Parameter {
     }
 
     /// The outputs of `tower`.
-    pub fn slice(&self, network: &Network, tower: usize) -> Range<usize> {
+    pub fn slice(&self, network: &Network, tower: TowerIndex) -> Range<usize> {
         network.slice(self.shape[0], tower)
     }
 
     /// The shape of `tower`'s part.
-    pub fn slice_shape(&self, network: &Network, tower: usize) -> Vec<usize> {
+    pub fn slice_shape(&self, network: &Network, tower: TowerIndex) -> Vec<usize> {
         let mut shape = self.shape.clone();
         shape[0] = self.slice(network, tower).len();
         shape
     }
 
     /// `tower`'s part of the whole tensor.
-    pub fn slice_of<'a>(&self, network: &Network, tower: usize, whole: &'a ArrayD<f32>) -> ArrayViewD<'a, f32> {
+    pub fn slice_of<'a>(&self, network: &Network, tower: TowerIndex, whole: &'a ArrayD<f32>) -> ArrayViewD<'a, f32> {
         whole.slice_axis(Axis(0), Slice::from(self.slice(network, tower)))
     }
 
@@ -151,7 +152,7 @@ mod tests {
         let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
         for parameter in network.parameters() {
             let mut at = 0;
-            for tower in 0..network.towers {
+            for tower in TowerIndex::all(network.towers) {
                 let slice = parameter.slice(&network, tower);
                 assert_eq!(slice.start, at);
                 at = slice.end;

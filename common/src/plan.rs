@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use serde::Serialize;
 
+use crate::batch::part;
+use crate::index::{ExchangeIndex, PerSegment, PerTower, TowerIndex, WorkerIndex};
 use crate::model::{Layer, Network, Shape};
 
 /// A network, divided into segments and placed on workers.
@@ -15,9 +17,9 @@ pub struct Plan {
     /// The network.
     pub network: Network,
     /// The segments, first to last.
-    pub segments: Vec<Segment>,
+    pub segments: PerSegment<Segment>,
     /// Worker `placement[t]` holds tower t.
-    pub placement: Vec<usize>,
+    pub placement: PerTower<WorkerIndex>,
     /// Number of workers.
     pub workers: usize,
 }
@@ -93,7 +95,8 @@ impl Plan {
         if workers > towers {
             return Err(PlanError::MoreWorkersThanTowers { workers, towers, model: network.name });
         }
-        let placement = (0..workers).flat_map(|w| crate::batch::part(towers, workers, w).map(move |_| w)).collect();
+        let held = |worker: WorkerIndex| part(towers, workers, worker.0).map(move |_| worker);
+        let placement = WorkerIndex::all(workers).flat_map(held).collect();
         Self::placed(network, placement)
     }
 
@@ -101,9 +104,9 @@ impl Plan {
     ///
     /// # Errors
     /// When the placement and the network differ in the number of towers, or when a worker gets no tower.
-    pub fn placed(network: Network, placement: Vec<usize>) -> Result<Self, PlanError> {
-        let workers = placement.iter().max().map_or(0, |w| w.saturating_add(1));
-        let all_used = workers <= placement.len() && (0..workers).all(|w| placement.contains(&w));
+    pub fn placed(network: Network, placement: PerTower<WorkerIndex>) -> Result<Self, PlanError> {
+        let workers = placement.iter().max().map_or(0, |last| last.0.saturating_add(1));
+        let all_used = workers <= placement.len() && WorkerIndex::all(workers).all(|w| placement.contains(&w));
         if placement.len() != network.towers || !all_used {
             return Err(PlanError::Placement { given: placement.len(), workers, towers: network.towers });
         }
@@ -111,24 +114,44 @@ impl Plan {
         Ok(Self { network, segments, placement, workers })
     }
 
+    /// All workers, in order.
+    pub fn all_workers(&self) -> impl DoubleEndedIterator<Item = WorkerIndex> + ExactSizeIterator + Clone + use<> {
+        WorkerIndex::all(self.workers)
+    }
+
+    /// All towers, in order.
+    pub fn all_towers(&self) -> impl DoubleEndedIterator<Item = TowerIndex> + ExactSizeIterator + Clone + use<> {
+        TowerIndex::all(self.network.towers)
+    }
+
+    /// All exchanges, in order.
+    pub fn all_exchanges(&self) -> impl DoubleEndedIterator<Item = ExchangeIndex> + ExactSizeIterator + Clone + use<> {
+        ExchangeIndex::all(self.segments.len())
+    }
+
     /// The towers of `worker`, in ascending order.
-    pub fn towers_of(&self, worker: usize) -> Vec<usize> {
-        (0..self.network.towers).filter(|tower| self.placement[*tower] == worker).collect()
+    pub fn towers_of(&self, worker: WorkerIndex) -> Vec<TowerIndex> {
+        self.all_towers().filter(|tower| self.placement[*tower] == worker).collect()
     }
 
-    /// The index of the last exchange, which carries logits.
-    pub fn logits_exchange(&self) -> usize {
-        self.segments.len() - 1
+    /// The last exchange, which carries logits.
+    pub fn logits_exchange(&self) -> ExchangeIndex {
+        ExchangeIndex(self.segments.len() - 1)
     }
 
-    /// The channels that `tower` computes of the output of segment `index`.
-    pub fn output_slice(&self, index: usize, tower: usize) -> Range<usize> {
-        self.network.slice(self.segments[index].output.channels, tower)
+    /// The shape that all towers together contribute to `exchange`: the output of the segment before it.
+    pub fn exchanged(&self, exchange: ExchangeIndex) -> Shape {
+        self.segments[exchange.segment_before()].output
     }
 
-    /// Floats per image that `tower` contributes to exchange `index`, forward.
-    pub fn slice_floats(&self, index: usize, tower: usize) -> usize {
-        self.output_slice(index, tower).len() * self.segments[index].output.pixels()
+    /// The channels that `tower` contributes to `exchange`, forward.
+    pub fn output_slice(&self, exchange: ExchangeIndex, tower: TowerIndex) -> Range<usize> {
+        self.network.slice(self.exchanged(exchange).channels, tower)
+    }
+
+    /// Floats per image that `tower` contributes to `exchange`, forward.
+    pub fn slice_floats(&self, exchange: ExchangeIndex, tower: TowerIndex) -> usize {
+        self.output_slice(exchange, tower).len() * self.exchanged(exchange).pixels()
     }
 
     /// Traffic of sending images to every worker.
@@ -136,12 +159,12 @@ impl Plan {
         Traffic { up: 0, down: (self.network.input.shape.len() * samples * self.workers) as u64 }
     }
 
-    /// Traffic of exchange `index` forward, for `samples` images.
-    pub fn forward_traffic(&self, index: usize, samples: usize) -> Traffic {
+    /// Traffic of `exchange` forward, for `samples` images.
+    pub fn forward_traffic(&self, exchange: ExchangeIndex, samples: usize) -> Traffic {
         let (mut up, mut down) = (0, 0);
-        for tower in 0..self.network.towers {
-            let floats = self.slice_floats(index, tower);
-            if index == self.logits_exchange() {
+        for tower in self.all_towers() {
+            let floats = self.slice_floats(exchange, tower);
+            if exchange == self.logits_exchange() {
                 up += floats;
             } else if self.workers > 1 {
                 up += floats;
@@ -151,12 +174,12 @@ impl Plan {
         Traffic::floats(up, down, samples)
     }
 
-    /// Traffic of exchange `index` backward, for `samples` images.
-    pub fn backward_traffic(&self, index: usize, samples: usize) -> Traffic {
+    /// Traffic of `exchange` backward, for `samples` images.
+    pub fn backward_traffic(&self, exchange: ExchangeIndex, samples: usize) -> Traffic {
         let (mut up, mut down) = (0, 0);
-        for to in 0..self.network.towers {
-            let floats = self.slice_floats(index, to);
-            if index == self.logits_exchange() {
+        for to in self.all_towers() {
+            let floats = self.slice_floats(exchange, to);
+            if exchange == self.logits_exchange() {
                 down += floats;
             } else {
                 let strangers = self.placement.iter().filter(|worker| **worker != self.placement[to]).count();
@@ -169,23 +192,24 @@ impl Plan {
 
     /// Traffic of a training step: images, and every exchange forward and backward.
     pub fn step_traffic(&self, samples: usize) -> Traffic {
-        (0..self.segments.len())
-            .flat_map(|i| [self.forward_traffic(i, samples), self.backward_traffic(i, samples)])
+        self.all_exchanges()
+            .flat_map(|exchange| [self.forward_traffic(exchange, samples), self.backward_traffic(exchange, samples)])
             .fold(self.image_traffic(samples), Traffic::plus)
     }
 
     /// Traffic of measuring `samples` images: images, and every exchange forward.
     pub fn measurement_traffic(&self, samples: usize) -> Traffic {
-        let forward = (0..self.segments.len()).map(|i| self.forward_traffic(i, samples));
+        let forward = self.all_exchanges().map(|exchange| self.forward_traffic(exchange, samples));
         forward.fold(self.image_traffic(samples), Traffic::plus)
     }
 
     /// Floats per image that leave `tower` over a socket, forward, without logits.
-    pub fn floats_leaving(&self, tower: usize) -> usize {
+    pub fn floats_leaving(&self, tower: TowerIndex) -> usize {
         if self.workers == 1 {
             return 0;
         }
-        (0..self.logits_exchange()).map(|index| self.slice_floats(index, tower)).sum()
+        let between_towers = self.all_exchanges().filter(|exchange| *exchange != self.logits_exchange());
+        between_towers.map(|exchange| self.slice_floats(exchange, tower)).sum()
     }
 
     /// Why a layer starts a segment, or why it doesn't need to.
@@ -214,11 +238,11 @@ impl Plan {
 }
 
 /// The shape of `tower`'s part of the output of `layer`.
-pub fn tower_output(network: &Network, layer: &Layer, tower: usize) -> Shape {
+pub fn tower_output(network: &Network, layer: &Layer, tower: TowerIndex) -> Shape {
     layer.output.with_channels(network.slice(layer.output.channels, tower).len())
 }
 
-fn segments(network: &Network) -> Vec<Segment> {
+fn segments(network: &Network) -> PerSegment<Segment> {
     let several = network.towers > 1;
     let starts_one = |index: usize| index == 0 || (several && network.layers[index].sees_all_channels());
     let starts: Vec<usize> = (0..network.layers.len()).filter(|index| starts_one(*index)).collect();
@@ -248,7 +272,7 @@ mod tests {
         let plan = plan("alexnet", 2);
         let firsts: Vec<_> = plan.segments.iter().map(|s| plan.network.layers[s.layers.start].name.as_str()).collect();
         assert_eq!(firsts, ["conv1", "conv3", "fc6", "fc7", "fc8"]);
-        assert_eq!((plan.floats_leaving(0), plan.floats_leaving(1)), (30_336, 30_336));
+        assert_eq!(plan.all_towers().map(|tower| plan.floats_leaving(tower)).collect::<Vec<_>>(), [30_336, 30_336]);
         let step = plan.step_traffic(128);
         let images = 227 * 227 * 3 * 128 * 2;
         let exchanged = 30_336 * 2 * 2 * 2 * 4 * 128;
@@ -273,7 +297,9 @@ mod tests {
         let network = Network::parse(presets::text("alexnet").unwrap()).unwrap();
         let error = Plan::new(network.clone(), 3).unwrap_err().to_string();
         assert!(error.contains("--workers 3: must be at most 2, the number of towers of \"alexnet\""), "{error}");
-        assert!(Plan::placed(network.clone(), vec![0, 2]).is_err());
-        assert!(Plan::placed(network, vec![0, usize::MAX]).is_err());
+        for second in [2, usize::MAX] {
+            let placement = [0, second].map(WorkerIndex::from);
+            assert!(Plan::placed(network.clone(), placement.into_iter().collect()).is_err());
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! Not here: clocks (the caller brings the time), messages (`wire`), and the analysis (the coordinator's `trace`).
 
 use crate::batch::MicroBatchId;
+use crate::index::{SegmentIndex, TowerIndex};
 use crate::wire::{Direction, TensorKey};
 
 /// A span of time of one thread, in nanoseconds of its process's clock.
@@ -78,10 +79,10 @@ pub enum Activity {
 pub struct SegmentRun {
     /// The micro-batch.
     pub micro_batch: MicroBatchId,
-    /// Index of the segment in the plan.
-    pub segment: usize,
+    /// The segment.
+    pub segment: SegmentIndex,
     /// The tower.
-    pub tower: usize,
+    pub tower: TowerIndex,
     /// Forward or backward.
     pub direction: Direction,
 }

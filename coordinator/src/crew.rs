@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use convoy_common::batch::{MicroBatch, MicroBatchId};
+use convoy_common::index::{PerWorker, TowerIndex, WorkerIndex};
 use convoy_common::plan::Plan;
 use convoy_common::trace::Activity;
 use convoy_common::wire::{
@@ -64,7 +65,7 @@ pub struct Crew<'a> {
     /// The state that the workers were asked for.
     gathering: Option<Gathering>,
     /// Bytes of weights and momentum that each worker was given.
-    state_bytes: Vec<u64>,
+    state_bytes: PerWorker<u64>,
     stop: &'a AtomicBool,
     /// Whether messages of earlier generations are let through, to test whether that is found.
     pub rehearses_no_fence: bool,
@@ -82,7 +83,7 @@ impl<'a> Crew<'a> {
         stop: &'a AtomicBool,
     ) -> Self {
         let exchanges = Exchanges::new(plan.clone(), samples_max);
-        let state_bytes = vec![0; plan.workers];
+        let state_bytes = vec![0; plan.workers].into();
         let silence = Silence::starting(plan.workers, Instant::now());
         let lateness = Lateness::starting(&plan);
         Self {
@@ -108,16 +109,16 @@ impl<'a> Crew<'a> {
     pub fn assign(&mut self, assignment: &Assignment, state: &JobState, step: u64) -> Result<(), Stop> {
         let plan = self.plan.clone();
         // First of all, because a worker without a job may still move to another coordinator.
-        for worker in 0..plan.workers {
+        for worker in plan.all_workers() {
             self.tell(worker, ToWorker::Assign(Assignment { worker, ..assignment.clone() }), step)?;
         }
-        for worker in 0..plan.workers {
+        for worker in plan.all_workers() {
             for payload in plan.towers_of(worker).into_iter().flat_map(|tower| state.slices(&plan, tower, step)) {
                 self.state_bytes[worker] += payload.data.len() as u64;
                 self.send(worker, payload, step)?;
             }
         }
-        let mut waits: Vec<usize> = (0..plan.workers).collect();
+        let mut waits: Vec<_> = plan.all_workers().collect();
         while let Some(first) = waits.first() {
             match self.next(step, || format!("worker {first} to receive its weights"))? {
                 (worker, Received::Said(FromWorker::Ready)) if waits.contains(&worker) => {
@@ -137,7 +138,8 @@ impl<'a> Crew<'a> {
         if !self.recorder.is_on() {
             return Ok(());
         }
-        (0..self.plan.workers)
+        self.plan
+            .all_workers()
             .try_for_each(|worker| self.tell(worker, ToWorker::Ping { sent: self.recorder.now() }, step))
     }
 
@@ -156,14 +158,14 @@ impl<'a> Crew<'a> {
         images.into_iter().for_each(|image| bytes.extend_from_slice(split.image(image)));
         let shape = vec![micro_batch.samples.len(), input.channels, input.height, input.width];
         let payload = Payload::bytes(TensorKey::Images(micro_batch.clone()), shape, bytes);
-        (0..self.plan.workers).try_for_each(|worker| self.send(worker, payload.clone(), micro_batch.id.step))
+        self.plan.all_workers().try_for_each(|worker| self.send(worker, payload.clone(), micro_batch.id.step))
     }
 
     /// Sends a tensor.
     ///
     /// # Errors
     /// When the worker is lost.
-    pub fn send(&mut self, worker: usize, payload: Payload, step: u64) -> Result<(), Stop> {
+    pub fn send(&mut self, worker: WorkerIndex, payload: Payload, step: u64) -> Result<(), Stop> {
         frames(self.generation, payload).try_for_each(|frame| {
             let delivered = self.cluster.send(worker, frame, self.stop);
             delivered.map_err(|why| self.undelivered(worker, step, why))
@@ -174,7 +176,7 @@ impl<'a> Crew<'a> {
     ///
     /// # Errors
     /// When a worker is lost.
-    pub fn relay(&mut self, to: &[usize], chunk: Chunk, step: u64) -> Result<(), Stop> {
+    pub fn relay(&mut self, to: &[WorkerIndex], chunk: Chunk, step: u64) -> Result<(), Stop> {
         let frame = chunk_to_frame(chunk);
         to.iter().try_for_each(|worker| {
             let delivered = self.cluster.send(*worker, frame.clone(), self.stop);
@@ -187,14 +189,14 @@ impl<'a> Crew<'a> {
     /// # Errors
     /// When one is lost.
     pub fn tell_all(&mut self, message: &ToWorker, step: u64) -> Result<(), Stop> {
-        (0..self.plan.workers).try_for_each(|worker| self.tell(worker, message.clone(), step))
+        self.plan.all_workers().try_for_each(|worker| self.tell(worker, message.clone(), step))
     }
 
     /// The next message of any worker that the job has to handle. `waiting_for` says what is owed.
     ///
     /// # Errors
     /// When a worker is lost or fails, when all are silent for too long, or when a stop is requested and nothing is heard.
-    pub fn next(&mut self, step: u64, waiting_for: impl Fn() -> String) -> Result<(usize, Received), Stop> {
+    pub fn next(&mut self, step: u64, waiting_for: impl Fn() -> String) -> Result<(WorkerIndex, Received), Stop> {
         let (now, mut began) = (Instant::now(), self.recorder.now());
         let (mut wait, mut attended, mut quiet_since) = (Wait::starting(now), now, now);
         let limit = self.cluster.deadlines().progress;
@@ -243,7 +245,7 @@ impl<'a> Crew<'a> {
     }
 
     /// A message that the job has to handle. None for those that are handled here, or that belong to an earlier generation.
-    fn sorted(&mut self, worker: usize, heard: Heard, step: u64) -> Result<Option<Received>, Stop> {
+    fn sorted(&mut self, worker: WorkerIndex, heard: Heard, step: u64) -> Result<Option<Received>, Stop> {
         match heard {
             Heard::Lost(why) => Err(self.lost(worker, step, why).into()),
             Heard::Chunk(chunk, _) if chunk.generation != self.generation && !self.rehearses_no_fence => {
@@ -328,7 +330,7 @@ impl<'a> Crew<'a> {
 
     /// The workers, for the records.
     pub fn records(&self) -> Vec<WorkerRecord> {
-        let seated = (0..self.plan.workers).filter_map(|worker| Some((worker, self.cluster.member(worker)?)));
+        let seated = self.plan.all_workers().filter_map(|worker| Some((worker, self.cluster.member(worker)?)));
         let each = seated.map(|(worker, member)| WorkerRecord {
             worker,
             towers: self.plan.towers_of(worker),
@@ -343,12 +345,12 @@ impl<'a> Crew<'a> {
         each.collect()
     }
 
-    fn tell(&mut self, worker: usize, message: ToWorker, step: u64) -> Result<(), Stop> {
+    fn tell(&mut self, worker: WorkerIndex, message: ToWorker, step: u64) -> Result<(), Stop> {
         let delivered = self.cluster.tell(worker, Numbered { generation: self.generation.number, message }, self.stop);
         delivered.map_err(|why| self.undelivered(worker, step, why))
     }
 
-    fn undelivered(&mut self, worker: usize, step: u64, why: Undelivered) -> Stop {
+    fn undelivered(&mut self, worker: WorkerIndex, step: u64, why: Undelivered) -> Stop {
         let closed = || "its connection closed".to_owned();
         match (why, (why == Undelivered::Gone).then(|| self.cluster.last_words(worker)).flatten()) {
             (Undelivered::Stopped, _) => Stop::Abrupt,
@@ -389,7 +391,7 @@ impl<'a> Crew<'a> {
         Ok(())
     }
 
-    fn end_silence(&mut self, worker: usize) {
+    fn end_silence(&mut self, worker: WorkerIndex) {
         let lasted = self.silence.of(worker);
         if self.silence.heard(worker) {
             let (process_id, host) = self.process_of(worker);
@@ -403,7 +405,7 @@ impl<'a> Crew<'a> {
     }
 
     /// A tower has sent the whole of a tensor, which arrived at a time of the coordinator's clock, or has finished its backward pass.
-    pub fn delivered(&mut self, micro_batch: MicroBatchId, tower: usize, delivery: Delivery, at: Option<u64>) {
+    pub fn delivered(&mut self, micro_batch: MicroBatchId, tower: TowerIndex, delivery: Delivery, at: Option<u64>) {
         let at = at.unwrap_or_else(|| self.cluster.clock().now());
         self.lateness.delivered(micro_batch, tower, delivery, at);
     }
@@ -417,17 +419,17 @@ impl<'a> Crew<'a> {
     }
 
     /// How long nothing has been heard of a worker.
-    pub fn silence_of(&self, worker: usize) -> Duration {
+    pub fn silence_of(&self, worker: WorkerIndex) -> Duration {
         self.silence.of(worker)
     }
 
     /// A worker's process and machine.
-    fn process_of(&self, worker: usize) -> (u32, String) {
+    fn process_of(&self, worker: WorkerIndex) -> (u32, String) {
         let hello = self.cluster.member(worker).map(|member| &member.hello);
         hello.map_or((0, String::new()), |hello| (hello.process_id, hello.host.clone()))
     }
 
-    fn hangs(&self, worker: usize, step: u64, doing: Doing) -> Fault {
+    fn hangs(&self, worker: WorkerIndex, step: u64, doing: Doing) -> Fault {
         let (_, host) = self.process_of(worker);
         let named = doing.layer.and_then(|(layer, direction)| Some((self.plan.network.layers.get(layer)?, direction)));
         let what = named.map_or_else(
@@ -441,7 +443,7 @@ impl<'a> Crew<'a> {
     }
 
     /// The fault of a worker that is gone, or that does not answer or read. Its seat is free afterwards.
-    fn lost(&mut self, worker: usize, step: u64, why: String) -> Fault {
+    fn lost(&mut self, worker: WorkerIndex, step: u64, why: String) -> Fault {
         let (process_id, host) = self.process_of(worker);
         let ended = self.cluster.give_up(worker, &why);
         let towers: Vec<_> = self.plan.towers_of(worker).iter().map(|tower| format!("tower {tower}")).collect();
@@ -450,13 +452,13 @@ impl<'a> Crew<'a> {
 }
 
 /// A message of an earlier generation concerns nobody.
-fn drop_stale(worker: usize) -> Result<Option<Received>, Stop> {
-    tracing::debug!(worker, "dropped a message of an earlier generation");
+fn drop_stale(worker: WorkerIndex) -> Result<Option<Received>, Stop> {
+    tracing::debug!(worker = worker.0, "dropped a message of an earlier generation");
     Ok(None)
 }
 
 /// The fault of a worker that sent a message that isn't allowed now.
-pub fn out_of_turn(worker: usize, step: u64, received: &Received) -> Fault {
+pub fn out_of_turn(worker: WorkerIndex, step: u64, received: &Received) -> Fault {
     let message = match received {
         Received::Said(message) => format!("it sent {}, which is not allowed now", message.name()),
         Received::Chunk(chunk, _) => format!("it sent {}, which are not allowed now", chunk.key),
@@ -466,6 +468,6 @@ pub fn out_of_turn(worker: usize, step: u64, received: &Received) -> Fault {
 }
 
 /// The fault of a worker that sent an invalid message.
-pub fn invalid(worker: usize, step: u64, source: WireError) -> Fault {
+pub fn invalid(worker: WorkerIndex, step: u64, source: WireError) -> Fault {
     Fault::Invalid { worker, step, source }
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use convoy_common::batch::{MicroBatch, MicroBatchId};
+use convoy_common::index::{ExchangeIndex, TowerIndex, WorkerIndex};
 use convoy_common::plan::Plan;
 use convoy_common::wire::{Assembler, Chunk, Direction, Elements, TensorKey, WireError, expected_shape};
 use serde::Serialize;
@@ -17,7 +18,7 @@ pub enum Routed {
     /// Send it on.
     Relay {
         /// The workers that need it.
-        to: Vec<usize>,
+        to: Vec<WorkerIndex>,
         /// The chunk.
         chunk: Chunk,
     },
@@ -52,7 +53,7 @@ pub struct Exchanges {
     /// It needs no limit of its own: only logits of live micro-batches get here.
     assembler: Assembler,
     logits: HashMap<MicroBatchId, Gathered>,
-    counted: BTreeMap<(usize, Direction), Counted>,
+    counted: BTreeMap<(ExchangeIndex, Direction), Counted>,
 }
 
 #[derive(Debug)]
@@ -87,7 +88,7 @@ impl Exchanges {
     }
 
     /// What each exchange has moved, forward and backward.
-    pub fn counted(&self) -> &BTreeMap<(usize, Direction), Counted> {
+    pub fn counted(&self) -> &BTreeMap<(ExchangeIndex, Direction), Counted> {
         &self.counted
     }
 
@@ -95,7 +96,7 @@ impl Exchanges {
     ///
     /// # Errors
     /// When the worker must not send it.
-    pub fn route(&mut self, worker: usize, chunk: Chunk) -> Result<Routed, WireError> {
+    pub fn route(&mut self, worker: WorkerIndex, chunk: Chunk) -> Result<Routed, WireError> {
         let expected = expected_shape(&self.plan, self.samples_max, &chunk.key)?;
         let TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower } = chunk.key.clone()
         else {
@@ -117,7 +118,7 @@ impl Exchanges {
         debug_assert!(whole || !chunk.data.is_empty());
         let to = match to_tower {
             Some(tower) => vec![self.plan.placement[tower]],
-            None => (0..self.plan.workers).filter(|other| *other != worker).collect(),
+            None => self.plan.all_workers().filter(|other| *other != worker).collect(),
         };
         if to.contains(&worker) {
             return Err(unfit("to_tower", &chunk.key, "the worker holds this tower itself"));
@@ -130,7 +131,7 @@ impl Exchanges {
         &mut self,
         chunk: &Chunk,
         expected: &[usize],
-        exchange: usize,
+        exchange: ExchangeIndex,
         direction: Direction,
     ) -> Result<bool, WireError> {
         if chunk.shape != expected {
@@ -162,7 +163,7 @@ impl Exchanges {
     fn keep_logits(
         &mut self,
         micro_batch: MicroBatch,
-        tower: usize,
+        tower: TowerIndex,
         chunk: Chunk,
         expected: &[usize],
     ) -> Result<Routed, WireError> {

@@ -2,6 +2,7 @@
 //!
 //! Not here: what follows from a fault (`recovery`), and its record (`incident`).
 
+use convoy_common::index::WorkerIndex;
 use convoy_common::wire::WireError;
 
 /// A worker or a link that stopped doing its part.
@@ -10,27 +11,27 @@ use convoy_common::wire::WireError;
 pub enum Fault {
     /// A worker was lost.
     #[error("worker {worker} (process {process_id} on {host}), which held {towers}, was lost at step {step}: {why}")]
-    Lost { worker: usize, process_id: u32, host: String, towers: String, step: u64, why: String },
+    Lost { worker: WorkerIndex, process_id: u32, host: String, towers: String, step: u64, why: String },
     /// A worker's process ended before it connected.
     #[error("worker {worker} ended before it connected: {why}")]
-    Ended { worker: usize, why: String, was_killed: bool },
+    Ended { worker: WorkerIndex, why: String, was_killed: bool },
     /// A worker was asked to stop.
     #[error("worker {worker} on {host} was asked to stop after step {step}")]
-    Left { worker: usize, host: String, step: u64 },
+    Left { worker: WorkerIndex, host: String, step: u64 },
     /// A worker's computation hangs, while its network thread answers pings.
     #[error("worker {worker} on {host} hangs at step {step}: it has been busy with {what} for {seconds} s")]
-    Hangs { worker: usize, host: String, step: u64, what: String, seconds: u64 },
+    Hangs { worker: WorkerIndex, host: String, step: u64, what: String, seconds: u64 },
     /// A worker reported a failure, or did not follow the protocol.
     #[error("worker {worker} failed at step {step}: {message}")]
-    Failed { worker: usize, step: u64, message: String },
+    Failed { worker: WorkerIndex, step: u64, message: String },
     /// A worker sent something that it has no part in.
     #[error("worker {worker} sent an invalid message at step {step}")]
-    Invalid { worker: usize, step: u64, source: WireError },
+    Invalid { worker: WorkerIndex, step: u64, source: WireError },
 }
 
 impl Fault {
     /// The worker that the fault is attributed to.
-    pub fn worker(&self) -> usize {
+    pub fn worker(&self) -> WorkerIndex {
         match self {
             Fault::Lost { worker, .. }
             | Fault::Ended { worker, .. }

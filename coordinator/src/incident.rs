@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use convoy_common::chain::chain;
+use convoy_common::index::WorkerIndex;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
@@ -13,7 +14,7 @@ pub struct Incident {
     /// `lost`, `ended`, `left`, `hangs`, `failed` or `invalid`.
     pub kind: String,
     /// The worker that the fault is attributed to.
-    pub worker: usize,
+    pub worker: WorkerIndex,
     /// The last committed step when the fault was detected.
     pub step: u64,
     /// What happened.

@@ -13,6 +13,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use convoy_common::batch::{MicroBatch, MicroBatchId};
+use convoy_common::index::{ExchangeIndex, PerTower, PerWorker, TowerIndex, WorkerIndex};
 use convoy_common::plan::Plan;
 use convoy_common::wire::Direction;
 
@@ -26,7 +27,7 @@ const SLOW_SHARE: u32 = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
     /// Its tensor of an exchange.
-    Exchange(usize, Direction),
+    Exchange(ExchangeIndex, Direction),
     /// The end of its backward pass.
     BackwardDone,
 }
@@ -35,23 +36,23 @@ pub enum Delivery {
 #[derive(Debug)]
 pub struct Lateness {
     /// The worker of each tower.
-    placement: Vec<usize>,
+    placement: PerTower<WorkerIndex>,
     /// Number of exchanges. The last one carries logits.
     exchanges: usize,
     /// The towers that have delivered to a stage of a micro-batch. Stages count the deliveries of a step in order.
-    delivered: HashMap<(MicroBatchId, usize), HashSet<usize>>,
+    delivered: HashMap<(MicroBatchId, usize), HashSet<TowerIndex>>,
     /// Number of deliveries that each worker owes.
-    owed: Vec<usize>,
+    owed: PerWorker<usize>,
     /// The time up to which lateness has been counted, in nanoseconds.
     counted_to: u64,
     /// Of each worker, in the present step.
-    late: Vec<Duration>,
+    late: PerWorker<Duration>,
     /// Steps since the last verdict in which each worker was late for long.
-    slow_steps: Vec<u32>,
+    slow_steps: PerWorker<u32>,
     steps: u32,
     time: Duration,
     /// The worker that was called slow, until it is much faster.
-    slow: Option<usize>,
+    slow: Option<WorkerIndex>,
 }
 
 impl Lateness {
@@ -61,10 +62,10 @@ impl Lateness {
             placement: plan.placement.clone(),
             exchanges: plan.segments.len(),
             delivered: HashMap::new(),
-            owed: vec![0; plan.workers],
+            owed: vec![0; plan.workers].into(),
             counted_to: 0,
-            late: vec![Duration::ZERO; plan.workers],
-            slow_steps: vec![0; plan.workers],
+            late: vec![Duration::ZERO; plan.workers].into(),
+            slow_steps: vec![0; plan.workers].into(),
             steps: 0,
             time: Duration::ZERO,
             slow: None,
@@ -81,7 +82,7 @@ impl Lateness {
     }
 
     /// A tower has delivered, at a time in nanoseconds. Of several tensors for one exchange, the first counts.
-    pub fn delivered(&mut self, micro_batch: MicroBatchId, tower: usize, delivery: Delivery, at: u64) {
+    pub fn delivered(&mut self, micro_batch: MicroBatchId, tower: TowerIndex, delivery: Delivery, at: u64) {
         let Some(stage) = self.stage(delivery) else { return };
         let Some(towers) = self.delivered.get_mut(&(micro_batch, stage)) else { return };
         if !towers.insert(tower) {
@@ -96,7 +97,7 @@ impl Lateness {
     }
 
     /// The step has ended, and has taken `time`. Returns the worker that turns out to be slow, once.
-    pub fn stepped(&mut self, time: Duration) -> Option<usize> {
+    pub fn stepped(&mut self, time: Duration) -> Option<WorkerIndex> {
         for (late, slow_steps) in self.late.iter().zip(&mut self.slow_steps) {
             *slow_steps += u32::from(*late > time / SLOW_SHARE);
         }
@@ -112,22 +113,22 @@ impl Lateness {
         if !self.is_even() || self.slow.is_some() {
             return None;
         }
-        self.slow = slow_steps.iter().position(|slow_steps| *slow_steps > steps / 2);
+        self.slow = slow_steps.position(|slow_steps| *slow_steps > steps / 2);
         self.slow
     }
 
     /// Whether all workers hold equally many towers. If not, one that holds more is late because of the placement.
     fn is_even(&self) -> bool {
-        let held = |worker: usize| self.placement.iter().filter(|holder| **holder == worker).count();
-        (1..self.owed.len()).all(|worker| held(worker) == held(0))
+        let held = |worker: WorkerIndex| self.placement.iter().filter(|holder| **holder == worker).count();
+        self.owed.keys().all(|worker| held(worker) == held(WorkerIndex(0)))
     }
 
     /// The place of a delivery in the order of a step.
     fn stage(&self, delivery: Delivery) -> Option<usize> {
         match delivery {
-            Delivery::Exchange(exchange, Direction::Forward) => Some(exchange),
+            Delivery::Exchange(exchange, Direction::Forward) => Some(exchange.0),
             // The gradients of the logits, which come first, are the coordinator's.
-            Delivery::Exchange(exchange, Direction::Backward) => (2 * self.exchanges).checked_sub(exchange + 2),
+            Delivery::Exchange(exchange, Direction::Backward) => (2 * self.exchanges).checked_sub(exchange.0 + 2),
             Delivery::BackwardDone => Some(2 * self.exchanges - 1),
         }
     }
@@ -139,7 +140,7 @@ impl Lateness {
     }
 
     fn count_to(&mut self, at: u64) {
-        let mut owing = (0..self.owed.len()).filter(|worker| self.owed[*worker] > 0);
+        let mut owing = self.owed.keys().filter(|worker| self.owed[*worker] > 0);
         if let (Some(worker), None) = (owing.next(), owing.next())
             && self.owed.len() > 1
         {
@@ -185,18 +186,18 @@ mod tests {
             deliveries.sort();
             for (at, part, tower, stage) in deliveries {
                 let delivery = match stage {
-                    _ if stage < lateness.exchanges => Delivery::Exchange(stage, Direction::Forward),
+                    _ if stage < lateness.exchanges => Delivery::Exchange(ExchangeIndex(stage), Direction::Forward),
                     _ if stage + 1 == stages => Delivery::BackwardDone,
-                    _ => Delivery::Exchange(stages - 2 - stage, Direction::Backward),
+                    _ => Delivery::Exchange(ExchangeIndex(stages - 2 - stage), Direction::Backward),
                 };
                 // Towers send a tensor to each tower of another worker.
                 for _ in 0..2 {
-                    lateness.delivered(parts[part].id, tower, delivery, at * MS);
+                    lateness.delivered(parts[part].id, TowerIndex(tower), delivery, at * MS);
                 }
             }
             assert!(lateness.owed.iter().all(|owed| *owed == 0), "nothing is owed at the end of a step");
             let time = Duration::from_millis(free[0].max(free[1]));
-            found.extend(lateness.stepped(time));
+            found.extend(lateness.stepped(time).map(usize::from));
         }
         found
     }
@@ -222,8 +223,8 @@ mod tests {
             lateness.begin(&parts, 0);
             assert_eq!(verdicts(&mut lateness, 1, micro_batches, [20, 22]), [0usize; 0]);
             let step = u32::try_from(micro_batches).unwrap() * 22 * u32::try_from(2 * lateness.exchanges).unwrap();
-            let share = lateness.late[1].as_secs_f64() * 1e3 / f64::from(step);
-            assert!((0.0..0.1).contains(&share) && lateness.late[0].is_zero(), "{micro_batches}: {share}");
+            let share = lateness.late[WorkerIndex(1)].as_secs_f64() * 1e3 / f64::from(step);
+            assert!((0.0..0.1).contains(&share) && lateness.late[WorkerIndex(0)].is_zero(), "{micro_batches}: {share}");
         }
     }
 
@@ -237,7 +238,7 @@ mod tests {
         let mut alone = self::lateness(1);
         assert_eq!(verdicts(&mut alone, 100, 2, [10, 100]), [0usize; 0]);
         let mut uneven = self::lateness(2);
-        uneven.placement = vec![0, 1, 1];
+        uneven.placement = [0, 1, 1].map(WorkerIndex).into_iter().collect();
         assert!(!uneven.is_even());
     }
 }

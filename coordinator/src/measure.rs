@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use convoy_common::chain::chain;
+use convoy_common::index::WorkerIndex;
 use convoy_common::model::Network;
 use convoy_common::parameters::{Tensors, sha256};
 use convoy_common::plan::Plan;
@@ -97,7 +98,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         job,
         model: text,
         placement: plan.placement.clone(),
-        worker: 0,
+        worker: WorkerIndex(0),
         seed: 0,
         momentum: 0.0,
         weight_decay: 0.0,

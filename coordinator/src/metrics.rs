@@ -214,24 +214,26 @@ fn log(event: &Event) {
         Event::Snapshot { step, seconds } => tracing::debug!(step, seconds, "snapshot"),
         Event::Checkpoint { step, path } => tracing::info!(step, path = %path.display(), "checkpoint"),
         Event::Gone { worker, process_id, host, why } => {
-            tracing::info!(worker, process_id, host, why, "a worker was lost")
+            tracing::info!(worker = worker.0, process_id, host, why, "a worker was lost")
         }
         Event::Fault { worker, what, step, rewound_to, .. } => {
-            tracing::info!(worker, step, rewound_to, "a fault: {what}");
+            tracing::info!(worker = worker.0, step, rewound_to, "a fault: {what}");
         }
-        Event::Suspected { worker, host, step, .. } => tracing::info!(worker, host, step, "a worker does not answer"),
+        Event::Suspected { worker, host, step, .. } => {
+            tracing::info!(worker = worker.0, host, step, "a worker does not answer")
+        }
         Event::Answered { worker, host, seconds, .. } => {
-            tracing::info!(worker, host, seconds, "a worker answers again")
+            tracing::info!(worker = worker.0, host, seconds, "a worker answers again")
         }
-        Event::Slow { worker, host, step, .. } => tracing::info!(worker, host, step, "a worker is slow"),
+        Event::Slow { worker, host, step, .. } => tracing::info!(worker = worker.0, host, step, "a worker is slow"),
         Event::Regrouped { workers } => {
             for WorkerRecord { worker, towers, process_id, host, .. } in workers {
-                tracing::info!(worker, ?towers, process_id, host, "assigned");
+                tracing::info!(worker = worker.0, ?towers, process_id, host, "assigned");
             }
         }
         Event::Recovered(incident) => {
             let Incident { worker, detect_ms, replace_ms, restore_ms, replay_ms, rewound_to, .. } = incident;
-            tracing::info!(worker, detect_ms, replace_ms, restore_ms, replay_ms, rewound_to, "recovered");
+            tracing::info!(worker = worker.0, detect_ms, replace_ms, restore_ms, replay_ms, rewound_to, "recovered");
         }
         Event::Ended(ended) => tracing::info!(step = ended.steps, interrupted = ended.interrupted, "ended"),
     }
@@ -239,6 +241,7 @@ fn log(event: &Event) {
 
 #[cfg(test)]
 mod tests {
+    use convoy_common::index::WorkerIndex;
     use prometheus_client::encoding::text;
 
     use super::*;
@@ -272,8 +275,14 @@ mod tests {
             seconds: 1.0,
             images_per_second: 1.0,
         }));
-        metrics.count(&Event::Suspected { worker: 1, process_id: 7, host: address(), step: 8, given_up_after: 10 });
-        metrics.count(&Event::Slow { worker: 1, process_id: 7, host: address(), step: 8 });
+        metrics.count(&Event::Suspected {
+            worker: WorkerIndex(1),
+            process_id: 7,
+            host: address(),
+            step: 8,
+            given_up_after: 10,
+        });
+        metrics.count(&Event::Slow { worker: WorkerIndex(1), process_id: 7, host: address(), step: 8 });
         metrics.count(&Event::Snapshot { step: 8, seconds: 0.5 });
         metrics.count(&Event::Checkpoint { step: 8, path: "there".into() });
         let mut encoded = String::new();

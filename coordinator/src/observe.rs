@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use convoy_common::index::{TowerIndex, WorkerIndex};
+
 use serde::Serialize;
 
 use crate::incident::Incident;
@@ -64,7 +66,7 @@ pub enum Event {
     /// A fault: the job goes back to a snapshot and continues with another worker.
     Fault {
         /// The worker that it is attributed to.
-        worker: usize,
+        worker: WorkerIndex,
         /// Its process, if it was connected.
         process_id: Option<u32>,
         /// Its machine, if it was connected.
@@ -79,7 +81,7 @@ pub enum Event {
     /// A worker was lost while the job waited for workers.
     Gone {
         /// Its number.
-        worker: usize,
+        worker: WorkerIndex,
         /// Its process.
         process_id: u32,
         /// Its machine.
@@ -90,7 +92,7 @@ pub enum Event {
     /// A worker does not answer.
     Suspected {
         /// Its number.
-        worker: usize,
+        worker: WorkerIndex,
         /// Its process.
         process_id: u32,
         /// Its machine.
@@ -103,7 +105,7 @@ pub enum Event {
     /// A suspected worker answers again.
     Answered {
         /// Its number.
-        worker: usize,
+        worker: WorkerIndex,
         /// Its process.
         process_id: u32,
         /// Its machine.
@@ -114,7 +116,7 @@ pub enum Event {
     /// The other workers wait for this one more than a third of the time. Said once, until that is no longer so.
     Slow {
         /// Its number.
-        worker: usize,
+        worker: WorkerIndex,
         /// Its process.
         process_id: u32,
         /// Its machine.
@@ -184,9 +186,9 @@ pub struct Started {
 #[derive(Clone, Debug, Serialize)]
 pub struct WorkerRecord {
     /// Its number.
-    pub worker: usize,
+    pub worker: WorkerIndex,
     /// Its towers.
-    pub towers: Vec<usize>,
+    pub towers: Vec<TowerIndex>,
     /// Its process.
     pub process_id: u32,
     /// Its machine.

@@ -8,6 +8,7 @@ use std::iter;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use convoy_common::index::ExchangeIndex;
 use convoy_common::plan::Traffic;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -83,7 +84,7 @@ pub struct RunningRecord {
 #[derive(Clone, Debug, Serialize)]
 pub struct ExchangeRecord {
     /// Index of the exchange. The last one carries logits.
-    pub exchange: usize,
+    pub exchange: ExchangeIndex,
     /// `forward` or `backward`.
     pub direction: &'static str,
     /// Complete tensors.

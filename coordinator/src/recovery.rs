@@ -149,10 +149,12 @@ impl Witness {
 
 #[cfg(test)]
 mod tests {
+    use convoy_common::index::WorkerIndex;
+
     use super::*;
 
     fn fault() -> Fault {
-        Fault::Failed { worker: 1, step: 7, message: "it broke".to_owned() }
+        Fault::Failed { worker: WorkerIndex(1), step: 7, message: "it broke".to_owned() }
     }
 
     #[test]

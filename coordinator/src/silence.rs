@@ -4,6 +4,8 @@
 
 use std::time::{Duration, Instant};
 
+use convoy_common::index::{PerWorker, WorkerIndex};
+
 use crate::deadlines::{ASK_EVERY, SUSPECTED_AFTER};
 
 /// A longer time between two looks does not count: the coordinator itself was busy or stopped.
@@ -95,27 +97,27 @@ impl Quiet {
 #[derive(Debug)]
 pub struct Silence {
     wait: Wait,
-    workers: Vec<Quiet>,
+    workers: PerWorker<Quiet>,
 }
 
 impl Silence {
     /// All of `workers` workers were just heard.
     pub fn starting(workers: usize, now: Instant) -> Self {
-        Self { wait: Wait::starting(now), workers: vec![Quiet::default(); workers] }
+        Self { wait: Wait::starting(now), workers: vec![Quiet::default(); workers].into() }
     }
 
     /// A question was sent to a worker.
-    pub fn asked(&mut self, worker: usize) {
+    pub fn asked(&mut self, worker: WorkerIndex) {
         self.workers[worker].asked();
     }
 
     /// A worker was heard. Returns whether it was suspected.
-    pub fn heard(&mut self, worker: usize) -> bool {
+    pub fn heard(&mut self, worker: WorkerIndex) -> bool {
         self.workers.get_mut(worker).is_some_and(Quiet::heard)
     }
 
     /// How long a worker has been silent.
-    pub fn of(&self, worker: usize) -> Duration {
+    pub fn of(&self, worker: WorkerIndex) -> Duration {
         self.workers.get(worker).map_or(Duration::ZERO, |quiet| quiet.lasted)
     }
 
@@ -127,8 +129,8 @@ impl Silence {
     }
 
     /// The next worker whose silence needs attention, if there is any. A worker is given up after `given_up`.
-    pub fn verdict(&mut self, given_up: Duration) -> Option<(usize, Verdict)> {
-        self.workers.iter_mut().enumerate().find_map(|(worker, quiet)| Some((worker, quiet.verdict(given_up)?)))
+    pub fn verdict(&mut self, given_up: Duration) -> Option<(WorkerIndex, Verdict)> {
+        self.workers.iter_mut_enumerated().find_map(|(worker, quiet)| Some((worker, quiet.verdict(given_up)?)))
     }
 }
 
@@ -139,10 +141,10 @@ mod tests {
     const GIVEN_UP: Duration = Duration::from_secs(10);
 
     /// Milliseconds, a worker, and what was found out about it then.
-    type Found = (u64, usize, Verdict);
+    type Found = (u64, WorkerIndex, Verdict);
 
     /// Looks every 100 ms for so many milliseconds. Questions are sent, and answered by the workers in `answering`.
-    fn look(silence: &mut Silence, now: &mut Instant, milliseconds: u64, answering: &[usize]) -> Vec<Found> {
+    fn look(silence: &mut Silence, now: &mut Instant, milliseconds: u64, answering: &[WorkerIndex]) -> Vec<Found> {
         let mut found = Vec::new();
         for at in (100..=milliseconds).step_by(100) {
             *now += Duration::from_millis(100);
@@ -170,9 +172,9 @@ mod tests {
     fn a_silent_worker_is_suspected_after_two_seconds_and_given_up_after_the_patience() {
         let mut now = Instant::now();
         let mut silence = Silence::starting(2, now);
-        let found = look(&mut silence, &mut now, 20_000, &[0]);
-        assert_eq!(found, [(2000, 1, Verdict::Suspect), (10_000, 1, Verdict::GiveUp)]);
-        assert_eq!(silence.of(1), GIVEN_UP);
+        let found = look(&mut silence, &mut now, 20_000, &[WorkerIndex(0)]);
+        assert_eq!(found, [(2000, WorkerIndex(1), Verdict::Suspect), (10_000, WorkerIndex(1), Verdict::GiveUp)]);
+        assert_eq!(silence.of(WorkerIndex(1)), GIVEN_UP);
     }
 
     /// Others may say so much that nobody is asked for long. A worker that was not asked is not given up.
@@ -184,7 +186,7 @@ mod tests {
             now += Duration::from_millis(100);
             silence.passed(now);
         }
-        assert_eq!(look(&mut silence, &mut now, 1000, &[0]), []);
+        assert_eq!(look(&mut silence, &mut now, 1000, &[WorkerIndex(0)]), []);
         assert_eq!(look(&mut silence, &mut now, 12_000, &[]).len(), 2, "suspected and given up");
     }
 
@@ -192,8 +194,8 @@ mod tests {
     fn an_answer_ends_the_suspicion() {
         let mut now = Instant::now();
         let mut silence = Silence::starting(1, now);
-        assert_eq!(look(&mut silence, &mut now, 9900, &[]), [(2000, 0, Verdict::Suspect)]);
-        assert!(silence.heard(0) && !silence.heard(0));
+        assert_eq!(look(&mut silence, &mut now, 9900, &[]), [(2000, WorkerIndex(0), Verdict::Suspect)]);
+        assert!(silence.heard(WorkerIndex(0)) && !silence.heard(WorkerIndex(0)));
         assert_eq!(look(&mut silence, &mut now, 1900, &[]), []);
     }
 
@@ -202,7 +204,7 @@ mod tests {
     fn time_in_which_the_coordinator_did_not_look_does_not_count() {
         let mut now = Instant::now();
         let mut silence = Silence::starting(3, now);
-        silence.asked(0);
+        silence.asked(WorkerIndex(0));
         now += Duration::from_secs(60);
         assert_eq!(look(&mut silence, &mut now, 500, &[]), []);
     }

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use convoy_common::index::{TowerIndex, WorkerIndex};
 use convoy_common::model::Network;
 use convoy_common::parameters::{Parameter, Tensors};
 use convoy_common::plan::Plan;
@@ -56,7 +57,7 @@ pub fn snapshot_bytes(network: &Network) -> u64 {
 
 impl JobState {
     /// The tensors that the holder of `tower` needs, as of `step`.
-    pub fn slices(&self, plan: &Plan, tower: usize, step: u64) -> impl Iterator<Item = Payload> {
+    pub fn slices(&self, plan: &Plan, tower: TowerIndex, step: u64) -> impl Iterator<Item = Payload> {
         let both = [(State::Weights, &self.weights), (State::Momentum, &self.momentum)];
         both.into_iter().flat_map(move |(state, tensors)| {
             plan.network.parameters().into_iter().filter_map(move |parameter| {
@@ -100,7 +101,7 @@ impl Gathering {
     ///
     /// # Errors
     /// When the worker does not owe it.
-    pub fn accept(&mut self, worker: usize, chunk: Chunk) -> Result<(), WireError> {
+    pub fn accept(&mut self, worker: WorkerIndex, chunk: Chunk) -> Result<(), WireError> {
         let wrong = |key: &TensorKey, expected| WireError::Value { field: "tensor", value: key.to_string(), expected };
         let shape = expected_shape(&self.plan, 0, &chunk.key)?;
         let key = chunk.key.clone();
@@ -160,7 +161,7 @@ mod tests {
         let plan = plan();
         let state = some_state(&plan);
         let mut gathering = Gathering::new(plan.clone(), 7);
-        for tower in 0..plan.network.towers {
+        for tower in plan.all_towers() {
             for chunk in state.slices(&plan, tower, 7).flat_map(chunks) {
                 assert_ne!(gathering.owed(), 0);
                 gathering.accept(plan.placement[tower], chunk).unwrap();
@@ -171,10 +172,10 @@ mod tests {
     }
 
     /// Any order in which the chunks of all tensors can arrive: those of one tensor stay in order.
-    fn any_order() -> impl Strategy<Value = Vec<(usize, usize)>> {
+    fn any_order() -> impl Strategy<Value = Vec<(TowerIndex, usize)>> {
         let plan = plan();
         let state = some_state(&plan);
-        let tensors = (0..plan.network.towers).flat_map(|tower| {
+        let tensors = plan.all_towers().flat_map(|tower| {
             let slices = state.slices(&plan, tower, 7).enumerate();
             slices.flat_map(move |(tensor, payload)| vec![(tower, tensor); chunks(payload).count()]).collect::<Vec<_>>()
         });
@@ -187,8 +188,8 @@ mod tests {
         fn the_order_in_which_tensors_arrive_does_not_matter(order in any_order()) {
             let plan = plan();
             let state = some_state(&plan);
-            let mut sent: HashMap<(usize, usize), Vec<Chunk>> = HashMap::new();
-            for tower in 0..plan.network.towers {
+            let mut sent: HashMap<(TowerIndex, usize), Vec<Chunk>> = HashMap::new();
+            for tower in plan.all_towers() {
                 for (tensor, payload) in state.slices(&plan, tower, 7).enumerate() {
                     sent.insert((tower, tensor), chunks(payload).collect());
                 }
@@ -208,13 +209,13 @@ mod tests {
     fn tensors_of_another_step_or_worker_or_sent_twice_are_refused() {
         let plan = plan();
         let state = some_state(&plan);
-        let first = |step| chunks(state.slices(&plan, 0, step).next().unwrap()).next().unwrap();
+        let first = |step| chunks(state.slices(&plan, TowerIndex(0), step).next().unwrap()).next().unwrap();
         let mut gathering = Gathering::new(plan.clone(), 7);
-        assert!(gathering.accept(0, first(8)).is_err(), "another step");
-        assert!(gathering.accept(1, first(7)).is_err(), "a tower of another worker");
+        assert!(gathering.accept(WorkerIndex(0), first(8)).is_err(), "another step");
+        assert!(gathering.accept(WorkerIndex(1), first(7)).is_err(), "a tower of another worker");
         assert!(first(7).ends().is_some(), "the first tensor has one chunk");
-        gathering.accept(0, first(7)).unwrap();
-        let error = gathering.accept(0, first(7)).unwrap_err().to_string();
+        gathering.accept(WorkerIndex(0), first(7)).unwrap();
+        let error = gathering.accept(WorkerIndex(0), first(7)).unwrap_err().to_string();
         assert!(error.contains("sent once"), "{error}");
     }
 }

@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use convoy_common::batch::{MicroBatch, MicroBatchId};
+use convoy_common::index::TowerIndex;
 use convoy_common::plan::Plan;
 use convoy_common::wire::{Direction, Payload, TensorKey};
 
@@ -28,13 +29,13 @@ pub struct Step {
     /// Losses by position in the batch. NaN until known.
     losses: Vec<f64>,
     /// Backward passes that haven't finished.
-    owed: BTreeSet<(MicroBatchId, usize)>,
+    owed: BTreeSet<(MicroBatchId, TowerIndex)>,
 }
 
 impl Step {
     /// A step over a batch with these labels, divided into these micro-batches.
     pub fn new(plan: Arc<Plan>, labels: Vec<u16>, micro_batches: &[MicroBatch]) -> Self {
-        let towers = 0..plan.network.towers;
+        let towers = plan.all_towers();
         let owed = micro_batches.iter().flat_map(|m| towers.clone().map(move |tower| (m.id, tower))).collect();
         let losses = vec![f64::NAN; labels.len()];
         Self { plan, micro_batches: micro_batches.to_vec(), labels, losses, owed }
@@ -46,7 +47,7 @@ impl Step {
     }
 
     /// Records the losses of a micro-batch that this step [holds](Self::holds). Returns the gradient of the logits for every tower, or None if a loss isn't finite.
-    pub fn on_logits(&mut self, micro_batch: &MicroBatch, logits: &[f32]) -> Option<Vec<(usize, Payload)>> {
+    pub fn on_logits(&mut self, micro_batch: &MicroBatch, logits: &[f32]) -> Option<Vec<(TowerIndex, Payload)>> {
         let classes = self.plan.network.classes();
         let mut gradient = vec![0.0; logits.len()];
         let rows = logits.chunks_exact(classes).zip(gradient.chunks_exact_mut(classes));
@@ -55,14 +56,12 @@ impl Step {
             self.losses[position] = cross_entropy(logits, label, self.labels.len(), gradient).loss;
         }
         let finite = self.losses[micro_batch.samples.clone()].iter().all(|loss| loss.is_finite());
-        finite.then(|| {
-            (0..self.plan.network.towers).map(|tower| (tower, self.slice(micro_batch, tower, &gradient))).collect()
-        })
+        finite.then(|| self.plan.all_towers().map(|tower| (tower, self.slice(micro_batch, tower, &gradient))).collect())
     }
 
     /// Records that a tower has finished a micro-batch's backward pass. Returns whether that was owed and possible: no tower can
     /// finish before it has the gradient of its logits.
-    pub fn on_backward_done(&mut self, micro_batch: &MicroBatch, tower: usize) -> bool {
+    pub fn on_backward_done(&mut self, micro_batch: &MicroBatch, tower: TowerIndex) -> bool {
         let has_losses = || self.losses[micro_batch.samples.clone()].iter().all(|loss| loss.is_finite());
         self.holds(micro_batch) && has_losses() && self.owed.remove(&(micro_batch.id, tower))
     }
@@ -73,7 +72,7 @@ impl Step {
     }
 
     /// A tower that hasn't finished.
-    pub fn waiting_for(&self) -> Option<usize> {
+    pub fn waiting_for(&self) -> Option<TowerIndex> {
         self.owed.first().map(|(_, tower)| *tower)
     }
 
@@ -87,7 +86,7 @@ impl Step {
         self.loss_sum() / self.labels.len() as f64
     }
 
-    fn slice(&self, micro_batch: &MicroBatch, tower: usize, gradient: &[f32]) -> Payload {
+    fn slice(&self, micro_batch: &MicroBatch, tower: TowerIndex, gradient: &[f32]) -> Payload {
         let exchange = self.plan.logits_exchange();
         let slice = self.plan.output_slice(exchange, tower);
         let rows = gradient.chunks_exact(self.plan.network.classes());
@@ -157,7 +156,7 @@ mod tests {
                     Heard::Logits(_) => {}
                     Heard::BackwardDone(m, tower) => {
                         let is_due = counted.contains(&Heard::Logits(m)) && !counted.contains(heard);
-                        prop_assert_eq!(step.on_backward_done(&micro_batches[m], tower), is_due, "{:?}", heard);
+                        prop_assert_eq!(step.on_backward_done(&micro_batches[m], TowerIndex(tower)), is_due, "{:?}", heard);
                         counted.extend(is_due.then_some(*heard));
                     }
                 }
@@ -177,18 +176,23 @@ mod tests {
         let mut step = begun();
         assert!(step.on_logits(&micro_batches[0], &[0.0; 20]).is_some());
         let forged = MicroBatch { samples: micro_batches[0].samples.clone(), ..micro_batches[1].clone() };
-        assert!(!step.on_backward_done(&forged, 0), "the samples whose losses are known are another micro-batch's");
+        assert!(
+            !step.on_backward_done(&forged, TowerIndex(0)),
+            "the samples whose losses are known are another micro-batch's"
+        );
         let next = Division { slots: 1, micro_batches: 2 }.of(2, 4);
         assert!(step.holds(&micro_batches[1]) && !step.holds(&forged) && !step.holds(&next[0]));
         let mut step = begun();
         for micro_batch in &micro_batches {
-            assert!(!step.on_backward_done(micro_batch, 0), "its logits have not arrived");
+            assert!(!step.on_backward_done(micro_batch, TowerIndex(0)), "its logits have not arrived");
             assert!(step.on_logits(micro_batch, &[0.0; 20]).is_some());
             let longer = MicroBatch { samples: 0..5, ..micro_batch.clone() };
-            assert!(!step.on_backward_done(&longer, 0), "it has other samples");
+            assert!(!step.on_backward_done(&longer, TowerIndex(0)), "it has other samples");
             assert!(!step.is_done());
-            assert!(step.on_backward_done(micro_batch, 0) && step.on_backward_done(micro_batch, 1));
-            assert!(!step.on_backward_done(micro_batch, 1), "it was counted before");
+            assert!(
+                step.on_backward_done(micro_batch, TowerIndex(0)) && step.on_backward_done(micro_batch, TowerIndex(1))
+            );
+            assert!(!step.on_backward_done(micro_batch, TowerIndex(1)), "it was counted before");
         }
         assert!(step.is_done() && step.loss().is_finite());
         assert!(step.on_logits(&micro_batches[0], &[f32::NAN; 20]).is_none());

@@ -17,6 +17,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use convoy_common::chain::chain;
+use convoy_common::index::{ExchangeIndex, WorkerIndex};
 use convoy_common::model::Network;
 use convoy_common::parameters::sha256;
 use convoy_common::plan::Plan;
@@ -351,7 +352,7 @@ impl Run {
             job,
             model: self.job.model.clone(),
             placement: self.plan.placement.clone(),
-            worker: 0,
+            worker: WorkerIndex(0),
             seed: self.job.seed,
             momentum: self.job.momentum,
             weight_decay: self.job.weight_decay,
@@ -404,7 +405,7 @@ fn schedule_outrun(job: &Job, last_step: u64) -> Option<String> {
     })
 }
 
-fn exchange_records(counted: &BTreeMap<(usize, Direction), Counted>) -> Vec<ExchangeRecord> {
+fn exchange_records(counted: &BTreeMap<(ExchangeIndex, Direction), Counted>) -> Vec<ExchangeRecord> {
     let each = counted.iter();
     each.map(|((exchange, direction), counted)| ExchangeRecord {
         exchange: *exchange,

@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use convoy_common::batch::{MicroBatch, MicroBatchId, Phase};
+use convoy_common::index::{ExchangeIndex, PerTower, SegmentIndex, TowerIndex, WorkerIndex};
 use convoy_common::model::{ModelError, Network};
 use convoy_common::parameters::Parameter;
 use convoy_common::plan::{Plan, PlanError};
@@ -66,7 +67,7 @@ pub(crate) enum EngineError {
     Placement(#[from] PlanError),
     /// The assignment names a worker that the placement does not have.
     #[error("the coordinator assigned worker {worker}, but the job has {workers} workers, counted from 0")]
-    Worker { worker: usize, workers: usize },
+    Worker { worker: WorkerIndex, workers: usize },
     /// The machine has too little memory.
     #[error(
         "the job needs at least {needed} bytes of memory on this machine, which has {memory}; use more workers{}",
@@ -83,7 +84,7 @@ pub(crate) enum EngineError {
         .micro_batch.slot,
         .micro_batch.micro_batch
     )]
-    OutOfOrder { segment: usize, tower: usize, micro_batch: MicroBatchId },
+    OutOfOrder { segment: SegmentIndex, tower: TowerIndex, micro_batch: MicroBatchId },
     /// A request for the weights of a step other than the last one.
     #[error("the coordinator requested the weights of step {step}; the last commit was step {committed}")]
     State { step: u64, committed: u64 },
@@ -101,9 +102,9 @@ pub(crate) struct Engine {
     assignment: Assignment,
     plan: Arc<Plan>,
     pixels: Pixels,
-    towers: BTreeMap<usize, Tower>,
+    towers: BTreeMap<TowerIndex, Tower>,
     /// Parameters that have not arrived yet.
-    awaited: HashSet<(String, usize, State)>,
+    awaited: HashSet<(String, TowerIndex, State)>,
     /// The last step that was applied. Before Ready, the step after which the weights were saved.
     committed: u64,
     tasks: VecDeque<Task>,
@@ -111,26 +112,26 @@ pub(crate) struct Engine {
     early: Vec<(TensorKey, Elements)>,
     /// Micro-batches whose images have arrived, and their samples. Later tensors must name the same samples.
     in_progress: HashMap<MicroBatchId, Range<usize>>,
-    gathers: HashMap<(MicroBatchId, usize), Gather>,
-    sums: HashMap<(MicroBatchId, usize, usize), Partials>,
-    kept: HashMap<(MicroBatchId, usize, usize), SavedSegment>,
+    gathers: HashMap<(MicroBatchId, ExchangeIndex), Gather>,
+    sums: HashMap<(MicroBatchId, ExchangeIndex, TowerIndex), Partials>,
+    kept: HashMap<(MicroBatchId, SegmentIndex, TowerIndex), SavedSegment>,
     /// The last backward pass of each (segment, tower). Chains of weight gradients continue in sample order.
-    last_backward: HashMap<(usize, usize), MicroBatchId>,
+    last_backward: HashMap<(SegmentIndex, TowerIndex), MicroBatchId>,
 }
 
 #[derive(Debug)]
 enum Task {
     Forward {
         micro_batch: MicroBatch,
-        segment: usize,
-        tower: usize,
+        segment: SegmentIndex,
+        tower: TowerIndex,
         whole: Arc<Tensor>,
     },
     /// The gradient of the segment's output is the sum of `partials`, in this order.
     Backward {
         micro_batch: MicroBatch,
-        segment: usize,
-        tower: usize,
+        segment: SegmentIndex,
+        tower: TowerIndex,
         partials: Vec<Tensor>,
     },
 }
@@ -151,12 +152,12 @@ impl Task {
 #[derive(Debug)]
 struct Gather {
     whole: Tensor,
-    arrived: Vec<bool>,
+    arrived: PerTower<bool>,
 }
 
 /// The partial gradients of one tower's channels from every tower, while they arrive.
 #[derive(Debug)]
-struct Partials(Vec<Option<Tensor>>);
+struct Partials(PerTower<Option<Tensor>>);
 
 impl Engine {
     /// An engine for an assignment, on a machine with `memory` bytes.
@@ -166,7 +167,7 @@ impl Engine {
     pub(crate) fn new(assignment: Assignment, memory: u64) -> Result<Self, EngineError> {
         let network = Network::parse(&assignment.model)?;
         let plan = Plan::placed(network, assignment.placement.clone())?;
-        if assignment.worker >= plan.workers {
+        if assignment.worker.0 >= plan.workers {
             return Err(EngineError::Worker { worker: assignment.worker, workers: plan.workers });
         }
         let samples = assignment.division.largest_micro_batch(assignment.batch);
@@ -342,7 +343,7 @@ impl Engine {
         &mut self,
         step: u64,
         name: &str,
-        tower: usize,
+        tower: TowerIndex,
         state: State,
         values: Vec<f32>,
         key: &TensorKey,
@@ -379,7 +380,7 @@ impl Engine {
         }
         let mut whole = compute.tensor(bytes.len());
         self.pixels.normalise(bytes, &mut whole);
-        self.queue_forward(&micro_batch, 0, Arc::new(whole));
+        self.queue_forward(&micro_batch, SegmentIndex(0), Arc::new(whole));
         Ok(())
     }
 
@@ -426,7 +427,7 @@ impl Engine {
         }
     }
 
-    fn queue_forward(&mut self, micro_batch: &MicroBatch, segment: usize, whole: Arc<Tensor>) {
+    fn queue_forward(&mut self, micro_batch: &MicroBatch, segment: SegmentIndex, whole: Arc<Tensor>) {
         for tower in self.towers.keys() {
             let (micro_batch, whole) = (micro_batch.clone(), whole.clone());
             self.tasks.push_back(Task::Forward { micro_batch, segment, tower: *tower, whole });
@@ -438,8 +439,8 @@ impl Engine {
         &mut self,
         compute: &Compute,
         micro_batch: MicroBatch,
-        exchange: usize,
-        from: usize,
+        exchange: ExchangeIndex,
+        from: TowerIndex,
         values: &[f32],
         key: &TensorKey,
     ) -> Result<(), EngineError> {
@@ -454,18 +455,17 @@ impl Engine {
         &mut self,
         compute: &Compute,
         micro_batch: MicroBatch,
-        exchange: usize,
-        from: usize,
+        exchange: ExchangeIndex,
+        from: TowerIndex,
         values: &[f32],
     ) -> Result<(), &'static str> {
-        let output = self.plan.segments[exchange].output;
-        let towers = self.plan.network.towers;
+        let output = self.plan.exchanged(exchange);
         let id = (micro_batch.id, exchange);
         let length = output.len() * micro_batch.samples.len();
-        let gather = self
-            .gathers
-            .entry(id)
-            .or_insert_with(|| Gather { whole: compute.tensor(length), arrived: vec![false; towers] });
+        let gather = self.gathers.entry(id).or_insert_with(|| Gather {
+            whole: compute.tensor(length),
+            arrived: vec![false; self.plan.network.towers].into(),
+        });
         let slice = self.plan.output_slice(exchange, from);
         if std::mem::replace(&mut gather.arrived[from], true) {
             return Err("it arrived before");
@@ -475,7 +475,7 @@ impl Engine {
         }
         if gather.arrived.iter().all(|arrived| *arrived) {
             let gather = self.gathers.remove(&id).expect("it was filled just now");
-            self.queue_forward(&micro_batch, exchange + 1, Arc::new(gather.whole));
+            self.queue_forward(&micro_batch, exchange.segment_after(), Arc::new(gather.whole));
         }
         Ok(())
     }
@@ -484,20 +484,21 @@ impl Engine {
     fn accept_partial(
         &mut self,
         micro_batch: MicroBatch,
-        exchange: usize,
-        from: usize,
-        to: usize,
+        exchange: ExchangeIndex,
+        from: TowerIndex,
+        to: TowerIndex,
         values: Tensor,
         key: &TensorKey,
     ) -> Result<(), EngineError> {
         if !self.towers.contains_key(&to) || micro_batch.id.phase == Phase::Evaluate {
             return Err(unexpected(key, "it is not for this worker"));
         }
-        if !self.kept.contains_key(&(micro_batch.id, exchange, to)) {
+        let segment = exchange.segment_before();
+        if !self.kept.contains_key(&(micro_batch.id, segment, to)) {
             return Err(unexpected(key, "its forward pass has not run"));
         }
         if exchange == self.plan.logits_exchange() {
-            self.tasks.push_back(Task::Backward { micro_batch, segment: exchange, tower: to, partials: vec![values] });
+            self.tasks.push_back(Task::Backward { micro_batch, segment, tower: to, partials: vec![values] });
             return Ok(());
         }
         if self.towers.contains_key(&from) {
@@ -511,20 +512,21 @@ impl Engine {
     fn add_partial(
         &mut self,
         micro_batch: MicroBatch,
-        exchange: usize,
-        from: usize,
-        to: usize,
+        exchange: ExchangeIndex,
+        from: TowerIndex,
+        to: TowerIndex,
         values: Tensor,
     ) -> Result<(), &'static str> {
         let id = (micro_batch.id, exchange, to);
-        let towers = self.plan.network.towers;
-        let partials = self.sums.entry(id).or_insert_with(|| Partials((0..towers).map(|_| None).collect()));
+        let none = || Partials(self.plan.all_towers().map(|_| None).collect());
+        let partials = self.sums.entry(id).or_insert_with(none);
         if partials.0[from].replace(values).is_some() {
             return Err("it arrived before");
         }
         if partials.0.iter().all(Option::is_some) {
             let partials = self.sums.remove(&id).expect("it was filled just now").0.into_iter().flatten().collect();
-            self.tasks.push_back(Task::Backward { micro_batch, segment: exchange, tower: to, partials });
+            let segment = exchange.segment_before();
+            self.tasks.push_back(Task::Backward { micro_batch, segment, tower: to, partials });
         }
         Ok(())
     }
@@ -533,28 +535,29 @@ impl Engine {
         &mut self,
         means: Means,
         micro_batch: MicroBatch,
-        segment: usize,
-        tower: usize,
+        segment: SegmentIndex,
+        tower: TowerIndex,
         whole: Arc<Tensor>,
     ) -> Result<Vec<Out>, EngineError> {
         let plan = self.plan.clone();
         let computed = self.tower(tower).forward(means, &plan, segment, &micro_batch, whole)?;
         let (y, kept) = computed;
+        let exchange = segment.exchange_after();
         match micro_batch.id.phase {
             Phase::Train => drop(self.kept.insert((micro_batch.id, segment, tower), kept)),
-            Phase::Evaluate if segment == plan.logits_exchange() && self.towers.keys().last() == Some(&tower) => {
+            Phase::Evaluate if exchange == plan.logits_exchange() && self.towers.keys().last() == Some(&tower) => {
                 self.in_progress.remove(&micro_batch.id);
             }
             Phase::Evaluate => {}
         }
-        let leaves = segment == plan.logits_exchange() || plan.workers > 1;
-        if segment < plan.logits_exchange() {
-            self.gather(means.compute, micro_batch.clone(), segment, tower, &y)
+        let leaves = exchange == plan.logits_exchange() || plan.workers > 1;
+        if exchange < plan.logits_exchange() {
+            self.gather(means.compute, micro_batch.clone(), exchange, tower, &y)
                 .expect("each tower computes a segment once");
         }
         let key = TensorKey::Activations {
             micro_batch,
-            exchange: segment,
+            exchange,
             direction: Direction::Forward,
             from_tower: tower,
             to_tower: None,
@@ -566,8 +569,8 @@ impl Engine {
         &mut self,
         means: Means,
         micro_batch: MicroBatch,
-        segment: usize,
-        tower: usize,
+        segment: SegmentIndex,
+        tower: TowerIndex,
         partials: Vec<Tensor>,
     ) -> Result<Vec<Out>, EngineError> {
         let plan = self.plan.clone();
@@ -580,13 +583,12 @@ impl Engine {
         let mut dy = partials.next().expect("a gradient has at least one partial");
         partials.for_each(|partial| add(means.compute, &mut dy, &partial));
         let gradient = self.tower(tower).backward(means, &plan, segment, &micro_batch, (dy, kept))?;
-        let Some(whole) = gradient else {
+        let (Some(whole), Some(exchange)) = (gradient, segment.exchange_before()) else {
             return Ok(vec![Out::Say(FromWorker::BackwardDone { micro_batch, tower })]);
         };
-        let exchange = segment - 1;
         let mut out = Vec::new();
-        for to in 0..plan.network.towers {
-            let channels = plan.segments[exchange].output.channels;
+        for to in plan.all_towers() {
+            let channels = plan.exchanged(exchange).channels;
             let values = channels_of(means.compute, &whole, channels, plan.output_slice(exchange, to));
             if self.towers.contains_key(&to) {
                 self.add_partial(micro_batch.clone(), exchange, tower, to, values)
@@ -605,7 +607,7 @@ impl Engine {
         Ok(out)
     }
 
-    fn tower(&mut self, index: usize) -> &mut Tower {
+    fn tower(&mut self, index: TowerIndex) -> &mut Tower {
         self.towers.get_mut(&index).expect("tasks are queued only for this worker's towers")
     }
 

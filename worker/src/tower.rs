@@ -11,6 +11,7 @@ mod layer;
 use std::sync::Arc;
 
 use convoy_common::batch::{MicroBatch, Phase};
+use convoy_common::index::{SegmentIndex, TowerIndex};
 use convoy_common::parameters::Parameter;
 use convoy_common::plan::Plan;
 use convoy_common::trace::Activity;
@@ -31,7 +32,7 @@ pub(crate) struct NotFinite {
     /// The first layer at which it appeared.
     pub layer: String,
     /// The tower.
-    pub tower: usize,
+    pub tower: TowerIndex,
     /// The step.
     pub step: u64,
 }
@@ -52,14 +53,14 @@ pub(crate) struct Means<'a> {
 /// A tower's share of the network.
 #[derive(Debug)]
 pub(crate) struct Tower {
-    index: usize,
+    index: TowerIndex,
     seed: u64,
     layers: Vec<TowerLayer>,
 }
 
 impl Tower {
     /// Tower `index` of a job. Its weights are zero until they arrive.
-    pub(crate) fn new(plan: &Plan, assignment: &Assignment, index: usize) -> Self {
+    pub(crate) fn new(plan: &Plan, assignment: &Assignment, index: TowerIndex) -> Self {
         let layers =
             (0..plan.network.layers.len()).map(|layer| TowerLayer::new(plan, layer, index, assignment.train)).collect();
         Self { index, seed: assignment.seed, layers }
@@ -81,7 +82,7 @@ impl Tower {
         &mut self,
         means: Means,
         plan: &Plan,
-        segment: usize,
+        segment: SegmentIndex,
         micro_batch: &MicroBatch,
         whole: Arc<Tensor>,
     ) -> Result<(Arc<Tensor>, SavedSegment), NotFinite> {
@@ -107,7 +108,7 @@ impl Tower {
         &mut self,
         means: Means,
         plan: &Plan,
-        segment: usize,
+        segment: SegmentIndex,
         micro_batch: &MicroBatch,
         (dy, kept): (Tensor, SavedSegment),
     ) -> Result<Option<Tensor>, NotFinite> {

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::error::ModelError;
 use super::file::{self, RawInit, RawInput, RawKind, RawLayer, RawModel};
 use crate::batch::part;
+use crate::index::TowerIndex;
 
 /// The largest side, number of channels, kernel or number of units. Models also arrive over the network, so all is limited.
 const LENGTH_MAX: usize = 1 << 20;
@@ -271,8 +272,8 @@ impl Network {
     }
 
     /// The slice of `tower` in a layer with `channels` channels. If they don't divide evenly, the first towers get one more.
-    pub fn slice(&self, channels: usize, tower: usize) -> Range<usize> {
-        part(channels, self.towers, tower)
+    pub fn slice(&self, channels: usize, tower: TowerIndex) -> Range<usize> {
+        part(channels, self.towers, tower.0)
     }
 
     /// Multiply-adds of one image, forward.

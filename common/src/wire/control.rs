@@ -8,6 +8,7 @@ use super::tensor::{Direction, direction_from, direction_to, micro_batch_from, m
 use super::trace::Recorded;
 use super::{WireError, nonzero, printable, required};
 use crate::batch::{BATCH_MAX, Division, MicroBatch};
+use crate::index::{PerTower, TowerIndex, WorkerIndex};
 
 /// A control message, and the number of the generation that it belongs to: 0 before the first.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,7 +31,7 @@ pub enum FromWorker {
         /// The micro-batch.
         micro_batch: MicroBatch,
         /// The tower.
-        tower: usize,
+        tower: TowerIndex,
     },
     /// The step's gradients are applied.
     Committed {
@@ -173,9 +174,9 @@ pub struct Assignment {
     /// The model file.
     pub model: String,
     /// Tower t is held by worker `placement[t]`.
-    pub placement: Vec<usize>,
+    pub placement: PerTower<WorkerIndex>,
     /// The index of the worker that receives this.
-    pub worker: usize,
+    pub worker: WorkerIndex,
     /// The job's seed.
     pub seed: u64,
     /// SGD's momentum.
@@ -202,7 +203,7 @@ pub struct Failure {
     /// The layer at which it began, if known.
     pub layer: Option<String>,
     /// The tower, if known.
-    pub tower: Option<usize>,
+    pub tower: Option<TowerIndex>,
     /// The step, if known.
     pub step: Option<u64>,
 }
@@ -243,7 +244,7 @@ impl TryFrom<v1::from_worker::Message> for FromWorker {
             }),
             Message::Ready(_) => FromWorker::Ready,
             Message::BackwardDone(m) => {
-                FromWorker::BackwardDone { micro_batch: micro_batch_from(m.micro_batch)?, tower: m.tower as usize }
+                FromWorker::BackwardDone { micro_batch: micro_batch_from(m.micro_batch)?, tower: m.tower.into() }
             }
             Message::Committed(m) => FromWorker::Committed { step: nonzero("step", m.step)? },
             Message::Failure(m) => FromWorker::Failure(m.try_into()?),
@@ -270,7 +271,7 @@ impl From<Numbered<FromWorker>> for v1::FromWorker {
             FromWorker::Ready => Message::Ready(v1::Ready {}),
             FromWorker::BackwardDone { micro_batch, tower } => Message::BackwardDone(v1::BackwardDone {
                 micro_batch: Some(micro_batch_to(&micro_batch)),
-                tower: tower as u32,
+                tower: tower.into(),
             }),
             FromWorker::Committed { step } => Message::Committed(v1::Committed { step }),
             FromWorker::Failure(failure) => Message::Failure(failure.into()),
@@ -380,8 +381,8 @@ impl TryFrom<v1::Assign> for Assignment {
         Ok(Assignment {
             job: nonzero("job", m.job)?,
             model: m.model,
-            placement: m.placement.into_iter().map(|worker| worker as usize).collect(),
-            worker: m.worker as usize,
+            placement: m.placement.into_iter().map(WorkerIndex::from).collect(),
+            worker: m.worker.into(),
             seed: m.seed,
             momentum: m.momentum,
             weight_decay: m.weight_decay,
@@ -401,8 +402,8 @@ impl From<Assignment> for v1::Assign {
         Self {
             job: assignment.job,
             model: assignment.model,
-            placement: assignment.placement.into_iter().map(|worker| worker as u32).collect(),
-            worker: assignment.worker as u32,
+            placement: assignment.placement.into_iter().map(u32::from).collect(),
+            worker: assignment.worker.into(),
             seed: assignment.seed,
             momentum: assignment.momentum,
             weight_decay: assignment.weight_decay,
@@ -429,7 +430,7 @@ impl TryFrom<v1::Failure> for Failure {
             kind,
             message: printable(&m.message),
             layer: m.layer.as_deref().map(printable),
-            tower: m.tower.map(|tower| tower as usize),
+            tower: m.tower.map(TowerIndex::from),
             step: m.step,
         })
     }
@@ -446,7 +447,7 @@ impl From<Failure> for v1::Failure {
             kind: kind.into(),
             message: failure.message,
             layer: failure.layer,
-            tower: failure.tower.map(|tower| tower as u32),
+            tower: failure.tower.map(u32::from),
             step: failure.step,
         }
     }

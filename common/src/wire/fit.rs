@@ -16,8 +16,8 @@ pub fn expected_shape(plan: &Plan, samples_max: usize, key: &TensorKey) -> Resul
             Ok(vec![samples(micro_batch, samples_max)?, input.channels, input.height, input.width])
         }
         TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower } => {
-            below("exchange", *exchange, plan.segments.len())?;
-            below("from_tower", *from_tower, plan.network.towers)?;
+            below("exchange", exchange.0, plan.segments.len())?;
+            below("from_tower", from_tower.0, plan.network.towers)?;
             let owner = match (direction, to_tower) {
                 (Direction::Forward, None) => *from_tower,
                 (Direction::Backward, Some(to)) => *to,
@@ -26,13 +26,13 @@ pub fn expected_shape(plan: &Plan, samples_max: usize, key: &TensorKey) -> Resul
                 }
                 (Direction::Backward, None) => return Err(WireError::Missing("to_tower")),
             };
-            below("to_tower", owner, plan.network.towers)?;
-            let output = plan.segments[*exchange].output;
+            below("to_tower", owner.0, plan.network.towers)?;
+            let output = plan.exchanged(*exchange);
             let channels = plan.output_slice(*exchange, owner).len();
             Ok(vec![samples(micro_batch, samples_max)?, output.height, output.width, channels])
         }
         TensorKey::Parameter { name, tower, .. } => {
-            below("tower", *tower, plan.network.towers)?;
+            below("tower", tower.0, plan.network.towers)?;
             let parameter = plan
                 .network
                 .parameter(name)

@@ -8,6 +8,7 @@ use convoy_proto::v1;
 
 use super::{WireError, nonzero, required};
 use crate::batch::{MicroBatch, MicroBatchId, Phase};
+use crate::index::{ExchangeIndex, TowerIndex};
 
 #[cfg(target_endian = "big")]
 compile_error!("tensors are sent as little-endian memory; this target is big-endian");
@@ -29,15 +30,15 @@ pub enum TensorKey {
     Activations {
         /// The micro-batch.
         micro_batch: MicroBatch,
-        /// Index of the exchange.
-        exchange: usize,
+        /// The exchange.
+        exchange: ExchangeIndex,
         /// Activations or gradients.
         direction: Direction,
         /// The tower that computed it.
-        from_tower: usize,
+        from_tower: TowerIndex,
         /// In the backward direction, the tower that owns the channels. Unset in the forward direction, where every
         /// other tower receives the same channels.
-        to_tower: Option<usize>,
+        to_tower: Option<TowerIndex>,
     },
     /// A tower's slice of a parameter or of its momentum.
     Parameter {
@@ -46,7 +47,7 @@ pub enum TensorKey {
         /// The parameter's name, as PyTorch would call it.
         name: String,
         /// The tower that holds the slice.
-        tower: usize,
+        tower: TowerIndex,
         /// Weights or momentum.
         state: State,
     },
@@ -351,9 +352,9 @@ pub(super) fn key_from(tensor: v1::chunk::Tensor) -> Result<TensorKey, WireError
         v1::chunk::Tensor::Activations(m) => TensorKey::Activations {
             direction: direction_from(m.direction())?,
             micro_batch: micro_batch_from(m.micro_batch)?,
-            exchange: m.exchange as usize,
-            from_tower: m.from_tower as usize,
-            to_tower: m.to_tower.map(|tower| tower as usize),
+            exchange: m.exchange.into(),
+            from_tower: m.from_tower.into(),
+            to_tower: m.to_tower.map(TowerIndex::from),
         },
         v1::chunk::Tensor::Parameter(m) => TensorKey::Parameter {
             state: match m.state() {
@@ -363,7 +364,7 @@ pub(super) fn key_from(tensor: v1::chunk::Tensor) -> Result<TensorKey, WireError
             },
             step: m.step,
             name: m.name,
-            tower: m.tower as usize,
+            tower: m.tower.into(),
         },
     })
 }
@@ -374,10 +375,10 @@ pub(super) fn key_to(key: TensorKey) -> v1::chunk::Tensor {
         TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower } => {
             v1::chunk::Tensor::Activations(v1::Activations {
                 micro_batch: Some(micro_batch_to(&micro_batch)),
-                exchange: exchange as u32,
+                exchange: exchange.into(),
                 direction: direction_to(direction).into(),
-                from_tower: from_tower as u32,
-                to_tower: to_tower.map(|tower| tower as u32),
+                from_tower: from_tower.into(),
+                to_tower: to_tower.map(u32::from),
             })
         }
         TensorKey::Parameter { step, name, tower, state } => {
@@ -385,7 +386,7 @@ pub(super) fn key_to(key: TensorKey) -> v1::chunk::Tensor {
                 State::Weights => v1::State::Weights,
                 State::Momentum => v1::State::Momentum,
             };
-            v1::chunk::Tensor::Parameter(v1::Parameter { step, name, tower: tower as u32, state: state.into() })
+            v1::chunk::Tensor::Parameter(v1::Parameter { step, name, tower: tower.into(), state: state.into() })
         }
     }
 }

@@ -11,10 +11,10 @@ fn micro_batch() -> MicroBatch {
 fn activations() -> TensorKey {
     TensorKey::Activations {
         micro_batch: micro_batch(),
-        exchange: 1,
+        exchange: ExchangeIndex(1),
         direction: Direction::Backward,
-        from_tower: 0,
-        to_tower: Some(1),
+        from_tower: TowerIndex(0),
+        to_tower: Some(TowerIndex(1)),
     }
 }
 

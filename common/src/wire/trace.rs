@@ -52,8 +52,8 @@ fn span_from(m: v1::Span) -> Result<Span, WireError> {
         Wire::Segment(run) => Activity::Segment(SegmentRun {
             direction: direction_from(run.direction())?,
             micro_batch: micro_batch_from(run.micro_batch)?.id,
-            segment: run.segment as usize,
-            tower: run.tower as usize,
+            segment: run.segment.into(),
+            tower: run.tower.into(),
         }),
         Wire::Layer(run) => Activity::Layer { direction: direction_from(run.direction())?, layer: run.layer as usize },
         Wire::Commit(step) => Activity::Commit { step },
@@ -81,8 +81,8 @@ fn span_to(span: Span) -> Option<v1::Span> {
         Activity::Segment(run) => Wire::Segment(v1::SegmentRun {
             // The samples are not sent again: the span of the images names them.
             micro_batch: Some(micro_batch_to(&MicroBatch { id: run.micro_batch, samples: 0..1 })),
-            segment: run.segment as u32,
-            tower: run.tower as u32,
+            segment: run.segment.into(),
+            tower: run.tower.into(),
             direction: direction_to(run.direction).into(),
         }),
         Activity::Layer { layer, direction } => {
@@ -138,6 +138,7 @@ fn tensor_to(key: TensorKey) -> Option<v1::TensorName> {
 mod tests {
     use super::*;
     use crate::batch::{MicroBatchId, Phase};
+    use crate::index::{ExchangeIndex, SegmentIndex, TowerIndex};
     use crate::wire::Direction;
 
     #[test]
@@ -146,13 +147,18 @@ mod tests {
         let micro_batch = MicroBatch { id, samples: 8..12 };
         let tensor = TensorKey::Activations {
             micro_batch: micro_batch.clone(),
-            exchange: 1,
+            exchange: ExchangeIndex(1),
             direction: Direction::Backward,
-            from_tower: 0,
-            to_tower: Some(1),
+            from_tower: TowerIndex(0),
+            to_tower: Some(TowerIndex(1)),
         };
         let transfer = Transfer { tensor: tensor.clone(), bytes: 77, busy: 5 };
-        let run = SegmentRun { micro_batch: id, segment: 2, tower: 1, direction: Direction::Forward };
+        let run = SegmentRun {
+            micro_batch: id,
+            segment: SegmentIndex(2),
+            tower: TowerIndex(1),
+            direction: Direction::Forward,
+        };
         let activities = [
             Activity::Segment(run),
             Activity::Layer { layer: 4, direction: Direction::Backward },

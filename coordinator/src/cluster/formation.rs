@@ -158,7 +158,7 @@ impl Cluster {
     }
 
     fn restart_local(&mut self) -> Result<(), JobError> {
-        let free: Vec<_> = (0..self.seats.len()).filter(|worker| self.seats[*worker].is_none()).collect();
+        let free: Vec<_> = self.seats.keys().filter(|worker| self.seats[*worker].is_none()).collect();
         self.local.as_mut().map_or(Ok(()), |local| local.restart(&free))
     }
 

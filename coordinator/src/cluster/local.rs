@@ -6,6 +6,7 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use convoy_common::address::{Address, SOCKET_PATH_BYTES_MAX};
+use convoy_common::index::{PerWorker, WorkerIndex};
 
 use crate::error::JobError;
 use crate::fault::Fault;
@@ -24,7 +25,7 @@ const SOCKET: &str = "coordinator";
 pub struct LocalWorkers {
     plan: LocalPlan,
     /// The process of each worker.
-    children: Vec<LocalWorker>,
+    children: PerWorker<LocalWorker>,
     /// Workers that are started again need the socket, so it stays until the end.
     folder: SocketFolder,
 }
@@ -104,7 +105,7 @@ impl LocalWorkers {
     /// # Errors
     /// When one can't be started. Those before it are stopped.
     pub fn start(plan: LocalPlan, folder: SocketFolder) -> Result<Self, JobError> {
-        let mut workers = Self { plan, children: Vec::new(), folder };
+        let mut workers = Self { plan, children: PerWorker::new(), folder };
         for _ in 0..workers.plan.workers {
             let worker = workers.start_one()?;
             workers.children.push(worker);
@@ -116,7 +117,7 @@ impl LocalWorkers {
     ///
     /// # Errors
     /// When one can't be started.
-    pub fn restart(&mut self, workers: &[usize]) -> Result<(), JobError> {
+    pub fn restart(&mut self, workers: &[WorkerIndex]) -> Result<(), JobError> {
         for worker in workers {
             let new = self.start_one()?;
             let mut old = std::mem::replace(&mut self.children[*worker], new);
@@ -137,7 +138,7 @@ impl LocalWorkers {
     /// # Errors
     /// When one has: how it ended.
     pub fn check_alive(&mut self) -> Result<(), JobError> {
-        for (worker, child) in self.children.iter_mut().enumerate() {
+        for (worker, child) in self.children.iter_mut_enumerated() {
             if let Ok(Some(status)) = child.process.try_wait() {
                 let why = format!("its process {}", described(status));
                 let was_killed = std::os::unix::process::ExitStatusExt::signal(&status).is_some();
@@ -148,8 +149,8 @@ impl LocalWorkers {
     }
 
     /// The worker whose process this is. Workers are numbered in the order of their start, not of their connecting.
-    pub fn position_of(&self, process_id: u32) -> Option<usize> {
-        self.children.iter().position(|child| child.process.id() == process_id)
+    pub fn position_of(&self, process_id: u32) -> Option<WorkerIndex> {
+        self.children.position(|child| child.process.id() == process_id)
     }
 
     /// How a lost process ended. One that is still running is killed, because it will never answer again.

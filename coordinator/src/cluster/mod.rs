@@ -15,6 +15,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use convoy_common::index::{PerWorker, WorkerIndex};
 use convoy_common::wire::{FromWorker, Numbered, Recorded, ToWorker};
 use convoy_proto::v1;
 use tokio::runtime::Runtime;
@@ -40,7 +41,7 @@ const REASON_MAX: Duration = Duration::from_millis(100);
 /// The workers of a run.
 pub struct Cluster {
     /// The worker of each number, if it is there.
-    seats: Vec<Option<Member>>,
+    seats: PerWorker<Option<Member>>,
     /// Number of workers that the job asked for. After a fault there may be fewer seats.
     wanted: usize,
     /// Workers without a seat, in the order of their arrival.
@@ -48,7 +49,7 @@ pub struct Cluster {
     strangers: Strangers,
     reports: Receiver<Report>,
     /// Losses that were noticed while something else was waited for.
-    postponed: VecDeque<(usize, String)>,
+    postponed: VecDeque<(WorkerIndex, String)>,
     doors: Doors,
     local: Option<LocalWorkers>,
     runtime: Runtime,
@@ -63,7 +64,7 @@ pub struct Cluster {
 #[derive(Debug)]
 pub enum News {
     /// A seated worker was heard.
-    Heard(usize, Heard),
+    Heard(WorkerIndex, Heard),
     /// A worker has come or gone.
     Changed,
     /// A worker serves another coordinator.
@@ -84,7 +85,7 @@ impl Cluster {
     }
 
     /// The worker of this number, if it is there.
-    pub fn member(&self, worker: usize) -> Option<&Member> {
+    pub fn member(&self, worker: WorkerIndex) -> Option<&Member> {
         self.seats.get(worker)?.as_ref()
     }
 
@@ -99,9 +100,9 @@ impl Cluster {
     }
 
     /// The first worker that has announced that it will stop, and its machine.
-    pub fn leaving(&self) -> Option<(usize, String)> {
+    pub fn leaving(&self) -> Option<(WorkerIndex, String)> {
         let leaving = |member: &Option<Member>| member.as_ref().is_some_and(|member| member.is_leaving);
-        let worker = self.seats.iter().position(leaving)?;
+        let worker = self.seats.position(leaving)?;
         Some((worker, self.seats[worker].as_ref()?.hello.host.clone()))
     }
 
@@ -120,7 +121,7 @@ impl Cluster {
             Report::Heard(session, heard) => (session, heard),
         };
         let is_it = |member: &Member| member.session == session;
-        let Some(worker) = self.seats.iter().position(|seat| seat.as_ref().is_some_and(is_it)) else {
+        let Some(worker) = self.seats.position(|seat| seat.as_ref().is_some_and(is_it)) else {
             if matches!(heard, Heard::Lost(_)) {
                 self.spares.retain(|member| !is_it(member));
                 self.doors.forget(session);
@@ -140,7 +141,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When it is gone, or does not read.
-    pub fn send(&mut self, worker: usize, frame: v1::Frame, stop: &AtomicBool) -> Result<(), Undelivered> {
+    pub fn send(&mut self, worker: WorkerIndex, frame: v1::Frame, stop: &AtomicBool) -> Result<(), Undelivered> {
         let member = self.seats[worker].as_ref().ok_or(Undelivered::Gone)?;
         deliver(&self.runtime, &member.frames, frame, (self.deadlines.given_up, || self.vitals.beat()), stop)
     }
@@ -149,13 +150,18 @@ impl Cluster {
     ///
     /// # Errors
     /// When it is gone, or does not read.
-    pub fn tell(&mut self, worker: usize, order: Numbered<ToWorker>, stop: &AtomicBool) -> Result<(), Undelivered> {
+    pub fn tell(
+        &mut self,
+        worker: WorkerIndex,
+        order: Numbered<ToWorker>,
+        stop: &AtomicBool,
+    ) -> Result<(), Undelivered> {
         let member = self.seats[worker].as_ref().ok_or(Undelivered::Gone)?;
         deliver(&self.runtime, &member.control, order.into(), (self.deadlines.given_up, || self.vitals.beat()), stop)
     }
 
     /// Queues a control message for a worker if there is room. Returns whether there was.
-    pub fn try_tell(&self, worker: usize, order: Numbered<ToWorker>) -> bool {
+    pub fn try_tell(&self, worker: WorkerIndex, order: Numbered<ToWorker>) -> bool {
         self.member(worker).is_some_and(|member| member.try_tell(order.generation, order.message))
     }
 
@@ -176,7 +182,7 @@ impl Cluster {
 
     /// What a worker whose connection has closed said at last, if that comes soon. Messages of other workers are dropped: the
     /// generation is over.
-    pub fn last_words(&mut self, worker: usize) -> Option<Heard> {
+    pub fn last_words(&mut self, worker: WorkerIndex) -> Option<Heard> {
         let (start, mut lost) = (Instant::now(), VecDeque::new());
         let mut last = None;
         while let Some(left) = REASON_MAX.checked_sub(start.elapsed()) {
@@ -201,7 +207,7 @@ impl Cluster {
 
     /// Frees a worker's seat, tells the worker why if it still listens, closes its connections, and ends its process if this
     /// process has started it. Returns how the process ended, if it did.
-    pub fn give_up(&mut self, worker: usize, why: &str) -> Option<String> {
+    pub fn give_up(&mut self, worker: WorkerIndex, why: &str) -> Option<String> {
         let mut member = self.seats.get_mut(worker)?.take()?;
         member.try_tell(GENERATION_OVER, ToWorker::EndJob { reason: why.to_owned() });
         member.hang_up();
@@ -273,14 +279,14 @@ impl Cluster {
         mut self,
         generation: u64,
         reason: &str,
-        mut recorded: impl FnMut(usize, Recorded),
-    ) -> Vec<Option<usize>> {
-        let mut busy_threads = vec![None; self.seats.len()];
+        mut recorded: impl FnMut(WorkerIndex, Recorded),
+    ) -> PerWorker<Option<usize>> {
+        let mut busy_threads = PerWorker::from(vec![None; self.seats.len()]);
         let mut owed = HashSet::new();
         for spare in &self.spares {
             spare.try_tell(GENERATION_OVER, ToWorker::EndJob { reason: reason.to_owned() });
         }
-        for (worker, seat) in self.seats.iter_mut().enumerate() {
+        for (worker, seat) in self.seats.iter_mut_enumerated() {
             let Some(member) = seat else { continue };
             // A worker that is gone gets no message and sends none.
             if member.try_tell(generation, ToWorker::EndJob { reason: reason.to_owned() }) {
@@ -328,7 +334,7 @@ impl Cluster {
         }
         let seat = match &self.local {
             Some(local) => local.position_of(member.hello.process_id),
-            None => self.seats.iter().position(Option::is_none),
+            None => self.seats.position(Option::is_none),
         };
         match seat.filter(|seat| self.seats.get(*seat).is_some_and(Option::is_none)) {
             Some(seat) => self.seats[seat] = Some(member),

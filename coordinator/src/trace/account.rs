@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use convoy_common::index::{PerWorker, SegmentIndex, WorkerIndex};
 use convoy_common::plan::Plan;
 use convoy_common::trace::{Activity, Span};
 
@@ -40,7 +41,7 @@ pub fn account(trace: &Trace, plan: &Plan, only: Option<u64>) -> Option<Account>
     }
     let mean = |of: &dyn Fn(&StepAccount) -> u64| steps.iter().map(|step| of(step) as f64).sum::<f64>() / count;
     let step_ns = mean(&|step| step.length);
-    let workers: Vec<_> = (0..plan.workers).map(|worker| worker_account(worker, &steps)).collect();
+    let workers: PerWorker<_> = plan.all_workers().map(|worker| worker_account(worker, &steps)).collect();
     let path = path_shares(&steps);
     let images = steps.iter().fold(0_usize, |sum, step| sum.saturating_add(step.images));
     Some(Account {
@@ -64,7 +65,7 @@ struct StepAccount<'a> {
     length: u64,
     idle: u64,
     images: usize,
-    workers: Vec<Share>,
+    workers: PerWorker<Share>,
     path: BTreeMap<Stretch, u64>,
     traced: &'a StepTrace,
 }
@@ -72,7 +73,7 @@ struct StepAccount<'a> {
 /// A worker's share in a step.
 struct Share {
     uses: Uses,
-    segments: BTreeMap<(usize, bool), u64>,
+    segments: BTreeMap<(SegmentIndex, bool), u64>,
     encoding: u64,
     decoding: u64,
     uncertainty: u64,
@@ -86,11 +87,11 @@ impl<'a> StepAccount<'a> {
     fn of(step: u64, traced: &'a StepTrace, plan: &Plan) -> Option<Self> {
         let own = step_span(&traced.coordinator)?;
         let ways = Ways::of(traced, plan);
-        let timelines: Vec<_> =
-            traced.workers.iter().map(|part| Timeline::of(&part.spans, own.start)).collect::<Option<_>>()?;
+        let timelines =
+            traced.workers.iter().map(|part| Timeline::of(&part.spans, own.start)).collect::<Option<PerWorker<_>>>()?;
         let idle = traced.coordinator.spans.iter().filter(|span| span.activity == Activity::Idle);
         let idle = idle.filter(|span| span.start >= own.start && span.end <= own.end).map(Span::length).sum();
-        let workers = timelines.iter().enumerate().map(|(worker, timeline)| {
+        let workers = timelines.iter_enumerated().map(|(worker, timeline)| {
             let part = &traced.workers[worker];
             let (encoding, decoding) = transfers(&part.spans);
             let offset = part.offset;
@@ -121,7 +122,7 @@ fn transfers(spans: &[Span]) -> (u64, u64) {
 }
 
 /// What a worker spent a step on.
-fn uses(timeline: &Timeline, worker: usize, ways: &Ways) -> Uses {
+fn uses(timeline: &Timeline, worker: WorkerIndex, ways: &Ways) -> Uses {
     let mut uses = Uses::new();
     let mut add = |doing, ns| *uses.entry(doing).or_default() += ns;
     let mut at = timeline.start;
@@ -148,7 +149,7 @@ fn uses(timeline: &Timeline, worker: usize, ways: &Ways) -> Uses {
     uses
 }
 
-fn worker_account(worker: usize, steps: &[StepAccount]) -> WorkerAccount {
+fn worker_account(worker: WorkerIndex, steps: &[StepAccount]) -> WorkerAccount {
     let count = steps.len() as f64;
     let shares = || steps.iter().map(|step| &step.workers[worker]);
     let mut uses: BTreeMap<Use, f64> = BTreeMap::new();
@@ -190,8 +191,8 @@ fn path_shares(steps: &[StepAccount]) -> Vec<PathShare> {
 }
 
 /// The layer or the link with the largest excess over the others.
-fn verdict(plan: &Plan, workers: &[WorkerAccount], path: &[PathShare], step_ns: f64) -> Verdict {
-    let (layer, link) = (slowest_layer(plan, workers), slowest_link(plan.workers, path));
+fn verdict(plan: &Plan, workers: &PerWorker<WorkerAccount>, path: &[PathShare], step_ns: f64) -> Verdict {
+    let (layer, link) = (slowest_layer(plan, workers), slowest_link(plan, path));
     let excess = |verdict: &Option<Verdict>| match verdict {
         Some(Verdict::Layer { excess_ns, .. } | Verdict::Link { excess_ns, .. }) => *excess_ns,
         _ => 0.0,
@@ -200,8 +201,8 @@ fn verdict(plan: &Plan, workers: &[WorkerAccount], path: &[PathShare], step_ns: 
     larger.filter(|found| excess(&Some(found.clone())) > WORTH_NAMING * step_ns).unwrap_or(Verdict::Balanced)
 }
 
-fn slowest_layer(plan: &Plan, workers: &[WorkerAccount]) -> Option<Verdict> {
-    let towers = |worker: usize| plan.towers_of(worker).len() as f64;
+fn slowest_layer(plan: &Plan, workers: &PerWorker<WorkerAccount>) -> Option<Verdict> {
+    let towers = |worker: WorkerIndex| plan.towers_of(worker).len() as f64;
     // Per tower: a worker that holds more towers has more to do, but isn't slow.
     let of_one = |account: &WorkerAccount, doing: Use| {
         account.uses.iter().find(|(other, _)| *other == doing).map(|(_, ns)| ns / towers(account.worker))
@@ -215,7 +216,7 @@ fn slowest_layer(plan: &Plan, workers: &[WorkerAccount]) -> Option<Verdict> {
             let (Some(own), Some(usual)) = (of_one(account, *doing), median(others)) else { continue };
             let excess_ns = (own - usual) * towers(account.worker);
             if found.as_ref().is_none_or(|(most, _)| excess_ns > *most) {
-                let segment = plan.segments.iter().position(|segment| segment.layers.contains(&layer)).unwrap_or(0);
+                let segment = plan.segments.position(|segment| segment.layers.contains(&layer)).unwrap_or_default();
                 let (worker, layer) = (account.worker, plan.network.layers[layer].name.clone());
                 found = Some((excess_ns, Verdict::Layer { worker, segment, layer, backward, excess_ns }));
             }
@@ -224,13 +225,13 @@ fn slowest_layer(plan: &Plan, workers: &[WorkerAccount]) -> Option<Verdict> {
     found.map(|(_, verdict)| verdict)
 }
 
-fn slowest_link(workers: usize, path: &[PathShare]) -> Option<Verdict> {
-    let of = |worker: usize| {
+fn slowest_link(plan: &Plan, path: &[PathShare]) -> Option<Verdict> {
+    let of = |worker: WorkerIndex| {
         let own = path.iter().find(|share| share.stretch == Stretch::Link { worker });
         own.map_or(0.0, |share| share.mean_ns)
     };
-    let worker = (0..workers).max_by(|a, b| of(*a).total_cmp(&of(*b)))?;
-    let usual = median((0..workers).filter(|other| *other != worker).map(of).collect())?;
+    let worker = plan.all_workers().max_by(|a, b| of(*a).total_cmp(&of(*b)))?;
+    let usual = median(plan.all_workers().filter(|other| *other != worker).map(of).collect())?;
     Some(Verdict::Link { worker, excess_ns: of(worker) - usual })
 }
 
@@ -240,9 +241,9 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 }
 
 fn segments(steps: &[StepAccount], plan: &Plan, batch: usize) -> Vec<SegmentAccount> {
-    let mut means: BTreeMap<(usize, bool, usize), f64> = BTreeMap::new();
+    let mut means: BTreeMap<(SegmentIndex, bool, WorkerIndex), f64> = BTreeMap::new();
     for step in steps {
-        for (worker, share) in step.workers.iter().enumerate() {
+        for (worker, share) in step.workers.iter_enumerated() {
             for ((segment, backward), ns) in &share.segments {
                 *means.entry((*segment, *backward, worker)).or_default() += *ns as f64 / steps.len() as f64;
             }
@@ -257,7 +258,7 @@ fn segments(steps: &[StepAccount], plan: &Plan, batch: usize) -> Vec<SegmentAcco
 
 /// Multiply-adds of one image. A backward pass computes the gradients of weights and of inputs, each at the cost of the forward
 /// pass. The first layer's inputs are images, which need no gradient.
-fn multiply_adds(plan: &Plan, segment: usize, worker: usize, backward: bool) -> u64 {
+fn multiply_adds(plan: &Plan, segment: SegmentIndex, worker: WorkerIndex, backward: bool) -> u64 {
     let network = &plan.network;
     let of_layer = |index: usize| -> u64 {
         let layer = &network.layers[index];
@@ -274,7 +275,7 @@ fn multiply_adds(plan: &Plan, segment: usize, worker: usize, backward: bool) -> 
 
 fn slowest<'a>(
     steps: impl Iterator<Item = &'a StepAccount<'a>>,
-    workers: &[WorkerAccount],
+    workers: &PerWorker<WorkerAccount>,
     step_ns: f64,
 ) -> Vec<SlowStep> {
     let mut slowest: Vec<_> = steps.filter(|step| step.length as f64 > step_ns).collect();

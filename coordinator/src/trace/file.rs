@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use convoy_common::batch::MicroBatchId;
+use convoy_common::index::{PerTower, PerWorker, WorkerIndex};
 use convoy_common::trace::{Activity, Span};
 use convoy_common::wire::TensorKey;
 use serde::{Deserialize, Serialize};
@@ -40,16 +41,22 @@ pub struct About {
     /// The model file, word for word.
     pub model: String,
     /// Tower t is on worker `placement[t]`.
-    pub placement: Vec<usize>,
+    pub placement: PerTower<WorkerIndex>,
     /// Machine of each worker.
-    pub hosts: Vec<String>,
+    pub hosts: PerWorker<String>,
     /// Images per step.
     pub batch: usize,
 }
 
 impl About {
     /// The head of a trace that this program writes.
-    pub fn new(epoch_unix_ns: u64, model: String, placement: Vec<usize>, hosts: Vec<String>, batch: usize) -> Self {
+    pub fn new(
+        epoch_unix_ns: u64,
+        model: String,
+        placement: PerTower<WorkerIndex>,
+        hosts: PerWorker<String>,
+        batch: usize,
+    ) -> Self {
         Self {
             convoy: env!("CARGO_PKG_VERSION").to_owned(),
             format: FORMAT,
@@ -81,7 +88,7 @@ pub struct StepTrace {
     /// The coordinator.
     pub coordinator: Part,
     /// The workers, by number.
-    pub workers: Vec<Part>,
+    pub workers: PerWorker<Part>,
     /// Loss and images, if the step was committed.
     pub figures: Option<Figures>,
     /// Whether it was kept because it was slow, and is no part of the sample.

@@ -55,7 +55,7 @@ fn timeline(step: u64, traced: &StepTrace, plan: &Plan) -> Value {
     let mut ways: Vec<Value> = Vec::new();
     let mut places = std::collections::HashMap::new();
     let parts = std::iter::once(("coordinator".to_owned(), &traced.coordinator));
-    let workers = traced.workers.iter().enumerate().map(|(worker, part)| (format!("worker {worker}"), part));
+    let workers = traced.workers.iter_enumerated().map(|(worker, part)| (format!("worker {worker}"), part));
     for (process, part) in parts.chain(workers) {
         for kind in KINDS {
             let is_here = |span: &&Span| kind_of(&span.activity) == kind && span.end >= origin && span.start <= end;

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
+use convoy_common::index::{PerWorker, WorkerIndex};
 use convoy_common::model::Network;
 use convoy_common::trace::{Activity, Buffer, Span, Transfer};
 use convoy_common::wire::{Pong, Recorded, TensorKey};
@@ -45,7 +46,7 @@ pub struct Recording {
     /// The current step.
     at: u64,
     open: BTreeMap<u64, Open>,
-    clocks: Vec<Alignment>,
+    clocks: PerWorker<Alignment>,
     /// Tensors that have arrived in part: since when.
     arriving: HashMap<TensorKey, u64>,
     /// Steps that were left out because the file was full.
@@ -71,11 +72,11 @@ enum Closing {
 #[derive(Debug)]
 struct Open {
     own: Buffer,
-    workers: Vec<Buffer>,
-    dropped: Vec<u64>,
-    resident: Vec<u64>,
+    workers: PerWorker<Buffer>,
+    dropped: PerWorker<u64>,
+    resident: PerWorker<u64>,
     own_resident: u64,
-    complete: HashSet<usize>,
+    complete: HashSet<WorkerIndex>,
     figures: Option<Figures>,
 }
 
@@ -84,8 +85,8 @@ impl Open {
         Self {
             own: Buffer::new(SPANS_OF_STEP_MAX),
             workers: (0..workers).map(|_| Buffer::new(SPANS_OF_STEP_MAX)).collect(),
-            dropped: vec![0; workers],
-            resident: vec![0; workers],
+            dropped: vec![0; workers].into(),
+            resident: vec![0; workers].into(),
             own_resident: 0,
             complete: HashSet::new(),
             figures: None,
@@ -107,7 +108,7 @@ impl Recording {
         exporter: Option<Exporter>,
     ) -> std::io::Result<Self> {
         let writer = Some(Writer::create(path, &about, network.clone())?);
-        let clocks = vec![Alignment::default(); about.hosts.len()];
+        let clocks = vec![Alignment::default(); about.hosts.len()].into();
         let (open, arriving) = (BTreeMap::new(), HashMap::new());
         Ok(Self {
             writer,
@@ -155,7 +156,7 @@ impl Recording {
 
     /// Takes what a worker hands over. Transfers belong to the step of their tensor, everything else to the step that the message
     /// names.
-    fn take(&mut self, worker: usize, recorded: Recorded) {
+    fn take(&mut self, worker: WorkerIndex, recorded: Recorded) {
         // A worker can be one step behind, and no more.
         if recorded.step.saturating_add(OPEN_STEPS_MAX as u64) <= self.at || recorded.step > self.at + 1 {
             return;
@@ -223,7 +224,7 @@ impl Recording {
         let began: HashMap<&TensorKey, u64> = own.iter().filter_map(began_here).collect();
         let step_began = own.iter().map(|span| span.start).min().unwrap_or(0);
         let sent_here: HashMap<_, _> = own.iter().filter_map(sent_by).collect();
-        let workers = open.workers.iter_mut().enumerate().map(|(worker, buffer)| {
+        let workers = open.workers.iter_mut_enumerated().map(|(worker, buffer)| {
             let (clock, dropped, resident_bytes) = (&self.clocks[worker], open.dropped[worker], open.resident[worker]);
             let (spans, unkept) = buffer.take();
             let bounds = |span: &Span| match &span.activity {
@@ -327,7 +328,7 @@ impl Recorder {
     }
 
     /// Takes a worker's answer to a ping, which arrived at `arrived`.
-    pub fn on_pong(&mut self, worker: usize, pong: Pong, arrived: u64) {
+    pub fn on_pong(&mut self, worker: WorkerIndex, pong: Pong, arrived: u64) {
         if let Some(recording) = &mut self.recording {
             let Pong { ping_sent: sent, received, replied, .. } = pong;
             recording.clocks[worker].add(RoundTrip { sent, received, replied, arrived });
@@ -335,7 +336,7 @@ impl Recorder {
     }
 
     /// Takes what a worker hands over.
-    pub fn on_recorded(&mut self, worker: usize, recorded: Recorded) {
+    pub fn on_recorded(&mut self, worker: WorkerIndex, recorded: Recorded) {
         if let Some(recording) = &mut self.recording {
             recording.take(worker, recorded);
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use convoy_common::batch::MicroBatch;
+use convoy_common::index::ExchangeIndex;
 use convoy_common::wire::Direction;
 
 use crate::cluster::Cluster;
@@ -58,7 +59,7 @@ pub(super) struct Drive {
     pub(super) epoch_images: u64,
     pub(super) images: u64,
     /// What the exchanges of earlier generations have moved.
-    pub(super) counted: BTreeMap<(usize, Direction), Counted>,
+    pub(super) counted: BTreeMap<(ExchangeIndex, Direction), Counted>,
     /// Bytes received in this generation that have been reported.
     pub(super) received_bytes: u64,
     pub(super) checkpoint: Option<PathBuf>,

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use convoy_common::chain::chain;
+use convoy_common::index::WorkerIndex;
 use convoy_common::plan::Plan;
 use convoy_common::wire::{Assignment, Generation};
 
@@ -231,7 +232,7 @@ impl Run {
         }
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
         let epoch = since_epoch.saturating_sub(site.cluster.clock().now());
-        let members = (0..site.cluster.seats()).filter_map(|worker| site.cluster.member(worker));
+        let members = WorkerIndex::all(site.cluster.seats()).filter_map(|worker| site.cluster.member(worker));
         let hosts = members.map(|member| member.hello.host.clone()).collect();
         let about = About::new(epoch, self.job.model.clone(), self.plan.placement.clone(), hosts, self.job.batch);
         let steps = (self.progress.step + 1, self.last_step);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use convoy_common::batch::{MicroBatch, MicroBatchId};
+use convoy_common::index::TowerIndex;
 use convoy_common::trace::Activity;
 use convoy_common::wire::{FromWorker, TensorKey, ToWorker};
 
@@ -190,7 +191,7 @@ impl Run {
                         }
                         let began = crew.recorder.now();
                         let gradients = step.on_logits(&micro_batch, &logits).ok_or_else(|| not_finite(number))?;
-                        let mut send = |(tower, payload): (usize, _)| crew.send(placement[tower], payload, number);
+                        let mut send = |(tower, payload): (TowerIndex, _)| crew.send(placement[tower], payload, number);
                         gradients.into_iter().try_for_each(&mut send)?;
                         crew.recorder.ended(began, || Activity::Loss(micro_batch.id));
                         Ok(())
@@ -242,7 +243,7 @@ impl Run {
 }
 
 /// What the end of a tensor delivers, and for which micro-batch and tower.
-fn delivery(tensor: &TensorKey) -> Option<(MicroBatchId, usize, Delivery)> {
+fn delivery(tensor: &TensorKey) -> Option<(MicroBatchId, TowerIndex, Delivery)> {
     match tensor {
         TensorKey::Activations { micro_batch, exchange, direction, from_tower, .. } => {
             Some((micro_batch.id, *from_tower, Delivery::Exchange(*exchange, *direction)))

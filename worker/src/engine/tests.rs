@@ -24,12 +24,12 @@ name = "fc"
 units = 3
 "#;
 
-fn assignment(placement: Vec<usize>) -> Assignment {
+fn assignment(placement: &[usize]) -> Assignment {
     Assignment {
         job: 1,
         model: MODEL.to_owned(),
-        placement,
-        worker: 0,
+        placement: placement.iter().copied().map(WorkerIndex).collect(),
+        worker: WorkerIndex(0),
         seed: 1,
         momentum: 0.9,
         weight_decay: 0.0,
@@ -49,11 +49,11 @@ fn micro_batch(step: u64, index: u32) -> MicroBatch {
 }
 
 /// An engine with its weights: those of the job's seed.
-fn ready(compute: &Compute, placement: Vec<usize>) -> Engine {
+fn ready(compute: &Compute, placement: &[usize]) -> Engine {
     let mut engine = Engine::new(assignment(placement), u64::MAX).unwrap();
     let plan = engine.plan();
     let mut last = Vec::new();
-    for tower in plan.towers_of(0) {
+    for tower in plan.towers_of(WorkerIndex(0)) {
         for parameter in plan.network.parameters() {
             for state in [State::Weights, State::Momentum] {
                 let whole = parameter.initial(1);
@@ -72,15 +72,15 @@ fn images(step: u64, index: u32) -> (TensorKey, Elements) {
     (TensorKey::Images(micro_batch(step, index)), Elements::Bytes((0..16).map(|i| i * 9 + index as u8).collect()))
 }
 
-fn gradient(step: u64, index: u32, tower: usize) -> (TensorKey, Elements) {
+fn gradient(step: u64, index: u32, tower: TowerIndex) -> (TensorKey, Elements) {
     let key = TensorKey::Activations {
         micro_batch: micro_batch(step, index),
-        exchange: 1,
+        exchange: ExchangeIndex(1),
         direction: Direction::Backward,
         from_tower: tower,
         to_tower: Some(tower),
     };
-    let units = if tower == 0 { 2 } else { 1 };
+    let units = if tower == TowerIndex(0) { 2 } else { 1 };
     (key, Elements::Floats(vec![0.25; units]))
 }
 
@@ -100,12 +100,13 @@ fn on_a_pool(test: impl FnOnce(&Compute) + Send + 'static) {
 #[test]
 fn two_towers_on_one_worker_exchange_nothing_but_logits() {
     on_a_pool(|compute| {
-        let mut engine = ready(compute, vec![0, 0]);
+        let mut engine = ready(compute, &[0, 0]);
         let (key, elements) = images(1, 0);
         engine.accept(compute, key, elements).unwrap();
         let out = work_all(&mut engine, compute);
-        let logits =
-            |out: &Out| matches!(out, Out::Tensor(Payload { key: TensorKey::Activations { exchange: 1, .. }, .. }));
+        let logits = |out: &Out| {
+            matches!(out, Out::Tensor(Payload { key: TensorKey::Activations { exchange: ExchangeIndex(1), .. }, .. }))
+        };
         assert!(out.len() == 2 && out.iter().all(logits), "{out:?}");
     });
 }
@@ -114,12 +115,12 @@ fn two_towers_on_one_worker_exchange_nothing_but_logits() {
 #[test]
 fn images_that_come_before_their_commit_wait_for_it() {
     on_a_pool(|compute| {
-        let mut engine = ready(compute, vec![0, 0]);
+        let mut engine = ready(compute, &[0, 0]);
         for (key, elements) in [images(1, 0), images(2, 0)] {
             engine.accept(compute, key, elements).unwrap();
         }
         assert_eq!(work_all(&mut engine, compute).len(), 2, "one micro-batch's logits of two towers");
-        for tower in 0..2 {
+        for tower in engine.plan().all_towers() {
             let (key, elements) = gradient(1, 0, tower);
             engine.accept(compute, key, elements).unwrap();
         }
@@ -135,14 +136,14 @@ fn images_that_come_before_their_commit_wait_for_it() {
 #[test]
 fn a_backward_pass_out_of_order_is_refused() {
     on_a_pool(|compute| {
-        let mut engine = ready(compute, vec![0, 0]);
+        let mut engine = ready(compute, &[0, 0]);
         for index in 0..2 {
             let (key, elements) = images(1, index);
             engine.accept(compute, key, elements).unwrap();
         }
         work_all(&mut engine, compute);
         for index in [1, 0] {
-            let (key, elements) = gradient(1, index, 0);
+            let (key, elements) = gradient(1, index, TowerIndex(0));
             engine.accept(compute, key, elements).unwrap();
         }
         engine.work(Means { compute, probe: &Probe::new(None, None, None) }).unwrap();
@@ -156,21 +157,22 @@ fn a_backward_pass_out_of_order_is_refused() {
 #[test]
 fn what_nobody_asked_for_is_refused() {
     on_a_pool(|compute| {
-        let mut engine = ready(compute, vec![0, 1]);
+        let mut engine = ready(compute, &[0, 1]);
         let refused = |engine: &mut Engine, (key, elements): (TensorKey, Elements)| {
             let text = key.to_string();
             assert!(matches!(engine.accept(compute, key, elements), Err(EngineError::Unexpected { .. })), "{text}");
         };
         refused(&mut engine, images(9, 0));
-        refused(&mut engine, gradient(1, 0, 0));
-        refused(&mut engine, gradient(1, 0, 1));
-        let weights = TensorKey::Parameter { step: 0, name: "c.bias".to_owned(), tower: 1, state: State::Weights };
+        refused(&mut engine, gradient(1, 0, TowerIndex(0)));
+        refused(&mut engine, gradient(1, 0, TowerIndex(1)));
+        let weights =
+            TensorKey::Parameter { step: 0, name: "c.bias".to_owned(), tower: TowerIndex(1), state: State::Weights };
         refused(&mut engine, (weights, Elements::Floats(vec![0.0; 2])));
         let own = TensorKey::Activations {
             micro_batch: micro_batch(1, 0),
-            exchange: 0,
+            exchange: ExchangeIndex(0),
             direction: Direction::Forward,
-            from_tower: 0,
+            from_tower: TowerIndex(0),
             to_tower: None,
         };
         refused(&mut engine, (own, Elements::Floats(vec![0.0; 32])));
@@ -189,10 +191,16 @@ fn a_micro_batch_that_comes_twice_or_with_other_samples_is_refused() {
         let channels = |samples: Range<usize>| {
             let micro_batch = MicroBatch { samples: samples.clone(), ..micro_batch(1, 0) };
             let (direction, to_tower) = (Direction::Forward, None);
-            let key = TensorKey::Activations { micro_batch, exchange: 0, direction, from_tower: 1, to_tower };
+            let key = TensorKey::Activations {
+                micro_batch,
+                exchange: ExchangeIndex(0),
+                direction,
+                from_tower: TowerIndex(1),
+                to_tower,
+            };
             (key, Elements::Floats(vec![0.0; samples.len() * 32]))
         };
-        let mut engine = ready(compute, vec![0, 1]);
+        let mut engine = ready(compute, &[0, 1]);
         refused(&mut engine, channels(0..1), "images of its micro-batch have not arrived");
         let (key, elements) = images(1, 0);
         engine.accept(compute, key, elements).unwrap();
@@ -203,7 +211,7 @@ fn a_micro_batch_that_comes_twice_or_with_other_samples_is_refused() {
         let (key, elements) = channels(0..1);
         engine.accept(compute, key, elements).unwrap();
         work_all(&mut engine, compute);
-        let (key, _) = gradient(1, 0, 0);
+        let (key, _) = gradient(1, 0, TowerIndex(0));
         let TensorKey::Activations { exchange, direction, from_tower, to_tower, .. } = key else { panic!() };
         let micro_batch = MicroBatch { samples: 0..2, ..micro_batch(1, 0) };
         let key = TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower };
@@ -215,7 +223,7 @@ fn a_micro_batch_that_comes_twice_or_with_other_samples_is_refused() {
 #[test]
 fn more_micro_batches_than_a_step_has_are_refused() {
     on_a_pool(|compute| {
-        let mut engine = ready(compute, vec![0, 1]);
+        let mut engine = ready(compute, &[0, 1]);
         for index in 0..2 {
             let (key, elements) = images(1, index);
             engine.accept(compute, key, elements).unwrap();
@@ -229,17 +237,17 @@ fn more_micro_batches_than_a_step_has_are_refused() {
 #[test]
 fn committing_a_step_twice_does_it_once() {
     on_a_pool(|compute| {
-        let mut engine = ready(compute, vec![0, 0]);
+        let mut engine = ready(compute, &[0, 0]);
         let (key, elements) = images(1, 0);
         engine.accept(compute, key, elements).unwrap();
         work_all(&mut engine, compute);
-        for tower in 0..2 {
+        for tower in engine.plan().all_towers() {
             let (key, elements) = gradient(1, 0, tower);
             engine.accept(compute, key, elements).unwrap();
         }
         work_all(&mut engine, compute);
         let weights = |engine: &Engine| {
-            engine.towers[&0].read(&engine.plan.network.parameter("c.weight").unwrap(), State::Weights)
+            engine.towers[&TowerIndex(0)].read(&engine.plan.network.parameter("c.weight").unwrap(), State::Weights)
         };
         let before = weights(&engine);
         engine.commit(compute, 1, 0.1).unwrap();
@@ -252,19 +260,19 @@ fn committing_a_step_twice_does_it_once() {
 
 #[test]
 fn an_assignment_that_makes_no_sense_is_refused() {
-    for placement in [vec![0], vec![0, 2], vec![1, 2], vec![]] {
+    for placement in [&[0][..], &[0, 2], &[1, 2], &[]] {
         assert!(Engine::new(assignment(placement), u64::MAX).is_err());
     }
-    assert!(Engine::new(Assignment { worker: 7, ..assignment(vec![0, 1]) }, u64::MAX).is_err());
-    assert!(Engine::new(Assignment { model: "x".to_owned(), ..assignment(vec![0, 1]) }, u64::MAX).is_err());
-    let error = Engine::new(assignment(vec![0, 1]), 1000).unwrap_err().to_string();
+    assert!(Engine::new(Assignment { worker: WorkerIndex(7), ..assignment(&[0, 1]) }, u64::MAX).is_err());
+    assert!(Engine::new(Assignment { model: "x".to_owned(), ..assignment(&[0, 1]) }, u64::MAX).is_err());
+    let error = Engine::new(assignment(&[0, 1]), 1000).unwrap_err().to_string();
     assert!(error.contains("memory") && error.contains("1000"), "{error}");
 }
 
 #[test]
 fn the_memory_of_a_tensor_serves_again_once_it_has_been_sent() {
     on_a_pool(|compute| {
-        let mut engine = ready(compute, vec![0, 0]);
+        let mut engine = ready(compute, &[0, 0]);
         let (key, elements) = images(1, 0);
         engine.accept(compute, key, elements).unwrap();
         let mut out = work_all(&mut engine, compute);

@@ -238,7 +238,7 @@ fn advance(
     let run = if let Of::Step(Activity::Segment(run)) = &of { Some(*run) } else { None };
     job.spent(stopwatch, doing, of);
     if let Some(SegmentRun { micro_batch, segment, tower, direction }) = run {
-        tracing::trace!(step = micro_batch.step, tower, segment, ?direction, "computed");
+        tracing::trace!(step = micro_batch.step, tower = tower.0, segment = segment.0, ?direction, "computed");
     }
     match result {
         Ok(out) => {

@@ -633,9 +633,9 @@ fn hostname() -> String {
 /// The context of every log line in a job.
 fn span_of(assignment: &Numbered<Assignment>) -> tracing::Span {
     let Assignment { job, worker, placement, .. } = &assignment.message;
-    let towers: Vec<_> = (0..placement.len()).filter(|tower| placement[*tower] == *worker).collect();
+    let towers: Vec<_> = placement.keys().filter(|tower| placement[*tower] == *worker).map(usize::from).collect();
     // At error level, so that no log filter removes it.
-    tracing::error_span!("job", job = %format_args!("{job:016x}"), worker, ?towers)
+    tracing::error_span!("job", job = %format_args!("{job:016x}"), worker = worker.0, ?towers)
 }
 
 /// The most bytes of tensors that may wait for the compute thread: those of two steps, because the next step's images arrive

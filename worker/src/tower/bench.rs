@@ -6,6 +6,7 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use convoy_common::batch::{MicroBatch, MicroBatchId, Phase};
+use convoy_common::index::{TowerIndex, WorkerIndex};
 use convoy_common::model::Network;
 use convoy_common::plan::{Plan, PlanError};
 
@@ -132,7 +133,7 @@ pub enum BenchError {
 pub fn kernels(bench: KernelBench, mut told: impl FnMut(&str)) -> Result<Timings, BenchError> {
     let towers = bench.network.towers;
     let plan = Plan::new(bench.network.clone(), towers)?;
-    let (needed, memory) = (least_bytes(&plan, 0, bench.samples, true), memory_bytes());
+    let (needed, memory) = (least_bytes(&plan, WorkerIndex(0), bench.samples, true), memory_bytes());
     if needed > memory {
         return Err(BenchError::Memory { needed, memory });
     }
@@ -141,7 +142,7 @@ pub fn kernels(bench: KernelBench, mut told: impl FnMut(&str)) -> Result<Timings
     let (mut passes, mut yardstick) = (Vec::new(), measured());
     for index in 0..plan.network.layers.len() {
         told(&plan.network.layers[index].name);
-        let mut layer = TowerLayer::new(&plan, index, 0, true);
+        let mut layer = TowerLayer::new(&plan, index, TowerIndex(0), true);
         let mut clock = Clock { bench: &bench, layer: layer.name().to_owned(), passes: &mut passes };
         time_layer(&mut clock, &compute, &mut layer, index > 0);
         yardstick = yardstick.or(measured());

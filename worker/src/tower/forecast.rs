@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use convoy_common::batch::{Division, EVALUATIONS_UNDER_WAY};
+use convoy_common::index::{PerSegment, SegmentIndex, TowerIndex, WorkerIndex};
 use convoy_common::model::LayerKind;
 use convoy_common::plan::Plan;
 
@@ -21,7 +22,7 @@ const STEPS: usize = 2;
 
 /// Bytes that `worker` will hold in a job with `batch` images per step, measurements on test images included. A snapshot needs
 /// [`snapshot_bytes`] more.
-pub fn worker_bytes(plan: &Plan, worker: usize, batch: usize, division: Division) -> u64 {
+pub fn worker_bytes(plan: &Plan, worker: WorkerIndex, batch: usize, division: Division) -> u64 {
     let towers = plan.towers_of(worker);
     let learnt: usize = towers.iter().map(|tower| weights_of(plan, *tower)).sum();
     let samples: Vec<usize> = division.of(1, batch).into_iter().map(|micro_batch| micro_batch.samples.len()).collect();
@@ -42,14 +43,14 @@ pub fn worker_bytes(plan: &Plan, worker: usize, batch: usize, division: Division
 }
 
 /// Bytes that `worker` holds in addition while it sends a snapshot: a copy of its weights and their momentum.
-pub fn snapshot_bytes(plan: &Plan, worker: usize) -> u64 {
+pub fn snapshot_bytes(plan: &Plan, worker: WorkerIndex) -> u64 {
     let learnt: usize = plan.towers_of(worker).iter().map(|tower| weights_of(plan, *tower)).sum();
     (2 * learnt * size_of::<f32>()) as u64
 }
 
 /// The least memory that `worker` needs, in bytes: its weights, with momentum and gradient if it `trains`, and the operands of
 /// its widest layer for `samples` samples.
-pub(crate) fn least_bytes(plan: &Plan, worker: usize, samples: usize, trains: bool) -> u64 {
+pub(crate) fn least_bytes(plan: &Plan, worker: WorkerIndex, samples: usize, trains: bool) -> u64 {
     let towers = plan.towers_of(worker);
     let learnt: usize = towers.iter().map(|tower| weights_of(plan, *tower)).sum();
     let layers = || (0..plan.network.layers.len()).flat_map(|index| towers.iter().map(move |tower| (index, *tower)));
@@ -66,7 +67,7 @@ pub(crate) fn least_bytes(plan: &Plan, worker: usize, samples: usize, trains: bo
     (floats as u64).saturating_mul(size_of::<f32>() as u64)
 }
 
-fn weights_of(plan: &Plan, tower: usize) -> usize {
+fn weights_of(plan: &Plan, tower: TowerIndex) -> usize {
     let each = (0..plan.network.layers.len()).filter_map(|index| passes(plan, index, tower));
     each.map(|passes| passes.groups() * passes.panels().len()).sum()
 }
@@ -120,7 +121,7 @@ type SavedBuffers = Vec<Rc<Held>>;
 /// A worker's towers, and the micro-batches that pass through them.
 struct Passes<'a> {
     plan: &'a Plan,
-    towers: &'a [usize],
+    towers: &'a [TowerIndex],
     /// Samples of each micro-batch.
     samples: &'a [usize],
     floats: &'a Rc<Shelf>,
@@ -130,7 +131,7 @@ struct Passes<'a> {
 impl Passes<'_> {
     /// A training step. All micro-batches pass through a segment before any passes through the next one.
     fn step(&self) {
-        for (segment, of_segment) in self.forward_all(true).into_iter().enumerate().rev() {
+        for (segment, of_segment) in self.forward_all(true).into_iter_enumerated().rev() {
             for (samples, of_towers) in self.samples.iter().zip(of_segment) {
                 for (tower, kept) in self.towers.iter().zip(of_towers) {
                     let _sent = self.backward(segment, *tower, *samples, kept);
@@ -145,11 +146,11 @@ impl Passes<'_> {
     }
 
     /// What the forward passes save, by segment, micro-batch, tower and layer.
-    fn forward_all(&self, trains: bool) -> Vec<Vec<Vec<Vec<SavedBuffers>>>> {
+    fn forward_all(&self, trains: bool) -> PerSegment<Vec<Vec<Vec<SavedBuffers>>>> {
         let image = self.plan.network.input.shape.len();
         let mut wholes: Vec<_> = self.samples.iter().map(|samples| self.floats.take(samples * image)).collect();
-        let mut kept = Vec::new();
-        for segment in 0..self.plan.segments.len() {
+        let mut kept = PerSegment::new();
+        for segment in self.plan.segments.keys() {
             let (mut of_segment, mut next) = (Vec::new(), Vec::new());
             for (samples, whole) in self.samples.iter().zip(wholes) {
                 let behind = self.floats.take(samples * self.plan.segments[segment].output.len());
@@ -165,8 +166,8 @@ impl Passes<'_> {
 
     fn forward(
         &self,
-        segment: usize,
-        tower: usize,
+        segment: SegmentIndex,
+        tower: TowerIndex,
         samples: usize,
         whole: Rc<Held>,
         trains: bool,
@@ -183,7 +184,7 @@ impl Passes<'_> {
         kept
     }
 
-    fn layer_forward(&self, index: usize, tower: usize, samples: usize, x: Rc<Held>) -> (Rc<Held>, SavedBuffers) {
+    fn layer_forward(&self, index: usize, tower: TowerIndex, samples: usize, x: Rc<Held>) -> (Rc<Held>, SavedBuffers) {
         let output = Shapes::of(self.plan, index, tower).output.len() * samples;
         let take = |length| self.floats.take(length);
         let in_place = |x: Rc<Held>| if Rc::strong_count(&x) == 1 { x } else { take(output) };
@@ -211,22 +212,28 @@ impl Passes<'_> {
     }
 
     /// A backward pass. Returns the gradients that it sends to other workers.
-    fn backward(&self, segment: usize, tower: usize, samples: usize, kept: Vec<SavedBuffers>) -> Vec<Rc<Held>> {
+    fn backward(
+        &self,
+        segment: SegmentIndex,
+        tower: TowerIndex,
+        samples: usize,
+        kept: Vec<SavedBuffers>,
+    ) -> Vec<Rc<Held>> {
         let layers = self.plan.segments[segment].layers.clone();
         let output = Shapes::of(self.plan, layers.end - 1, tower).output.len();
         let mut dy = self.floats.take(samples * output);
         for (index, kept) in layers.zip(kept).rev() {
             dy = self.layer_backward(index, tower, samples, dy, kept);
         }
-        let Some(exchange) = segment.checked_sub(1) else { return Vec::new() };
-        let others = (0..self.plan.network.towers).filter(|other| !self.towers.contains(other));
+        let Some(exchange) = segment.exchange_before() else { return Vec::new() };
+        let others = self.plan.all_towers().filter(|other| !self.towers.contains(other));
         others.map(|other| self.floats.take(samples * self.plan.slice_floats(exchange, other))).collect()
     }
 
     fn layer_backward(
         &self,
         index: usize,
-        tower: usize,
+        tower: TowerIndex,
         samples: usize,
         dy: Rc<Held>,
         mut kept: SavedBuffers,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use convoy_common::batch::{MicroBatch, Phase};
+use convoy_common::index::TowerIndex;
 use convoy_common::model::{Conv, LayerKind, Linear, Pool, Shape};
 use convoy_common::plan::Plan;
 use convoy_common::wire::State;
@@ -227,7 +228,7 @@ impl Learnt {
 }
 
 impl TowerLayer {
-    pub(super) fn new(plan: &Plan, index: usize, tower: usize, train: bool) -> Self {
+    pub(super) fn new(plan: &Plan, index: usize, tower: TowerIndex, train: bool) -> Self {
         let layer = &plan.network.layers[index];
         let Shapes { input, output, picks } = Shapes::of(plan, index, tower);
         let work = match &layer.kind {
@@ -372,7 +373,7 @@ pub(super) struct Shapes {
 }
 
 impl Shapes {
-    pub(super) fn of(plan: &Plan, index: usize, tower: usize) -> Self {
+    pub(super) fn of(plan: &Plan, index: usize, tower: TowerIndex) -> Self {
         let network = &plan.network;
         let layer = &network.layers[index];
         let own = network.slice(layer.input.channels, tower);
@@ -400,7 +401,7 @@ pub(super) fn is_rectified(plan: &Plan, index: usize) -> bool {
 }
 
 /// The passes of a layer with weights.
-pub(super) fn passes(plan: &Plan, index: usize, tower: usize) -> Option<Affine> {
+pub(super) fn passes(plan: &Plan, index: usize, tower: TowerIndex) -> Option<Affine> {
     let layer = &plan.network.layers[index];
     let Shapes { input, output, .. } = Shapes::of(plan, index, tower);
     match &layer.kind {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use convoy_common::index::{ExchangeIndex, PerWorker, SegmentIndex, WorkerIndex};
+
 use serde::Serialize;
 
 /// What a worker spent its time on.
@@ -28,12 +30,12 @@ pub enum Use {
     /// Waiting for a tensor that another worker had not computed yet.
     WaitingForWorker {
         /// The other worker.
-        worker: usize,
+        worker: WorkerIndex,
     },
     /// Waiting for a tensor that was being sent over a worker's link with the coordinator.
     WaitingForLink {
         /// The worker whose link it is.
-        worker: usize,
+        worker: WorkerIndex,
     },
     /// Waiting for something that the coordinator had not sent yet.
     WaitingForCoordinator,
@@ -48,7 +50,7 @@ pub type Uses = BTreeMap<Use, u64>;
 #[derive(Clone, Debug, Serialize)]
 pub struct WorkerAccount {
     /// Its number.
-    pub worker: usize,
+    pub worker: WorkerIndex,
     /// Its length, the sum of all uses.
     pub step_ns: f64,
     /// Its time by use.
@@ -76,14 +78,14 @@ pub enum Stretch {
     /// Work of a worker.
     Work {
         /// The worker.
-        worker: usize,
+        worker: WorkerIndex,
         /// What it does.
         doing: Use,
     },
     /// Transfer over a worker's link with the coordinator.
     Link {
         /// The worker whose link it is.
-        worker: usize,
+        worker: WorkerIndex,
     },
     /// Work of the coordinator.
     Coordinator,
@@ -104,7 +106,7 @@ pub struct PathShare {
 #[derive(Clone, Debug, Serialize)]
 pub struct ExchangeAccount {
     /// Index of the exchange. The last one carries logits. None: images.
-    pub exchange: Option<usize>,
+    pub exchange: Option<ExchangeIndex>,
     /// Whether it moved gradients.
     pub backward: bool,
     /// Planned bytes over sockets.
@@ -121,9 +123,9 @@ pub struct ExchangeAccount {
 #[derive(Clone, Debug, Serialize)]
 pub struct SegmentAccount {
     /// Index of the segment.
-    pub segment: usize,
+    pub segment: SegmentIndex,
     /// The worker.
-    pub worker: usize,
+    pub worker: WorkerIndex,
     /// Whether it is the backward pass.
     pub backward: bool,
     /// Planned multiply-adds of its towers' layers. A backward pass has twice as many, except in the first layer.
@@ -139,9 +141,9 @@ pub enum Verdict {
     /// A worker takes longer for a layer than the others do for theirs.
     Layer {
         /// The worker.
-        worker: usize,
+        worker: WorkerIndex,
         /// The layer's segment.
-        segment: usize,
+        segment: SegmentIndex,
         /// The layer's name.
         layer: String,
         /// Whether it is the backward pass.
@@ -152,7 +154,7 @@ pub enum Verdict {
     /// A worker's link is on the critical path for longer than the other links.
     Link {
         /// The worker whose link it is.
-        worker: usize,
+        worker: WorkerIndex,
         /// How much longer, in the mean step.
         excess_ns: f64,
     },
@@ -168,7 +170,7 @@ pub struct SlowStep {
     /// Its length.
     pub step_ns: u64,
     /// What took longer than in the mean step, largest first: the worker, the use, and by how much.
-    pub longer: Vec<(usize, Use, f64)>,
+    pub longer: Vec<(WorkerIndex, Use, f64)>,
 }
 
 /// The account of a trace.
@@ -183,7 +185,7 @@ pub struct Account {
     /// Images per second in those steps.
     pub images_per_second: f64,
     /// The workers.
-    pub workers: Vec<WorkerAccount>,
+    pub workers: PerWorker<WorkerAccount>,
     /// The critical path, largest share first.
     pub path: Vec<PathShare>,
     /// The bottleneck.

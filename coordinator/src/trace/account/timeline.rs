@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use convoy_common::index::SegmentIndex;
 use convoy_common::trace::{Activity, SegmentRun, Span};
 use convoy_common::wire::Direction;
 
@@ -39,7 +40,7 @@ impl<'a> Timeline<'a> {
         self.layers[first..].iter().copied().take_while(move |layer| layer.end <= end)
     }
 
-    pub(super) fn segments(&self) -> BTreeMap<(usize, bool), u64> {
+    pub(super) fn segments(&self) -> BTreeMap<(SegmentIndex, bool), u64> {
         let mut segments = BTreeMap::new();
         for span in &self.main {
             if let Activity::Segment(SegmentRun { segment, direction, .. }) = span.activity {

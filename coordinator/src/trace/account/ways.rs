@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use convoy_common::batch::MicroBatchId;
+use convoy_common::index::{ExchangeIndex, PerTower, PerWorker, SegmentIndex, WorkerIndex};
 use convoy_common::plan::Plan;
 use convoy_common::trace::{Activity, SegmentRun, Span, Transfer};
 use convoy_common::wire::{Direction, TensorKey};
@@ -33,7 +34,7 @@ impl Between {
 #[derive(Clone, Copy, Debug)]
 struct Origin {
     /// The worker that computed it, and when it had. None if the coordinator made it.
-    producer: Option<(usize, u64)>,
+    producer: Option<(WorkerIndex, u64)>,
     /// When the coordinator had received all of it.
     had: u64,
     /// When the coordinator began to send it.
@@ -42,9 +43,9 @@ struct Origin {
 
 /// When each tensor was computed and relayed.
 pub(super) struct Ways {
-    placement: Vec<usize>,
-    logits: usize,
-    computed: HashMap<SegmentRun, (usize, u64)>,
+    placement: PerTower<WorkerIndex>,
+    logits: ExchangeIndex,
+    computed: HashMap<SegmentRun, (WorkerIndex, u64)>,
     relayed: HashMap<TensorKey, (u64, u64)>,
     sent: HashMap<Source, (u64, u64)>,
     /// When the coordinator decided the commit.
@@ -54,7 +55,7 @@ pub(super) struct Ways {
 impl Ways {
     pub(super) fn of(traced: &StepTrace, plan: &Plan) -> Self {
         let mut computed = HashMap::new();
-        for (worker, part) in traced.workers.iter().enumerate() {
+        for (worker, part) in traced.workers.iter_enumerated() {
             for span in &part.spans {
                 if let Activity::Segment(run) = span.activity {
                     computed.insert(run, (worker, span.end));
@@ -84,7 +85,10 @@ impl Ways {
             let TensorKey::Activations { micro_batch, exchange, direction, from_tower, .. } = tensor else {
                 return None;
             };
-            let segment = if *direction == Direction::Forward { *exchange } else { exchange + 1 };
+            let segment = match direction {
+                Direction::Forward => exchange.segment_before(),
+                Direction::Backward => exchange.segment_after(),
+            };
             let run = SegmentRun { micro_batch: micro_batch.id, segment, tower: *from_tower, direction: *direction };
             let producer = self.computed.get(&run).copied()?;
             let (_, relayed) = self.relayed.get(tensor).copied()?;
@@ -92,7 +96,7 @@ impl Ways {
         }
         let (had, sent) = self.sent.get(&source).copied()?;
         let producer = match source {
-            Source::Loss(id) => Some(self.last_of(id, self.logits, Direction::Forward)?),
+            Source::Loss(id) => Some(self.last_of(id, self.logits.segment_before(), Direction::Forward)?),
             _ => None,
         };
         Some(Origin { producer, had, sent })
@@ -100,16 +104,17 @@ impl Ways {
 
     /// Where the commit came from: from the worker that was the last to finish the first segment's backward pass.
     fn origin_of_commit(&self) -> Option<Origin> {
-        let first = self.computed.iter().filter(|(run, _)| run.segment == 0 && run.direction == Direction::Backward);
+        let first = self
+            .computed
+            .iter()
+            .filter(|(run, _)| run.segment == SegmentIndex(0) && run.direction == Direction::Backward);
         let producer = first.map(|(_, end)| *end).max_by_key(|(_, end)| *end)?;
         Some(Origin { producer: Some(producer), had: self.decided, sent: self.decided })
     }
 
-    fn last_of(&self, id: MicroBatchId, segment: usize, direction: Direction) -> Option<(usize, u64)> {
+    fn last_of(&self, id: MicroBatchId, segment: SegmentIndex, direction: Direction) -> Option<(WorkerIndex, u64)> {
         let run = |tower| SegmentRun { micro_batch: id, segment, tower, direction };
-        (0..self.placement.len())
-            .filter_map(|tower| self.computed.get(&run(tower)).copied())
-            .max_by_key(|(_, end)| *end)
+        self.placement.keys().filter_map(|tower| self.computed.get(&run(tower)).copied()).max_by_key(|(_, end)| *end)
     }
 
     fn origin_of_wait(&self, wait: &Span) -> Option<Origin> {
@@ -120,7 +125,7 @@ impl Ways {
     }
 
     /// What a worker waited for, and when.
-    pub(super) fn blame(&self, worker: usize, wait: &Span) -> Vec<(Use, Between)> {
+    pub(super) fn blame(&self, worker: WorkerIndex, wait: &Span) -> Vec<(Use, Between)> {
         let between = |from, to| Between { from, to };
         let Some(Origin { producer, had, sent }) = self.origin_of_wait(wait) else {
             return vec![(Use::WaitingForCoordinator, between(wait.start, wait.end))];
@@ -143,7 +148,7 @@ impl Ways {
 
     /// From the commit back to the images. The path stays with a worker while that worker is busy. Where it waited for a tensor
     /// that another worker had not computed yet, the path continues with that worker.
-    pub(super) fn critical_path(&self, timelines: &[Timeline], step: &Span) -> BTreeMap<Stretch, u64> {
+    pub(super) fn critical_path(&self, timelines: &PerWorker<Timeline>, step: &Span) -> BTreeMap<Stretch, u64> {
         let mut path = BTreeMap::new();
         let Some(Origin { producer: Some((mut worker, mut at)), .. }) = self.origin_of_commit() else { return path };
         let mut add = |stretch, ns| *path.entry(stretch).or_default() += ns;
@@ -204,7 +209,7 @@ impl Ways {
 
 /// What each exchange moved, and how long it took.
 pub(super) fn exchanges(steps: &[&StepTrace], plan: &Plan, batch: usize) -> Vec<ExchangeAccount> {
-    let mut found: BTreeMap<(Option<usize>, bool), Moved> = BTreeMap::new();
+    let mut found: BTreeMap<(Option<ExchangeIndex>, bool), Moved> = BTreeMap::new();
     for step in steps {
         let mut began: HashMap<TensorKey, u64> = HashMap::new();
         let sources: HashMap<_, _> = step.coordinator.spans.iter().filter_map(sent_by).collect();
@@ -229,13 +234,13 @@ pub(super) fn exchanges(steps: &[&StepTrace], plan: &Plan, batch: usize) -> Vec<
             }
         }
     }
-    let account = |((exchange, backward), moved): ((Option<usize>, bool), Moved)| ExchangeAccount {
+    let account = |((exchange, backward), moved): ((Option<ExchangeIndex>, bool), Moved)| ExchangeAccount {
         exchange,
         backward,
         planned_bytes: match exchange {
             None => plan.image_traffic(batch).total(),
-            Some(index) if backward => plan.backward_traffic(index, batch).total(),
-            Some(index) => plan.forward_traffic(index, batch).total(),
+            Some(exchange) if backward => plan.backward_traffic(exchange, batch).total(),
+            Some(exchange) => plan.forward_traffic(exchange, batch).total(),
         },
         bytes: moved.bytes as f64 / steps.len() as f64,
         mean_ns: moved.total as f64 / moved.count.max(1) as f64,
@@ -260,7 +265,7 @@ impl Moved {
     }
 }
 
-fn exchange_of(tensor: &TensorKey) -> (Option<usize>, bool) {
+fn exchange_of(tensor: &TensorKey) -> (Option<ExchangeIndex>, bool) {
     match tensor {
         TensorKey::Activations { exchange, direction, .. } => (Some(*exchange), *direction == Direction::Backward),
         _ => (None, false),

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use convoy_common::batch::{MicroBatch, MicroBatchId, Phase};
+use convoy_common::index::{ExchangeIndex, SegmentIndex, TowerIndex};
 use convoy_common::model::Network;
 use convoy_common::trace::{Activity, SegmentRun, Transfer};
 use convoy_common::wire::{Direction, TensorKey};
@@ -59,19 +60,19 @@ pub(super) struct Args<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) samples: Option<(usize, usize)>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) segment: Option<usize>,
+    pub(super) segment: Option<SegmentIndex>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) layer: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) exchange: Option<usize>,
+    pub(super) exchange: Option<ExchangeIndex>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) direction: Option<Way>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) tower: Option<usize>,
+    pub(super) tower: Option<TowerIndex>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) from_tower: Option<usize>,
+    pub(super) from_tower: Option<TowerIndex>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) to_tower: Option<usize>,
+    pub(super) to_tower: Option<TowerIndex>,
     /// The step that a commit applies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) commit: Option<u64>,

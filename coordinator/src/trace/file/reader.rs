@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use convoy_common::index::{ExchangeIndex, SegmentIndex, TowerIndex, WorkerIndex};
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
 use convoy_common::trace::Transfer;
@@ -105,8 +106,9 @@ fn about(line: &str) -> Result<(About, Plan), String> {
 
 /// Whether an activity is possible in the job.
 fn is_of(plan: &Plan, activity: &Activity) -> bool {
-    let has_tower = |tower: usize| tower < plan.network.towers;
-    let has_segment = |segment: usize| segment < plan.segments.len();
+    let has_tower = |tower: TowerIndex| tower.0 < plan.network.towers;
+    let has_segment = |segment: SegmentIndex| segment.0 < plan.segments.len();
+    let has_exchange = |exchange: ExchangeIndex| exchange.0 < plan.segments.len();
     match activity {
         Activity::Segment(run) => has_segment(run.segment) && has_tower(run.tower),
         Activity::Layer { layer, .. } => *layer < plan.network.layers.len(),
@@ -116,7 +118,7 @@ fn is_of(plan: &Plan, activity: &Activity) -> bool {
         | Activity::Receive(Transfer { tensor, .. })
         | Activity::Relay(Transfer { tensor, .. }) => match tensor {
             TensorKey::Activations { exchange, from_tower, to_tower, .. } => {
-                has_segment(*exchange) && has_tower(*from_tower) && to_tower.is_none_or(has_tower)
+                has_exchange(*exchange) && has_tower(*from_tower) && to_tower.is_none_or(has_tower)
             }
             _ => true,
         },
@@ -138,8 +140,10 @@ impl Trace {
         of_step.workers.resize_with(workers, Part::default);
         let part = match event.pid.checked_sub(FIRST_WORKER) {
             None => &mut of_step.coordinator,
-            Some(worker) if (worker as usize) < workers => &mut of_step.workers[worker as usize],
-            Some(_) => return false,
+            Some(worker) => match of_step.workers.get_mut(WorkerIndex(worker as usize)) {
+                Some(part) => part,
+                None => return false,
+            },
         };
         if event.cat == "step" {
             of_step.is_slow = args.is_slow.unwrap_or_default();

@@ -50,11 +50,11 @@ impl Writer {
         let (busy_until, named) = (HashMap::new(), HashMap::new());
         let mut writer = Self { file, network, line: Vec::new(), bytes: 0, first: true, flows: 0, busy_until, named };
         writer.name_process(COORDINATOR, "coordinator")?;
-        for (worker, host) in about.hosts.iter().enumerate() {
-            let held = about.placement.iter().enumerate().filter(|(_, holder)| **holder == worker);
+        for (worker, host) in about.hosts.iter_enumerated() {
+            let held = about.placement.iter_enumerated().filter(|(_, holder)| **holder == worker);
             let towers: Vec<_> = held.map(|(tower, _)| format!("tower {tower}")).collect();
             let name = format!("worker {worker}: {} on {host}", towers.join(", "));
-            writer.name_process(FIRST_WORKER + worker as u64, &name)?;
+            writer.name_process(FIRST_WORKER + worker.0 as u64, &name)?;
         }
         writer.file.flush()?;
         Ok(writer)
@@ -73,8 +73,8 @@ impl Writer {
         let mut flows = Flows::default();
         let own = Own { figures: trace.figures, is_slow: trace.is_slow };
         self.part(COORDINATOR, step, &trace.coordinator, own, &mut flows)?;
-        for (worker, part) in trace.workers.iter().enumerate() {
-            let process = FIRST_WORKER + worker as u64;
+        for (worker, part) in trace.workers.iter_enumerated() {
+            let process = FIRST_WORKER + worker.0 as u64;
             if let Some(frame) = frame(part, step_span(&trace.coordinator)) {
                 self.frame(process, step, frame)?;
             }
