@@ -28,7 +28,7 @@ use crate::kernels::Compute;
 use crate::kernels::elementwise::{Rates, add};
 use crate::kernels::memory::Tensor;
 use crate::tower::forecast::least_bytes;
-use crate::tower::{Means, NotFinite, SavedSegment, Tower};
+use crate::tower::{Means, NotFinite, SavedSegment, Stopped, Tower};
 
 mod pixels;
 use pixels::Pixels;
@@ -58,7 +58,10 @@ pub(crate) enum Out {
 pub(crate) enum EngineError {
     /// A number is no longer finite.
     #[error(transparent)]
-    NotFinite(#[from] NotFinite),
+    NotFinite(NotFinite),
+    /// The job was dropped while a segment was computed.
+    #[error("the job was dropped")]
+    Dropped,
     /// The job's model is invalid.
     #[error("cannot read the job's model")]
     Model(#[from] ModelError),
@@ -94,6 +97,15 @@ pub(crate) enum EngineError {
     /// A commit that does not follow the last one.
     #[error("the coordinator committed step {step}; the next step is {}", .committed + 1)]
     Commit { step: u64, committed: u64 },
+}
+
+impl From<Stopped> for EngineError {
+    fn from(stopped: Stopped) -> Self {
+        match stopped {
+            Stopped::NotFinite(found) => EngineError::NotFinite(found),
+            Stopped::Dropped => EngineError::Dropped,
+        }
+    }
 }
 
 /// The towers of a worker in a job, and the state of every micro-batch in progress.
@@ -253,7 +265,7 @@ impl Engine {
     /// Computes the next task, if there is one.
     ///
     /// # Errors
-    /// When a number is no longer finite.
+    /// When a number is no longer finite, or the job was dropped meanwhile.
     pub(crate) fn work(&mut self, means: Means) -> Result<Option<Vec<Out>>, EngineError> {
         let Some(task) = self.tasks.pop_front() else { return Ok(None) };
         let out = match task {

@@ -37,6 +37,17 @@ pub(crate) struct NotFinite {
     pub step: u64,
 }
 
+/// Why a pass of a segment ended early.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Stopped {
+    /// A number is no longer finite.
+    #[error(transparent)]
+    NotFinite(#[from] NotFinite),
+    /// The job was dropped while it was computed.
+    #[error("the job was dropped")]
+    Dropped,
+}
+
 /// What the forward pass of a segment saves for the backward pass, per layer.
 #[derive(Debug)]
 pub(crate) struct SavedSegment(Vec<Saved>);
@@ -48,6 +59,14 @@ pub(crate) struct Means<'a> {
     pub(crate) compute: &'a Compute,
     /// The probe of the compute thread.
     pub(crate) probe: &'a Probe,
+    /// Asked before each layer: whether the job was dropped, because the coordinator has assigned another one.
+    pub(crate) is_dropped: &'a dyn Fn() -> bool,
+}
+
+impl Means<'_> {
+    fn check(&self) -> Result<(), Stopped> {
+        if (self.is_dropped)() { Err(Stopped::Dropped) } else { Ok(()) }
+    }
 }
 
 /// A tower's share of the network.
@@ -85,11 +104,12 @@ impl Tower {
         segment: SegmentIndex,
         micro_batch: &MicroBatch,
         whole: Arc<Tensor>,
-    ) -> Result<(Arc<Tensor>, SavedSegment), NotFinite> {
+    ) -> Result<(Arc<Tensor>, SavedSegment), Stopped> {
         let context = Context { compute: means.compute, seed: self.seed, micro_batch };
         let mut kept = Vec::new();
         let mut x = whole;
         for layer in plan.segments[segment].layers.clone() {
+            means.check()?;
             let began = means.probe.layer_begins(layer, Direction::Forward);
             let (y, keep) =
                 self.layers[layer].forward(&context, x).map_err(|what| self.not_finite(what, layer, micro_batch))?;
@@ -111,11 +131,12 @@ impl Tower {
         segment: SegmentIndex,
         micro_batch: &MicroBatch,
         (dy, kept): (Tensor, SavedSegment),
-    ) -> Result<Option<Tensor>, NotFinite> {
+    ) -> Result<Option<Tensor>, Stopped> {
         let context = Context { compute: means.compute, seed: self.seed, micro_batch };
         let mut gradient = Some(dy);
         for (layer, kept) in plan.segments[segment].layers.clone().zip(kept.0).rev() {
             let Some(dy) = gradient else { break };
+            means.check()?;
             let began = means.probe.layer_begins(layer, Direction::Backward);
             let result = self.layers[layer].backward(&context, dy, kept, layer > 0);
             gradient = result.map_err(|what| self.not_finite(what, layer, micro_batch))?;

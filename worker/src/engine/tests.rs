@@ -84,9 +84,14 @@ fn gradient(step: u64, index: u32, tower: TowerIndex) -> (TensorKey, Elements) {
     (key, Elements::Floats(vec![0.25; units]))
 }
 
+fn means<'a>(compute: &'a Compute, probe: &'a Probe) -> Means<'a> {
+    Means { compute, probe, is_dropped: &|| false }
+}
+
 fn work_all(engine: &mut Engine, compute: &Compute) -> Vec<Out> {
     let mut all = Vec::new();
-    while let Some(out) = engine.work(Means { compute, probe: &Probe::new(None, None, None) }).unwrap() {
+    let probe = Probe::new(None, None, None);
+    while let Some(out) = engine.work(means(compute, &probe)).unwrap() {
         all.extend(out);
     }
     all
@@ -146,9 +151,9 @@ fn a_backward_pass_out_of_order_is_refused() {
             let (key, elements) = gradient(1, index, TowerIndex(0));
             engine.accept(compute, key, elements).unwrap();
         }
-        engine.work(Means { compute, probe: &Probe::new(None, None, None) }).unwrap();
+        engine.work(means(compute, &Probe::new(None, None, None))).unwrap();
         assert!(matches!(
-            engine.work(Means { compute, probe: &Probe::new(None, None, None) }),
+            engine.work(means(compute, &Probe::new(None, None, None))),
             Err(EngineError::OutOfOrder { .. })
         ));
     });
@@ -231,6 +236,20 @@ fn more_micro_batches_than_a_step_has_are_refused() {
         let (key, elements) = images(1, 2);
         let error = engine.accept(compute, key, elements).unwrap_err().to_string();
         assert!(error.contains("more micro-batches"), "{error}");
+    });
+}
+
+/// The first segment has two layers. The coordinator assigns another job while the first one is computed.
+#[test]
+fn a_job_that_is_dropped_ends_before_the_next_layer() {
+    on_a_pool(|compute| {
+        let mut engine = ready(compute, &[0, 0]);
+        let (key, elements) = images(1, 0);
+        engine.accept(compute, key, elements).unwrap();
+        let (asked, probe) = (std::cell::Cell::new(0), Probe::new(None, None, None));
+        let is_dropped = || asked.replace(asked.get() + 1) == 1;
+        let ended = engine.work(Means { compute, probe: &probe, is_dropped: &is_dropped });
+        assert!(matches!(ended, Err(EngineError::Dropped)) && asked.get() == 2, "{ended:?}");
     });
 }
 

@@ -48,7 +48,7 @@ pub(super) struct Job {
     pub(super) out: Sender<Out>,
     /// The number of its generation.
     pub(super) generation: u64,
-    /// The number of the last generation that was assigned. A job of an earlier one is dropped.
+    /// The number of the last generation that was assigned. A job of an earlier one is dropped, within a layer.
     pub(super) current: Arc<AtomicU64>,
     /// Bytes of tensors that wait for this thread.
     pub(super) queued: Arc<AtomicUsize>,
@@ -205,7 +205,7 @@ fn advance(
     if matches!(message, Some(Message::Commit { .. } | Message::SendState { .. })) {
         job.waiting.fetch_sub(1, Ordering::Relaxed);
     }
-    let Job { engine, probe, queued, rehearsal, .. } = &mut *job;
+    let Job { engine, probe, queued, rehearsal, generation, current, .. } = &mut *job;
     let mut committed = None;
     let (result, doing, of) = match message {
         Some(Message::Tensor(key, elements)) => {
@@ -232,7 +232,9 @@ fn advance(
                 Some(run) => Of::Step(Activity::Segment(run)),
                 None => Of::NoStep,
             };
-            (engine.work(Means { compute, probe }).map(Option::unwrap_or_default), Doing::Computing, of)
+            let is_dropped = || current.load(Ordering::Relaxed) != *generation;
+            let means = Means { compute, probe, is_dropped: &is_dropped };
+            (engine.work(means).map(Option::unwrap_or_default), Doing::Computing, of)
         }
     };
     let run = if let Of::Step(Activity::Segment(run)) = &of { Some(*run) } else { None };
@@ -258,6 +260,7 @@ fn advance(
             };
             (heard && handed_over).then_some(job)
         }
+        Err(EngineError::Dropped) => None,
         Err(error) => {
             tracing::info!("cannot continue: {}", chain(&error));
             // If the network thread has ended, nobody needs the reason.
