@@ -15,6 +15,7 @@ use convoy_common::wire::{
     Assignment, Chunk, Direction, Doing, FailureKind, FromWorker, Generation, Numbered, Payload, TensorKey, ToWorker,
     WireError, chunk_to_frame, frames,
 };
+use convoy_proto::v1::Frame;
 
 use crate::cluster::member::{Heard, Undelivered};
 use crate::cluster::{Cluster, News};
@@ -166,10 +167,7 @@ impl<'a> Crew<'a> {
     /// # Errors
     /// When the worker is lost.
     pub fn send(&mut self, worker: WorkerIndex, payload: Payload, step: u64) -> Result<(), Stop> {
-        frames(self.generation, payload).try_for_each(|frame| {
-            let delivered = self.cluster.send(worker, frame, self.stop);
-            delivered.map_err(|why| self.undelivered(worker, step, why))
-        })
+        frames(self.generation, payload).try_for_each(|frame| self.send_frame(worker, frame, step))
     }
 
     /// Relays a chunk to other workers.
@@ -178,10 +176,20 @@ impl<'a> Crew<'a> {
     /// When a worker is lost.
     pub fn relay(&mut self, to: &[WorkerIndex], chunk: Chunk, step: u64) -> Result<(), Stop> {
         let frame = chunk_to_frame(chunk);
-        to.iter().try_for_each(|worker| {
-            let delivered = self.cluster.send(*worker, frame.clone(), self.stop);
-            delivered.map_err(|why| self.undelivered(*worker, step, why))
-        })
+        to.iter().try_for_each(|worker| self.send_frame(*worker, frame.clone(), step))
+    }
+
+    /// Sends a frame. A worker that does not read for long is reported as if it did not answer.
+    fn send_frame(&mut self, worker: WorkerIndex, frame: Frame, step: u64) -> Result<(), Stop> {
+        let Self { cluster, silence, observer, stop, .. } = self;
+        let given_up_after = cluster.deadlines().given_up.as_secs();
+        let delivered = cluster.send(worker, frame, stop, |member, lasted| {
+            if silence.has_not_read(worker, lasted) {
+                let (process_id, host) = (member.hello.process_id, member.hello.host.clone());
+                observer.on(Event::Suspected { worker, process_id, host, step, given_up_after });
+            }
+        });
+        delivered.map_err(|why| self.undelivered(worker, step, why))
     }
 
     /// Sends a control message to all workers.

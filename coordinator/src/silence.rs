@@ -69,6 +69,12 @@ impl Quiet {
         std::mem::take(self).is_suspected
     }
 
+    /// The worker has not read for so long. Returns whether it is suspected from now on.
+    fn has_not_read(&mut self, lasted: Duration) -> bool {
+        self.lasted = self.lasted.max(lasted);
+        lasted >= SUSPECTED_AFTER && !std::mem::replace(&mut self.is_suspected, true)
+    }
+
     /// Whether the worker is suspected.
     pub fn is_suspected(&self) -> bool {
         self.is_suspected
@@ -114,6 +120,11 @@ impl Silence {
     /// A worker was heard. Returns whether it was suspected.
     pub fn heard(&mut self, worker: WorkerIndex) -> bool {
         self.workers.get_mut(worker).is_some_and(Quiet::heard)
+    }
+
+    /// A worker has not read for so long. Returns whether it is suspected from now on.
+    pub fn has_not_read(&mut self, worker: WorkerIndex, lasted: Duration) -> bool {
+        self.workers.get_mut(worker).is_some_and(|quiet| quiet.has_not_read(lasted))
     }
 
     /// How long a worker has been silent.
@@ -197,6 +208,16 @@ mod tests {
         assert_eq!(look(&mut silence, &mut now, 9900, &[]), [(2000, WorkerIndex(0), Verdict::Suspect)]);
         assert!(silence.heard(WorkerIndex(0)) && !silence.heard(WorkerIndex(0)));
         assert_eq!(look(&mut silence, &mut now, 1900, &[]), []);
+    }
+
+    #[test]
+    fn a_worker_that_does_not_read_is_suspected_once_until_it_is_heard() {
+        let mut silence = Silence::starting(2, Instant::now());
+        let mut suspected = |milliseconds| silence.has_not_read(WorkerIndex(1), Duration::from_millis(milliseconds));
+        assert_eq!([100, 1900, 2000, 2100].map(&mut suspected), [false, false, true, false]);
+        assert_eq!(silence.of(WorkerIndex(1)), Duration::from_millis(2100));
+        assert!(silence.heard(WorkerIndex(1)) && !silence.heard(WorkerIndex(0)));
+        assert!(silence.has_not_read(WorkerIndex(1), SUSPECTED_AFTER));
     }
 
     /// A coordinator that was stopped for a minute has heard nobody for a minute. That is not the workers' silence.

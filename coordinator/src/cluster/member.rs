@@ -98,13 +98,13 @@ pub enum Undelivered {
     Stopped,
 }
 
-/// Queues a message. Waits up to `patience` while the worker does not read, but not for long once `stop` is set. Calls `beat` while it
-/// waits.
+/// Queues a message. Waits up to `patience` while the worker does not read, but not for long once `stop` is set. Meanwhile `waits` is
+/// called again and again with how long that has lasted.
 pub(super) fn deliver<T>(
     runtime: &Runtime,
     to: &Sender<T>,
     message: T,
-    (patience, beat): (Duration, impl Fn()),
+    (patience, mut waits): (Duration, impl FnMut(Duration)),
     stop: &AtomicBool,
 ) -> Result<(), Undelivered> {
     let message = match to.try_send(message) {
@@ -114,7 +114,7 @@ pub(super) fn deliver<T>(
     };
     let mut wait = Wait::starting(Instant::now());
     loop {
-        beat();
+        waits(wait.lasted());
         let reserved = runtime.block_on(async { timeout(LOOK_EVERY, to.reserve()).await });
         wait.look(Instant::now());
         match reserved {

@@ -137,13 +137,23 @@ impl Cluster {
         Some(News::Heard(worker, heard))
     }
 
-    /// Queues a frame for a worker.
+    /// Queues a frame for a worker. While the worker does not read, `waits` is called with how long that has lasted.
     ///
     /// # Errors
     /// When it is gone, or does not read.
-    pub fn send(&mut self, worker: WorkerIndex, frame: v1::Frame, stop: &AtomicBool) -> Result<(), Undelivered> {
+    pub fn send(
+        &mut self,
+        worker: WorkerIndex,
+        frame: v1::Frame,
+        stop: &AtomicBool,
+        mut waits: impl FnMut(&Member, Duration),
+    ) -> Result<(), Undelivered> {
         let member = self.seats[worker].as_ref().ok_or(Undelivered::Gone)?;
-        deliver(&self.runtime, &member.frames, frame, (self.deadlines.given_up, || self.vitals.beat()), stop)
+        let waits = |lasted| {
+            self.vitals.beat();
+            waits(member, lasted);
+        };
+        deliver(&self.runtime, &member.frames, frame, (self.deadlines.given_up, waits), stop)
     }
 
     /// Queues a control message for a worker.
@@ -157,7 +167,7 @@ impl Cluster {
         stop: &AtomicBool,
     ) -> Result<(), Undelivered> {
         let member = self.seats[worker].as_ref().ok_or(Undelivered::Gone)?;
-        deliver(&self.runtime, &member.control, order.into(), (self.deadlines.given_up, || self.vitals.beat()), stop)
+        deliver(&self.runtime, &member.control, order.into(), (self.deadlines.given_up, |_| self.vitals.beat()), stop)
     }
 
     /// Queues a control message for a worker if there is room. Returns whether there was.
