@@ -75,6 +75,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
             snapshot_every: None,
             keep: defaults::KEEP,
             patience: defaults::PATIENCE,
+            begins_with_fewer: false,
             rehearsal: Rehearsal::default(),
             trace: Sampling::Off,
             otlp: None,

@@ -96,7 +96,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
     /// Continue from a checkpoint, or from the newest sound checkpoint of a run. auto continues the run in the folder --out if that folder
-    /// holds a run, and starts a new run there otherwise
+    /// holds a run, and starts a new run there otherwise. With auto and --listen, a continued run waits for missing workers only as long
+    /// as --patience
     #[arg(long, value_name = "DIR|auto")]
     resume: Option<PathBuf>,
     /// Steps between checkpoints. One is also written at the end and on Ctrl-C [default: the steps of one epoch]
@@ -137,6 +138,9 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
+/// The value of `--resume` that continues whatever is in `--out`.
+const AUTO: &str = "auto";
+
 /// The deadlines of a job, as text.
 fn deadlines_help() -> String {
     let lines = deadlines::table().into_iter().map(|(what, when)| format!("\n  {when}: {what}"));
@@ -174,6 +178,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
                 no_fence: arguments.rehearse_no_fence,
             },
             patience: arguments.patience.map_or(defaults::PATIENCE, Duration::from_secs),
+            begins_with_fewer: resume.is_some() && arguments.resume.as_deref() == Some(Path::new(AUTO)),
             trace: arguments.trace,
             otlp: settings::otlp_endpoint(),
             isa: arguments.isa.map(|isa| isa.to_string()),
@@ -213,7 +218,7 @@ impl Arguments {
     fn checkpoint(&self) -> Result<Option<Checkpoint>, Box<dyn Error>> {
         let opened = match &self.resume {
             None => None,
-            Some(auto) if auto == Path::new("auto") => {
+            Some(auto) if auto == Path::new(AUTO) => {
                 let out = self
                     .out
                     .as_ref()

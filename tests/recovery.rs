@@ -692,6 +692,27 @@ fn a_coordinator_that_is_killed_at_twenty_moments_ends_in_the_same_bits() {
     assert!(hidden.is_empty(), "half-written: {hidden:?}");
 }
 
+/// A worker is lost together with the coordinator. The coordinator that is started again does not wait for it longer than its patience.
+#[test]
+fn a_coordinator_that_is_started_again_continues_with_the_workers_that_are_left() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let address = free_address();
+    let arguments = format!("--listen {address} --checkpoint-every 1 --resume auto");
+    // It waits for another worker when it is killed.
+    let mut first = start(&format!("{arguments} --patience 600"), &out);
+    let (lost, left) = (worker(&address, "--rehearse kill@backward:17"), worker(&address, ""));
+    assert_eq!(wait_for_death(lost).status.signal(), Some(9));
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let output = finish(start(&format!("{arguments} --patience 1"), &out));
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1), "{}", said(&output));
+    assert!(said(&output).contains("1 of 2 workers hold all towers"), "{}", said(&output));
+    assert_eq!(worker_processes(&out), [left.id()]);
+    end([left]);
+}
+
 /// The coordinator is killed again and again while it writes a checkpoint. What is there afterwards is sound, and the job continues from it
 /// to the same bits. `CONVOY_TEST_KILLS` sets how often.
 #[test]

@@ -80,6 +80,10 @@ pub fn table() -> Vec<(&'static str, String)> {
         ("a worker that does not answer is given up", format!("after P, at least {}", seconds(GIVEN_UP_MIN))),
         ("a worker that hangs is given up", hung),
         ("with --listen, the remaining workers take over the towers of a lost one", "after P".to_owned()),
+        (
+            "with --resume auto, a job continues without the workers that are missing",
+            "P after the first one".to_owned(),
+        ),
         ("the job ends if a worker process that it started does not connect", after(LOCAL_CONNECTS)),
         ("the job ends if too few remote workers connect", after(REMOTE_CONNECTS)),
         ("a worker gives up a coordinator that does not answer", after(PING_TIMEOUT)),
@@ -99,7 +103,9 @@ mod tests {
     fn the_docs_say_every_deadline() {
         let docs = include_str!("../../docs/RELIABILITY.md");
         for (what, when) in table() {
-            let line = format!("| {what} | {when} |").replace("| with --listen", "| with `--listen`");
+            let line = format!("| {what} | {when} |")
+                .replace("| with --listen", "| with `--listen`")
+                .replace("| with --resume auto", "| with `--resume auto`");
             assert!(docs.lines().any(|found| found == line), "docs/RELIABILITY.md lacks: {line}");
         }
     }

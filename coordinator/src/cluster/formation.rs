@@ -108,8 +108,8 @@ impl Cluster {
         }
     }
 
-    /// After all workers were lost: waits for one as long as at the start of a job, and then at most for `patience` until every seat is
-    /// taken.
+    /// After all workers were lost, or the coordinator was started again: waits for one worker as long as at the start of a job, and then
+    /// at most for `patience` until every seat is taken.
     ///
     /// # Errors
     /// When none connects in time.
@@ -122,6 +122,10 @@ impl Cluster {
         let wait = Wait { for_all: REMOTE_CONNECTS, extends: true, for_others: Some(patience) };
         match self.fill(wait, observer, stop)? {
             Gathered::Some if self.present() == 0 => Err(self.too_few(1, wait.for_all)),
+            Gathered::Some => {
+                self.vitals.set_ready();
+                Ok(Gathered::Some)
+            }
             gathered => Ok(gathered),
         }
     }

@@ -1,4 +1,4 @@
-//! The coordinator's health, for gRPC's standard health checks: alive, under the name "", and ready once it has all its workers,
+//! The coordinator's health, for gRPC's standard health checks: alive, under the name "", and ready once the job has its workers,
 //! under the name of its service.
 
 use std::sync::Arc;

@@ -116,12 +116,7 @@ impl Run {
         if drive.has_begun {
             self.replace(site, observer, stop)?;
         } else {
-            let cluster = &mut *site.cluster;
-            let all =
-                if number == 1 { cluster.gather(observer, stop)? } else { cluster.gather_again(observer, stop)? };
-            if !all {
-                return Err(Stop::Fatal(JobError::Interrupted));
-            }
+            self.gather(number, site, observer, stop)?;
         }
         drive.underway.iter_mut().for_each(Underway::replaced);
         if !drive.has_begun
@@ -143,6 +138,23 @@ impl Run {
         }
         drive.add_counted(&crew);
         ended
+    }
+
+    /// Waits for the workers before the job begins.
+    fn gather(
+        &mut self,
+        number: u64,
+        site: &mut Site,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<(), Stop> {
+        let cluster = &mut *site.cluster;
+        if self.running.begins_with_fewer && self.running.listen.is_some() {
+            let gathered = cluster.gather_any(self.running.patience, observer, stop)?;
+            return self.settle(gathered, site, observer);
+        }
+        let all = if number == 1 { cluster.gather(observer, stop)? } else { cluster.gather_again(observer, stop)? };
+        if all { Ok(()) } else { Err(Stop::Abrupt) }
     }
 
     /// Gives every worker its towers and their state.
@@ -186,6 +198,11 @@ impl Run {
             observer.on(Event::Notice { text });
             gathered = site.cluster.gather_any(self.running.patience, observer, stop)?;
         }
+        self.settle(gathered, site, observer)
+    }
+
+    /// Places the towers on the workers that have come.
+    fn settle(&mut self, gathered: Gathered, site: &mut Site, observer: &mut dyn Observer) -> Result<(), Stop> {
         match gathered {
             Gathered::All => Ok(self.place(site, observer)?),
             Gathered::Interrupted => Err(Stop::Abrupt),
