@@ -123,10 +123,7 @@ impl FromStr for Moment {
 
 impl fmt::Display for Misdeed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.deed {
-            Deed::Limp(milliseconds) => write!(f, "limp:{milliseconds}@{}", self.moment),
-            deed => write!(f, "{}@{}", format!("{deed:?}").to_lowercase(), self.moment),
-        }
+        write!(f, "{}@{}", self.deed, self.moment)
     }
 }
 
@@ -137,22 +134,7 @@ impl FromStr for Misdeed {
     fn from_str(text: &str) -> Result<Self, String> {
         let (deed, moment) = text.split_once('@').ok_or_else(|| format!("\"{text}\" is not DEED@PHASE:STEP"))?;
         let moment = moment.parse()?;
-        let deed = match deed.split_once(':').map_or((deed, None), |(deed, number)| (deed, Some(number))) {
-            ("kill", None) => Deed::Kill,
-            ("stop", None) => Deed::Stop,
-            ("limp", Some(number)) => Deed::Limp(number.parse().map_err(|_| format!("\"{deed}\" is not limp:MS"))?),
-            ("double", None) => Deed::Double,
-            ("flip", None) => Deed::Flip,
-            ("truncate", None) => Deed::Truncate,
-            ("replay", None) => Deed::Replay,
-            ("reorder", None) => Deed::Reorder,
-            ("stale", None) => Deed::Stale,
-            ("oversize", None) => Deed::Oversize,
-            _ => {
-                let known = "kill, stop, limp:MS, double, flip, truncate, replay, reorder, stale or oversize";
-                return Err(format!("\"{deed}\" is not {known}"));
-            }
-        };
+        let deed: Deed = deed.parse()?;
         let sends = matches!(moment, Moment::Exchange(_) | Moment::State(_));
         if deed.is_about_messages() && !sends {
             return Err(format!("\"{text}\": a worker sends tensors at exchange:STEP and state:STEP only"));
@@ -161,6 +143,51 @@ impl FromStr for Misdeed {
             return Err(format!("\"{text}\": a worker commits at commit:STEP only"));
         }
         Ok(Self { deed, moment })
+    }
+}
+
+/// The deeds that need no number.
+const PLAIN: [Deed; 9] = [
+    Deed::Kill,
+    Deed::Stop,
+    Deed::Double,
+    Deed::Flip,
+    Deed::Truncate,
+    Deed::Replay,
+    Deed::Reorder,
+    Deed::Stale,
+    Deed::Oversize,
+];
+
+impl fmt::Display for Deed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Deed::Kill => write!(f, "kill"),
+            Deed::Stop => write!(f, "stop"),
+            Deed::Limp(milliseconds) => write!(f, "limp:{milliseconds}"),
+            Deed::Double => write!(f, "double"),
+            Deed::Flip => write!(f, "flip"),
+            Deed::Truncate => write!(f, "truncate"),
+            Deed::Replay => write!(f, "replay"),
+            Deed::Reorder => write!(f, "reorder"),
+            Deed::Stale => write!(f, "stale"),
+            Deed::Oversize => write!(f, "oversize"),
+        }
+    }
+}
+
+impl FromStr for Deed {
+    type Err = String;
+
+    /// Parses `DEED`, or `limp:MS`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(milliseconds) = text.strip_prefix("limp:") {
+            return milliseconds.parse().map(Deed::Limp).map_err(|_| format!("\"{text}\" is not limp:MS"));
+        }
+        PLAIN.into_iter().find(|deed| deed.to_string() == text).ok_or_else(|| {
+            let known = "kill, stop, limp:MS, double, flip, truncate, replay, reorder, stale or oversize";
+            format!("\"{text}\" is not {known}")
+        })
     }
 }
 
@@ -189,6 +216,9 @@ mod tests {
         }
         for text in ["limp:5@forward:3", "flip@state:2", "kill@join", "double@commit:4"] {
             assert_eq!(text.parse::<Misdeed>().unwrap().to_string(), text);
+        }
+        for deed in PLAIN {
+            assert_eq!(deed.to_string().parse(), Ok(deed));
         }
         let moments = ["join", "assign", "measure", "forward:1", "exchange:2", "backward:3", "commit:4", "state:5"];
         for text in moments {
