@@ -40,7 +40,7 @@ pub(crate) struct Arguments {
 enum Part {
     /// Measure the speed of each layer and pass of one tower, and compare it with the machine's limits for the same number of threads
     ///
-    /// Products are compared with the rate of multiply-adds, and other passes with the memory bandwidth.
+    /// Convolutions and linear layers are compared with the peak rate of multiply-adds, other layers with the memory bandwidth.
     Kernels(kernels::Kernels),
 }
 

@@ -140,10 +140,10 @@ impl Observer for Console {
             }
             Event::Suspected { worker, process_id, host, given_up_after, .. } => {
                 if let Some(bar) = &self.bar {
-                    bar.set_message(format!("worker {worker} does not answer"));
+                    bar.set_message(format!("worker {worker} does not respond"));
                 }
                 tell(&format!(
-                    "worker {worker} (process {process_id} on {host}) does not answer; it will be given up after {given_up_after} s of silence"
+                    "worker {worker} (process {process_id} on {host}) does not respond; it will be given up after {given_up_after} s of silence"
                 ));
             }
             Event::Gone { worker, process_id, host, why } => {
@@ -152,7 +152,7 @@ impl Observer for Console {
                 ));
             }
             Event::Answered { worker, process_id, host, seconds } => {
-                tell(&format!("worker {worker} (process {process_id} on {host}) answers again, after {seconds:.1} s"));
+                tell(&format!("worker {worker} (process {process_id} on {host}) responds again, after {seconds:.1} s"));
             }
             Event::Slow { worker, process_id, host, .. } => tell(&format!(
                 "worker {worker} (process {process_id} on {host}) is slow: the others wait for it more than a third of the time"
@@ -173,7 +173,7 @@ fn recovered(incident: &Incident) -> String {
         steps => format!(", {replay_ms:.0} ms to compute {steps} steps again"),
     };
     format!(
-        "recovered in {sum:.0} ms from the fault of worker {worker}, which was found after {detect_ms:.0} ms: {replace_ms:.0} ms to replace the \
+        "recovered in {sum:.0} ms from the fault of worker {worker} (found {detect_ms:.0} ms after its last message): {replace_ms:.0} ms to replace the \
          worker, {restore_ms:.0} ms to restore the weights{replayed}"
     )
 }

@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
     /// Address of a worker's --health or a coordinator's --listen
     #[arg(value_name = "HOST:PORT", env = "CONVOY_HEALTH", default_value = "127.0.0.1:7979")]
     address: Address,
-    /// Check only that the process is alive. A coordinator that has not had all its workers yet is alive but not ready
+    /// Check only that the process is alive. A coordinator that is still waiting for its first workers is alive but not ready
     #[arg(long)]
     live: bool,
 }

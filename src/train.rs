@@ -67,12 +67,12 @@ pub(crate) struct Arguments {
     /// Seed of initial weights, image order and dropout [default: 1]
     #[arg(long, value_name = "N", value_parser = whole::<u64>(ANY))]
     seed: Option<u64>,
-    /// Parts of a batch. Gradients are summed within each part, then over the parts in order, so this number is part of the job
-    /// and changes the result [default: 1]
+    /// Slots into which a batch is divided. Gradients are summed within each slot, then over the slots in order, so this number changes
+    /// the result [default: 1]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     slots: Option<usize>,
-    /// Parts of a slot, so that workers can compute one part while tensors of another are sent. This number does not change the
-    /// result [default: 2]
+    /// Micro-batches of each slot. Workers compute one while the tensors of another are sent. This number does not change the result
+    /// [default: 2]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     micro_batches: Option<usize>,
     /// Worker processes, at most one per tower [default: one per tower]
@@ -96,8 +96,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
     /// Continue from a checkpoint, or from the newest sound checkpoint of a run. auto continues the run in the folder --out if that folder
-    /// holds a run, and starts a new run there otherwise. With auto and --listen, a continued run waits for missing workers only as long
-    /// as --patience
+    /// holds a run, and starts a new run there otherwise. With auto and --listen, a continued run waits
+    /// for its first worker, then as long as --patience for the others, and continues without those that are missing
     #[arg(long, value_name = "DIR|auto")]
     resume: Option<PathBuf>,
     /// Steps between checkpoints. One is also written at the end and on Ctrl-C [default: the steps of one epoch]
@@ -111,7 +111,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     snapshot_every: Option<u64>,
     /// Seconds that the job waits for a worker that does not answer (values below 5 count as 5), and, with --listen, for another worker in
-    /// place of a lost one. --help lists the other deadlines, some of which follow from it [default: 10]
+    /// place of a lost one. The end of --help lists the other deadlines [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = whole::<u64>(0..=86_400))]
     patience: Option<u64>,
     /// Steps to keep in the run's trace: off, sample (about 50 steps, spread over the run, and up to 30 slow ones), steps:FROM-TO,

@@ -128,7 +128,7 @@ fn a_killed_local_worker_is_replaced() {
 #[test]
 fn a_stopped_local_worker_is_given_up_and_replaced() {
     let said = a_local_worker_gets("STOP", "it did not answer for 10 s");
-    assert!(said.contains("does not answer; it will be given up after 10 s of silence"), "{said}");
+    assert!(said.contains("does not respond; it will be given up after 10 s of silence"), "{said}");
 }
 
 /// A worker that is stopped for five seconds is reported, and only delays the job.
@@ -150,9 +150,11 @@ fn a_worker_that_is_stopped_for_five_seconds_is_not_lost() {
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1));
     assert_eq!(record(&out)["incidents"].as_array().map(Vec::len), Some(0), "{}", said(&output));
-    for part in
-        ["worker 1 (process ", " does not answer; it will be given up after 10 s of silence", " answers again, after "]
-    {
+    for part in [
+        "worker 1 (process ",
+        " does not respond; it will be given up after 10 s of silence",
+        " responds again, after ",
+    ] {
         assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
     }
 }

@@ -41,15 +41,17 @@ pub enum ChaosError {
     Absent { role: Role },
     /// A container's log can't be followed.
     #[error(
-        "the log of {role} ended, but its container runs: its log driver must be one that \"docker logs\" can read"
+        "the log of {role} ended, but its container is still running: its log driver must be one that \"docker logs\" can read"
     )]
     Unheard { role: Role },
     /// The coordinator does not print events.
-    #[error("the coordinator printed \"{line}\", and not an event as JSON: its service must pass on CONVOY_JSON")]
+    #[error(
+        "the coordinator printed \"{line}\" instead of an event in JSON: the service \"coordinator\" must pass on CONVOY_JSON"
+    )]
     NoEvents { line: String },
     /// The events name processes that the conductor does not know.
     #[error(
-        "the job began with {found}, and none of them is a worker of this run: its service must not set a hostname"
+        "the job began with {found}, and none of them is a worker of this run: the service \"worker\" must not set a hostname"
     )]
     Unknown { found: String },
     /// There is no docker-compose.

@@ -217,7 +217,7 @@ impl<'a> Crew<'a> {
             self.cluster.attend_to_spares(time);
             // Messages of strangers and about clocks don't count: they don't get the job any further.
             if wait.lasted() > limit {
-                let error = JobError::Silence { seconds: limit.as_secs(), step, waiting_for: waiting_for() };
+                let error = JobError::NoProgress { seconds: limit.as_secs(), step, waiting_for: waiting_for() };
                 return Err(Stop::Fatal(error));
             }
             let Some(News::Heard(worker, heard)) = news else {
@@ -441,7 +441,7 @@ impl<'a> Crew<'a> {
         let (_, host) = self.process_of(worker);
         let named = doing.layer.and_then(|(layer, direction)| Some((self.plan.network.layers.get(layer)?, direction)));
         let what = named.map_or_else(
-            || "the time between two layers".to_owned(),
+            || "work between two layers".to_owned(),
             |(layer, direction)| {
                 let pass = if direction == Direction::Forward { "forward" } else { "backward" };
                 format!("the {pass} pass of layer \"{}\"", layer.name)

@@ -86,7 +86,7 @@ pub fn table() -> Vec<(&'static str, String)> {
         ),
         ("the job ends if a worker process that it started does not connect", after(LOCAL_CONNECTS)),
         ("the job ends if too few remote workers connect", after(REMOTE_CONNECTS)),
-        ("a worker gives up a coordinator that does not answer", after(PING_TIMEOUT)),
+        ("a worker leaves a coordinator that does not answer", after(PING_TIMEOUT)),
         ("a connection is closed if its other end does not answer", format!("after P + {margin}, at least {ping}")),
         (
             "the job ends if it gets no further although its workers answer",

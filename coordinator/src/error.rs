@@ -70,8 +70,8 @@ pub enum JobError {
     #[error("cannot start a worker process with the program {program}")]
     Spawn { program: PathBuf, source: std::io::Error },
     /// Too few workers came in time.
-    #[error("{have} of {want} workers connected within {seconds} s; start more with: convoy worker --join {address}")]
-    TooFewWorkers { have: usize, want: usize, seconds: u64, address: String },
+    #[error("{have} of {want} workers connected before the wait of {seconds} s was over; {advice}")]
+    TooFewWorkers { have: usize, want: usize, seconds: u64, advice: String },
     /// A fault, in a command that does not recover, or in the first formation of a cluster.
     #[error(transparent)]
     Fault(#[from] Fault),
@@ -89,19 +89,21 @@ pub enum JobError {
          differently, or its memory is faulty"
     )]
     ReplayDiffers { step: u64, first: f64, again: f64 },
-    /// No worker sent anything for too long.
+    /// A step made no progress for too long, although its workers answer.
     #[error("step {step} made no progress for {seconds} s; the coordinator waited for {waiting_for}")]
-    Silence { seconds: u64, step: u64, waiting_for: String },
+    NoProgress { seconds: u64, step: u64, waiting_for: String },
     /// A number is no longer finite.
-    #[error("{what}; a smaller --lr usually helps, and the last checkpoint, if there is one, is not affected")]
+    #[error(
+        "{what}; start a new job with a smaller --lr; to begin with the weights of a checkpoint, use --init FOLDER/weights.safetensors"
+    )]
     NotFinite { what: String },
 }
 
 impl JobError {
     /// Whether the cluster has failed, so that the job could continue on another one.
     pub fn is_about_workers(&self) -> bool {
-        use JobError::{Fault, Fruitless, Silence, Spawn, TooFewWorkers};
-        matches!(self, Fault(_) | Fruitless { .. } | Silence { .. } | Spawn { .. } | TooFewWorkers { .. })
+        use JobError::{Fault, Fruitless, NoProgress, Spawn, TooFewWorkers};
+        matches!(self, Fault(_) | Fruitless { .. } | NoProgress { .. } | Spawn { .. } | TooFewWorkers { .. })
     }
 
     /// Whether the command was used wrongly, rather than something having failed.

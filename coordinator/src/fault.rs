@@ -16,7 +16,7 @@ pub enum Fault {
     #[error("worker {worker} ended before it connected: {why}")]
     Ended { worker: WorkerIndex, why: String, was_killed: bool },
     /// A worker was asked to stop.
-    #[error("worker {worker} on {host} was asked to stop after step {step}")]
+    #[error("worker {worker} on {host} was asked to stop, and left after step {step}")]
     Left { worker: WorkerIndex, host: String, step: u64 },
     /// A worker's computation hangs, while its network thread answers pings.
     #[error("worker {worker} on {host} hangs at step {step}: it has been busy with {what} for {seconds} s")]
@@ -24,7 +24,7 @@ pub enum Fault {
     /// A worker reported a failure, or did not follow the protocol.
     #[error("worker {worker} failed at step {step}: {message}")]
     Failed { worker: WorkerIndex, step: u64, message: String },
-    /// A worker sent something that it has no part in.
+    /// A worker sent a message that is malformed, or that the plan does not allow.
     #[error("worker {worker} sent an invalid message at step {step}")]
     Invalid { worker: WorkerIndex, step: u64, source: WireError },
 }

@@ -88,7 +88,7 @@ impl Metrics {
         registry.register("epoch", "The current epoch, counted from 1", metrics.epoch.clone());
         registry.register("steps", "Steps committed by this process", metrics.steps.clone());
         registry.register("faults", "Faults from which the job recovered, or tried to", metrics.faults.clone());
-        let help = "Times that a worker did not answer for two seconds";
+        let help = "Times that a worker did not answer, or did not read, for two seconds";
         registry.register("suspicions", help, metrics.suspicions.clone());
         let help = "Times that a worker turned out to be slow: the others waited for it more than a third of the time";
         registry.register("slow_workers", help, metrics.slow_workers.clone());
@@ -220,7 +220,7 @@ fn log(event: &Event) {
             tracing::info!(worker = worker.0, step, rewound_to, "a fault: {what}");
         }
         Event::Suspected { worker, host, step, .. } => {
-            tracing::info!(worker = worker.0, host, step, "a worker does not answer")
+            tracing::info!(worker = worker.0, host, step, "a worker does not respond")
         }
         Event::Answered { worker, host, seconds, .. } => {
             tracing::info!(worker = worker.0, host, seconds, "a worker answers again")

@@ -65,8 +65,8 @@ pub enum WorkerError {
     Panicked,
 }
 
-/// Serves jobs until `stop_requested` completes. During a job it then waits for the end of the job, up to 45 seconds, or until
-/// `stop_requested` completes a second time.
+/// Serves jobs until `stop_requested` completes. During a job it then waits until the coordinator has written a checkpoint and lets it
+/// go, up to 45 seconds, or until `stop_requested` completes a second time.
 ///
 /// # Errors
 /// When threads cannot be started, or the coordinator refuses this worker permanently.

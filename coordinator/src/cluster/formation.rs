@@ -132,7 +132,11 @@ impl Cluster {
 
     fn too_few(&self, want: usize, patience: Duration) -> JobError {
         let (have, seconds) = (self.present(), patience.as_secs());
-        JobError::TooFewWorkers { have, want, seconds, address: self.address.clone() }
+        let advice = match self.local {
+            Some(_) => "RUST_LOG=info shows what the worker processes do".to_owned(),
+            None => format!("start more with: convoy worker --join {}", self.address),
+        };
+        JobError::TooFewWorkers { have, want, seconds, advice }
     }
 
     /// After a fault before the job began: starts local workers again, and waits as [`Self::gather`] does.

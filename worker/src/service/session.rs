@@ -338,7 +338,7 @@ impl<'a> Session<'a> {
         self.say(FromWorker::Pong(Pong { ping_sent, received, replied, doing })).await
     }
 
-    /// Tells the coordinator when this worker is asked to stop. The coordinator ends the job.
+    /// Tells the coordinator when this worker is asked to stop. The coordinator then writes a checkpoint, and continues without it.
     async fn take_leave(&self) -> Result<Ended, SessionError> {
         let mut leaving = self.presence.leaving.subscribe();
         if leaving.wait_for(|leaving| *leaving).await.is_ok() {
