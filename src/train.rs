@@ -16,6 +16,7 @@ use convoy_coordinator::data::DataSource;
 use convoy_coordinator::deadlines;
 use convoy_coordinator::job::{Asked, Length, Order, defaults};
 use convoy_coordinator::metrics::Metrics;
+use convoy_coordinator::record::holds_run;
 use convoy_coordinator::running::{Rehearsal, Running};
 use convoy_coordinator::trace::Sampling;
 use convoy_coordinator::train::{Out, Training, train};
@@ -111,7 +112,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     snapshot_every: Option<u64>,
     /// Seconds that the job waits for a worker that does not answer (values below 5 count as 5), and, with --listen, for another worker in
-    /// place of a lost one. The end of --help lists the other deadlines [default: 10]
+    /// place of a lost one. A run that --resume auto continues waits as long for the other workers once one has connected. The end of --help lists the other deadlines [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = whole::<u64>(0..=86_400))]
     patience: Option<u64>,
     /// Steps to keep in the run's trace: off, sample (about 50 steps, spread over the run, and up to 30 slow ones), steps:FROM-TO,
@@ -155,6 +156,9 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     let default_model = presets::text(presets::DEFAULT).unwrap_or_default().to_owned();
     let model = arguments.model.as_deref().map(settings::model_text).transpose()?;
     let run = resume.as_ref().and_then(|checkpoint| folder::run_of(&checkpoint.path));
+    let is_auto = arguments.resume.as_deref() == Some(Path::new(AUTO));
+    // Also if the run has no checkpoint yet.
+    let begins_with_fewer = is_auto && arguments.out.as_deref().is_some_and(holds_run);
     let out = match (arguments.out, run) {
         // `--resume auto` that found nothing begins a run in --out.
         (Some(out), _) if arguments.resume.is_some() && resume.is_none() => Out::Continued(out),
@@ -178,7 +182,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
                 no_fence: arguments.rehearse_no_fence,
             },
             patience: arguments.patience.map_or(defaults::PATIENCE, Duration::from_secs),
-            begins_with_fewer: resume.is_some() && arguments.resume.as_deref() == Some(Path::new(AUTO)),
+            begins_with_fewer,
             trace: arguments.trace,
             otlp: settings::otlp_endpoint(),
             isa: arguments.isa.map(|isa| isa.to_string()),

@@ -711,6 +711,7 @@ fn a_coordinator_that_is_started_again_continues_with_the_workers_that_are_left(
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1), "{}", said(&output));
     assert!(said(&output).contains("1 of 2 workers hold all towers"), "{}", said(&output));
+    assert!(record(&out)["running"]["resumed"][1].as_u64().is_some_and(|step| step >= 10), "it was continued");
     assert_eq!(worker_processes(&out), [left.id()]);
     end([left]);
 }

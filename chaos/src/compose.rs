@@ -14,7 +14,7 @@ use convoy_common::misdeed::Misdeed;
 use serde_json::Value;
 
 use crate::engine::{docker, succeed};
-use crate::error::{ChaosError, LEAVE_MAX};
+use crate::error::{ChaosError, ENDED_MAX, LEAVE_MAX};
 use crate::place::{End, Message, Place, forget_settings, listen_to, peak_bytes_of};
 use crate::role::Role;
 
@@ -230,7 +230,7 @@ impl Place for Compose {
         let container = self.container(role)?;
         // The log has ended, and the container has ended or is about to.
         let began = Instant::now();
-        while began.elapsed() < LEAVE_MAX {
+        while began.elapsed() < ENDED_MAX {
             let format = "{{.State.StartedAt}} {{.State.Status}} {{.State.ExitCode}}";
             let state = docker(&["inspect", "--format", format, &container.id])?;
             let state: Vec<_> = state.split_whitespace().collect();

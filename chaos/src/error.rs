@@ -12,6 +12,8 @@ pub(crate) const HANG: Duration = Duration::from_secs(330);
 /// most, and ends earlier if it notices that the connection is dead. A minute is also what docker-compose.yml allows.
 pub(crate) const LEAVE_MAX: Duration = Duration::from_secs(60);
 
+/// A container whose log has ended has this long to end.
+pub(crate) const ENDED_MAX: Duration = Duration::from_secs(10);
 /// A command of the container engine has this long.
 pub(crate) const COMMAND_MAX: Duration = Duration::from_secs(120);
 

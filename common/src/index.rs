@@ -18,10 +18,10 @@ pub type PerSegment<T> = TiVec<SegmentIndex, T>;
 macro_rules! index {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(transparent)]
         pub struct $name(
-            /// The number.
+            /// As a plain number.
             pub usize,
         );
 
@@ -32,6 +32,7 @@ macro_rules! index {
             }
         }
 
+        // The vectors below need this conversion and the next one.
         impl From<usize> for $name {
             fn from(index: usize) -> Self {
                 Self(index)
@@ -51,10 +52,17 @@ macro_rules! index {
             }
         }
 
-        /// For a message. No plan has so many of anything that it would not fit.
+        /// For a message.
         impl From<$name> for u32 {
             fn from(index: $name) -> Self {
-                index.0 as u32
+                u32::try_from(index.0).expect("no plan has so many")
+            }
+        }
+
+        /// The bare number, because log lines contain lists of these.
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
             }
         }
 
@@ -101,8 +109,23 @@ impl ExchangeIndex {
         SegmentIndex(self.0)
     }
 
-    /// The segment after this exchange, whose input it carries. After the last exchange, which carries logits, there is none.
+    /// The segment after this exchange, whose input it carries. The plan has no such segment after the last exchange, which carries logits.
     pub fn segment_after(self) -> SegmentIndex {
         SegmentIndex(self.0 + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exchange_lies_between_two_segments() {
+        assert_eq!(SegmentIndex(0).exchange_before(), None);
+        for segment in SegmentIndex::all(3) {
+            assert_eq!(segment.exchange_after().segment_before(), segment);
+            assert!(segment.exchange_before().is_none_or(|exchange| exchange.segment_after() == segment));
+        }
+        assert_eq!(format!("{:?}", TowerIndex::all(2).collect::<Vec<_>>()), "[0, 1]", "as log lines have it");
     }
 }

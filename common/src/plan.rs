@@ -145,13 +145,13 @@ impl Plan {
     }
 
     /// The channels that `tower` contributes to `exchange`, forward.
-    pub fn output_slice(&self, exchange: ExchangeIndex, tower: TowerIndex) -> Range<usize> {
+    pub fn contribution(&self, exchange: ExchangeIndex, tower: TowerIndex) -> Range<usize> {
         self.network.slice(self.exchanged(exchange).channels, tower)
     }
 
     /// Floats per image that `tower` contributes to `exchange`, forward.
     pub fn slice_floats(&self, exchange: ExchangeIndex, tower: TowerIndex) -> usize {
-        self.output_slice(exchange, tower).len() * self.exchanged(exchange).pixels()
+        self.contribution(exchange, tower).len() * self.exchanged(exchange).pixels()
     }
 
     /// Traffic of sending images to every worker.

@@ -172,7 +172,7 @@ impl Exchanges {
         };
         let classes = self.plan.network.classes();
         let towers = self.plan.network.towers;
-        let slice = self.plan.output_slice(self.plan.logits_exchange(), tower);
+        let slice = self.plan.contribution(self.plan.logits_exchange(), tower);
         let gathered = self
             .logits
             .entry(micro_batch.id)

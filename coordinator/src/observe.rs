@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use convoy_common::index::{TowerIndex, WorkerIndex};
-
 use serde::Serialize;
 
 use crate::incident::Incident;
@@ -89,7 +88,7 @@ pub enum Event {
         /// How.
         why: String,
     },
-    /// A worker does not answer.
+    /// A worker does not answer, or does not read.
     Suspected {
         /// Its number.
         worker: WorkerIndex,

@@ -262,6 +262,11 @@ fn stamp(seconds: u64) -> String {
     format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
+/// Whether `folder` holds a run, with or without a checkpoint.
+pub fn holds_run(folder: &Path) -> bool {
+    folder.join("run.json").exists()
+}
+
 /// Whether `run.json` in `folder` says that the run is done and ended with weights of this hash.
 pub fn says_done(folder: &Path, weights_sha256: &str) -> bool {
     let text = fs::read(folder.join("run.json")).unwrap_or_default();

@@ -37,8 +37,8 @@ pub struct Running {
     pub snapshot_every: Option<u64>,
     /// How long to wait for another worker after a fault, before the remaining workers take the towers over.
     pub patience: Duration,
-    /// Whether the job begins with the remote workers that connect within `patience` after the first, and does not wait for all. A
-    /// coordinator that is started again needs this, because a worker may have been lost together with it.
+    /// Whether the job begins with the remote workers that connect within `patience`, at least 5 s, after the first, and does not wait
+    /// for all. A coordinator that is started again needs this, because a worker may have been lost together with it.
     pub begins_with_fewer: bool,
     /// Steps to keep in the trace.
     pub trace: Sampling,

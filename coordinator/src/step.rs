@@ -88,7 +88,7 @@ impl Step {
 
     fn slice(&self, micro_batch: &MicroBatch, tower: TowerIndex, gradient: &[f32]) -> Payload {
         let exchange = self.plan.logits_exchange();
-        let slice = self.plan.output_slice(exchange, tower);
+        let slice = self.plan.contribution(exchange, tower);
         let rows = gradient.chunks_exact(self.plan.network.classes());
         let values: Vec<f32> = rows.flat_map(|row| &row[slice.clone()]).copied().collect();
         let key = TensorKey::Activations {

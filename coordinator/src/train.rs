@@ -41,7 +41,7 @@ use crate::record::{
 use crate::recovery::{Generations, Witness};
 use crate::running::Running;
 use crate::state::{JobState, Progress, Snapshot};
-use crate::trace::otlp::{Exporter, read_endpoint};
+use crate::trace::otlp::read_endpoint;
 use crate::trace::{Recorder, Sampling};
 use crate::unguessable::unguessable;
 use drive::{Drive, Site};
@@ -272,8 +272,7 @@ impl Run {
         let job_number = unguessable().max(1);
         // The level of errors makes it part of every log entry.
         let _of_job = tracing::error_span!("job", job = %format_args!("{job_number:016x}")).entered();
-        let exporter = self.running.otlp.as_deref().map(Exporter::start).transpose().map_err(JobError::Otlp)?;
-        if exporter.is_some() && self.running.trace == Sampling::Off {
+        if self.running.otlp.is_some() && self.running.trace == Sampling::Off {
             let text = "no step is sent to the receiver of traces, because --trace is off".to_owned();
             observer.on(Event::Notice { text });
         }
@@ -282,7 +281,7 @@ impl Run {
         let mut generations = Generations::default();
         let mut drive =
             Drive::new(DataOrder::new(self.job.seed, self.job.order, self.data.train.len(), self.job.batch));
-        let mut site = Site { job: job_number, cluster: &mut cluster, recorder: &mut recorder, exporter };
+        let mut site = Site { job: job_number, cluster: &mut cluster, recorder: &mut recorder };
         let driven = self.recover(&mut site, &mut generations, &mut drive, observer, stop);
         self.record.exchanges = exchange_records(&drive.counted);
         let reason = match &driven {

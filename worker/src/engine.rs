@@ -28,7 +28,7 @@ use crate::kernels::Compute;
 use crate::kernels::elementwise::{Rates, add};
 use crate::kernels::memory::Tensor;
 use crate::tower::forecast::least_bytes;
-use crate::tower::{Means, NotFinite, SavedSegment, Stopped, Tower};
+use crate::tower::{Means, SavedSegment, Stopped, Tower};
 
 mod pixels;
 use pixels::Pixels;
@@ -56,12 +56,9 @@ pub(crate) enum Out {
 /// Why the engine cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EngineError {
-    /// A number is no longer finite.
+    /// A pass ended early.
     #[error(transparent)]
-    NotFinite(NotFinite),
-    /// The job was dropped while a segment was computed.
-    #[error("the job was dropped")]
-    Dropped,
+    Stopped(#[from] Stopped),
     /// The job's model is invalid.
     #[error("cannot read the job's model")]
     Model(#[from] ModelError),
@@ -97,15 +94,6 @@ pub(crate) enum EngineError {
     /// A commit that does not follow the last one.
     #[error("the coordinator committed step {step}; the next step is {}", .committed + 1)]
     Commit { step: u64, committed: u64 },
-}
-
-impl From<Stopped> for EngineError {
-    fn from(stopped: Stopped) -> Self {
-        match stopped {
-            Stopped::NotFinite(found) => EngineError::NotFinite(found),
-            Stopped::Dropped => EngineError::Dropped,
-        }
-    }
 }
 
 /// The towers of a worker in a job, and the state of every micro-batch in progress.
@@ -478,7 +466,7 @@ impl Engine {
             whole: compute.tensor(length),
             arrived: vec![false; self.plan.network.towers].into(),
         });
-        let slice = self.plan.output_slice(exchange, from);
+        let slice = self.plan.contribution(exchange, from);
         if std::mem::replace(&mut gather.arrived[from], true) {
             return Err("it arrived before");
         }
@@ -595,13 +583,14 @@ impl Engine {
         let mut dy = partials.next().expect("a gradient has at least one partial");
         partials.for_each(|partial| add(means.compute, &mut dy, &partial));
         let gradient = self.tower(tower).backward(means, &plan, segment, &micro_batch, (dy, kept))?;
-        let (Some(whole), Some(exchange)) = (gradient, segment.exchange_before()) else {
+        let Some(whole) = gradient else {
             return Ok(vec![Out::Say(FromWorker::BackwardDone { micro_batch, tower })]);
         };
+        let exchange = segment.exchange_before().expect("the first segment has no gradient of its input");
         let mut out = Vec::new();
         for to in plan.all_towers() {
             let channels = plan.exchanged(exchange).channels;
-            let values = channels_of(means.compute, &whole, channels, plan.output_slice(exchange, to));
+            let values = channels_of(means.compute, &whole, channels, plan.contribution(exchange, to));
             if self.towers.contains_key(&to) {
                 self.add_partial(micro_batch.clone(), exchange, tower, to, values)
                     .expect("each tower computes a partial once");

@@ -59,12 +59,12 @@ pub(crate) struct Means<'a> {
     pub(crate) compute: &'a Compute,
     /// The probe of the compute thread.
     pub(crate) probe: &'a Probe,
-    /// Asked before each layer: whether the job was dropped, because the coordinator has assigned another one.
+    /// Asked before each layer: whether the job was dropped, because the coordinator has begun another generation, or is gone.
     pub(crate) is_dropped: &'a dyn Fn() -> bool,
 }
 
 impl Means<'_> {
-    fn check(&self) -> Result<(), Stopped> {
+    fn end_if_dropped(&self) -> Result<(), Stopped> {
         if (self.is_dropped)() { Err(Stopped::Dropped) } else { Ok(()) }
     }
 }
@@ -109,7 +109,7 @@ impl Tower {
         let mut kept = Vec::new();
         let mut x = whole;
         for layer in plan.segments[segment].layers.clone() {
-            means.check()?;
+            means.end_if_dropped()?;
             let began = means.probe.layer_begins(layer, Direction::Forward);
             let (y, keep) =
                 self.layers[layer].forward(&context, x).map_err(|what| self.not_finite(what, layer, micro_batch))?;
@@ -136,7 +136,7 @@ impl Tower {
         let mut gradient = Some(dy);
         for (layer, kept) in plan.segments[segment].layers.clone().zip(kept.0).rev() {
             let Some(dy) = gradient else { break };
-            means.check()?;
+            means.end_if_dropped()?;
             let began = means.probe.layer_begins(layer, Direction::Backward);
             let result = self.layers[layer].backward(&context, dy, kept, layer > 0);
             gradient = result.map_err(|what| self.not_finite(what, layer, micro_batch))?;

@@ -28,7 +28,7 @@ pub fn expected_shape(plan: &Plan, samples_max: usize, key: &TensorKey) -> Resul
             };
             below("to_tower", owner.0, plan.network.towers)?;
             let output = plan.exchanged(*exchange);
-            let channels = plan.output_slice(*exchange, owner).len();
+            let channels = plan.contribution(*exchange, owner).len();
             Ok(vec![samples(micro_batch, samples_max)?, output.height, output.width, channels])
         }
         TensorKey::Parameter { name, tower, .. } => {

@@ -34,7 +34,7 @@ impl Vitals {
         self.pulse.beat(self.began.elapsed());
     }
 
-    /// All workers are connected.
+    /// The job has its workers.
     pub fn set_ready(&self) {
         self.ready.store(true, Ordering::Relaxed);
     }

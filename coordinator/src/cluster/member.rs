@@ -131,3 +131,31 @@ pub(super) fn deliver<T>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What waits learns how long it waits, and the message arrives once the worker reads.
+    #[test]
+    fn a_message_waits_until_the_worker_reads() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (sender, mut reader) = channel(1);
+        sender.try_send(1).unwrap();
+        let mut waited = Vec::new();
+        let enough = Duration::from_millis(250);
+        let waits = |lasted| {
+            waited.push(lasted);
+            if lasted >= enough && reader.len() == 1 {
+                assert_eq!(reader.try_recv(), Ok(1));
+            }
+        };
+        let patience = Duration::from_secs(600);
+        assert_eq!(deliver(&runtime, &sender, 2, (patience, waits), &AtomicBool::new(false)), Ok(()));
+        assert!(waited.is_sorted() && waited.last() >= Some(&enough), "{waited:?}");
+        assert_eq!(reader.try_recv(), Ok(2));
+        drop(reader);
+        let ended = deliver(&runtime, &sender, 3, (patience, |_| ()), &AtomicBool::new(false));
+        assert_eq!(ended, Err(Undelivered::Gone));
+    }
+}

@@ -156,7 +156,7 @@ impl Cluster {
         deliver(&self.runtime, &member.frames, frame, (self.deadlines.given_up, waits), stop)
     }
 
-    /// Queues a control message for a worker.
+    /// Queues a control message for a worker. There are so few that a worker that does not read is noticed by its silence first.
     ///
     /// # Errors
     /// When it is gone, or does not read.
@@ -228,6 +228,11 @@ impl Cluster {
     /// Removes the seats that are empty. The workers are numbered anew.
     pub fn close_ranks(&mut self) {
         self.seats.retain(Option::is_some);
+    }
+
+    /// Whether there are as many seats as the job asked for.
+    pub fn is_whole(&self) -> bool {
+        self.seats.len() == self.wanted
     }
 
     /// Whether there are fewer seats than the job asked for, and a spare that could take another one.

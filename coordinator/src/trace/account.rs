@@ -216,7 +216,8 @@ fn slowest_layer(plan: &Plan, workers: &PerWorker<WorkerAccount>) -> Option<Verd
             let (Some(own), Some(usual)) = (of_one(account, *doing), median(others)) else { continue };
             let excess_ns = (own - usual) * towers(account.worker);
             if found.as_ref().is_none_or(|(most, _)| excess_ns > *most) {
-                let segment = plan.segments.position(|segment| segment.layers.contains(&layer)).unwrap_or_default();
+                let segment =
+                    plan.segments.position(|segment| segment.layers.contains(&layer)).unwrap_or(SegmentIndex(0));
                 let (worker, layer) = (account.worker, plan.network.layers[layer].name.clone());
                 found = Some((excess_ns, Verdict::Layer { worker, segment, layer, backward, excess_ns }));
             }

@@ -16,15 +16,12 @@ use crate::order::DataOrder;
 use crate::recovery::Pace;
 use crate::state::Progress;
 use crate::trace::Recorder;
-use crate::trace::otlp::Exporter;
 
 /// Where a job runs.
 pub(super) struct Site<'a> {
     pub(super) job: u64,
     pub(super) cluster: &'a mut Cluster,
     pub(super) recorder: &'a mut Recorder,
-    /// Until the recording begins.
-    pub(super) exporter: Option<Exporter>,
 }
 
 /// A snapshot whose state arrives while the job goes on.

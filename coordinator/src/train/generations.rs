@@ -21,6 +21,7 @@ use crate::observe::{Event, Observer};
 use crate::recovery::Generations;
 use crate::stop::Stop;
 use crate::trace::file::About;
+use crate::trace::otlp::Exporter;
 use crate::trace::{Recording, Sampling};
 
 impl Run {
@@ -69,7 +70,11 @@ impl Run {
             };
             // A worker that can't take part in the job at all would fail again and again.
             if !drive.has_begun && matches!(fault, Fault::Failed { .. } | Fault::Ended { was_killed: false, .. }) {
-                return Err(fault.into());
+                if site.cluster.is_whole() {
+                    return Err(fault.into());
+                }
+                // Fewer workers than requested may have too little memory. The next generation waits for all.
+                self.running.begins_with_fewer = false;
             }
             let member = site.cluster.member(fault.worker());
             let seated = member.map(|member| (member.hello.process_id, member.hello.host.clone()));
@@ -149,12 +154,20 @@ impl Run {
         stop: &AtomicBool,
     ) -> Result<(), Stop> {
         let cluster = &mut *site.cluster;
+        cluster.restore_seats();
         if self.running.begins_with_fewer && self.running.listen.is_some() {
-            let gathered = cluster.gather_any(self.running.patience, observer, stop)?;
+            // Workers that are there try to connect every two seconds.
+            let patience = cluster.deadlines().given_up;
+            let text = format!(
+                "the job is continued, and begins without missing workers {} s after the first one has connected",
+                patience.as_secs()
+            );
+            observer.on(Event::Notice { text });
+            let gathered = cluster.gather_any(patience, observer, stop)?;
             return self.settle(gathered, site, observer);
         }
         let all = if number == 1 { cluster.gather(observer, stop)? } else { cluster.gather_again(observer, stop)? };
-        if all { Ok(()) } else { Err(Stop::Abrupt) }
+        if all { Ok(self.place(site, observer)?) } else { Err(Stop::Abrupt) }
     }
 
     /// Gives every worker its towers and their state.
@@ -254,8 +267,9 @@ impl Run {
         let about = About::new(epoch, self.job.model.clone(), self.plan.placement.clone(), hosts, self.job.batch);
         let steps = (self.progress.step + 1, self.last_step);
         let path = self.folder.trace()?;
-        let recording =
-            Recording::begin(&path, sampling, steps, about, self.plan.network.clone(), site.exporter.take());
+        // The placement may have changed before the first step, which ended an earlier recording and its exporter.
+        let exporter = self.running.otlp.as_deref().map(Exporter::start).transpose().map_err(JobError::Otlp)?;
+        let recording = Recording::begin(&path, sampling, steps, about, self.plan.network.clone(), exporter);
         site.recorder.begin(recording.map_err(|source| JobError::Write { path, source })?);
         Ok(())
     }

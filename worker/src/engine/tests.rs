@@ -249,7 +249,7 @@ fn a_job_that_is_dropped_ends_before_the_next_layer() {
         let (asked, probe) = (std::cell::Cell::new(0), Probe::new(None, None, None));
         let is_dropped = || asked.replace(asked.get() + 1) == 1;
         let ended = engine.work(Means { compute, probe: &probe, is_dropped: &is_dropped });
-        assert!(matches!(ended, Err(EngineError::Dropped)) && asked.get() == 2, "{ended:?}");
+        assert!(matches!(ended, Err(EngineError::Stopped(Stopped::Dropped))) && asked.get() == 2, "{ended:?}");
     });
 }
 

@@ -19,7 +19,7 @@ use crate::kernels::Compute;
 use crate::metrics::{Doing, Metrics, Stopwatch};
 use crate::probe::Probe;
 use crate::rehearsal::Rehearsal;
-use crate::tower::Means;
+use crate::tower::{Means, Stopped};
 use crate::vitals::Vitals;
 
 /// During a job, this thread polls for so long before it sleeps. Most exchanges of a small network take less, and a sleeping
@@ -48,7 +48,7 @@ pub(super) struct Job {
     pub(super) out: Sender<Out>,
     /// The number of its generation.
     pub(super) generation: u64,
-    /// The number of the last generation that was assigned. A job of an earlier one is dropped, within a layer.
+    /// The number of the last generation that was assigned. A job of an earlier one is dropped before its next layer.
     pub(super) current: Arc<AtomicU64>,
     /// Bytes of tensors that wait for this thread.
     pub(super) queued: Arc<AtomicUsize>,
@@ -239,11 +239,11 @@ fn advance(
     };
     let run = if let Of::Step(Activity::Segment(run)) = &of { Some(*run) } else { None };
     job.spent(stopwatch, doing, of);
-    if let Some(SegmentRun { micro_batch, segment, tower, direction }) = run {
-        tracing::trace!(step = micro_batch.step, tower = tower.0, segment = segment.0, ?direction, "computed");
-    }
     match result {
         Ok(out) => {
+            if let Some(SegmentRun { micro_batch, segment, tower, direction }) = run {
+                tracing::trace!(step = micro_batch.step, tower = tower.0, segment = segment.0, ?direction, "computed");
+            }
             let heard = job.hand_out(out, stopwatch);
             let handed_over = match committed {
                 Some((step, hand_over)) => {
@@ -260,7 +260,7 @@ fn advance(
             };
             (heard && handed_over).then_some(job)
         }
-        Err(EngineError::Dropped) => None,
+        Err(EngineError::Stopped(Stopped::Dropped)) => None,
         Err(error) => {
             tracing::info!("cannot continue: {}", chain(&error));
             // If the network thread has ended, nobody needs the reason.
@@ -282,7 +282,7 @@ fn moment_of(run: &SegmentRun) -> Moment {
 pub(super) fn failure(error: &EngineError) -> Failure {
     let message = chain(error);
     match error {
-        EngineError::NotFinite(found) => Failure {
+        EngineError::Stopped(Stopped::NotFinite(found)) => Failure {
             kind: FailureKind::NotFinite,
             message,
             layer: Some(found.layer.clone()),

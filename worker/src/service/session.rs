@@ -262,6 +262,8 @@ impl<'a> Session<'a> {
         };
         let tensors = Tensors { incoming, outgoing: frames, ahead: None };
         let result = session.serve(orders, tensors, whereabouts).await;
+        // What is still being computed is dropped before its next layer.
+        session.generation.store(u64::MAX, Ordering::Relaxed);
         session.messages.send(Message::Forget).map_err(|_| SessionError::NoCompute)?;
         result
     }
@@ -633,7 +635,7 @@ fn hostname() -> String {
 /// The context of every log line in a job.
 fn span_of(assignment: &Numbered<Assignment>) -> tracing::Span {
     let Assignment { job, worker, placement, .. } = &assignment.message;
-    let towers: Vec<_> = placement.keys().filter(|tower| placement[*tower] == *worker).map(usize::from).collect();
+    let towers: Vec<_> = placement.keys().filter(|tower| placement[*tower] == *worker).collect();
     // At error level, so that no log filter removes it.
     tracing::error_span!("job", job = %format_args!("{job:016x}"), worker = worker.0, ?towers)
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use convoy_common::index::{ExchangeIndex, PerWorker, SegmentIndex, WorkerIndex};
-
 use serde::Serialize;
 
 /// What a worker spent its time on.
