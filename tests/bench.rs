@@ -66,11 +66,16 @@ fn whole_steps_are_timed_and_nothing_is_left_behind() {
 /// Within 15 % of what the system says of each worker at the end of its steps.
 #[test]
 fn a_plan_knows_how_much_memory_workers_will_hold() {
-    for (model, batch) in
-        [("alexnet-fashion", 64), ("alexnet-fashion", 256), ("alexnet-fashion-dense", 128), ("alexnet", 32)]
-    {
+    // The memory of a job is that of its largest step. A small network's first steps may be smaller by a sixth.
+    let jobs = [
+        ("alexnet-fashion", 64, 20),
+        ("alexnet-fashion", 256, 20),
+        ("alexnet-fashion-dense", 128, 20),
+        ("alexnet", 32, 3),
+    ];
+    for (model, batch, steps) in jobs {
         let plan = json(&format!("plan --model {model} --batch {batch} --json"));
-        let bench = json(&format!("bench --model {model} --batch {batch} --steps 3 --threads 1 --json"));
+        let bench = json(&format!("bench --model {model} --batch {batch} --steps {steps} --threads 1 --json"));
         for (worker, predicted) in plan["memory_bytes_a_worker"].as_array().unwrap().iter().enumerate() {
             let held = bench["account"]["workers"][worker]["resident_bytes"].as_f64().unwrap();
             let ratio = predicted.as_f64().unwrap() / held;
