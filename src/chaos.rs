@@ -193,6 +193,9 @@ impl Arguments {
         let wrong = |why: String| Misuse(format!("--storm {}: {why}", path.display()));
         let text = read_text(path, STORM_BYTES_MAX)
             .map_err(|error| format!("cannot read the storm file {}: {error}", path.display()))?;
+        if text.len() as u64 == STORM_BYTES_MAX {
+            return Err(wrong(format!("it has {STORM_BYTES_MAX} bytes or more, and must have less")).into());
+        }
         let storm: Storm = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
         storm.check().map_err(wrong)?;
         if in_containers {

@@ -716,6 +716,27 @@ fn a_coordinator_that_is_started_again_continues_with_the_workers_that_are_left(
     end([left]);
 }
 
+/// A finished run is to be continued, and no worker comes: its records stay as they are.
+#[test]
+fn an_attempt_that_never_begins_leaves_the_records_of_the_run() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    succeed(JOB, &[("--out", &out)]);
+    let records = || ["run.json", "metrics.jsonl"].map(|name| std::fs::read_to_string(out.join(name)).unwrap());
+    let before = records();
+    let mut attempt = start_job(&JOB.replace("--steps 40", "--steps 50"), "--resume auto --listen 127.0.0.1:0", &out);
+    listening_at(&mut attempt);
+    signal(attempt.id(), "INT");
+    let output = finish(attempt);
+    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
+    assert!(said(&output).contains("is unchanged; to continue it: convoy train --resume"), "{}", said(&output));
+    assert_eq!(records(), before);
+    let again = finish(start("--resume auto", &out));
+    assert!(again.status.success() && said(&again).contains("the job has ended already"), "{}", said(&again));
+    let more = finish(start_job(&JOB.replace("--steps 40", "--steps 50"), "--resume auto", &out));
+    assert!(more.status.success() && losses(&out).len() == 50, "{}", said(&more));
+}
+
 /// The coordinator is killed again and again while it writes a checkpoint. What is there afterwards is sound, and the job continues from it
 /// to the same bits. `CONVOY_TEST_KILLS` sets how often.
 #[test]

@@ -28,6 +28,8 @@ const DELAY_MS: u64 = 700;
 
 /// No fault may last longer, in milliseconds.
 const MILLISECONDS_MAX: u64 = 60_000;
+/// Steps of a storm from a file. A job that is longer would take days.
+const STEPS_MAX: u64 = 10_000_000;
 
 /// A planned storm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -256,6 +258,9 @@ impl Storm {
                 self.workers, self.steps
             ));
         }
+        if self.steps > STEPS_MAX {
+            return Err(format!("\"steps\" is {}; at most {STEPS_MAX} are allowed", self.steps));
+        }
         if self.faults.is_empty() {
             return Err("\"faults\" is empty".to_owned());
         }
@@ -268,7 +273,7 @@ impl Storm {
                 Some(_) if *kind == Kind::Coordinator => {
                     return wrong("\"worker\" must be null for the coordinator".to_owned());
                 }
-                None if *kind != Kind::Coordinator => return wrong("\"worker\" is null".to_owned()),
+                None if *kind != Kind::Coordinator => return wrong("\"worker\" is missing or null".to_owned()),
                 Some(worker) if *worker >= self.workers => {
                     return wrong(format!("\"worker\" is {worker}; the job has {} workers", self.workers));
                 }

@@ -132,7 +132,9 @@ impl FromStr for Misdeed {
 
     /// Parses `DEED@PHASE` or `DEED@PHASE:STEP`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let (deed, moment) = text.split_once('@').ok_or_else(|| format!("\"{text}\" is not DEED@PHASE:STEP"))?;
+        let (deed, moment) = text
+            .split_once('@')
+            .ok_or_else(|| format!("\"{text}\" is neither DEED@PHASE nor DEED@PHASE:STEP, where DEED is {DEEDS}"))?;
         let moment = moment.parse()?;
         let deed: Deed = deed.parse()?;
         let sends = matches!(moment, Moment::Exchange(_) | Moment::State(_));
@@ -146,6 +148,8 @@ impl FromStr for Misdeed {
     }
 }
 
+/// All deeds, for errors.
+const DEEDS: &str = "kill, stop, limp:MS, double, flip, truncate, replay, reorder, stale or oversize";
 /// The deeds that need no number.
 const PLAIN: [Deed; 9] = [
     Deed::Kill,
@@ -184,10 +188,7 @@ impl FromStr for Deed {
         if let Some(milliseconds) = text.strip_prefix("limp:") {
             return milliseconds.parse().map(Deed::Limp).map_err(|_| format!("\"{text}\" is not limp:MS"));
         }
-        PLAIN.into_iter().find(|deed| deed.to_string() == text).ok_or_else(|| {
-            let known = "kill, stop, limp:MS, double, flip, truncate, replay, reorder, stale or oversize";
-            format!("\"{text}\" is not {known}")
-        })
+        PLAIN.into_iter().find(|deed| deed.to_string() == text).ok_or_else(|| format!("\"{text}\" is not {DEEDS}"))
     }
 }
 

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use convoy_common::model::Network;
-use convoy_common::parameters::{Tensors, hex, sha256};
+use convoy_common::parameters::{Parameter, Tensors, hex, sha256};
 use ndarray::{ArrayD, IxDyn};
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,10 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const MANIFEST: &str = "manifest.json";
 /// The SHA-256 of the manifest, as `sha256sum --check` reads it. Older checkpoints lack it.
 const MANIFEST_SHA256: &str = "manifest.sha256";
+/// The names and shapes in a file of weights have at most so many bytes.
+const HEADER_BYTES_MAX: u64 = 16 << 20;
+/// An error shows so many characters of a damaged file.
+const SHOWN_MAX: usize = 100;
 /// The folder for checkpoints in a run's folder.
 pub const FOLDER: &str = "checkpoints";
 
@@ -225,7 +229,9 @@ pub fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
     if sum.exists() {
         let (found, stated) = (sha256_line(&bytes), String::from_utf8_lossy(&read_file(&sum)?).into_owned());
         if found != stated {
-            let [found, stated] = [found, stated].map(|line| convoy_common::wire::printable(line.trim_end()));
+            let [found, stated] =
+                [found, stated].map(|line| line.trim_end().chars().take(SHOWN_MAX).collect::<String>());
+            let [found, stated] = [found, stated].map(|line| convoy_common::wire::printable(&line));
             return Err(CheckpointError::DamagedManifest { path: file, found, sum, stated });
         }
     }
@@ -251,6 +257,18 @@ pub fn read_weights(path: &Path, network: &Network) -> Result<Tensors, Checkpoin
     if is_optimizer && path.parent().is_some_and(|folder| folder.join(MANIFEST).is_file()) {
         let source = std::io::Error::other(format!("it holds the optimizer's momentum; the weights are in {WEIGHTS}"));
         return Err(CheckpointError::Read { path: path.to_owned(), source });
+    }
+    let wrong = |why| CheckpointError::Read { path: path.to_owned(), source: std::io::Error::other(why) };
+    let found = fs::metadata(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })?;
+    let floats: usize = network.parameters().iter().map(Parameter::len).sum();
+    let most = (floats * size_of::<f32>()) as u64 + HEADER_BYTES_MAX;
+    // Some files never end.
+    if !found.is_file() {
+        return Err(wrong("it is not a plain file".to_owned()));
+    }
+    if found.len() > most {
+        let text = format!("it has {} bytes; the weights of \"{}\" have at most {most}", found.len(), network.name);
+        return Err(wrong(text));
     }
     deserialized(path, &read_file(path)?, network)
 }

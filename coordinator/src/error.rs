@@ -32,7 +32,7 @@ pub enum JobError {
     #[error("{path} is in use by another process; wait until its run ends, or give another --out")]
     OutBusy { path: PathBuf },
     /// It was asked to stop before the first step.
-    #[error("interrupted; there is no result to keep")]
+    #[error("interrupted before there was a result")]
     Interrupted,
     /// A weights file doesn't name its model.
     #[error(

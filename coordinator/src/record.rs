@@ -114,6 +114,8 @@ pub struct EarlierMetrics<'a> {
     pub ends_epoch: &'a dyn Fn(u64) -> bool,
 }
 
+const METRICS: &str = "metrics.jsonl";
+
 /// The run's folder.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -124,17 +126,11 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Opens the folder and locks it. If it `must_be_new`, it must hold no checkpoint. `kept` says which metrics of the run in the
-    /// folder `earlier` stay.
+    /// Opens the folder and locks it. If it `must_be_new`, it must hold no checkpoint. Its records stay as they are.
     ///
     /// # Errors
     /// When it can't be written, another process uses it, or another run was written to it.
-    pub fn open(
-        path: &Path,
-        must_be_new: bool,
-        earlier: Option<&Path>,
-        kept: &EarlierMetrics,
-    ) -> Result<Self, JobError> {
+    pub fn open(path: &Path, must_be_new: bool) -> Result<Self, JobError> {
         let checkpoints = path.join(FOLDER);
         fs::create_dir_all(&checkpoints).map_err(wrong(&checkpoints))?;
         let lock = File::open(path).map_err(wrong(path))?;
@@ -147,11 +143,19 @@ impl RunFolder {
         if must_be_new && has_any(path)? {
             return Err(JobError::OutTaken { path: path.to_owned() });
         }
-        let file = path.join("metrics.jsonl");
-        let lines = earlier.map_or(Ok(Vec::new()), |run| kept_lines(&run.join("metrics.jsonl"), kept));
+        Ok(Self { path: path.to_owned(), _lock: lock, metrics: open_metrics(path)? })
+    }
+
+    /// Begins the metrics with those lines of the run in the folder `earlier` that `kept` names.
+    ///
+    /// # Errors
+    /// When they can't be read or written.
+    pub fn begin_metrics(&mut self, earlier: Option<&Path>, kept: &EarlierMetrics) -> Result<(), JobError> {
+        let file = self.path.join(METRICS);
+        let lines = earlier.map_or(Ok(Vec::new()), |run| kept_lines(&run.join(METRICS), kept));
         write_atomically(&file, &lines.map_err(wrong(&file))?).map_err(wrong(&file))?;
-        let metrics = OpenOptions::new().append(true).open(&file).map_err(wrong(&file))?;
-        Ok(Self { path: path.to_owned(), _lock: lock, metrics: BufWriter::new(metrics) })
+        self.metrics = open_metrics(&self.path)?;
+        Ok(())
     }
 
     /// Claims a new folder for a run: `runs/MODEL-TIME`, or the next free name after it. The folder is created and not merely
@@ -240,8 +244,14 @@ impl RunFolder {
     }
 
     fn wrong(&self, source: std::io::Error) -> JobError {
-        JobError::Write { path: self.path.join("metrics.jsonl"), source }
+        JobError::Write { path: self.path.join(METRICS), source }
     }
+}
+
+fn open_metrics(folder: &Path) -> Result<BufWriter<File>, JobError> {
+    let file = folder.join(METRICS);
+    let opened = OpenOptions::new().create(true).append(true).open(&file);
+    opened.map(BufWriter::new).map_err(wrong(&file))
 }
 
 fn wrong(at: &Path) -> impl FnOnce(std::io::Error) -> JobError {

@@ -36,7 +36,7 @@ use crate::observe::{Ended, Event, Observer, Started};
 use crate::order::DataOrder;
 use crate::record::{
     EarlierMetrics, ExchangeRecord, FinalRecord, RunFolder, RunRecord, RunningRecord, earlier_incidents, environment,
-    says_done,
+    holds_run, says_done,
 };
 use crate::recovery::{Generations, Witness};
 use crate::running::Running;
@@ -158,6 +158,11 @@ struct Run {
     last_step: u64,
     checkpoint_every: u64,
     folder: RunFolder,
+    /// The folder of the run that this one continues.
+    earlier: Option<PathBuf>,
+    /// Whether the run's folder still has the records of an earlier process. They are replaced when the job begins, so that an attempt
+    /// that comes to nothing changes nothing.
+    keeps_earlier_records: bool,
     record: RunRecord,
 }
 
@@ -206,10 +211,6 @@ impl Run {
             observer.on(Event::Notice { text });
         }
         let earlier = resumed.as_ref().and_then(|(path, _)| folder::run_of(path));
-        // A checkpoint may still owe the measurement of its epoch.
-        let owes = |step: u64| step == progress.step && progress.epoch_images > 0;
-        let ends_epoch = |step: u64| step.is_multiple_of(job.span.steps_per_epoch.max(1)) && !owes(step);
-        let kept = EarlierMetrics { steps_through: progress.step, ends_epoch: &ends_epoch };
         // Before this run's record takes the place of the earlier one.
         let incidents = earlier.as_deref().map(earlier_incidents).unwrap_or_default();
         let must_be_new = matches!(out, Out::Fresh(_));
@@ -217,7 +218,8 @@ impl Run {
             Out::Fresh(path) | Out::Continued(path) => path,
             Out::Unnamed => RunFolder::claim(&network.name, SystemTime::now())?,
         };
-        let folder = RunFolder::open(&out, must_be_new, earlier.as_deref(), &kept)?;
+        let has_records = !must_be_new && holds_run(&out);
+        let folder = RunFolder::open(&out, must_be_new)?;
         let checkpoint_every = running.checkpoint_every.unwrap_or(job.span.steps_per_epoch).max(1);
         let record = RunRecord {
             status: "running",
@@ -243,11 +245,10 @@ impl Run {
             incidents,
             ended: None,
         };
-        folder.write(&record)?;
         let plan = Arc::new(plan);
         let writer = Writer::new(folder.checkpoints(), running.keep);
         let stale = running.rehearsal.stale_snapshot.then(|| state.clone());
-        Ok(Self {
+        let mut run = Self {
             job,
             test_images: data.test.fingerprint(),
             data,
@@ -264,8 +265,26 @@ impl Run {
             last_step,
             checkpoint_every,
             folder,
+            earlier,
+            keeps_earlier_records: has_records,
             record,
-        })
+        };
+        if !has_records {
+            run.begin_records()?;
+        }
+        Ok(run)
+    }
+
+    /// Replaces the records of an earlier process in the run's folder. What this run keeps of them depends on where it begins.
+    fn begin_records(&mut self) -> Result<(), JobError> {
+        self.keeps_earlier_records = false;
+        let (progress, steps_per_epoch) = (self.progress, self.job.span.steps_per_epoch.max(1));
+        // A checkpoint may still owe the measurement of its epoch.
+        let owes = |step: u64| step == progress.step && progress.epoch_images > 0;
+        let ends_epoch = |step: u64| step.is_multiple_of(steps_per_epoch) && !owes(step);
+        let kept = EarlierMetrics { steps_through: progress.step, ends_epoch: &ends_epoch };
+        self.folder.begin_metrics(self.earlier.as_deref(), &kept)?;
+        self.folder.write(&self.record)
     }
 
     fn carry_out(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Ended, JobError> {
@@ -294,6 +313,11 @@ impl Run {
             cluster.dismiss(generation, &reason, |worker, recorded| recorder.on_recorded(worker, recorded));
         for (record, busy_threads) in self.record.workers.iter_mut().zip(busy_threads) {
             record.busy_threads = busy_threads;
+        }
+        if let (Err(JobError::Interrupted), true) = (&driven, self.keeps_earlier_records) {
+            let out = self.folder.path().display();
+            let text = format!("the run in {out} is unchanged; to continue it: convoy train --resume {out}");
+            observer.on(Event::Notice { text });
         }
         if let Err(error) = &driven {
             recorder.incident(&reason);
@@ -331,6 +355,9 @@ impl Run {
     fn record_failure(&mut self, error: &JobError) {
         self.record.status = if matches!(error, JobError::Interrupted) { "interrupted" } else { "failed" };
         self.record.error = Some(chain(error));
+        if self.keeps_earlier_records {
+            return;
+        }
         // The first error is the useful one.
         let _ = self.folder.write(&self.record);
     }

@@ -179,7 +179,11 @@ impl Run {
         drive.pace.took(began.elapsed(), Instant::now());
         drive.underway.iter_mut().for_each(Underway::restored);
         self.record.workers = crew.records();
-        self.folder.write(&self.record)?;
+        if self.keeps_earlier_records {
+            self.begin_records()?;
+        } else {
+            self.folder.write(&self.record)?;
+        }
         if std::mem::replace(&mut drive.has_begun, true) {
             crew.observer.on(Event::Regrouped { workers: self.record.workers.clone() });
         } else {
