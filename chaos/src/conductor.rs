@@ -529,7 +529,7 @@ mod tests {
     fn a_place_that_cannot_be_understood_is_an_error() {
         let strangers = json!({ "event": "started", "workers": [{ "host": "elsewhere" }] });
         for (line, expected) in [
-            (json!("epoch 1"), "printed \"epoch 1\", and not an event"),
+            (json!("epoch 1"), "printed \"epoch 1\" instead of an event"),
             (strangers, "elsewhere, and none of them"),
             (step(1), "ended with"),
         ] {
