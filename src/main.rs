@@ -77,7 +77,7 @@ enum Command {
     Plan(plan::Arguments),
     /// Show where a run spent its time
     ///
-    /// The output shows the time of each worker by activity, the critical path, the bottleneck, and the plan beside the measurement. The
+    /// The output shows the time of each worker by activity, the critical path, the bottleneck, and a comparison of plan and measurement. The
     /// file trace.json in the run's folder also opens in Perfetto (ui.perfetto.dev).
     Trace(trace::Arguments),
     /// Measure training speed on this machine
