@@ -130,13 +130,13 @@ impl Arguments {
         job
     }
 
-    fn processes(&self, storm: &Storm, out: &Path) -> Result<Local, Box<dyn Error>> {
+    fn processes(&self, storm: &Storm, out: &Path) -> std::io::Result<Local> {
         let flags = self.job(storm).into_iter().flat_map(|(name, value)| [format!("--{name}"), value]);
         let mut job: Vec<String> = flags.chain(["--model".to_owned(), self.model.clone()]).collect();
         if self.rehearse_stale_snapshot {
             job.push("--rehearse-stale-snapshot".to_owned());
         }
-        Ok(Local::new(std::env::current_exe()?, job, out.to_owned())?)
+        Ok(Local::new(std::env::current_exe()?, job, out.to_owned()))
     }
 
     /// The folder `out` has two that are mounted: `data` with the model file, and the runs.

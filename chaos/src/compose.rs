@@ -202,6 +202,9 @@ impl Place for Compose {
         event["host"].as_str().map(named)
     }
 
+    /// The containers know it.
+    fn on_listening(&mut self, _address: &str) {}
+
     fn kill(&mut self, role: Role) -> Result<bool, ChaosError> {
         self.act(role, &["kill"])
     }

@@ -223,6 +223,7 @@ impl<'a> Conductor<'a> {
         };
         let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
         match event["event"].as_str().unwrap_or_default() {
+            "waiting" => self.place.on_listening(&text("address")),
             "step" => self.bring_about(event["step"].as_u64().unwrap_or(0))?,
             "started" | "regrouped" => {
                 let workers = event["workers"].as_array().into_iter().flatten();
@@ -425,6 +426,8 @@ mod tests {
         fn named_in(&self, event: &Value) -> Option<String> {
             event["host"].as_str().map(str::to_owned)
         }
+
+        fn on_listening(&mut self, _address: &str) {}
 
         fn kill(&mut self, role: Role) -> Result<bool, ChaosError> {
             self.answer(if role == Role::Coordinator { "kill the coordinator" } else { "kill" })

@@ -1,7 +1,6 @@
 //! A run on this machine: a coordinator and its workers as child processes, each worker behind a proxy.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::SyncSender;
@@ -14,7 +13,7 @@ use serde_json::Value;
 
 use crate::error::{ChaosError, LEAVE_MAX};
 use crate::place::{End, Message, Place, forget_settings, listen_to, peak_bytes_of};
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Target};
 use crate::role::Role;
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -28,7 +27,8 @@ pub struct Local {
     program: PathBuf,
     job: Vec<String>,
     out: PathBuf,
-    address: SocketAddr,
+    /// Where the coordinator listens.
+    target: Target,
     /// One for each worker.
     proxies: Vec<Proxy>,
     processes: BTreeMap<Role, Child>,
@@ -36,14 +36,8 @@ pub struct Local {
 
 impl Local {
     /// Runs `program` with the flags `job` of `convoy train`, in the folder `out`.
-    ///
-    /// # Errors
-    /// When no port can be bound.
-    pub fn new(program: PathBuf, job: Vec<String>, out: PathBuf) -> Result<Self, ChaosError> {
-        let address = TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr());
-        let wrong = |source| ChaosError::Start { what: "a listener on loopback".to_owned(), source };
-        let address = address.map_err(wrong)?;
-        Ok(Self { program, job, out, address, proxies: Vec::new(), processes: BTreeMap::new() })
+    pub fn new(program: PathBuf, job: Vec<String>, out: PathBuf) -> Self {
+        Self { program, job, out, target: Target::default(), proxies: Vec::new(), processes: BTreeMap::new() }
     }
 
     /// Returns whether there was a process to signal.
@@ -69,13 +63,14 @@ impl Local {
     fn coordinator(&self) -> Command {
         let mut command = self.command();
         command.arg("train").args(&self.job).args(["--lifeline", "--json", "--resume", "auto"]);
-        command.args(["--listen", &self.address.to_string()]).arg("--out").arg(&self.out);
+        // A free port, which no other process can take before the coordinator does.
+        command.args(["--listen", "127.0.0.1:0"]).arg("--out").arg(&self.out);
         command
     }
 
     fn worker(&mut self, worker: usize, misdeeds: &[Misdeed]) -> std::io::Result<Command> {
         if worker == self.proxies.len() {
-            self.proxies.push(Proxy::start(self.address)?);
+            self.proxies.push(Proxy::start(self.target.clone())?);
         }
         let mut command = self.command();
         command.args(["worker", "--threads", "1", "--lifeline"]);
@@ -95,7 +90,10 @@ impl Place for Local {
 
     fn start(&mut self, role: Role, misdeeds: &[Misdeed], said: &SyncSender<Message>) -> Result<(), ChaosError> {
         let command = match role {
-            Role::Coordinator => Ok(self.coordinator()),
+            Role::Coordinator => {
+                self.target.set(None);
+                Ok(self.coordinator())
+            }
             Role::Worker(worker) => self.worker(worker, misdeeds),
         };
         let process = command.and_then(|mut command| listen_to(&mut command, role, said));
@@ -110,6 +108,10 @@ impl Place for Local {
 
     fn named_in(&self, event: &Value) -> Option<String> {
         event["process_id"].as_u64().map(|id| format!("process {id}"))
+    }
+
+    fn on_listening(&mut self, address: &str) {
+        self.target.set(address.parse().ok());
     }
 
     fn kill(&mut self, role: Role) -> Result<bool, ChaosError> {

@@ -60,6 +60,9 @@ pub trait Place {
     /// The process that an event of the coordinator names, if it names one.
     fn named_in(&self, event: &Value) -> Option<String>;
 
+    /// The coordinator has said where it listens.
+    fn on_listening(&mut self, address: &str);
+
     /// Kills a process. Returns whether it was running.
     ///
     /// # Errors

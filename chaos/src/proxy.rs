@@ -18,9 +18,13 @@ pub struct Proxy {
     shared: Arc<Shared>,
 }
 
+/// Where proxies lead to. Clones share the address.
+#[derive(Clone, Debug, Default)]
+pub struct Target(Arc<Mutex<Option<SocketAddr>>>);
+
 #[derive(Debug)]
 struct Shared {
-    to: SocketAddr,
+    target: Target,
     ends: AtomicBool,
     state: Mutex<State>,
 }
@@ -34,14 +38,14 @@ struct State {
 }
 
 impl Proxy {
-    /// Starts a proxy to `to`.
+    /// Starts a proxy to the target. While that has no address, connections are closed at once.
     ///
     /// # Errors
     /// When no port can be bound, or no thread started.
-    pub fn start(to: SocketAddr) -> std::io::Result<Self> {
+    pub fn start(target: Target) -> std::io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { to, ends: AtomicBool::new(false), state: Mutex::default() });
+        let shared = Arc::new(Shared { target, ends: AtomicBool::new(false), state: Mutex::default() });
         let accepting = shared.clone();
         thread::Builder::new().name("proxy".to_owned()).spawn(move || accept(&listener, &accepting))?;
         Ok(Self { address, shared })
@@ -64,6 +68,17 @@ impl Proxy {
         let mut state = self.shared.state();
         state.held_until = Some(Instant::now() + time);
         state.open.len()
+    }
+}
+
+impl Target {
+    /// Sets the address. Open connections stay.
+    pub fn set(&self, address: Option<SocketAddr>) {
+        *self.address() = address;
+    }
+
+    fn address(&self) -> MutexGuard<'_, Option<SocketAddr>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,7 +113,8 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 }
 
 fn serve(client: TcpStream, shared: &Arc<Shared>) -> std::io::Result<()> {
-    let server = TcpStream::connect(shared.to)?;
+    let Some(address) = *shared.target.address() else { return Ok(()) };
+    let server = TcpStream::connect(address)?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     shared.state().open.push([client.try_clone()?, server.try_clone()?]);

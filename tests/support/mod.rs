@@ -6,6 +6,7 @@ use std::io::Read;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -101,9 +102,14 @@ pub(crate) fn line_with(pipe: &mut impl Read, part: &str) -> String {
     panic!("the process ended without a line with \"{part}\"");
 }
 
-/// An address of this machine on which nothing listens.
+/// An address of this machine that nothing else uses. All of 127.0.0.0/8 is this machine: each process of tests has an address of its own,
+/// and ports below those that the system hands out. A port that the system handed out, and that was closed again, could be handed out
+/// to another process.
 pub(crate) fn free_address() -> String {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
+    // Process numbers have at most 22 bits.
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    format!("127.{}.{b}.{c}:{}", 64 + a, NEXT_PORT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// A process that ends with the test, even if the test fails.

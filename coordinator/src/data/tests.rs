@@ -593,9 +593,9 @@ fn url_of(address: SocketAddr) -> String {
     format!("http://{address}/")
 }
 
-/// An address at which nobody listens.
+/// An address at which nobody listens: the port of a service that no longer exists.
 fn closed() -> String {
-    url_of(TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap())
+    url_of(([127, 0, 0, 1], 1).into())
 }
 
 fn remote(mirrors: [String; 2], files: Vec<RemoteFile>) -> Remote {
