@@ -134,6 +134,10 @@ impl Observer for Console {
                 epoch.images_per_second
             )),
             Event::Snapshot { .. } | Event::Checkpoint { .. } => {}
+            Event::Fault { what, step, rewound_to, .. } if step == rewound_to => {
+                self.show(step);
+                tell(&format!("{what}; no step is lost"));
+            }
             Event::Fault { what, rewound_to, .. } => {
                 self.show(rewound_to);
                 tell(&format!("{what}; going back to step {rewound_to}, the last snapshot"));

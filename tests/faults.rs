@@ -93,7 +93,8 @@ fn a_worker_that_is_stopped_stays_for_a_checkpoint() {
     signal(coordinator.id(), "INT");
     let output = finish(coordinator);
     assert_eq!(output.status.code(), Some(130), "{}", said(&output));
-    assert!(said(&output).contains("was asked to stop, and left after step"), "{}", said(&output));
+    let line = format!("was asked to stop, and left after step {step}; no step is lost");
+    assert!(said(&output).contains(&line), "no \"{line}\" in {}", said(&output));
     signal(stays.id(), "TERM");
     assert_eq!(finish(stays).status.code(), Some(0));
     goes_on(&out, folder.path());

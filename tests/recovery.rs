@@ -653,6 +653,28 @@ fn a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used() {
     assert!(verify().status.success(), "the damaged one was replaced");
 }
 
+/// Records that were damaged between two processes of a run: the run continues, and says what is missing.
+#[test]
+fn damaged_records_are_reported() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    succeed(&format!("{JOB} --checkpoint-every 6"), &[("--out", &out)]);
+    std::fs::remove_dir_all(support::checkpoint(&out)).unwrap();
+    std::fs::write(out.join("run.json"), "{ \"incidents\"").unwrap();
+    let whole = losses(&out);
+    let mut metrics = std::fs::read(out.join("metrics.jsonl")).unwrap();
+    metrics[0] = 0xff; // Not even UTF-8. The first line is that of step 1.
+    std::fs::write(out.join("metrics.jsonl"), metrics).unwrap();
+    let output = run("train", &[("--resume", &out)]);
+    assert!(output.status.success(), "{}", said(&output));
+    for part in ["run.json: EOF while parsing", "metrics.jsonl lacks the lines of 1 of the 36 steps"] {
+        assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
+    }
+    assert_eq!((&hash(&out), &losses(&out)[..]), (&calm().0, &whole[1..]));
+    let again = run("train", &[("--resume", &out)]);
+    assert!(!said(&again).contains("run.json: "), "it was replaced: {}", said(&again));
+}
+
 /// The coordinator is killed at twenty moments, while it trains, takes snapshots and writes checkpoints. Each time it is started
 /// again with `--resume auto`, and the job ends in the same bits.
 #[test]

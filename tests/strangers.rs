@@ -167,7 +167,7 @@ fn fault_of(mut child: Process) -> String {
     let mut text = String::new();
     for line in lines.by_ref() {
         text = text + &line + "\n";
-        if line.contains("going back to step") {
+        if ["; going back to step", "; no step is lost"].iter().any(|end| line.contains(end)) {
             break;
         }
     }

@@ -286,6 +286,9 @@ impl Storm {
             if *milliseconds > MILLISECONDS_MAX {
                 return wrong(format!("\"milliseconds\" is {milliseconds}; at most {MILLISECONDS_MAX} are allowed"));
             }
+            if *milliseconds == 0 && kind.milliseconds() > 0 {
+                return wrong("\"milliseconds\" is 0; this kind of fault lasts at least 1".to_owned());
+            }
             if !(1..=self.steps).contains(step) {
                 return wrong(format!("\"step\" is {step}; the job has {} steps", self.steps));
             }

@@ -89,6 +89,9 @@ pub enum CheckpointError {
     /// There is no checkpoint at the path given.
     #[error("{path} holds no checkpoint: it has neither {MANIFEST} nor checkpoints/step-NNNNNN/{MANIFEST}")]
     None { path: PathBuf },
+    /// Every checkpoint of a run is damaged.
+    #[error("no checkpoint of {run} is sound, and `convoy verify {run}` says why; the newest one")]
+    NoneSound { run: PathBuf, source: Box<CheckpointError> },
     /// The manifest can't be read.
     #[error("{path} is not a manifest of format {FORMAT}")]
     Manifest { path: PathBuf, source: serde_json::Error },

@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use convoy_common::index::ExchangeIndex;
 use convoy_common::plan::Traffic;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::checkpoint::FOLDER;
@@ -146,16 +146,22 @@ impl RunFolder {
         Ok(Self { path: path.to_owned(), _lock: lock, metrics: open_metrics(path)? })
     }
 
-    /// Begins the metrics with those lines of the run in the folder `earlier` that `kept` names.
+    /// Begins the metrics with those lines of the run in the folder `earlier` that `kept` names. Returns a notice if lines of steps are
+    /// missing there.
     ///
     /// # Errors
     /// When they can't be read or written.
-    pub fn begin_metrics(&mut self, earlier: Option<&Path>, kept: &EarlierMetrics) -> Result<(), JobError> {
-        let file = self.path.join(METRICS);
-        let lines = earlier.map_or(Ok(Vec::new()), |run| kept_lines(&run.join(METRICS), kept));
-        write_atomically(&file, &lines.map_err(wrong(&file))?).map_err(wrong(&file))?;
+    pub fn begin_metrics(&mut self, earlier: Option<&Path>, kept: &EarlierMetrics) -> Result<Option<String>, JobError> {
+        let (file, earlier) = (self.path.join(METRICS), earlier.map(|run| run.join(METRICS)));
+        let read = earlier.as_deref().map_or(Ok(Kept::default()), |path| kept_lines(path, kept).map_err(wrong(path)));
+        let Kept { lines, steps } = read?;
+        write_atomically(&file, &lines).map_err(wrong(&file))?;
         self.metrics = open_metrics(&self.path)?;
-        Ok(())
+        let missing = kept.steps_through.saturating_sub(steps);
+        Ok(earlier.filter(|_| missing > 0).map(|path| {
+            let (path, steps) = (path.display(), kept.steps_through);
+            format!("{path} lacks the lines of {missing} of the {steps} steps before the checkpoint; they cannot be restored")
+        }))
     }
 
     /// Claims a new folder for a run: `runs/MODEL-TIME`, or the next free name after it. The folder is created and not merely
@@ -284,36 +290,60 @@ pub fn says_done(folder: &Path, weights_sha256: &str) -> bool {
     record["status"] == "done" && record["final"]["weights_sha256"] == weights_sha256
 }
 
-/// The incidents that an earlier process has recorded in `run`; empty if its record can't be read, which is for people only.
-pub fn earlier_incidents(run: &Path) -> Vec<Incident> {
-    let text = fs::read(run.join("run.json")).unwrap_or_default();
-    let record: Value = serde_json::from_slice(&text).unwrap_or_default();
-    serde_json::from_value(record["incidents"].clone()).unwrap_or_default()
+/// The incidents that an earlier process has recorded in `run`.
+///
+/// # Errors
+/// A notice that its record can't be read. The record is for people only, so that the run can continue.
+pub fn earlier_incidents(run: &Path) -> Result<Vec<Incident>, String> {
+    #[derive(Deserialize)]
+    struct Earlier {
+        incidents: Vec<Incident>,
+    }
+    let path = run.join("run.json");
+    let text = fs::read(&path).map_err(|error| error.to_string());
+    let record = text.and_then(|text| serde_json::from_slice::<Earlier>(&text).map_err(|error| error.to_string()));
+    record.map(|record| record.incidents).map_err(|error| {
+        format!(
+            "cannot read {}: {error}; the incidents of the run up to now are not in its records any more",
+            path.display()
+        )
+    })
 }
 
-/// The lines to keep. A line that a crash cut short is dropped, and so are all after it.
-fn kept_lines(path: &Path, kept: &EarlierMetrics) -> std::io::Result<Vec<u8>> {
+/// What is kept of earlier metrics.
+#[derive(Debug, Default)]
+struct Kept {
+    lines: Vec<u8>,
+    /// How many of the lines are those of steps.
+    steps: u64,
+}
+
+/// The lines to keep. A line that a crash cut short, or that is damaged, is dropped.
+fn kept_lines(path: &Path, kept: &EarlierMetrics) -> std::io::Result<Kept> {
     let file = match File::open(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Kept::default()),
         file => file?,
     };
-    let mut lines = Vec::new();
-    for line in BufReader::new(file).lines() {
+    let (mut found, mut last) = (Kept::default(), 0);
+    for line in BufReader::new(file).split(b'\n') {
         let line = line?;
-        let Ok(value) = serde_json::from_str::<Value>(&line) else { break };
+        let Ok(value) = serde_json::from_slice::<Value>(&line) else { continue };
         let number = |key| value.get(key).and_then(Value::as_u64);
-        match (number("step"), number("through_step")) {
-            (Some(step), _) if step <= kept.steps_through => writeln!(lines, "{line}")?,
+        let is_kept = match (number("step"), number("through_step")) {
+            (Some(step), _) if step > kept.steps_through => break,
+            (Some(step), _) => step > last,
             // A partial epoch was measured because the job ended there. It will be measured again as a whole.
-            (None, Some(through)) if through <= kept.steps_through => {
-                if (kept.ends_epoch)(through) {
-                    writeln!(lines, "{line}")?;
-                }
-            }
-            _ => break,
+            (None, Some(through)) => through <= kept.steps_through && (kept.ends_epoch)(through),
+            (None, None) => false,
+        };
+        if is_kept {
+            found.lines.extend_from_slice(&line);
+            found.lines.push(b'\n');
+            found.steps += u64::from(number("step").is_some());
+            last = number("step").unwrap_or(last);
         }
     }
-    Ok(lines)
+    Ok(found)
 }
 
 /// The machine and the program.

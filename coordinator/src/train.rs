@@ -212,7 +212,10 @@ impl Run {
         }
         let earlier = resumed.as_ref().and_then(|(path, _)| folder::run_of(path));
         // Before this run's record takes the place of the earlier one.
-        let incidents = earlier.as_deref().map(earlier_incidents).unwrap_or_default();
+        let incidents = earlier.as_deref().map_or(Ok(Vec::new()), earlier_incidents).unwrap_or_else(|text| {
+            observer.on(Event::Notice { text });
+            Vec::new()
+        });
         let must_be_new = matches!(out, Out::Fresh(_));
         let out = match out {
             Out::Fresh(path) | Out::Continued(path) => path,
@@ -270,20 +273,22 @@ impl Run {
             record,
         };
         if !has_records {
-            run.begin_records()?;
+            run.begin_records(observer)?;
         }
         Ok(run)
     }
 
     /// Replaces the records of an earlier process in the run's folder. What this run keeps of them depends on where it begins.
-    fn begin_records(&mut self) -> Result<(), JobError> {
+    fn begin_records(&mut self, observer: &mut dyn Observer) -> Result<(), JobError> {
         self.keeps_earlier_records = false;
         let (progress, steps_per_epoch) = (self.progress, self.job.span.steps_per_epoch.max(1));
         // A checkpoint may still owe the measurement of its epoch.
         let owes = |step: u64| step == progress.step && progress.epoch_images > 0;
         let ends_epoch = |step: u64| step.is_multiple_of(steps_per_epoch) && !owes(step);
         let kept = EarlierMetrics { steps_through: progress.step, ends_epoch: &ends_epoch };
-        self.folder.begin_metrics(self.earlier.as_deref(), &kept)?;
+        if let Some(text) = self.folder.begin_metrics(self.earlier.as_deref(), &kept)? {
+            observer.on(Event::Notice { text });
+        }
         self.folder.write(&self.record)
     }
 

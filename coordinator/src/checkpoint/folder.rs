@@ -22,7 +22,7 @@ pub type Checked = Result<Checkpoint, CheckpointError>;
 /// Opens the checkpoint that `path` names: its own folder, or the folder of a run, whose newest sound checkpoint is meant.
 ///
 /// # Errors
-/// When there is none, or none is sound: the error of the newest.
+/// When there is none, or none is sound.
 pub fn open(path: &Path) -> Result<Opened, CheckpointError> {
     check_exists(path)?;
     if path.join(MANIFEST).is_file() {
@@ -42,7 +42,7 @@ pub fn check_exists(path: &Path) -> Result<(), CheckpointError> {
 /// Opens the newest sound checkpoint of the run in `run`, if it has any checkpoint.
 ///
 /// # Errors
-/// When none is sound: the error of the newest.
+/// When none is sound.
 pub fn open_newest(run: &Path) -> Result<Option<Opened>, CheckpointError> {
     let mut damaged = Vec::new();
     for (_, path) in all(run)?.into_iter().rev() {
@@ -51,7 +51,8 @@ pub fn open_newest(run: &Path) -> Result<Option<Opened>, CheckpointError> {
             Err(error) => damaged.push(error),
         }
     }
-    damaged.into_iter().next().map_or(Ok(None), Err)
+    let Some(newest) = damaged.into_iter().next() else { return Ok(None) };
+    Err(CheckpointError::NoneSound { run: run.to_owned(), source: Box::new(newest) })
 }
 
 /// Checks every checkpoint of the run in `path`, or the one checkpoint that it is. Each with what is wrong with it, if anything.

@@ -64,6 +64,9 @@ fn the_newest_sound_checkpoint_is_used_and_damaged_ones_are_reported() {
     assert!(open(&third).is_err(), "a checkpoint that is named is the one that is meant");
     let checked: Vec<_> = verify(run.path()).unwrap().into_iter().map(|(_, checked)| checked.is_ok()).collect();
     assert_eq!(checked, [true, false, false]);
+    fs::remove_file(run.path().join(FOLDER).join("step-000001").join(WEIGHTS)).unwrap();
+    let CheckpointError::NoneSound { source, .. } = open(run.path()).unwrap_err() else { panic!("none is sound") };
+    assert!(source.to_string().contains("step-000003/weights.safetensors is damaged"), "{source}");
 }
 
 #[test]

@@ -180,7 +180,7 @@ impl Run {
         drive.underway.iter_mut().for_each(Underway::restored);
         self.record.workers = crew.records();
         if self.keeps_earlier_records {
-            self.begin_records()?;
+            self.begin_records(crew.observer)?;
         } else {
             self.folder.write(&self.record)?;
         }
