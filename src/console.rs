@@ -144,10 +144,10 @@ impl Observer for Console {
             }
             Event::Suspected { worker, process_id, host, given_up_after, .. } => {
                 if let Some(bar) = &self.bar {
-                    bar.set_message(format!("worker {worker} does not respond"));
+                    bar.set_message(format!("worker {worker} does not answer"));
                 }
                 tell(&format!(
-                    "worker {worker} (process {process_id} on {host}) does not respond; it will be given up after {given_up_after} s of silence"
+                    "worker {worker} (process {process_id} on {host}) does not answer; it will be given up after {given_up_after} s of silence"
                 ));
             }
             Event::Gone { worker, process_id, host, why } => {
@@ -156,7 +156,7 @@ impl Observer for Console {
                 ));
             }
             Event::Answered { worker, process_id, host, seconds } => {
-                tell(&format!("worker {worker} (process {process_id} on {host}) responds again, after {seconds:.1} s"));
+                tell(&format!("worker {worker} (process {process_id} on {host}) answers again, after {seconds:.1} s"));
             }
             Event::Slow { worker, process_id, host, .. } => tell(&format!(
                 "worker {worker} (process {process_id} on {host}) is slow: the others wait for it more than a third of the time"

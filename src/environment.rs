@@ -1,5 +1,5 @@
-//! Settings from the environment: `CONVOY_SOME_FLAG` sets `--some-flag`, and a flag on the command line wins. This keeps a
-//! compose file short, which has one command line for many jobs.
+//! Settings from the environment: `CONVOY_SOME_FLAG` sets `--some-flag`, and a flag on the command line takes precedence. A
+//! compose file has one command line for many jobs, and this keeps it short.
 //!
 //! Not here: what a setting means.
 

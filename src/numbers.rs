@@ -1,5 +1,5 @@
-//! Parsers of numbers on the command line, whose errors say in words what would be right. What a job makes of a number is
-//! checked by the job.
+//! Parsers of numbers on the command line, whose errors say in words what would be right. The job itself
+//! checks whether a number makes sense for it.
 
 use std::ops::RangeInclusive;
 

@@ -111,8 +111,9 @@ pub(crate) struct Arguments {
     /// that is complete [default: chosen so that snapshots cost at most 2 % of the time, and are at least one second apart]
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     snapshot_every: Option<u64>,
-    /// Seconds that the job waits for a worker that does not answer (values below 5 count as 5), and, with --listen, for another worker in
-    /// place of a lost one. A run that --resume auto continues waits as long for the other workers once one has connected. The end of --help lists the other deadlines [default: 10]
+    /// Seconds that the job waits for a worker that does not answer (values below 5 count as 5). With --listen, also for a replacement of a
+    /// lost worker. When --resume auto continues a run, also for the remaining workers after the first one has connected. The end of --help
+    /// lists the other deadlines [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = whole::<u64>(0..=86_400))]
     patience: Option<u64>,
     /// Steps to keep in the run's trace: off, sample (about 50 steps, spread over the run, and up to 30 slow ones), steps:FROM-TO,

@@ -1,5 +1,5 @@
 //! How jobs end, with real processes and real signals: requests to stop, killed coordinators, numbers that are not finite. The last
-//! checkpoint stays valid, and nothing is left behind. Every test asserts that its fault fired. Lost workers: `recovery.rs`.
+//! checkpoint stays valid, and nothing is left behind. Every test asserts that its fault happened. Lost workers: `recovery.rs`.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;

@@ -1,5 +1,5 @@
 //! Losses, logits and every gradient by name, against what PyTorch computed for `tests/golden/`, with worker processes of
-//! the built program. Only these suites use tolerances, because the reference is somebody else's arithmetic.
+//! the built program. This suite compares within tolerances, because PyTorch sums in another order.
 //! `tests/golden/README.md` justifies them, and holds the formulas of data and weights.
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 

@@ -1,5 +1,6 @@
 //! Recovery from faults, with real processes and real signals: whatever happens to its workers, a job ends in the bits of a job
-//! without faults. Every test asserts that its fault fired, and one breaks recovery on purpose and must be found.
+//! without faults. Every test asserts that its fault happened. Three negative controls break recovery on purpose, and assert that this
+//! is noticed.
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 mod support;
@@ -128,7 +129,7 @@ fn a_killed_local_worker_is_replaced() {
 #[test]
 fn a_stopped_local_worker_is_given_up_and_replaced() {
     let said = a_local_worker_gets("STOP", "it did not answer for 10 s");
-    assert!(said.contains("does not respond; it will be given up after 10 s of silence"), "{said}");
+    assert!(said.contains("does not answer; it will be given up after 10 s of silence"), "{said}");
 }
 
 /// A worker that is stopped for five seconds is reported, and only delays the job.
@@ -150,11 +151,9 @@ fn a_worker_that_is_stopped_for_five_seconds_is_not_lost() {
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1));
     assert_eq!(record(&out)["incidents"].as_array().map(Vec::len), Some(0), "{}", said(&output));
-    for part in [
-        "worker 1 (process ",
-        " does not respond; it will be given up after 10 s of silence",
-        " responds again, after ",
-    ] {
+    for part in
+        ["worker 1 (process ", " does not answer; it will be given up after 10 s of silence", " answers again, after "]
+    {
         assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
     }
 }
@@ -736,6 +735,24 @@ fn a_coordinator_that_is_started_again_continues_with_the_workers_that_are_left(
     assert!(record(&out)["running"]["resumed"][1].as_u64().is_some_and(|step| step >= 10), "it was continued");
     assert_eq!(worker_processes(&out), [left.id()]);
     end([left]);
+}
+
+/// `--resume auto` in a folder without a run: the job has nothing to continue, so that it waits for all workers, however short its patience.
+#[test]
+fn a_first_start_with_resume_auto_waits_for_all_workers() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let mut child = start("--listen 127.0.0.1:0 --resume auto --patience 0", &out);
+    let join = listening_at(&mut child);
+    let first = worker(&join, "");
+    line_with(child.stdout.as_mut().unwrap(), "1 of 2 workers connected");
+    let second = worker(&join, "");
+    let output = finish(child);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1));
+    assert_eq!(BTreeSet::from_iter(worker_processes(&out)), BTreeSet::from([first.id(), second.id()]));
+    assert_eq!(record(&out)["incidents"], Value::Array(Vec::new()));
+    end([first, second]);
 }
 
 /// A finished run is to be continued, and no worker comes: its records stay as they are.

@@ -1,4 +1,4 @@
-//! Runs a job under a storm of faults, and compares it with a calm twin: the same job without faults. Both run as real processes of
+//! Runs a job under a storm of faults, and compares it with a calm run: the same job without faults. Both run as real processes of
 //! the program.
 //!
 //! [`storm`] plans the faults. [`conductor`] runs a job and makes the faults happen. Its processes live at a [`place`]: this machine

@@ -1,4 +1,5 @@
-//! What a run needs of the place where its processes live: to start them, to strike them from outside, and to know them by name.
+//! The interface to the place where the processes of a run live: it starts them, makes faults happen from outside, and identifies them by
+//! name.
 //!
 //! Not here: the two places, this machine (`local`) and a container engine (`compose`).
 

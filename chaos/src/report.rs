@@ -1,4 +1,4 @@
-//! Compares a stormy run with its calm twin: whether the bits are equal, and for each fault whether it happened, was found, and was
+//! Compares a stormy run with a calm run: whether the bits are equal, and for each fault whether it happened, was found, and was
 //! attributed to the right process.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,7 +1,7 @@
 //! The deliberate faults of a worker, as its `--rehearse` takes them: `DEED@PHASE:STEP`. `convoy chaos` writes them, and workers read
 //! them.
 //!
-//! Not here: doing them (the worker's `rehearsal`), and when a storm has which (`convoy chaos`).
+//! Not here: carrying them out (the worker's `rehearsal`), and planning them (the `storm` of `convoy chaos`).
 
 use std::fmt;
 use std::str::FromStr;

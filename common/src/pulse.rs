@@ -1,5 +1,5 @@
 //! A sign of life: a thread that works sets it from time to time, and another thread reads it to see whether the first one hangs.
-//! The caller brings the time.
+//! The caller passes the time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

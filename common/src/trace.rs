@@ -1,6 +1,6 @@
 //! What processes record: spans of time with what they were spent on, in a buffer of limited size.
 //!
-//! Not here: clocks (the caller brings the time), messages (`wire`), and the analysis (the coordinator's `trace`).
+//! Not here: clocks (the caller passes the time), messages (`wire`), and the analysis (the coordinator's `trace`).
 
 use crate::batch::MicroBatchId;
 use crate::index::{SegmentIndex, TowerIndex};

@@ -90,7 +90,7 @@ pub enum CheckpointError {
     #[error("{path} holds no checkpoint: it has neither {MANIFEST} nor checkpoints/step-NNNNNN/{MANIFEST}")]
     None { path: PathBuf },
     /// Every checkpoint of a run is damaged.
-    #[error("no checkpoint of {run} is sound, and `convoy verify {run}` says why; the newest one")]
+    #[error("no checkpoint of {run} is sound (`convoy verify {run}` checks all of them); the error in the newest one")]
     NoneSound { run: PathBuf, source: Box<CheckpointError> },
     /// The manifest can't be read.
     #[error("{path} is not a manifest of format {FORMAT}")]

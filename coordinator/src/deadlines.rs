@@ -70,7 +70,7 @@ pub fn table() -> Vec<(&'static str, String)> {
     let after = |duration| format!("after {}", seconds(duration));
     let (margin, ping) = (seconds(MARGIN), seconds(PING_TIMEOUT));
     let hung = format!(
-        "after {WORK_LONGER} times its longest piece of work, {} to {}",
+        "after {WORK_LONGER} times its longest computation so far, at least {} and at most {}",
         seconds(WORK_MIN),
         seconds(FIRST_WORK)
     );
@@ -81,13 +81,16 @@ pub fn table() -> Vec<(&'static str, String)> {
         ("a worker that hangs is given up", hung),
         ("with --listen, the remaining workers take over the towers of a lost one", "after P".to_owned()),
         (
-            "with --resume auto and --listen, a job begins without missing workers",
-            format!("P after one has connected, at least {}", seconds(GIVEN_UP_MIN)),
+            "with --resume auto and --listen, a run continues even if workers are missing",
+            format!("P after the first one has connected, at least {}", seconds(GIVEN_UP_MIN)),
         ),
         ("the job ends if a worker process that it started does not connect", after(LOCAL_CONNECTS)),
         ("the job ends if too few remote workers connect", after(REMOTE_CONNECTS)),
         ("a worker leaves a coordinator that does not answer", after(PING_TIMEOUT)),
-        ("a connection is closed if its other end does not answer", format!("after P + {margin}, at least {ping}")),
+        (
+            "the coordinator closes a connection whose other end does not answer",
+            format!("after P + {margin}, at least {ping}"),
+        ),
         (
             "the job ends if it gets no further although its workers answer",
             format!("after P + {margin}, at least {}", seconds(PROGRESS_MIN)),

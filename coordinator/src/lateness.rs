@@ -1,4 +1,4 @@
-//! Which worker the others wait for, step after step. Pure: times come in.
+//! Which worker the others wait for, step after step. Pure: the caller passes the times.
 //!
 //! In a step, the towers deliver to one exchange after another, forward and then backward, for each micro-batch. An exchange is ready as
 //! soon as the one before it is complete. A worker *owes* what is ready and not delivered by its towers. It is *late* for as long as it is

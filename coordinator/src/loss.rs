@@ -1,4 +1,5 @@
-//! Softmax and cross-entropy, in f64 with a platform-independent `exp` and `log`. Only here do the logits of all towers meet.
+//! Softmax and cross-entropy, in f64 with a platform-independent `exp` and `log`. No other module combines the logits of
+//! all towers.
 
 /// The result of one sample's logits.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -220,7 +220,7 @@ fn log(event: &Event) {
             tracing::info!(worker = worker.0, step, rewound_to, "a fault: {what}");
         }
         Event::Suspected { worker, host, step, .. } => {
-            tracing::info!(worker = worker.0, host, step, "a worker does not respond")
+            tracing::info!(worker = worker.0, host, step, "a worker does not answer")
         }
         Event::Answered { worker, host, seconds, .. } => {
             tracing::info!(worker = worker.0, host, seconds, "a worker answers again")

@@ -1,4 +1,4 @@
-//! Which workers have not answered, and for how long. Pure: time comes in.
+//! Which workers have not answered, and for how long. Pure: the caller passes the time.
 //!
 //! Not here: asking them (`crew`), and what follows from silence (`recovery`).
 

@@ -6,7 +6,7 @@
 //!     \--a loss that isn't finite--> nothing of the step is applied
 //! ```
 //!
-//! A step without a finite loss is never done: a backward pass counts only once the logits of its micro-batch have arrived.
+//! A step without a finite loss never completes: BackwardDone is accepted only after all logits of its micro-batch have arrived.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

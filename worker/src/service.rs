@@ -1,5 +1,6 @@
 //! The worker process: it connects to a coordinator, holds towers for one job after another, and stops on request.
-//! The calling thread computes; a second thread handles the network. They share two queues and nothing else.
+//! The compute thread computes; the network thread handles the network. They exchange messages over two queues, and share nothing else but
+//! counters and signs of life.
 //!
 //! Not here: what is computed (`engine`), and decisions, which the coordinator makes.
 

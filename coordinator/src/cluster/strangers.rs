@@ -1,6 +1,6 @@
-//! Workers that do not join: which of them were reported already. Each is reported once, and not too many are.
+//! Remembers which refused or busy workers have been reported. Each is reported once, up to a limit.
 //!
-//! Not here: why they do not join (`doors`).
+//! Not here: why they are refused (`doors`).
 
 use std::collections::HashSet;
 

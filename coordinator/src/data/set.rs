@@ -1,4 +1,4 @@
-//! Images and labels in memory: a split, a data set of two, and what a model needs of them.
+//! Images and labels in memory: a split; a data set, which consists of two splits; and what a model requires of them.
 //!
 //! Not here: where they come from.
 

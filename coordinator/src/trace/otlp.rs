@@ -1,7 +1,7 @@
 //! Sends kept steps to a receiver of the OpenTelemetry protocol, such as Jaeger or Grafana. Each step is one trace with the spans
-//! of all processes. A separate thread sends, so a receiver that is slow or away costs spans but no time.
+//! of all processes. A separate thread sends. If the receiver is slow or unreachable, spans are dropped, and the job is not delayed.
 //!
-//! Layers are only in `trace.json`. Sent are steps, segments, transfers, commits, measurements and checkpoints. Workers send
+//! Layers are only in `trace.json`. The receiver gets steps, segments, transfers, commits, measurements and checkpoints. Workers send
 //! nothing themselves: the coordinator has their spans, on its own clock.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};

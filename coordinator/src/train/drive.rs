@@ -1,4 +1,4 @@
-//! What changes from step to step, and where a job runs.
+//! What changes from step to step (`Drive`), and the cluster and the recorder of a job (`Site`).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -159,7 +159,7 @@ impl Run {
             // Workers that are there try to connect every two seconds.
             let patience = cluster.deadlines().given_up;
             let text = format!(
-                "the job is continued, and begins without missing workers {} s after the first one has connected",
+                "the run continues even if workers are missing, {} s after the first one has connected",
                 patience.as_secs()
             );
             observer.on(Event::Notice { text });

@@ -4,8 +4,8 @@
 //! due -> arriving (the workers send their state) -> the snapshot -> being written, if it is a checkpoint -> on disk
 //! ```
 //!
-//! The job goes on while a snapshot arrives, and while a checkpoint is written. It waits while the state of a checkpoint arrives. One
-//! snapshot can arrive at a time, and one be written. A fault leads back to the last one that has arrived.
+//! The job goes on while a snapshot arrives, and while a checkpoint is written. It waits while the state of a checkpoint arrives. At
+//! most one snapshot arrives at a time, and at most one is being written. After a fault, the job goes back to the last one that has arrived.
 //!
 //! Not here: how state is gathered (`crew`), and files (`checkpoint`).
 

@@ -3,17 +3,17 @@
 //! ```text
 //! vector    one vector of floats, for each instruction set
 //! tile      a few chains in registers
-//! products  which tile comes when: outputs and input gradients, weight gradients
+//! products  the order of tiles: outputs and input gradients, weight gradients
 //! blocks    feature maps as products read them        panels    weights as products read them
 //! conv      a convolution's three passes              linear    a linear layer's
 //! affine    either of them
 //! lrn, pool, elementwise    what has no product, over (sample, row, column, channel)
-//! memory    what steps use again                      isa       which instruction sets there are
-//! peak, copying             what a core could do at most: multiply-adds, bytes moved
+//! memory    buffers that steps reuse                  isa       the available instruction sets
+//! peak, copying             limits of a core: multiply-adds and bytes per second
 //! reference NUMERICS.md as code, for the tests
 //! ```
 //!
-//! Not here: which layer comes when (`tower`), and any other order of a sum. `unsafe` lives in this folder alone.
+//! Not here: the order of layers (`tower`). `unsafe` lives in this folder alone.
 
 #![allow(unsafe_code)]
 

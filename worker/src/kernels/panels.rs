@@ -1,4 +1,4 @@
-//! The layout of weights that products read: panels of a few units of columns, in the order (panel, term, column of the
+//! The layout of weights that products read: panels of one to three units of 16 columns, in the order (panel, term, column of the
 //! panel), with zeros where the last panel has fewer columns. It is the same on every instruction set. Momentum and gradients
 //! use it too; only what leaves the worker is [unpacked](Panels::unpack).
 //!

@@ -1,4 +1,4 @@
-//! What Fashion-MNIST is: its classes, the shape of its images, and their numbers.
+//! What Fashion-MNIST is: its classes, the shape of its images, and how many there are.
 
 use crate::data::set::ImageShape;
 

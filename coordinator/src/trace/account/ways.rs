@@ -1,4 +1,4 @@
-//! The ways of a step's tensors, from the worker that computed them to the worker that waited for them: which worker or link a
+//! The path of each tensor of a step, from the worker that computed them to the worker that waited for them: which worker or link a
 //! wait is attributed to, how the critical path goes from worker to worker, and what each exchange moved.
 
 use std::collections::{BTreeMap, HashMap};
