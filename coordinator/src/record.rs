@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use convoy_common::index::ExchangeIndex;
-use convoy_common::plan::Traffic;
+use convoy_common::plan::{Plan, Traffic};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -57,6 +57,27 @@ pub struct RunRecord {
     /// The result, once the run has ended.
     #[serde(rename = "final")]
     pub ended: Option<FinalRecord>,
+}
+
+impl RunRecord {
+    /// The record of a run that begins: it has no worker, no exchange and no result yet.
+    pub fn begin(job: &Job, data: String, plan: &Plan, running: RunningRecord) -> Self {
+        Self {
+            status: "running",
+            error: None,
+            model: plan.network.name.clone(),
+            configuration: job.clone(),
+            running,
+            data,
+            environment: environment(),
+            workers: Vec::new(),
+            exchanges: Vec::new(),
+            planned_step_traffic: Some(plan.step_traffic(job.batch)),
+            images_per_second: None,
+            incidents: Vec::new(),
+            ended: None,
+        }
+    }
 }
 
 /// The settings that don't change a job's result.
@@ -347,7 +368,7 @@ fn kept_lines(path: &Path, kept: &EarlierMetrics) -> std::io::Result<Kept> {
 }
 
 /// The machine and the program.
-pub fn environment() -> BTreeMap<&'static str, String> {
+fn environment() -> BTreeMap<&'static str, String> {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     BTreeMap::from([
         ("convoy", env!("CARGO_PKG_VERSION").to_owned()),

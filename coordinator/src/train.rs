@@ -35,8 +35,8 @@ use crate::metrics::Metered;
 use crate::observe::{Ended, Event, Observer, Started};
 use crate::order::DataOrder;
 use crate::record::{
-    EarlierMetrics, ExchangeRecord, FinalRecord, RunFolder, RunRecord, RunningRecord, earlier_incidents, environment,
-    holds_run, says_done,
+    EarlierMetrics, ExchangeRecord, FinalRecord, RunFolder, RunRecord, RunningRecord, earlier_incidents, holds_run,
+    says_done,
 };
 use crate::recovery::{Generations, Witness};
 use crate::running::Running;
@@ -196,13 +196,15 @@ impl Run {
             observer.on(Event::Notice { text });
         }
         let resumed = resume.as_ref().map(|checkpoint| (checkpoint.path.clone(), checkpoint.manifest.progress.step));
-        let (progress, state) = match resume {
-            Some(checkpoint) => (checkpoint.manifest.progress, checkpoint.state),
+        let snapshot = match resume {
+            Some(checkpoint) => Snapshot { progress: checkpoint.manifest.progress, state: checkpoint.state },
             None => {
                 let weights = weights.unwrap_or_else(|| network.initial_weights(job.seed));
-                (Progress::default(), JobState { weights, momentum: network.zeros() })
+                let state = JobState { weights, momentum: network.zeros() };
+                Snapshot { progress: Progress::default(), state }
             }
         };
+        let progress = snapshot.progress;
         if last_step < progress.step {
             return Err(JobError::EndsBeforeItStarts { end: last_step, step: progress.step });
         }
@@ -216,53 +218,31 @@ impl Run {
             observer.on(Event::Notice { text });
             Vec::new()
         });
-        let must_be_new = matches!(out, Out::Fresh(_));
-        let out = match out {
-            Out::Fresh(path) | Out::Continued(path) => path,
-            Out::Unnamed => RunFolder::claim(&network.name, SystemTime::now())?,
-        };
-        let has_records = !must_be_new && holds_run(&out);
-        let folder = RunFolder::open(&out, must_be_new)?;
+        let (folder, has_records) = open_folder(out, &network.name)?;
         let checkpoint_every = running.checkpoint_every.unwrap_or(job.span.steps_per_epoch).max(1);
-        let record = RunRecord {
-            status: "running",
-            error: None,
-            model: network.name.clone(),
-            running: RunningRecord {
-                workers,
-                threads: running.listen.is_none().then_some(threads),
-                listen: running.listen.as_ref().map(ToString::to_string),
-                micro_batches,
-                checkpoint_every,
-                snapshot_every: running.snapshot_every,
-                last_step,
-                resumed,
-            },
-            configuration: job.clone(),
-            data: data.origin.clone(),
-            environment: environment(),
-            workers: Vec::new(),
-            exchanges: Vec::new(),
-            planned_step_traffic: Some(plan.step_traffic(job.batch)),
-            images_per_second: None,
-            incidents,
-            ended: None,
+        let settings = RunningRecord {
+            workers,
+            threads: running.listen.is_none().then_some(threads),
+            listen: running.listen.as_ref().map(ToString::to_string),
+            micro_batches,
+            checkpoint_every,
+            snapshot_every: running.snapshot_every,
+            last_step,
+            resumed,
         };
-        let plan = Arc::new(plan);
-        let writer = Writer::new(folder.checkpoints(), running.keep);
-        let stale = running.rehearsal.stale_snapshot.then(|| state.clone());
+        let record = RunRecord { incidents, ..RunRecord::begin(&job, data.origin.clone(), &plan, settings) };
         let mut run = Self {
             job,
             test_images: data.test.fingerprint(),
             data,
-            plan,
+            plan: Arc::new(plan),
+            stale: running.rehearsal.stale_snapshot.then(|| snapshot.state.clone()),
+            writer: Writer::new(folder.checkpoints(), running.keep),
             running,
             source,
             threads,
             progress,
-            stale,
-            snapshot: Arc::new(Snapshot { progress, state }),
-            writer,
+            snapshot: Arc::new(snapshot),
             witness: Witness::default(),
             measured_through: 0,
             last_step,
@@ -425,6 +405,17 @@ fn check_out(out: &Out) -> Result<(), JobError> {
         return Err(JobError::OutTaken { path: path.clone() });
     }
     Ok(())
+}
+
+/// Opens the run's folder, or claims a new one. Returns also whether it has the records of an earlier process.
+fn open_folder(out: Out, model: &str) -> Result<(RunFolder, bool), JobError> {
+    let must_be_new = matches!(out, Out::Fresh(_));
+    let path = match out {
+        Out::Fresh(path) | Out::Continued(path) => path,
+        Out::Unnamed => RunFolder::claim(model, SystemTime::now())?,
+    };
+    let has_records = !must_be_new && holds_run(&path);
+    Ok((RunFolder::open(&path, must_be_new)?, has_records))
 }
 
 /// A notice about a job that continues beyond the span of its schedule.
