@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+use convoy_coordinator::files::quoted;
 use convoy_coordinator::incident::Incident;
 use convoy_coordinator::observe::{Ended, Event, Observer, Started, WorkerRecord};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -97,7 +98,7 @@ impl Console {
         tell(&format!("  checkpoint      {}", ended.checkpoint.display()));
         tell(&format!("  records         {}/run.json, metrics.jsonl", ended.out.display()));
         if ended.interrupted {
-            tell(&format!("  continue with   convoy train --resume {}", ended.out.display()));
+            tell(&format!("  continue with   convoy train --resume {}", quoted(&ended.out)));
         }
     }
 }
@@ -207,14 +208,17 @@ fn described(started: &Started) -> String {
             started.multiply_adds as f64 / 1e6
         ),
         format!("data     {}", started.data),
-        format!(
-            "steps    {} to {}, {} images each, {} steps per epoch, {:.2} MB over sockets per step",
-            started.first_step,
-            started.last_step,
-            started.batch,
-            started.steps_per_epoch,
-            started.step_bytes as f64 / 1e6
-        ),
+        match started.first_step..=started.last_step {
+            steps if steps.is_empty() => format!("steps    none: the job ends after step {}", started.last_step),
+            steps => format!(
+                "steps    {} to {}, {} images each, {} steps per epoch, {:.2} MB over sockets per step",
+                steps.start(),
+                steps.end(),
+                started.batch.min(started.train_images),
+                started.steps_per_epoch,
+                started.step_bytes as f64 / 1e6
+            ),
+        },
     ];
     lines.extend(started.workers.iter().map(worker_line));
     lines.push(format!("run      {}", started.out.display()));

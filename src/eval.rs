@@ -51,7 +51,8 @@ pub(crate) struct Arguments {
     /// sent unencrypted
     #[arg(long, value_name = "FILE", requires = "listen")]
     token_file: Option<PathBuf>,
-    /// Write all logits to this safetensors file, as one tensor (image, class)
+    /// Write all logits to this safetensors file, as one tensor "logits" (image, class). An earlier file of logits is replaced; any other
+    /// file is an error
     #[arg(long, value_name = "FILE")]
     logits: Option<PathBuf>,
     /// Print one JSON object instead of text

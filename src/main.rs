@@ -151,7 +151,10 @@ fn carry_out(command: Command, log: &Log) -> Result<Outcome, Box<dyn Error>> {
 }
 
 fn ended(result: Result<Outcome, Box<dyn Error>>) -> ExitCode {
+    let lost = output::failure();
+    lost.iter().for_each(|why| fail(why));
     match result {
+        Ok(Outcome::Done) if lost.is_some() => ExitCode::from(FAILED),
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => {

@@ -9,6 +9,8 @@ use indicatif::ProgressBar;
 
 /// The visible progress bar, if any. Every print moves it out of the way.
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
+/// The first failure to write a line of progress.
+static FAILED: Mutex<Option<String>> = Mutex::new(None);
 /// Whether programs read standard error as a log.
 static IS_FOR_PROGRAMS: AtomicBool = AtomicBool::new(false);
 
@@ -16,18 +18,28 @@ static IS_FOR_PROGRAMS: AtomicBool = AtomicBool::new(false);
 pub(crate) fn print(text: &str) -> Result<(), Box<dyn Error>> {
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(format!("cannot write to standard output: {error}").into())
-        }
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(unwritable(&error).into()),
         _ => Ok(()),
     }
 }
 
-/// Prints a line of progress. Failed writes are ignored: the job's folder holds everything that matters.
+/// Prints a line of progress. A failed write does not end the job: its folder holds everything that matters.
 pub(crate) fn tell(line: &str) {
-    beside_the_bar(|| {
-        let _ = writeln!(io::stdout(), "{line}");
-    });
+    let written = beside_the_bar(|| writeln!(io::stdout(), "{line}"));
+    if let Err(error) = written
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        FAILED.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| unwritable(&error));
+    }
+}
+
+/// Why lines of progress were lost, if any were.
+pub(crate) fn failure() -> Option<String> {
+    FAILED.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn unwritable(error: &io::Error) -> String {
+    format!("cannot write to standard output: {error}")
 }
 
 /// Prints a line to standard error, or a log entry where programs read standard error. Failed writes are ignored.

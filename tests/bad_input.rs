@@ -398,6 +398,15 @@ fn an_input_without_end_and_an_output_that_is_full_are_errors() {
         assert_eq!(output.status.code(), Some(FAILED), "{}", said(&output));
         assert!(said(&output).contains("write to standard output: No space"), "{}", said(&output));
     }
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = support::convoy();
+    command.args(["train", "--data", "bundled", "--steps", "2", "--out"]).arg(&out);
+    let output = finish(command.stdout(full).stderr(Stdio::piped()).start());
+    assert_eq!(output.status.code(), Some(FAILED), "{}", said(&output));
+    assert!(said(&output).contains("write to standard output: No space"), "{}", said(&output));
+    assert_eq!(record(&out)["status"], "done");
 }
 
 /// Whichever class has no training image, the job trains and says so.
@@ -463,9 +472,87 @@ fn logits_replace_neither_devices_nor_weights() {
     let weights = checkpoint(&out).join("weights.safetensors");
     let fifo = folder.path().join("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    for (target, part) in [(&weights, "is a checkpoint"), (&fifo, "not a plain file")] {
-        let arguments = format!("eval {}", out.display());
-        refused(&arguments, &[("--data", &data), ("--logits", target)], FAILED, &[part, target.to_str().unwrap()]);
+    let copy = folder.path().join("copy.safetensors");
+    fs::copy(&weights, &copy).unwrap();
+    let (records, images) = (out.join("run.json"), data.join("t10k-images-idx3-ubyte"));
+    let eval = format!("eval {}", out.display());
+    for (target, part) in [
+        (&weights, "is a checkpoint"),
+        (&fifo, "not a plain file"),
+        (&copy, "is not a file of logits"),
+        (&records, "is not a file of logits"),
+        (&images, "is not a file of logits"),
+        (&model, "is not a file of logits"),
+    ] {
+        let before = target.is_file().then(|| fs::read(target).unwrap());
+        refused(&eval, &[("--data", &data), ("--logits", target)], FAILED, &[part, target.to_str().unwrap()]);
+        assert_eq!(before, target.is_file().then(|| fs::read(target).unwrap()), "{target:?}");
     }
-    succeed(&format!("eval {}", out.display()), &[("--data", &data)]);
+    for _ in 0..2 {
+        succeed(&eval, &[("--data", &data), ("--logits", &folder.path().join("logits.safetensors"))]);
+    }
+}
+
+/// Weights that overflow are not the fault of a job's settings.
+#[test]
+fn weights_that_are_too_large_are_named() {
+    let (folder, model, data) = sound();
+    let (out, huge) = (folder.path().join("run"), folder.path().join("huge.safetensors"));
+    succeed("train --steps 1 --batch 8", &[("--model", &model), ("--data", &data), ("--out", &out)]);
+    let whole = fs::read(checkpoint(&out).join("weights.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let floats = whole[header..].chunks_exact(4).flat_map(|_| 3e38f32.to_le_bytes());
+    fs::write(&huge, whole[..header].iter().copied().chain(floats).collect::<Vec<u8>>()).unwrap();
+    let eval = format!("eval {}", huge.display());
+    refused(&eval, &[("--data", &data), ("--model", &model)], FAILED, &["huge.safetensors are too large"]);
+}
+
+/// A run whose checkpoints were removed: its records stay, under other names.
+#[test]
+fn records_without_a_checkpoint_are_set_aside() {
+    let (folder, model, data) = sound();
+    let out = folder.path().join("run");
+    let paths: &[(&str, &Path)] = &[("--model", &model), ("--data", &data), ("--out", &out)];
+    succeed("train --steps 3 --batch 8", paths);
+    let before = ["run.json", "metrics.jsonl"].map(|name| fs::read(out.join(name)).unwrap());
+    fs::remove_dir_all(out.join("checkpoints")).unwrap();
+    let text = succeed("train --steps 2 --batch 8", paths);
+    assert!(text.contains("they are now metrics-1.jsonl and run-1.json"), "{text}");
+    assert_eq!(before, ["run-1.json", "metrics-1.jsonl"].map(|name| fs::read(out.join(name)).unwrap()));
+    assert_eq!(losses(&out).len(), 2);
+}
+
+/// A checkpoint without the sum of its manifest, and one with the name of another step.
+#[test]
+fn incomplete_and_misnamed_checkpoints_are_damaged() {
+    let (folder, model, data) = sound();
+    let out = folder.path().join("run");
+    let paths: &[(&str, &Path)] = &[("--model", &model), ("--data", &data), ("--out", &out)];
+    succeed("train --steps 6 --batch 5 --checkpoint-every 2", paths);
+    let step = |step: &str| out.join("checkpoints").join(step);
+    let verify = format!("verify {}", out.display());
+    fs::remove_file(step("step-000006").join("manifest.sha256")).unwrap();
+    refused(&verify, &[], FAILED, &["step-000006/manifest.sha256", "damaged checkpoints: 1 of 3"]);
+    fs::remove_dir_all(step("step-000006")).unwrap();
+    fs::rename(step("step-000002"), step("step-000009")).unwrap();
+    refused(&verify, &[], FAILED, &["step-000009 holds step 2, and must be named step-000002", "1 of 2"]);
+    let output = run("train", &[("--resume", &out), ("--data", &data)]);
+    assert!(output.status.success() && said(&output).contains("step-000004 instead"), "{}", said(&output));
+}
+
+/// A trace of steps that the run does not have, and a job that is at its end already.
+#[test]
+fn a_run_without_the_steps_that_were_asked_for_says_so() {
+    let (folder, model, data) = sound();
+    let (out, other) = (folder.path().join("run"), folder.path().join("other run"));
+    let text = succeed(
+        "train --steps 3 --batch 40 --trace steps:5-6",
+        &[("--model", &model), ("--data", &data), ("--out", &out)],
+    );
+    assert!(text.contains("--trace steps:5-6 keeps no step: this run has steps 1 to 3"), "{text}");
+    assert!(text.contains("steps    1 to 3, 30 images each"), "{text}");
+    let text = succeed("train", &[("--resume", &out), ("--data", &data), ("--out", &other)]);
+    assert!(text.contains("steps    none: the job ends after step 3"), "{text}");
+    let paths: &[(&str, &Path)] = &[("--model", &model), ("--data", &data), ("--out", &other)];
+    refused("train --steps 3", paths, MISUSED, &["--resume '", "other run'"]);
 }

@@ -8,7 +8,8 @@ pub mod writer;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use convoy_common::model::Network;
@@ -27,6 +28,8 @@ use crate::state::{JobState, Progress};
 const FORMAT: u32 = 1;
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
+/// The tensor of a file of logits.
+const LOGITS: &str = "logits";
 const MANIFEST: &str = "manifest.json";
 /// The SHA-256 of the manifest, as `sha256sum --check` reads it. Older checkpoints lack it.
 const MANIFEST_SHA256: &str = "manifest.sha256";
@@ -84,7 +87,7 @@ pub enum CheckpointError {
     #[error("cannot write {path}")]
     Write { path: PathBuf, source: std::io::Error },
     /// Nothing is at the path given.
-    #[error("{path} does not exist; give the folder of a run or of a checkpoint, or a safetensors file")]
+    #[error("{path} does not exist; give the folder of a run or of a checkpoint")]
     Missing { path: PathBuf },
     /// There is no checkpoint at the path given.
     #[error("{path} holds no checkpoint: it has neither {MANIFEST} nor checkpoints/step-NNNNNN/{MANIFEST}")]
@@ -106,6 +109,9 @@ pub enum CheckpointError {
         "{path} or {sum} is damaged: the SHA-256 of the manifest is \"{found}\", but it was written as \"{stated}\""
     )]
     DamagedManifest { path: PathBuf, found: String, sum: PathBuf, stated: String },
+    /// A checkpoint of a run has the name of another step.
+    #[error("{path} holds step {step}, and must be named {}", name_of(*step))]
+    Misnamed { path: PathBuf, step: u64 },
     /// A tensor file can't be read.
     #[error("{path} is not a safetensors file: {reason}")]
     Tensors { path: PathBuf, reason: String },
@@ -142,7 +148,7 @@ impl Manifest {
 /// When it can't be written. Then nothing of it is left.
 pub fn write(folder: &Path, described: &Described, state: &JobState) -> Result<PathBuf, CheckpointError> {
     let step = described.progress.step;
-    let path = folder.join(format!("step-{step:06}"));
+    let path = folder.join(name_of(step));
     if is_already_there(&path, described, state) {
         return Ok(path);
     }
@@ -156,6 +162,11 @@ pub fn write(folder: &Path, described: &Described, state: &JobState) -> Result<P
     let _ = fs::remove_dir_all(&temporary);
     result.map_err(|source| CheckpointError::Write { path: path.clone(), source })?;
     Ok(path)
+}
+
+/// The name of a checkpoint's folder.
+fn name_of(step: u64) -> String {
+    format!("step-{step:06}")
 }
 
 /// Whether the same checkpoint is already there: a job that is resumed at its end has nothing new to write.
@@ -229,14 +240,11 @@ pub fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
     let file = path.join(MANIFEST);
     let bytes = read_file(&file)?;
     let sum = path.join(MANIFEST_SHA256);
-    if sum.exists() {
-        let (found, stated) = (sha256_line(&bytes), String::from_utf8_lossy(&read_file(&sum)?).into_owned());
-        if found != stated {
-            let [found, stated] =
-                [found, stated].map(|line| line.trim_end().chars().take(SHOWN_MAX).collect::<String>());
-            let [found, stated] = [found, stated].map(|line| convoy_common::wire::printable(&line));
-            return Err(CheckpointError::DamagedManifest { path: file, found, sum, stated });
-        }
+    let (found, stated) = (sha256_line(&bytes), String::from_utf8_lossy(&read_file(&sum)?).into_owned());
+    if found != stated {
+        let [found, stated] = [found, stated].map(|line| line.trim_end().chars().take(SHOWN_MAX).collect::<String>());
+        let [found, stated] = [found, stated].map(|line| convoy_common::wire::printable(&line));
+        return Err(CheckpointError::DamagedManifest { path: file, found, sum, stated });
     }
     let manifest: Manifest =
         serde_json::from_slice(&bytes).map_err(|source| CheckpointError::Manifest { path: file.clone(), source })?;
@@ -276,24 +284,43 @@ pub fn read_weights(path: &Path, network: &Network) -> Result<Tensors, Checkpoin
     deserialized(path, &read_file(path)?, network)
 }
 
-/// Writes tensors to a safetensors file, atomically.
+/// Writes a file with the tensor `logits`, atomically.
 ///
 /// # Errors
 /// When the file can't be written, or must not be replaced.
-pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), CheckpointError> {
+pub fn write_logits(path: &Path, logits: ArrayD<f32>) -> Result<(), CheckpointError> {
+    check_logits_path(path)?;
     let wrong = |source| CheckpointError::Write { path: path.to_owned(), source };
-    // Writing would replace a device or a link by a plain file, or damage a checkpoint.
+    let tensors = Tensors::from([(LOGITS.to_owned(), logits)]);
+    write_atomically(path, &serialized(&tensors).map_err(wrong)?).map_err(wrong)
+}
+
+/// Checks that a file of logits may be written to `path`: nothing is there, or an earlier file of logits.
+///
+/// # Errors
+/// When something else is there, or its folder is a checkpoint.
+pub fn check_logits_path(path: &Path) -> Result<(), CheckpointError> {
     let refused = match fs::symlink_metadata(path) {
+        // Writing would replace a device or a link by a plain file.
         Ok(found) if !found.is_file() => Some("it exists and is not a plain file"),
         _ if path.parent().is_some_and(|folder| folder.join(MANIFEST).exists()) => {
             Some("its folder is a checkpoint, whose files must not change")
         }
+        Ok(_) if !holds_only_logits(path) => Some("it exists and is not a file of logits"),
         _ => None,
     };
-    if let Some(why) = refused {
-        return Err(wrong(std::io::Error::other(why)));
-    }
-    write_atomically(path, &serialized(tensors).map_err(wrong)?).map_err(wrong)
+    refused
+        .map_or(Ok(()), |why| Err(CheckpointError::Write { path: path.to_owned(), source: std::io::Error::other(why) }))
+}
+
+/// Whether the header of a safetensors file names the tensor `logits` and no other.
+fn holds_only_logits(path: &Path) -> bool {
+    let header = || -> std::io::Result<serde_json::Map<String, serde_json::Value>> {
+        let (mut file, mut length) = (File::open(path)?, [0; 8]);
+        file.read_exact(&mut length)?;
+        Ok(serde_json::from_reader(file.take(u64::from_le_bytes(length).min(HEADER_BYTES_MAX)))?)
+    };
+    header().is_ok_and(|header| header.keys().all(|name| name == LOGITS || name == "__metadata__"))
 }
 
 /// The checkpoint that `path` is the weights file of, if it is one.

@@ -8,6 +8,7 @@ use convoy_common::plan::PlanError;
 use crate::checkpoint::CheckpointError;
 use crate::data::DataError;
 use crate::fault::Fault;
+use crate::files::quoted;
 use crate::job::SettingError;
 
 /// Why a job can't start, or had to stop.
@@ -26,7 +27,7 @@ pub enum JobError {
     #[error(transparent)]
     Model(#[from] ModelError),
     /// The folder belongs to another run.
-    #[error("{path} already holds a run; continue it with --resume {path}, or give another --out")]
+    #[error("{path} already holds a run; continue it with --resume {}, or give another --out", quoted(path))]
     OutTaken { path: PathBuf },
     /// Another process uses the folder.
     #[error("{path} is in use by another process; wait until its run ends, or give another --out")]
@@ -97,6 +98,9 @@ pub enum JobError {
         "{what}; start a new job with a smaller --lr; to begin with the weights of a checkpoint, use --init FOLDER/weights.safetensors"
     )]
     NotFinite { what: String },
+    /// The weights to measure give numbers that are not finite.
+    #[error("{what}: the values in {path} are too large")]
+    NotMeasurable { what: String, path: PathBuf },
 }
 
 impl JobError {

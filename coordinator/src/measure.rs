@@ -77,6 +77,8 @@ pub struct Measurement {
 /// When weights, data or workers can't be had or don't fit, or when `stop` is set.
 pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Measurement, JobError> {
     let Measuring { path, model, data, places, running, logits } = measuring;
+    // Before the work, and again when the file is written.
+    logits.as_deref().map_or(Ok(()), checkpoint::check_logits_path)?;
     let Loaded { text, path: weights_path, weights, seed, data: remembered, test_images, micro_batch, damaged } =
         load(&path, model)?;
     damaged.iter().for_each(|error| observer.on(Event::Notice { text: chain(error) }));
@@ -119,7 +121,10 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         crew.assign(&assignment, &state, 0)?;
         evaluate(&mut crew, &data.images, 0, micro_batch, stop)
     };
-    let measured = measure_once().map_err(JobError::from);
+    let measured = measure_once().map_err(JobError::from).map_err(|error| match error {
+        JobError::NotFinite { what } => JobError::NotMeasurable { what, path: weights_path.clone() },
+        error => error,
+    });
     let reason = measured.as_ref().map_or_else(|error| chain(error), |_| "measured".to_owned());
     cluster.dismiss(1, &reason, |_, _| {});
     let measured = measured?;
@@ -127,7 +132,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     if let Some(path) = logits {
         let logits = ArrayD::from_shape_vec(IxDyn(&[measured.images, classes]), measured.logits);
         let logits = logits.expect("a row of logits for each image");
-        checkpoint::write_tensors(&path, &Tensors::from([("logits".to_owned(), logits)]))?;
+        checkpoint::write_logits(&path, logits)?;
     }
     Ok(Measurement {
         model: network.name,

@@ -136,6 +136,7 @@ pub struct EarlierMetrics<'a> {
 }
 
 const METRICS: &str = "metrics.jsonl";
+const RECORD: &str = "run.json";
 
 /// The run's folder.
 #[derive(Debug)]
@@ -183,6 +184,27 @@ impl RunFolder {
             let (path, steps) = (path.display(), kept.steps_through);
             format!("{path} lacks the lines of {missing} of the {steps} steps before the checkpoint; they cannot be restored")
         }))
+    }
+
+    /// Renames the records of a run that has no checkpoint, if there are any. Returns a notice of their new names.
+    ///
+    /// # Errors
+    /// When they can't be renamed.
+    pub fn set_aside(&self) -> Result<Option<String>, JobError> {
+        let metrics = self.path.join(METRICS);
+        if fs::metadata(&metrics).map_or(0, |found| found.len()) == 0 {
+            return Ok(None);
+        }
+        let new = |number: u64| [format!("metrics-{number}.jsonl"), format!("run-{number}.json")];
+        let is_free = |number: &u64| new(*number).iter().all(|name| !self.path.join(name).exists());
+        let [new_metrics, new_record] = new((1..).find(is_free).expect("there is always another number"));
+        let rename = |from: &Path, to: &str| fs::rename(from, self.path.join(to)).map_err(wrong(from));
+        rename(&metrics, &new_metrics)?;
+        if holds_run(&self.path) {
+            rename(&self.path.join(RECORD), &new_record)?;
+        }
+        let path = self.path.display();
+        Ok(Some(format!("{path} holds records, but no checkpoint; they are now {new_metrics} and {new_record}")))
     }
 
     /// Claims a new folder for a run: `runs/MODEL-TIME`, or the next free name after it. The folder is created and not merely
@@ -234,7 +256,7 @@ impl RunFolder {
     /// # Errors
     /// When it can't be written.
     pub fn write(&self, record: &RunRecord) -> Result<(), JobError> {
-        let path = self.path.join("run.json");
+        let path = self.path.join(RECORD);
         let text = serde_json::to_vec_pretty(record).map_err(std::io::Error::other);
         text.and_then(|text| write_atomically(&path, &text)).map_err(|source| JobError::Write { path, source })
     }
@@ -301,12 +323,12 @@ fn stamp(seconds: u64) -> String {
 
 /// Whether `folder` holds a run, with or without a checkpoint.
 pub fn holds_run(folder: &Path) -> bool {
-    folder.join("run.json").exists()
+    folder.join(RECORD).exists()
 }
 
 /// Whether `run.json` in `folder` says that the run is done and ended with weights of this hash.
 pub fn says_done(folder: &Path, weights_sha256: &str) -> bool {
-    let text = fs::read(folder.join("run.json")).unwrap_or_default();
+    let text = fs::read(folder.join(RECORD)).unwrap_or_default();
     let record: Value = serde_json::from_slice(&text).unwrap_or_default();
     record["status"] == "done" && record["final"]["weights_sha256"] == weights_sha256
 }
@@ -320,7 +342,7 @@ pub fn earlier_incidents(run: &Path) -> Result<Vec<Incident>, String> {
     struct Earlier {
         incidents: Vec<Incident>,
     }
-    let path = run.join("run.json");
+    let path = run.join(RECORD);
     let text = fs::read(&path).map_err(|error| error.to_string());
     let record = text.and_then(|text| serde_json::from_slice::<Earlier>(&text).map_err(|error| error.to_string()));
     record.map(|record| record.incidents).map_err(|error| {
@@ -351,8 +373,7 @@ fn kept_lines(path: &Path, kept: &EarlierMetrics) -> std::io::Result<Kept> {
         let Ok(value) = serde_json::from_slice::<Value>(&line) else { continue };
         let number = |key| value.get(key).and_then(Value::as_u64);
         let is_kept = match (number("step"), number("through_step")) {
-            (Some(step), _) if step > kept.steps_through => break,
-            (Some(step), _) => step > last,
+            (Some(step), _) => step > last && step <= kept.steps_through,
             // A partial epoch was measured because the job ended there. It will be measured again as a whole.
             (None, Some(through)) => through <= kept.steps_through && (kept.ends_epoch)(through),
             (None, None) => false,

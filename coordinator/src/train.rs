@@ -30,6 +30,7 @@ use crate::cluster::Cluster;
 use crate::data::{DataChoice, DataSet, DataSource, Places, Wanted};
 use crate::error::JobError;
 use crate::exchange::Counted;
+use crate::files::quoted;
 use crate::job::{Asked, Job, SettingError};
 use crate::metrics::Metered;
 use crate::observe::{Ended, Event, Observer, Started};
@@ -209,10 +210,19 @@ impl Run {
             return Err(JobError::EndsBeforeItStarts { end: last_step, step: progress.step });
         }
         let micro_batches = running.micro_batches_of(job.batch)?;
-        if let Some(text) = schedule_outrun(&job, last_step) {
-            observer.on(Event::Notice { text });
-        }
+        let notices = [schedule_outrun(&job, last_step), nothing_kept(&running.trace, progress.step + 1, last_step)];
+        notices.into_iter().flatten().for_each(|text| observer.on(Event::Notice { text }));
         let earlier = resumed.as_ref().and_then(|(path, _)| folder::run_of(path));
+        if let (Some(run), Out::Continued(_)) = (&earlier, &out) {
+            let (newest, step) = (folder::newest_step(run)?, progress.step);
+            if newest > step {
+                let run = run.display();
+                let text = format!(
+                    "{run} has a checkpoint of step {newest}; it goes back to step {step}, and the records of later steps are dropped"
+                );
+                observer.on(Event::Notice { text });
+            }
+        }
         // Before this run's record takes the place of the earlier one.
         let incidents = earlier.as_deref().map_or(Ok(Vec::new()), earlier_incidents).unwrap_or_else(|text| {
             observer.on(Event::Notice { text });
@@ -266,6 +276,9 @@ impl Run {
         let owes = |step: u64| step == progress.step && progress.epoch_images > 0;
         let ends_epoch = |step: u64| step.is_multiple_of(steps_per_epoch) && !owes(step);
         let kept = EarlierMetrics { steps_through: progress.step, ends_epoch: &ends_epoch };
+        if self.earlier.is_none() {
+            self.folder.set_aside()?.into_iter().for_each(|text| observer.on(Event::Notice { text }));
+        }
         if let Some(text) = self.folder.begin_metrics(self.earlier.as_deref(), &kept)? {
             observer.on(Event::Notice { text });
         }
@@ -301,7 +314,8 @@ impl Run {
         }
         if let (Err(JobError::Interrupted), true) = (&driven, self.keeps_earlier_records) {
             let out = self.folder.path().display();
-            let text = format!("the run in {out} is unchanged; to continue it: convoy train --resume {out}");
+            let quoted = quoted(self.folder.path());
+            let text = format!("the run in {out} is unchanged; to continue it: convoy train --resume {quoted}");
             observer.on(Event::Notice { text });
         }
         if let Err(error) = &driven {
@@ -424,6 +438,14 @@ fn schedule_outrun(job: &Job, last_step: u64) -> Option<String> {
     let changes = !matches!(job.schedule, Schedule::Constant);
     (changes && last_step > made_for).then(|| {
         format!("the learning-rate schedule spans {made_for} steps; later steps keep the rate of step {made_for}")
+    })
+}
+
+/// A notice about a trace that holds none of the run's steps.
+fn nothing_kept(trace: &Sampling, first: u64, last: u64) -> Option<String> {
+    let Sampling::Steps(range) = trace else { return None };
+    (*range.start() > last || *range.end() < first).then(|| {
+        format!("--trace steps:{}-{} keeps no step: this run has steps {first} to {last}", range.start(), range.end())
     })
 }
 

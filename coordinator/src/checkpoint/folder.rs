@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Checkpoint, CheckpointError, FOLDER, MANIFEST, read, read_manifest};
+use super::{Checkpoint, CheckpointError, FOLDER, MANIFEST, name_of, read, read_manifest};
 
 /// A checkpoint that was opened.
 #[derive(Debug)]
@@ -45,8 +45,8 @@ pub fn check_exists(path: &Path) -> Result<(), CheckpointError> {
 /// When none is sound.
 pub fn open_newest(run: &Path) -> Result<Option<Opened>, CheckpointError> {
     let mut damaged = Vec::new();
-    for (_, path) in all(run)?.into_iter().rev() {
-        match read(&path) {
+    for (step, path) in all(run)?.into_iter().rev() {
+        match read_of_step(step, &path) {
             Ok(checkpoint) => return Ok(Some(Opened { checkpoint, damaged })),
             Err(error) => damaged.push(error),
         }
@@ -61,11 +61,31 @@ pub fn open_newest(run: &Path) -> Result<Option<Opened>, CheckpointError> {
 /// When there is none.
 pub fn verify(path: &Path) -> Result<Vec<(PathBuf, Checked)>, CheckpointError> {
     check_exists(path)?;
-    let found = if path.join(MANIFEST).is_file() { vec![(0, path.to_owned())] } else { all(path)? };
+    if path.join(MANIFEST).is_file() {
+        return Ok(vec![(path.to_owned(), read(path))]);
+    }
+    let found = all(path)?;
     if found.is_empty() {
         return Err(CheckpointError::None { path: path.to_owned() });
     }
-    Ok(found.into_iter().map(|(_, path)| (path.clone(), read(&path))).collect())
+    Ok(found.into_iter().map(|(step, path)| (path.clone(), read_of_step(step, &path))).collect())
+}
+
+/// Reads the checkpoint of a run whose name says `step`.
+fn read_of_step(step: u64, path: &Path) -> Checked {
+    let checkpoint = read(path)?;
+    match checkpoint.manifest.progress.step {
+        found if found == step => Ok(checkpoint),
+        found => Err(CheckpointError::Misnamed { path: path.to_owned(), step: found }),
+    }
+}
+
+/// The step of the newest checkpoint of the run in `run`, sound or not; 0 if there is none.
+///
+/// # Errors
+/// When the folder exists but can't be read.
+pub fn newest_step(run: &Path) -> Result<u64, CheckpointError> {
+    Ok(all(run)?.last().map_or(0, |(step, _)| *step))
 }
 
 /// The folder of a checkpoint's run: RUN for RUN/checkpoints/step-NNNNNN. None for a checkpoint that was copied elsewhere.
@@ -126,7 +146,7 @@ fn steps_in(folder: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
     let entries = fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(unreadable)?;
     let steps = entries.into_iter().filter_map(|entry| {
         let step = entry.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok()?;
-        entry.path().is_dir().then(|| (step, entry.path()))
+        (entry.path().is_dir() && entry.file_name().to_str() == Some(&name_of(step))).then(|| (step, entry.path()))
     });
     let mut steps: Vec<_> = steps.collect();
     steps.sort();
