@@ -3,6 +3,7 @@
 //!
 //! Not here: what a setting means.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 
 use clap::builder::{BoolishValueParser, Resettable};
@@ -55,6 +56,18 @@ pub(crate) fn source_of(error: &clap::Error, line: &[OsString]) -> Option<String
     let name = name_of(flag.strip_prefix("--")?);
     let value = std::env::var_os(&name).filter(|_| !is_on(line, flag))?;
     Some(format!("note: the value comes from the environment variable {name}={}", value.display()))
+}
+
+/// A note about each flag that an error names and whose value comes from the environment.
+pub(crate) fn sources_in(error: &str, line: &[OsString]) -> Vec<String> {
+    let flags: BTreeSet<&str> = error.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').collect();
+    let flags = flags.into_iter().filter(|word| word.starts_with("--") && word.len() > 2 && !is_on(line, word));
+    let named = flags.filter_map(|flag| {
+        let name = name_of(&flag[2..]);
+        let value = std::env::var_os(&name).filter(|value| !value.is_empty())?;
+        Some(format!("note: the value of {flag} comes from the environment variable {name}={}", value.display()))
+    });
+    named.collect()
 }
 
 /// A note about each variable that a flag on the line excludes.

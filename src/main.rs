@@ -117,7 +117,7 @@ fn main() -> ExitCode {
         Ok(arguments) => {
             let log = Log::begin(arguments.log_format.unwrap_or_default());
             slips.iter().for_each(|slip| complain(slip));
-            ended(carry_out(arguments.command, &log))
+            ended(carry_out(arguments.command, &log), &line)
         }
         Err(error) => {
             slips.iter().for_each(|slip| complain(slip));
@@ -150,7 +150,7 @@ fn carry_out(command: Command, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     }
 }
 
-fn ended(result: Result<Outcome, Box<dyn Error>>) -> ExitCode {
+fn ended(result: Result<Outcome, Box<dyn Error>>, line: &[OsString]) -> ExitCode {
     let lost = output::failure();
     lost.iter().for_each(|why| fail(why));
     match result {
@@ -158,7 +158,9 @@ fn ended(result: Result<Outcome, Box<dyn Error>>) -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => {
-            fail(&chain(error.as_ref()));
+            let text = chain(error.as_ref());
+            fail(&text);
+            environment::sources_in(&text, line).iter().for_each(|source| complain(source));
             ExitCode::from(match error.downcast_ref::<JobError>() {
                 Some(JobError::Interrupted) => INTERRUPTED,
                 _ if settings::is_misuse(error.as_ref()) => MISUSED,

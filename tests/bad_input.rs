@@ -507,6 +507,19 @@ fn weights_that_are_too_large_are_named() {
     refused(&eval, &[("--data", &data), ("--model", &model)], FAILED, &["huge.safetensors are too large"]);
 }
 
+/// An error about a value from the environment names the variable; one about a flag does not.
+#[test]
+fn a_wrong_value_from_the_environment_is_named_as_such() {
+    for (arguments, note) in [("train", true), ("train --workers 9", false)] {
+        let mut command = support::convoy();
+        let output = support::output_of(command.args(arguments.split_whitespace()).env("CONVOY_WORKERS", "9"));
+        assert_eq!(output.status.code(), Some(MISUSED), "{}", said(&output));
+        let text = said(&output);
+        assert!(text.contains("--workers 9: must be at most 2"), "{text}");
+        assert_eq!(text.contains("the environment variable CONVOY_WORKERS=9"), note, "{text}");
+    }
+}
+
 /// A run whose checkpoints were removed: its records stay, under other names.
 #[test]
 fn records_without_a_checkpoint_are_set_aside() {

@@ -3,6 +3,7 @@
 //! Not here: what a checkpoint holds, and whether it is sound (`checkpoint`).
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::{Checkpoint, CheckpointError, FOLDER, MANIFEST, name_of, read, read_manifest};
@@ -137,7 +138,13 @@ pub fn prune(folder: &Path, keep: usize) -> Result<(), CheckpointError> {
 /// The checkpoints of a run and their steps, ascending.
 fn all(run: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
     let folder = run.join(FOLDER);
-    if folder.is_dir() { steps_in(&folder) } else { Ok(Vec::new()) }
+    match fs::metadata(&folder) {
+        Ok(found) if found.is_dir() => steps_in(&folder),
+        Err(source) if !matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Err(CheckpointError::Read { path: folder, source })
+        }
+        _ => Ok(Vec::new()),
+    }
 }
 
 fn steps_in(folder: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
