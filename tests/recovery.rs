@@ -340,6 +340,33 @@ fn a_spare_takes_the_place_of_a_lost_worker() {
     end(seated.into_iter().chain([spare]));
 }
 
+/// Two workers are stopped together. The patience for the second one begins when it falls silent, not when the first is given up.
+#[test]
+fn workers_that_are_stopped_together_are_given_up_together() {
+    let (folder, job) = (TempDir::new().unwrap(), long_job());
+    let (out, calm) = (folder.path().join("run"), folder.path().join("calm"));
+    succeed(&job, &[("--out", &calm)]);
+    let mut child = start_job(&job, "--listen 127.0.0.1:0 --patience 8", &out);
+    let join = listening_at(&mut child);
+    let seated = [worker(&join, ""), worker(&join, "")];
+    wait_for_steps(&out, 1);
+    let mut spares = [worker(&join, ""), worker(&join, "")];
+    for spare in &mut spares {
+        line_with(spare.stderr.as_mut().unwrap(), "this worker is a spare");
+    }
+    seated.iter().for_each(|stopped| signal(stopped.id(), "STOP"));
+    let mut given_up = || line_with(child.stdout.as_mut().unwrap(), "did not answer for 8 s");
+    given_up();
+    let first = Instant::now();
+    given_up();
+    assert!(first.elapsed() < Duration::from_secs(4), "the second one was given up {:?} later", first.elapsed());
+    let output = finish(child);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!((hash(&out), losses(&out)), (hash(&calm), losses(&calm)), "{}", said(&output));
+    seated.iter().for_each(|stopped| signal(stopped.id(), "CONT"));
+    end(seated.into_iter().chain(spares));
+}
+
 /// A worker that the other one waits for most of the time is named. It is not given up.
 #[test]
 fn a_slow_worker_is_named_and_stays() {

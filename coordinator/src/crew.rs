@@ -85,7 +85,7 @@ impl<'a> Crew<'a> {
     ) -> Self {
         let exchanges = Exchanges::new(plan.clone(), samples_max);
         let state_bytes = vec![0; plan.workers].into();
-        let silence = Silence::starting(plan.workers, Instant::now());
+        let silence = Silence::starting(cluster.quiets(), Instant::now());
         let lateness = Lateness::starting(&plan);
         Self {
             cluster,
@@ -424,6 +424,11 @@ impl<'a> Crew<'a> {
             let (process_id, host) = self.process_of(worker);
             self.observer.on(Event::Slow { worker, process_id, host, step });
         }
+    }
+
+    /// Leaves it to the cluster who is silent, for the next crew.
+    pub fn leave_silence(&mut self) {
+        self.silence.workers().for_each(|(worker, quiet)| self.cluster.leave_quiet(worker, quiet));
     }
 
     /// How long nothing has been heard of a worker.

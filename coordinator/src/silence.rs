@@ -107,9 +107,14 @@ pub struct Silence {
 }
 
 impl Silence {
-    /// All of `workers` workers were just heard.
-    pub fn starting(workers: usize, now: Instant) -> Self {
-        Self { wait: Wait::starting(now), workers: vec![Quiet::default(); workers].into() }
+    /// The workers of a crew that begins. Those who were silent already are not given more time.
+    pub fn starting(workers: PerWorker<Quiet>, now: Instant) -> Self {
+        Self { wait: Wait::starting(now), workers }
+    }
+
+    /// The silence of each worker.
+    pub fn workers(&self) -> impl Iterator<Item = (WorkerIndex, Quiet)> {
+        self.workers.iter_enumerated().map(|(worker, quiet)| (worker, *quiet))
     }
 
     /// A question was sent to a worker.
@@ -154,6 +159,11 @@ mod tests {
     /// Milliseconds, a worker, and what was found out about it then.
     type Found = (u64, WorkerIndex, Verdict);
 
+    /// All of `workers` workers were just heard.
+    fn heard(workers: usize, now: Instant) -> Silence {
+        Silence::starting(vec![Quiet::default(); workers].into(), now)
+    }
+
     /// Looks every 100 ms for so many milliseconds. Questions are sent, and answered by the workers in `answering`.
     fn look(silence: &mut Silence, now: &mut Instant, milliseconds: u64, answering: &[WorkerIndex]) -> Vec<Found> {
         let mut found = Vec::new();
@@ -182,17 +192,33 @@ mod tests {
     #[test]
     fn a_silent_worker_is_suspected_after_two_seconds_and_given_up_after_the_patience() {
         let mut now = Instant::now();
-        let mut silence = Silence::starting(2, now);
+        let mut silence = heard(2, now);
         let found = look(&mut silence, &mut now, 20_000, &[WorkerIndex(0)]);
         assert_eq!(found, [(2000, WorkerIndex(1), Verdict::Suspect), (10_000, WorkerIndex(1), Verdict::GiveUp)]);
         assert_eq!(silence.of(WorkerIndex(1)), GIVEN_UP);
+    }
+
+    /// Two workers fall silent together. The first is given up. The next crew gives up the other one at once, unless it is heard.
+    #[test]
+    fn a_silent_worker_gets_no_more_time_from_the_next_crew() {
+        let mut now = Instant::now();
+        let mut first = heard(2, now);
+        look(&mut first, &mut now, 300, &[WorkerIndex(0)]);
+        assert!(!first.heard(WorkerIndex(0)));
+        assert_eq!(look(&mut first, &mut now, 20_000, &[]).last().unwrap().1, WorkerIndex(1));
+        let left: PerWorker<Quiet> = first.workers().take(1).map(|(_, quiet)| quiet).collect();
+        let mut next = Silence::starting(left.clone(), now);
+        assert_eq!(look(&mut next, &mut now, 20_000, &[]), [(300, WorkerIndex(0), Verdict::GiveUp)]);
+        let mut next = Silence::starting(left, now);
+        assert!(next.heard(WorkerIndex(0)), "it was suspected");
+        assert_eq!(look(&mut next, &mut now, 20_000, &[WorkerIndex(0)]), []);
     }
 
     /// Others may say so much that nobody is asked for long. A worker that was not asked is not given up.
     #[test]
     fn a_worker_is_asked_before_it_is_given_up() {
         let mut now = Instant::now();
-        let mut silence = Silence::starting(1, now);
+        let mut silence = heard(1, now);
         for _ in 0..300 {
             now += Duration::from_millis(100);
             silence.passed(now);
@@ -204,7 +230,7 @@ mod tests {
     #[test]
     fn an_answer_ends_the_suspicion() {
         let mut now = Instant::now();
-        let mut silence = Silence::starting(1, now);
+        let mut silence = heard(1, now);
         assert_eq!(look(&mut silence, &mut now, 9900, &[]), [(2000, WorkerIndex(0), Verdict::Suspect)]);
         assert!(silence.heard(WorkerIndex(0)) && !silence.heard(WorkerIndex(0)));
         assert_eq!(look(&mut silence, &mut now, 1900, &[]), []);
@@ -212,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_worker_that_does_not_read_is_suspected_once_until_it_is_heard() {
-        let mut silence = Silence::starting(2, Instant::now());
+        let mut silence = heard(2, Instant::now());
         let mut suspected = |milliseconds| silence.has_not_read(WorkerIndex(1), Duration::from_millis(milliseconds));
         assert_eq!([100, 1900, 2000, 2100].map(&mut suspected), [false, false, true, false]);
         assert_eq!(silence.of(WorkerIndex(1)), Duration::from_millis(2100));
@@ -224,7 +250,7 @@ mod tests {
     #[test]
     fn time_in_which_the_coordinator_did_not_look_does_not_count() {
         let mut now = Instant::now();
-        let mut silence = Silence::starting(3, now);
+        let mut silence = heard(3, now);
         silence.asked(WorkerIndex(0));
         now += Duration::from_secs(60);
         assert_eq!(look(&mut silence, &mut now, 500, &[]), []);

@@ -64,7 +64,7 @@ pub struct Member {
     pub(super) is_leaving: bool,
     /// Whether it was told that it is a spare.
     pub(super) is_spare: bool,
-    /// How long it has been silent, while it is a spare.
+    /// How long it has been silent, while it is a spare, and between two crews.
     pub(super) quiet: Quiet,
     /// Whether it has reported a failure.
     pub(super) has_failed: bool,

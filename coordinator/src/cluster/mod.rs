@@ -23,7 +23,7 @@ use tokio::sync::mpsc::Receiver;
 
 use crate::deadlines::Deadlines;
 use crate::observe::{Event, Observer};
-use crate::silence::Verdict;
+use crate::silence::{Quiet, Verdict};
 use crate::trace::Clock;
 use doors::Doors;
 use health::Vitals;
@@ -89,6 +89,18 @@ impl Cluster {
         self.seats.get(worker)?.as_ref()
     }
 
+    /// How long each seated worker has been silent, as the last crew left it.
+    pub fn quiets(&self) -> PerWorker<Quiet> {
+        self.seats.iter().map(|seat| seat.as_ref().map_or_else(Quiet::default, |member| member.quiet)).collect()
+    }
+
+    /// Keeps the silence of a seated worker until the next crew begins, or until it is heard.
+    pub fn leave_quiet(&mut self, worker: WorkerIndex, quiet: Quiet) {
+        if let Some(member) = self.seats.get_mut(worker).and_then(Option::as_mut) {
+            member.quiet = quiet;
+        }
+    }
+
     /// The coordinator's clock.
     pub fn clock(&self) -> Clock {
         self.clock
@@ -130,9 +142,12 @@ impl Cluster {
             }
             return Some(News::Changed);
         };
-        if let (Heard::Said(Numbered { message, .. }, _), Some(member)) = (&heard, &mut self.seats[worker]) {
-            member.is_leaving |= matches!(message, FromWorker::Leaving);
-            member.has_failed |= matches!(message, FromWorker::Failure(_));
+        if let Some(member) = &mut self.seats[worker] {
+            member.quiet.heard();
+            if let Heard::Said(Numbered { message, .. }, _) = &heard {
+                member.is_leaving |= matches!(message, FromWorker::Leaving);
+                member.has_failed |= matches!(message, FromWorker::Failure(_));
+            }
         }
         Some(News::Heard(worker, heard))
     }

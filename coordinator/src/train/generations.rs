@@ -141,6 +141,7 @@ impl Run {
         if let Err(Stop::Fault(fault) | Stop::Leaves(fault)) = &ended {
             drive.silence = crew.silence_of(fault.worker());
         }
+        crew.leave_silence();
         drive.add_counted(&crew);
         ended
     }
