@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use clap::builder::NonEmptyStringValueParser;
 use convoy_chaos::compose::{self, Compose};
-use convoy_chaos::conductor::{self, Finding, Ran};
+use convoy_chaos::conductor::{self, Fate, Finding, Ran};
 use convoy_chaos::error::ChaosError;
 use convoy_chaos::local::Local;
 use convoy_chaos::report::{Found, Report, Tally};
@@ -268,7 +268,13 @@ fn described(report: &Report, out: &Path) -> String {
         format!("report       {}", out.join("report.json").display()),
     ];
     let missed = report.faults.iter().filter(|fault| fault.found == Found::Missed).map(|fault| {
-        let what = if fault.fired.is_some() { "was not found" } else { "did not happen" };
+        let what = match &fault.fate {
+            Fate { fired: Some(fired), over, process } => {
+                let process = process.as_deref().unwrap_or_default();
+                format!("happened to {process} between {fired:.1} s and {over:.1} s, and was not found")
+            }
+            Fate { fired: None, .. } => "did not happen".to_owned(),
+        };
         format!("{} at step {} (phase {}) {what}\n", name(&fault.kind), fault.step, name(&fault.phase))
     });
     let unexplained = report.unexplained.iter().map(|finding| {

@@ -58,22 +58,28 @@ pub(crate) fn source_of(error: &clap::Error, line: &[OsString]) -> Option<String
     Some(format!("note: the value comes from the environment variable {name}={}", value.display()))
 }
 
-/// A note about each flag that an error names and whose value comes from the environment.
-pub(crate) fn sources_in(error: &str, line: &[OsString]) -> Vec<String> {
-    let flags: BTreeSet<&str> = error.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').collect();
-    let flags = flags.into_iter().filter(|word| word.starts_with("--") && word.len() > 2 && !is_on(line, word));
-    let named = flags.filter_map(|flag| {
-        let name = name_of(&flag[2..]);
-        let value = std::env::var_os(&name).filter(|value| !value.is_empty())?;
-        Some(format!("note: the value of {flag} comes from the environment variable {name}={}", value.display()))
+/// A note about each flag that an error names and that takes its value from the environment. `command` was [`adopted`].
+pub(crate) fn sources_in(error: &str, command: &Command, line: &[OsString]) -> Vec<String> {
+    let words: BTreeSet<&str> = error.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').collect();
+    let Some(sub) = subcommand(command, line) else { return Vec::new() };
+    let named = sub.get_arguments().filter_map(|arg| {
+        let (flag, name) = (format!("--{}", arg.get_long()?), arg.get_env()?);
+        let value = std::env::var_os(name).filter(|_| words.contains(&*flag) && !is_on(line, &flag))?;
+        let (name, value) = (name.display(), value.display());
+        Some(format!("note: the value of {flag} comes from the environment variable {name}={value}"))
     });
     named.collect()
 }
 
+/// The subcommand that the line names.
+fn subcommand<'a>(command: &'a Command, line: &[OsString]) -> Option<&'a Command> {
+    let is_named = |sub: &&Command| line.iter().skip(1).any(|word| word.to_str() == Some(sub.get_name()));
+    command.get_subcommands().find(is_named)
+}
+
 /// A note about each variable that a flag on the line excludes.
 pub(crate) fn excluded(command: &Command, line: &[OsString]) -> Vec<String> {
-    let is_named = |sub: &&Command| line.iter().skip(1).any(|word| word.to_str() == Some(sub.get_name()));
-    let names = command.get_subcommands().find(is_named).map(|sub| excluded_by(sub, line)).unwrap_or_default();
+    let names = subcommand(command, line).map(|sub| excluded_by(sub, line)).unwrap_or_default();
     let set = names.into_iter().filter(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
     set.map(|name| {
         format!(

@@ -117,7 +117,8 @@ fn main() -> ExitCode {
         Ok(arguments) => {
             let log = Log::begin(arguments.log_format.unwrap_or_default());
             slips.iter().for_each(|slip| complain(slip));
-            ended(carry_out(arguments.command, &log), &line)
+            let sources = |error: &str| environment::sources_in(error, &command, &line);
+            ended(carry_out(arguments.command, &log), sources)
         }
         Err(error) => {
             slips.iter().for_each(|slip| complain(slip));
@@ -150,7 +151,8 @@ fn carry_out(command: Command, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     }
 }
 
-fn ended(result: Result<Outcome, Box<dyn Error>>, line: &[OsString]) -> ExitCode {
+/// The exit code of a command. `sources` are notes about the values that an error names.
+fn ended(result: Result<Outcome, Box<dyn Error>>, sources: impl Fn(&str) -> Vec<String>) -> ExitCode {
     let lost = output::failure();
     lost.iter().for_each(|why| fail(why));
     match result {
@@ -160,7 +162,7 @@ fn ended(result: Result<Outcome, Box<dyn Error>>, line: &[OsString]) -> ExitCode
         Err(error) => {
             let text = chain(error.as_ref());
             fail(&text);
-            environment::sources_in(&text, line).iter().for_each(|source| complain(source));
+            sources(&text).iter().for_each(|source| complain(source));
             ExitCode::from(match error.downcast_ref::<JobError>() {
                 Some(JobError::Interrupted) => INTERRUPTED,
                 _ if settings::is_misuse(error.as_ref()) => MISUSED,

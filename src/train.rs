@@ -14,6 +14,7 @@ use convoy_coordinator::checkpoint::Checkpoint;
 use convoy_coordinator::checkpoint::folder::{self, Opened};
 use convoy_coordinator::data::DataSource;
 use convoy_coordinator::deadlines;
+use convoy_coordinator::files::same_place;
 use convoy_coordinator::job::{Asked, Length, Order, defaults};
 use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::record::holds_run;
@@ -238,8 +239,4 @@ impl Arguments {
             checkpoint
         }))
     }
-}
-
-fn same_place(a: &Path, b: &Path) -> bool {
-    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }

@@ -530,9 +530,18 @@ fn records_without_a_checkpoint_are_set_aside() {
     let before = ["run.json", "metrics.jsonl"].map(|name| fs::read(out.join(name)).unwrap());
     fs::remove_dir_all(out.join("checkpoints")).unwrap();
     let text = succeed("train --steps 2 --batch 8", paths);
-    assert!(text.contains("they are now metrics-1.jsonl and run-1.json"), "{text}");
+    assert!(text.contains("are now run-1.json and metrics-1.jsonl"), "{text}");
     assert_eq!(before, ["run-1.json", "metrics-1.jsonl"].map(|name| fs::read(out.join(name)).unwrap()));
     assert_eq!(losses(&out).len(), 2);
+    // The same if the job continues another run there, and if only the result is left.
+    let other = folder.path().join("other");
+    let paths: &[(&str, &Path)] = &[("--model", &model), ("--data", &data), ("--out", &other)];
+    succeed("train --steps 3 --batch 8", paths);
+    fs::remove_dir_all(other.join("checkpoints")).unwrap();
+    fs::remove_file(other.join("metrics.jsonl")).unwrap();
+    let text = succeed("train --steps 4", &[("--resume", &out), ("--data", &data), ("--out", &other)]);
+    assert!(text.contains("are now run-1.json\n"), "{text}");
+    assert_eq!((record(&other)["final"]["steps"].as_u64(), losses(&other).len()), (Some(4), 4));
 }
 
 /// A checkpoint without the sum of its manifest, and one with the name of another step.
@@ -545,12 +554,16 @@ fn incomplete_and_misnamed_checkpoints_are_damaged() {
     let step = |step: &str| out.join("checkpoints").join(step);
     let verify = format!("verify {}", out.display());
     fs::remove_file(step("step-000006").join("manifest.sha256")).unwrap();
-    refused(&verify, &[], FAILED, &["step-000006/manifest.sha256", "damaged checkpoints: 1 of 3"]);
+    refused(&verify, &[], FAILED, &["step-000006 is damaged: manifest.sha256 is missing", "1 of 3"]);
     fs::remove_dir_all(step("step-000006")).unwrap();
     fs::rename(step("step-000002"), step("step-000009")).unwrap();
     refused(&verify, &[], FAILED, &["step-000009 holds step 2, and must be named step-000002", "1 of 2"]);
     let output = run("train", &[("--resume", &out), ("--data", &data)]);
-    assert!(output.status.success() && said(&output).contains("step-000004 instead"), "{}", said(&output));
+    for part in ["step-000004 instead", "step-000009, which is later, is now called later-step-000009"] {
+        assert!(output.status.success() && said(&output).contains(part), "no \"{part}\" in {}", said(&output));
+    }
+    let text = succeed(&verify, &[]);
+    assert!(text.contains("step-000006") && !text.contains("step-000009"), "{text}");
 }
 
 /// A trace of steps that the run does not have, and a job that is at its end already.

@@ -32,6 +32,8 @@ pub(crate) const LOST: &[&str] = &["fault", "gone"];
 pub struct Fate {
     /// When it happened, in seconds since the start. None if it did not.
     pub fired: Option<f64>,
+    /// When that was over, in seconds since the start. An engine takes its time to strike a container.
+    pub over: f64,
     /// The process that it happened to, by name.
     pub process: Option<String>,
 }
@@ -184,21 +186,12 @@ impl<'a> Conductor<'a> {
         let mut sampled = Instant::now();
         loop {
             match self.said.1.recv_timeout(LOOK_EVERY) {
-                Ok((Role::Coordinator, Said::Event(line))) => self.on_event(&line)?,
-                Ok((Role::Coordinator, Said::Log(line))) => {
-                    self.complaints.push_back(line);
-                    if self.complaints.len() > LINES_KEPT {
-                        self.complaints.pop_front();
-                    }
-                }
-                Ok((Role::Coordinator, Said::End)) => {
-                    if self.coordinator_has_ended()? {
+                Ok(message) => {
+                    if self.on_message(message)? {
                         return Ok(());
                     }
                 }
-                Ok((Role::Worker(worker), Said::Log(line))) => self.on_worker(worker, &line),
-                Ok((Role::Worker(worker), Said::End)) => self.restart_worker(worker)?,
-                Ok((Role::Worker(_), Said::Event(_))) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(ChaosError::NoResult),
             }
             if stop.load(Ordering::Relaxed) {
@@ -215,7 +208,27 @@ impl<'a> Conductor<'a> {
         }
     }
 
-    fn on_event(&mut self, line: &str) -> Result<(), ChaosError> {
+    /// Returns whether the job is done.
+    fn on_message(&mut self, Message { role, said, at }: Message) -> Result<bool, ChaosError> {
+        let at = at.saturating_duration_since(self.started).as_secs_f64();
+        match (role, said) {
+            (Role::Coordinator, Said::Event(line)) => self.on_event(&line, at)?,
+            (Role::Coordinator, Said::Log(line)) => {
+                self.complaints.push_back(line);
+                if self.complaints.len() > LINES_KEPT {
+                    self.complaints.pop_front();
+                }
+            }
+            (Role::Coordinator, Said::End) => return self.coordinator_has_ended(),
+            (Role::Worker(worker), Said::Log(line)) => self.on_worker(worker, &line, at),
+            (Role::Worker(worker), Said::End) => self.restart_worker(worker)?,
+            (Role::Worker(_), Said::Event(_)) => {}
+        }
+        Ok(false)
+    }
+
+    /// The coordinator said `line` at `at`, in seconds since the start.
+    fn on_event(&mut self, line: &str, at: f64) -> Result<(), ChaosError> {
         let is_first = std::mem::take(&mut self.has_heard_nothing);
         self.last_heard = (Instant::now(), line.to_owned());
         let Ok(event) = serde_json::from_str::<Value>(line) else {
@@ -232,15 +245,14 @@ impl<'a> Conductor<'a> {
                 if processes.is_disjoint(&ours.collect()) {
                     return Err(ChaosError::Unknown { found: Vec::from_iter(processes).join(" and ") });
                 }
-                self.ran.crews.push(Crew { at: self.seconds(), processes });
+                self.ran.crews.push(Crew { at, processes });
             }
             "recovered" => self.ran.incidents.push(event),
             "ended" => self.ran.weights_sha256 = text("weights_sha256"),
             name @ ("fault" | "gone" | "suspected") => {
                 if let Some(process) = self.place.named_in(&event) {
                     let what = if name == "gone" { text("why") } else { text("what") };
-                    let (at, event) = (self.seconds(), name.to_owned());
-                    self.ran.findings.push(Finding { at, event, process, what });
+                    self.ran.findings.push(Finding { at, event: name.to_owned(), process, what });
                 }
             }
             _ => {}
@@ -253,14 +265,13 @@ impl<'a> Conductor<'a> {
         let due = self.due.front().map(|number| (*number, self.fault(*number))).filter(|(_, fault)| fault.step <= step);
         // Steps may be reported after their coordinator was killed.
         let Some((number, fault)) = due.filter(|_| self.struck_coordinator.is_none()) else { return Ok(()) };
-        // It takes a while to strike a container, which may be found before that is over.
         let fired = Some(self.seconds());
         // A process that can't be struck now is tried again after the next step.
         let Some(process) = self.strike(fault)? else { return Ok(()) };
         if fault.kind == Kind::Coordinator {
             self.struck_coordinator = Some(number);
         }
-        self.ran.fates[number] = Fate { fired, process: Some(process) };
+        self.ran.fates[number] = Fate { fired, over: self.seconds(), process: Some(process) };
         self.due.pop_front();
         Ok(())
     }
@@ -298,7 +309,7 @@ impl<'a> Conductor<'a> {
     }
 
     /// A worker has logged something: that it does to itself what was planned, perhaps.
-    fn on_worker(&mut self, worker: usize, line: &str) {
+    fn on_worker(&mut self, worker: usize, line: &str, at: f64) {
         let Some(number) = self.workers[worker].misdeeds.front().copied() else { return };
         let fault = self.fault(number);
         if !fault.misdeed().is_some_and(|misdeed| line.contains(&format!("rehearsal: {misdeed}, "))) {
@@ -307,7 +318,7 @@ impl<'a> Conductor<'a> {
         self.workers[worker].misdeeds.pop_front();
         self.workers[worker].was_killed = fault.kind == Kind::Kill;
         let process = Some(self.place.name(Role::Worker(worker)));
-        self.ran.fates[number] = Fate { fired: Some(self.seconds()), process };
+        self.ran.fates[number] = Fate { fired: Some(at), over: at, process };
         if matches!(fault.kind, Kind::Stop | Kind::Freeze) {
             let until = Instant::now() + Duration::from_millis(fault.milliseconds);
             self.workers[worker].remedy = Some((until, Remedy::Proceed));
@@ -412,9 +423,9 @@ mod tests {
                 self.ends = ends;
                 for line in lines {
                     let line = line.as_str().map_or_else(|| line.to_string(), str::to_owned);
-                    said.send((role, Said::Event(line))).unwrap();
+                    said.send(Message::now(role, Said::Event(line))).unwrap();
                 }
-                said.send((role, Said::End)).unwrap();
+                said.send(Message::now(role, Said::End)).unwrap();
             }
             Ok(())
         }

@@ -90,10 +90,7 @@ impl Place for Local {
 
     fn start(&mut self, role: Role, misdeeds: &[Misdeed], said: &SyncSender<Message>) -> Result<(), ChaosError> {
         let command = match role {
-            Role::Coordinator => {
-                self.target.set(None);
-                Ok(self.coordinator())
-            }
+            Role::Coordinator => Ok(self.coordinator()),
             Role::Worker(worker) => self.worker(worker, misdeeds),
         };
         let process = command.and_then(|mut command| listen_to(&mut command, role, said));
@@ -115,6 +112,9 @@ impl Place for Local {
     }
 
     fn kill(&mut self, role: Role) -> Result<bool, ChaosError> {
+        if role == Role::Coordinator {
+            self.target.set(None);
+        }
         self.signal(role, Signal::KILL)
     }
 
@@ -141,6 +141,9 @@ impl Place for Local {
 
     fn end(&mut self, role: Role) -> Result<End, ChaosError> {
         use std::os::unix::process::ExitStatusExt;
+        if role == Role::Coordinator {
+            self.target.set(None);
+        }
         let process = self.processes.get_mut(&role).ok_or(ChaosError::Absent { role })?;
         // It has closed its standard error, so it ends, if it has not yet.
         let status = process.wait().map_err(|source| ChaosError::Wait { role, source })?;

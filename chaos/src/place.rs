@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command};
 use std::sync::mpsc::SyncSender;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use convoy_common::misdeed::Misdeed;
 use serde_json::Value;
@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::error::ChaosError;
 use crate::role::Role;
 
-/// What a process says.
+/// A part of what a process says.
 #[derive(Debug)]
 pub enum Said {
     /// A line of standard output.
@@ -26,8 +26,23 @@ pub enum Said {
     End,
 }
 
-/// What a process says, and which.
-pub type Message = (Role, Said);
+/// What a process says.
+#[derive(Debug)]
+pub struct Message {
+    /// Which process.
+    pub role: Role,
+    /// What it says.
+    pub said: Said,
+    /// When it was read from the process. Until the conductor handles it, time may pass.
+    pub at: Instant,
+}
+
+impl Message {
+    /// A message that was just read.
+    pub fn now(role: Role, said: Said) -> Self {
+        Self { role, said, at: Instant::now() }
+    }
+}
 
 /// How a process ended.
 #[derive(Clone, Debug)]
@@ -143,12 +158,12 @@ pub(crate) fn listen_to(command: &mut Command, role: Role, said: &SyncSender<Mes
                 let said = said.clone();
                 scope.spawn(move || {
                     for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-                        let _ = said.send((role, wrap(line)));
+                        let _ = said.send(Message::now(role, wrap(line)));
                     }
                 });
             }
         });
-        let _ = said.send((role, Said::End));
+        let _ = said.send(Message::now(role, Said::End));
     })?;
     Ok(child)
 }

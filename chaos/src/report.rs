@@ -63,8 +63,9 @@ pub struct Struck {
     pub phase: Phase,
     /// The step that it was planned for.
     pub step: u64,
-    /// When it happened, in seconds since the start. None if it did not.
-    pub fired: Option<f64>,
+    /// Whether, when and to which process it happened.
+    #[serde(flatten)]
+    pub fate: Fate,
     /// Whether and how it was found.
     pub found: Found,
 }
@@ -120,10 +121,10 @@ impl Report {
         for fault in &faults {
             let tally = kinds.entry(fault.kind).or_default();
             tally.planned += 1;
-            tally.fired += usize::from(fault.fired.is_some());
+            tally.fired += usize::from(fault.fate.fired.is_some());
             tally.missed += usize::from(fault.found == Found::Missed);
             tally.outside += usize::from(fault.found == Found::Outside);
-            if fault.fired.is_some() {
+            if fault.fate.fired.is_some() {
                 phases.insert(fault.phase);
             }
             if let Found::Named { milliseconds, .. } = fault.found {
@@ -135,7 +136,7 @@ impl Report {
         let equal_weights = calm.weights_sha256 == ran.weights_sha256;
         let losses = [calm_out, out].map(steps_of);
         let equal_losses = losses[0] == losses[1] && losses[0].len() as u64 == storm.steps;
-        let all_fired = faults.iter().all(|fault| fault.fired.is_some());
+        let all_fired = faults.iter().all(|fault| fault.fate.fired.is_some());
         let none_missed = kinds.values().all(|tally| tally.missed == 0);
         let (coordinator_bytes, worker_bytes) =
             ([calm.coordinator_bytes, ran.coordinator_bytes], [calm.worker_bytes, ran.worker_bytes]);
@@ -195,16 +196,12 @@ fn struck(storm: &Storm, ran: &Ran) -> (Vec<Struck>, Vec<Finding>) {
             (Some(fired), _, Some(finding)) => {
                 Found::Named { milliseconds: (finding.at - fired).max(0.0) * 1e3, what: finding.what.clone() }
             }
-            (Some(fired), Some((_, within)), None)
-                if deaths.iter().any(|death| (fired - SLACK..fired + within).contains(death)) =>
-            {
-                Found::Masked
-            }
+            (_, Some((_, within)), None) if deaths.iter().any(|death| is_within(*death, fate, within)) => Found::Masked,
             (Some(fired), ..) if is_overlapped(number, fired, ran, &named) => Found::Overlapped,
             _ if is_outside(fault, fate, storm, ran) => Found::Outside,
             _ => Found::Missed,
         };
-        Struck { kind: fault.kind, phase: fault.phase, step: fault.step, fired: fate.fired, found }
+        Struck { kind: fault.kind, phase: fault.phase, step: fault.step, fate: fate.clone(), found }
     });
     (struck.collect(), unexplained)
 }
@@ -214,9 +211,13 @@ fn struck(storm: &Storm, ran: &Ran) -> (Vec<Struck>, Vec<Finding>) {
 fn is_aftermath(finding: &Finding, storm: &Storm, ran: &Ran) -> bool {
     storm.faults.iter().zip(&ran.fates).any(|(fault, fate)| {
         let until = fault.milliseconds as f64 / 1e3 + 3.0;
-        fate.process.as_deref() == Some(&finding.process)
-            && fate.fired.is_some_and(|fired| (fired - SLACK..fired + until).contains(&finding.at))
+        fate.process.as_deref() == Some(&finding.process) && is_within(finding.at, fate, until)
     })
+}
+
+/// Whether a moment is during a fault that happened, or up to `seconds` after it.
+fn is_within(moment: f64, fate: &Fate, seconds: f64) -> bool {
+    fate.fired.is_some_and(|fired| (fired - SLACK..fate.over + seconds).contains(&moment))
 }
 
 /// The fault that a finding is about: the latest one of its process before it that is still unnamed, and not too long ago. Without one,
@@ -227,7 +228,7 @@ fn cause_of(finding: &Finding, storm: &Storm, ran: &Ran, named: &[Option<&Findin
         let Some((events, within)) = wanted(fault) else { return false };
         named[*number].is_none()
             && fate.process.as_deref() == Some(&finding.process)
-            && fate.fired.is_some_and(|fired| (fired - SLACK..fired + within).contains(&finding.at))
+            && is_within(finding.at, fate, within)
             && events.contains(&finding.event.as_str())
     };
     let fired = |number: &usize| ran.fates[*number].fired.unwrap_or(0.0);
@@ -298,7 +299,7 @@ mod tests {
     }
 
     fn fate(fired: f64, process: u32) -> Fate {
-        Fate { fired: Some(fired), process: Some(process.to_string()) }
+        Fate { fired: Some(fired), over: fired, process: Some(process.to_string()) }
     }
 
     fn crew(at: f64, processes: &[u32]) -> Crew {
@@ -334,6 +335,21 @@ mod tests {
         );
         let accused = Ran { findings: vec![finding(5.0, "fault", 6)], ..ran };
         assert_eq!(struck(&storm, &accused).1.len(), 1, "nothing had happened to process 6");
+    }
+
+    /// The engine of a busy machine takes seconds to cut off a container. The time to find that begins when it is done.
+    #[test]
+    fn a_fault_that_takes_a_while_is_sought_from_its_end() {
+        let storm = storm(&[Kind::Cut]);
+        let ran = |over: f64| Ran {
+            fates: vec![Fate { over, ..fate(1.0, 7) }],
+            findings: vec![finding(8.0, "suspected", 7), finding(11.0, "fault", 7)],
+            ..Ran::default()
+        };
+        let (slow, unexplained) = struck(&storm, &ran(9.0));
+        assert!(matches!(slow[0].found, Found::Named { .. }) && unexplained.is_empty(), "{slow:?} {unexplained:?}");
+        let (quick, unexplained) = struck(&storm, &ran(1.1));
+        assert!(quick[0].found == Found::Missed && unexplained.len() == 2, "{quick:?} {unexplained:?}");
     }
 
     /// A finding belongs to a fault before it, even if another one was reported right after it.

@@ -9,7 +9,7 @@ pub mod writer;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use convoy_common::model::Network;
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::data::DataSource;
-use crate::files::{put_in_place, sync_folder, write_atomically, write_synced};
+use crate::files::{put_in_place, quoted, sync_folder, write_atomically, write_synced};
 use crate::job::Job;
 use crate::state::{JobState, Progress};
 
@@ -31,7 +31,7 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 /// The tensor of a file of logits.
 const LOGITS: &str = "logits";
 const MANIFEST: &str = "manifest.json";
-/// The SHA-256 of the manifest, as `sha256sum --check` reads it. Older checkpoints lack it.
+/// The SHA-256 of the manifest, as `sha256sum --check` reads it.
 const MANIFEST_SHA256: &str = "manifest.sha256";
 /// The names and shapes in a file of weights have at most so many bytes.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
@@ -56,8 +56,7 @@ pub struct Manifest {
     /// Where the data came from, as `--data` takes it, with a folder's absolute path.
     #[serde(default)]
     pub source: Option<String>,
-    /// SHA-256 over the test images, their dimensions and labels. Older checkpoints lack it.
-    #[serde(default)]
+    /// SHA-256 over the test images, their dimensions and labels.
     pub test_images: Option<String>,
     /// SHA-256 over all weights.
     pub weights_sha256: String,
@@ -87,13 +86,16 @@ pub enum CheckpointError {
     #[error("cannot write {path}")]
     Write { path: PathBuf, source: std::io::Error },
     /// Nothing is at the path given.
-    #[error("{path} does not exist; give the folder of a run or of a checkpoint")]
-    Missing { path: PathBuf },
+    #[error("{path} does not exist; give {wanted}")]
+    Missing { path: PathBuf, wanted: &'static str },
     /// There is no checkpoint at the path given.
     #[error("{path} holds no checkpoint: it has neither {MANIFEST} nor checkpoints/step-NNNNNN/{MANIFEST}")]
     None { path: PathBuf },
     /// Every checkpoint of a run is damaged.
-    #[error("no checkpoint of {run} is sound (`convoy verify {run}` checks all of them); the error in the newest one")]
+    #[error(
+        "no checkpoint of {run} is sound (`convoy verify {}` checks all of them); the error in the newest one",
+        quoted(run)
+    )]
     NoneSound { run: PathBuf, source: Box<CheckpointError> },
     /// The manifest can't be read.
     #[error("{path} is not a manifest of format {FORMAT}")]
@@ -104,6 +106,9 @@ pub enum CheckpointError {
     /// A tensor file isn't the one that the manifest names.
     #[error("{path} is damaged: its SHA-256 is {found}, but the manifest says {stated}")]
     Damaged { path: PathBuf, found: String, stated: String },
+    /// The sum of the manifest is missing.
+    #[error("{path} is damaged: {MANIFEST_SHA256} is missing")]
+    NoSum { path: PathBuf },
     /// The manifest isn't the one whose sum was written.
     #[error(
         "{path} or {sum} is damaged: the SHA-256 of the manifest is \"{found}\", but it was written as \"{stated}\""
@@ -240,18 +245,35 @@ pub fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
     let file = path.join(MANIFEST);
     let bytes = read_file(&file)?;
     let sum = path.join(MANIFEST_SHA256);
+    if !sum.exists() {
+        return Err(CheckpointError::NoSum { path: path.to_owned() });
+    }
     let (found, stated) = (sha256_line(&bytes), String::from_utf8_lossy(&read_file(&sum)?).into_owned());
     if found != stated {
         let [found, stated] = [found, stated].map(|line| line.trim_end().chars().take(SHOWN_MAX).collect::<String>());
         let [found, stated] = [found, stated].map(|line| convoy_common::wire::printable(&line));
         return Err(CheckpointError::DamagedManifest { path: file, found, sum, stated });
     }
-    let manifest: Manifest =
-        serde_json::from_slice(&bytes).map_err(|source| CheckpointError::Manifest { path: file.clone(), source })?;
-    if manifest.format != FORMAT {
-        return Err(CheckpointError::Format { path: file, found: manifest.format });
+    parse_manifest(file, &bytes)
+}
+
+/// Reads the manifest of a checkpoint that may be damaged.
+///
+/// # Errors
+/// When it can't be read, or isn't a manifest.
+fn peek_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
+    let file = path.join(MANIFEST);
+    let bytes = read_file(&file)?;
+    parse_manifest(file, &bytes)
+}
+
+fn parse_manifest(path: PathBuf, bytes: &[u8]) -> Result<Manifest, CheckpointError> {
+    let parsed = serde_json::from_slice::<Manifest>(bytes);
+    let manifest = parsed.map_err(|source| CheckpointError::Manifest { path: path.clone(), source })?;
+    match manifest.format {
+        FORMAT => Ok(manifest),
+        found => Err(CheckpointError::Format { path, found }),
     }
-    Ok(manifest)
 }
 
 /// The line of a manifest in its sum file.
@@ -318,9 +340,10 @@ fn holds_only_logits(path: &Path) -> bool {
     let header = || -> std::io::Result<serde_json::Map<String, serde_json::Value>> {
         let (mut file, mut length) = (File::open(path)?, [0; 8]);
         file.read_exact(&mut length)?;
-        Ok(serde_json::from_reader(file.take(u64::from_le_bytes(length).min(HEADER_BYTES_MAX)))?)
+        Ok(serde_json::from_reader(BufReader::new(file.take(u64::from_le_bytes(length).min(HEADER_BYTES_MAX))))?)
     };
-    header().is_ok_and(|header| header.keys().all(|name| name == LOGITS || name == "__metadata__"))
+    let is_expected = |name: &String| name == LOGITS || name == "__metadata__";
+    header().is_ok_and(|header| header.contains_key(LOGITS) && header.keys().all(is_expected))
 }
 
 /// The checkpoint that `path` is the weights file of, if it is one.

@@ -24,6 +24,11 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     sync_folder(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
 }
 
+/// Whether two paths lead to the same place, which exists.
+pub fn same_place(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
 /// A path as a shell reads it, for commands to copy.
 pub fn quoted(path: &Path) -> String {
     let text = path.display().to_string();

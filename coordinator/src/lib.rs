@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod crew;
 pub mod data;
 pub mod deadlines;
+pub mod earlier;
 pub mod error;
 pub mod evaluate;
 pub mod exchange;

@@ -194,7 +194,7 @@ fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
             damaged,
         });
     }
-    folder::check_exists(path)?;
+    folder::check_exists(path, "the folder of a run or of a checkpoint, or a safetensors file")?;
     let text = model.ok_or_else(|| JobError::ModelWanted { path: path.to_owned() })?;
     let weights = checkpoint::read_weights(path, &Network::parse(&text)?)?;
     Ok(Loaded {

@@ -3,18 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::iter;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use convoy_common::index::ExchangeIndex;
 use convoy_common::plan::{Plan, Traffic};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::checkpoint::FOLDER;
 use crate::checkpoint::folder::has_any;
+use crate::earlier::{Earlier, METRICS, RECORD};
 use crate::error::JobError;
 use crate::files::write_atomically;
 use crate::incident::Incident;
@@ -127,17 +128,6 @@ pub struct FinalRecord {
     pub weights_sha256: String,
 }
 
-/// The lines that a resumed run keeps of earlier metrics.
-pub struct EarlierMetrics<'a> {
-    /// Keep steps up to this one.
-    pub steps_through: u64,
-    /// Keep the epochs that end at a step for which this is true.
-    pub ends_epoch: &'a dyn Fn(u64) -> bool,
-}
-
-const METRICS: &str = "metrics.jsonl";
-const RECORD: &str = "run.json";
-
 /// The run's folder.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -168,43 +158,38 @@ impl RunFolder {
         Ok(Self { path: path.to_owned(), _lock: lock, metrics: open_metrics(path)? })
     }
 
-    /// Begins the metrics with those lines of the run in the folder `earlier` that `kept` names. Returns a notice if lines of steps are
-    /// missing there.
+    /// Begins the metrics with the lines that this run keeps of `earlier`. The records that are in the folder are replaced if they are
+    /// those that this run continues (`is_own`) and sound, and get other names otherwise. Returns a notice of these names.
     ///
     /// # Errors
-    /// When they can't be read or written.
-    pub fn begin_metrics(&mut self, earlier: Option<&Path>, kept: &EarlierMetrics) -> Result<Option<String>, JobError> {
-        let (file, earlier) = (self.path.join(METRICS), earlier.map(|run| run.join(METRICS)));
-        let read = earlier.as_deref().map_or(Ok(Kept::default()), |path| kept_lines(path, kept).map_err(wrong(path)));
-        let Kept { lines, steps } = read?;
-        write_atomically(&file, &lines).map_err(wrong(&file))?;
+    /// When something can't be written or renamed.
+    pub fn begin_metrics(&mut self, earlier: &Earlier, is_own: bool) -> Result<Option<String>, JobError> {
+        let notice = if is_own && earlier.damage.is_empty() { None } else { self.set_aside()? };
+        let file = self.path.join(METRICS);
+        write_atomically(&file, &earlier.lines).map_err(wrong(&file))?;
         self.metrics = open_metrics(&self.path)?;
-        let missing = kept.steps_through.saturating_sub(steps);
-        Ok(earlier.filter(|_| missing > 0).map(|path| {
-            let (path, steps) = (path.display(), kept.steps_through);
-            format!("{path} lacks the lines of {missing} of the {steps} steps before the checkpoint; they cannot be restored")
-        }))
+        Ok(notice)
     }
 
-    /// Renames the records of a run that has no checkpoint, if there are any. Returns a notice of their new names.
-    ///
-    /// # Errors
-    /// When they can't be renamed.
-    pub fn set_aside(&self) -> Result<Option<String>, JobError> {
-        let metrics = self.path.join(METRICS);
-        if fs::metadata(&metrics).map_or(0, |found| found.len()) == 0 {
+    /// Renames the records in the folder, if a job has begun or ended there. Returns a notice of their new names.
+    fn set_aside(&self) -> Result<Option<String>, JobError> {
+        // The metrics were opened already, and are empty if there were none.
+        let is_empty = |name: &str| fs::metadata(self.path.join(name)).map_or(0, |found| found.len()) == 0;
+        if is_empty(METRICS) && record_in(&self.path)["final"].is_null() {
             return Ok(None);
         }
-        let new = |number: u64| [format!("metrics-{number}.jsonl"), format!("run-{number}.json")];
-        let is_free = |number: &u64| new(*number).iter().all(|name| !self.path.join(name).exists());
-        let [new_metrics, new_record] = new((1..).find(is_free).expect("there is always another number"));
-        let rename = |from: &Path, to: &str| fs::rename(from, self.path.join(to)).map_err(wrong(from));
-        rename(&metrics, &new_metrics)?;
-        if holds_run(&self.path) {
-            rename(&self.path.join(RECORD), &new_record)?;
+        // The record comes first: if this process is killed in between, the metrics still show that a job has begun.
+        let new = |number: u64| [(RECORD, format!("run-{number}.json")), (METRICS, format!("metrics-{number}.jsonl"))];
+        let is_free = |number: &u64| new(*number).iter().all(|(_, name)| !self.path.join(name).exists());
+        let names = new((1..).find(is_free).expect("there is always another number"));
+        let there = names.iter().filter(|(old, _)| !is_empty(old));
+        let mut renamed = Vec::new();
+        for (old, new) in there {
+            let old = self.path.join(old);
+            fs::rename(&old, self.path.join(new)).map_err(wrong(&old))?;
+            renamed.push(new.as_str());
         }
-        let path = self.path.display();
-        Ok(Some(format!("{path} holds records, but no checkpoint; they are now {new_metrics} and {new_record}")))
+        Ok(Some(format!("the records that were in {} are now {}", self.path.display(), renamed.join(" and "))))
     }
 
     /// Claims a new folder for a run: `runs/MODEL-TIME`, or the next free name after it. The folder is created and not merely
@@ -326,66 +311,16 @@ pub fn holds_run(folder: &Path) -> bool {
     folder.join(RECORD).exists()
 }
 
+/// `run.json` in `folder`; null if it can't be read.
+fn record_in(folder: &Path) -> Value {
+    let text = fs::read(folder.join(RECORD)).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
+}
+
 /// Whether `run.json` in `folder` says that the run is done and ended with weights of this hash.
 pub fn says_done(folder: &Path, weights_sha256: &str) -> bool {
-    let text = fs::read(folder.join(RECORD)).unwrap_or_default();
-    let record: Value = serde_json::from_slice(&text).unwrap_or_default();
+    let record = record_in(folder);
     record["status"] == "done" && record["final"]["weights_sha256"] == weights_sha256
-}
-
-/// The incidents that an earlier process has recorded in `run`.
-///
-/// # Errors
-/// A notice that its record can't be read. The record is for people only, so that the run can continue.
-pub fn earlier_incidents(run: &Path) -> Result<Vec<Incident>, String> {
-    #[derive(Deserialize)]
-    struct Earlier {
-        incidents: Vec<Incident>,
-    }
-    let path = run.join(RECORD);
-    let text = fs::read(&path).map_err(|error| error.to_string());
-    let record = text.and_then(|text| serde_json::from_slice::<Earlier>(&text).map_err(|error| error.to_string()));
-    record.map(|record| record.incidents).map_err(|error| {
-        format!(
-            "cannot read {}: {error}; the incidents of the run up to now are not in its records any more",
-            path.display()
-        )
-    })
-}
-
-/// What is kept of earlier metrics.
-#[derive(Debug, Default)]
-struct Kept {
-    lines: Vec<u8>,
-    /// How many of the lines are those of steps.
-    steps: u64,
-}
-
-/// The lines to keep. A line that a crash cut short, or that is damaged, is dropped.
-fn kept_lines(path: &Path, kept: &EarlierMetrics) -> std::io::Result<Kept> {
-    let file = match File::open(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Kept::default()),
-        file => file?,
-    };
-    let (mut found, mut last) = (Kept::default(), 0);
-    for line in BufReader::new(file).split(b'\n') {
-        let line = line?;
-        let Ok(value) = serde_json::from_slice::<Value>(&line) else { continue };
-        let number = |key| value.get(key).and_then(Value::as_u64);
-        let is_kept = match (number("step"), number("through_step")) {
-            (Some(step), _) => step > last && step <= kept.steps_through,
-            // A partial epoch was measured because the job ended there. It will be measured again as a whole.
-            (None, Some(through)) => through <= kept.steps_through && (kept.ends_epoch)(through),
-            (None, None) => false,
-        };
-        if is_kept {
-            found.lines.extend_from_slice(&line);
-            found.lines.push(b'\n');
-            found.steps += u64::from(number("step").is_some());
-            last = number("step").unwrap_or(last);
-        }
-    }
-    Ok(found)
 }
 
 /// The machine and the program.

@@ -28,17 +28,15 @@ use crate::checkpoint::writer::Writer;
 use crate::checkpoint::{self, Checkpoint, Manifest, folder};
 use crate::cluster::Cluster;
 use crate::data::{DataChoice, DataSet, DataSource, Places, Wanted};
+use crate::earlier::{Earlier, EarlierMetrics};
 use crate::error::JobError;
 use crate::exchange::Counted;
-use crate::files::quoted;
+use crate::files::{quoted, same_place};
 use crate::job::{Asked, Job, SettingError};
 use crate::metrics::Metered;
 use crate::observe::{Ended, Event, Observer, Started};
 use crate::order::DataOrder;
-use crate::record::{
-    EarlierMetrics, ExchangeRecord, FinalRecord, RunFolder, RunRecord, RunningRecord, earlier_incidents, holds_run,
-    says_done,
-};
+use crate::record::{ExchangeRecord, FinalRecord, RunFolder, RunRecord, RunningRecord, holds_run, says_done};
 use crate::recovery::{Generations, Witness};
 use crate::running::Running;
 use crate::state::{JobState, Progress, Snapshot};
@@ -213,21 +211,6 @@ impl Run {
         let notices = [schedule_outrun(&job, last_step), nothing_kept(&running.trace, progress.step + 1, last_step)];
         notices.into_iter().flatten().for_each(|text| observer.on(Event::Notice { text }));
         let earlier = resumed.as_ref().and_then(|(path, _)| folder::run_of(path));
-        if let (Some(run), Out::Continued(_)) = (&earlier, &out) {
-            let (newest, step) = (folder::newest_step(run)?, progress.step);
-            if newest > step {
-                let run = run.display();
-                let text = format!(
-                    "{run} has a checkpoint of step {newest}; it goes back to step {step}, and the records of later steps are dropped"
-                );
-                observer.on(Event::Notice { text });
-            }
-        }
-        // Before this run's record takes the place of the earlier one.
-        let incidents = earlier.as_deref().map_or(Ok(Vec::new()), earlier_incidents).unwrap_or_else(|text| {
-            observer.on(Event::Notice { text });
-            Vec::new()
-        });
         let (folder, has_records) = open_folder(out, &network.name)?;
         let checkpoint_every = running.checkpoint_every.unwrap_or(job.span.steps_per_epoch).max(1);
         let settings = RunningRecord {
@@ -240,7 +223,7 @@ impl Run {
             last_step,
             resumed,
         };
-        let record = RunRecord { incidents, ..RunRecord::begin(&job, data.origin.clone(), &plan, settings) };
+        let record = RunRecord::begin(&job, data.origin.clone(), &plan, settings);
         let mut run = Self {
             job,
             test_images: data.test.fingerprint(),
@@ -276,12 +259,17 @@ impl Run {
         let owes = |step: u64| step == progress.step && progress.epoch_images > 0;
         let ends_epoch = |step: u64| step.is_multiple_of(steps_per_epoch) && !owes(step);
         let kept = EarlierMetrics { steps_through: progress.step, ends_epoch: &ends_epoch };
-        if self.earlier.is_none() {
-            self.folder.set_aside()?.into_iter().for_each(|text| observer.on(Event::Notice { text }));
-        }
-        if let Some(text) = self.folder.begin_metrics(self.earlier.as_deref(), &kept)? {
-            observer.on(Event::Notice { text });
-        }
+        let read = |run: &PathBuf| Earlier::read(run, &kept);
+        let earlier = self.earlier.as_ref().map_or_else(|| Ok(Earlier::default()), read)?;
+        let is_own = self.earlier.as_deref().is_some_and(|run| same_place(run, self.folder.path()));
+        let later = if is_own { folder::set_aside_after(self.folder.path(), progress.step)? } else { Vec::new() };
+        let went_back = later.iter().map(|(path, name)| {
+            let (step, path) = (progress.step, path.display());
+            format!("the run continues from step {step}; {path}, which is later, is now called {name}")
+        });
+        let set_aside = self.folder.begin_metrics(&earlier, is_own)?;
+        went_back.chain(earlier.damage).chain(set_aside).for_each(|text| observer.on(Event::Notice { text }));
+        self.record.incidents.splice(0..0, earlier.incidents);
         self.folder.write(&self.record)
     }
 
@@ -444,7 +432,7 @@ fn schedule_outrun(job: &Job, last_step: u64) -> Option<String> {
 /// A notice about a trace that holds none of the run's steps.
 fn nothing_kept(trace: &Sampling, first: u64, last: u64) -> Option<String> {
     let Sampling::Steps(range) = trace else { return None };
-    (*range.start() > last || *range.end() < first).then(|| {
+    (first <= last && (*range.start() > last || *range.end() < first)).then(|| {
         format!("--trace steps:{}-{} keeps no step: this run has steps {first} to {last}", range.start(), range.end())
     })
 }

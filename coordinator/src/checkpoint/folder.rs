@@ -4,9 +4,13 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::iter;
 use std::path::{Path, PathBuf};
 
-use super::{Checkpoint, CheckpointError, FOLDER, MANIFEST, name_of, read, read_manifest};
+use super::{Checkpoint, CheckpointError, FOLDER, MANIFEST, name_of, peek_manifest, read};
+
+/// What commands for checkpoints take.
+const FOLDERS: &str = "the folder of a run or of a checkpoint";
 
 /// A checkpoint that was opened.
 #[derive(Debug)]
@@ -25,19 +29,19 @@ pub type Checked = Result<Checkpoint, CheckpointError>;
 /// # Errors
 /// When there is none, or none is sound.
 pub fn open(path: &Path) -> Result<Opened, CheckpointError> {
-    check_exists(path)?;
+    check_exists(path, FOLDERS)?;
     if path.join(MANIFEST).is_file() {
         return Ok(Opened { checkpoint: read(path)?, damaged: Vec::new() });
     }
     open_newest(path)?.ok_or_else(|| CheckpointError::None { path: path.to_owned() })
 }
 
-/// Checks that there is something at `path`.
+/// Checks that there is something at `path`, where `wanted` is.
 ///
 /// # Errors
 /// When there is nothing.
-pub fn check_exists(path: &Path) -> Result<(), CheckpointError> {
-    if path.exists() { Ok(()) } else { Err(CheckpointError::Missing { path: path.to_owned() }) }
+pub fn check_exists(path: &Path, wanted: &'static str) -> Result<(), CheckpointError> {
+    if path.exists() { Ok(()) } else { Err(CheckpointError::Missing { path: path.to_owned(), wanted }) }
 }
 
 /// Opens the newest sound checkpoint of the run in `run`, if it has any checkpoint.
@@ -46,8 +50,8 @@ pub fn check_exists(path: &Path) -> Result<(), CheckpointError> {
 /// When none is sound.
 pub fn open_newest(run: &Path) -> Result<Option<Opened>, CheckpointError> {
     let mut damaged = Vec::new();
-    for (step, path) in all(run)?.into_iter().rev() {
-        match read_of_step(step, &path) {
+    for (_, path) in all(run)?.into_iter().rev() {
+        match read_named(&path) {
             Ok(checkpoint) => return Ok(Some(Opened { checkpoint, damaged })),
             Err(error) => damaged.push(error),
         }
@@ -61,7 +65,7 @@ pub fn open_newest(run: &Path) -> Result<Option<Opened>, CheckpointError> {
 /// # Errors
 /// When there is none.
 pub fn verify(path: &Path) -> Result<Vec<(PathBuf, Checked)>, CheckpointError> {
-    check_exists(path)?;
+    check_exists(path, FOLDERS)?;
     if path.join(MANIFEST).is_file() {
         return Ok(vec![(path.to_owned(), read(path))]);
     }
@@ -69,24 +73,34 @@ pub fn verify(path: &Path) -> Result<Vec<(PathBuf, Checked)>, CheckpointError> {
     if found.is_empty() {
         return Err(CheckpointError::None { path: path.to_owned() });
     }
-    Ok(found.into_iter().map(|(step, path)| (path.clone(), read_of_step(step, &path))).collect())
+    Ok(found.into_iter().map(|(_, path)| (path.clone(), read_named(&path))).collect())
 }
 
-/// Reads the checkpoint of a run whose name says `step`.
-fn read_of_step(step: u64, path: &Path) -> Checked {
+/// Reads a checkpoint of a run, which must have the name of its step.
+fn read_named(path: &Path) -> Checked {
     let checkpoint = read(path)?;
-    match checkpoint.manifest.progress.step {
-        found if found == step => Ok(checkpoint),
-        found => Err(CheckpointError::Misnamed { path: path.to_owned(), step: found }),
-    }
+    let step = checkpoint.manifest.progress.step;
+    let is_named = path.file_name().is_some_and(|name| name == &*name_of(step));
+    if is_named { Ok(checkpoint) } else { Err(CheckpointError::Misnamed { path: path.to_owned(), step }) }
 }
 
-/// The step of the newest checkpoint of the run in `run`, sound or not; 0 if there is none.
+/// Renames the checkpoints of the run in `run` that come after `step`, so that they are no checkpoints of the run any more. Returns their
+/// paths and their new names.
 ///
 /// # Errors
-/// When the folder exists but can't be read.
-pub fn newest_step(run: &Path) -> Result<u64, CheckpointError> {
-    Ok(all(run)?.last().map_or(0, |(step, _)| *step))
+/// When one can't be renamed.
+pub fn set_aside_after(run: &Path, step: u64) -> Result<Vec<(PathBuf, String)>, CheckpointError> {
+    let mut renamed = Vec::new();
+    for (later, path) in all(run)?.into_iter().filter(|(later, _)| *later > step) {
+        let first = format!("later-{}", name_of(later));
+        let others = (2..).map(|number| format!("{first}-{number}"));
+        let is_free = |name: &String| !path.with_file_name(name).exists();
+        let name = iter::once(first.clone()).chain(others).find(is_free).expect("there is always another number");
+        fs::rename(&path, path.with_file_name(&name))
+            .map_err(|source| CheckpointError::Write { path: path.clone(), source })?;
+        renamed.push((path, name));
+    }
+    Ok(renamed)
 }
 
 /// The folder of a checkpoint's run: RUN for RUN/checkpoints/step-NNNNNN. None for a checkpoint that was copied elsewhere.
@@ -119,7 +133,7 @@ pub fn prune(folder: &Path, keep: usize) -> Result<(), CheckpointError> {
     };
     let found = steps_in(folder)?;
     for (step, path) in &found[..found.len().saturating_sub(keep.max(1))] {
-        let is_end = read_manifest(path).is_ok_and(|manifest| manifest.last_step == manifest.progress.step);
+        let is_end = peek_manifest(path).is_ok_and(|manifest| manifest.last_step == manifest.progress.step);
         if !is_end {
             // Under another name first, so that a checkpoint is never there in part.
             let discarded = folder.join(format!(".step-{step:06}.old"));
@@ -153,7 +167,7 @@ fn steps_in(folder: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
     let entries = fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(unreadable)?;
     let steps = entries.into_iter().filter_map(|entry| {
         let step = entry.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok()?;
-        (entry.path().is_dir() && entry.file_name().to_str() == Some(&name_of(step))).then(|| (step, entry.path()))
+        entry.path().is_dir().then(|| (step, entry.path()))
     });
     let mut steps: Vec<_> = steps.collect();
     steps.sort();
