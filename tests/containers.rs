@@ -7,13 +7,14 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Process, Start as _, hash, losses, output_of, record, said, signal, succeed};
+use support::{Process, Start as _, hash, losses, newest_checkpoint, output_of, record, said, signal, succeed};
 use tempfile::TempDir;
 
 /// Two cores: one stack at a time.
@@ -314,9 +315,10 @@ fn a_whole_job_survives_its_coordinators_death() {
         // Any setting may be said in the environment.
         let project = project.with("CONVOY_STEPS", "150").with("CONVOY_SEED", "3").with("CONVOY_BATCH", "32");
         project.run(&["up", "-d"]);
-        wait_for("the twentieth step", || {
-            let runs = project.runs().join("job");
-            (losses(&runs).len() > 20).then_some(())
+        // It is written while the job goes on: a loss of step 21 does not mean that it is on disk.
+        wait_for("the checkpoint of step 20", || {
+            let newest = newest_checkpoint(&project.runs().join("job"))?;
+            (newest.file_name()? >= OsStr::new("step-000020")).then_some(())
         });
         let [id] = project.containers("coordinator").try_into().unwrap();
         // By the engine it would be a wish, and no accident: it wouldn't be started again.

@@ -188,18 +188,32 @@ pub(crate) fn worker_processes(out: &Path) -> Vec<u32> {
     workers.iter().map(|worker| worker["process_id"].as_u64().unwrap() as u32).collect()
 }
 
-/// Whether a process is there and not merely waiting to be reaped.
-pub(crate) fn is_alive(process: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).is_some_and(|state| state != "Z")
+/// The state letter in the `stat` file of a process or of a thread, if it exists.
+fn state(stat: &Path) -> Option<char> {
+    std::fs::read_to_string(stat).ok()?.rsplit(')').next()?.trim_start().chars().next()
 }
 
-/// Sends a signal to a process.
+/// Whether a process is there and not merely waiting to be reaped.
+pub(crate) fn is_alive(process: u32) -> bool {
+    state(Path::new(&format!("/proc/{process}/stat"))).is_some_and(|state| state != 'Z')
+}
+
+/// Whether no thread of a process runs until it is continued.
+fn is_stopped(process: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    threads.filter_map(|thread| state(&thread.path().join("stat"))).all(|state| "TZX".contains(state))
+}
+
+/// Sends a signal to a process. After STOP, waits until the process has stopped: `kill` returns before, and on a busy machine its threads
+/// may run for a while.
 pub(crate) fn signal(process: u32, name: &str) {
     assert!(
         Command::new("kill").args(["-s", name, &process.to_string()]).status().unwrap().success(),
         "kill -s {name} {process}"
     );
+    if name == "STOP" {
+        wait_for("a process to stop", || is_stopped(process).then_some(()));
+    }
 }
 
 /// Images (count, channel, row, column) and labels.
@@ -257,12 +271,14 @@ pub(crate) fn read_tensor(path: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
 
 /// The newest checkpoint of a run.
 pub(crate) fn checkpoint(out: &Path) -> PathBuf {
-    let entries = std::fs::read_dir(out.join("checkpoints")).unwrap().map(|entry| entry.unwrap());
-    // One that is being written has a hidden name.
+    newest_checkpoint(out).unwrap_or_else(|| panic!("no checkpoint in {}", out.display()))
+}
+
+/// The newest checkpoint of a run, if there is one. Those that are being written have hidden names.
+pub(crate) fn newest_checkpoint(out: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(out.join("checkpoints")).into_iter().flatten().flatten();
     let whole = entries.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'));
-    let mut all: Vec<_> = whole.map(|entry| entry.path()).collect();
-    all.sort();
-    all.pop().unwrap()
+    whole.map(|entry| entry.path()).max()
 }
 
 /// Four towers, groups of 4 and 8, ten classes: slices of the last layer are uneven.
