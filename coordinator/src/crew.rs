@@ -311,9 +311,9 @@ impl<'a> Crew<'a> {
     ///
     /// # Errors
     /// When a worker is lost.
-    pub fn begin_gathering(&mut self, step: u64) -> Result<(), Stop> {
+    pub fn begin_gathering(&mut self, step: u64, earlier: Option<JobState>) -> Result<(), Stop> {
         self.tell_all(&ToWorker::SendState { step }, step)?;
-        self.gathering = Some(Gathering::new(self.plan.clone(), step));
+        self.gathering = Some(Gathering::new(self.plan.clone(), step, earlier));
         Ok(())
     }
 

@@ -49,7 +49,7 @@ pub struct Exchanges {
     samples_max: usize,
     live: HashMap<MicroBatchId, MicroBatch>,
     /// Bytes received so far of each tensor of the live micro-batches.
-    received: HashMap<TensorKey, u64>,
+    received: HashMap<TensorKey, usize>,
     /// It needs no limit of its own: only logits of live micro-batches get here.
     assembler: Assembler,
     logits: HashMap<MicroBatchId, Gathered>,
@@ -111,11 +111,10 @@ impl Exchanges {
         if exchange == self.plan.logits_exchange() && direction == Direction::Backward {
             return Err(unfit("direction", &chunk.key, "only the coordinator sends gradients of logits"));
         }
-        let whole = self.count(&chunk, &expected, exchange, direction)?;
+        self.count(&chunk, &expected, exchange, direction)?;
         if exchange == self.plan.logits_exchange() {
             return self.keep_logits(micro_batch, from_tower, chunk, &expected);
         }
-        debug_assert!(whole || !chunk.data.is_empty());
         let to = match to_tower {
             Some(tower) => vec![self.plan.placement[tower]],
             None => self.plan.all_workers().filter(|other| *other != worker).collect(),
@@ -126,38 +125,21 @@ impl Exchanges {
         Ok(Routed::Relay { to, chunk })
     }
 
-    /// Counts a chunk. Returns whether it completes its tensor.
+    /// Checks and counts a chunk.
     fn count(
         &mut self,
         chunk: &Chunk,
         expected: &[usize],
         exchange: ExchangeIndex,
         direction: Direction,
-    ) -> Result<bool, WireError> {
-        if chunk.shape != expected {
-            return Err(WireError::Shape {
-                key: chunk.key.to_string(),
-                found: chunk.shape.clone(),
-                expected: expected.to_vec(),
-            });
-        }
-        let total = expected.iter().product::<usize>() * chunk.key.element_bytes();
+    ) -> Result<(), WireError> {
         let received = self.received.entry(chunk.key.clone()).or_default();
-        let end = *received + chunk.data.len() as u64;
-        if chunk.offset != *received || end > total as u64 || chunk.data.is_empty() {
-            return Err(WireError::Offset {
-                key: chunk.key.to_string(),
-                offset: chunk.offset,
-                length: chunk.data.len(),
-                expected: *received as usize,
-                total,
-            });
-        }
-        *received = end;
+        let is_last = chunk.continues(expected, *received)?;
+        *received += chunk.data.len();
         let counted = self.counted.entry((exchange, direction)).or_default();
         counted.bytes += chunk.data.len() as u64;
-        counted.tensors += u64::from(end == total as u64);
-        Ok(end == total as u64)
+        counted.tensors += u64::from(is_last);
+        Ok(())
     }
 
     fn keep_logits(

@@ -3,15 +3,14 @@
 //!
 //! Not here: its form on disk (`checkpoint`).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use convoy_common::index::{TowerIndex, WorkerIndex};
 use convoy_common::model::Network;
 use convoy_common::parameters::{Parameter, Tensors};
 use convoy_common::plan::Plan;
-use convoy_common::wire::{Assembler, Chunk, Elements, Payload, State, TensorKey, WireError, expected_shape};
-use ndarray::{ArrayD, Axis, IxDyn, Slice};
+use convoy_common::wire::{Chunk, Payload, State, TensorKey, WireError, expected_shape};
 use serde::{Deserialize, Serialize};
 
 /// Weights and momentum of all towers.
@@ -56,6 +55,20 @@ pub fn snapshot_bytes(network: &Network) -> u64 {
 }
 
 impl JobState {
+    /// A state of zeros.
+    fn zeros(network: &Network) -> Self {
+        Self { weights: network.zeros(), momentum: network.zeros() }
+    }
+
+    /// Whether it holds the weights and the momentum of every parameter, so that a later state fits into its memory.
+    fn is_of(&self, network: &Network) -> bool {
+        let has = |tensors: &Tensors, parameter: &Parameter| {
+            let tensor = tensors.get(&parameter.name);
+            tensor.is_some_and(|tensor| tensor.shape() == parameter.shape && tensor.is_standard_layout())
+        };
+        network.parameters().iter().all(|parameter| has(&self.weights, parameter) && has(&self.momentum, parameter))
+    }
+
     /// The tensors that the holder of `tower` needs, as of `step`.
     pub fn slices(&self, plan: &Plan, tower: TowerIndex, step: u64) -> impl Iterator<Item = Payload> {
         let both = [(State::Weights, &self.weights), (State::Momentum, &self.momentum)];
@@ -78,18 +91,20 @@ pub struct Gathering {
     step: u64,
     parameters: Vec<Parameter>,
     state: JobState,
-    assembler: Assembler,
+    /// Bytes that have arrived of each incomplete tensor.
+    received: HashMap<TensorKey, usize>,
     /// Tensors that have arrived whole.
     seen: HashSet<TensorKey>,
 }
 
 impl Gathering {
-    /// Gathers the state as of `step` from all workers of the plan.
-    pub fn new(plan: Arc<Plan>, step: u64) -> Self {
-        let (zeros, parameters) = (plan.network.zeros(), plan.network.parameters());
-        let assembler = Assembler::new(parameters.iter().map(|parameter| parameter.len() * 8).sum());
-        let state = JobState { momentum: zeros.clone(), weights: zeros };
-        Self { plan, step, parameters, state, assembler, seen: HashSet::new() }
+    /// Gathers the state as of `step` from all workers of the plan. It reuses the memory of `earlier`: new memory from the system is
+    /// expensive, because the system zeroes it page by page.
+    pub fn new(plan: Arc<Plan>, step: u64, earlier: Option<JobState>) -> Self {
+        let network = &plan.network;
+        let state = earlier.filter(|state| state.is_of(network)).unwrap_or_else(|| JobState::zeros(network));
+        let parameters = network.parameters();
+        Self { plan, step, parameters, state, received: HashMap::new(), seen: HashSet::new() }
     }
 
     /// Number of tensors that have not arrived.
@@ -114,15 +129,21 @@ impl Gathering {
         if self.seen.contains(&key) {
             return Err(wrong(&key, "it must be sent once"));
         }
-        let Some((_, Elements::Floats(values))) = self.assembler.accept(chunk, &shape)? else { return Ok(()) };
+        let received = self.received.remove(&key).unwrap_or(0);
+        let is_last = chunk.continues(&shape, received)?;
         let tensors = if *state == State::Weights { &mut self.state.weights } else { &mut self.state.momentum };
         let parameter = self.parameters.iter().find(|parameter| parameter.name == *name);
-        if let (Some(parameter), Some(tensor)) = (parameter, tensors.get_mut(name)) {
-            let part = ArrayD::from_shape_vec(IxDyn(&shape), values).expect("assembled in this shape");
-            let slice = Slice::from(parameter.slice(&self.plan.network, *tower));
-            tensor.slice_axis_mut(Axis(0), slice).assign(&part);
+        let values = tensors.get_mut(name).and_then(|tensor| tensor.as_slice_mut());
+        if let (Some(parameter), Some(values)) = (parameter, values) {
+            let row = parameter.len() / parameter.shape[0];
+            let slice = parameter.slice(&self.plan.network, *tower);
+            chunk.copy_to(&mut values[slice.start * row..slice.end * row]);
         }
-        self.seen.insert(key);
+        if is_last {
+            self.seen.insert(key);
+        } else {
+            self.received.insert(key, received + chunk.data.len());
+        }
         Ok(())
     }
 
@@ -160,15 +181,21 @@ mod tests {
     fn what_is_scattered_is_gathered_again_to_the_bit() {
         let plan = plan();
         let state = some_state(&plan);
-        let mut gathering = Gathering::new(plan.clone(), 7);
-        for tower in plan.all_towers() {
-            for chunk in state.slices(&plan, tower, 7).flat_map(chunks) {
-                assert_ne!(gathering.owed(), 0);
-                gathering.accept(plan.placement[tower], chunk).unwrap();
+        let mut used = some_state(&plan);
+        let tensors = used.weights.values_mut().chain(used.momentum.values_mut());
+        tensors.for_each(|tensor| tensor.fill(f32::NAN));
+        let of_another_network = JobState { momentum: Tensors::new(), ..some_state(&plan) };
+        for earlier in [None, Some(used), Some(of_another_network)] {
+            let mut gathering = Gathering::new(plan.clone(), 7, earlier);
+            for tower in plan.all_towers() {
+                for chunk in state.slices(&plan, tower, 7).flat_map(chunks) {
+                    assert_ne!(gathering.owed(), 0);
+                    gathering.accept(plan.placement[tower], chunk).unwrap();
+                }
             }
+            assert_eq!(gathering.owed(), 0);
+            assert!(gathering.finish() == state);
         }
-        assert_eq!(gathering.owed(), 0);
-        assert_eq!(gathering.finish(), state);
     }
 
     /// Any order in which the chunks of all tensors can arrive: those of one tensor stay in order.
@@ -194,7 +221,7 @@ mod tests {
                     sent.insert((tower, tensor), chunks(payload).collect());
                 }
             }
-            let mut gathering = Gathering::new(plan.clone(), 7);
+            let mut gathering = Gathering::new(plan.clone(), 7, None);
             for tensor in order {
                 prop_assert_ne!(gathering.owed(), 0);
                 let chunk = sent.get_mut(&tensor).unwrap().remove(0);
@@ -210,7 +237,7 @@ mod tests {
         let plan = plan();
         let state = some_state(&plan);
         let first = |step| chunks(state.slices(&plan, TowerIndex(0), step).next().unwrap()).next().unwrap();
-        let mut gathering = Gathering::new(plan.clone(), 7);
+        let mut gathering = Gathering::new(plan.clone(), 7, None);
         assert!(gathering.accept(WorkerIndex(0), first(8)).is_err(), "another step");
         assert!(gathering.accept(WorkerIndex(1), first(7)).is_err(), "a tower of another worker");
         assert!(first(7).ends().is_some(), "the first tensor has one chunk");

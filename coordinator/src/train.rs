@@ -148,6 +148,8 @@ struct Run {
     progress: Progress,
     /// What a fault leads back to.
     snapshot: Arc<Snapshot>,
+    /// The state of the snapshot before the last one, whose memory the next one takes.
+    outdated: Option<JobState>,
     writer: Writer,
     witness: Witness,
     /// The state that the run began with, for the rehearsal of a wrong snapshot.
@@ -236,6 +238,7 @@ impl Run {
             threads,
             progress,
             snapshot: Arc::new(snapshot),
+            outdated: None,
             witness: Witness::default(),
             measured_through: 0,
             last_step,

@@ -104,6 +104,40 @@ impl Chunk {
         let whole = elements.checked_mul(self.key.element_bytes())? as u64;
         (self.offset.checked_add(self.data.len() as u64)? == whole).then_some(whole)
     }
+
+    /// Checks that this is the next chunk of a tensor of shape `expected`, of which `received` bytes have arrived. Returns whether it is
+    /// the last one.
+    ///
+    /// # Errors
+    /// When the shape differs, or the chunk does not start where the previous one ended, exceeds the tensor, or does not hold a whole
+    /// number of elements.
+    pub fn continues(&self, expected: &[usize], received: usize) -> Result<bool, WireError> {
+        let key = || self.key.to_string();
+        if self.shape != expected {
+            return Err(WireError::Shape { key: key(), found: self.shape.clone(), expected: expected.to_vec() });
+        }
+        let (length, total) = (self.data.len(), self.key.bytes_of(expected));
+        let fits = self.offset == received as u64 && received + length <= total;
+        if !fits || length == 0 || !length.is_multiple_of(self.key.element_bytes()) {
+            return Err(WireError::Offset { key: key(), offset: self.offset, length, expected: received, total });
+        }
+        Ok(received + length == total)
+    }
+
+    /// Copies its floats to their place in the whole tensor.
+    ///
+    /// # Panics
+    /// When the chunk exceeds the tensor. [`Chunk::continues`] excludes that.
+    pub fn copy_to(&self, whole: &mut [f32]) {
+        let floats = floats(&self.data);
+        let start = self.offset as usize / size_of::<f32>();
+        whole[start..][..floats.len()].iter_mut().zip(floats).for_each(|(place, value)| *place = value);
+    }
+}
+
+/// The floats in a chunk's bytes. What follows the last whole one is left out.
+fn floats(data: &[u8]) -> impl ExactSizeIterator<Item = f32> + '_ {
+    data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes))
 }
 
 /// The elements of a tensor.
@@ -128,9 +162,7 @@ impl Elements {
     fn extend(&mut self, data: &[u8]) {
         match self {
             Elements::Bytes(bytes) => bytes.extend_from_slice(data),
-            Elements::Floats(floats) => {
-                floats.extend(data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
-            }
+            Elements::Floats(values) => values.extend(floats(data)),
         }
     }
 }
@@ -185,6 +217,11 @@ impl TensorKey {
     pub fn element_bytes(&self) -> usize {
         if matches!(self, TensorKey::Images(_)) { 1 } else { size_of::<f32>() }
     }
+
+    /// Size in bytes of a tensor of this shape.
+    fn bytes_of(&self, shape: &[usize]) -> usize {
+        shape.iter().product::<usize>() * self.element_bytes()
+    }
 }
 
 impl fmt::Display for TensorKey {
@@ -224,33 +261,19 @@ impl Assembler {
     /// Adds a chunk of a tensor whose shape must be `expected`. Returns the tensor when this was its last chunk.
     ///
     /// # Errors
-    /// When the shape differs, the chunk does not start where the previous one ended, or the limit is exceeded.
+    /// When the chunk does not [continue](Chunk::continues) its tensor, or the limit is exceeded. The chunk is then ignored.
     pub fn accept(&mut self, chunk: Chunk, expected: &[usize]) -> Result<Option<(TensorKey, Elements)>, WireError> {
-        if chunk.shape != expected {
-            return Err(WireError::Shape {
-                key: chunk.key.to_string(),
-                found: chunk.shape,
-                expected: expected.to_vec(),
-            });
-        }
-        let total = expected.iter().product::<usize>() * chunk.key.element_bytes();
+        let is_last = chunk.continues(expected, self.incomplete.get(&chunk.key).map_or(0, Elements::bytes))?;
         let mut elements = match self.incomplete.remove(&chunk.key) {
             Some(elements) => elements,
-            None => self.begin(&chunk.key, total)?,
+            None => self.begin(&chunk.key, chunk.key.bytes_of(expected))?,
         };
-        let received = elements.bytes();
-        let fits = chunk.offset == received as u64 && received + chunk.data.len() <= total;
-        if !fits || chunk.data.is_empty() || !chunk.data.len().is_multiple_of(chunk.key.element_bytes()) {
-            self.promised -= total;
-            let (key, length) = (chunk.key.to_string(), chunk.data.len());
-            return Err(WireError::Offset { key, offset: chunk.offset, length, expected: received, total });
-        }
         elements.extend(&chunk.data);
-        if elements.bytes() < total {
+        if !is_last {
             self.incomplete.insert(chunk.key, elements);
             return Ok(None);
         }
-        self.promised -= total;
+        self.promised -= elements.bytes();
         Ok(Some((chunk.key, elements)))
     }
 

@@ -75,7 +75,7 @@ impl Run {
             report(self.writer.finish(), drive, crew.observer);
             drive.last_commit = None;
         }
-        crew.begin_gathering(self.progress.step)?;
+        crew.begin_gathering(self.progress.step, self.outdated.take())?;
         drive.arriving = Some(Arriving { progress: self.progress, is_checkpoint, waited: began.elapsed() });
         crew.recorder.ended(began_recording, || Activity::Checkpoint);
         Ok(())
@@ -98,7 +98,9 @@ impl Run {
         let began = Instant::now();
         let Some(Arriving { progress, is_checkpoint, waited }) = drive.arriving.take() else { return Ok(()) };
         check_finite(&state, progress.step)?;
-        self.snapshot = Arc::new(Snapshot { progress, state });
+        let before = std::mem::replace(&mut self.snapshot, Arc::new(Snapshot { progress, state }));
+        // None if it is being written to disk.
+        self.outdated = Arc::into_inner(before).map(|snapshot| snapshot.state);
         self.witness.forget_through(progress.step);
         if is_checkpoint {
             self.begin_checkpoint(drive, crew.observer)?;

@@ -131,10 +131,14 @@ impl Panels {
             for panel in (0..self.count()).map(|index| self.panel(index)) {
                 let first = panel.first * UNIT;
                 let width = (panel.units * UNIT).min(self.columns - first.min(self.columns));
-                for term in 0..self.terms {
-                    let place = group * self.len() + self.at(panel, term);
+                // A cache line of a column at a time: one term of each column would touch a line, and often a page, for each float.
+                for block in (0..self.terms).step_by(UNIT) {
+                    let terms = block..(block + UNIT).min(self.terms);
                     for column in 0..width {
-                        each(place + column, (group * self.columns + first + column) * self.terms + term);
+                        for term in terms.clone() {
+                            let place = group * self.len() + self.at(panel, term) + column;
+                            each(place, (group * self.columns + first + column) * self.terms + term);
+                        }
                     }
                 }
             }
