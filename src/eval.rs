@@ -18,6 +18,7 @@ use convoy_worker::Isa;
 use crate::console::Console;
 use crate::log::Log;
 use crate::numbers::{AT_LEAST_1, whole};
+use crate::sockets::SocketFile;
 use crate::{Outcome, output, settings, signals};
 
 /// The command line of `convoy eval`. Its help text is at `Command`.
@@ -88,6 +89,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     };
     let mut console = Quiet { console: Console::new(false), json: arguments.json };
     let stop = signals::stop_flag("stopping", "quit".to_owned())?;
+    let _socket = SocketFile::at(measuring.running.listen.as_ref());
     let result = measure(measuring, &mut console, &stop)?;
     let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&result)?) } else { described(&result) };
     output::print(&text)?;

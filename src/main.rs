@@ -14,6 +14,7 @@ mod output;
 mod plan;
 mod settings;
 mod signals;
+mod sockets;
 mod table;
 mod trace;
 mod train;

@@ -29,6 +29,7 @@ use crate::log::Log;
 use crate::numbers::{ANY, AT_LEAST_1, real, whole};
 use crate::output::complain;
 use crate::settings::{self, Misuse};
+use crate::sockets::SocketFile;
 use crate::{Outcome, metrics, signals};
 
 /// The command line of `convoy train`. Its help text is at `Command`.
@@ -215,6 +216,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         "quit; the steps since the last checkpoint were not saved".to_owned(),
     )?;
     let mut console = Console::new(arguments.json);
+    let _socket = SocketFile::at(training.running.listen.as_ref());
     let ended = train(training, &mut console, &stop)?;
     Ok(if ended.interrupted { Outcome::Interrupted } else { Outcome::Done })
 }

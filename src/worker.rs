@@ -14,6 +14,7 @@ use convoy_worker::{Isa, Metrics, Rehearsal, Slow};
 
 use crate::numbers::whole;
 use crate::settings;
+use crate::sockets::SocketFile;
 use crate::{Outcome, metrics, signals};
 
 /// The command line of `convoy worker`. Its help text is at `Command`.
@@ -72,6 +73,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     if arguments.lifeline {
         signals::end_with_input()?;
     }
+    let _socket = SocketFile::at(arguments.health.as_ref());
     service::run(
         &WorkerConfig {
             join: arguments.join.clone(),

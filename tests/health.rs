@@ -128,6 +128,32 @@ fn a_health_address_that_is_taken_is_an_error_that_names_it() {
     }
 }
 
+#[test]
+fn the_file_of_a_unix_socket_stays_no_longer_than_it_is_used() {
+    let folder = TempDir::new().unwrap();
+    let [listen, health] = ["listen", "health"].map(|name| folder.path().join(name));
+    let [at_listen, at_health] = [&listen, &health].map(|path| format!("unix:{}", path.display()));
+    let killed = worker(&at_listen, &at_health);
+    wait_ready(&at_health);
+    let second = run(&format!("worker --join {at_listen} --health {at_health}"), &[]);
+    assert!(second.status.code() == Some(1) && said(&second).contains("in use"), "{}", said(&second));
+    signal(killed.id(), "KILL");
+    finish(killed);
+    assert!(health.exists(), "it could not remove it");
+    let workers = [worker(&at_listen, &at_health), worker(&at_listen, &free_address())];
+    wait_ready(&at_health);
+    succeed(
+        &format!("train --data bundled --batch 16 --steps 3 --listen {at_listen}"),
+        &[("--out", &folder.path().join("run"))],
+    );
+    assert!(!listen.exists(), "the coordinator has ended");
+    for worker in workers {
+        signal(worker.id(), "TERM");
+        finish(worker);
+    }
+    assert!(!health.exists(), "the worker has ended");
+}
+
 fn with(variables: &[(&str, &str)], arguments: &[&str], out: Option<&Path>) -> std::process::Output {
     let mut command = support::convoy();
     command.args(arguments).envs(variables.iter().copied());
