@@ -12,13 +12,24 @@ pub(crate) const ANY: RangeInclusive<u64> = 0..=u64::MAX;
 
 /// A parser of whole numbers in this range.
 pub(crate) fn whole<T: TryFrom<u64>>(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<T, String> + Clone {
+    let (start, end) = (*range.start(), *range.end().min(&largest::<T>()));
     move |text| {
-        let number = text.trim().parse::<u64>().ok().filter(|number| range.contains(number));
-        number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| match (range.start(), range.end()) {
-            (start, &u64::MAX) => format!("must be a whole number of at least {start}"),
-            (start, end) => format!("must be a whole number from {start} to {end}"),
+        let text = text.trim();
+        let number = text.parse::<u64>().ok().filter(|number| (start..=end).contains(number));
+        number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| {
+            let is_too_large = text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u64>().is_err();
+            match end {
+                u64::MAX if !is_too_large => format!("must be a whole number of at least {start}"),
+                end => format!("must be a whole number from {start} to {end}"),
+            }
         })
     }
+}
+
+/// The largest value of an unsigned type.
+fn largest<T: TryFrom<u64>>() -> u64 {
+    let all = [u64::MAX, u32::MAX.into(), u16::MAX.into(), u8::MAX.into()];
+    all.into_iter().find(|value| T::try_from(*value).is_ok()).unwrap_or(0)
 }
 
 /// A parser of numbers.
@@ -47,10 +58,12 @@ mod tests {
         for text in ["0", "1025", "-1", "1.5", "x", "", "99999999999999999999"] {
             assert_eq!(of(1..=1024, text), Err("must be a whole number from 1 to 1024".to_owned()), "{text}");
         }
+        assert_eq!(of(ANY, "70000"), Err("must be a whole number from 0 to 65535".to_owned()));
+        let any = whole::<u64>(AT_LEAST_1);
+        assert_eq!(any("-1"), Err("must be a whole number of at least 1".to_owned()));
         assert_eq!(
-            of(ANY, "70000"),
-            Err("must be a whole number of at least 0".to_owned()),
-            "it does not fit the type"
+            any("18446744073709551616"),
+            Err("must be a whole number from 1 to 18446744073709551615".to_owned())
         );
         assert!(real("1e-3") == Ok(0.001) && real("nan").is_ok_and(f64::is_nan) && real("0,1").is_err());
     }

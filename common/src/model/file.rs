@@ -104,7 +104,7 @@ const LRN: RawLrn = RawLrn { size: 5, alpha: 1e-4, beta: 0.75, k: 2.0 };
 
 /// Reads the text of a model file.
 pub(crate) fn parse(text: &str) -> Result<RawModel, ModelError> {
-    let table: Table = text.parse().map_err(|error: toml::de::Error| ModelError::Syntax(error.to_string()))?;
+    let table: Table = text.parse().map_err(|error| ModelError::Syntax(syntax(&error)))?;
     let mut model = Fields { table, place: "the model".to_owned() };
     model.check_keys(&["name", "towers", "input", "layer"])?;
     let layers = match model.table.remove("layer") {
@@ -126,6 +126,15 @@ pub(crate) fn parse(text: &str) -> Result<RawModel, ModelError> {
         },
         layers: layers.into_iter().enumerate().map(|(i, layer)| parse_layer(i + 1, layer)).collect::<Result<_, _>>()?,
     })
+}
+
+/// An error of the TOML parser, in words. It names a Rust type for an integer that TOML does not have.
+fn syntax(error: &toml::de::Error) -> String {
+    let (text, message) = (error.to_string(), error.message());
+    if message.contains("i128") {
+        return text.replace(message, "the integer is out of range; must be from -2^63 to 2^63 - 1");
+    }
+    text
 }
 
 fn parse_layer(position: usize, layer: Value) -> Result<RawLayer, ModelError> {
@@ -205,8 +214,9 @@ impl Fields {
     fn count(&mut self, key: &str) -> Result<Option<usize>, ModelError> {
         let count = |value: &Value| usize::try_from(value.as_integer()?).ok();
         let expected = match key {
-            "kernel" | "stride" | "pad" => "a whole number, at least 0, for rows and columns alike",
-            _ => "a whole number, at least 0",
+            "pad" => "a whole number, at least 0, for rows and columns alike",
+            "kernel" | "stride" => "a whole number, at least 1, for rows and columns alike",
+            _ => "a whole number, at least 1",
         };
         self.read(key, expected, count)
     }

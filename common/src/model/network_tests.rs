@@ -110,6 +110,8 @@ fn a_wrong_file_is_answered_with_the_place_the_value_and_what_would_be_right() {
         ),
         (model(2, &conv("pad = 1048576")), "too many elements; must have at most"),
         ("name = ".to_owned(), "is not valid TOML"),
+        (model(2, &conv("pad = 99999999999999999999")), "the integer is out of range; must be from -2^63 to 2^63 - 1"),
+        (model(2, &conv("stride = -1")), "stride = -1; must be a whole number, at least 1, for rows"),
     ];
     for (text, expected) in cases {
         let error = Network::parse(&text).expect_err(&text).to_string();
