@@ -1,6 +1,7 @@
 //! Parsers of numbers on the command line, whose errors say in words what would be right. The job itself
 //! checks whether a number makes sense for it.
 
+use std::num::IntErrorKind;
 use std::ops::RangeInclusive;
 
 use clap::Command;
@@ -14,22 +15,23 @@ pub(crate) const ANY: RangeInclusive<u64> = 0..=u64::MAX;
 pub(crate) fn whole<T: TryFrom<u64>>(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<T, String> + Clone {
     let (start, end) = (*range.start(), *range.end().min(&largest::<T>()));
     move |text| {
-        let text = text.trim();
-        let number = text.parse::<u64>().ok().filter(|number| (start..=end).contains(number));
-        number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| {
-            let is_too_large = text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u64>().is_err();
-            match end {
-                u64::MAX if !is_too_large => format!("must be a whole number of at least {start}"),
-                end => format!("must be a whole number from {start} to {end}"),
-            }
+        let parsed = text.trim().parse::<u64>();
+        let is_too_large = matches!(&parsed, Err(error) if *error.kind() == IntErrorKind::PosOverflow);
+        let number = parsed.ok().filter(|number| (start..=end).contains(number));
+        number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| match end {
+            u64::MAX if !is_too_large => format!("must be a whole number of at least {start}"),
+            end => format!("must be a whole number from {start} to {end}"),
         })
     }
 }
 
 /// The largest value of an unsigned type.
+///
+/// # Panics
+/// For other types.
 fn largest<T: TryFrom<u64>>() -> u64 {
     let all = [u64::MAX, u32::MAX.into(), u16::MAX.into(), u8::MAX.into()];
-    all.into_iter().find(|value| T::try_from(*value).is_ok()).unwrap_or(0)
+    all.into_iter().find(|value| T::try_from(*value).is_ok()).expect("an unsigned type")
 }
 
 /// A parser of numbers.
@@ -60,11 +62,12 @@ mod tests {
         }
         assert_eq!(of(ANY, "70000"), Err("must be a whole number from 0 to 65535".to_owned()));
         let any = whole::<u64>(AT_LEAST_1);
-        assert_eq!(any("-1"), Err("must be a whole number of at least 1".to_owned()));
-        assert_eq!(
-            any("18446744073709551616"),
-            Err("must be a whole number from 1 to 18446744073709551615".to_owned())
-        );
+        for text in ["-1", "0", "", "x", "-18446744073709551616"] {
+            assert_eq!(any(text), Err("must be a whole number of at least 1".to_owned()), "{text}");
+        }
+        for text in ["18446744073709551616", "+18446744073709551616"] {
+            assert_eq!(any(text), Err("must be a whole number from 1 to 18446744073709551615".to_owned()), "{text}");
+        }
         assert!(real("1e-3") == Ok(0.001) && real("nan").is_ok_and(f64::is_nan) && real("0,1").is_err());
     }
 }

@@ -1,12 +1,14 @@
 //! Signals: the first asks a job to stop after a checkpoint, the second ends the program immediately.
 
+use std::future::poll_fn;
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Signals within this time count as one.
 const ECHO: Duration = Duration::from_millis(200);
@@ -21,13 +23,14 @@ pub(crate) fn stop_flag(answer: &'static str, farewell: String) -> std::io::Resu
         runtime.block_on(async {
             any().await;
             set.store(true, Ordering::Relaxed);
-            // Printing may block if nobody reads. The second signal must work all the same.
+            // Shells and supervisors may signal the process and then its group. That is one request, not two.
+            tokio::time::sleep(ECHO).await;
+            // It listens before it says so. Printing may block if nobody reads. The second signal must work all the same.
+            let again = Signals::listen();
             tokio::task::spawn_blocking(move || {
                 crate::output::complain(&format!("{answer}; press Ctrl-C again to quit immediately"));
             });
-            // Shells and supervisors may signal the process and then its group. That is one request, not two.
-            tokio::time::sleep(ECHO).await;
-            any().await;
+            again.next().await;
             let said = tokio::task::spawn_blocking(move || crate::output::complain(&farewell));
             let _ = tokio::time::timeout(ECHO, said).await;
             // The last checkpoint stays good. Processes that this one has started end when their pipes close with it.
@@ -50,26 +53,29 @@ pub(crate) fn end_with_input() -> std::io::Result<()> {
 
 /// Waits for Ctrl-C, SIGTERM, or the end of the terminal (SIGHUP, unless the process was started by nohup).
 pub(crate) async fn any() {
-    let all = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
-    let [Ok(mut interrupt), Ok(mut terminate)] = all else {
-        // Without handlers the system's default applies: a signal ends the process.
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        () = hung_up() => {}
-    }
+    Signals::listen().next().await;
 }
 
-async fn hung_up() {
-    static IGNORED: LazyLock<bool> = LazyLock::new(ignores_hang_up);
-    if *IGNORED {
-        return std::future::pending().await;
+/// The signals that stop the program. Those that arrive from now on are noticed. Without a handler the system's default applies: the
+/// signal ends the process.
+struct Signals(Vec<Signal>);
+
+impl Signals {
+    fn listen() -> Self {
+        static IGNORES_HANG_UP: LazyLock<bool> = LazyLock::new(ignores_hang_up);
+        let hang_up = (!*IGNORES_HANG_UP).then(SignalKind::hangup);
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate()].into_iter().chain(hang_up);
+        Self(kinds.filter_map(|kind| signal(kind).ok()).collect())
     }
-    match signal(SignalKind::hangup()) {
-        Ok(mut hang_up) => drop(hang_up.recv().await),
-        Err(_) => std::future::pending().await,
+
+    /// Waits for the next one.
+    async fn next(mut self) {
+        let any = |context: &mut Context<'_>| match self.0.iter_mut().any(|signal| signal.poll_recv(context).is_ready())
+        {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        };
+        poll_fn(any).await;
     }
 }
 

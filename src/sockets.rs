@@ -3,16 +3,23 @@
 //!
 //! Not here: listening itself (the crates).
 
-use std::fs;
-use std::io::ErrorKind;
-use std::os::unix::fs::FileTypeExt;
+use std::fs::{self, File, Metadata};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
 
 use convoy_common::address::Address;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// The file of a Unix socket that this process is going to listen on. It is removed in the end, and also in the beginning, unless another
-/// process listens there.
+/// A process that has made its socket listens within this time. Until then, nobody can connect.
+const BEGIN_MAX: Duration = Duration::from_millis(10);
+/// How often a process looks whether another one has finished removing a file.
+const LOOKS_MAX: usize = 20;
+
+/// The file of a Unix socket that this process is going to listen on. A process that ends in order removes it. If one could not, the next
+/// process does, unless somebody listens there.
 pub(crate) struct SocketFile(Option<PathBuf>);
 
 impl SocketFile {
@@ -28,7 +35,7 @@ impl SocketFile {
 
     fn remove_unused(&self) {
         // If it can't be removed, it can't be listened on either, and that error names it.
-        let _ = self.0.as_deref().filter(|path| is_unused(path)).map(fs::remove_file);
+        let _ = self.0.as_deref().map(remove_unused);
     }
 }
 
@@ -38,14 +45,29 @@ impl Drop for SocketFile {
     }
 }
 
-/// Whether this is the file of a socket on which no process listens.
-fn is_unused(path: &Path) -> bool {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    is_socket && connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+/// Removes the file of a socket on which nobody listens. One process at a time does so: another one may listen there right after.
+fn remove_unused(path: &Path) -> io::Result<()> {
+    let Some(seen) = unused(path) else { return Ok(()) };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = File::open(folder)?;
+    for _ in 0..LOOKS_MAX {
+        sleep(BEGIN_MAX);
+        if folder.try_lock().is_ok() {
+            let is_same = unused(path).is_some_and(|found| (found.dev(), found.ino()) == (seen.dev(), seen.ino()));
+            return if is_same { fs::remove_file(path) } else { Ok(()) };
+        }
+    }
+    Ok(())
 }
 
-/// Connects without waiting: a process that is stopped would not accept.
-fn connect(path: &Path) -> std::io::Result<()> {
+/// The file of a socket on which nobody listens, or is about to listen.
+fn unused(path: &Path) -> Option<Metadata> {
+    let found = fs::symlink_metadata(path).ok().filter(|found| found.file_type().is_socket())?;
+    connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused).then_some(found)
+}
+
+/// Connects without waiting: the queue of a process that is stopped may be full.
+fn connect(path: &Path) -> io::Result<()> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.connect(&SockAddr::unix(path)?)
@@ -74,5 +96,25 @@ mod tests {
         fs::write(&path, "no socket").unwrap();
         drop(SocketFile::at(Some(&address)));
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_file_stays_while_another_process_looks_and_one_that_has_just_been_made_is_not_unused() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("x.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let other = File::open(folder.path()).unwrap();
+        other.lock().unwrap();
+        remove_unused(&path).unwrap();
+        assert!(path.exists());
+        // Another process removes the file and listens before this one gets the lock.
+        std::thread::scope(|scope| {
+            let removing = scope.spawn(|| remove_unused(&path));
+            fs::remove_file(&path).unwrap();
+            let _listener = UnixListener::bind(&path).unwrap();
+            other.unlock().unwrap();
+            removing.join().unwrap().unwrap();
+            assert!(path.exists());
+        });
     }
 }

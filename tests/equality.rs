@@ -110,6 +110,12 @@ fn check_ways(model: &str, slots: usize, workers: &[usize]) -> String {
     for (index, way) in ways.into_iter().enumerate() {
         assert_eq!(plain, case.embedded(&format!("way-{index}"), way), "{model} with {slots} slots, {way:?}");
     }
+    let kept = case.out("snapshots");
+    succeed(
+        &format!("{} --threads 1 --snapshot-every 1 --checkpoint-every 3", case.arguments(PLAIN)),
+        &[("--out", &kept)],
+    );
+    assert_eq!(plain, (hash(&kept), losses(&kept)), "{model} with a snapshot after every step");
     let other = case.embedded("other-seed", Way { seed: 6, ..PLAIN });
     assert_ne!(plain.0, other.0, "another seed");
     plain.0

@@ -6,6 +6,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -142,11 +143,14 @@ fn the_file_of_a_unix_socket_stays_no_longer_than_it_is_used() {
     assert!(health.exists(), "it could not remove it");
     let workers = [worker(&at_listen, &at_health), worker(&at_listen, &free_address())];
     wait_ready(&at_health);
-    succeed(
-        &format!("train --data bundled --batch 16 --steps 3 --listen {at_listen}"),
-        &[("--out", &folder.path().join("run"))],
-    );
-    assert!(!listen.exists(), "the coordinator has ended");
+    let wait = |job: &str| format!("{job} --listen {at_listen} --data bundled");
+    let out = folder.path().join("run");
+    for job in ["train --batch 16 --steps 3".to_owned(), format!("eval {}", out.display())] {
+        drop(UnixListener::bind(&listen));
+        assert!(UnixStream::connect(&listen).is_err(), "nobody listens at the file that is there");
+        let to: &[(&str, &Path)] = if job.starts_with("train") { &[("--out", &out)] } else { &[] };
+        succeed(&wait(&job), to);
+    }
     for worker in workers {
         signal(worker.id(), "TERM");
         finish(worker);

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice};
+use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, Axis, IxDyn, Slice};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -65,6 +65,16 @@ impl Parameter {
     /// `tower`'s part of the whole tensor.
     pub fn slice_of<'a>(&self, network: &Network, tower: TowerIndex, whole: &'a ArrayD<f32>) -> ArrayViewD<'a, f32> {
         whole.slice_axis(Axis(0), Slice::from(self.slice(network, tower)))
+    }
+
+    /// `tower`'s part of the whole tensor, to be written.
+    pub fn slice_of_mut<'a>(
+        &self,
+        network: &Network,
+        tower: TowerIndex,
+        whole: &'a mut ArrayD<f32>,
+    ) -> ArrayViewMutD<'a, f32> {
+        whole.slice_axis_mut(Axis(0), Slice::from(self.slice(network, tower)))
     }
 
     /// The whole tensor before the first step.

@@ -307,13 +307,14 @@ impl<'a> Crew<'a> {
         self.cluster.can_grow()
     }
 
-    /// Asks every worker for the weights and momentum of its towers, as of `step`. They arrive while the job goes on.
+    /// Asks every worker for the weights and momentum of its towers, as of `step`. They arrive while the job goes on, in the memory of
+    /// `outdated`.
     ///
     /// # Errors
     /// When a worker is lost.
-    pub fn begin_gathering(&mut self, step: u64, earlier: Option<JobState>) -> Result<(), Stop> {
+    pub fn begin_gathering(&mut self, step: u64, outdated: Option<JobState>) -> Result<(), Stop> {
         self.tell_all(&ToWorker::SendState { step }, step)?;
-        self.gathering = Some(Gathering::new(self.plan.clone(), step, earlier));
+        self.gathering = Some(Gathering::new(self.plan.clone(), step, outdated));
         Ok(())
     }
 

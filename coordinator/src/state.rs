@@ -60,13 +60,16 @@ impl JobState {
         Self { weights: network.zeros(), momentum: network.zeros() }
     }
 
-    /// Whether it holds the weights and the momentum of every parameter, so that a later state fits into its memory.
+    /// Whether it holds the weights and the momentum of every parameter, and nothing else, so that a later state fits into its memory.
     fn is_of(&self, network: &Network) -> bool {
+        let parameters = network.parameters();
         let has = |tensors: &Tensors, parameter: &Parameter| {
             let tensor = tensors.get(&parameter.name);
             tensor.is_some_and(|tensor| tensor.shape() == parameter.shape && tensor.is_standard_layout())
         };
-        network.parameters().iter().all(|parameter| has(&self.weights, parameter) && has(&self.momentum, parameter))
+        [&self.weights, &self.momentum].into_iter().all(|tensors| {
+            tensors.len() == parameters.len() && parameters.iter().all(|parameter| has(tensors, parameter))
+        })
     }
 
     /// The tensors that the holder of `tower` needs, as of `step`.
@@ -98,11 +101,11 @@ pub struct Gathering {
 }
 
 impl Gathering {
-    /// Gathers the state as of `step` from all workers of the plan. It reuses the memory of `earlier`: new memory from the system is
-    /// expensive, because the system zeroes it page by page.
-    pub fn new(plan: Arc<Plan>, step: u64, earlier: Option<JobState>) -> Self {
+    /// Gathers the state as of `step` from all workers of the plan, into the memory of `outdated` if it is a state of the same job. New
+    /// memory from the system is expensive, because the system zeroes it page by page.
+    pub fn new(plan: Arc<Plan>, step: u64, outdated: Option<JobState>) -> Self {
         let network = &plan.network;
-        let state = earlier.filter(|state| state.is_of(network)).unwrap_or_else(|| JobState::zeros(network));
+        let state = outdated.filter(|state| state.is_of(network)).unwrap_or_else(|| JobState::zeros(network));
         let parameters = network.parameters();
         Self { plan, step, parameters, state, received: HashMap::new(), seen: HashSet::new() }
     }
@@ -115,7 +118,7 @@ impl Gathering {
     /// Takes a chunk from `worker`.
     ///
     /// # Errors
-    /// When the worker does not owe it.
+    /// When the worker does not owe it, or it does not [continue](Chunk::continues) its tensor. It is then ignored.
     pub fn accept(&mut self, worker: WorkerIndex, chunk: Chunk) -> Result<(), WireError> {
         let wrong = |key: &TensorKey, expected| WireError::Value { field: "tensor", value: key.to_string(), expected };
         let shape = expected_shape(&self.plan, 0, &chunk.key)?;
@@ -129,17 +132,15 @@ impl Gathering {
         if self.seen.contains(&key) {
             return Err(wrong(&key, "it must be sent once"));
         }
-        let received = self.received.remove(&key).unwrap_or(0);
+        let received = self.received.get(&key).copied().unwrap_or(0);
         let is_last = chunk.continues(&shape, received)?;
         let tensors = if *state == State::Weights { &mut self.state.weights } else { &mut self.state.momentum };
-        let parameter = self.parameters.iter().find(|parameter| parameter.name == *name);
-        let values = tensors.get_mut(name).and_then(|tensor| tensor.as_slice_mut());
-        if let (Some(parameter), Some(values)) = (parameter, values) {
-            let row = parameter.len() / parameter.shape[0];
-            let slice = parameter.slice(&self.plan.network, *tower);
-            chunk.copy_to(&mut values[slice.start * row..slice.end * row]);
-        }
+        let parameter = self.parameters.iter().find(|parameter| parameter.name == *name).expect("it has a shape");
+        let whole = tensors.get_mut(name).expect("the state holds every parameter");
+        let part = parameter.slice_of_mut(&self.plan.network, *tower, whole);
+        chunk.copy_to(part.into_slice().expect("a part of the first axis, in standard layout"));
         if is_last {
+            self.received.remove(&key);
             self.seen.insert(key);
         } else {
             self.received.insert(key, received + chunk.data.len());
@@ -157,8 +158,6 @@ impl Gathering {
 #[cfg(test)]
 mod tests {
     use convoy_common::model::{Network, presets};
-    use std::collections::HashMap;
-
     use convoy_common::wire::{Generation, chunk_from_frame, frames};
     use proptest::prelude::*;
 
@@ -184,9 +183,9 @@ mod tests {
         let mut used = some_state(&plan);
         let tensors = used.weights.values_mut().chain(used.momentum.values_mut());
         tensors.for_each(|tensor| tensor.fill(f32::NAN));
-        let of_another_network = JobState { momentum: Tensors::new(), ..some_state(&plan) };
-        for earlier in [None, Some(used), Some(of_another_network)] {
-            let mut gathering = Gathering::new(plan.clone(), 7, earlier);
+        let without_momentum = JobState { momentum: Tensors::new(), ..some_state(&plan) };
+        for outdated in [None, Some(used), Some(without_momentum)] {
+            let mut gathering = Gathering::new(plan.clone(), 7, outdated);
             for tower in plan.all_towers() {
                 for chunk in state.slices(&plan, tower, 7).flat_map(chunks) {
                     assert_ne!(gathering.owed(), 0);
@@ -244,5 +243,25 @@ mod tests {
         gathering.accept(WorkerIndex(0), first(7)).unwrap();
         let error = gathering.accept(WorkerIndex(0), first(7)).unwrap_err().to_string();
         assert!(error.contains("sent once"), "{error}");
+    }
+
+    #[test]
+    fn chunks_of_a_tensor_that_are_out_of_order_are_refused_and_ignored() {
+        let plan = plan();
+        let state = some_state(&plan);
+        let mut all = state.slices(&plan, TowerIndex(0), 7);
+        let [first, second] =
+            all.find_map(|payload| <[Chunk; 2]>::try_from(chunks(payload).collect::<Vec<_>>()).ok()).unwrap();
+        let mut gathering = Gathering::new(plan.clone(), 7, None);
+        let owed = gathering.owed();
+        let mut accept = |chunk: &Chunk| gathering.accept(WorkerIndex(0), chunk.clone());
+        let is_refused = |result| matches!(result, Err(WireError::Offset { .. }));
+        assert!(is_refused(accept(&second)), "a gap");
+        accept(&first).unwrap();
+        assert!(is_refused(accept(&first)), "a repetition");
+        let long = Chunk { data: [&second.data[..], &[0; 4]].concat().into(), ..second.clone() };
+        assert!(is_refused(accept(&long)), "an overrun");
+        accept(&second).unwrap();
+        assert_eq!(gathering.owed(), owed - 1);
     }
 }

@@ -198,14 +198,14 @@ pub(crate) fn is_alive(process: u32) -> bool {
     state(Path::new(&format!("/proc/{process}/stat"))).is_some_and(|state| state != 'Z')
 }
 
-/// Whether no thread of a process runs until it is continued.
+/// Whether no thread of a process runs until it is continued. None runs of a process that has ended.
 fn is_stopped(process: u32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
     threads.filter_map(|thread| state(&thread.path().join("stat"))).all(|state| "TZX".contains(state))
 }
 
-/// Sends a signal to a process. After STOP, waits until the process has stopped: `kill` returns before, and on a busy machine its threads
-/// may run for a while.
+/// Sends a signal to a process. After STOP, waits until the process has stopped: `kill` returns earlier, and on a busy machine, threads of
+/// the process may still run.
 pub(crate) fn signal(process: u32, name: &str) {
     assert!(
         Command::new("kill").args(["-s", name, &process.to_string()]).status().unwrap().success(),

@@ -128,10 +128,13 @@ pub(crate) fn parse(text: &str) -> Result<RawModel, ModelError> {
     })
 }
 
-/// An error of the TOML parser, in words. It names a Rust type for an integer that TOML does not have.
+/// What the TOML parser says of an integer that is out of range. Most of these texts name a Rust type.
+const TOO_LARGE: [&str; 4] = ["u64 value was too large", "as i128", "as u128", "integer number overflowed"];
+
+/// An error of the TOML parser, in words.
 fn syntax(error: &toml::de::Error) -> String {
     let (text, message) = (error.to_string(), error.message());
-    if message.contains("i128") {
+    if TOO_LARGE.iter().any(|part| message.contains(part)) {
         return text.replace(message, "the integer is out of range; must be from -2^63 to 2^63 - 1");
     }
     text

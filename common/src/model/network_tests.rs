@@ -110,10 +110,15 @@ fn a_wrong_file_is_answered_with_the_place_the_value_and_what_would_be_right() {
         ),
         (model(2, &conv("pad = 1048576")), "too many elements; must have at most"),
         ("name = ".to_owned(), "is not valid TOML"),
-        (model(2, &conv("pad = 99999999999999999999")), "the integer is out of range; must be from -2^63 to 2^63 - 1"),
         (model(2, &conv("stride = -1")), "stride = -1; must be a whole number, at least 1, for rows"),
     ];
-    for (text, expected) in cases {
+    // One for each message of the TOML parser.
+    let too_large = [(63, 0), (64, 0), (-64, 0), (127, 0), (127, 1)].map(|(power, times): (i32, u32)| {
+        let value = format!("{}{}", if power < 0 { "-" } else { "" }, 1u128 << power.unsigned_abs());
+        let text = model(2, &conv(&format!("pad = {value}{}", "0".repeat(times as usize))));
+        (text, "the integer is out of range; must be from -2^63 to 2^63 - 1")
+    });
+    for (text, expected) in cases.into_iter().chain(too_large) {
         let error = Network::parse(&text).expect_err(&text).to_string();
         assert!(error.contains(expected), "\n{error}\nlacks\n{expected}");
     }

@@ -129,15 +129,9 @@ impl Chunk {
     /// # Panics
     /// When the chunk exceeds the tensor. [`Chunk::continues`] excludes that.
     pub fn copy_to(&self, whole: &mut [f32]) {
-        let floats = floats(&self.data);
-        let start = self.offset as usize / size_of::<f32>();
-        whole[start..][..floats.len()].iter_mut().zip(floats).for_each(|(place, value)| *place = value);
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(whole);
+        bytes[self.offset as usize..][..self.data.len()].copy_from_slice(&self.data);
     }
-}
-
-/// The floats in a chunk's bytes. What follows the last whole one is left out.
-fn floats(data: &[u8]) -> impl ExactSizeIterator<Item = f32> + '_ {
-    data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes))
 }
 
 /// The elements of a tensor.
@@ -162,7 +156,9 @@ impl Elements {
     fn extend(&mut self, data: &[u8]) {
         match self {
             Elements::Bytes(bytes) => bytes.extend_from_slice(data),
-            Elements::Floats(values) => values.extend(floats(data)),
+            Elements::Floats(floats) => {
+                floats.extend(data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+            }
         }
     }
 }

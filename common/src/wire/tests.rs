@@ -62,6 +62,7 @@ fn another_shape_a_gap_and_an_overrun_are_refused() {
     let mut long = cut[0].clone();
     long.shape = vec![5];
     assert!(matches!(assembler.accept(long, &[5]), Err(WireError::Offset { .. })));
+    assert!(assembler.accept(cut[1].clone(), &shape).unwrap().is_some(), "what was refused is ignored");
 }
 
 #[test]

@@ -99,7 +99,7 @@ impl Run {
         let Some(Arriving { progress, is_checkpoint, waited }) = drive.arriving.take() else { return Ok(()) };
         check_finite(&state, progress.step)?;
         let before = std::mem::replace(&mut self.snapshot, Arc::new(Snapshot { progress, state }));
-        // None if it is being written to disk.
+        // None if the writer still holds it.
         self.outdated = Arc::into_inner(before).map(|snapshot| snapshot.state);
         self.witness.forget_through(progress.step);
         if is_checkpoint {

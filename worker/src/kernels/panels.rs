@@ -131,9 +131,10 @@ impl Panels {
             for panel in (0..self.count()).map(|index| self.panel(index)) {
                 let first = panel.first * UNIT;
                 let width = (panel.units * UNIT).min(self.columns - first.min(self.columns));
-                // A cache line of a column at a time: one term of each column would touch a line, and often a page, for each float.
-                for block in (0..self.terms).step_by(UNIT) {
-                    let terms = block..(block + UNIT).min(self.terms);
+                // Sixteen terms of a column are adjacent in (group, column, term). Going term by term would touch another cache line,
+                // and often another page, for each float.
+                for start in (0..self.terms).step_by(UNIT) {
+                    let terms = start..(start + UNIT).min(self.terms);
                     for column in 0..width {
                         for term in terms.clone() {
                             let place = group * self.len() + self.at(panel, term) + column;

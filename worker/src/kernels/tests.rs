@@ -353,9 +353,9 @@ fn chains_that_are_cut_equal_the_reference() {
 
 #[test]
 fn panels_hold_every_weight_once() {
-    for columns in 1..=100 {
-        for panels in [panels::Panels::tight(3, columns), panels::Panels::in_twos(3, columns)] {
-            let natural = values(columns as u64, 2 * 3 * columns);
+    for (columns, terms) in (1..=100).flat_map(|columns| [3, 16, 37].map(|terms| (columns, terms))) {
+        for panels in [panels::Panels::tight(terms, columns), panels::Panels::in_twos(terms, columns)] {
+            let natural = values(columns as u64, 2 * terms * columns);
             let packed = panels.pack(2, &natural);
             assert_eq!(packed.len(), 2 * panels.len());
             assert_eq!(bits(panels.unpack(2, &packed)), bits(natural), "{panels:?}");
