@@ -65,7 +65,7 @@ struct Steps {
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
     threads: Option<usize>,
     /// Micro-batches, as in `convoy train` [default: 2]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     micro_batches: Option<usize>,
     /// Instruction set of the kernels: scalar, avx2, avx512 or neon [default: the best that the machine has]
     #[arg(long, value_name = "NAME")]

@@ -89,7 +89,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     };
     let mut console = Quiet { console: Console::new(false), json: arguments.json };
     let stop = signals::stop_flag("stopping", "quit".to_owned())?;
-    let _socket = SocketFile::at(measuring.running.listen.as_ref());
+    let _socket = SocketFile::at(measuring.running.listen.as_ref())?;
     let result = measure(measuring, &mut console, &stop)?;
     let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&result)?) } else { described(&result) };
     output::print(&text)?;

@@ -1,5 +1,5 @@
 //! The files of Unix sockets that this program listens on. The system keeps the file of a process that was killed, and the next process
-//! could not listen there.
+//! could not listen there. For any other file, the system says "address already in use"; the errors here say what is there.
 //!
 //! Not here: listening itself (the crates).
 
@@ -22,15 +22,29 @@ const LOOKS_MAX: usize = 20;
 /// process does, unless somebody listens there.
 pub(crate) struct SocketFile(Option<PathBuf>);
 
+/// Something other than a socket is where a socket is to be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen at unix:{path}: {path} is {what}; give a path that does not exist", path = .path.display())]
+pub(crate) struct NoSocket {
+    path: PathBuf,
+    what: &'static str,
+}
+
 impl SocketFile {
     /// The socket's file, if `address` is one of a Unix socket.
-    pub(crate) fn at(address: Option<&Address>) -> Self {
+    ///
+    /// # Errors
+    /// When something else is there.
+    pub(crate) fn at(address: Option<&Address>) -> Result<Self, NoSocket> {
         let file = Self(address.and_then(|address| match address {
             Address::Unix(path) => Some(path.clone()),
             Address::Tcp(_) => None,
         }));
+        if let Some(path) = &file.0 {
+            check_kind(path)?;
+        }
         file.remove_unused();
-        file
+        Ok(file)
     }
 
     fn remove_unused(&self) {
@@ -43,6 +57,19 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         self.remove_unused();
     }
+}
+
+fn check_kind(path: &Path) -> Result<(), NoSocket> {
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
+    let kind = found.file_type();
+    let what = match () {
+        () if kind.is_socket() => return Ok(()),
+        () if kind.is_dir() => "a folder",
+        () if kind.is_symlink() => "a symbolic link",
+        () if kind.is_file() => "a file",
+        () => "a device or a pipe",
+    };
+    Err(NoSocket { path: path.to_owned(), what })
 }
 
 /// Removes the file of a socket on which nobody listens. One process at a time does so: another one may listen there right after.
@@ -85,17 +112,23 @@ mod tests {
         let path = folder.path().join("x.sock");
         let address = Address::Unix(path.clone());
         let listener = UnixListener::bind(&path).unwrap();
-        drop(SocketFile::at(Some(&address)));
+        drop(SocketFile::at(Some(&address)).unwrap());
         assert!(path.exists(), "another process listens there");
         drop(listener);
-        let file = SocketFile::at(Some(&address));
+        let file = SocketFile::at(Some(&address)).unwrap();
         assert!(!path.exists(), "a process left it");
         drop(UnixListener::bind(&path).unwrap());
         drop(file);
         assert!(!path.exists(), "this process left it");
         fs::write(&path, "no socket").unwrap();
-        drop(SocketFile::at(Some(&address)));
-        assert!(path.exists());
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        for (path, what) in
+            [(&path, "is a file"), (&link, "is a symbolic link"), (&folder.path().into(), "is a folder")]
+        {
+            let error = SocketFile::at(Some(&Address::Unix(path.clone()))).err().unwrap().to_string();
+            assert!(error.contains(what) && fs::symlink_metadata(path).is_ok(), "{error}");
+        }
     }
 
     #[test]

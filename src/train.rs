@@ -216,7 +216,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         "quit; the steps since the last checkpoint were not saved".to_owned(),
     )?;
     let mut console = Console::new(arguments.json);
-    let _socket = SocketFile::at(training.running.listen.as_ref());
+    let _socket = SocketFile::at(training.running.listen.as_ref())?;
     let ended = train(training, &mut console, &stop)?;
     Ok(if ended.interrupted { Outcome::Interrupted } else { Outcome::Done })
 }

@@ -73,7 +73,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     if arguments.lifeline {
         signals::end_with_input()?;
     }
-    let _socket = SocketFile::at(arguments.health.as_ref());
+    let _socket = SocketFile::at(arguments.health.as_ref())?;
     service::run(
         &WorkerConfig {
             join: arguments.join.clone(),

@@ -389,7 +389,7 @@ fn a_reader_that_goes_away_ends_no_job() {
 /// What was asked for is printed or it is an error; a job goes on with or without readers.
 #[test]
 fn an_input_without_end_and_an_output_that_is_full_are_errors() {
-    refused("plan --model /dev/zero", &[], FAILED, &["/dev/zero", "at most 1048576"]);
+    refused("plan --model /dev/zero", &[], FAILED, &["/dev/zero", "more than 1048576 bytes"]);
     for arguments in ["plan", "plan --json"] {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let mut command = support::convoy();
@@ -518,6 +518,39 @@ fn a_wrong_value_from_the_environment_is_named_as_such() {
         assert!(text.contains("--workers 9: must be at most 2"), "{text}");
         assert_eq!(text.contains("the environment variable CONVOY_WORKERS=9"), note, "{text}");
     }
+}
+
+/// Metrics that are removed during a run are missed at its end.
+#[test]
+fn metrics_that_disappear_during_a_run_are_missed() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let mut command = support::convoy();
+    command.args("train --data bundled --batch 16 --steps 200 --trace off".split_whitespace()).arg("--out").arg(&out);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).start();
+    support::wait_for("a step", || (!support::losses(&out).is_empty()).then_some(()));
+    fs::remove_file(out.join("metrics.jsonl")).unwrap();
+    let output = support::finish(child);
+    assert_eq!(output.status.code(), Some(FAILED), "{}", said(&output));
+    for part in ["done after 200 steps", "metrics.jsonl", "it was removed or replaced during the run"] {
+        assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
+    }
+}
+
+/// A batch that is larger than the set is a batch of the whole set, also for memory.
+#[test]
+fn a_batch_of_more_images_than_there_are_is_a_batch_of_them_all() {
+    let folder = TempDir::new().unwrap();
+    let hashes = ["5000", "1048576"].map(|batch| {
+        let out = folder.path().join(batch);
+        let text = support::succeed(
+            &format!("train --data bundled --steps 1 --trace off --batch {batch}"),
+            &[("--out", &out)],
+        );
+        assert!(text.contains("5000 images each"), "{text}");
+        support::hash(&out)
+    });
+    assert_eq!(hashes[0], hashes[1]);
 }
 
 /// A run whose checkpoints were removed: its records stay, under other names.

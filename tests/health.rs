@@ -129,6 +129,28 @@ fn a_health_address_that_is_taken_is_an_error_that_names_it() {
     }
 }
 
+/// A worker is told what listens where it looks for a coordinator.
+#[test]
+fn a_worker_says_that_another_program_is_no_coordinator() {
+    let other = free_address();
+    let _other = worker(&free_address(), &other);
+    wait_ready(&other);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let of_http = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    for (join, why) in [(other, "it speaks gRPC but has no service for workers"), (of_http, "it does not speak gRPC")] {
+        let mut command = support::convoy();
+        let mut lost = command.args(["worker", "--join", &join]).stdout(Stdio::null()).stderr(Stdio::piped()).start();
+        let line = support::line_with(lost.stderr.as_mut().unwrap(), "is not a coordinator");
+        assert!(line.contains(&format!("the process at {join} is not a coordinator of Convoy: {why}")), "{line}");
+    }
+}
+
 #[test]
 fn the_file_of_a_unix_socket_stays_no_longer_than_it_is_used() {
     let folder = TempDir::new().unwrap();

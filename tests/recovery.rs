@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::{
-    Process, Start as _, finish, free_address, hash, is_alive, line_with, listening_at, losses, record, run, said,
-    signal, succeed, wait_for, worker_processes,
+    Process, Start as _, finish, free_address, hash, is_alive, line_with, listening_at, losses, newest_checkpoint,
+    record, run, said, signal, succeed, wait_for, worker_processes,
 };
 use tempfile::TempDir;
 
@@ -874,6 +874,27 @@ fn a_coordinator_that_is_killed_while_it_writes_checkpoints_leaves_only_sound_on
     succeed(&job(last), &[("--model", &model), ("--out", &whole)]);
     assert_eq!((hash(&out), losses(&out)), (hash(&whole), losses(&whole)), "killed {killed} times");
     assert_eq!(unfinished(), 0);
+}
+
+/// `convoy verify` and `convoy eval` while a job writes checkpoints and deletes old ones.
+#[test]
+fn checkpoints_that_a_job_deletes_meanwhile_are_not_called_damaged() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let job = "--data bundled --batch 16 --steps 1000000 --schedule constant --lr 0.01 --trace off";
+    let mut command = support::convoy();
+    command.arg("train").args(job.split_whitespace()).args(["--checkpoint-every", "1", "--keep", "1"]);
+    let child = command.arg("--out").arg(&out).stdout(Stdio::piped()).stderr(Stdio::piped()).start();
+    wait_for("a checkpoint", || newest_checkpoint(&out));
+    let mut seen = BTreeSet::new();
+    wait_for("another twenty checkpoints", || {
+        let verify = support::output_of(support::convoy().arg("verify").arg(&out));
+        assert!(verify.status.success(), "{}", said(&verify));
+        seen.insert(said(&verify));
+        (seen.len() > 20).then_some(())
+    });
+    signal(child.id(), "INT");
+    assert_eq!(finish(child).status.code(), Some(130));
 }
 
 /// A local worker is killed before the job begins: another one is started.

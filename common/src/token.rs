@@ -14,7 +14,8 @@ pub struct Token(String);
 /// A text that can't be a token.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "it holds {0} bytes; a token must be one line of 1 to {TOKEN_BYTES_MAX} ASCII letters, digits or punctuation marks, without spaces"
+    "it holds {}; a token must be one line of 1 to {TOKEN_BYTES_MAX} ASCII letters, digits or punctuation marks, without spaces",
+    if *.0 > TOKEN_BYTES_MAX { format!("more than {TOKEN_BYTES_MAX} bytes") } else { format!("{} bytes", .0) }
 )]
 pub struct TokenError(usize);
 

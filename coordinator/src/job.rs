@@ -220,7 +220,12 @@ impl Job {
         // Workers compute with f32, where larger numbers are infinite.
         let sound = |value: f64| (value as f32).is_finite() && value >= 0.0;
         check("--lr", self.lr, sound(self.lr) && self.lr as f32 > 0.0, "a number above 0 that fits into f32")?;
-        check("--momentum", self.momentum, sound(self.momentum) && self.momentum < 1.0, "at least 0 and below 1")?;
+        check(
+            "--momentum",
+            self.momentum,
+            sound(self.momentum) && (self.momentum as f32) < 1.0,
+            "at least 0 and below 1",
+        )?;
         check(
             "--weight-decay",
             self.weight_decay,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{BufWriter, ErrorKind, Write};
 use std::iter;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -73,7 +74,7 @@ impl RunRecord {
             environment: environment(),
             workers: Vec::new(),
             exchanges: Vec::new(),
-            planned_step_traffic: Some(plan.step_traffic(job.batch)),
+            planned_step_traffic: None,
             images_per_second: None,
             incidents: Vec::new(),
             ended: None,
@@ -269,6 +270,19 @@ impl RunFolder {
     pub fn metrics_file(&mut self) -> Result<File, JobError> {
         let file = self.metrics.flush().and_then(|()| self.metrics.get_ref().try_clone());
         file.map_err(|source| self.wrong(source))
+    }
+
+    /// Checks that the metrics are still in the folder, at the end of the run.
+    ///
+    /// # Errors
+    /// When the file was removed or replaced.
+    pub fn check_metrics(&self) -> Result<(), JobError> {
+        let own = self.metrics.get_ref().metadata();
+        let is_there = own.and_then(|own| fs::metadata(self.path.join(METRICS)).map(|there| there.ino() == own.ino()));
+        match is_there {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(self.wrong(std::io::Error::other("it was removed or replaced during the run"))),
+        }
     }
 
     fn add(&mut self, line: &impl Serialize) -> Result<(), JobError> {

@@ -20,7 +20,7 @@ use convoy_common::chain::chain;
 use convoy_common::index::{ExchangeIndex, WorkerIndex};
 use convoy_common::model::Network;
 use convoy_common::parameters::sha256;
-use convoy_common::plan::Plan;
+use convoy_common::plan::{Plan, Traffic};
 use convoy_common::schedule::Schedule;
 use convoy_common::wire::{Assignment, Direction};
 
@@ -248,6 +248,7 @@ impl Run {
             keeps_earlier_records: has_records,
             record,
         };
+        run.record.planned_step_traffic = Some(run.step_traffic());
         if !has_records {
             run.begin_records(observer)?;
         }
@@ -339,6 +340,7 @@ impl Run {
         // The record comes first, because a receiver of traces may be slow.
         recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
         observer.on(Event::Ended(Box::new(ended.clone())));
+        self.folder.check_metrics()?;
         Ok(ended)
     }
 
@@ -352,9 +354,19 @@ impl Run {
         let _ = self.folder.write(&self.record);
     }
 
+    /// The images of a step: those of a batch, or all that there are.
+    fn step_images(&self) -> usize {
+        self.job.batch.min(self.data.train.len())
+    }
+
+    /// The bytes over sockets of a step, by the plan.
+    fn step_traffic(&self) -> Traffic {
+        self.plan.step_traffic(self.step_images())
+    }
+
     /// Size of the largest micro-batch, in training and in measurements.
     fn largest_micro_batch(&self) -> usize {
-        self.job.division(self.record.running.micro_batches).largest_micro_batch(self.job.batch)
+        self.job.division(self.record.running.micro_batches).largest_micro_batch(self.step_images())
     }
 
     /// The mean loss of the current epoch so far, or of the last one.
@@ -372,7 +384,7 @@ impl Run {
             seed: self.job.seed,
             momentum: self.job.momentum,
             weight_decay: self.job.weight_decay,
-            batch: self.job.batch,
+            batch: self.step_images(),
             division: self.job.division(self.record.running.micro_batches),
             train: true,
             trace: false,
@@ -391,8 +403,8 @@ impl Run {
             first_step: self.progress.step + 1,
             last_step: self.last_step,
             steps_per_epoch: DataOrder::steps_per_epoch(self.data.train.len(), self.job.batch),
-            batch: self.job.batch,
-            step_bytes: self.plan.step_traffic(self.job.batch).total(),
+            batch: self.step_images(),
+            step_bytes: self.step_traffic().total(),
             workers: self.record.workers.clone(),
             out: self.folder.path().to_owned(),
         }

@@ -8,10 +8,10 @@ pub enum ModelError {
     #[error("the model file is not valid TOML: {0}")]
     Syntax(String),
     /// An unknown key.
-    #[error("{place}: unknown key \"{key}\"{hint}")]
+    #[error("{place}: unknown key {key}{hint}")]
     UnknownKey { place: String, key: String, hint: String },
     /// A layer of an unknown kind.
-    #[error("{place}: unknown layer kind \"{kind}\"{hint}")]
+    #[error("{place}: unknown layer kind {kind}{hint}")]
     UnknownKind { place: String, kind: String, hint: String },
     /// An invalid value.
     #[error("{place}: {reason}")]

@@ -146,13 +146,13 @@ fn parse_layer(position: usize, layer: Value) -> Result<RawLayer, ModelError> {
         return Err(Fields { table: Table::new(), place }.wrong("layer", &layer, "a table under [[layer]]"));
     };
     if let Some(name) = table.get("name").and_then(Value::as_str) {
-        place += &format!(" (\"{name}\")");
+        place += &format!(" ({})", shown(&name.into()));
     }
     let mut layer = Fields { table, place };
     let kind = layer.required("kind", Fields::text)?;
     let Some((_, keys)) = KINDS.iter().find(|(known, _)| *known == kind) else {
         let hint = suggest::hint(&kind, &KINDS.map(|(known, _)| known));
-        return Err(ModelError::UnknownKind { place: layer.place, kind, hint });
+        return Err(ModelError::UnknownKind { place: layer.place, kind: shown(&kind.into()), hint });
     };
     layer.check_keys(&[&["name"], *keys].concat())?;
     let name = layer.text("name")?;
@@ -198,7 +198,7 @@ impl Fields {
             None => Ok(()),
             Some(key) => Err(ModelError::UnknownKey {
                 place: self.place.clone(),
-                key: key.clone(),
+                key: shown(&key.as_str().into()),
                 hint: suggest::hint(key, known),
             }),
         }

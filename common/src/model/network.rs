@@ -241,7 +241,7 @@ impl Network {
     /// Names the layer, the key, the value, and what would be right.
     pub fn parse(text: &str) -> Result<Self, ModelError> {
         check(text.len() <= TEXT_BYTES_MAX, "the model", || {
-            format!("its file has {} bytes; must have at most {TEXT_BYTES_MAX}", text.len())
+            format!("its file has more than {TEXT_BYTES_MAX} bytes, the most that a model may have")
         })?;
         let RawModel { name, towers, input, layers } = file::parse(text)?;
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -347,7 +347,7 @@ impl Builder<'_> {
             RawKind::MaxPool(raw) => self.pool(&raw).map(|(pool, output)| (LayerKind::MaxPool(pool), output)),
             RawKind::AvgPool(raw) => self.pool(&raw).map(|(pool, output)| (LayerKind::AvgPool(pool), output)),
             RawKind::Dropout { p } => {
-                self.check((0.0..1.0).contains(&p), || format!("p = {p}; must be at least 0 and below 1"))?;
+                self.check((0.0..1.0).contains(&(p as f32)), || format!("p = {p}; must be at least 0 and below 1"))?;
                 Ok((LayerKind::Dropout { p }, self.input))
             }
         }

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Checkpoint, CheckpointError, FOLDER, MANIFEST, name_of, peek_manifest, read};
 
+/// How often checkpoints are listed, if each that is read is deleted meanwhile.
+const LOOKS_MAX: usize = 100;
 /// What commands for checkpoints take.
 const FOLDERS: &str = "the folder of a run or of a checkpoint";
 
@@ -50,9 +52,15 @@ pub fn check_exists(path: &Path, wanted: &'static str) -> Result<(), CheckpointE
 /// When none is sound.
 pub fn open_newest(run: &Path) -> Result<Option<Opened>, CheckpointError> {
     let mut damaged = Vec::new();
-    for (_, path) in all(run)?.into_iter().rev() {
+    let (mut left, mut looks) = (all(run)?, 1);
+    while let Some((step, path)) = left.pop() {
         match read_named(&path) {
             Ok(checkpoint) => return Ok(Some(Opened { checkpoint, damaged })),
+            Err(_) if was_deleted(&path) && looks < LOOKS_MAX => {
+                looks += 1;
+                damaged.clear();
+                left = all(run)?.into_iter().filter(|(newer, _)| *newer > step).collect();
+            }
             Err(error) => damaged.push(error),
         }
     }
@@ -69,11 +77,19 @@ pub fn verify(path: &Path) -> Result<Vec<(PathBuf, Checked)>, CheckpointError> {
     if path.join(MANIFEST).is_file() {
         return Ok(vec![(path.to_owned(), read(path))]);
     }
-    let found = all(path)?;
-    if found.is_empty() {
-        return Err(CheckpointError::None { path: path.to_owned() });
+    for _ in 0..LOOKS_MAX {
+        let found = all(path)?.into_iter().map(|(_, path)| (path.clone(), read_named(&path)));
+        let there: Vec<_> = found.filter(|(path, checked)| checked.is_ok() || !was_deleted(path)).collect();
+        if !there.is_empty() {
+            return Ok(there);
+        }
     }
-    Ok(found.into_iter().map(|(_, path)| (path.clone(), read_named(&path))).collect())
+    Err(CheckpointError::None { path: path.to_owned() })
+}
+
+/// Whether a checkpoint that could not be read is not there any more. A job that goes on deletes its old checkpoints, when it has newer ones.
+fn was_deleted(path: &Path) -> bool {
+    matches!(path.try_exists(), Ok(false))
 }
 
 /// Reads a checkpoint of a run, which must have the name of its step.

@@ -253,7 +253,7 @@ impl Run {
         self.plan = Arc::new(Plan::new(self.plan.network.clone(), workers)?);
         self.record.running.workers = workers;
         self.record.workers.clear();
-        self.record.planned_step_traffic = Some(self.plan.step_traffic(self.job.batch));
+        self.record.planned_step_traffic = Some(self.step_traffic());
         // The trace's placement no longer holds.
         site.recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
         Ok(())
@@ -269,7 +269,7 @@ impl Run {
         let epoch = since_epoch.saturating_sub(site.cluster.clock().now());
         let members = WorkerIndex::all(site.cluster.seats()).filter_map(|worker| site.cluster.member(worker));
         let hosts = members.map(|member| member.hello.host.clone()).collect();
-        let about = About::new(epoch, self.job.model.clone(), self.plan.placement.clone(), hosts, self.job.batch);
+        let about = About::new(epoch, self.job.model.clone(), self.plan.placement.clone(), hosts, self.step_images());
         let steps = (self.progress.step + 1, self.last_step);
         let path = self.folder.trace()?;
         // The placement may have changed before the first step, which ended an earlier recording and its exporter.

@@ -52,6 +52,8 @@ pub(super) enum SessionError {
     Name(Address, #[source] std::io::Error),
     #[error("cannot connect to a coordinator at {0}")]
     Connect(Place, #[source] tonic::transport::Error),
+    #[error("the process at {place} is not a coordinator of Convoy: {why}", place = .0, why = stranger(.1))]
+    Stranger(Place, #[source] Status),
     #[error("another coordinator behind this name comes first")]
     Moved(Place),
     #[error("the coordinator did not answer within {GREETING_TIMEOUT:?}")]
@@ -98,18 +100,36 @@ impl From<Status> for SessionError {
 impl SessionError {
     /// Whether the session failed after the greeting, other than by a broken connection.
     pub(super) fn was_in_a_job(&self) -> bool {
-        use SessionError::{Broken, Connect, Full, Greeting, Name, NoToken};
-        !matches!(self, Name(..) | Connect(..) | Greeting | NoToken | Full(_) | Broken(_))
+        use SessionError::{Broken, Connect, Full, Greeting, Name, NoToken, Stranger};
+        !matches!(self, Name(..) | Connect(..) | Stranger(..) | Greeting | NoToken | Full(_) | Broken(_))
+    }
+
+    /// The error if it happened before the coordinator at `place` had answered. Then it may be another program.
+    fn before_welcome(self, place: &Place) -> Self {
+        match self {
+            SessionError::Broken(status) if matches!(status.code(), Code::Unimplemented | Code::Internal) => {
+                SessionError::Stranger(place.clone(), status)
+            }
+            other => other,
+        }
     }
 
     /// Whether this coordinator has no place for the worker, and another one may have.
     fn is_turned_away(&self) -> bool {
-        use SessionError::{Broken, Connect, Full, NoToken};
+        use SessionError::{Broken, Connect, Full, NoToken, Stranger};
         match self {
-            Connect(..) | NoToken | Full(_) => true,
+            Connect(..) | Stranger(..) | NoToken | Full(_) => true,
             Broken(status) => status.code() == Code::Unavailable,
             _ => false,
         }
+    }
+}
+
+/// What a program does that is no coordinator.
+fn stranger(status: &Status) -> &'static str {
+    match status.code() {
+        Code::Unimplemented => "it speaks gRPC but has no service for workers",
+        _ => "it does not speak gRPC",
     }
 }
 
@@ -239,7 +259,8 @@ impl<'a> Session<'a> {
             let first = next(&mut orders).await?;
             Ok::<_, SessionError>((orders, first))
         };
-        let (orders, first) = timeout(GREETING_TIMEOUT, greeting).await.map_err(|_| SessionError::Greeting)??;
+        let greeted = timeout(GREETING_TIMEOUT, greeting).await.map_err(|_| SessionError::Greeting)?;
+        let (orders, first) = greeted.map_err(|error| error.before_welcome(place))?;
         let Some(Numbered { message: ToWorker::Welcome { session: number, requires_token }, .. }) = first else {
             return Err(SessionError::OutOfTurn { found: name(first.as_ref()), expected: "Welcome" });
         };

@@ -12,6 +12,7 @@ use convoy_common::wire::printable;
 
 use super::event::{Event, activity_of, nanos};
 use super::*;
+use crate::earlier::RECORD;
 
 /// The longest line. The first one holds the model.
 const LINE_BYTES_MAX: u64 = 16 << 20;
@@ -25,6 +26,9 @@ pub enum TraceError {
     /// The file can't be read.
     #[error("cannot read {path}")]
     Read { path: PathBuf, source: std::io::Error },
+    /// There is no run.
+    #[error("{folder} is not the folder of a run: it has no {RECORD}")]
+    NoRun { folder: PathBuf },
     /// The run has no trace.
     #[error("{path} does not exist: the run used --trace off, or has not begun its first step")]
     None { path: PathBuf },
@@ -43,7 +47,11 @@ pub enum TraceError {
 pub fn read(path: &Path) -> Result<Trace, TraceError> {
     let file = match File::open(path) {
         Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
-            return Err(TraceError::None { path: path.to_owned() });
+            let folder = path.parent().unwrap_or(Path::new("."));
+            return Err(match folder.join(RECORD).exists() {
+                true => TraceError::None { path: path.to_owned() },
+                false => TraceError::NoRun { folder: folder.to_owned() },
+            });
         }
         file => file.map_err(|source| TraceError::Read { path: path.to_owned(), source })?,
     };
