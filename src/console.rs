@@ -214,7 +214,7 @@ fn described(started: &Started) -> String {
                 "steps    {} to {}, {} images each, {} steps per epoch, {:.2} MB over sockets per step",
                 steps.start(),
                 steps.end(),
-                started.batch.min(started.train_images),
+                started.batch,
                 started.steps_per_epoch,
                 started.step_bytes as f64 / 1e6
             ),

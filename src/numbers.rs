@@ -25,10 +25,7 @@ pub(crate) fn whole<T: TryFrom<u64>>(range: RangeInclusive<u64>) -> impl Fn(&str
     }
 }
 
-/// The largest value of an unsigned type.
-///
-/// # Panics
-/// For other types.
+/// The largest value of `T`, which must be unsigned.
 fn largest<T: TryFrom<u64>>() -> u64 {
     let all = [u64::MAX, u32::MAX.into(), u16::MAX.into(), u8::MAX.into()];
     all.into_iter().find(|value| T::try_from(*value).is_ok()).expect("an unsigned type")

@@ -25,7 +25,8 @@ pub(crate) fn stop_flag(answer: &'static str, farewell: String) -> std::io::Resu
             set.store(true, Ordering::Relaxed);
             // Shells and supervisors may signal the process and then its group. That is one request, not two.
             tokio::time::sleep(ECHO).await;
-            // It listens before it says so. Printing may block if nobody reads. The second signal must work all the same.
+            // It listens before it says so, and the message therefore comes late: not at all if the command has ended by then. Printing may
+            // block if nobody reads. The second signal must work all the same.
             let again = Signals::listen();
             tokio::task::spawn_blocking(move || {
                 crate::output::complain(&format!("{answer}; press Ctrl-C again to quit immediately"));

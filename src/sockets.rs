@@ -3,9 +3,9 @@
 //!
 //! Not here: listening itself (the crates).
 
-use std::fs::{self, File, Metadata};
+use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
@@ -13,13 +13,11 @@ use std::time::Duration;
 use convoy_common::address::Address;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// A process that has made its socket listens within this time. Until then, nobody can connect.
+/// A process that has made its socket begins to listen about so soon. Until then, nobody can connect.
 const BEGIN_MAX: Duration = Duration::from_millis(10);
-/// How often a process looks whether another one has finished removing a file.
-const LOOKS_MAX: usize = 20;
 
-/// The file of a Unix socket that this process is going to listen on. A process that ends in order removes it. If one could not, the next
-/// process does, unless somebody listens there.
+/// The file of a Unix socket that this process is going to listen on. It is removed in the end. A process that was
+/// killed leaves it, and the next process removes it.
 pub(crate) struct SocketFile(Option<PathBuf>);
 
 /// Something other than a socket is where a socket is to be made.
@@ -72,25 +70,27 @@ fn check_kind(path: &Path) -> Result<(), NoSocket> {
     Err(NoSocket { path: path.to_owned(), what })
 }
 
-/// Removes the file of a socket on which nobody listens. One process at a time does so: another one may listen there right after.
+/// Removes the file of a socket on which nobody listens.
 fn remove_unused(path: &Path) -> io::Result<()> {
-    let Some(seen) = unused(path) else { return Ok(()) };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let folder = File::open(folder)?;
-    for _ in 0..LOOKS_MAX {
-        sleep(BEGIN_MAX);
-        if folder.try_lock().is_ok() {
-            let is_same = unused(path).is_some_and(|found| (found.dev(), found.ino()) == (seen.dev(), seen.ino()));
-            return if is_same { fs::remove_file(path) } else { Ok(()) };
-        }
-    }
-    Ok(())
+    if is_unused(path) { take_away(path) } else { Ok(()) }
 }
 
-/// The file of a socket on which nobody listens, or is about to listen.
-fn unused(path: &Path) -> Option<Metadata> {
-    let found = fs::symlink_metadata(path).ok().filter(|found| found.file_type().is_socket())?;
-    connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused).then_some(found)
+/// Renames the file of a socket, so that only one process has it, and removes it if nobody listens there. Another process may have made it a
+/// moment ago. Then it is put back.
+fn take_away(path: &Path) -> io::Result<()> {
+    let taken = path.with_file_name(format!(".{}", std::process::id()));
+    fs::rename(path, &taken)?;
+    sleep(BEGIN_MAX);
+    if !is_unused(&taken) {
+        fs::hard_link(&taken, path)?;
+    }
+    fs::remove_file(taken)
+}
+
+/// Whether this is the file of a socket on which nobody listens yet, or any more.
+fn is_unused(path: &Path) -> bool {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    is_socket && connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
 /// Connects without waiting: the queue of a process that is stopped may be full.
@@ -132,22 +132,12 @@ mod tests {
     }
 
     #[test]
-    fn a_file_stays_while_another_process_looks_and_one_that_has_just_been_made_is_not_unused() {
+    fn a_file_that_turns_out_to_be_in_use_is_put_back() {
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("x.sock");
-        drop(UnixListener::bind(&path).unwrap());
-        let other = File::open(folder.path()).unwrap();
-        other.lock().unwrap();
-        remove_unused(&path).unwrap();
-        assert!(path.exists());
-        // Another process removes the file and listens before this one gets the lock.
-        std::thread::scope(|scope| {
-            let removing = scope.spawn(|| remove_unused(&path));
-            fs::remove_file(&path).unwrap();
-            let _listener = UnixListener::bind(&path).unwrap();
-            other.unlock().unwrap();
-            removing.join().unwrap().unwrap();
-            assert!(path.exists());
-        });
+        let _listener = UnixListener::bind(&path).unwrap();
+        take_away(&path).unwrap();
+        connect(&path).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -526,13 +526,14 @@ fn metrics_that_disappear_during_a_run_are_missed() {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
     let mut command = support::convoy();
-    command.args("train --data bundled --batch 16 --steps 200 --trace off".split_whitespace()).arg("--out").arg(&out);
+    command.args("train --data bundled --batch 16 --epochs 50 --trace off".split_whitespace()).arg("--out").arg(&out);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).start();
     support::wait_for("a step", || (!support::losses(&out).is_empty()).then_some(()));
     fs::remove_file(out.join("metrics.jsonl")).unwrap();
+    support::signal(child.id(), "INT");
     let output = support::finish(child);
     assert_eq!(output.status.code(), Some(FAILED), "{}", said(&output));
-    for part in ["done after 200 steps", "metrics.jsonl", "it was removed or replaced during the run"] {
+    for part in ["interrupted after", "metrics.jsonl", "it was removed or replaced during the run"] {
         assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
     }
 }

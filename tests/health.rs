@@ -6,7 +6,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -141,13 +141,16 @@ fn a_worker_says_that_another_program_is_no_coordinator() {
         for mut stream in listener.incoming().flatten() {
             let _ = stream.read(&mut [0; 1024]);
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+            // A connection with unread data would be reset, and the answer could be lost.
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
         }
     });
-    for (join, why) in [(other, "it speaks gRPC but has no service for workers"), (of_http, "it does not speak gRPC")] {
+    for (join, why) in [(other, "it has no service for workers"), (of_http, "its answer is not gRPC")] {
         let mut command = support::convoy();
         let mut lost = command.args(["worker", "--join", &join]).stdout(Stdio::null()).stderr(Stdio::piped()).start();
-        let line = support::line_with(lost.stderr.as_mut().unwrap(), "is not a coordinator");
-        assert!(line.contains(&format!("the process at {join} is not a coordinator of Convoy: {why}")), "{line}");
+        let line = support::line_with(lost.stderr.as_mut().unwrap(), "the process at");
+        let said = format!("the process at {join} does not answer like a coordinator of Convoy: {why}");
+        assert!(line.contains(&said), "{line}");
     }
 }
 
@@ -168,8 +171,9 @@ fn the_file_of_a_unix_socket_stays_no_longer_than_it_is_used() {
     let wait = |job: &str| format!("{job} --listen {at_listen} --data bundled");
     let out = folder.path().join("run");
     for job in ["train --batch 16 --steps 3".to_owned(), format!("eval {}", out.display())] {
-        drop(UnixListener::bind(&listen));
-        assert!(UnixStream::connect(&listen).is_err(), "nobody listens at the file that is there");
+        // The coordinator before may not have been able to remove its own.
+        let _ = std::fs::remove_file(&listen);
+        drop(UnixListener::bind(&listen).unwrap());
         let to: &[(&str, &Path)] = if job.starts_with("train") { &[("--out", &out)] } else { &[] };
         succeed(&wait(&job), to);
     }

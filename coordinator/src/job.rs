@@ -224,7 +224,7 @@ impl Job {
             "--momentum",
             self.momentum,
             sound(self.momentum) && (self.momentum as f32) < 1.0,
-            "at least 0 and below 1",
+            "at least 0, and below 1 as f32",
         )?;
         check(
             "--weight-decay",
@@ -289,7 +289,7 @@ pub(crate) fn check(
 /// # Errors
 /// When it is 0, or larger than the batch.
 pub fn check_parts(flag: &'static str, parts: usize, batch: usize) -> Result<(), SettingError> {
-    check(flag, parts, (1..=batch).contains(&parts), format!("1 to {batch}, the number of images per step"))
+    check(flag, parts, (1..=batch).contains(&parts), format!("1 to {batch}, the size of a batch"))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! `metrics.jsonl`, which gets a line per step and is cut back when a job is resumed.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{BufWriter, ErrorKind, Write};
 use std::iter;
 use std::os::unix::fs::MetadataExt;
@@ -272,16 +272,17 @@ impl RunFolder {
         file.map_err(|source| self.wrong(source))
     }
 
-    /// Checks that the metrics are still in the folder, at the end of the run.
+    /// Checks that the metrics are still in the folder.
     ///
     /// # Errors
-    /// When the file was removed or replaced.
+    /// When the file was removed or replaced, or can't be found out about.
     pub fn check_metrics(&self) -> Result<(), JobError> {
-        let own = self.metrics.get_ref().metadata();
-        let is_there = own.and_then(|own| fs::metadata(self.path.join(METRICS)).map(|there| there.ino() == own.ino()));
-        match is_there {
-            Ok(true) => Ok(()),
-            Ok(false) | Err(_) => Err(self.wrong(std::io::Error::other("it was removed or replaced during the run"))),
+        let file = |found: Metadata| (found.dev(), found.ino());
+        let own = self.metrics.get_ref().metadata().map(file).map_err(|source| self.wrong(source))?;
+        match fs::metadata(self.path.join(METRICS)).map(file) {
+            Ok(there) if there == own => Ok(()),
+            Err(source) if source.kind() != ErrorKind::NotFound => Err(self.wrong(source)),
+            _ => Err(self.wrong(std::io::Error::other("it was removed or replaced during the run"))),
         }
     }
 

@@ -328,7 +328,13 @@ impl Run {
             checkpoint: drive.checkpoint.unwrap_or_default(),
             out: self.folder.path().to_owned(),
         };
-        self.record.status = if interrupted { "interrupted" } else { "done" };
+        let checked = self.folder.check_metrics();
+        self.record.status = match &checked {
+            Err(_) => "failed",
+            Ok(()) if interrupted => "interrupted",
+            Ok(()) => "done",
+        };
+        self.record.error = checked.as_ref().err().map(|error| chain(error));
         self.record.images_per_second = Some(rate);
         self.record.ended = Some(FinalRecord {
             steps: ended.steps,
@@ -340,8 +346,7 @@ impl Run {
         // The record comes first, because a receiver of traces may be slow.
         recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
         observer.on(Event::Ended(Box::new(ended.clone())));
-        self.folder.check_metrics()?;
-        Ok(ended)
+        checked.map(|()| ended)
     }
 
     fn record_failure(&mut self, error: &JobError) {

@@ -198,7 +198,7 @@ pub(crate) fn is_alive(process: u32) -> bool {
     state(Path::new(&format!("/proc/{process}/stat"))).is_some_and(|state| state != 'Z')
 }
 
-/// Whether no thread of a process runs until it is continued. None runs of a process that has ended.
+/// Whether no thread of a process runs until it is continued. Also true of a process that has ended.
 fn is_stopped(process: u32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
     threads.filter_map(|thread| state(&thread.path().join("stat"))).all(|state| "TZX".contains(state))

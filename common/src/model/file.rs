@@ -5,6 +5,7 @@ use toml::{Table, Value};
 
 use super::error::ModelError;
 use crate::suggest;
+use crate::wire::printable;
 
 /// The file's top level.
 pub(crate) struct RawModel {
@@ -131,13 +132,13 @@ pub(crate) fn parse(text: &str) -> Result<RawModel, ModelError> {
 /// What the TOML parser says of an integer that is out of range. Most of these texts name a Rust type.
 const TOO_LARGE: [&str; 4] = ["u64 value was too large", "as i128", "as u128", "integer number overflowed"];
 
-/// An error of the TOML parser, in words.
+/// An error of the TOML parser, in words. It shows a line of the file.
 fn syntax(error: &toml::de::Error) -> String {
-    let (text, message) = (error.to_string(), error.message());
+    let (mut text, message) = (error.to_string(), error.message());
     if TOO_LARGE.iter().any(|part| message.contains(part)) {
-        return text.replace(message, "the integer is out of range; must be from -2^63 to 2^63 - 1");
+        text = text.replace(message, "the integer is out of range; must be from -2^63 to 2^63 - 1");
     }
-    text
+    text.lines().map(printable).collect::<Vec<_>>().join("\n")
 }
 
 fn parse_layer(position: usize, layer: Value) -> Result<RawLayer, ModelError> {
@@ -284,7 +285,7 @@ fn as_number(value: &Value) -> Option<f64> {
 }
 
 /// A value as TOML writes it, cut where it is long.
-fn shown(value: &Value) -> String {
+pub(crate) fn shown(value: &Value) -> String {
     const CHARACTERS_MAX: usize = 60;
     let text = match value {
         Value::Table(_) => "{ ... }".to_owned(),

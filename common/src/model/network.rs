@@ -283,7 +283,7 @@ impl Network {
 
     fn push(&mut self, raw: RawLayer) -> Result<(), ModelError> {
         let name = self.name_of(&raw);
-        let place = format!("layer {} (\"{name}\")", raw.position);
+        let place = format!("layer {} ({})", raw.position, file::shown(&name.as_str().into()));
         check(!self.layers.iter().any(|l| l.name == name), &place, || "another layer has this name".to_owned())?;
         check(is_sound_name(&name), &place, || {
             "its name must be 1 to 100 letters, digits, \"_\" and \"-\"".to_owned()
@@ -347,7 +347,7 @@ impl Builder<'_> {
             RawKind::MaxPool(raw) => self.pool(&raw).map(|(pool, output)| (LayerKind::MaxPool(pool), output)),
             RawKind::AvgPool(raw) => self.pool(&raw).map(|(pool, output)| (LayerKind::AvgPool(pool), output)),
             RawKind::Dropout { p } => {
-                self.check((0.0..1.0).contains(&(p as f32)), || format!("p = {p}; must be at least 0 and below 1"))?;
+                self.check((0.0..1.0).contains(&p), || format!("p = {p}; must be at least 0 and below 1"))?;
                 Ok((LayerKind::Dropout { p }, self.input))
             }
         }

@@ -53,13 +53,13 @@ pub fn check_exists(path: &Path, wanted: &'static str) -> Result<(), CheckpointE
 pub fn open_newest(run: &Path) -> Result<Option<Opened>, CheckpointError> {
     let mut damaged = Vec::new();
     let (mut left, mut looks) = (all(run)?, 1);
-    while let Some((step, path)) = left.pop() {
+    while let Some((_, path)) = left.pop() {
         match read_named(&path) {
             Ok(checkpoint) => return Ok(Some(Opened { checkpoint, damaged })),
             Err(_) if was_deleted(&path) && looks < LOOKS_MAX => {
                 looks += 1;
                 damaged.clear();
-                left = all(run)?.into_iter().filter(|(newer, _)| *newer > step).collect();
+                left = all(run)?;
             }
             Err(error) => damaged.push(error),
         }
@@ -78,8 +78,12 @@ pub fn verify(path: &Path) -> Result<Vec<(PathBuf, Checked)>, CheckpointError> {
         return Ok(vec![(path.to_owned(), read(path))]);
     }
     for _ in 0..LOOKS_MAX {
-        let found = all(path)?.into_iter().map(|(_, path)| (path.clone(), read_named(&path)));
-        let there: Vec<_> = found.filter(|(path, checked)| checked.is_ok() || !was_deleted(path)).collect();
+        let found = all(path)?;
+        if found.is_empty() {
+            break;
+        }
+        let checked = found.into_iter().map(|(_, path)| (path.clone(), read_named(&path)));
+        let there: Vec<_> = checked.filter(|(path, checked)| checked.is_ok() || !was_deleted(path)).collect();
         if !there.is_empty() {
             return Ok(there);
         }
@@ -87,7 +91,7 @@ pub fn verify(path: &Path) -> Result<Vec<(PathBuf, Checked)>, CheckpointError> {
     Err(CheckpointError::None { path: path.to_owned() })
 }
 
-/// Whether a checkpoint that could not be read is not there any more. A job that goes on deletes its old checkpoints, when it has newer ones.
+/// Whether a checkpoint that could not be read has disappeared. A running job deletes old checkpoints once it has newer ones.
 fn was_deleted(path: &Path) -> bool {
     matches!(path.try_exists(), Ok(false))
 }

@@ -52,7 +52,7 @@ pub(super) enum SessionError {
     Name(Address, #[source] std::io::Error),
     #[error("cannot connect to a coordinator at {0}")]
     Connect(Place, #[source] tonic::transport::Error),
-    #[error("the process at {place} is not a coordinator of Convoy: {why}", place = .0, why = stranger(.1))]
+    #[error("the process at {place} does not answer like a coordinator of Convoy: {why}", place = .0, why = stranger(.1))]
     Stranger(Place, #[source] Status),
     #[error("another coordinator behind this name comes first")]
     Moved(Place),
@@ -104,7 +104,7 @@ impl SessionError {
         !matches!(self, Name(..) | Connect(..) | Stranger(..) | Greeting | NoToken | Full(_) | Broken(_))
     }
 
-    /// The error if it happened before the coordinator at `place` had answered. Then it may be another program.
+    /// The error before the first answer. With these codes, another program listens at `place`.
     fn before_welcome(self, place: &Place) -> Self {
         match self {
             SessionError::Broken(status) if matches!(status.code(), Code::Unimplemented | Code::Internal) => {
@@ -128,8 +128,8 @@ impl SessionError {
 /// What a program does that is no coordinator.
 fn stranger(status: &Status) -> &'static str {
     match status.code() {
-        Code::Unimplemented => "it speaks gRPC but has no service for workers",
-        _ => "it does not speak gRPC",
+        Code::Unimplemented => "it has no service for workers",
+        _ => "its answer is not gRPC",
     }
 }
 
