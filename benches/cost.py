@@ -2,8 +2,8 @@
 Prints the time of each pair, the median of the differences, and its 95 % interval.
 
 For snapshots, a third job of each round takes a snapshot every five steps, far more than the default. This gives the cost of one snapshot.
-By default, a job takes a snapshot after fifty times the cost that it has counted for the last one, and at most one a second. If it counted
-the whole cost, snapshots cost 2 % of the time; the last line prints what they cost with the measured cost. Two runs of the same job differ by several percent on a machine that other programs
+By default, a job takes a snapshot after sixty times the cost that it has counted for the last one, and at most one a second. The last line
+prints what part of the time that is with the measured cost. Two runs of the same job differ by several percent on a machine that other programs
 use, which hides a cost of less than 1 %. The many snapshots of the third job stand out.
 
     python benches/cost.py trace [--pairs 24]
@@ -26,7 +26,7 @@ WARM_UP = 5
 NEVER = str(2**63)
 OFTEN = 5
 # The default pace of snapshots, as in coordinator/src/recovery.rs: training between two of them, in costs of one, and in seconds.
-APART, APART_MIN = 50, 1.0
+APART, APART_MIN = 60, 1.0
 # The job without, and with, what is measured. Nothing else is on.
 WAYS = {
     "trace": {"without": ["--snapshot-every", NEVER, "--trace", "off"], "with": ["--snapshot-every", NEVER]},
@@ -52,7 +52,7 @@ def measured(arguments, options):
                 if event["event"] == "step":
                     ended = time.monotonic()
                     began = ended if event["step"] == WARM_UP else began
-                elif event["event"] == "snapshot" and WARM_UP < event["step"] < arguments.steps:
+                elif event["event"] == "snapshot" and WARM_UP <= event["step"] < arguments.steps:
                     snapshots.append(event["seconds"])
         if process.returncode != 0:
             raise SystemExit(f"it failed ({process.returncode}): {' '.join(command)}")
@@ -91,9 +91,9 @@ def main():
                 raise SystemExit(f"a run took no snapshot: use more than {WARM_UP + OFTEN} --steps")
             counts.append(len(taken))
             costs.append((seconds - without) / len(counted))
-            by_pace.append(100 * costs[-1] / max(APART * statistics.median(counted), APART_MIN))
+            by_pace.append(100 * costs[-1] / max(APART * statistics.fmean(counted), APART_MIN))
             line += f"; {seconds:.3f} s with {len(counted)} snapshots: {costs[-1] * 1e3:+.1f} ms each, "
-            line += f"{statistics.median(counted) * 1e3:.1f} ms by the job's own count"
+            line += f"{statistics.fmean(counted) * 1e3:.1f} ms by the job's own count"
         print(line, flush=True)
     print(f"pairs: {interval(shares)}")
     if by_pace:
