@@ -326,9 +326,9 @@ fn a_folder_in_which_a_run_goes_on_is_not_touched() {
     let mut command = support::convoy();
     command.args("train --data bundled --epochs 50 --checkpoint-every 2".split_whitespace()).arg("--out").arg(&out);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).start();
-    wait_for("a checkpoint", || (losses(&out).len() > 2).then_some(()));
-    refused("train --data bundled --steps 9", &[("--resume", &out)], MISUSED, &["is in use by another process"]);
-    refused("train --data bundled --steps 9", &[("--out", &out)], MISUSED, &["already holds a run"]);
+    wait_for("a checkpoint", || support::newest_checkpoint(&out));
+    refused("train --data bundled --steps 100000", &[("--resume", &out)], MISUSED, &["is in use by another process"]);
+    refused("train --data bundled --steps 100000", &[("--out", &out)], MISUSED, &["already holds a run"]);
     assert_eq!(record(&out)["status"], "running");
     signal(child.id(), "INT");
     assert_eq!(finish(child).status.code(), Some(130));
