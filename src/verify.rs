@@ -32,7 +32,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let (mut damaged, all) = (0, found.len());
     for (path, checked) in found {
         let (path, error) = (path.display().to_string(), checked.as_ref().err().map(|error| chain(error)));
-        let hash = checked.ok().map(|checkpoint| checkpoint.manifest.weights_sha256);
+        let hash = checked.ok();
         let line = match (&hash, &error) {
             _ if arguments.json => {
                 json!({ "path": path, "sound": error.is_none(), "weights_sha256": hash, "error": error }).to_string()

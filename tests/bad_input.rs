@@ -538,6 +538,35 @@ fn metrics_that_disappear_during_a_run_are_missed() {
     }
 }
 
+/// A person is told at the next checkpoint, which may come long before the end. Checkpoints are written all the same.
+#[test]
+fn metrics_that_are_replaced_are_missed_at_the_next_checkpoint() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let mut command = support::convoy();
+    let job = "train --data bundled --batch 16 --epochs 5000 --checkpoint-every 20 --trace off";
+    command.args(job.split_whitespace()).arg("--out").arg(&out);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).start();
+    wait_for("a checkpoint", || support::newest_checkpoint(&out));
+    fs::copy(out.join("metrics.jsonl"), out.join("copy")).unwrap();
+    fs::rename(out.join("copy"), out.join("metrics.jsonl")).unwrap();
+    let line = support::line_with(child.stdout.as_mut().unwrap(), "it was removed or replaced during the run");
+    assert!(line.contains("metrics.jsonl"), "{line}");
+    support::signal(child.id(), "INT");
+    assert_eq!(support::finish(child).status.code(), Some(FAILED));
+    succeed(&format!("verify {}", out.display()), &[]);
+}
+
+#[test]
+fn a_folder_without_a_run_and_a_run_without_a_trace_are_told_apart() {
+    let folder = TempDir::new().unwrap();
+    let trace = format!("trace {}", folder.path().display());
+    refused(&trace, &[], FAILED, &["is not the folder of a run: it has no run.json"]);
+    let out = folder.path().join("run");
+    succeed("train --data bundled --batch 16 --steps 1 --trace off", &[("--out", &out)]);
+    refused(&format!("trace {}", out.display()), &[], FAILED, &["trace.json does not exist: the run used --trace off"]);
+}
+
 /// A batch that is larger than the set is a batch of the whole set, also for memory.
 #[test]
 fn a_batch_of_more_images_than_there_are_is_a_batch_of_them_all() {

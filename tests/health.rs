@@ -171,11 +171,10 @@ fn the_file_of_a_unix_socket_stays_no_longer_than_it_is_used() {
     let wait = |job: &str| format!("{job} --listen {at_listen} --data bundled");
     let out = folder.path().join("run");
     for job in ["train --batch 16 --steps 3".to_owned(), format!("eval {}", out.display())] {
-        // The coordinator before may not have been able to remove its own.
-        let _ = std::fs::remove_file(&listen);
         drop(UnixListener::bind(&listen).unwrap());
         let to: &[(&str, &Path)] = if job.starts_with("train") { &[("--out", &out)] } else { &[] };
         succeed(&wait(&job), to);
+        assert!(!listen.exists(), "the coordinator has ended: {job}");
     }
     for worker in workers {
         signal(worker.id(), "TERM");

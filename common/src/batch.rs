@@ -63,16 +63,16 @@ pub struct Division {
 impl Division {
     /// The micro-batches of a batch of `batch` samples, in the order of their samples, without empty ones.
     pub fn of(&self, step: u64, batch: usize) -> Vec<MicroBatch> {
-        let slots = (0..self.slots).map(|slot| (slot, part(batch, self.slots, slot)));
+        // Only the first parts hold anything, however many there are.
+        let slots = (0..self.slots.min(batch)).map(|slot| (slot, part(batch, self.slots, slot)));
         slots
             .flat_map(|(slot, held)| {
-                (0..self.micro_batches).map(move |index| {
+                (0..self.micro_batches.min(held.len())).map(move |index| {
                     let within = part(held.len(), self.micro_batches, index);
                     let id = MicroBatchId { step, phase: Phase::Train, slot: slot as u32, micro_batch: index as u32 };
                     MicroBatch { id, samples: held.start + within.start..held.start + within.end }
                 })
             })
-            .filter(|micro_batch| !micro_batch.samples.is_empty())
             .collect()
     }
 
@@ -95,11 +95,14 @@ mod tests {
 
     #[test]
     fn micro_batches_cover_the_batch_in_order_and_never_cross_slots() {
-        for (batch, slots, micro_batches) in [(10, 2, 2), (1, 2, 4), (7, 3, 2), (64, 1, 4), (2, 1, 3)] {
+        for (batch, slots, micro_batches) in
+            [(10, 2, 2), (1, 2, 4), (7, 3, 2), (64, 1, 4), (2, 1, 3), (3, 1 << 40, 1 << 40)]
+        {
             let division = Division { slots, micro_batches };
             let cut = division.of(5, batch);
             let samples: Vec<_> = cut.iter().flat_map(|m| m.samples.clone()).collect();
             assert_eq!(samples, (0..batch).collect::<Vec<_>>());
+            assert!(cut.iter().all(|m| !m.samples.is_empty()));
             for m in &cut {
                 let slot = part(batch, slots, m.id.slot as usize);
                 assert!(slot.start <= m.samples.start && m.samples.end <= slot.end, "{m:?}");

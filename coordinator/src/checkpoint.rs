@@ -88,6 +88,9 @@ pub enum CheckpointError {
     /// Nothing is at the path given.
     #[error("{path} does not exist; give {wanted}")]
     Missing { path: PathBuf, wanted: &'static str },
+    /// Every checkpoint that was listed was deleted before it was read.
+    #[error("a running job deletes the checkpoints of {run} faster than they can be read; give it a larger --keep")]
+    Vanishing { run: PathBuf },
     /// There is no checkpoint at the path given.
     #[error("{path} holds no checkpoint: it has neither {MANIFEST} nor checkpoints/step-NNNNNN/{MANIFEST}")]
     None { path: PathBuf },

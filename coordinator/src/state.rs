@@ -184,8 +184,16 @@ mod tests {
         let tensors = used.weights.values_mut().chain(used.momentum.values_mut());
         tensors.for_each(|tensor| tensor.fill(f32::NAN));
         let without_momentum = JobState { momentum: Tensors::new(), ..some_state(&plan) };
-        for outdated in [None, Some(used), Some(without_momentum)] {
+        let place = |state: &JobState| state.weights["conv1.weight"].as_ptr();
+        let (place_of_used, place_of_other) = (place(&used), place(&without_momentum));
+        for (outdated, reused) in [(None, None), (Some(used), Some(place_of_used)), (Some(without_momentum), None)] {
             let mut gathering = Gathering::new(plan.clone(), 7, outdated);
+            match reused {
+                Some(expected) => {
+                    assert_eq!(place(&gathering.state), expected, "it has the memory of the outdated one")
+                }
+                None => assert_ne!(place(&gathering.state), place_of_other, "it does not fit, and is dropped"),
+            }
             for tower in plan.all_towers() {
                 for chunk in state.slices(&plan, tower, 7).flat_map(chunks) {
                     assert_ne!(gathering.owed(), 0);

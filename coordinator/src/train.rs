@@ -164,6 +164,8 @@ struct Run {
     /// Whether the run's folder still has the records of an earlier process. They are replaced when the job begins, so that an attempt
     /// that comes to nothing changes nothing.
     keeps_earlier_records: bool,
+    /// Whether it was told that the file of metrics is gone.
+    misses_metrics: bool,
     record: RunRecord,
 }
 
@@ -246,6 +248,7 @@ impl Run {
             folder,
             earlier,
             keeps_earlier_records: has_records,
+            misses_metrics: false,
             record,
         };
         run.record.planned_step_traffic = Some(run.step_traffic());

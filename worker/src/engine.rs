@@ -368,7 +368,7 @@ impl Engine {
     ) -> Result<(), EngineError> {
         self.check_current(&micro_batch, key)?;
         let most = match micro_batch.id.phase {
-            Phase::Train => self.assignment.division.slots * self.assignment.division.micro_batches,
+            Phase::Train => self.micro_batches(),
             Phase::Evaluate => EVALUATIONS_AHEAD,
         };
         let of_phase = self.in_progress.keys().filter(|id| id.phase == micro_batch.id.phase).count();
@@ -403,9 +403,13 @@ impl Engine {
 
     /// The most tensors that can be early: all of the steps ahead, and of the first micro-batches of a measurement.
     fn early_max(&self) -> usize {
-        let division = self.assignment.division;
         let of_micro_batch = 1 + 2 * self.plan.segments.len() * self.plan.network.towers * self.plan.network.towers;
-        (division.slots * division.micro_batches * STEPS_AHEAD as usize + EVALUATIONS_AHEAD) * of_micro_batch
+        (self.micro_batches() * STEPS_AHEAD as usize + EVALUATIONS_AHEAD) * of_micro_batch
+    }
+
+    /// Micro-batches of a full batch.
+    fn micro_batches(&self) -> usize {
+        self.assignment.division.of(1, self.assignment.batch).len()
     }
 
     /// The step whose micro-batches may be computed now.

@@ -287,9 +287,10 @@ fn as_number(value: &Value) -> Option<f64> {
 /// A value as TOML writes it, cut where it is long.
 pub(crate) fn shown(value: &Value) -> String {
     const CHARACTERS_MAX: usize = 60;
+    // TOML escapes the control characters of ASCII alone.
     let text = match value {
         Value::Table(_) => "{ ... }".to_owned(),
-        other => other.to_string().replace('\n', " "),
+        other => printable(&other.to_string()),
     };
     match text.char_indices().nth(CHARACTERS_MAX) {
         Some((end, _)) => format!("{}...", &text[..end]),

@@ -46,6 +46,7 @@ fn a_wrong_file_is_answered_with_the_place_the_value_and_what_would_be_right() {
         (model(2, &conv("\"\\u001b[2J\" = 3")), "layer 1 (\"c\"): unknown key \"\\u001B[2J\"; expected one of"),
         (model(2, &conv("")).replace("\"c\"", "\"\\u001b[2J\""), "layer 1 (\"\\u001B[2J\"): its name must be"),
         (model(2, &conv("\u{1b} = 3")), "\u{fffd} = 3"),
+        (model(2, &conv("")).replace("\"c\"", "\"\\u009b2J\""), "layer 1 (\"\u{fffd}2J\"): its name must be"),
         (model(2, &conv("fitlers = 3")), "layer 1 (\"c\"): unknown key \"fitlers\"; did you mean \"filters\"?"),
         (
             model(2, &conv("groups = 3")),

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Checkpoint, CheckpointError, FOLDER, MANIFEST, name_of, peek_manifest, read};
 
-/// How often checkpoints are listed, if each that is read is deleted meanwhile.
-const LOOKS_MAX: usize = 100;
+/// How often checkpoints are listed, if those that are read are deleted meanwhile.
+const LOOKS_MAX: usize = 10;
 /// What commands for checkpoints take.
 const FOLDERS: &str = "the folder of a run or of a checkpoint";
 
@@ -23,8 +23,8 @@ pub struct Opened {
     pub damaged: Vec<CheckpointError>,
 }
 
-/// A checkpoint that was checked, or what is wrong with it.
-pub type Checked = Result<Checkpoint, CheckpointError>;
+/// The hash of the weights of a checkpoint that was checked, or what is wrong with it.
+pub type Checked = Result<String, CheckpointError>;
 
 /// Opens the checkpoint that `path` names: its own folder, or the folder of a run, whose newest sound checkpoint is meant.
 ///
@@ -51,21 +51,40 @@ pub fn check_exists(path: &Path, wanted: &'static str) -> Result<(), CheckpointE
 /// # Errors
 /// When none is sound.
 pub fn open_newest(run: &Path) -> Result<Option<Opened>, CheckpointError> {
-    let mut damaged = Vec::new();
-    let (mut left, mut looks) = (all(run)?, 1);
-    while let Some((_, path)) = left.pop() {
-        match read_named(&path) {
-            Ok(checkpoint) => return Ok(Some(Opened { checkpoint, damaged })),
-            Err(_) if was_deleted(&path) && looks < LOOKS_MAX => {
-                looks += 1;
-                damaged.clear();
-                left = all(run)?;
-            }
-            Err(error) => damaged.push(error),
-        }
+    let Newest { sound, damaged } = newest(run, read_named)?;
+    match (sound, damaged) {
+        (Some(checkpoint), damaged) => Ok(Some(Opened { checkpoint, damaged })),
+        (None, damaged) => match damaged.into_iter().next() {
+            Some(first) => Err(CheckpointError::NoneSound { run: run.to_owned(), source: Box::new(first) }),
+            None => Ok(None),
+        },
     }
-    let Some(newest) = damaged.into_iter().next() else { return Ok(None) };
-    Err(CheckpointError::NoneSound { run: run.to_owned(), source: Box::new(newest) })
+}
+
+/// The newest sound checkpoint, if there is one, and what is wrong with those after it.
+#[derive(Debug)]
+struct Newest<T> {
+    sound: Option<T>,
+    damaged: Vec<CheckpointError>,
+}
+
+/// The newest checkpoint of a run that `read` accepts. Those that a running job deletes meanwhile are no checkpoints.
+fn newest<T>(
+    run: &Path,
+    mut read: impl FnMut(&Path) -> Result<T, CheckpointError>,
+) -> Result<Newest<T>, CheckpointError> {
+    'look: for _ in 0..LOOKS_MAX {
+        let mut damaged = Vec::new();
+        for (_, path) in all(run)?.into_iter().rev() {
+            match read(&path) {
+                Ok(found) => return Ok(Newest { sound: Some(found), damaged }),
+                Err(_) if was_deleted(&path) => continue 'look,
+                Err(error) => damaged.push(error),
+            }
+        }
+        return Ok(Newest { sound: None, damaged });
+    }
+    Err(CheckpointError::Vanishing { run: run.to_owned() })
 }
 
 /// Checks every checkpoint of the run in `path`, or the one checkpoint that it is. Each with what is wrong with it, if anything.
@@ -75,20 +94,30 @@ pub fn open_newest(run: &Path) -> Result<Option<Opened>, CheckpointError> {
 pub fn verify(path: &Path) -> Result<Vec<(PathBuf, Checked)>, CheckpointError> {
     check_exists(path, FOLDERS)?;
     if path.join(MANIFEST).is_file() {
-        return Ok(vec![(path.to_owned(), read(path))]);
+        return Ok(vec![(path.to_owned(), read(path).map(hash_of))]);
     }
+    verify_run(path, |path| read_named(path).map(hash_of))
+}
+
+/// The checkpoints of a run, and what `check` says of each. Those that a running job deletes meanwhile are left out.
+fn verify_run(run: &Path, mut check: impl FnMut(&Path) -> Checked) -> Result<Vec<(PathBuf, Checked)>, CheckpointError> {
     for _ in 0..LOOKS_MAX {
-        let found = all(path)?;
+        let found = all(run)?;
         if found.is_empty() {
-            break;
+            return Err(CheckpointError::None { path: run.to_owned() });
         }
-        let checked = found.into_iter().map(|(_, path)| (path.clone(), read_named(&path)));
+        // One after the other, so that one checkpoint at a time is in memory.
+        let checked = found.into_iter().map(|(_, path)| (path.clone(), check(&path)));
         let there: Vec<_> = checked.filter(|(path, checked)| checked.is_ok() || !was_deleted(path)).collect();
         if !there.is_empty() {
             return Ok(there);
         }
     }
-    Err(CheckpointError::None { path: path.to_owned() })
+    Err(CheckpointError::Vanishing { run: run.to_owned() })
+}
+
+fn hash_of(checkpoint: Checkpoint) -> String {
+    checkpoint.manifest.weights_sha256
 }
 
 /// Whether a checkpoint that could not be read has disappeared. A running job deletes old checkpoints once it has newer ones.
@@ -97,7 +126,7 @@ fn was_deleted(path: &Path) -> bool {
 }
 
 /// Reads a checkpoint of a run, which must have the name of its step.
-fn read_named(path: &Path) -> Checked {
+fn read_named(path: &Path) -> Result<Checkpoint, CheckpointError> {
     let checkpoint = read(path)?;
     let step = checkpoint.manifest.progress.step;
     let is_named = path.file_name().is_some_and(|name| name == &*name_of(step));
@@ -192,4 +221,72 @@ fn steps_in(folder: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
     let mut steps: Vec<_> = steps.collect();
     steps.sort();
     Ok(steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_with(steps: &[u64]) -> tempfile::TempDir {
+        let run = tempfile::TempDir::new().unwrap();
+        steps.iter().for_each(|step| add(run.path(), *step));
+        run
+    }
+
+    fn add(run: &Path, step: u64) {
+        fs::create_dir_all(run.join(FOLDER).join(name_of(step))).unwrap();
+    }
+
+    fn unsound(path: &Path) -> CheckpointError {
+        CheckpointError::None { path: path.to_owned() }
+    }
+
+    /// While a checkpoint is read, the job deletes it and writes the next one.
+    fn replace(path: &Path, next: u64) -> CheckpointError {
+        fs::remove_dir(path).unwrap();
+        add(path.parent().unwrap().parent().unwrap(), next);
+        unsound(path)
+    }
+
+    #[test]
+    fn a_checkpoint_that_is_deleted_while_it_is_read_is_not_damaged_and_the_next_one_is_found() {
+        let run = run_with(&[1]);
+        let mut read = |path: &Path| match path.ends_with(name_of(3)) {
+            true => Ok(name_of(3)),
+            false => Err(replace(path, if path.ends_with(name_of(1)) { 2 } else { 3 })),
+        };
+        let found = newest(run.path(), &mut read).unwrap();
+        assert!(found.sound.as_ref() == Some(&name_of(3)) && found.damaged.is_empty(), "{found:?}");
+        let run = run_with(&[1]);
+        let checked = verify_run(run.path(), &mut read).unwrap();
+        assert!(checked.len() == 1 && checked[0].0.ends_with(name_of(3)) && checked[0].1.is_ok(), "{checked:?}");
+    }
+
+    #[test]
+    fn checkpoints_that_are_deleted_faster_than_they_are_read_are_an_error_that_says_so() {
+        for verifies in [false, true] {
+            let (run, mut step) = (run_with(&[1]), 1);
+            let read = |path: &Path| {
+                step += 1;
+                Err(replace(path, step))
+            };
+            let error = match verifies {
+                true => verify_run(run.path(), read).unwrap_err(),
+                false => newest(run.path(), read).unwrap_err(),
+            };
+            assert!(error.to_string().contains("faster than they can be read"), "{error}");
+        }
+    }
+
+    /// The control: what stays where it is and can't be read is damaged.
+    #[test]
+    fn a_damaged_checkpoint_is_passed_over_and_reported() {
+        let run = run_with(&[1, 2]);
+        let read = |path: &Path| if path.ends_with(name_of(1)) { Ok("sound".to_owned()) } else { Err(unsound(path)) };
+        let found = newest(run.path(), read).unwrap();
+        assert_eq!((found.sound.as_deref(), found.damaged.len()), (Some("sound"), 1));
+        let checked = verify_run(run.path(), read).unwrap();
+        assert_eq!(checked.iter().map(|(_, checked)| checked.is_ok()).collect::<Vec<_>>(), [true, false]);
+        assert!(newest(run_with(&[]).path(), read).unwrap().sound.is_none());
+    }
 }

@@ -17,6 +17,7 @@ use convoy_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use convoy_proto::{PROTOCOL_VERSION, v1};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnixListenerStream};
 use tokio_stream::{Stream, StreamExt};
@@ -76,7 +77,7 @@ impl Listening {
     }
 }
 
-/// Serves on `listening` for as long as the runtime lives. What workers do and say comes out of the receiver.
+/// Serves on `listening` until the returned task is aborted. What workers do and say comes out of the receiver.
 ///
 /// If there is a token, workers that don't present it are refused. `seats` workers and some spares are admitted; others are told to
 /// try again later. A connection whose other end does not answer pings within [`Deadlines::connection`] is closed.
@@ -87,7 +88,7 @@ pub fn serve(
     token: Option<Token>,
     clock: Clock,
     deadlines: Deadlines,
-) -> (Doors, Receiver<Report>) {
+) -> (Doors, Receiver<Report>, JoinHandle<()>) {
     let (heard, messages) = channel(MESSAGES_QUEUED);
     let refusals = heard.clone();
     let ping_timeout = deadlines.connection;
@@ -108,7 +109,7 @@ pub fn serve(
         .http2_keepalive_timeout(Some(ping_timeout))
         .add_service(service)
         .add_service(health);
-    tokio::spawn(async move {
+    let serving = tokio::spawn(async move {
         let served = match listening {
             Listening::Tcp(listener, _) => {
                 let tuned = TcpListenerStream::new(listener).map(|stream| {
@@ -132,7 +133,7 @@ pub fn serve(
             tracing::error!("the coordinator no longer accepts workers: {}", chain(&error));
         }
     });
-    (doors, messages)
+    (doors, messages, serving)
 }
 
 /// The doors of a cluster: who has been let in.

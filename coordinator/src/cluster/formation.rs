@@ -71,7 +71,7 @@ impl Cluster {
         let (vitals, clock) = (Vitals::starting(), Clock::starting());
         let deadlines = Deadlines::of(running.patience);
         let shown = vitals.clone();
-        let (doors, reports) =
+        let (doors, reports, serving) =
             runtime.block_on(async { doors::serve(listening, workers, shown, token, clock, deadlines) });
         let local = folder.map(|folder| {
             let plan = LocalPlan { program: running.local.clone(), workers, threads, isa: running.isa.clone() };
@@ -86,6 +86,7 @@ impl Cluster {
             reports,
             postponed: VecDeque::new(),
             doors,
+            serving,
             local,
             runtime,
             vitals,

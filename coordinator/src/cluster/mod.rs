@@ -20,6 +20,7 @@ use convoy_common::wire::{FromWorker, Numbered, Recorded, ToWorker};
 use convoy_proto::v1;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::Receiver;
+use tokio::task::JoinHandle;
 
 use crate::deadlines::Deadlines;
 use crate::observe::{Event, Observer};
@@ -51,6 +52,8 @@ pub struct Cluster {
     /// Losses that were noticed while something else was waited for.
     postponed: VecDeque<(WorkerIndex, String)>,
     doors: Doors,
+    /// Accepts connections.
+    serving: JoinHandle<()>,
     local: Option<LocalWorkers>,
     runtime: Runtime,
     vitals: Vitals,
@@ -351,6 +354,9 @@ impl Cluster {
         if let Some(local) = self.local.take() {
             local.end();
         }
+        // Nobody listens any more when this returns.
+        self.serving.abort();
+        let _ = self.runtime.block_on(&mut self.serving);
         // Connections end with the runtime. Without a limit this would wait forever for peers that are gone.
         self.runtime.shutdown_timeout(Duration::from_millis(200));
         busy_threads

@@ -114,6 +114,7 @@ impl Run {
     /// Begins to write the snapshot to disk, in the background.
     fn begin_checkpoint(&mut self, drive: &mut Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
         report(self.writer.finish(), drive, observer);
+        self.look_after_metrics(observer);
         let described = Described {
             job: self.job.clone(),
             last_step: self.last_step,
@@ -123,6 +124,18 @@ impl Run {
         };
         let (snapshot, metrics) = (self.snapshot.clone(), self.folder.metrics_file()?);
         Ok(self.writer.begin(Request { described, snapshot, metrics })?)
+    }
+
+    /// Tells once if the file of metrics was removed or replaced. The job goes on, and fails in the end.
+    fn look_after_metrics(&mut self, observer: &mut dyn Observer) {
+        if self.misses_metrics {
+            return;
+        }
+        if let Err(error) = self.folder.check_metrics() {
+            self.misses_metrics = true;
+            let text = format!("{}; what the job writes from now on is lost", chain(&error));
+            observer.on(Event::Notice { text });
+        }
     }
 
     /// Waits until the checkpoint that is being written, if any, is on disk. It is the last one, so it must not fail.

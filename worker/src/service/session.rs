@@ -104,7 +104,7 @@ impl SessionError {
         !matches!(self, Name(..) | Connect(..) | Stranger(..) | Greeting | NoToken | Full(_) | Broken(_))
     }
 
-    /// The error before the first answer. With these codes, another program listens at `place`.
+    /// The error before the first answer. A coordinator answers with neither of these codes.
     fn before_welcome(self, place: &Place) -> Self {
         match self {
             SessionError::Broken(status) if matches!(status.code(), Code::Unimplemented | Code::Internal) => {
@@ -129,7 +129,13 @@ impl SessionError {
 fn stranger(status: &Status) -> &'static str {
     match status.code() {
         Code::Unimplemented => "it has no service for workers",
-        _ => "its answer is not gRPC",
+        // The transport itself failed, or the answer was plain HTTP.
+        _ if std::error::Error::source(status).is_some()
+            || status.message().starts_with("grpc-status header missing") =>
+        {
+            "its answer is not gRPC"
+        }
+        _ => "it answers with an error",
     }
 }
 
