@@ -492,6 +492,7 @@ fn assign(change: impl FnOnce(&mut v1::Assign)) -> v1::ToWorker {
         momentum: 0.9,
         weight_decay: 0.0,
         batch: 16,
+        images: 16,
         slots: 1,
         micro_batches: 2,
         train: true,

@@ -1,4 +1,4 @@
-//! The division of a batch into slots and micro-batches: pure arithmetic on positions in the global batch.
+//! The batches of a job, and the division of a batch into slots and micro-batches: pure arithmetic on positions.
 //!
 //! Not here: which images are at those positions (the coordinator's `order`).
 
@@ -18,6 +18,38 @@ pub fn part(count: usize, parts: usize, index: usize) -> Range<usize> {
     let (each, extra) = (count / parts, count % parts);
     let start = index * each + index.min(extra);
     start..start + each + usize::from(index < extra)
+}
+
+/// The batches into which each epoch divides the training images. The last batch of an epoch may be smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batches {
+    /// Training images, at least one.
+    pub images: usize,
+    /// Images of a full batch, at least one.
+    pub batch: usize,
+}
+
+impl Batches {
+    /// Steps per epoch.
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.images.div_ceil(self.batch) as u64
+    }
+
+    /// The epoch of `step`, both counted from 1.
+    pub fn epoch(&self, step: u64) -> u64 {
+        (step - 1) / self.steps_per_epoch() + 1
+    }
+
+    /// Whether `step` is the last of its epoch.
+    pub fn ends_epoch(&self, step: u64) -> bool {
+        step.is_multiple_of(self.steps_per_epoch())
+    }
+
+    /// The images of `step`, as positions in the order of its epoch.
+    pub fn positions(&self, step: u64) -> Range<usize> {
+        let within = ((step - 1) % self.steps_per_epoch()) as usize;
+        within * self.batch..self.images.min((within + 1) * self.batch)
+    }
 }
 
 /// Whether a micro-batch is for training or for measuring.

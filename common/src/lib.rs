@@ -16,6 +16,7 @@ pub mod plan;
 pub mod pulse;
 pub mod random;
 pub mod schedule;
+pub mod slots;
 pub mod suggest;
 pub mod token;
 pub mod trace;

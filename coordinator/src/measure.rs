@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use convoy_common::batch::{Batches, Division};
 use convoy_common::chain::chain;
 use convoy_common::index::WorkerIndex;
 use convoy_common::model::Network;
@@ -104,8 +105,8 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         seed: 0,
         momentum: 0.0,
         weight_decay: 0.0,
-        batch: micro_batch,
-        division: convoy_common::batch::Division { slots: 1, micro_batches: 1 },
+        batches: Batches { images: micro_batch, batch: micro_batch },
+        division: Division { slots: 1, micro_batches: 1 },
         train: false,
         trace: false,
     };

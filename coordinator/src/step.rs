@@ -1,8 +1,8 @@
-//! One step as a state machine: from logits to their gradients, until every tower has finished its backward pass and the step
-//! may be committed. Pure: it returns the values to send.
+//! One step as a state machine: from logits to their gradients, until every tower has finished its backward pass, every worker has
+//! all its gradients, and the step may be committed. Pure: it returns the values to send.
 //!
 //! ```text
-//! Computing --all logits, then all BackwardDone--> done --(the driver sends Commit)
+//! Computing --all logits, then all BackwardDone, then all StepDone--> done --(the driver sends Commit)
 //!     \--a loss that isn't finite--> nothing of the step is applied
 //! ```
 //!
@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use convoy_common::batch::{MicroBatch, MicroBatchId};
-use convoy_common::index::TowerIndex;
+use convoy_common::index::{TowerIndex, WorkerIndex};
 use convoy_common::plan::Plan;
 use convoy_common::wire::{Direction, Payload, TensorKey};
 
@@ -30,6 +30,8 @@ pub struct Step {
     losses: Vec<f64>,
     /// Backward passes that haven't finished.
     owed: BTreeSet<(MicroBatchId, TowerIndex)>,
+    /// Workers whose gradients aren't complete.
+    unfinished: BTreeSet<WorkerIndex>,
 }
 
 impl Step {
@@ -38,7 +40,8 @@ impl Step {
         let towers = plan.all_towers();
         let owed = micro_batches.iter().flat_map(|m| towers.clone().map(move |tower| (m.id, tower))).collect();
         let losses = vec![f64::NAN; labels.len()];
-        Self { plan, micro_batches: micro_batches.to_vec(), labels, losses, owed }
+        let unfinished = plan.all_workers().collect();
+        Self { plan, micro_batches: micro_batches.to_vec(), labels, losses, owed, unfinished }
     }
 
     /// Whether a micro-batch belongs to this step, with the same samples.
@@ -66,14 +69,22 @@ impl Step {
         self.holds(micro_batch) && has_losses() && self.owed.remove(&(micro_batch.id, tower))
     }
 
-    /// Whether every tower has finished all micro-batches.
-    pub fn is_done(&self) -> bool {
-        self.owed.is_empty()
+    /// Records that all gradients of a worker are complete. Returns whether that was owed and possible: the backward passes of its towers
+    /// come first.
+    pub fn on_step_done(&mut self, worker: WorkerIndex) -> bool {
+        let computes = |tower: &TowerIndex| self.plan.placement[*tower] == worker;
+        !self.owed.iter().any(|(_, tower)| computes(tower)) && self.unfinished.remove(&worker)
     }
 
-    /// A tower that hasn't finished.
-    pub fn waiting_for(&self) -> Option<TowerIndex> {
-        self.owed.first().map(|(_, tower)| *tower)
+    /// Whether every worker has all its gradients.
+    pub fn is_done(&self) -> bool {
+        self.unfinished.is_empty()
+    }
+
+    /// A worker whose gradients aren't complete, and one of its towers that hasn't finished its backward passes, if there is one.
+    pub fn waiting_for(&self) -> Option<(WorkerIndex, Option<TowerIndex>)> {
+        let owed = self.owed.first().map(|(_, tower)| (self.plan.placement[*tower], Some(*tower)));
+        owed.or_else(|| self.unfinished.first().map(|worker| (*worker, None)))
     }
 
     /// The sum of all losses, in sample order.
@@ -117,18 +128,21 @@ mod tests {
         Logits(usize),
         /// A tower has finished the backward pass of a micro-batch.
         BackwardDone(usize, usize),
+        /// A worker has all its gradients.
+        StepDone(usize),
     }
 
     const TOWERS: usize = 2;
     const MICRO_BATCHES: usize = 6;
 
-    /// Everything that a step must hear, in any order, and each backward pass twice.
+    /// Everything that a step must hear, in any order, and all but logits twice.
     fn any_order() -> impl Strategy<Value = Vec<Heard>> {
         let of = |m| {
             let backward = (0..TOWERS).flat_map(move |tower| [Heard::BackwardDone(m, tower); 2]);
             std::iter::once(Heard::Logits(m)).chain(backward)
         };
-        Just((0..MICRO_BATCHES).flat_map(of).collect::<Vec<_>>()).prop_shuffle()
+        let done = (0..TOWERS).flat_map(|worker| [Heard::StepDone(worker); 2]);
+        Just((0..MICRO_BATCHES).flat_map(of).chain(done).collect::<Vec<_>>()).prop_shuffle()
     }
 
     proptest! {
@@ -147,7 +161,7 @@ mod tests {
             }
             let mut step = Step::new(plan, labels, &micro_batches);
             let mut counted = Vec::new();
-            for heard in order.iter().chain(&order) {
+            for heard in order.iter().chain(&order).chain(&order) {
                 match *heard {
                     Heard::Logits(m) if !counted.contains(heard) => {
                         prop_assert!(step.on_logits(&micro_batches[m], &logits(m)).is_some());
@@ -159,8 +173,14 @@ mod tests {
                         prop_assert_eq!(step.on_backward_done(&micro_batches[m], TowerIndex(tower)), is_due, "{:?}", heard);
                         counted.extend(is_due.then_some(*heard));
                     }
+                    Heard::StepDone(worker) => {
+                        let mut passes = (0..MICRO_BATCHES).map(|m| Heard::BackwardDone(m, worker));
+                        let is_due = passes.all(|pass| counted.contains(&pass)) && !counted.contains(heard);
+                        prop_assert_eq!(step.on_step_done(WorkerIndex(worker)), is_due, "{:?}", heard);
+                        counted.extend(is_due.then_some(*heard));
+                    }
                 }
-                prop_assert_eq!(step.is_done(), counted.len() == MICRO_BATCHES * (1 + TOWERS));
+                prop_assert_eq!(step.is_done(), counted.len() == MICRO_BATCHES * (1 + TOWERS) + TOWERS);
             }
             prop_assert!(step.is_done());
             prop_assert_eq!(step.loss().to_bits(), in_order.loss().to_bits());
@@ -194,6 +214,7 @@ mod tests {
             );
             assert!(!step.on_backward_done(micro_batch, TowerIndex(1)), "it was counted before");
         }
+        assert!(!step.is_done() && step.on_step_done(WorkerIndex(0)) && step.on_step_done(WorkerIndex(1)));
         assert!(step.is_done() && step.loss().is_finite());
         assert!(step.on_logits(&micro_batches[0], &[f32::NAN; 20]).is_none());
     }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
+use convoy_common::batch::Batches;
 use convoy_common::chain::chain;
 use convoy_common::index::{ExchangeIndex, WorkerIndex};
 use convoy_common::model::Network;
@@ -188,7 +189,7 @@ impl Run {
         data.notices.iter().cloned().for_each(|text| observer.on(Event::Notice { text }));
         let weights = init.map(|path| checkpoint::read_weights(&path, &network)).transpose()?;
         let images = data.train.len();
-        let steps_per_epoch = |batch| DataOrder::steps_per_epoch(images, batch);
+        let steps_per_epoch = |batch| Batches { images, batch }.steps_per_epoch();
         let last_step = resume.as_ref().map_or(0, |checkpoint| checkpoint.manifest.last_step);
         let before = before.map(|job| (job, last_step));
         let (job, last_step) =
@@ -291,8 +292,7 @@ impl Run {
         let mut cluster = Cluster::open(&self.running, self.plan.workers, self.threads)?;
         let mut recorder = Recorder::off(cluster.clock());
         let mut generations = Generations::default();
-        let mut drive =
-            Drive::new(DataOrder::new(self.job.seed, self.job.order, self.data.train.len(), self.job.batch));
+        let mut drive = Drive::new(DataOrder::new(self.job.seed, self.job.order, self.batches()));
         let mut site = Site { job: job_number, cluster: &mut cluster, recorder: &mut recorder };
         let driven = self.recover(&mut site, &mut generations, &mut drive, observer, stop);
         self.record.exchanges = exchange_records(&drive.counted);
@@ -362,6 +362,10 @@ impl Run {
         let _ = self.folder.write(&self.record);
     }
 
+    fn batches(&self) -> Batches {
+        Batches { images: self.data.train.len(), batch: self.step_images() }
+    }
+
     /// The images of a step: those of a batch, or all that there are.
     fn step_images(&self) -> usize {
         self.job.batch.min(self.data.train.len())
@@ -392,7 +396,7 @@ impl Run {
             seed: self.job.seed,
             momentum: self.job.momentum,
             weight_decay: self.job.weight_decay,
-            batch: self.step_images(),
+            batches: self.batches(),
             division: self.job.division(self.record.running.micro_batches),
             train: true,
             trace: false,
@@ -410,7 +414,7 @@ impl Run {
             test_images: self.data.test.len(),
             first_step: self.progress.step + 1,
             last_step: self.last_step,
-            steps_per_epoch: DataOrder::steps_per_epoch(self.data.train.len(), self.job.batch),
+            steps_per_epoch: self.batches().steps_per_epoch(),
             batch: self.step_images(),
             step_bytes: self.step_traffic().total(),
             workers: self.record.workers.clone(),

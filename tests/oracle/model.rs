@@ -125,6 +125,18 @@ impl Net {
     }
 }
 
+impl Net {
+    /// The names of the head's parameters: those of the final linear layers.
+    pub(crate) fn head(&self) -> impl Iterator<Item = String> {
+        let is_of_head = |layer: &&Layer| matches!(layer, Layer::Linear(_) | Layer::Relu | Layer::Dropout { .. });
+        let linear = self.layers.iter().rev().take_while(is_of_head).filter_map(|layer| match layer {
+            Layer::Linear(linear) => Some(linear.name),
+            _ => None,
+        });
+        linear.flat_map(|name| [format!("{name}.weight"), format!("{name}.bias")])
+    }
+}
+
 /// Every kind of layer, for two towers or four. The comments say what each is here for, and speak of two. The names don't
 /// sort in the order of the layers.
 fn layers(towers: usize) -> Vec<Layer> {

@@ -155,14 +155,14 @@ pub(crate) fn gradients(
     slots: usize,
 ) -> (f64, Tensors) {
     let mut loss = 0.0;
-    let mut total: Option<Tensors> = None;
+    // The head's chains run through the whole batch; the trunk's begin anew for each slot.
+    let mut of_head = zeros(weights);
+    let mut of_slots: Vec<Option<Tensors>> = Vec::new();
     let mut position = 0;
     for slot in 0..slots {
         let samples = batch.len() / slots + usize::from(slot < batch.len() % slots);
-        if samples == 0 {
-            continue;
-        }
         let mut of_slot = zeros(weights);
+        net.head().for_each(|name| drop(of_slot.insert(name.clone(), of_head.remove(&name).unwrap())));
         for _ in 0..samples {
             let (image, label) = (&data.images[batch[position]], data.labels[batch[position]]);
             let place = Place { seed, step, position };
@@ -172,19 +172,33 @@ pub(crate) fn gradients(
             backward(net, weights, &activations, dlogits, place, &mut of_slot);
             position += 1;
         }
+        net.head().for_each(|name| drop(of_head.insert(name.clone(), of_slot.remove(&name).unwrap())));
         of_slot.values_mut().flatten().for_each(|value| *value += 0.0);
-        match &mut total {
-            None => total = Some(of_slot),
-            Some(total) => {
-                for (name, sum) in total {
-                    for i in 0..sum.len() {
-                        sum[i] += of_slot[name][i];
-                    }
-                }
-            }
-        }
+        of_slots.push((samples > 0).then_some(of_slot));
     }
-    (loss / batch.len() as f64, total.unwrap())
+    let mut total = tree_sum(&of_slots).unwrap();
+    net.head().for_each(|name| drop(total.insert(name.clone(), of_head.remove(&name).unwrap())));
+    total.values_mut().flatten().for_each(|value| *value += 0.0);
+    (loss / batch.len() as f64, total)
+}
+
+/// The sum over slots: that over the first m plus that over the others, where m is the largest power of two below their number. A slot
+/// without samples is left out.
+fn tree_sum(slots: &[Option<Tensors>]) -> Option<Tensors> {
+    if let [slot] = slots {
+        return slot.clone();
+    }
+    let mut m = 1;
+    while 2 * m < slots.len() {
+        m *= 2;
+    }
+    let (first, others) = (tree_sum(&slots[..m]), tree_sum(&slots[m..]));
+    let Some(mut sum) = first else { return others };
+    for (name, other) in others.into_iter().flatten() {
+        let sum = sum.get_mut(&name).unwrap();
+        (0..other.len()).for_each(|i| sum[i] += other[i]);
+    }
+    Some(sum)
 }
 
 fn accuracy(net: &Net, weights: &Tensors, data: &Split) -> f64 {

@@ -7,6 +7,8 @@
 //! others' channels -> gather -> (complete) forward segment i -> ... -> logits to the coordinator
 //! dlogits -> backward of the last segment -> partial gradients to other workers, and into the sums
 //! others' partials -> sum in tower order -> (complete) backward segment i -> ... -> BackwardDone
+//! all of a step's samples are through a segment of the head -> weight gradients of its layers, when nothing else can be computed
+//! all passes of a step, and all weight gradients -> StepDone
 //! Commit -> SGD; then the images of the next step, which may have arrived before it
 //! ```
 //!
@@ -79,8 +81,7 @@ pub(crate) enum EngineError {
     Unexpected { key: String, why: &'static str },
     /// Gradients arrived in an order other than that of the samples.
     #[error(
-        "gradients out of order: segment {segment} of tower {tower} has already computed the micro-batch at slot {}, \
-             index {} or a later one",
+        "gradients out of order: at segment {segment} of tower {tower}, the micro-batch at slot {}, index {} is not the next one",
         .micro_batch.slot,
         .micro_batch.micro_batch
     )]
@@ -89,7 +90,7 @@ pub(crate) enum EngineError {
     #[error("the coordinator requested the weights of step {step}; the last commit was step {committed}")]
     State { step: u64, committed: u64 },
     /// A commit before the step is complete.
-    #[error("the coordinator committed step {step} while a micro-batch of it was incomplete")]
+    #[error("the coordinator committed step {step} before all its gradients were complete")]
     Unfinished { step: u64 },
     /// A commit that does not follow the last one.
     #[error("the coordinator committed step {step}; the next step is {}", .committed + 1)]
@@ -108,15 +109,19 @@ pub(crate) struct Engine {
     /// The last step that was applied. Before Ready, the step after which the weights were saved.
     committed: u64,
     tasks: VecDeque<Task>,
+    /// Weight gradients of the head. No other worker waits for them, so other tasks come first.
+    later: VecDeque<Task>,
     /// Tensors that arrived before the commit that they follow, which uses another connection.
     early: Vec<(TensorKey, Elements)>,
     /// Micro-batches whose images have arrived, and their samples. Later tensors must name the same samples.
     in_progress: HashMap<MicroBatchId, Range<usize>>,
+    /// The micro-batches of the step at hand.
+    micro_batches: Vec<MicroBatch>,
     gathers: HashMap<(MicroBatchId, ExchangeIndex), Gather>,
     sums: HashMap<(MicroBatchId, ExchangeIndex, TowerIndex), Partials>,
     kept: HashMap<(MicroBatchId, SegmentIndex, TowerIndex), SavedSegment>,
-    /// The last backward pass of each (segment, tower). Chains of weight gradients continue in sample order.
-    last_backward: HashMap<(SegmentIndex, TowerIndex), MicroBatchId>,
+    /// Backward passes of the step at hand that each (segment, tower) has computed. Chains of weight gradients continue in sample order.
+    passed: HashMap<(SegmentIndex, TowerIndex), usize>,
 }
 
 #[derive(Debug)]
@@ -134,15 +139,24 @@ enum Task {
         tower: TowerIndex,
         partials: Vec<Tensor>,
     },
+    /// The gradients of a layer's weights, after the last micro-batch of the step.
+    WeightGradients {
+        micro_batch: MicroBatch,
+        segment: SegmentIndex,
+        tower: TowerIndex,
+        layer: usize,
+    },
 }
 
 impl Task {
+    /// The piece of work, for traces. Weight gradients count to the backward pass of the last micro-batch.
     fn run(&self) -> SegmentRun {
-        let (Task::Forward { micro_batch, segment, tower, .. } | Task::Backward { micro_batch, segment, tower, .. }) =
-            self;
+        let (Task::Forward { micro_batch, segment, tower, .. }
+        | Task::Backward { micro_batch, segment, tower, .. }
+        | Task::WeightGradients { micro_batch, segment, tower, .. }) = self;
         let direction = match self {
             Task::Forward { .. } => Direction::Forward,
-            Task::Backward { .. } => Direction::Backward,
+            Task::Backward { .. } | Task::WeightGradients { .. } => Direction::Backward,
         };
         SegmentRun { micro_batch: micro_batch.id, segment: *segment, tower: *tower, direction }
     }
@@ -170,7 +184,7 @@ impl Engine {
         if assignment.worker.0 >= plan.workers {
             return Err(EngineError::Worker { worker: assignment.worker, workers: plan.workers });
         }
-        let samples = assignment.division.largest_micro_batch(assignment.batch);
+        let samples = assignment.division.largest_micro_batch(assignment.batches.batch);
         let needed = least_bytes(&plan, assignment.worker, samples, assignment.train);
         if needed > memory {
             return Err(EngineError::Memory { needed, memory, trains: assignment.train });
@@ -189,12 +203,14 @@ impl Engine {
             plan: Arc::new(plan),
             committed: 0,
             tasks: VecDeque::new(),
+            later: VecDeque::new(),
             early: Vec::new(),
             in_progress: HashMap::new(),
+            micro_batches: Vec::new(),
             gathers: HashMap::new(),
             sums: HashMap::new(),
             kept: HashMap::new(),
-            last_backward: HashMap::new(),
+            passed: HashMap::new(),
             assignment,
         })
     }
@@ -255,21 +271,29 @@ impl Engine {
     /// # Errors
     /// When a number is no longer finite, or the job was dropped meanwhile.
     pub(crate) fn work(&mut self, means: Means) -> Result<Option<Vec<Out>>, EngineError> {
-        let Some(task) = self.tasks.pop_front() else { return Ok(None) };
-        let out = match task {
+        let is_backward = self.next_run().is_some_and(|run| run.direction == Direction::Backward);
+        let Some(task) = self.tasks.pop_front().or_else(|| self.later.pop_front()) else { return Ok(None) };
+        let mut out = match task {
             Task::Forward { micro_batch, segment, tower, whole } => {
                 self.forward(means, micro_batch, segment, tower, whole)
             }
             Task::Backward { micro_batch, segment, tower, partials } => {
                 self.backward(means, micro_batch, segment, tower, partials)
             }
+            Task::WeightGradients { micro_batch, tower, layer, .. } => {
+                self.tower(tower).form_gradients(means, layer, &micro_batch)?;
+                Ok(Vec::new())
+            }
         }?;
+        if is_backward && self.has_all_gradients() {
+            out.push(Out::Say(FromWorker::StepDone { step: self.committed + 1 }));
+        }
         Ok(Some(out))
     }
 
     /// The next task, if there is one.
     pub(crate) fn next_run(&self) -> Option<SegmentRun> {
-        self.tasks.front().map(Task::run)
+        self.tasks.front().or(self.later.front()).map(Task::run)
     }
 
     /// Whether spans are recorded.
@@ -284,7 +308,15 @@ impl Engine {
 
     /// Whether there is a task to compute.
     pub(crate) fn has_work(&self) -> bool {
-        !self.tasks.is_empty()
+        !self.tasks.is_empty() || !self.later.is_empty()
+    }
+
+    /// Whether the gradients of the step at hand are complete.
+    fn has_all_gradients(&self) -> bool {
+        let all = self.micro_batches.len();
+        let is_through =
+            |tower| self.plan.segments.keys().all(|segment| self.passed.get(&(segment, tower)) == Some(&all));
+        self.later.is_empty() && self.towers.keys().all(|tower| is_through(*tower))
     }
 
     /// Applies the gradients of `step`. A repeated commit of the same step has no effect.
@@ -293,7 +325,7 @@ impl Engine {
     /// When `step` is neither the next step nor the last one, or a backward pass of it is missing.
     pub(crate) fn commit(&mut self, compute: &Compute, step: u64, learning: f32) -> Result<Vec<Out>, EngineError> {
         if step == self.committed + 1 {
-            if self.has_work() || !self.kept.is_empty() {
+            if !self.has_all_gradients() {
                 return Err(EngineError::Unfinished { step });
             }
             let (momentum, weight_decay) = (self.assignment.momentum as f32, self.assignment.weight_decay as f32);
@@ -301,8 +333,9 @@ impl Engine {
                 tower.commit(compute, Rates { learning, momentum, weight_decay });
             }
             compute.committed();
-            self.committed = step;
+            self.begin_step_after(step);
             self.in_progress.clear();
+            self.passed.clear();
             self.gathers.clear();
             self.sums.clear();
             for (key, elements) in std::mem::take(&mut self.early) {
@@ -355,8 +388,15 @@ impl Engine {
         if let (Some(parameter), Some(tower)) = (parameter, self.towers.get_mut(&tower)) {
             tower.load(&parameter, state, values);
         }
-        self.committed = step;
+        self.begin_step_after(step);
         Ok(if self.awaited.is_empty() { vec![Out::Say(FromWorker::Ready)] } else { Vec::new() })
+    }
+
+    /// The last step was `committed`, and the next one begins.
+    fn begin_step_after(&mut self, committed: u64) {
+        let Assignment { batches, division, .. } = &self.assignment;
+        self.committed = committed;
+        self.micro_batches = division.of(committed + 1, batches.positions(committed + 1).len());
     }
 
     fn accept_images(
@@ -367,21 +407,27 @@ impl Engine {
         key: &TensorKey,
     ) -> Result<(), EngineError> {
         self.check_current(&micro_batch, key)?;
-        let most = match micro_batch.id.phase {
-            Phase::Train => self.micro_batches(),
-            Phase::Evaluate => EVALUATIONS_AHEAD,
-        };
-        let of_phase = self.in_progress.keys().filter(|id| id.phase == micro_batch.id.phase).count();
+        match micro_batch.id.phase {
+            Phase::Train if !self.micro_batches.contains(&micro_batch) => {
+                return Err(unexpected(key, "the step has no such micro-batch"));
+            }
+            Phase::Evaluate if self.measured() >= EVALUATIONS_AHEAD => {
+                return Err(unexpected(key, "too many micro-batches of a measurement are in progress"));
+            }
+            _ => {}
+        }
         if self.in_progress.insert(micro_batch.id, micro_batch.samples.clone()).is_some() {
             return Err(unexpected(key, "it arrived before"));
-        }
-        if of_phase >= most {
-            return Err(unexpected(key, "more micro-batches are in progress than a step has"));
         }
         let mut whole = compute.tensor(bytes.len());
         self.pixels.normalise(bytes, &mut whole);
         self.queue_forward(&micro_batch, SegmentIndex(0), Arc::new(whole));
         Ok(())
+    }
+
+    /// Micro-batches of a measurement in progress.
+    fn measured(&self) -> usize {
+        self.in_progress.keys().filter(|id| id.phase == Phase::Evaluate).count()
     }
 
     /// Checks that the images of a tensor's micro-batch have arrived, with the same samples.
@@ -404,12 +450,12 @@ impl Engine {
     /// The most tensors that can be early: all of the steps ahead, and of the first micro-batches of a measurement.
     fn early_max(&self) -> usize {
         let of_micro_batch = 1 + 2 * self.plan.segments.len() * self.plan.network.towers * self.plan.network.towers;
-        (self.micro_batches() * STEPS_AHEAD as usize + EVALUATIONS_AHEAD) * of_micro_batch
+        (self.most_micro_batches() * STEPS_AHEAD as usize + EVALUATIONS_AHEAD) * of_micro_batch
     }
 
     /// Micro-batches of a full batch.
-    fn micro_batches(&self) -> usize {
-        self.assignment.division.of(1, self.assignment.batch).len()
+    fn most_micro_batches(&self) -> usize {
+        self.assignment.division.of(1, self.assignment.batches.batch).len()
     }
 
     /// The step whose micro-batches may be computed now.
@@ -578,15 +624,23 @@ impl Engine {
         partials: Vec<Tensor>,
     ) -> Result<Vec<Out>, EngineError> {
         let plan = self.plan.clone();
-        let last = self.last_backward.insert((segment, tower), micro_batch.id);
-        if last.is_some_and(|last| last >= micro_batch.id) {
+        let passed = self.passed.entry((segment, tower)).or_default();
+        if self.micro_batches.get(*passed) != Some(&micro_batch) {
             return Err(EngineError::OutOfOrder { segment, tower, micro_batch: micro_batch.id });
         }
+        *passed += 1;
+        let is_last = *passed == self.micro_batches.len();
         let kept = self.kept.remove(&(micro_batch.id, segment, tower)).expect("its forward pass has run");
         let mut partials = partials.into_iter();
         let mut dy = partials.next().expect("a gradient has at least one partial");
         partials.for_each(|partial| add(means.compute, &mut dy, &partial));
         let gradient = self.tower(tower).backward(means, &plan, segment, &micro_batch, (dy, kept))?;
+        if is_last {
+            let waiting = plan.segments[segment].layers.clone().rev().filter(|layer| plan.network.is_in_head(*layer));
+            let later = waiting.filter(|layer| plan.network.layers[*layer].has_weights());
+            let task = |layer| Task::WeightGradients { micro_batch: micro_batch.clone(), segment, tower, layer };
+            self.later.extend(later.map(task));
+        }
         let Some(whole) = gradient else {
             return Ok(vec![Out::Say(FromWorker::BackwardDone { micro_batch, tower })]);
         };

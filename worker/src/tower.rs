@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod forecast;
 mod layer;
+mod learnt;
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use convoy_common::batch::{MicroBatch, Phase};
 use convoy_common::index::{SegmentIndex, TowerIndex};
 use convoy_common::parameters::Parameter;
 use convoy_common::plan::Plan;
+use convoy_common::slots::SlotTree;
 use convoy_common::trace::Activity;
 use convoy_common::wire::{Assignment, Direction, State};
 
@@ -80,8 +82,10 @@ pub(crate) struct Tower {
 impl Tower {
     /// Tower `index` of a job. Its weights are zero until they arrive.
     pub(crate) fn new(plan: &Plan, assignment: &Assignment, index: TowerIndex) -> Self {
-        let layers =
-            (0..plan.network.layers.len()).map(|layer| TowerLayer::new(plan, layer, index, assignment.train)).collect();
+        let tree = SlotTree::new(assignment.division.slots);
+        let layers = (0..plan.network.layers.len())
+            .map(|layer| TowerLayer::new(plan, layer, index, tree, assignment.train))
+            .collect();
         Self { index, seed: assignment.seed, layers }
     }
 
@@ -143,6 +147,21 @@ impl Tower {
             self.layer_ended(means.probe, began, layer, Direction::Backward, micro_batch);
         }
         Ok(gradient)
+    }
+
+    /// Forms the gradients of a layer of the head, once the last micro-batch of the step has passed it backward.
+    pub(crate) fn form_gradients(
+        &mut self,
+        means: Means,
+        layer: usize,
+        micro_batch: &MicroBatch,
+    ) -> Result<(), Stopped> {
+        means.end_if_dropped()?;
+        let began = means.probe.layer_begins(layer, Direction::Backward);
+        let formed = self.layers[layer].form_gradients(means.compute);
+        formed.map_err(|what| self.not_finite(what, layer, micro_batch))?;
+        self.layer_ended(means.probe, began, layer, Direction::Backward, micro_batch);
+        Ok(())
     }
 
     /// Applies the gradients of the step to every weight, and resets them.

@@ -281,6 +281,20 @@ impl Network {
         self.layers.iter().map(Layer::multiply_adds).sum()
     }
 
+    /// The first layer of the head: the final linear layers, with what stands between them. All layers before it are the trunk.
+    pub fn head(&self) -> usize {
+        let is_of_head =
+            |layer: &Layer| matches!(layer.kind, LayerKind::Linear(_) | LayerKind::Relu | LayerKind::Dropout { .. });
+        let first = self.layers.iter().rposition(|layer| !is_of_head(layer)).map_or(0, |last| last + 1);
+        let is_linear = |layer: &Layer| matches!(layer.kind, LayerKind::Linear(_));
+        first + self.layers[first..].iter().position(is_linear).unwrap_or(0)
+    }
+
+    /// Whether a layer belongs to the [head](Self::head).
+    pub fn is_in_head(&self, layer: usize) -> bool {
+        layer >= self.head()
+    }
+
     fn push(&mut self, raw: RawLayer) -> Result<(), ModelError> {
         let name = self.name_of(&raw);
         let place = format!("layer {} ({})", raw.position, file::shown(&name.as_str().into()));

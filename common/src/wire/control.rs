@@ -7,7 +7,7 @@ use convoy_proto::v1;
 use super::tensor::{Direction, direction_from, direction_to, micro_batch_from, micro_batch_to};
 use super::trace::Recorded;
 use super::{WireError, nonzero, printable, required};
-use crate::batch::{BATCH_MAX, Division, MicroBatch};
+use crate::batch::{BATCH_MAX, Batches, Division, MicroBatch};
 use crate::index::{PerTower, TowerIndex, WorkerIndex};
 
 /// A control message, and the number of the generation that it belongs to: 0 before the first.
@@ -32,6 +32,11 @@ pub enum FromWorker {
         micro_batch: MicroBatch,
         /// The tower.
         tower: TowerIndex,
+    },
+    /// All gradients of this worker's towers are complete for a step.
+    StepDone {
+        /// The step.
+        step: u64,
     },
     /// The step's gradients are applied.
     Committed {
@@ -60,6 +65,7 @@ impl FromWorker {
             FromWorker::Hello(_) => "Hello",
             FromWorker::Ready => "Ready",
             FromWorker::BackwardDone { .. } => "BackwardDone",
+            FromWorker::StepDone { .. } => "StepDone",
             FromWorker::Committed { .. } => "Committed",
             FromWorker::Failure(_) => "Failure",
             FromWorker::Finished { .. } => "Finished",
@@ -183,8 +189,8 @@ pub struct Assignment {
     pub momentum: f64,
     /// SGD's weight decay.
     pub weight_decay: f64,
-    /// Samples of a full batch. No micro-batch is larger.
-    pub batch: usize,
+    /// The batches. No micro-batch is larger than a batch.
+    pub batches: Batches,
     /// Slots and micro-batches.
     pub division: Division,
     /// Whether the job trains, or only measures.
@@ -246,6 +252,7 @@ impl TryFrom<v1::from_worker::Message> for FromWorker {
             Message::BackwardDone(m) => {
                 FromWorker::BackwardDone { micro_batch: micro_batch_from(m.micro_batch)?, tower: m.tower.into() }
             }
+            Message::StepDone(m) => FromWorker::StepDone { step: nonzero("step", m.step)? },
             Message::Committed(m) => FromWorker::Committed { step: nonzero("step", m.step)? },
             Message::Failure(m) => FromWorker::Failure(m.try_into()?),
             Message::Finished(m) => FromWorker::Finished { busy_threads: m.busy_threads as usize },
@@ -273,6 +280,7 @@ impl From<Numbered<FromWorker>> for v1::FromWorker {
                 micro_batch: Some(micro_batch_to(&micro_batch)),
                 tower: tower.into(),
             }),
+            FromWorker::StepDone { step } => Message::StepDone(v1::StepDone { step }),
             FromWorker::Committed { step } => Message::Committed(v1::Committed { step }),
             FromWorker::Failure(failure) => Message::Failure(failure.into()),
             FromWorker::Finished { busy_threads } => {
@@ -386,7 +394,10 @@ impl TryFrom<v1::Assign> for Assignment {
             seed: m.seed,
             momentum: m.momentum,
             weight_decay: m.weight_decay,
-            batch: nonzero("batch", m.batch.into())? as usize,
+            batches: Batches {
+                images: nonzero("images", m.images)? as usize,
+                batch: nonzero("batch", m.batch.into())? as usize,
+            },
             division: Division {
                 slots: nonzero("slots", m.slots.into())? as usize,
                 micro_batches: nonzero("micro_batches", m.micro_batches.into())? as usize,
@@ -407,7 +418,8 @@ impl From<Assignment> for v1::Assign {
             seed: assignment.seed,
             momentum: assignment.momentum,
             weight_decay: assignment.weight_decay,
-            batch: assignment.batch as u32,
+            images: assignment.batches.images as u64,
+            batch: assignment.batches.batch as u32,
             slots: assignment.division.slots as u32,
             micro_batches: assignment.division.micro_batches as u32,
             train: assignment.train,

@@ -72,7 +72,7 @@ impl Run {
     /// until they have been.
     fn owes_measurement(&self, drive: &Drive) -> bool {
         let Progress { step, epoch_images, .. } = self.progress;
-        epoch_images > 0 && (drive.order.ends_epoch(step) || step == self.last_step)
+        epoch_images > 0 && (drive.order.batches().ends_epoch(step) || step == self.last_step)
     }
 
     /// Drives one step, from images to commit.
@@ -87,7 +87,7 @@ impl Run {
             None => self.send_images(crew, drive, number)?,
         };
         // The next step's images are sent while this one is computed, unless the job waits for something in between.
-        let waits = drive.order.ends_epoch(number)
+        let waits = drive.order.batches().ends_epoch(number)
             || number.is_multiple_of(self.checkpoint_every)
             || crew.can_grow()
             || crew.observer.pauses_after(number);
@@ -109,7 +109,7 @@ impl Run {
         // The step ends before any worker can receive its commit.
         let decided = (Instant::now(), crew.recorder.now());
         crew.tell_all(&ToWorker::Commit { step: number, rate: lr as f32, hand_over }, number)?;
-        let (epoch, loss) = (drive.order.epoch(number), step.loss());
+        let (epoch, loss) = (drive.order.batches().epoch(number), step.loss());
         let figures = Figures { loss, images: images.len() };
         crew.recorder.step_ended(number, (began_recording, decided.1), figures);
         let seconds = decided.0 - began;
@@ -161,7 +161,8 @@ impl Run {
     fn hear(&self, crew: &mut Crew, step: &mut Step, number: u64) -> Result<(), Stop> {
         let placement = &self.plan.placement;
         let waiting_for = || match step.waiting_for() {
-            Some(tower) => format!("tower {tower} on worker {}", placement[tower]),
+            Some((worker, Some(tower))) => format!("tower {tower} on worker {worker}"),
+            Some((worker, None)) => format!("the gradients of worker {worker}"),
             None => "nobody".to_owned(),
         };
         let (worker, received) = crew.next(number, waiting_for)?;
@@ -205,6 +206,9 @@ impl Run {
                 crew.delivered(micro_batch.id, tower, Delivery::BackwardDone, None);
                 Ok(())
             }
+            Received::Said(FromWorker::StepDone { step: done }) if done == number && step.on_step_done(worker) => {
+                Ok(())
+            }
             other => Err(out_of_turn(worker, number, &other).into()),
         }
     }
@@ -220,7 +224,7 @@ impl Run {
         self.progress.test_accuracy = Some(measured.accuracy());
         let seconds = drive.epoch_seconds;
         let record = EpochRecord {
-            epoch: drive.order.epoch(step),
+            epoch: drive.order.batches().epoch(step),
             through_step: step,
             train_loss,
             test_accuracy: measured.accuracy(),
@@ -233,7 +237,7 @@ impl Run {
             self.folder.add_epoch(&record)?;
             crew.observer.on(Event::Epoch(record));
         }
-        if drive.order.ends_epoch(step) {
+        if drive.order.batches().ends_epoch(step) {
             self.progress.train_loss = Some(train_loss);
             (self.progress.epoch_loss_sum, self.progress.epoch_images) = (0.0, 0);
             (drive.epoch_seconds, drive.epoch_images) = (0.0, 0);

@@ -1,6 +1,6 @@
 //! The engine alone: tensors in any order that a network may deliver, unexpected tensors, and commits.
 
-use convoy_common::batch::Division;
+use convoy_common::batch::{Batches, Division};
 
 use super::*;
 use crate::kernels::isa::Isa;
@@ -33,7 +33,7 @@ fn assignment(placement: &[usize]) -> Assignment {
         seed: 1,
         momentum: 0.9,
         weight_decay: 0.0,
-        batch: 2,
+        batches: Batches { images: 2, batch: 2 },
         division: Division { slots: 1, micro_batches: 2 },
         train: true,
         trace: false,
@@ -97,6 +97,24 @@ fn work_all(engine: &mut Engine, compute: &Compute) -> Vec<Out> {
     all
 }
 
+/// Everything that an engine gets in a step but the commit, and what it puts out.
+fn whole_step(engine: &mut Engine, compute: &Compute, step: u64) -> Vec<Out> {
+    let mut out = Vec::new();
+    for index in 0..2 {
+        let (key, elements) = images(step, index);
+        engine.accept(compute, key, elements).unwrap();
+    }
+    out.extend(work_all(engine, compute));
+    for index in 0..2 {
+        for tower in engine.plan().all_towers() {
+            let (key, elements) = gradient(step, index, tower);
+            engine.accept(compute, key, elements).unwrap();
+        }
+    }
+    out.extend(work_all(engine, compute));
+    out
+}
+
 /// `rayon` lets a thread belong to one pool alone, so every test computes on a thread of its own.
 fn on_a_pool(test: impl FnOnce(&Compute) + Send + 'static) {
     std::thread::spawn(move || test(&Compute::new(1, Isa::detect()).unwrap())).join().unwrap();
@@ -121,16 +139,19 @@ fn two_towers_on_one_worker_exchange_nothing_but_logits() {
 fn images_that_come_before_their_commit_wait_for_it() {
     on_a_pool(|compute| {
         let mut engine = ready(compute, &[0, 0]);
-        for (key, elements) in [images(1, 0), images(2, 0)] {
-            engine.accept(compute, key, elements).unwrap();
-        }
-        assert_eq!(work_all(&mut engine, compute).len(), 2, "one micro-batch's logits of two towers");
-        for tower in engine.plan().all_towers() {
-            let (key, elements) = gradient(1, 0, tower);
-            engine.accept(compute, key, elements).unwrap();
-        }
-        let done = work_all(&mut engine, compute);
-        assert!(done.iter().all(|out| matches!(out, Out::Say(FromWorker::BackwardDone { .. }))) && done.len() == 2);
+        let (key, elements) = images(2, 0);
+        engine.accept(compute, key, elements).unwrap();
+        let out = whole_step(&mut engine, compute, 1);
+        let count = |is_it: fn(&FromWorker) -> bool| {
+            out.iter().filter(|out| matches!(out, Out::Say(message) if is_it(message))).count()
+        };
+        assert_eq!(
+            count(|message| matches!(message, FromWorker::BackwardDone { .. })),
+            4,
+            "two towers, two micro-batches"
+        );
+        assert_eq!(count(|message| matches!(message, FromWorker::StepDone { step: 1 })), 1);
+        assert!(matches!(out.last(), Some(Out::Say(FromWorker::StepDone { .. }))), "nothing of the step comes later");
         assert!(!engine.has_work(), "the second step waits");
         engine.commit(compute, 1, 0.1).unwrap();
         assert_eq!(work_all(&mut engine, compute).len(), 2);
@@ -147,11 +168,8 @@ fn a_backward_pass_out_of_order_is_refused() {
             engine.accept(compute, key, elements).unwrap();
         }
         work_all(&mut engine, compute);
-        for index in [1, 0] {
-            let (key, elements) = gradient(1, index, TowerIndex(0));
-            engine.accept(compute, key, elements).unwrap();
-        }
-        engine.work(means(compute, &Probe::new(None, None, None))).unwrap();
+        let (key, elements) = gradient(1, 1, TowerIndex(0));
+        engine.accept(compute, key, elements).unwrap();
         assert!(matches!(
             engine.work(means(compute, &Probe::new(None, None, None))),
             Err(EngineError::OutOfOrder { .. })
@@ -226,7 +244,7 @@ fn a_micro_batch_that_comes_twice_or_with_other_samples_is_refused() {
 }
 
 #[test]
-fn more_micro_batches_than_a_step_has_are_refused() {
+fn a_micro_batch_that_a_step_does_not_have_is_refused() {
     on_a_pool(|compute| {
         let mut engine = ready(compute, &[0, 1]);
         for index in 0..2 {
@@ -235,7 +253,7 @@ fn more_micro_batches_than_a_step_has_are_refused() {
         }
         let (key, elements) = images(1, 2);
         let error = engine.accept(compute, key, elements).unwrap_err().to_string();
-        assert!(error.contains("more micro-batches"), "{error}");
+        assert!(error.contains("the step has no such micro-batch"), "{error}");
     });
 }
 
@@ -257,14 +275,7 @@ fn a_job_that_is_dropped_ends_before_the_next_layer() {
 fn committing_a_step_twice_does_it_once() {
     on_a_pool(|compute| {
         let mut engine = ready(compute, &[0, 0]);
-        let (key, elements) = images(1, 0);
-        engine.accept(compute, key, elements).unwrap();
-        work_all(&mut engine, compute);
-        for tower in engine.plan().all_towers() {
-            let (key, elements) = gradient(1, 0, tower);
-            engine.accept(compute, key, elements).unwrap();
-        }
-        work_all(&mut engine, compute);
+        whole_step(&mut engine, compute, 1);
         let weights = |engine: &Engine| {
             engine.towers[&TowerIndex(0)].read(&engine.plan.network.parameter("c.weight").unwrap(), State::Weights)
         };

@@ -28,6 +28,24 @@ pub(crate) struct OutputGradient {
     blocks: Tensor,
 }
 
+/// The operands of a layer's weight gradient over some samples.
+#[derive(Debug)]
+pub(crate) struct Operands {
+    /// The input, in blocks.
+    pub x: Tensor,
+    /// The gradient of the output.
+    pub dy: OutputGradient,
+    /// Samples.
+    pub samples: usize,
+}
+
+impl OutputGradient {
+    /// Its blocks alone, which is enough for the gradients of weights and biases.
+    pub(crate) fn in_blocks(self) -> Self {
+        Self { natural: None, ..self }
+    }
+}
+
 impl Affine {
     /// How the weights of each group lie.
     pub(crate) fn panels(&self) -> Panels {
@@ -99,6 +117,20 @@ impl Affine {
                 OutputGradient { natural: Some(dy), blocks }
             }
         }
+    }
+
+    /// The operands of neighbouring samples as one, in the same order. Only for linear layers, whose samples lie in one line.
+    pub(crate) fn joined(&self, compute: &Compute, mut parts: Vec<Operands>) -> Operands {
+        let Affine::Linear(g) = self else { unreachable!("the operands of convolutions are not kept") };
+        if parts.len() == 1 {
+            return parts.remove(0);
+        }
+        let x: Vec<&[f32]> = parts.iter().map(|part| &part.x[..]).collect();
+        let dy: Vec<&[f32]> = parts.iter().map(|part| &part.dy.blocks[..]).collect();
+        let x = linear::side_by_side(compute, g.input_blocks(1).blocks, &x);
+        let blocks = linear::side_by_side(compute, g.gradient_blocks(1).blocks, &dy);
+        let samples = parts.iter().map(|part| part.samples).sum();
+        Operands { x, dy: OutputGradient { natural: None, blocks }, samples }
     }
 
     /// Continues the bias gradient's chains in `db`.

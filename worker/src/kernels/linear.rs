@@ -79,6 +79,20 @@ pub(crate) fn to_blocks(compute: &Compute, g: &Geometry, x: &[f32], samples: usi
     out
 }
 
+/// Inputs or gradients of several runs of samples as one: each has `blocks` blocks, whose samples are joined in the order of `parts`.
+pub(crate) fn side_by_side(compute: &Compute, blocks: usize, parts: &[&[f32]]) -> Tensor {
+    let mut all = compute.tensor(parts.iter().map(|part| part.len()).sum());
+    compute.for_samples(&mut all, blocks, |block, mut rest| {
+        for part in parts {
+            let length = part.len() / blocks;
+            let (line, later) = rest.split_at_mut(length);
+            line.copy_from_slice(&part[block * length..][..length]);
+            rest = later;
+        }
+    });
+    all
+}
+
 /// The outputs, (sample, unit), of an input in blocks. Whether all are finite, before ReLU.
 pub(crate) fn forward(
     compute: &Compute,

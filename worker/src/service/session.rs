@@ -380,7 +380,7 @@ impl<'a> Session<'a> {
         let Numbered { generation: number, message: assignment } = assignment;
         // From here on, the compute thread drops an earlier generation, and messages carry the new number.
         self.generation.store(number, Ordering::Relaxed);
-        let (generation, batch) = (Generation { job: assignment.job, number }, assignment.batch);
+        let (generation, batch) = (Generation { job: assignment.job, number }, assignment.batches.batch);
         self.config.rehearsal.reached(Moment::Assign);
         let samples_max = assignment.division.largest_micro_batch(batch);
         let engine =

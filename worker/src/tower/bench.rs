@@ -9,6 +9,7 @@ use convoy_common::batch::{MicroBatch, MicroBatchId, Phase};
 use convoy_common::index::{TowerIndex, WorkerIndex};
 use convoy_common::model::Network;
 use convoy_common::plan::{Plan, PlanError};
+use convoy_common::slots::SlotTree;
 
 use super::forecast::least_bytes;
 use super::layer::{Context, TowerLayer, Work};
@@ -142,7 +143,7 @@ pub fn kernels(bench: KernelBench, mut told: impl FnMut(&str)) -> Result<Timings
     let (mut passes, mut yardstick) = (Vec::new(), measured());
     for index in 0..plan.network.layers.len() {
         told(&plan.network.layers[index].name);
-        let mut layer = TowerLayer::new(&plan, index, TowerIndex(0), true);
+        let mut layer = TowerLayer::new(&plan, index, TowerIndex(0), SlotTree::new(1), true);
         let mut clock = Clock { bench: &bench, layer: layer.name().to_owned(), passes: &mut passes };
         time_layer(&mut clock, &compute, &mut layer, index > 0);
         yardstick = yardstick.or(measured());
@@ -195,7 +196,7 @@ fn time_layer(clock: &mut Clock, compute: &Compute, layer: &mut TowerLayer, want
     let (samples, rectifies) = (clock.bench.samples, *rectifies);
     let products = Amount::MultiplyAdds(passes.multiply_adds(samples));
     let (x, dy) = (made_up(layer.input.len() * samples), made_up(layer.output.len() * samples));
-    let weights = made_up(learnt.weights());
+    let weights = made_up(learnt.weights().len());
     let (mut dw, mut db) = (vec![0.0; weights.len()], vec![0.0; layer.output.channels]);
     let end = End { bias: None, rectifies };
     // About half of the values are above zero.

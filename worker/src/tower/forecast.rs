@@ -4,6 +4,7 @@
 //! It mirrors `layer.rs`, which makes the real allocations. Not here: the memory of the coordinator (`state`).
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::rc::Rc;
 
 use convoy_common::batch::{Division, EVALUATIONS_UNDER_WAY};
@@ -28,14 +29,18 @@ pub fn worker_bytes(plan: &Plan, worker: WorkerIndex, batch: usize, division: Di
     let samples: Vec<usize> = division.of(1, batch).into_iter().map(|micro_batch| micro_batch.samples.len()).collect();
     let measured = [division.largest_micro_batch(batch); EVALUATIONS_UNDER_WAY];
     let (floats, indices) = (Rc::new(Shelf::default()), Rc::new(Shelf::default()));
-    let passes = |samples| Passes { plan, towers: &towers, samples, floats: &floats, indices: &indices };
+    let passes = |samples| {
+        let waiting = RefCell::default();
+        Passes { plan, towers: &towers, samples, floats: &floats, indices: &indices, waiting }
+    };
     for _ in 0..STEPS {
         passes(&samples).step();
     }
     passes(&measured).measurement();
-    // Values, momentum and gradient; with several slots, also the sum of the completed slots.
-    let copies = 3 + usize::from(division.slots > 1);
-    let held = copies * learnt + floats.all() + indices.all();
+    // Values, momentum and gradient; in the trunk, with several slots, also sums of completed slots, as many as the tree needs.
+    let sums = if division.slots > 1 { division.slots.ilog2() as usize + 1 } else { 0 };
+    let in_trunk: usize = towers.iter().map(|tower| weights_in(plan, *tower, 0..plan.network.head())).sum();
+    let held = 3 * learnt + sums * in_trunk + floats.all() + indices.all();
     // Tensors that are received or sent use memory outside the shelf, which the allocator keeps.
     let exchanged = plan.step_traffic(batch).max(plan.measurement_traffic(measured.iter().sum()));
     let exchanged = exchanged.total() / plan.workers as u64;
@@ -68,7 +73,11 @@ pub(crate) fn least_bytes(plan: &Plan, worker: WorkerIndex, samples: usize, trai
 }
 
 fn weights_of(plan: &Plan, tower: TowerIndex) -> usize {
-    let each = (0..plan.network.layers.len()).filter_map(|index| passes(plan, index, tower));
+    weights_in(plan, tower, 0..plan.network.layers.len())
+}
+
+fn weights_in(plan: &Plan, tower: TowerIndex, layers: Range<usize>) -> usize {
+    let each = layers.filter_map(|index| passes(plan, index, tower));
     each.map(|passes| passes.groups() * passes.panels().len()).sum()
 }
 
@@ -126,6 +135,8 @@ struct Passes<'a> {
     samples: &'a [usize],
     floats: &'a Rc<Shelf>,
     indices: &'a Rc<Shelf>,
+    /// Operands of weight gradients that wait for the whole batch.
+    waiting: RefCell<Vec<Rc<Held>>>,
 }
 
 impl Passes<'_> {
@@ -137,6 +148,23 @@ impl Passes<'_> {
                     let _sent = self.backward(segment, *tower, *samples, kept);
                 }
             }
+        }
+        self.join_operands();
+    }
+
+    /// The operands of several micro-batches are joined, layer by layer, before they are multiplied.
+    fn join_operands(&self) {
+        let _waiting = self.waiting.take();
+        let all: usize = self.samples.iter().sum();
+        if self.samples.len() < 2 {
+            return;
+        }
+        let in_head = self.plan.network.head()..self.plan.network.layers.len();
+        for passes in
+            in_head.flat_map(|index| self.towers.iter().filter_map(move |tower| passes(self.plan, index, *tower)))
+        {
+            let _joined =
+                [passes.input_floats(all), passes.gradient_floats(all)].map(|length| self.floats.take(length));
         }
     }
 
@@ -243,9 +271,12 @@ impl Passes<'_> {
         match &self.plan.network.layers[index].kind {
             LayerKind::Conv(_) | LayerKind::Linear(_) => {
                 let passes = passes(self.plan, index, tower);
-                let _blocks = passes.map(|passes| take(passes.gradient_floats(samples)));
+                let blocks = passes.map(|passes| take(passes.gradient_floats(samples)));
                 // With a fused ReLU, the saved output was needed only for these blocks.
                 kept.truncate(1);
+                if self.plan.network.is_in_head(index) {
+                    self.waiting.borrow_mut().extend(kept.iter().cloned().chain(blocks.iter().cloned()));
+                }
                 if index == 0 {
                     return dy;
                 }

@@ -6,13 +6,13 @@ use convoy_common::batch::{MicroBatch, Phase};
 use convoy_common::index::TowerIndex;
 use convoy_common::model::{Conv, LayerKind, Linear, Pool, Shape};
 use convoy_common::plan::Plan;
+use convoy_common::slots::SlotTree;
 use convoy_common::wire::State;
 
-use crate::kernels::affine::{Affine, OutputGradient};
+use super::learnt::{Learnt, Summed};
+use crate::kernels::affine::{Affine, Operands};
 use crate::kernels::elementwise::{self, Dropout, Rates};
 use crate::kernels::memory::Tensor;
-use crate::kernels::panels::Panels;
-use crate::kernels::products::End;
 use crate::kernels::{Compute, Maps, conv, linear, lrn, pool};
 
 /// The context of a pass.
@@ -89,152 +89,15 @@ pub(super) enum Work {
     },
 }
 
-/// Weights and bias with their momentum and gradients.
-#[derive(Debug)]
-pub(super) struct Learnt {
-    /// The layout of weights, momentum and gradients, group by group.
-    panels: Panels,
-    groups: usize,
-    weight: Values,
-    bias: Option<Values>,
-    /// The slot whose gradients are being accumulated.
-    slot: Option<u32>,
-}
-
-#[derive(Debug)]
-struct Values {
-    values: Vec<f32>,
-    momentum: Vec<f32>,
-    /// The chains of the current slot.
-    chain: Vec<f32>,
-    /// Whether they have been started.
-    started: bool,
-    /// The sum of the completed slots, if there are any.
-    slots: Option<Vec<f32>>,
-}
-
-impl Values {
-    fn new(length: usize, train: bool) -> Self {
-        let learnt = if train { length } else { 0 };
-        Self {
-            values: vec![0.0; length],
-            momentum: vec![0.0; learnt],
-            chain: vec![0.0; learnt],
-            started: false,
-            slots: None,
-        }
-    }
-
-    /// Adds the current slot to the completed ones.
-    fn end_slot(&mut self, compute: &Compute) {
-        elementwise::end_chains(compute, &mut self.chain);
-        match &mut self.slots {
-            None => self.slots = Some(self.chain.clone()),
-            Some(sum) => elementwise::add(compute, sum, &self.chain),
-        }
-        self.started = false;
-    }
-
-    fn commit(&mut self, compute: &Compute, rates: Rates) {
-        if self.slots.is_some() && self.started {
-            self.end_slot(compute);
-        }
-        let sum = self.slots.take();
-        if sum.is_some() || self.started {
-            let gradient = sum.as_ref().unwrap_or(&self.chain);
-            elementwise::sgd(compute, rates, gradient, &mut self.momentum, &mut self.values);
-        }
-        self.started = false;
-    }
-}
-
-impl Learnt {
-    fn new(panels: Panels, groups: usize, bias: Option<usize>, train: bool) -> Self {
-        let weight = Values::new(groups * panels.len(), train);
-        Self { panels, groups, weight, bias: bias.map(|length| Values::new(length, train)), slot: None }
-    }
-
-    fn values_of(&mut self, bias: bool) -> &mut Values {
-        if bias { self.bias.as_mut().expect("the plan names a bias only where there is one") } else { &mut self.weight }
-    }
-
-    /// Makes sure that the chains belong to `slot`.
-    fn enter_slot(&mut self, compute: &Compute, slot: u32) {
-        if self.slot.is_some_and(|current| current != slot) {
-            self.weight.end_slot(compute);
-            if let Some(bias) = &mut self.bias {
-                bias.end_slot(compute);
-            }
-        }
-        self.slot = Some(slot);
-    }
-
-    fn commit(&mut self, compute: &Compute, rates: Rates) {
-        self.weight.commit(compute, rates);
-        if let Some(bias) = &mut self.bias {
-            bias.commit(compute, rates);
-        }
-        self.slot = None;
-    }
-
-    /// Floats of the weights.
-    pub(super) fn weights(&self) -> usize {
-        self.weight.values.len()
-    }
-
-    fn end(&self, rectifies: bool) -> End<'_> {
-        End { bias: self.bias.as_ref().map(|bias| bias.values.as_slice()), rectifies }
-    }
-
-    /// Continues the chains of the gradients. An error names what is not finite.
-    fn differentiate(
-        &mut self,
-        context: &Context,
-        passes: &Affine,
-        x: &[f32],
-        dy: &OutputGradient,
-    ) -> Result<(), &'static str> {
-        let (compute, samples) = (context.compute, context.samples());
-        self.enter_slot(compute, context.micro_batch.id.slot);
-        let goes_on = std::mem::replace(&mut self.weight.started, true);
-        let mut is_finite = passes.weight_gradient(compute, x, dy, samples, goes_on, &mut self.weight.chain);
-        if let Some(bias) = &mut self.bias {
-            if !std::mem::replace(&mut bias.started, true) {
-                bias.chain.fill(0.0);
-            }
-            passes.bias_gradient(compute, dy, samples, &mut bias.chain);
-            is_finite &= elementwise::all_finite(compute.isa, &bias.chain);
-        }
-        is_finite.then_some(()).ok_or("weight gradients")
-    }
-
-    fn load(&mut self, bias: bool, state: State, values: Vec<f32>) {
-        let values = if bias { values } else { self.panels.pack(self.groups, &values) };
-        let held = self.values_of(bias);
-        match state {
-            State::Weights => held.values = values,
-            State::Momentum => held.momentum = values,
-        }
-    }
-
-    fn read(&self, bias: bool, state: State) -> Vec<f32> {
-        let Some(held) = (if bias { self.bias.as_ref() } else { Some(&self.weight) }) else { return Vec::new() };
-        let values = match state {
-            State::Weights => &held.values,
-            State::Momentum => &held.momentum,
-        };
-        if bias { values.clone() } else { self.panels.unpack(self.groups, values) }
-    }
-}
-
 impl TowerLayer {
-    pub(super) fn new(plan: &Plan, index: usize, tower: TowerIndex, train: bool) -> Self {
+    pub(super) fn new(plan: &Plan, index: usize, tower: TowerIndex, tree: SlotTree, train: bool) -> Self {
         let layer = &plan.network.layers[index];
         let Shapes { input, output, picks } = Shapes::of(plan, index, tower);
         let work = match &layer.kind {
             LayerKind::Conv(Conv { bias, .. }) | LayerKind::Linear(Linear { bias, .. }) => {
                 let passes = passes(plan, index, tower).expect("a layer of weights has passes");
-                let learnt = Learnt::new(passes.panels(), passes.groups(), bias.then_some(output.channels), train);
+                let summed = if plan.network.is_in_head(index) { Summed::AtOnce } else { Summed::BySlot(tree) };
+                let learnt = Learnt::new(&passes, bias.then_some(output.channels), summed, train);
                 Work::Affine { passes, learnt: Box::new(learnt), rectifies: rectifies(plan, index) }
             }
             LayerKind::Relu => Work::Relu { is_done: is_rectified(plan, index) },
@@ -277,7 +140,7 @@ impl TowerLayer {
                 let blocks = passes.input(compute, &x, samples);
                 drop(x);
                 let end = learnt.end(*rectifies);
-                let (y, is_finite) = passes.forward(compute, &learnt.weight.values, end, &blocks, samples);
+                let (y, is_finite) = passes.forward(compute, learnt.weights(), end, &blocks, samples);
                 let y = Arc::new(y);
                 let kept = Saved::Operands { x: blocks, rectified: rectifies.then(|| y.clone()) };
                 is_finite.then_some((y, kept)).ok_or("outputs")
@@ -326,11 +189,11 @@ impl TowerLayer {
                 let y = rectified.as_ref().map(|y| &y[..]);
                 let dy = passes.gradient(compute, dy, y, samples);
                 drop(rectified);
-                learnt.differentiate(context, passes, &x, &dy)?;
-                if !wants_input {
-                    return Ok(None);
-                }
-                passes.input_gradient(compute, &learnt.weight.values, &dy, samples)
+                let dx = wants_input.then(|| passes.input_gradient(compute, learnt.weights(), &dy, samples));
+                let operands = Operands { x, dy: dy.in_blocks(), samples };
+                learnt.differentiate(compute, passes, context.micro_batch.id.slot, operands)?;
+                let Some(dx) = dx else { return Ok(None) };
+                dx
             }
             (Work::Relu { is_done: true }, Saved::Nothing) => (dy, true),
             (Work::Relu { is_done: false }, Saved::Output(y)) => {
@@ -353,6 +216,14 @@ impl TowerLayer {
             (_, kept) => unreachable!("layer \"{}\" kept {kept:?} for its backward pass", self.name),
         };
         is_finite.then_some(Some(dx)).ok_or("input gradients")
+    }
+
+    /// Forms the gradients of weights that waited for the whole batch. An error names what is not finite.
+    pub(super) fn form_gradients(&mut self, compute: &Compute) -> Result<(), &'static str> {
+        match &mut self.work {
+            Work::Affine { passes, learnt, .. } => learnt.form(compute, passes),
+            _ => Ok(()),
+        }
     }
 
     /// Applies the step's gradients.

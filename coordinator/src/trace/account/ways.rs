@@ -46,6 +46,8 @@ pub(super) struct Ways {
     placement: PerTower<WorkerIndex>,
     logits: ExchangeIndex,
     computed: HashMap<SegmentRun, (WorkerIndex, u64)>,
+    /// The worker that was the last to compute anything backward, and when it had.
+    last: Option<(WorkerIndex, u64)>,
     relayed: HashMap<TensorKey, (u64, u64)>,
     sent: HashMap<Source, (u64, u64)>,
     /// When the coordinator decided the commit.
@@ -54,11 +56,15 @@ pub(super) struct Ways {
 
 impl Ways {
     pub(super) fn of(traced: &StepTrace, plan: &Plan) -> Self {
-        let mut computed = HashMap::new();
+        let (mut computed, mut last) = (HashMap::new(), None);
         for (worker, part) in traced.workers.iter_enumerated() {
             for span in &part.spans {
                 if let Activity::Segment(run) = span.activity {
-                    computed.insert(run, (worker, span.end));
+                    // The weight gradients of the head, which come later, count as the same run, and no tensor comes from them.
+                    computed.entry(run).or_insert((worker, span.end));
+                    if run.direction == Direction::Backward && last.is_none_or(|(_, end)| end < span.end) {
+                        last = Some((worker, span.end));
+                    }
                 }
             }
         }
@@ -72,6 +78,7 @@ impl Ways {
             placement: plan.placement.clone(),
             logits: plan.logits_exchange(),
             computed,
+            last,
             relayed: relayed.collect(),
             sent: sent.collect(),
             decided: step_span(&traced.coordinator).map_or(0, |span| span.end),
@@ -102,14 +109,9 @@ impl Ways {
         Some(Origin { producer, had, sent })
     }
 
-    /// Where the commit came from: from the worker that was the last to finish the first segment's backward pass.
+    /// Where the commit came from: from the worker that was the last to have its gradients.
     fn origin_of_commit(&self) -> Option<Origin> {
-        let first = self
-            .computed
-            .iter()
-            .filter(|(run, _)| run.segment == SegmentIndex(0) && run.direction == Direction::Backward);
-        let producer = first.map(|(_, end)| *end).max_by_key(|(_, end)| *end)?;
-        Some(Origin { producer: Some(producer), had: self.decided, sent: self.decided })
+        Some(Origin { producer: Some(self.last?), had: self.decided, sent: self.decided })
     }
 
     fn last_of(&self, id: MicroBatchId, segment: SegmentIndex, direction: Direction) -> Option<(WorkerIndex, u64)> {

@@ -1,0 +1,220 @@
+//! The weights and the bias of a layer, with their momentum, and their gradients while a step forms them.
+//!
+//! In the trunk, chains start anew for each slot, and slots are added along the job's tree. In the head, a chain runs through the whole
+//! batch, so its operands are kept until those of all samples are there: one product then needs a single pass over the weights.
+//!
+//! Not here: the products (`kernels`), and when a layer's operands are complete (`engine`).
+
+use convoy_common::slots::{NodeSums, SlotTree};
+use convoy_common::wire::State;
+
+use crate::kernels::Compute;
+use crate::kernels::affine::{Affine, Operands};
+use crate::kernels::elementwise::{self, Rates};
+use crate::kernels::panels::Panels;
+use crate::kernels::products::End;
+
+/// Weights and bias with their momentum and gradients.
+#[derive(Debug)]
+pub(super) struct Learnt {
+    /// The layout of weights, momentum and gradients, group by group.
+    panels: Panels,
+    groups: usize,
+    weight: Values,
+    bias: Option<Values>,
+    /// In the head: the operands of the step's samples so far.
+    operands: Option<Vec<Operands>>,
+}
+
+/// How a layer sums its gradients over the samples of a batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Summed {
+    /// Slot by slot, as the trunk does.
+    BySlot(SlotTree),
+    /// In one chain over the whole batch, as the head does.
+    AtOnce,
+}
+
+#[derive(Debug)]
+struct Values {
+    values: Vec<f32>,
+    momentum: Vec<f32>,
+    gradient: Gradient,
+}
+
+/// A gradient while a step forms it.
+#[derive(Debug)]
+struct Gradient {
+    tree: SlotTree,
+    /// The chains of the slot at hand.
+    chains: Vec<f32>,
+    /// The slot at hand, if its chains have been started.
+    slot: Option<usize>,
+    /// The sums of the completed slots.
+    sums: NodeSums<Vec<f32>>,
+    /// Memory for the chains of later slots.
+    idle: Vec<Vec<f32>>,
+}
+
+impl Gradient {
+    fn new(length: usize, tree: SlotTree) -> Self {
+        Self { tree, chains: vec![0.0; length], slot: None, sums: NodeSums::new(), idle: Vec::new() }
+    }
+
+    /// The chains of `slot`, and whether they have been started.
+    fn chains_of(&mut self, compute: &Compute, slot: usize) -> (&mut [f32], bool) {
+        let goes_on = self.slot == Some(slot);
+        if !goes_on {
+            self.end_slot(compute);
+            self.slot = Some(slot);
+        }
+        (&mut self.chains, goes_on)
+    }
+
+    /// Adds the slot at hand to the completed ones.
+    fn end_slot(&mut self, compute: &Compute) {
+        let Self { tree, chains, slot, sums, idle } = self;
+        let Some(slot) = slot.take() else { return };
+        // The update of the weights ends the chains of a single slot.
+        if tree.root().len() > 1 {
+            elementwise::end_chains(compute, chains);
+        }
+        let next = idle.pop().unwrap_or_else(|| vec![0.0; chains.len()]);
+        let ended = std::mem::replace(chains, next);
+        sums.push(*tree, slot, ended, |sum, other| {
+            elementwise::add(compute, sum, &other);
+            idle.push(other);
+        });
+    }
+
+    /// The sum over all slots. None without samples.
+    fn finish(&mut self, compute: &Compute) -> Option<Vec<f32>> {
+        self.end_slot(compute);
+        let Self { tree, sums, idle, .. } = self;
+        sums.finish(*tree, |sum, other| {
+            elementwise::add(compute, sum, &other);
+            idle.push(other);
+        })
+    }
+}
+
+impl Values {
+    fn new(length: usize, summed: Summed, train: bool) -> Self {
+        let learnt = if train { length } else { 0 };
+        let tree = match summed {
+            Summed::BySlot(tree) => tree,
+            Summed::AtOnce => SlotTree::new(1),
+        };
+        Self { values: vec![0.0; length], momentum: vec![0.0; learnt], gradient: Gradient::new(learnt, tree) }
+    }
+
+    fn commit(&mut self, compute: &Compute, rates: Rates) {
+        if let Some(gradient) = self.gradient.finish(compute) {
+            elementwise::sgd(compute, rates, &gradient, &mut self.momentum, &mut self.values);
+            self.gradient.idle.push(gradient);
+        }
+    }
+}
+
+impl Learnt {
+    /// Zeros, until the values arrive. `bias` is the number of biases.
+    pub(super) fn new(passes: &Affine, bias: Option<usize>, summed: Summed, train: bool) -> Self {
+        let (panels, groups) = (passes.panels(), passes.groups());
+        Self {
+            panels,
+            groups,
+            weight: Values::new(groups * panels.len(), summed, train),
+            bias: bias.map(|length| Values::new(length, summed, train)),
+            operands: matches!(summed, Summed::AtOnce).then(Vec::new),
+        }
+    }
+
+    fn values_of(&mut self, bias: bool) -> &mut Values {
+        if bias { self.bias.as_mut().expect("the plan names a bias only where there is one") } else { &mut self.weight }
+    }
+
+    /// The weights, in panels.
+    pub(super) fn weights(&self) -> &[f32] {
+        &self.weight.values
+    }
+
+    /// The end of the layer's chains.
+    pub(super) fn end(&self, rectifies: bool) -> End<'_> {
+        End { bias: self.bias.as_ref().map(|bias| bias.values.as_slice()), rectifies }
+    }
+
+    /// Continues the chains of the gradients, which are of `slot`. In the head, keeps the operands until they are [formed](Self::form). An error names what is
+    /// not finite.
+    pub(super) fn differentiate(
+        &mut self,
+        compute: &Compute,
+        passes: &Affine,
+        slot: u32,
+        operands: Operands,
+    ) -> Result<(), &'static str> {
+        match &mut self.operands {
+            Some(kept) => {
+                kept.push(operands);
+                Ok(())
+            }
+            None => self.accumulate(compute, passes, slot as usize, &operands),
+        }
+    }
+
+    /// Forms the gradients of the operands that were kept. An error names what is not finite.
+    pub(super) fn form(&mut self, compute: &Compute, passes: &Affine) -> Result<(), &'static str> {
+        let Some(kept) = self.operands.as_mut().map(std::mem::take).filter(|kept| !kept.is_empty()) else {
+            return Ok(());
+        };
+        self.accumulate(compute, passes, 0, &passes.joined(compute, kept))
+    }
+
+    fn accumulate(
+        &mut self,
+        compute: &Compute,
+        passes: &Affine,
+        slot: usize,
+        operands: &Operands,
+    ) -> Result<(), &'static str> {
+        let (chains, goes_on) = self.weight.gradient.chains_of(compute, slot);
+        let Operands { x, dy, samples } = operands;
+        let mut is_finite = passes.weight_gradient(compute, x, dy, *samples, goes_on, chains);
+        if let Some(bias) = &mut self.bias {
+            let (chains, goes_on) = bias.gradient.chains_of(compute, slot);
+            if !goes_on {
+                chains.fill(0.0);
+            }
+            passes.bias_gradient(compute, dy, *samples, chains);
+            is_finite &= elementwise::all_finite(compute.isa, chains);
+        }
+        is_finite.then_some(()).ok_or("weight gradients")
+    }
+
+    /// Applies the step's gradients.
+    pub(super) fn commit(&mut self, compute: &Compute, rates: Rates) {
+        self.weight.commit(compute, rates);
+        if let Some(bias) = &mut self.bias {
+            bias.commit(compute, rates);
+        }
+    }
+
+    /// Sets the weights, the biases, or their momentum.
+    pub(super) fn load(&mut self, bias: bool, state: State, values: Vec<f32>) {
+        let values = if bias { values } else { self.panels.pack(self.groups, &values) };
+        let held = self.values_of(bias);
+        match state {
+            State::Weights => held.values = values,
+            State::Momentum => held.momentum = values,
+        }
+    }
+
+    /// A copy of the weights, the biases, or their momentum.
+    pub(super) fn read(&self, bias: bool, state: State) -> Vec<f32> {
+        let Some(held) = (if bias { self.bias.as_ref() } else { Some(&self.weight) }) else { return Vec::new() };
+        let values = match state {
+            State::Weights => &held.values,
+            State::Momentum => &held.momentum,
+        };
+        if bias { values.clone() } else { self.panels.unpack(self.groups, values) }
+    }
+}
