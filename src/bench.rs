@@ -114,6 +114,7 @@ fn job(asked: &Steps, model: String, out: &Path, log: &Log) -> Result<Training, 
     Ok(Training {
         running: Running {
             workers: asked.workers,
+            replicas: None,
             threads: asked.threads,
             isa: asked.isa.map(|isa| isa.to_string()),
             listen: None,

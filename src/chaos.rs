@@ -68,7 +68,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let storm = arguments.storm()?;
     let model = model_text(&arguments.model)?;
-    Plan::new(Network::parse(&model)?, storm.workers)?;
+    Plan::new(Network::parse(&model)?, storm.workers, 1, None)?;
     let out = arguments.folder()?;
     write_json(&out.join("storm.json"), &storm)?;
     let project = arguments.project()?;

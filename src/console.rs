@@ -71,7 +71,7 @@ impl Console {
     fn regroup(&mut self, workers: Vec<WorkerRecord>) {
         let Some(started) = &mut self.started else { return };
         let holder =
-            |worker: &WorkerRecord| (worker.worker, worker.process_id, worker.host.clone(), worker.towers.clone());
+            |worker: &WorkerRecord| (worker.worker, worker.process_id, worker.host.clone(), worker.holds.clone());
         let before: Vec<_> = started.workers.iter().map(holder).collect();
         workers.iter().filter(|worker| !before.contains(&holder(worker))).for_each(|worker| tell(&worker_line(worker)));
         started.workers = workers;
@@ -185,11 +185,10 @@ fn recovered(incident: &Incident) -> String {
 
 /// The towers of a worker, and where it runs.
 fn worker_line(worker: &WorkerRecord) -> String {
-    let towers: Vec<_> = worker.towers.iter().map(|tower| format!("tower {tower}")).collect();
     format!(
         "worker {} {} on {} (process {} at {}), {} thread{}, {}",
         worker.worker,
-        towers.join(" and "),
+        worker.holds,
         worker.host,
         worker.process_id,
         worker.address,

@@ -69,6 +69,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         places: settings::places()?,
         running: Running {
             workers: arguments.workers,
+            replicas: None,
             threads: arguments.threads,
             listen: arguments.listen,
             token: settings::token(arguments.token_file.as_deref())?,

@@ -24,9 +24,12 @@ pub(crate) struct Arguments {
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file
     #[arg(long, value_name = "NAME|FILE", default_value = "alexnet-fashion")]
     model: String,
-    /// Worker processes, at most one per tower [default: one per tower]
+    /// Worker processes, at most one for each tower of each slot [default: one per tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
+    /// Replicas of the convolutions, as in `convoy train` [default: as few as give every worker something]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
+    replicas: Option<usize>,
     /// Images per step
     #[arg(long, value_name = "N", default_value_t = BATCH, value_parser = whole::<usize>(1..=BATCH_MAX as u64))]
     batch: usize,
@@ -44,8 +47,8 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let network = Network::parse(&settings::model_text(&arguments.model)?)?;
     let workers = arguments.workers.unwrap_or(network.towers);
-    let plan = Plan::new(network, workers)?;
     let step = Step { batch: arguments.batch, division: division(arguments)? };
+    let plan = Plan::new(network, workers, arguments.slots, arguments.replicas)?;
     let text = if arguments.json { format!("{:#}\n", as_json(&plan, step)) } else { as_table(&plan, step) };
     output::print(&text)?;
     Ok(Outcome::Done)
@@ -95,6 +98,8 @@ fn as_json(plan: &Plan, step: Step) -> Value {
         "model": network.name, "towers": network.towers, "workers": plan.workers, "placement": plan.placement,
         "batch": batch, "parameters": network.parameters().iter().map(|p| p.len()).sum::<usize>(),
         "multiply_adds": network.multiply_adds(), "layers": Value::Array(layers), "images": plan.image_traffic(batch),
+        "replicas": plan.placement.replicas(), "gradients": plan.reduction_traffic(batch),
+        "holds": of_each(plan, |worker| plan.placement.described(worker)),
         "slots": step.division.slots, "micro_batches": step.division.micro_batches,
         "memory_bytes_a_worker": of_each(plan, |worker| worker_bytes(plan, worker, step)),
         "snapshot_bytes_a_worker": of_each(plan, |worker| forecast::snapshot_bytes(plan, worker)),
@@ -113,6 +118,16 @@ fn as_table(plan: &Plan, step: Step) -> String {
         plan.workers,
         if plan.workers == 1 { "" } else { "s" }
     );
+    if plan.placement.replicas() > 1 {
+        let each =
+            plan.all_workers().map(|worker| format!("worker {worker} holds {}\n", plan.placement.described(worker)));
+        text += &format!(
+            "{} replicas share out {} slots\n{}\n",
+            plan.placement.replicas(),
+            plan.placement.slots,
+            each.collect::<String>()
+        );
+    }
     let mut rows = vec![
         ["layer", "kind", "output", "groups", "parameters", "multiply-adds", "per tower", "input"]
             .map(str::to_owned)
@@ -154,9 +169,9 @@ fn as_table(plan: &Plan, step: Step) -> String {
     text
 }
 
-/// A number of bytes for each worker.
-fn of_each(plan: &Plan, bytes: impl Fn(WorkerIndex) -> u64) -> PerWorker<u64> {
-    plan.all_workers().map(bytes).collect()
+/// Something for each worker.
+fn of_each<T>(plan: &Plan, of: impl Fn(WorkerIndex) -> T) -> PerWorker<T> {
+    plan.all_workers().map(of).collect()
 }
 
 /// Bytes that a worker will hold between snapshots.
@@ -180,6 +195,10 @@ fn exchange_table(plan: &Plan, batch: usize) -> String {
         let (forward, backward) = (plan.forward_traffic(exchange, batch), plan.backward_traffic(exchange, batch));
         let name = if exchange == plan.logits_exchange() { "logits".to_owned() } else { exchange.to_string() };
         rows.push(row(name, name_behind(plan, exchange), [forward.up, forward.down, backward.up, backward.down]));
+    }
+    if plan.placement.replicas() > 1 {
+        let sums = plan.reduction_traffic(batch);
+        rows.push(row("gradients".to_owned(), "the commit".to_owned(), [0, 0, sums.up, sums.down]));
     }
     let total = plan.step_traffic(batch);
     let leaving: Vec<_> = plan.all_towers().map(|tower| plan.floats_leaving(tower).to_string()).collect();

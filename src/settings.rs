@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::Path;
 
 use convoy_common::model::{ModelError, Network, TEXT_BYTES_MAX, presets};
-use convoy_common::plan::PlanError;
+use convoy_common::placement::PlacementError;
 use convoy_common::token::{TOKEN_BYTES_MAX, Token, TokenError};
 use convoy_coordinator::JobError;
 use convoy_coordinator::data::Places;
@@ -26,7 +26,7 @@ impl Error for Misuse {}
 /// Whether an error means that the command was used wrongly.
 pub(crate) fn is_misuse(error: &(dyn Error + 'static)) -> bool {
     let job = error.downcast_ref::<JobError>();
-    error.is::<Misuse>() || error.is::<PlanError>() || job.is_some_and(JobError::is_misuse)
+    error.is::<Misuse>() || error.is::<PlacementError>() || job.is_some_and(JobError::is_misuse)
 }
 
 /// The text of a model, which is known to parse. `name` is a preset or the path of a file.

@@ -257,6 +257,7 @@ fn exchange_table(plan: &Plan, found: &Account) -> String {
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for exchange in &found.exchanges {
         let (index, before) = match exchange.exchange {
+            None if exchange.backward => ("gradients".to_owned(), "the commit".to_owned()),
             None => ("images".to_owned(), plan.network.layers[0].name.clone()),
             Some(index) if index == plan.logits_exchange() => ("logits".to_owned(), "the loss".to_owned()),
             Some(index) => {

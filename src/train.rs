@@ -78,9 +78,13 @@ pub(crate) struct Arguments {
     /// [default: 2]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     micro_batches: Option<usize>,
-    /// Worker processes, at most one per tower [default: one per tower]
+    /// Worker processes, at most one for each tower of each slot [default: one per tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
+    /// Replicas of the convolutions, which share out the slots of a batch, at most one per slot. This number does not change the result
+    /// [default: as few as give every worker something]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
+    replicas: Option<usize>,
     /// Compute threads of each worker that this command starts [default: the machine's cores divided by the workers]
     #[arg(long, value_name = "N", conflicts_with = "listen", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
     threads: Option<usize>,
@@ -173,6 +177,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     let training = Training {
         running: Running {
             workers: arguments.workers,
+            replicas: arguments.replicas,
             threads: arguments.threads,
             listen: arguments.listen,
             token: settings::token(arguments.token_file.as_deref())?,

@@ -486,7 +486,8 @@ fn assign(change: impl FnOnce(&mut v1::Assign)) -> v1::ToWorker {
     let mut assign = v1::Assign {
         job: 5,
         model: std::fs::read_to_string("models/alexnet-fashion.toml").unwrap(),
-        placement: vec![0, 1],
+        trunk: vec![0, 1],
+        head: vec![0, 1],
         worker: 0,
         seed: 1,
         momentum: 0.9,
@@ -520,15 +521,15 @@ async fn a_worker_survives_a_coordinator_that_talks_nonsense() {
         Script::Say(vec![v1::ToWorker { generation: 1, message: None }], vec![]),
         Script::Say(vec![v1::ToWorker { generation: 1, message: Some(commit.clone()) }], vec![]),
         Script::Say(vec![assign(|a| a.model = "not TOML".to_owned())], vec![]),
-        Script::Say(vec![assign(|a| a.placement = vec![0, 7])], vec![]),
-        Script::Say(vec![assign(|a| a.placement = vec![u32::MAX; 1000])], vec![]),
+        Script::Say(vec![assign(|a| a.trunk = vec![0, 7])], vec![]),
+        Script::Say(vec![assign(|a| a.trunk = vec![u32::MAX; 1000])], vec![]),
         Script::Say(vec![assign(|a| a.worker = 9)], vec![]),
         Script::Say(vec![assign(|a| a.batch = u32::MAX)], vec![]),
         Script::Say(vec![assign(|a| a.momentum = f64::NAN)], vec![]),
         Script::Say(
             vec![assign(|a| {
                 a.model = giant;
-                a.placement = vec![0];
+                a.trunk = vec![0];
                 a.batch = 1 << 20;
             })],
             vec![],

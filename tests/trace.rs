@@ -487,7 +487,7 @@ fn damaged_traces_are_named_and_read_as_far_as_possible() {
         ("{\"traceEvents\":[\n{\"name\":\"other\"}\n]}", "invalid head"),
         (&head.replace("\"format\":1", "\"format\":9"), "it has format 9"),
         (head, "holds no step"),
-        (&head.replace("\"placement\":[0,1]", "\"placement\":[0,7]"), "a placement of 2 towers"),
+        (&head.replace("\"head\":[0,1]", "\"head\":[0,7]"), "a placement of [2]"),
         (&head.replace("\"hosts\":[", "\"hosts\":[\"more\","), "it names 3 workers for a plan of 2"),
         ("\u{0}\u{1}\u{2}", "is not the head of a trace"),
     ] {

@@ -12,6 +12,7 @@ pub mod index;
 pub mod misdeed;
 pub mod model;
 pub mod parameters;
+pub mod placement;
 pub mod plan;
 pub mod pulse;
 pub mod random;

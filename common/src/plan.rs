@@ -1,15 +1,18 @@
-//! The plan: a network on a cluster. It says which layers form a segment, where exchanges are, which worker holds which tower,
-//! and how many bytes a step moves. Pure.
+//! The plan: a network on a cluster. It says which layers form a segment, where exchanges are, which gradients are summed over replicas, and
+//! how many bytes a step moves. Pure.
 //!
-//! Not here: time. Traces record how long a step takes.
+//! Not here: who holds what (`placement`), and time. Traces record how long a step takes.
 
 use std::ops::Range;
 
 use serde::Serialize;
 
-use crate::batch::part;
-use crate::index::{ExchangeIndex, PerSegment, PerTower, TowerIndex, WorkerIndex};
+use crate::batch::{Division, MicroBatchId, part};
+use crate::index::{ExchangeIndex, PerSegment, SegmentIndex, TowerIndex, WorkerIndex};
 use crate::model::{Layer, Network, Shape};
+use crate::parameters::Parameter;
+use crate::placement::{Half, Placement, PlacementError};
+use crate::slots::{Node, SlotTree};
 
 /// A network, divided into segments and placed on workers.
 #[derive(Clone, Debug)]
@@ -18,8 +21,8 @@ pub struct Plan {
     pub network: Network,
     /// The segments, first to last.
     pub segments: PerSegment<Segment>,
-    /// Worker `placement[t]` holds tower t.
-    pub placement: PerTower<WorkerIndex>,
+    /// Which worker holds what.
+    pub placement: Placement,
     /// Number of workers.
     pub workers: usize,
 }
@@ -35,21 +38,17 @@ pub struct Segment {
     pub input: Shape,
     /// Shape of the output, all towers together.
     pub output: Shape,
+    /// Whether it belongs to the trunk or to the head.
+    pub half: Half,
 }
 
-/// A cluster that can't hold a network.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[allow(missing_docs, reason = "each message says what its fields are")]
-pub enum PlanError {
-    /// Some workers would have nothing to do.
-    #[error("--workers {workers}: must be at most {towers}, the number of towers of \"{model}\"")]
-    MoreWorkersThanTowers { workers: usize, towers: usize, model: String },
-    /// No workers at all.
-    #[error("--workers 0: must be at least 1")]
-    NoWorkers,
-    /// A placement that doesn't fit the network.
-    #[error("a placement of {given} towers on {workers} workers does not fit the {towers} towers of the model")]
-    Placement { given: usize, workers: usize, towers: usize },
+/// The parameters whose gradients are summed over replicas, and one of their pieces: worker `owner` sums it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The worker that sums it.
+    pub owner: WorkerIndex,
+    /// Its floats, in a tower's gradient of the parameter as it lies in panels.
+    pub floats: Range<usize>,
 }
 
 /// Payload bytes over sockets. A byte counts once for each socket that it crosses.
@@ -76,40 +75,33 @@ impl Traffic {
         Traffic { up: self.up.saturating_add(other.up), down: self.down.saturating_add(other.down) }
     }
 
-    fn floats(up: usize, down: usize, samples: usize) -> Traffic {
-        let bytes = |floats: usize| (floats * samples * size_of::<f32>()) as u64;
+    fn floats(up: usize, down: usize) -> Traffic {
+        let bytes = |floats: usize| (floats * size_of::<f32>()) as u64;
         Traffic { up: bytes(up), down: bytes(down) }
     }
 }
 
 impl Plan {
-    /// Places the towers of `network` on `workers` workers as evenly as possible. Neighbouring towers stay together.
+    /// Deals `network` to `workers` workers, for a job with `slots` slots. See [`Placement::dealt`].
     ///
     /// # Errors
-    /// When there are more workers than towers, or none.
-    pub fn new(network: Network, workers: usize) -> Result<Self, PlanError> {
-        let towers = network.towers;
-        if workers == 0 {
-            return Err(PlanError::NoWorkers);
-        }
-        if workers > towers {
-            return Err(PlanError::MoreWorkersThanTowers { workers, towers, model: network.name });
-        }
-        let held = |worker: WorkerIndex| part(towers, workers, worker.0).map(move |_| worker);
-        let placement = WorkerIndex::all(workers).flat_map(held).collect();
+    /// When a worker would have nothing to do.
+    pub fn new(
+        network: Network,
+        workers: usize,
+        slots: usize,
+        replicas: Option<usize>,
+    ) -> Result<Self, PlacementError> {
+        let placement = Placement::dealt(&network, workers, slots, replicas)?;
         Self::placed(network, placement)
     }
 
     /// A plan with the given placement, which workers get from the coordinator.
     ///
     /// # Errors
-    /// When the placement and the network differ in the number of towers, or when a worker gets no tower.
-    pub fn placed(network: Network, placement: PerTower<WorkerIndex>) -> Result<Self, PlanError> {
-        let workers = placement.iter().max().map_or(0, |last| last.0.saturating_add(1));
-        let all_used = workers <= placement.len() && WorkerIndex::all(workers).all(|w| placement.contains(&w));
-        if placement.len() != network.towers || !all_used {
-            return Err(PlanError::Placement { given: placement.len(), workers, towers: network.towers });
-        }
+    /// When the placement does not fit the network, or when a worker gets nothing.
+    pub fn placed(network: Network, placement: Placement) -> Result<Self, PlacementError> {
+        let workers = placement.check(&network)?;
         let segments = segments(&network);
         Ok(Self { network, segments, placement, workers })
     }
@@ -129,9 +121,88 @@ impl Plan {
         ExchangeIndex::all(self.segments.len())
     }
 
-    /// The towers of `worker`, in ascending order.
+    /// The half that a layer belongs to.
+    pub fn half_of(&self, layer: usize) -> Half {
+        if self.network.is_in_head(layer) { Half::Head } else { Half::Trunk }
+    }
+
+    /// The worker that computes a segment of a tower for a micro-batch. In the head, a tower is a slice.
+    pub fn holder(&self, segment: SegmentIndex, tower: TowerIndex, id: MicroBatchId) -> WorkerIndex {
+        self.placement.holder(self.segments[segment].half, tower, id)
+    }
+
+    /// The workers that compute a segment for a micro-batch, each once, in ascending order.
+    pub fn holders(&self, segment: SegmentIndex, id: MicroBatchId) -> Vec<WorkerIndex> {
+        let mut holders: Vec<_> = self.placement.towers(self.segments[segment].half, id).iter().copied().collect();
+        holders.sort();
+        holders.dedup();
+        holders
+    }
+
+    /// The workers to which a tower's output at an exchange goes: all that compute the next segment, but the one that has it.
+    pub fn receivers(&self, exchange: ExchangeIndex, tower: TowerIndex, id: MicroBatchId) -> Vec<WorkerIndex> {
+        let has_it = self.holder(exchange.segment_before(), tower, id);
+        if exchange == self.logits_exchange() {
+            return Vec::new();
+        }
+        self.holders(exchange.segment_after(), id).into_iter().filter(|worker| *worker != has_it).collect()
+    }
+
+    /// The towers of the trunk that `worker` holds, in ascending order.
     pub fn towers_of(&self, worker: WorkerIndex) -> Vec<TowerIndex> {
-        self.all_towers().filter(|tower| self.placement[*tower] == worker).collect()
+        self.held_in(Half::Trunk, worker)
+    }
+
+    /// The slices of the head that `worker` holds, in ascending order.
+    pub fn slices_of(&self, worker: WorkerIndex) -> Vec<TowerIndex> {
+        self.held_in(Half::Head, worker)
+    }
+
+    fn held_in(&self, half: Half, worker: WorkerIndex) -> Vec<TowerIndex> {
+        let held = self.placement.held_by(worker).into_iter();
+        held.filter(|(of, _)| *of == half).map(|(_, tower)| tower).collect()
+    }
+
+    /// Floats of a tower's gradient of a parameter of the trunk, as it lies in panels: columns in units of 16, group by group.
+    pub fn gradient_floats(&self, parameter: &Parameter, tower: TowerIndex) -> usize {
+        let outputs = parameter.slice(&self.network, tower).len();
+        let terms: usize = parameter.shape[1..].iter().product();
+        if parameter.shape.len() == 1 {
+            return outputs;
+        }
+        let layer = &self.network.layers[parameter.layer];
+        match layer.kind_name() {
+            // Linear layers have panels of two units.
+            "linear" => outputs.div_ceil(32) * 32 * terms,
+            _ => {
+                let groups = (layer.groups() / self.network.towers).max(1);
+                groups * (outputs / groups).div_ceil(16) * 16 * terms
+            }
+        }
+    }
+
+    /// The pieces into which the workers that share a tower cut its gradient of a parameter of the trunk. None if one worker holds all.
+    pub fn pieces(&self, parameter: &Parameter, tower: TowerIndex) -> Vec<Piece> {
+        let sharers = self.placement.sharers(Half::Trunk, tower);
+        if sharers.len() < 2 {
+            return Vec::new();
+        }
+        let floats = self.gradient_floats(parameter, tower);
+        let count = sharers.len();
+        let piece = |(index, owner)| Piece { owner, floats: part(floats, count, index) };
+        sharers.into_iter().enumerate().map(piece).collect()
+    }
+
+    /// The nodes of the slot tree of which `worker` sends its sum of a tower's gradients, in a step over `samples` samples.
+    pub fn nodes(&self, worker: WorkerIndex, tower: TowerIndex, samples: usize) -> Vec<Node> {
+        // Only the first slots have samples.
+        let slots = self.placement.slots_at(worker, tower).filter(|slot| *slot < samples);
+        SlotTree::new(self.placement.slots).nodes(slots)
+    }
+
+    /// The parameters of the trunk.
+    pub fn trunk_parameters(&self) -> impl Iterator<Item = Parameter> {
+        (0..self.network.head()).flat_map(|layer| self.network.parameters_of(layer))
     }
 
     /// The last exchange, which carries logits.
@@ -154,47 +225,92 @@ impl Plan {
         self.contribution(exchange, tower).len() * self.exchanged(exchange).pixels()
     }
 
-    /// Traffic of sending images to every worker.
+    /// For each replica, a micro-batch that stands for all of its own, and its samples of a batch of `samples`.
+    fn shares(&self, samples: usize) -> impl Iterator<Item = (MicroBatchId, usize)> {
+        let Placement { slots, .. } = self.placement;
+        let division = Division { slots, micro_batches: 1 };
+        let all = division.of(1, samples);
+        (0..self.placement.replicas()).filter_map(move |replica| {
+            let own = all.iter().filter(|micro_batch| self.placement.replica_of(micro_batch.id) == replica);
+            let count = own.clone().map(|micro_batch| micro_batch.samples.len()).sum();
+            Some((own.map(|micro_batch| micro_batch.id).next()?, count))
+        })
+    }
+
+    /// The towers of a segment that `worker` computes, each with the number of samples, of a batch of `samples`.
+    pub fn work_of(&self, worker: WorkerIndex, segment: SegmentIndex, samples: usize) -> Vec<(TowerIndex, usize)> {
+        let of = |(id, count)| {
+            let held = self.all_towers().filter(move |tower| self.holder(segment, *tower, id) == worker);
+            held.map(move |tower| (tower, count))
+        };
+        self.shares(samples).flat_map(of).collect()
+    }
+
+    /// Traffic of sending images to the workers that compute the first segment.
     pub fn image_traffic(&self, samples: usize) -> Traffic {
-        Traffic { up: 0, down: (self.network.input.shape.len() * samples * self.workers) as u64 }
+        let image = self.network.input.shape.len();
+        let down = self.shares(samples).map(|(id, count)| self.holders(SegmentIndex(0), id).len() * count * image);
+        Traffic { up: 0, down: down.sum::<usize>() as u64 }
     }
 
     /// Traffic of `exchange` forward, for `samples` images.
     pub fn forward_traffic(&self, exchange: ExchangeIndex, samples: usize) -> Traffic {
         let (mut up, mut down) = (0, 0);
-        for tower in self.all_towers() {
-            let floats = self.slice_floats(exchange, tower);
-            if exchange == self.logits_exchange() {
-                up += floats;
-            } else if self.workers > 1 {
-                up += floats;
-                down += floats * (self.workers - 1);
+        for (id, count) in self.shares(samples) {
+            for tower in self.all_towers() {
+                let floats = self.slice_floats(exchange, tower) * count;
+                let receivers = self.receivers(exchange, tower, id).len();
+                if exchange == self.logits_exchange() || receivers > 0 {
+                    up += floats;
+                }
+                down += floats * receivers;
             }
         }
-        Traffic::floats(up, down, samples)
+        Traffic::floats(up, down)
     }
 
     /// Traffic of `exchange` backward, for `samples` images.
     pub fn backward_traffic(&self, exchange: ExchangeIndex, samples: usize) -> Traffic {
         let (mut up, mut down) = (0, 0);
-        for to in self.all_towers() {
-            let floats = self.slice_floats(exchange, to);
-            if exchange == self.logits_exchange() {
-                down += floats;
-            } else {
-                let strangers = self.placement.iter().filter(|worker| **worker != self.placement[to]).count();
+        for (id, count) in self.shares(samples) {
+            for to in self.all_towers() {
+                let floats = self.slice_floats(exchange, to) * count;
+                if exchange == self.logits_exchange() {
+                    down += floats;
+                    continue;
+                }
+                let owner = self.holder(exchange.segment_before(), to, id);
+                let senders = self.all_towers().map(|from| self.holder(exchange.segment_after(), from, id));
+                let strangers = senders.filter(|sender| *sender != owner).count();
                 up += floats * strangers;
                 down += floats * strangers;
             }
         }
-        Traffic::floats(up, down, samples)
+        Traffic::floats(up, down)
     }
 
-    /// Traffic of a training step: images, and every exchange forward and backward.
+    /// Traffic of summing the trunk's gradients over replicas, in a step over `samples` samples.
+    pub fn reduction_traffic(&self, samples: usize) -> Traffic {
+        let (mut up, mut down) = (0, 0);
+        for tower in self.all_towers() {
+            let sharers = self.placement.sharers(Half::Trunk, tower);
+            let nodes = sharers.iter().map(|worker| (*worker, self.nodes(*worker, tower, samples).len()));
+            let nodes: Vec<_> = nodes.collect();
+            for piece in self.trunk_parameters().flat_map(|parameter| self.pieces(&parameter, tower)) {
+                let others = nodes.iter().filter(|(worker, _)| *worker != piece.owner);
+                let sums: usize = others.map(|(_, nodes)| nodes).sum();
+                up += piece.floats.len() * (sums + 1);
+                down += piece.floats.len() * (sums + sharers.len() - 1);
+            }
+        }
+        Traffic::floats(up, down)
+    }
+
+    /// Traffic of a training step: images, every exchange forward and backward, and the sums over replicas.
     pub fn step_traffic(&self, samples: usize) -> Traffic {
         self.all_exchanges()
             .flat_map(|exchange| [self.forward_traffic(exchange, samples), self.backward_traffic(exchange, samples)])
-            .fold(self.image_traffic(samples), Traffic::plus)
+            .fold(self.image_traffic(samples).plus(self.reduction_traffic(samples)), Traffic::plus)
     }
 
     /// Traffic of measuring `samples` images: images, and every exchange forward.
@@ -203,13 +319,11 @@ impl Plan {
         forward.fold(self.image_traffic(samples), Traffic::plus)
     }
 
-    /// Floats per image that leave `tower` over a socket, forward, without logits.
+    /// Floats per image that leave `tower` over a socket, forward, without logits. For the images of the first replica.
     pub fn floats_leaving(&self, tower: TowerIndex) -> usize {
-        if self.workers == 1 {
-            return 0;
-        }
-        let between_towers = self.all_exchanges().filter(|exchange| *exchange != self.logits_exchange());
-        between_towers.map(|exchange| self.slice_floats(exchange, tower)).sum()
+        let Some((id, _)) = self.shares(1).next() else { return 0 };
+        let leaving = self.all_exchanges().filter(|exchange| !self.receivers(*exchange, tower, id).is_empty());
+        leaving.map(|exchange| self.slice_floats(exchange, tower)).sum()
     }
 
     /// Why a layer starts a segment, or why it doesn't need to.
@@ -219,6 +333,7 @@ impl Plan {
             "every worker has the image"
         } else if self.needs_exchange(layer) {
             match described.kind_name() {
+                "linear" if self.network.towers == 1 => "the head sees the whole batch",
                 "linear" => "each unit sees all channels",
                 _ => "one group: each filter sees all channels",
             }
@@ -243,8 +358,9 @@ pub fn tower_output(network: &Network, layer: &Layer, tower: TowerIndex) -> Shap
 }
 
 fn segments(network: &Network) -> PerSegment<Segment> {
-    let several = network.towers > 1;
-    let starts_one = |index: usize| index == 0 || (several && network.layers[index].sees_all_channels());
+    let (several, head) = (network.towers > 1, network.head());
+    let starts_one =
+        |index: usize| index == 0 || index == head || (several && network.layers[index].sees_all_channels());
     let starts: Vec<usize> = (0..network.layers.len()).filter(|index| starts_one(*index)).collect();
     let ends = starts.iter().skip(1).copied().chain([network.layers.len()]);
     let ranges = starts.iter().copied().zip(ends).map(|(start, end)| start..end);
@@ -252,6 +368,7 @@ fn segments(network: &Network) -> PerSegment<Segment> {
         .map(|layers| Segment {
             input: network.layers[layers.start].input,
             output: network.layers[layers.end - 1].output,
+            half: if layers.start >= head { Half::Head } else { Half::Trunk },
             layers,
         })
         .collect()
@@ -263,7 +380,7 @@ mod tests {
     use crate::model::presets;
 
     fn plan(model: &str, workers: usize) -> Plan {
-        Plan::new(Network::parse(presets::text(model).unwrap()).unwrap(), workers).unwrap()
+        Plan::new(Network::parse(presets::text(model).unwrap()).unwrap(), workers, 1, None).unwrap()
     }
 
     /// Krizhevsky's figures: conv3 and the three linear layers hear of the other tower, and nothing else does.
@@ -292,14 +409,33 @@ mod tests {
         assert_eq!(plan("alexnet-fashion", 2).segments.len(), 5);
     }
 
+    /// AlexNet's trunk has 2.3 million weights and biases. Each of two replicas sends half of a tower's gradients, and gets the sums of
+    /// the other half.
     #[test]
-    fn more_workers_than_towers_is_an_error_that_says_how_many() {
+    fn two_replicas_exchange_the_gradients_of_the_trunk_alone() {
         let network = Network::parse(presets::text("alexnet").unwrap()).unwrap();
-        let error = Plan::new(network.clone(), 3).unwrap_err().to_string();
-        assert!(error.contains("--workers 3: must be at most 2, the number of towers of \"alexnet\""), "{error}");
-        for second in [2, usize::MAX] {
-            let placement = [0, second].map(WorkerIndex::from);
-            assert!(Plan::placed(network.clone(), placement.into_iter().collect()).is_err());
-        }
+        let plan = Plan::new(network, 4, 2, None).unwrap();
+        let floats: usize = plan
+            .trunk_parameters()
+            .map(|p| plan.all_towers().map(|t| plan.gradient_floats(&p, t)).sum::<usize>())
+            .sum();
+        let exact: usize = plan.trunk_parameters().map(|parameter| parameter.len()).sum();
+        assert_eq!((exact, floats), (2_334_080, 2_334_080), "all panels of AlexNet are full");
+        // Of each float, one partial sum and one whole sum cross the coordinator.
+        let bytes = 2 * floats as u64 * 4;
+        assert_eq!(plan.reduction_traffic(128), Traffic { up: bytes, down: bytes });
+        // One image leaves the second replica without samples.
+        assert_eq!(plan.reduction_traffic(1), Traffic { up: bytes / 4 * 3, down: bytes / 4 * 3 });
+    }
+
+    /// Whatever the number of replicas, an image crosses the same exchanges; only the exchanges of the head have more receivers.
+    #[test]
+    fn replicas_share_out_the_images() {
+        let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
+        let [one, two] = [2, 4].map(|workers| Plan::new(network.clone(), workers, 2, None).unwrap());
+        assert_eq!(one.image_traffic(10), two.image_traffic(10));
+        let in_trunk = ExchangeIndex(0);
+        assert_eq!(one.forward_traffic(in_trunk, 10), two.forward_traffic(in_trunk, 10));
+        assert_eq!(one.backward_traffic(in_trunk, 10), two.backward_traffic(in_trunk, 10));
     }
 }

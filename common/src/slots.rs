@@ -5,7 +5,10 @@
 
 use std::ops::Range;
 
-/// The tree over the slots of a job. A node is a range of neighbouring slots; the leaves are single slots.
+/// A node of the tree: a range of neighbouring slots. The leaves are single slots.
+pub type Node = Range<usize>;
+
+/// The tree over the slots of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotTree {
     slots: usize,
@@ -17,15 +20,22 @@ impl SlotTree {
         Self { slots }
     }
 
+    /// The largest nodes that these slots, which ascend, fill.
+    pub fn nodes(self, slots: impl Iterator<Item = usize>) -> Vec<Node> {
+        let mut sums = NodeSums::new();
+        slots.for_each(|slot| sums.push(self, slot, (), |(), ()| {}));
+        sums.0.into_iter().map(|(node, ())| node).collect()
+    }
+
     /// All slots.
-    pub fn root(&self) -> Range<usize> {
+    pub fn root(&self) -> Node {
         0..self.slots
     }
 
     /// The two halves of a node. A leaf has none.
     ///
     /// The first half of n slots has as many as the largest power of two below n.
-    pub fn halves(node: &Range<usize>) -> Option<[Range<usize>; 2]> {
+    pub fn halves(node: &Node) -> Option<[Node; 2]> {
         if node.len() < 2 {
             return None;
         }
@@ -34,7 +44,7 @@ impl SlotTree {
     }
 
     /// Whether two neighbouring ranges are the halves of one node.
-    pub fn are_halves(&self, first: &Range<usize>, second: &Range<usize>) -> bool {
+    pub fn are_halves(&self, first: &Node, second: &Node) -> bool {
         let mut node = self.root();
         while let Some([left, right]) = Self::halves(&node) {
             if (&left, &right) == (first, second) {
@@ -48,7 +58,7 @@ impl SlotTree {
 
 /// A sum over slots, up to the node that is complete: sums of nodes, in the order of their slots. `S` is a sum.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct NodeSums<S>(Vec<(Range<usize>, S)>);
+pub struct NodeSums<S>(Vec<(Node, S)>);
 
 impl<S> NodeSums<S> {
     /// Without any slot.
@@ -68,6 +78,16 @@ impl<S> NodeSums<S> {
         }
     }
 
+    /// Adds the sum over a node that no other sum overlaps.
+    pub fn insert(&mut self, node: Node, sum: S) {
+        self.0.push((node, sum));
+    }
+
+    /// The nodes, and their sums.
+    pub fn drain(&mut self) -> Vec<(Node, S)> {
+        std::mem::take(&mut self.0)
+    }
+
     /// The sum over the whole tree. Slots that were not added have no samples and are left out; without any slot, there is no sum.
     pub fn finish(&mut self, tree: SlotTree, mut add: impl FnMut(&mut S, S)) -> Option<S> {
         let sum = self.sum_of(&tree.root(), &mut add);
@@ -76,7 +96,7 @@ impl<S> NodeSums<S> {
     }
 
     /// The sum over one node, which is taken.
-    fn sum_of(&mut self, node: &Range<usize>, add: &mut impl FnMut(&mut S, S)) -> Option<S> {
+    fn sum_of(&mut self, node: &Node, add: &mut impl FnMut(&mut S, S)) -> Option<S> {
         if let Some(index) = self.0.iter().position(|(held, _)| held == node) {
             return Some(self.0.remove(index).1);
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use convoy_common::batch::{MicroBatch, MicroBatchId};
-use convoy_common::index::{PerWorker, TowerIndex, WorkerIndex};
+use convoy_common::index::{PerWorker, SegmentIndex, TowerIndex, WorkerIndex};
 use convoy_common::plan::Plan;
 use convoy_common::trace::Activity;
 use convoy_common::wire::{
@@ -86,7 +86,7 @@ impl<'a> Crew<'a> {
         let exchanges = Exchanges::new(plan.clone(), samples_max);
         let state_bytes = vec![0; plan.workers].into();
         let silence = Silence::starting(cluster.quiets(), Instant::now());
-        let lateness = Lateness::starting(&plan);
+        let lateness = Lateness::starting(plan.clone());
         Self {
             cluster,
             recorder,
@@ -114,7 +114,7 @@ impl<'a> Crew<'a> {
             self.tell(worker, ToWorker::Assign(Assignment { worker, ..assignment.clone() }), step)?;
         }
         for worker in plan.all_workers() {
-            for payload in plan.towers_of(worker).into_iter().flat_map(|tower| state.slices(&plan, tower, step)) {
+            for payload in state.slices(&plan, worker, step) {
                 self.state_bytes[worker] += payload.data.len() as u64;
                 self.send(worker, payload, step)?;
             }
@@ -144,7 +144,7 @@ impl<'a> Crew<'a> {
             .try_for_each(|worker| self.tell(worker, ToWorker::Ping { sent: self.recorder.now() }, step))
     }
 
-    /// Sends the images of a micro-batch, listed by their index in `split`, once to every worker.
+    /// Sends the images of a micro-batch, listed by their index in `split`, once to every worker that computes its first segment.
     ///
     /// # Errors
     /// When a worker is lost.
@@ -159,7 +159,8 @@ impl<'a> Crew<'a> {
         images.into_iter().for_each(|image| bytes.extend_from_slice(split.image(image)));
         let shape = vec![micro_batch.samples.len(), input.channels, input.height, input.width];
         let payload = Payload::bytes(TensorKey::Images(micro_batch.clone()), shape, bytes);
-        self.plan.all_workers().try_for_each(|worker| self.send(worker, payload.clone(), micro_batch.id.step))
+        let computing = self.plan.holders(SegmentIndex(0), micro_batch.id);
+        computing.into_iter().try_for_each(|worker| self.send(worker, payload.clone(), micro_batch.id.step))
     }
 
     /// Sends a tensor.
@@ -343,6 +344,8 @@ impl<'a> Crew<'a> {
         let each = seated.map(|(worker, member)| WorkerRecord {
             worker,
             towers: self.plan.towers_of(worker),
+            slices: self.plan.slices_of(worker),
+            holds: self.plan.placement.described(worker),
             process_id: member.hello.process_id,
             host: member.hello.host.clone(),
             address: member.address.clone(),
@@ -460,8 +463,8 @@ impl<'a> Crew<'a> {
     fn lost(&mut self, worker: WorkerIndex, step: u64, why: String) -> Fault {
         let (process_id, host) = self.process_of(worker);
         let ended = self.cluster.give_up(worker, &why);
-        let towers: Vec<_> = self.plan.towers_of(worker).iter().map(|tower| format!("tower {tower}")).collect();
-        Fault::Lost { worker, process_id, host, towers: towers.join(" and "), step, why: ended.unwrap_or(why) }
+        let towers = self.plan.placement.described(worker);
+        Fault::Lost { worker, process_id, host, towers, step, why: ended.unwrap_or(why) }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use convoy_common::model::ModelError;
-use convoy_common::plan::PlanError;
+use convoy_common::placement::PlacementError;
 
 use crate::checkpoint::CheckpointError;
 use crate::data::DataError;
@@ -48,7 +48,7 @@ pub enum JobError {
     OtherTestImages { path: PathBuf, origin: String },
     /// The cluster.
     #[error(transparent)]
-    Plan(#[from] PlanError),
+    Placement(#[from] PlacementError),
     /// The data.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -122,7 +122,7 @@ impl JobError {
                 | JobError::OtherModel { .. }
                 | JobError::OtherTestImages { .. }
                 | JobError::Otlp(_)
-                | JobError::Plan(_)
+                | JobError::Placement(_)
         )
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use convoy_common::batch::{MicroBatch, MicroBatchId};
 use convoy_common::index::{ExchangeIndex, TowerIndex, WorkerIndex};
+use convoy_common::placement::Half;
 use convoy_common::plan::Plan;
 use convoy_common::wire::{Assembler, Chunk, Direction, Elements, TensorKey, WireError, expected_shape};
 use serde::Serialize;
@@ -42,6 +43,15 @@ pub struct Counted {
     pub bytes: u64,
 }
 
+/// What is moved between workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Moved {
+    /// Activations or their gradients at an exchange.
+    Exchange(ExchangeIndex, Direction),
+    /// Gradients of weights that are summed over replicas.
+    Gradients,
+}
+
 /// The state of all exchanges of a run.
 #[derive(Debug)]
 pub struct Exchanges {
@@ -53,7 +63,10 @@ pub struct Exchanges {
     /// It needs no limit of its own: only logits of live micro-batches get here.
     assembler: Assembler,
     logits: HashMap<MicroBatchId, Gathered>,
-    counted: BTreeMap<(ExchangeIndex, Direction), Counted>,
+    counted: BTreeMap<Moved, Counted>,
+    /// The step at hand, and its samples.
+    step: u64,
+    samples: usize,
 }
 
 #[derive(Debug)]
@@ -73,6 +86,8 @@ impl Exchanges {
             assembler: Assembler::new(usize::MAX),
             logits: HashMap::new(),
             counted: BTreeMap::new(),
+            step: 0,
+            samples: 0,
         }
     }
 
@@ -88,7 +103,7 @@ impl Exchanges {
     }
 
     /// What each exchange has moved, forward and backward.
-    pub fn counted(&self) -> &BTreeMap<(ExchangeIndex, Direction), Counted> {
+    pub fn counted(&self) -> &BTreeMap<Moved, Counted> {
         &self.counted
     }
 
@@ -100,43 +115,80 @@ impl Exchanges {
         let expected = expected_shape(&self.plan, self.samples_max, &chunk.key)?;
         let TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower } = chunk.key.clone()
         else {
-            return Err(unfit("tensor", &chunk.key, "during a step, workers may only send activations"));
+            return self.route_gradient(worker, chunk, &expected);
         };
-        if self.plan.placement[from_tower] != worker {
-            return Err(unfit("from_tower", &from_tower, "the worker does not hold this tower"));
-        }
         if self.live.get(&micro_batch.id) != Some(&micro_batch) {
             return Err(unfit("micro_batch", &chunk.key, "this micro-batch is not being computed"));
         }
         if exchange == self.plan.logits_exchange() && direction == Direction::Backward {
             return Err(unfit("direction", &chunk.key, "only the coordinator sends gradients of logits"));
         }
-        self.count(&chunk, &expected, exchange, direction)?;
-        if exchange == self.plan.logits_exchange() {
-            return self.keep_logits(micro_batch, from_tower, chunk, &expected);
+        let segment = match direction {
+            Direction::Forward => exchange.segment_before(),
+            Direction::Backward => exchange.segment_after(),
+        };
+        if self.plan.holder(segment, from_tower, micro_batch.id) != worker {
+            return Err(unfit("from_tower", &from_tower, "the worker does not hold this tower"));
         }
         let to = match to_tower {
-            Some(tower) => vec![self.plan.placement[tower]],
-            None => self.plan.all_workers().filter(|other| *other != worker).collect(),
+            Some(tower) => vec![self.plan.holder(exchange.segment_before(), tower, micro_batch.id)],
+            None => self.plan.receivers(exchange, from_tower, micro_batch.id),
         };
         if to.contains(&worker) {
             return Err(unfit("to_tower", &chunk.key, "the worker holds this tower itself"));
         }
+        self.count(&chunk, &expected, Moved::Exchange(exchange, direction))?;
+        if exchange == self.plan.logits_exchange() {
+            return self.keep_logits(micro_batch, from_tower, chunk, &expected);
+        }
+        if to.is_empty() {
+            return Err(unfit("exchange", &chunk.key, "no other worker needs this tensor"));
+        }
         Ok(Routed::Relay { to, chunk })
     }
 
+    /// A piece of a gradient: a sum over a node goes to the owner of the piece, and the sum over all slots goes to all other workers that
+    /// hold the tower.
+    fn route_gradient(&mut self, worker: WorkerIndex, chunk: Chunk, expected: &[usize]) -> Result<Routed, WireError> {
+        let TensorKey::Gradient { step, name, tower, piece, node } = &chunk.key else {
+            return Err(unfit("tensor", &chunk.key, "during a step, workers may only send activations and gradients"));
+        };
+        if *step != self.step {
+            return Err(unfit("step", step, "this step is not being computed"));
+        }
+        let parameter = self.plan.network.parameter(name).expect("it has a shape");
+        let owner = self.plan.pieces(&parameter, *tower)[*piece].owner;
+        let to = match node {
+            Some(node) => {
+                let owes = self.plan.nodes(worker, *tower, self.samples).contains(node);
+                if !owes || owner == worker {
+                    return Err(unfit("slots", &chunk.key, "the worker has no such sum for another worker"));
+                }
+                vec![owner]
+            }
+            None if owner == worker => {
+                let sharers = self.plan.placement.sharers(Half::Trunk, *tower);
+                sharers.into_iter().filter(|other| *other != worker).collect()
+            }
+            None => return Err(unfit("piece", &chunk.key, "the worker does not own this piece")),
+        };
+        // A key does not name the sender of a sum over a node, but no two workers have the same node.
+        self.count(&chunk, expected, Moved::Gradients)?;
+        Ok(Routed::Relay { to, chunk })
+    }
+
+    /// Expects gradients of `step`, which has `samples` samples, and no others.
+    pub fn begin_step(&mut self, step: u64, samples: usize) {
+        (self.step, self.samples) = (step, samples);
+        self.received.retain(|key, _| key.micro_batch().is_some());
+    }
+
     /// Checks and counts a chunk.
-    fn count(
-        &mut self,
-        chunk: &Chunk,
-        expected: &[usize],
-        exchange: ExchangeIndex,
-        direction: Direction,
-    ) -> Result<(), WireError> {
+    fn count(&mut self, chunk: &Chunk, expected: &[usize], moved: Moved) -> Result<(), WireError> {
         let received = self.received.entry(chunk.key.clone()).or_default();
         let is_last = chunk.continues(expected, *received)?;
         *received += chunk.data.len();
-        let counted = self.counted.entry((exchange, direction)).or_default();
+        let counted = self.counted.entry(moved).or_default();
         counted.bytes += chunk.data.len() as u64;
         counted.tensors += u64::from(is_last);
         Ok(())

@@ -10,7 +10,7 @@ use super::*;
 
 fn exchanges(workers: usize) -> Exchanges {
     let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
-    Exchanges::new(Arc::new(Plan::new(network, workers).unwrap()), 8)
+    Exchanges::new(Arc::new(Plan::new(network, workers, 1, None).unwrap()), 8)
 }
 
 fn micro_batch() -> MicroBatch {
@@ -46,7 +46,7 @@ fn channels_go_to_the_other_worker_and_partial_gradients_to_the_towers_owner() {
     assert!(matches!(forward, Routed::Relay { to, .. } if to == [WorkerIndex(1)]));
     let backward = exchanges.route(WorkerIndex(1), chunk(0, Direction::Backward, 1, Some(0), [2, 7, 7, 32])).unwrap();
     assert!(matches!(backward, Routed::Relay { to, .. } if to == [WorkerIndex(0)]));
-    let counted = exchanges.counted()[&(ExchangeIndex(0), Direction::Forward)];
+    let counted = exchanges.counted()[&Moved::Exchange(ExchangeIndex(0), Direction::Forward)];
     assert_eq!(counted, Counted { tensors: 1, bytes: 2 * 7 * 7 * 32 * 4 });
 }
 

@@ -10,10 +10,12 @@
 //! Not here: workers that do not answer (`silence`), and where the time of a step goes (`trace`).
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use convoy_common::batch::{MicroBatch, MicroBatchId};
-use convoy_common::index::{ExchangeIndex, PerTower, PerWorker, TowerIndex, WorkerIndex};
+use convoy_common::index::{ExchangeIndex, PerTower, PerWorker, SegmentIndex, TowerIndex, WorkerIndex};
+use convoy_common::placement::Placement;
 use convoy_common::plan::Plan;
 use convoy_common::wire::Direction;
 
@@ -35,8 +37,7 @@ pub enum Delivery {
 /// The lateness of the workers of a generation.
 #[derive(Debug)]
 pub struct Lateness {
-    /// The worker of each tower.
-    placement: PerTower<WorkerIndex>,
+    plan: Arc<Plan>,
     /// Number of exchanges. The last one carries logits.
     exchanges: usize,
     /// The towers that have delivered to a stage of a micro-batch. Stages count the deliveries of a step in order.
@@ -57,15 +58,16 @@ pub struct Lateness {
 
 impl Lateness {
     /// Nobody has been late.
-    pub fn starting(plan: &Plan) -> Self {
+    pub fn starting(plan: Arc<Plan>) -> Self {
+        let workers = plan.workers;
         Self {
-            placement: plan.placement.clone(),
             exchanges: plan.segments.len(),
+            plan,
             delivered: HashMap::new(),
-            owed: vec![0; plan.workers].into(),
+            owed: vec![0; workers].into(),
             counted_to: 0,
-            late: vec![Duration::ZERO; plan.workers].into(),
-            slow_steps: vec![0; plan.workers].into(),
+            late: vec![Duration::ZERO; workers].into(),
+            slow_steps: vec![0; workers].into(),
             steps: 0,
             time: Duration::ZERO,
             slow: None,
@@ -88,9 +90,10 @@ impl Lateness {
         if !towers.insert(tower) {
             return;
         }
-        let is_complete = towers.len() == self.placement.len();
+        let is_complete = towers.len() == self.plan.network.towers;
         self.count_to(at);
-        self.owed[self.placement[tower]] -= 1;
+        let worker = self.holders(micro_batch, stage)[tower];
+        self.owed[worker] -= 1;
         if is_complete && stage + 1 < 2 * self.exchanges {
             self.ready(micro_batch, stage + 1);
         }
@@ -117,10 +120,19 @@ impl Lateness {
         self.slow
     }
 
-    /// Whether all workers hold equally many towers. If not, one that holds more is late because of the placement.
+    /// Whether all workers hold as much. If not, one that holds more is late because of the placement.
     fn is_even(&self) -> bool {
-        let held = |worker: WorkerIndex| self.placement.iter().filter(|holder| **holder == worker).count();
+        let Placement { trunk, head, .. } = &self.plan.placement;
+        let count = |worker, held: &PerTower<WorkerIndex>| held.iter().filter(|holder| **holder == worker).count();
+        let held = |worker| (trunk.iter().map(|held| count(worker, held)).sum::<usize>(), count(worker, head));
         self.owed.keys().all(|worker| held(worker) == held(WorkerIndex(0)))
+    }
+
+    /// The worker of each tower that delivers to a stage.
+    fn holders(&self, id: MicroBatchId, stage: usize) -> &PerTower<WorkerIndex> {
+        // Forward, segment after segment, and then backward.
+        let segment = if stage < self.exchanges { stage } else { 2 * self.exchanges - 1 - stage };
+        self.plan.placement.towers(self.plan.segments[SegmentIndex(segment)].half, id)
     }
 
     /// The place of a delivery in the order of a step.
@@ -134,9 +146,11 @@ impl Lateness {
     }
 
     /// From now on, every tower owes its delivery to this stage.
-    fn ready(&mut self, micro_batch: MicroBatchId, stage: usize) {
-        self.delivered.insert((micro_batch, stage), HashSet::new());
-        self.placement.iter().for_each(|worker| self.owed[*worker] += 1);
+    fn ready(&mut self, id: MicroBatchId, stage: usize) {
+        self.delivered.insert((id, stage), HashSet::new());
+        for worker in self.holders(id, stage).clone() {
+            self.owed[worker] += 1;
+        }
     }
 
     fn count_to(&mut self, at: u64) {
@@ -161,7 +175,7 @@ mod tests {
 
     fn lateness(workers: usize) -> Lateness {
         let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
-        Lateness::starting(&Plan::new(network, workers).unwrap())
+        Lateness::starting(Arc::new(Plan::new(network, workers, 1, None).unwrap()))
     }
 
     /// `steps` steps of two workers with one tower each, which compute each segment of a micro-batch for so many milliseconds. Micro-batches
@@ -237,8 +251,8 @@ mod tests {
         }
         let mut alone = self::lateness(1);
         assert_eq!(verdicts(&mut alone, 100, 2, [10, 100]), [0usize; 0]);
-        let mut uneven = self::lateness(2);
-        uneven.placement = [0, 1, 1].map(WorkerIndex).into_iter().collect();
+        let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
+        let uneven = Lateness::starting(Arc::new(Plan::new(network, 3, 2, None).unwrap()));
         assert!(!uneven.is_even());
     }
 }

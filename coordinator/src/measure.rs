@@ -86,7 +86,9 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     let network = Network::parse(&text)?;
     let classes = network.classes();
     let workers = running.workers.unwrap_or(network.towers);
-    let plan = Arc::new(Plan::new(network.clone(), workers)?);
+    // A measurement has no slots, so it has as many replicas as its workers need.
+    let slots = workers.div_ceil(network.towers).max(1);
+    let plan = Arc::new(Plan::new(network.clone(), workers, slots, None)?);
     let is_given = data.is_some();
     let choice = DataChoice::of(data, remembered);
     let data = choice.load_test(&Wanted::by(&network, seed), &places)?;
@@ -106,7 +108,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         momentum: 0.0,
         weight_decay: 0.0,
         batches: Batches { images: micro_batch, batch: micro_batch },
-        division: Division { slots: 1, micro_batches: 1 },
+        division: Division { slots, micro_batches: 1 },
         train: false,
         trace: false,
     };

@@ -186,8 +186,12 @@ pub struct Started {
 pub struct WorkerRecord {
     /// Its number.
     pub worker: WorkerIndex,
-    /// Its towers.
+    /// The towers of the trunk that it holds, of any replica.
     pub towers: Vec<TowerIndex>,
+    /// The slices of the head that it holds.
+    pub slices: Vec<TowerIndex>,
+    /// What it holds, for a person.
+    pub holds: String,
     /// Its process.
     pub process_id: u32,
     /// Its machine.

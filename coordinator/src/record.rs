@@ -87,6 +87,8 @@ impl RunRecord {
 pub struct RunningRecord {
     /// Worker processes.
     pub workers: usize,
+    /// Replicas of the trunk.
+    pub replicas: usize,
     /// Compute threads of each embedded worker.
     pub threads: Option<usize>,
     /// The address that remote workers connect to, if there are any.
@@ -106,9 +108,9 @@ pub struct RunningRecord {
 /// What an exchange moved in one direction.
 #[derive(Clone, Debug, Serialize)]
 pub struct ExchangeRecord {
-    /// Index of the exchange. The last one carries logits.
-    pub exchange: ExchangeIndex,
-    /// `forward` or `backward`.
+    /// Index of the exchange. The last one carries logits. None: the sums of gradients over replicas.
+    pub exchange: Option<ExchangeIndex>,
+    /// `forward`, `backward` or `gradients`.
     pub direction: &'static str,
     /// Complete tensors.
     pub tensors: u64,

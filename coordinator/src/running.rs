@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
+use convoy_common::model::Network;
+use convoy_common::placement::PlacementError;
+use convoy_common::plan::Plan;
 use convoy_common::token::Token;
 
 use crate::job::{SettingError, check, check_parts, defaults};
@@ -19,6 +22,8 @@ use crate::trace::Sampling;
 pub struct Running {
     /// Worker processes. None: one per tower.
     pub workers: Option<usize>,
+    /// Replicas of the trunk. None: as few as give every worker something.
+    pub replicas: Option<usize>,
     /// Compute threads of each embedded worker. None: the cores divided by the workers.
     pub threads: Option<usize>,
     /// Instruction set of each embedded worker. None: the best that the machine has.
@@ -73,6 +78,24 @@ pub struct LocalProgram {
 }
 
 impl Running {
+    /// The plan of a job with `slots` slots: with as many workers as requested, or one per tower.
+    ///
+    /// # Errors
+    /// When a worker would have nothing to do, or there are more replicas than slots.
+    pub fn plan(&self, network: Network, slots: usize) -> Result<Plan, PlacementError> {
+        let workers = self.workers.unwrap_or(network.towers);
+        Plan::new(network, workers, slots, self.replicas)
+    }
+
+    /// The plan of the same job on another number of workers. Where they are too many for the requested replicas, as few replicas as give
+    /// every worker something.
+    ///
+    /// # Errors
+    /// When a worker would have nothing to do.
+    pub fn plan_on(&self, network: Network, slots: usize, workers: usize) -> Result<Plan, PlacementError> {
+        Plan::new(network.clone(), workers, slots, self.replicas).or_else(|_| Plan::new(network, workers, slots, None))
+    }
+
     /// Micro-batches per slot, for batches of `batch` images.
     ///
     /// # Errors

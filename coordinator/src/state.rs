@@ -9,6 +9,7 @@ use std::sync::Arc;
 use convoy_common::index::{TowerIndex, WorkerIndex};
 use convoy_common::model::Network;
 use convoy_common::parameters::{Parameter, Tensors};
+use convoy_common::placement::Half;
 use convoy_common::plan::Plan;
 use convoy_common::wire::{Chunk, Payload, State, TensorKey, WireError, expected_shape};
 use serde::{Deserialize, Serialize};
@@ -72,11 +73,19 @@ impl JobState {
         })
     }
 
-    /// The tensors that the holder of `tower` needs, as of `step`.
-    pub fn slices(&self, plan: &Plan, tower: TowerIndex, step: u64) -> impl Iterator<Item = Payload> {
+    /// The tensors that `worker` needs, as of `step`.
+    pub fn slices(&self, plan: &Plan, worker: WorkerIndex, step: u64) -> impl Iterator<Item = Payload> {
+        let held = plan.placement.held_by(worker).into_iter();
+        held.flat_map(move |(half, tower)| self.slices_of(plan, half, tower, step))
+    }
+
+    /// The tensors of a tower of the trunk, or of a slice of the head.
+    fn slices_of(&self, plan: &Plan, half: Half, tower: TowerIndex, step: u64) -> impl Iterator<Item = Payload> {
         let both = [(State::Weights, &self.weights), (State::Momentum, &self.momentum)];
         both.into_iter().flat_map(move |(state, tensors)| {
-            plan.network.parameters().into_iter().filter_map(move |parameter| {
+            let of_half =
+                plan.network.parameters().into_iter().filter(move |parameter| plan.half_of(parameter.layer) == half);
+            of_half.filter_map(move |parameter| {
                 let tensor = tensors.get(&parameter.name)?;
                 let slice = parameter.slice_of(&plan.network, tower, tensor);
                 let key = TensorKey::Parameter { step, name: parameter.name.clone(), tower, state };
@@ -126,7 +135,10 @@ impl Gathering {
         let TensorKey::Parameter { step, name, tower, state } = &key else {
             return Err(wrong(&key, "only weights and momentum are owed"));
         };
-        if *step != self.step || self.plan.placement[*tower] != worker {
+        let parameter = self.parameters.iter().find(|parameter| parameter.name == *name).expect("it has a shape");
+        // Of those that hold the same weights, the first one answers for them.
+        let sharers = self.plan.placement.sharers(self.plan.half_of(parameter.layer), *tower);
+        if *step != self.step || sharers.first() != Some(&worker) {
             return Err(wrong(&key, "the worker does not owe it"));
         }
         if self.seen.contains(&key) {
@@ -135,7 +147,6 @@ impl Gathering {
         let received = self.received.get(&key).copied().unwrap_or(0);
         let is_last = chunk.continues(&shape, received)?;
         let tensors = if *state == State::Weights { &mut self.state.weights } else { &mut self.state.momentum };
-        let parameter = self.parameters.iter().find(|parameter| parameter.name == *name).expect("it has a shape");
         let whole = tensors.get_mut(name).expect("the state holds every parameter");
         let part = parameter.slice_of_mut(&self.plan.network, *tower, whole);
         chunk.copy_to(part.into_slice().expect("a part of the first axis, in standard layout"));
@@ -165,11 +176,23 @@ mod tests {
 
     fn plan() -> Arc<Plan> {
         let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
-        Arc::new(Plan::new(network, 2).unwrap())
+        // Three workers hold two replicas of two towers.
+        Arc::new(Plan::new(network, 3, 2, None).unwrap())
     }
 
     fn some_state(plan: &Plan) -> JobState {
         JobState { weights: plan.network.initial_weights(3), momentum: plan.network.initial_weights(4) }
+    }
+
+    /// All chunks of a state, each with the worker that owes it.
+    fn owed(plan: &Plan, state: &JobState) -> Vec<(WorkerIndex, Chunk)> {
+        let answers = |worker: &WorkerIndex, chunk: &Chunk| {
+            let TensorKey::Parameter { name, tower, .. } = &chunk.key else { panic!("{}", chunk.key) };
+            let half = plan.half_of(plan.network.parameter(name).unwrap().layer);
+            plan.placement.sharers(half, *tower)[0] == *worker
+        };
+        let of = |worker| state.slices(plan, worker, 7).flat_map(chunks).map(move |chunk| (worker, chunk));
+        plan.all_workers().flat_map(of).filter(|(worker, chunk)| answers(worker, chunk)).collect()
     }
 
     fn chunks(payload: Payload) -> impl Iterator<Item = Chunk> {
@@ -194,11 +217,9 @@ mod tests {
                 }
                 None => assert_ne!(place(&gathering.state), place_of_other, "it does not fit, and is dropped"),
             }
-            for tower in plan.all_towers() {
-                for chunk in state.slices(&plan, tower, 7).flat_map(chunks) {
-                    assert_ne!(gathering.owed(), 0);
-                    gathering.accept(plan.placement[tower], chunk).unwrap();
-                }
+            for (worker, chunk) in owed(&plan, &state) {
+                assert_ne!(gathering.owed(), 0);
+                gathering.accept(worker, chunk).unwrap();
             }
             assert_eq!(gathering.owed(), 0);
             assert!(gathering.finish() == state);
@@ -206,13 +227,9 @@ mod tests {
     }
 
     /// Any order in which the chunks of all tensors can arrive: those of one tensor stay in order.
-    fn any_order() -> impl Strategy<Value = Vec<(TowerIndex, usize)>> {
+    fn any_order() -> impl Strategy<Value = Vec<TensorKey>> {
         let plan = plan();
-        let state = some_state(&plan);
-        let tensors = plan.all_towers().flat_map(|tower| {
-            let slices = state.slices(&plan, tower, 7).enumerate();
-            slices.flat_map(move |(tensor, payload)| vec![(tower, tensor); chunks(payload).count()]).collect::<Vec<_>>()
-        });
+        let tensors = owed(&plan, &some_state(&plan)).into_iter().map(|(_, chunk)| chunk.key);
         Just(tensors.collect::<Vec<_>>()).prop_shuffle()
     }
 
@@ -222,17 +239,15 @@ mod tests {
         fn the_order_in_which_tensors_arrive_does_not_matter(order in any_order()) {
             let plan = plan();
             let state = some_state(&plan);
-            let mut sent: HashMap<(TowerIndex, usize), Vec<Chunk>> = HashMap::new();
-            for tower in plan.all_towers() {
-                for (tensor, payload) in state.slices(&plan, tower, 7).enumerate() {
-                    sent.insert((tower, tensor), chunks(payload).collect());
-                }
+            let mut sent: HashMap<TensorKey, Vec<(WorkerIndex, Chunk)>> = HashMap::new();
+            for (worker, chunk) in owed(&plan, &state) {
+                sent.entry(chunk.key.clone()).or_default().push((worker, chunk));
             }
             let mut gathering = Gathering::new(plan.clone(), 7, None);
             for tensor in order {
                 prop_assert_ne!(gathering.owed(), 0);
-                let chunk = sent.get_mut(&tensor).unwrap().remove(0);
-                gathering.accept(plan.placement[tensor.0], chunk).unwrap();
+                let (worker, chunk) = sent.get_mut(&tensor).unwrap().remove(0);
+                gathering.accept(worker, chunk).unwrap();
             }
             prop_assert_eq!(gathering.owed(), 0);
             prop_assert!(gathering.finish() == state);
@@ -243,7 +258,7 @@ mod tests {
     fn tensors_of_another_step_or_worker_or_sent_twice_are_refused() {
         let plan = plan();
         let state = some_state(&plan);
-        let first = |step| chunks(state.slices(&plan, TowerIndex(0), step).next().unwrap()).next().unwrap();
+        let first = |step| chunks(state.slices(&plan, WorkerIndex(0), step).next().unwrap()).next().unwrap();
         let mut gathering = Gathering::new(plan.clone(), 7, None);
         assert!(gathering.accept(WorkerIndex(0), first(8)).is_err(), "another step");
         assert!(gathering.accept(WorkerIndex(1), first(7)).is_err(), "a tower of another worker");
@@ -257,12 +272,13 @@ mod tests {
     fn chunks_of_a_tensor_that_are_out_of_order_are_refused_and_ignored() {
         let plan = plan();
         let state = some_state(&plan);
-        let mut all = state.slices(&plan, TowerIndex(0), 7);
-        let [first, second] =
-            all.find_map(|payload| <[Chunk; 2]>::try_from(chunks(payload).collect::<Vec<_>>()).ok()).unwrap();
+        let all = owed(&plan, &state);
+        let of = |key: &TensorKey| all.iter().filter(|(_, chunk)| chunk.key == *key).cloned().collect::<Vec<_>>();
+        let [(worker, first), (_, second)] =
+            all.iter().find_map(|(_, chunk)| <[_; 2]>::try_from(of(&chunk.key)).ok()).unwrap();
         let mut gathering = Gathering::new(plan.clone(), 7, None);
         let owed = gathering.owed();
-        let mut accept = |chunk: &Chunk| gathering.accept(WorkerIndex(0), chunk.clone());
+        let mut accept = |chunk: &Chunk| gathering.accept(worker, chunk.clone());
         let is_refused = |result| matches!(result, Err(WireError::Offset { .. }));
         assert!(is_refused(accept(&second)), "a gap");
         accept(&first).unwrap();

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use convoy_common::batch::{MicroBatch, MicroBatchId};
-use convoy_common::index::{TowerIndex, WorkerIndex};
+use convoy_common::index::{SegmentIndex, TowerIndex, WorkerIndex};
 use convoy_common::plan::Plan;
 use convoy_common::wire::{Direction, Payload, TensorKey};
 
@@ -72,8 +72,8 @@ impl Step {
     /// Records that all gradients of a worker are complete. Returns whether that was owed and possible: the backward passes of its towers
     /// come first.
     pub fn on_step_done(&mut self, worker: WorkerIndex) -> bool {
-        let computes = |tower: &TowerIndex| self.plan.placement[*tower] == worker;
-        !self.owed.iter().any(|(_, tower)| computes(tower)) && self.unfinished.remove(&worker)
+        let computes = |id, tower| self.plan.holder(SegmentIndex(0), tower, id) == worker;
+        !self.owed.iter().any(|(id, tower)| computes(*id, *tower)) && self.unfinished.remove(&worker)
     }
 
     /// Whether every worker has all its gradients.
@@ -83,7 +83,8 @@ impl Step {
 
     /// A worker whose gradients aren't complete, and one of its towers that hasn't finished its backward passes, if there is one.
     pub fn waiting_for(&self) -> Option<(WorkerIndex, Option<TowerIndex>)> {
-        let owed = self.owed.first().map(|(_, tower)| (self.plan.placement[*tower], Some(*tower)));
+        let holder = |id, tower| self.plan.holder(SegmentIndex(0), tower, id);
+        let owed = self.owed.first().map(|(id, tower)| (holder(*id, *tower), Some(*tower)));
         owed.or_else(|| self.unfinished.first().map(|worker| (*worker, None)))
     }
 
@@ -151,7 +152,7 @@ mod tests {
         #[test]
         fn every_order_of_messages_gives_the_same_step(order in any_order()) {
             let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
-            let plan = Arc::new(Plan::new(network, TOWERS).unwrap());
+            let plan = Arc::new(Plan::new(network, TOWERS, 2, None).unwrap());
             let micro_batches = Division { slots: 2, micro_batches: MICRO_BATCHES / 2 }.of(1, 12);
             let labels: Vec<u16> = (0..12).map(|sample| sample % 10).collect();
             let logits = |m: usize| (0..20).map(|i| ((m * 20 + i) as f32).sin()).collect::<Vec<f32>>();
@@ -191,7 +192,7 @@ mod tests {
     fn no_backward_pass_counts_before_the_logits_of_its_micro_batch_or_with_other_samples() {
         let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
         let micro_batches = Division { slots: 1, micro_batches: 2 }.of(1, 4);
-        let plan = Arc::new(Plan::new(network, 2).unwrap());
+        let plan = Arc::new(Plan::new(network, 2, 1, None).unwrap());
         let begun = || Step::new(plan.clone(), vec![3; 4], &micro_batches);
         let mut step = begun();
         assert!(step.on_logits(&micro_batches[0], &[0.0; 20]).is_some());

@@ -18,7 +18,7 @@ use std::time::SystemTime;
 
 use convoy_common::batch::Batches;
 use convoy_common::chain::chain;
-use convoy_common::index::{ExchangeIndex, WorkerIndex};
+use convoy_common::index::WorkerIndex;
 use convoy_common::model::Network;
 use convoy_common::parameters::sha256;
 use convoy_common::plan::{Plan, Traffic};
@@ -31,7 +31,7 @@ use crate::cluster::Cluster;
 use crate::data::{DataChoice, DataSet, DataSource, Places, Wanted};
 use crate::earlier::{Earlier, EarlierMetrics};
 use crate::error::JobError;
-use crate::exchange::Counted;
+use crate::exchange::{Counted, Moved};
 use crate::files::{quoted, same_place};
 use crate::job::{Asked, Job, SettingError};
 use crate::metrics::Metered;
@@ -122,7 +122,7 @@ fn ended_already(training: &Training) -> Result<Option<Ended>, JobError> {
     let (job, end) = training.asked.resolve(Some((&job, last_step)), job.data.clone(), None, |_| steps_per_epoch)?;
     let network = Network::parse(&job.model)?;
     training.running.micro_batches_of(job.batch)?;
-    Plan::new(network.clone(), training.running.workers.unwrap_or(network.towers))?;
+    training.running.plan(network, job.slots)?;
     Ok((progress.step == end).then(|| Ended {
         interrupted: false,
         steps: progress.step,
@@ -182,8 +182,9 @@ impl Run {
         let network = Network::parse(&text)?;
         asked.model = Some(text);
         let seed = asked.seed.or(before.map(|job| job.seed)).unwrap_or(crate::job::defaults::SEED);
-        let workers = running.workers.unwrap_or(network.towers);
-        let plan = Plan::new(network.clone(), workers)?;
+        let slots = asked.slots.or(before.map(|job| job.slots)).unwrap_or(crate::job::defaults::SLOTS);
+        let plan = running.plan(network.clone(), slots)?;
+        let workers = plan.workers;
         let threads = running.threads_of_each(workers)?;
         let data = choice.load(&Wanted::by(&network, seed), &places)?;
         data.notices.iter().cloned().for_each(|text| observer.on(Event::Notice { text }));
@@ -220,6 +221,7 @@ impl Run {
         let checkpoint_every = running.checkpoint_every.unwrap_or(job.span.steps_per_epoch).max(1);
         let settings = RunningRecord {
             workers,
+            replicas: plan.placement.replicas(),
             threads: running.listen.is_none().then_some(threads),
             listen: running.listen.as_ref().map(ToString::to_string),
             micro_batches,
@@ -464,13 +466,15 @@ fn nothing_kept(trace: &Sampling, first: u64, last: u64) -> Option<String> {
     })
 }
 
-fn exchange_records(counted: &BTreeMap<(ExchangeIndex, Direction), Counted>) -> Vec<ExchangeRecord> {
+fn exchange_records(counted: &BTreeMap<Moved, Counted>) -> Vec<ExchangeRecord> {
     let each = counted.iter();
-    each.map(|((exchange, direction), counted)| ExchangeRecord {
-        exchange: *exchange,
-        direction: if *direction == Direction::Forward { "forward" } else { "backward" },
-        tensors: counted.tensors,
-        bytes: counted.bytes,
+    each.map(|(moved, counted)| {
+        let (exchange, direction) = match moved {
+            Moved::Exchange(exchange, Direction::Forward) => (Some(*exchange), "forward"),
+            Moved::Exchange(exchange, Direction::Backward) => (Some(*exchange), "backward"),
+            Moved::Gradients => (None, "gradients"),
+        };
+        ExchangeRecord { exchange, direction, tensors: counted.tensors, bytes: counted.bytes }
     })
     .collect()
 }

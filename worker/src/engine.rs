@@ -22,7 +22,8 @@ use convoy_common::batch::{MicroBatch, MicroBatchId, Phase};
 use convoy_common::index::{ExchangeIndex, PerTower, SegmentIndex, TowerIndex, WorkerIndex};
 use convoy_common::model::{ModelError, Network};
 use convoy_common::parameters::Parameter;
-use convoy_common::plan::{Plan, PlanError};
+use convoy_common::placement::{Half, PlacementError};
+use convoy_common::plan::Plan;
 use convoy_common::trace::SegmentRun;
 use convoy_common::wire::{Assignment, Direction, Elements, FromWorker, Payload, State, TensorKey};
 
@@ -33,7 +34,9 @@ use crate::tower::forecast::least_bytes;
 use crate::tower::{Means, SavedSegment, Stopped, Tower};
 
 mod pixels;
+mod reduction;
 use pixels::Pixels;
+use reduction::Reduction;
 
 /// How many steps the coordinator may be ahead of this worker's last commit: it sends a step's images while the previous
 /// step is computed, and does not wait for commits to be confirmed.
@@ -66,7 +69,7 @@ pub(crate) enum EngineError {
     Model(#[from] ModelError),
     /// The job's placement does not fit its model.
     #[error("cannot use the job's placement of towers")]
-    Placement(#[from] PlanError),
+    Placement(#[from] PlacementError),
     /// The assignment names a worker that the placement does not have.
     #[error("the coordinator assigned worker {worker}, but the job has {workers} workers, counted from 0")]
     Worker { worker: WorkerIndex, workers: usize },
@@ -103,7 +106,8 @@ pub(crate) struct Engine {
     assignment: Assignment,
     plan: Arc<Plan>,
     pixels: Pixels,
-    towers: BTreeMap<TowerIndex, Tower>,
+    /// Towers of the trunk, and slices of the head.
+    towers: BTreeMap<(Half, TowerIndex), Tower>,
     /// Parameters that have not arrived yet.
     awaited: HashSet<(String, TowerIndex, State)>,
     /// The last step that was applied. Before Ready, the step after which the weights were saved.
@@ -113,10 +117,14 @@ pub(crate) struct Engine {
     later: VecDeque<Task>,
     /// Tensors that arrived before the commit that they follow, which uses another connection.
     early: Vec<(TensorKey, Elements)>,
-    /// Micro-batches whose images have arrived, and their samples. Later tensors must name the same samples.
-    in_progress: HashMap<MicroBatchId, Range<usize>>,
+    /// Micro-batches whose images have arrived, or of a measurement, any tensor. Later tensors must name the same samples.
+    in_progress: HashMap<MicroBatchId, InProgress>,
     /// The micro-batches of the step at hand.
     micro_batches: Vec<MicroBatch>,
+    /// Gradients of the step at hand that are summed over replicas.
+    reductions: HashMap<(String, TowerIndex), Reduction>,
+    /// Whether StepDone was said for the step at hand.
+    has_said_done: bool,
     gathers: HashMap<(MicroBatchId, ExchangeIndex), Gather>,
     sums: HashMap<(MicroBatchId, ExchangeIndex, TowerIndex), Partials>,
     kept: HashMap<(MicroBatchId, SegmentIndex, TowerIndex), SavedSegment>,
@@ -162,6 +170,14 @@ impl Task {
     }
 }
 
+/// A micro-batch of which something has arrived.
+#[derive(Debug)]
+struct InProgress {
+    samples: Range<usize>,
+    /// Forward passes that were computed.
+    computed: usize,
+}
+
 /// The channels of all towers at an exchange, while they arrive.
 #[derive(Debug)]
 struct Gather {
@@ -189,15 +205,17 @@ impl Engine {
         if needed > memory {
             return Err(EngineError::Memory { needed, memory, trains: assignment.train });
         }
-        let own = plan.towers_of(assignment.worker);
-        let towers = own.iter().map(|tower| (*tower, Tower::new(&plan, &assignment, *tower))).collect();
-        let awaited = states(assignment.train).flat_map(|state| {
-            let names = plan.network.parameters().into_iter().map(|parameter| parameter.name);
-            let own = own.clone();
-            names.flat_map(move |name| own.clone().into_iter().map(move |tower| (name.clone(), tower, state)))
-        });
+        let own = plan.placement.held_by(assignment.worker);
+        let tower = |(half, index)| ((half, index), Tower::new(&plan, &assignment, half, index));
+        let towers = own.iter().copied().map(tower).collect();
+        let mut awaited = HashSet::new();
+        for parameter in plan.network.parameters() {
+            for (_, tower) in own.iter().filter(|(half, _)| *half == plan.half_of(parameter.layer)) {
+                awaited.extend(states(assignment.train).map(|state| (parameter.name.clone(), *tower, state)));
+            }
+        }
         Ok(Self {
-            awaited: awaited.collect(),
+            awaited,
             pixels: Pixels::new(&plan.network.input),
             towers,
             plan: Arc::new(plan),
@@ -207,6 +225,8 @@ impl Engine {
             early: Vec::new(),
             in_progress: HashMap::new(),
             micro_batches: Vec::new(),
+            reductions: HashMap::new(),
+            has_said_done: false,
             gathers: HashMap::new(),
             sums: HashMap::new(),
             kept: HashMap::new(),
@@ -261,6 +281,11 @@ impl Engine {
             (TensorKey::Parameter { step, name, tower, state }, Elements::Floats(values)) => {
                 return self.accept_parameter(*step, name, *tower, *state, values, &key);
             }
+            (TensorKey::Gradient { .. }, Elements::Floats(values)) => {
+                let mut out = self.accept_gradient(compute, &key, values)?;
+                out.extend(self.step_done());
+                return Ok(out);
+            }
             _ => return Err(unexpected(&key, "its elements have the wrong type")),
         }
         Ok(Vec::new())
@@ -280,13 +305,13 @@ impl Engine {
             Task::Backward { micro_batch, segment, tower, partials } => {
                 self.backward(means, micro_batch, segment, tower, partials)
             }
-            Task::WeightGradients { micro_batch, tower, layer, .. } => {
-                self.tower(tower).form_gradients(means, layer, &micro_batch)?;
+            Task::WeightGradients { micro_batch, segment, tower, layer } => {
+                self.tower(segment, tower).form_gradients(means, layer, &micro_batch)?;
                 Ok(Vec::new())
             }
         }?;
-        if is_backward && self.has_all_gradients() {
-            out.push(Out::Say(FromWorker::StepDone { step: self.committed + 1 }));
+        if is_backward {
+            out.extend(self.step_done());
         }
         Ok(Some(out))
     }
@@ -311,12 +336,39 @@ impl Engine {
         !self.tasks.is_empty() || !self.later.is_empty()
     }
 
+    /// What is said once, when the gradients of the step at hand are complete.
+    fn step_done(&mut self) -> Option<Out> {
+        if self.has_said_done || !self.has_all_gradients() {
+            return None;
+        }
+        self.has_said_done = true;
+        Some(Out::Say(FromWorker::StepDone { step: self.committed + 1 }))
+    }
+
     /// Whether the gradients of the step at hand are complete.
     fn has_all_gradients(&self) -> bool {
-        let all = self.micro_batches.len();
-        let is_through =
-            |tower| self.plan.segments.keys().all(|segment| self.passed.get(&(segment, tower)) == Some(&all));
-        self.later.is_empty() && self.towers.keys().all(|tower| is_through(*tower))
+        let is_through = |(segment, tower): (SegmentIndex, TowerIndex)| {
+            let passed = self.passed.get(&(segment, tower)).copied().unwrap_or(0);
+            passed == self.own_micro_batches(segment, tower).count()
+        };
+        let segments = self.plan.segments.iter_enumerated();
+        let mut held = segments.flat_map(|(index, segment)| self.held(segment.half).map(move |tower| (index, tower)));
+        self.later.is_empty() && self.reductions.values().all(Reduction::is_done) && held.all(is_through)
+    }
+
+    /// The towers of the trunk, or the slices of the head, that this worker holds.
+    fn held(&self, half: Half) -> impl Iterator<Item = TowerIndex> {
+        self.towers.keys().filter(move |(of, _)| *of == half).map(|(_, tower)| *tower)
+    }
+
+    /// The micro-batches of the step at hand for which this worker computes a segment of a tower.
+    fn own_micro_batches(&self, segment: SegmentIndex, tower: TowerIndex) -> impl Iterator<Item = &MicroBatch> {
+        self.micro_batches.iter().filter(move |micro_batch| self.computes(segment, tower, micro_batch.id))
+    }
+
+    /// Whether this worker computes a segment of a tower for a micro-batch.
+    fn computes(&self, segment: SegmentIndex, tower: TowerIndex, id: MicroBatchId) -> bool {
+        self.plan.holder(segment, tower, id) == self.assignment.worker
     }
 
     /// Applies the gradients of `step`. A repeated commit of the same step has no effect.
@@ -357,15 +409,18 @@ impl Engine {
         }
         let parameters = self.plan.network.parameters();
         let train = self.assignment.train;
-        let each = self
-            .towers
-            .iter()
-            .flat_map(|(index, tower)| parameters.iter().map(move |parameter| (index, tower, parameter)));
+        // Of those that hold the same weights, one sends them.
+        let answers = |half, tower| self.plan.placement.sharers(half, tower).first() == Some(&self.assignment.worker);
+        let own = self.towers.iter().filter(|((half, index), _)| answers(*half, *index));
+        let each = own.flat_map(|((half, index), tower)| {
+            let of_half = parameters.iter().filter(|parameter| self.plan.half_of(parameter.layer) == *half);
+            of_half.map(move |parameter| (*index, tower, parameter))
+        });
         let out = each.flat_map(|(index, tower, parameter)| {
             states(train).map(move |state| {
                 let (name, step) = (parameter.name.clone(), self.committed);
-                let key = TensorKey::Parameter { step, name, tower: *index, state };
-                let shape = parameter.slice_shape(&self.plan.network, *index);
+                let key = TensorKey::Parameter { step, name, tower: index, state };
+                let shape = parameter.slice_shape(&self.plan.network, index);
                 Out::Tensor(Payload::floats(key, shape, tower.read(parameter, state)))
             })
         });
@@ -385,7 +440,9 @@ impl Engine {
             return Err(unexpected(key, "it arrived before, or it belongs to another worker"));
         }
         let parameter: Option<Parameter> = self.plan.network.parameter(name);
-        if let (Some(parameter), Some(tower)) = (parameter, self.towers.get_mut(&tower)) {
+        if let Some(parameter) = parameter
+            && let Some(tower) = self.towers.get_mut(&(self.plan.half_of(parameter.layer), tower))
+        {
             tower.load(&parameter, state, values);
         }
         self.begin_step_after(step);
@@ -395,8 +452,19 @@ impl Engine {
     /// The last step was `committed`, and the next one begins.
     fn begin_step_after(&mut self, committed: u64) {
         let Assignment { batches, division, .. } = &self.assignment;
+        let samples = batches.positions(committed + 1).len();
         self.committed = committed;
-        self.micro_batches = division.of(committed + 1, batches.positions(committed + 1).len());
+        self.micro_batches = division.of(committed + 1, samples);
+        self.has_said_done = false;
+        let (plan, worker) = (&self.plan, self.assignment.worker);
+        let shared = self.held(Half::Trunk).flat_map(|tower| {
+            let of = move |parameter: Parameter| {
+                let reduction = Reduction::new(plan, &parameter, tower, worker, samples)?;
+                Some(((parameter.name, tower), reduction))
+            };
+            plan.trunk_parameters().filter_map(of)
+        });
+        self.reductions = shared.collect();
     }
 
     fn accept_images(
@@ -407,50 +475,69 @@ impl Engine {
         key: &TensorKey,
     ) -> Result<(), EngineError> {
         self.check_current(&micro_batch, key)?;
-        match micro_batch.id.phase {
-            Phase::Train if !self.micro_batches.contains(&micro_batch) => {
-                return Err(unexpected(key, "the step has no such micro-batch"));
-            }
-            Phase::Evaluate if self.measured() >= EVALUATIONS_AHEAD => {
-                return Err(unexpected(key, "too many micro-batches of a measurement are in progress"));
-            }
-            _ => {}
+        if !self.plan.holders(SegmentIndex(0), micro_batch.id).contains(&self.assignment.worker) {
+            return Err(unexpected(key, "this worker does not compute its micro-batch"));
         }
-        if self.in_progress.insert(micro_batch.id, micro_batch.samples.clone()).is_some() {
+        if self.in_progress.contains_key(&micro_batch.id) {
             return Err(unexpected(key, "it arrived before"));
         }
+        self.begin_micro_batch(&micro_batch, key)?;
         let mut whole = compute.tensor(bytes.len());
         self.pixels.normalise(bytes, &mut whole);
         self.queue_forward(&micro_batch, SegmentIndex(0), Arc::new(whole));
         Ok(())
     }
 
-    /// Micro-batches of a measurement in progress.
-    fn measured(&self) -> usize {
-        self.in_progress.keys().filter(|id| id.phase == Phase::Evaluate).count()
+    /// Notes that something of a micro-batch has arrived.
+    fn begin_micro_batch(&mut self, micro_batch: &MicroBatch, key: &TensorKey) -> Result<(), EngineError> {
+        let measured = || self.in_progress.keys().filter(|id| id.phase == Phase::Evaluate).count();
+        match micro_batch.id.phase {
+            Phase::Train if !self.micro_batches.contains(micro_batch) => {
+                return Err(unexpected(key, "the step has no such micro-batch"));
+            }
+            Phase::Evaluate if measured() >= EVALUATIONS_AHEAD => {
+                return Err(unexpected(key, "too many micro-batches of a measurement are in progress"));
+            }
+            _ => {}
+        }
+        let began = InProgress { samples: micro_batch.samples.clone(), computed: 0 };
+        self.in_progress.insert(micro_batch.id, began);
+        Ok(())
     }
 
-    /// Checks that the images of a tensor's micro-batch have arrived, with the same samples.
-    fn check_in_progress(&self, micro_batch: &MicroBatch, key: &TensorKey) -> Result<(), EngineError> {
+    /// Checks that a tensor's micro-batch is one of the step. Where this worker computes its first segment, its images come first.
+    fn check_in_progress(&mut self, micro_batch: &MicroBatch, key: &TensorKey) -> Result<(), EngineError> {
         self.check_current(micro_batch, key)?;
         match self.in_progress.get(&micro_batch.id) {
-            Some(samples) if *samples == micro_batch.samples => Ok(()),
+            Some(begun) if begun.samples == micro_batch.samples => Ok(()),
             Some(_) => Err(unexpected(key, "its micro-batch has other samples")),
-            None => Err(unexpected(key, "the images of its micro-batch have not arrived")),
+            None if self.plan.holders(SegmentIndex(0), micro_batch.id).contains(&self.assignment.worker) => {
+                Err(unexpected(key, "the images of its micro-batch have not arrived"))
+            }
+            None => self.begin_micro_batch(micro_batch, key),
         }
     }
 
     /// Whether a tensor belongs to a step whose predecessor is not committed yet.
     pub(crate) fn is_early(&self, key: &TensorKey) -> bool {
-        let (TensorKey::Images(micro_batch) | TensorKey::Activations { micro_batch, .. }) = key else { return false };
-        let current_step = self.current_step(micro_batch.id.phase);
-        micro_batch.id.step > current_step && micro_batch.id.step <= current_step + STEPS_AHEAD
+        let (step, phase) = match key {
+            TensorKey::Images(micro_batch) | TensorKey::Activations { micro_batch, .. } => {
+                (micro_batch.id.step, micro_batch.id.phase)
+            }
+            TensorKey::Gradient { step, .. } => (*step, Phase::Train),
+            TensorKey::Parameter { .. } => return false,
+        };
+        let current_step = self.current_step(phase);
+        step > current_step && step <= current_step + STEPS_AHEAD
     }
 
     /// The most tensors that can be early: all of the steps ahead, and of the first micro-batches of a measurement.
     fn early_max(&self) -> usize {
         let of_micro_batch = 1 + 2 * self.plan.segments.len() * self.plan.network.towers * self.plan.network.towers;
+        let of_gradients: usize =
+            self.reductions.values().map(|reduction| reduction.of_others().count() + self.plan.placement.slots).sum();
         (self.most_micro_batches() * STEPS_AHEAD as usize + EVALUATIONS_AHEAD) * of_micro_batch
+            + of_gradients * STEPS_AHEAD as usize
     }
 
     /// Micro-batches of a full batch.
@@ -478,9 +565,10 @@ impl Engine {
     }
 
     fn queue_forward(&mut self, micro_batch: &MicroBatch, segment: SegmentIndex, whole: Arc<Tensor>) {
-        for tower in self.towers.keys() {
+        let own = self.plan.all_towers().filter(|tower| self.computes(segment, *tower, micro_batch.id));
+        for tower in own.collect::<Vec<_>>() {
             let (micro_batch, whole) = (micro_batch.clone(), whole.clone());
-            self.tasks.push_back(Task::Forward { micro_batch, segment, tower: *tower, whole });
+            self.tasks.push_back(Task::Forward { micro_batch, segment, tower, whole });
         }
     }
 
@@ -494,9 +582,8 @@ impl Engine {
         values: &[f32],
         key: &TensorKey,
     ) -> Result<(), EngineError> {
-        let own = self.towers.contains_key(&from);
-        if own || exchange == self.plan.logits_exchange() {
-            return Err(unexpected(key, "this worker computes it itself"));
+        if !self.plan.receivers(exchange, from, micro_batch.id).contains(&self.assignment.worker) {
+            return Err(unexpected(key, "this worker computes it itself, or does not need it"));
         }
         self.gather(compute, micro_batch, exchange, from, values).map_err(|why| unexpected(key, why))
     }
@@ -540,10 +627,10 @@ impl Engine {
         values: Tensor,
         key: &TensorKey,
     ) -> Result<(), EngineError> {
-        if !self.towers.contains_key(&to) || micro_batch.id.phase == Phase::Evaluate {
+        let segment = exchange.segment_before();
+        if !self.computes(segment, to, micro_batch.id) || micro_batch.id.phase == Phase::Evaluate {
             return Err(unexpected(key, "it is not for this worker"));
         }
-        let segment = exchange.segment_before();
         if !self.kept.contains_key(&(micro_batch.id, segment, to)) {
             return Err(unexpected(key, "its forward pass has not run"));
         }
@@ -551,7 +638,7 @@ impl Engine {
             self.tasks.push_back(Task::Backward { micro_batch, segment, tower: to, partials: vec![values] });
             return Ok(());
         }
-        if self.towers.contains_key(&from) {
+        if self.computes(exchange.segment_after(), from, micro_batch.id) {
             return Err(unexpected(key, "this worker computes it itself"));
         }
         self.add_partial(micro_batch, exchange, from, to, values).map_err(|why| unexpected(key, why))
@@ -590,18 +677,18 @@ impl Engine {
         whole: Arc<Tensor>,
     ) -> Result<Vec<Out>, EngineError> {
         let plan = self.plan.clone();
-        let computed = self.tower(tower).forward(means, &plan, segment, &micro_batch, whole)?;
+        let computed = self.tower(segment, tower).forward(means, &plan, segment, &micro_batch, whole)?;
         let (y, kept) = computed;
         let exchange = segment.exchange_after();
         match micro_batch.id.phase {
             Phase::Train => drop(self.kept.insert((micro_batch.id, segment, tower), kept)),
-            Phase::Evaluate if exchange == plan.logits_exchange() && self.towers.keys().last() == Some(&tower) => {
-                self.in_progress.remove(&micro_batch.id);
-            }
-            Phase::Evaluate => {}
+            Phase::Evaluate => self.measured_forward(micro_batch.id),
         }
-        let leaves = exchange == plan.logits_exchange() || plan.workers > 1;
-        if exchange < plan.logits_exchange() {
+        let is_logits = exchange == plan.logits_exchange();
+        let leaves = is_logits || !plan.receivers(exchange, tower, micro_batch.id).is_empty();
+        let goes_on =
+            !is_logits && plan.holders(exchange.segment_after(), micro_batch.id).contains(&self.assignment.worker);
+        if goes_on {
             self.gather(means.compute, micro_batch.clone(), exchange, tower, &y)
                 .expect("each tower computes a segment once");
         }
@@ -615,6 +702,18 @@ impl Engine {
         Ok(if leaves { vec![self.payload(key, Sent(y))] } else { Vec::new() })
     }
 
+    /// Counts a forward pass of a measurement. After the last one, nothing of the micro-batch is expected any more.
+    fn measured_forward(&mut self, id: MicroBatchId) {
+        let engine = &*self;
+        let held = |segment| engine.plan.all_towers().filter(move |tower| engine.computes(segment, *tower, id)).count();
+        let all: usize = engine.plan.segments.keys().map(held).sum();
+        let begun = self.in_progress.get_mut(&id).expect("something of it has arrived");
+        begun.computed += 1;
+        if begun.computed == all {
+            self.in_progress.remove(&id);
+        }
+    }
+
     fn backward(
         &mut self,
         means: Means,
@@ -624,32 +723,32 @@ impl Engine {
         partials: Vec<Tensor>,
     ) -> Result<Vec<Out>, EngineError> {
         let plan = self.plan.clone();
-        let passed = self.passed.entry((segment, tower)).or_default();
-        if self.micro_batches.get(*passed) != Some(&micro_batch) {
+        let passed = self.passed.get(&(segment, tower)).copied().unwrap_or(0);
+        // The head puts its operands in order before it forms its gradients: those of several replicas come in any order.
+        let is_in_order = self.own_micro_batches(segment, tower).nth(passed) == Some(&micro_batch);
+        if !is_in_order && plan.segments[segment].half == Half::Trunk {
             return Err(EngineError::OutOfOrder { segment, tower, micro_batch: micro_batch.id });
         }
-        *passed += 1;
-        let is_last = *passed == self.micro_batches.len();
+        let is_last = self.own_micro_batches(segment, tower).count() == passed + 1;
+        self.passed.insert((segment, tower), passed + 1);
         let kept = self.kept.remove(&(micro_batch.id, segment, tower)).expect("its forward pass has run");
         let mut partials = partials.into_iter();
         let mut dy = partials.next().expect("a gradient has at least one partial");
         partials.for_each(|partial| add(means.compute, &mut dy, &partial));
-        let gradient = self.tower(tower).backward(means, &plan, segment, &micro_batch, (dy, kept))?;
+        let gradient = self.tower(segment, tower).backward(means, &plan, segment, &micro_batch, (dy, kept))?;
+        let mut out = Vec::new();
         if is_last {
-            let waiting = plan.segments[segment].layers.clone().rev().filter(|layer| plan.network.is_in_head(*layer));
-            let later = waiting.filter(|layer| plan.network.layers[*layer].has_weights());
-            let task = |layer| Task::WeightGradients { micro_batch: micro_batch.clone(), segment, tower, layer };
-            self.later.extend(later.map(task));
+            out.extend(self.end_segment(means.compute, segment, tower, &micro_batch));
         }
         let Some(whole) = gradient else {
-            return Ok(vec![Out::Say(FromWorker::BackwardDone { micro_batch, tower })]);
+            out.push(Out::Say(FromWorker::BackwardDone { micro_batch, tower }));
+            return Ok(out);
         };
         let exchange = segment.exchange_before().expect("the first segment has no gradient of its input");
-        let mut out = Vec::new();
         for to in plan.all_towers() {
             let channels = plan.exchanged(exchange).channels;
             let values = channels_of(means.compute, &whole, channels, plan.contribution(exchange, to));
-            if self.towers.contains_key(&to) {
+            if self.computes(exchange.segment_before(), to, micro_batch.id) {
                 self.add_partial(micro_batch.clone(), exchange, tower, to, values)
                     .expect("each tower computes a partial once");
             } else {
@@ -666,8 +765,100 @@ impl Engine {
         Ok(out)
     }
 
-    fn tower(&mut self, index: TowerIndex) -> &mut Tower {
-        self.towers.get_mut(&index).expect("tasks are queued only for this worker's towers")
+    /// The last micro-batch of the step has passed a segment backward. In the head, the weight gradients can be formed. In the trunk, they
+    /// are complete but for those of other replicas.
+    fn end_segment(
+        &mut self,
+        compute: &Compute,
+        segment: SegmentIndex,
+        tower: TowerIndex,
+        micro_batch: &MicroBatch,
+    ) -> Vec<Out> {
+        let plan = self.plan.clone();
+        let layers = plan.segments[segment].layers.clone().rev();
+        let with_weights = layers.filter(|layer| plan.network.layers[*layer].has_weights());
+        if plan.segments[segment].half == Half::Head {
+            let task = |layer| Task::WeightGradients { micro_batch: micro_batch.clone(), segment, tower, layer };
+            self.later.extend(with_weights.map(task));
+            return Vec::new();
+        }
+        let parameters = with_weights.flat_map(|layer| plan.network.parameters_of(layer));
+        parameters.flat_map(|parameter| self.share_gradient(compute, &parameter, tower)).collect()
+    }
+
+    /// Sends the pieces of a gradient to their owners, and keeps this worker's own one.
+    fn share_gradient(&mut self, compute: &Compute, parameter: &Parameter, tower: TowerIndex) -> Vec<Out> {
+        let Self { plan, towers, reductions, committed, .. } = self;
+        let Some(reduction) = reductions.get_mut(&(parameter.name.clone(), tower)) else { return Vec::new() };
+        let holder = towers.get_mut(&(Half::Trunk, tower)).expect("it has computed the gradient");
+        let (mut out, mut complete) = (Vec::new(), None);
+        let key = |piece, node| {
+            let (step, name) = (*committed + 1, parameter.name.clone());
+            TensorKey::Gradient { step, name, tower, piece, node }
+        };
+        for (node, sum) in holder.take_sums(compute, parameter) {
+            for (index, piece) in reduction.of_others() {
+                let mut values = compute.tensor(piece.floats.len());
+                values.copy_from_slice(&sum[piece.floats.clone()]);
+                out.push(Out::Tensor(Payload::floats(key(index, Some(node.clone())), vec![values.len()], values)));
+            }
+            let own = reduction.own().map(|(_, piece)| sum[piece.floats.clone()].to_vec());
+            if let Some(own) = own {
+                complete = reduction.add_node(compute, &node, own).expect("a worker forms each of its sums once");
+            }
+            holder.give_back(parameter, sum);
+        }
+        out.extend(complete.map(|(piece, sum)| Out::Tensor(Payload::floats(key(piece, None), vec![sum.len()], sum))));
+        if let Some(sum) = reduction.finish() {
+            holder.set_sum(parameter, sum);
+        }
+        debug_assert!(plan.half_of(parameter.layer) == Half::Trunk);
+        out
+    }
+
+    /// Accepts another worker's sum of a piece: over a node, for this worker's own piece, or over all slots, from its owner.
+    fn accept_gradient(
+        &mut self,
+        compute: &Compute,
+        key: &TensorKey,
+        values: Vec<f32>,
+    ) -> Result<Vec<Out>, EngineError> {
+        let TensorKey::Gradient { step, name, tower, piece, node } = key else { return Ok(Vec::new()) };
+        let wrong = |why| unexpected(key, why);
+        if !self.awaited.is_empty() || *step != self.committed + 1 || !self.assignment.train {
+            return Err(wrong("it does not belong to the current step"));
+        }
+        let reduction = self.reductions.get_mut(&(name.clone(), *tower));
+        let reduction = reduction.ok_or_else(|| wrong("this worker does not share the tower"))?;
+        let is_own = reduction.own().is_some_and(|(own, _)| own == *piece);
+        let complete = match node {
+            Some(node) if is_own => reduction.add_node(compute, node, values).map_err(wrong)?,
+            None if !is_own => reduction.place(*piece, &values).map(|()| None).map_err(wrong)?,
+            _ => {
+                return Err(wrong(
+                    "the owner of a piece sends its sum to the others, and they send theirs to the owner",
+                ));
+            }
+        };
+        if let Some(sum) = reduction.finish() {
+            let parameter = self.plan.network.parameter(name).expect("it has a reduction");
+            let tower = self.towers.get_mut(&(Half::Trunk, *tower)).expect("it has a reduction");
+            tower.set_sum(&parameter, sum);
+        }
+        Ok(complete.into_iter().map(|(_, sum)| self.payload_of_sum(key, sum)).collect())
+    }
+
+    fn payload_of_sum(&self, of: &TensorKey, sum: Vec<f32>) -> Out {
+        let mut key = of.clone();
+        if let TensorKey::Gradient { node, .. } = &mut key {
+            *node = None;
+        }
+        Out::Tensor(Payload::floats(key, vec![sum.len()], sum))
+    }
+
+    fn tower(&mut self, segment: SegmentIndex, index: TowerIndex) -> &mut Tower {
+        let half = self.plan.segments[segment].half;
+        self.towers.get_mut(&(half, index)).expect("tasks are queued only for this worker's towers")
     }
 
     fn payload(&self, key: TensorKey, values: impl AsRef<[f32]> + Send + 'static) -> Out {

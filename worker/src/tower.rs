@@ -14,8 +14,9 @@ use std::sync::Arc;
 use convoy_common::batch::{MicroBatch, Phase};
 use convoy_common::index::{SegmentIndex, TowerIndex};
 use convoy_common::parameters::Parameter;
+use convoy_common::placement::Half;
 use convoy_common::plan::Plan;
-use convoy_common::slots::SlotTree;
+use convoy_common::slots::{Node, SlotTree};
 use convoy_common::trace::Activity;
 use convoy_common::wire::{Assignment, Direction, State};
 
@@ -24,6 +25,7 @@ use crate::kernels::elementwise::Rates;
 use crate::kernels::memory::Tensor;
 use crate::probe::Probe;
 use layer::{Context, Saved, TowerLayer};
+use learnt::Learnt;
 
 /// A NaN or infinity, and where it first appeared.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,32 +73,63 @@ impl Means<'_> {
     }
 }
 
-/// A tower's share of the network.
+/// A tower's share of the trunk, or a slice of the head.
 #[derive(Debug)]
 pub(crate) struct Tower {
     index: TowerIndex,
     seed: u64,
+    /// Index of the first layer.
+    first: usize,
     layers: Vec<TowerLayer>,
 }
 
 impl Tower {
-    /// Tower `index` of a job. Its weights are zero until they arrive.
-    pub(crate) fn new(plan: &Plan, assignment: &Assignment, index: TowerIndex) -> Self {
+    /// Tower `index` of the trunk, or slice `index` of the head. Its weights are zero until they arrive.
+    pub(crate) fn new(plan: &Plan, assignment: &Assignment, half: Half, index: TowerIndex) -> Self {
         let tree = SlotTree::new(assignment.division.slots);
-        let layers = (0..plan.network.layers.len())
-            .map(|layer| TowerLayer::new(plan, layer, index, tree, assignment.train))
-            .collect();
-        Self { index, seed: assignment.seed, layers }
+        let layers = match half {
+            Half::Trunk => 0..plan.network.head(),
+            Half::Head => plan.network.head()..plan.network.layers.len(),
+        };
+        let (first, make) = (layers.start, |layer| TowerLayer::new(plan, layer, index, tree, assignment.train));
+        Self { index, seed: assignment.seed, first, layers: layers.map(make).collect() }
+    }
+
+    fn layer(&self, layer: usize) -> &TowerLayer {
+        &self.layers[layer - self.first]
+    }
+
+    fn layer_mut(&mut self, layer: usize) -> &mut TowerLayer {
+        &mut self.layers[layer - self.first]
+    }
+
+    /// The sums of a parameter's gradient over the nodes of the slot tree that this worker has completed.
+    pub(crate) fn take_sums(&mut self, compute: &Compute, parameter: &Parameter) -> Vec<(Node, Vec<f32>)> {
+        self.learnt(parameter).take_sums(compute, is_bias(parameter))
+    }
+
+    /// Sets a parameter's gradient to its sum over all slots.
+    pub(crate) fn set_sum(&mut self, parameter: &Parameter, sum: Vec<f32>) {
+        self.learnt(parameter).set_sum(is_bias(parameter), sum);
+    }
+
+    /// Returns the memory of a sum that was taken.
+    pub(crate) fn give_back(&mut self, parameter: &Parameter, sum: Vec<f32>) {
+        self.learnt(parameter).give_back(is_bias(parameter), sum);
+    }
+
+    fn learnt(&mut self, parameter: &Parameter) -> &mut Learnt {
+        self.layer_mut(parameter.layer).learnt().expect("only a layer with weights has parameters")
     }
 
     /// Sets a parameter's values or momentum. `values` is as long as the tower's slice.
     pub(crate) fn load(&mut self, parameter: &Parameter, state: State, values: Vec<f32>) {
-        self.layers[parameter.layer].load(is_bias(parameter), state, values);
+        self.layer_mut(parameter.layer).load(is_bias(parameter), state, values);
     }
 
     /// A copy of a parameter's values or momentum.
     pub(crate) fn read(&self, parameter: &Parameter, state: State) -> Vec<f32> {
-        self.layers[parameter.layer].read(is_bias(parameter), state)
+        self.layer(parameter.layer).read(is_bias(parameter), state)
     }
 
     /// Computes segment `segment` of `plan` on a whole input. Returns the tower's own output, and what a training step saves
@@ -116,7 +149,7 @@ impl Tower {
             means.end_if_dropped()?;
             let began = means.probe.layer_begins(layer, Direction::Forward);
             let (y, keep) =
-                self.layers[layer].forward(&context, x).map_err(|what| self.not_finite(what, layer, micro_batch))?;
+                self.layer_mut(layer).forward(&context, x).map_err(|what| self.not_finite(what, layer, micro_batch))?;
             x = y;
             self.layer_ended(means.probe, began, layer, Direction::Forward, micro_batch);
             if micro_batch.id.phase == Phase::Train {
@@ -142,7 +175,7 @@ impl Tower {
             let Some(dy) = gradient else { break };
             means.end_if_dropped()?;
             let began = means.probe.layer_begins(layer, Direction::Backward);
-            let result = self.layers[layer].backward(&context, dy, kept, layer > 0);
+            let result = self.layer_mut(layer).backward(&context, dy, kept, layer > 0);
             gradient = result.map_err(|what| self.not_finite(what, layer, micro_batch))?;
             self.layer_ended(means.probe, began, layer, Direction::Backward, micro_batch);
         }
@@ -158,7 +191,7 @@ impl Tower {
     ) -> Result<(), Stopped> {
         means.end_if_dropped()?;
         let began = means.probe.layer_begins(layer, Direction::Backward);
-        let formed = self.layers[layer].form_gradients(means.compute);
+        let formed = self.layer_mut(layer).form_gradients(means.compute);
         formed.map_err(|what| self.not_finite(what, layer, micro_batch))?;
         self.layer_ended(means.probe, began, layer, Direction::Backward, micro_batch);
         Ok(())
@@ -172,14 +205,14 @@ impl Tower {
     }
 
     fn layer_ended(&self, probe: &Probe, began: u64, layer: usize, direction: Direction, micro_batch: &MicroBatch) {
-        probe.rehearse(self.layers[layer].name(), direction);
+        probe.rehearse(self.layer(layer).name(), direction);
         if micro_batch.id.phase == Phase::Train {
             probe.ended(began, || Activity::Layer { layer, direction });
         }
     }
 
     fn not_finite(&self, what: &'static str, layer: usize, micro_batch: &MicroBatch) -> NotFinite {
-        NotFinite { what, layer: self.layers[layer].name().to_owned(), tower: self.index, step: micro_batch.id.step }
+        NotFinite { what, layer: self.layer(layer).name().to_owned(), tower: self.index, step: micro_batch.id.step }
     }
 }
 

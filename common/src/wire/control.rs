@@ -8,7 +8,8 @@ use super::tensor::{Direction, direction_from, direction_to, micro_batch_from, m
 use super::trace::Recorded;
 use super::{WireError, nonzero, printable, required};
 use crate::batch::{BATCH_MAX, Batches, Division, MicroBatch};
-use crate::index::{PerTower, TowerIndex, WorkerIndex};
+use crate::index::{TowerIndex, WorkerIndex};
+use crate::placement::Placement;
 
 /// A control message, and the number of the generation that it belongs to: 0 before the first.
 #[derive(Clone, Debug, PartialEq)]
@@ -179,8 +180,8 @@ pub struct Assignment {
     pub job: u64,
     /// The model file.
     pub model: String,
-    /// Tower t is held by worker `placement[t]`.
-    pub placement: PerTower<WorkerIndex>,
+    /// Who holds what.
+    pub placement: Placement,
     /// The index of the worker that receives this.
     pub worker: WorkerIndex,
     /// The job's seed.
@@ -389,7 +390,7 @@ impl TryFrom<v1::Assign> for Assignment {
         Ok(Assignment {
             job: nonzero("job", m.job)?,
             model: m.model,
-            placement: m.placement.into_iter().map(WorkerIndex::from).collect(),
+            placement: placement_from(&m.trunk, &m.head, nonzero("slots", m.slots.into())? as usize)?,
             worker: m.worker.into(),
             seed: m.seed,
             momentum: m.momentum,
@@ -408,12 +409,26 @@ impl TryFrom<v1::Assign> for Assignment {
     }
 }
 
+/// A placement, which the plan checks further.
+fn placement_from(trunk: &[u32], head: &[u32], slots: usize) -> Result<Placement, WireError> {
+    let workers = |held: &[u32]| held.iter().copied().map(WorkerIndex::from).collect();
+    if head.is_empty() || !trunk.len().is_multiple_of(head.len()) {
+        let (value, expected) = (
+            trunk.len().to_string(),
+            "it must be a whole number of replicas, with as many towers as \"head\" has slices",
+        );
+        return Err(WireError::Value { field: "trunk", value, expected });
+    }
+    Ok(Placement { slots, trunk: trunk.chunks(head.len()).map(workers).collect(), head: workers(head) })
+}
+
 impl From<Assignment> for v1::Assign {
     fn from(assignment: Assignment) -> Self {
         Self {
             job: assignment.job,
             model: assignment.model,
-            placement: assignment.placement.into_iter().map(u32::from).collect(),
+            trunk: assignment.placement.trunk.into_iter().flatten().map(u32::from).collect(),
+            head: assignment.placement.head.into_iter().map(u32::from).collect(),
             worker: assignment.worker.into(),
             seed: assignment.seed,
             momentum: assignment.momentum,

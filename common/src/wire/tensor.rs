@@ -9,6 +9,7 @@ use convoy_proto::v1;
 use super::{WireError, nonzero, required};
 use crate::batch::{MicroBatch, MicroBatchId, Phase};
 use crate::index::{ExchangeIndex, TowerIndex};
+use crate::slots::Node;
 
 #[cfg(target_endian = "big")]
 compile_error!("tensors are sent as little-endian memory; this target is big-endian");
@@ -50,6 +51,19 @@ pub enum TensorKey {
         tower: TowerIndex,
         /// Weights or momentum.
         state: State,
+    },
+    /// A piece of a tower's gradient of a parameter of the trunk, in the layout of panels.
+    Gradient {
+        /// The step.
+        step: u64,
+        /// The parameter's name.
+        name: String,
+        /// The tower.
+        tower: TowerIndex,
+        /// Index of the piece in the plan's list.
+        piece: usize,
+        /// The node of the slot tree over which it is the sum, for the owner of the piece. None: the sum over all slots, from the owner.
+        node: Option<Node>,
     },
 }
 
@@ -196,16 +210,19 @@ impl Payload {
 }
 
 impl TensorKey {
-    /// The micro-batch that it belongs to, unless it is a parameter.
+    /// The micro-batch that it belongs to, if it belongs to one.
     pub fn micro_batch(&self) -> Option<&MicroBatch> {
         match self {
             TensorKey::Images(micro_batch) | TensorKey::Activations { micro_batch, .. } => Some(micro_batch),
-            TensorKey::Parameter { .. } => None,
+            TensorKey::Parameter { .. } | TensorKey::Gradient { .. } => None,
         }
     }
 
     /// The training step that it belongs to, unless it is a parameter or belongs to a measurement.
     pub fn training_step(&self) -> Option<u64> {
+        if let TensorKey::Gradient { step, .. } = self {
+            return Some(*step);
+        }
         self.micro_batch().filter(|m| m.id.phase == Phase::Train).map(|m| m.id.step)
     }
 
@@ -233,6 +250,13 @@ impl fmt::Display for TensorKey {
             TensorKey::Parameter { step, name, tower, state } => {
                 let what = if *state == State::Weights { "weights" } else { "momentum" };
                 write!(f, "{what} {name} of tower {tower} at step {step}")
+            }
+            TensorKey::Gradient { step, name, tower, piece, node } => {
+                write!(f, "piece {piece} of the gradient of {name} of tower {tower} at step {step}, over ")?;
+                match node {
+                    Some(node) => write!(f, "slots {} to {}", node.start, node.end - 1),
+                    None => f.write_str("all slots"),
+                }
             }
         }
     }
@@ -385,6 +409,16 @@ pub(super) fn key_from(tensor: v1::chunk::Tensor) -> Result<TensorKey, WireError
             name: m.name,
             tower: m.tower.into(),
         },
+        v1::chunk::Tensor::Gradient(m) => {
+            let first = m.first_slot as usize;
+            TensorKey::Gradient {
+                step: nonzero("step", m.step)?,
+                name: m.name,
+                tower: m.tower.into(),
+                piece: m.piece as usize,
+                node: (m.slots > 0).then(|| first..first + m.slots as usize),
+            }
+        }
     })
 }
 
@@ -406,6 +440,17 @@ pub(super) fn key_to(key: TensorKey) -> v1::chunk::Tensor {
                 State::Momentum => v1::State::Momentum,
             };
             v1::chunk::Tensor::Parameter(v1::Parameter { step, name, tower: tower.into(), state: state.into() })
+        }
+        TensorKey::Gradient { step, name, tower, piece, node } => {
+            let node = node.unwrap_or_default();
+            v1::chunk::Tensor::Gradient(v1::Gradient {
+                step,
+                name,
+                tower: tower.into(),
+                piece: piece as u32,
+                first_slot: node.start as u32,
+                slots: node.len() as u32,
+            })
         }
     }
 }

@@ -120,6 +120,7 @@ fn tensor_from(name: Option<v1::TensorName>) -> Result<TensorKey, WireError> {
     key_from(match required("tensor", required("tensor", name)?.tensor)? {
         Tensor::Images(images) => v1::chunk::Tensor::Images(images),
         Tensor::Activations(activations) => v1::chunk::Tensor::Activations(activations),
+        Tensor::Gradient(gradient) => v1::chunk::Tensor::Gradient(gradient),
     })
 }
 
@@ -129,6 +130,7 @@ fn tensor_to(key: TensorKey) -> Option<v1::TensorName> {
     let tensor = match key_to(key) {
         v1::chunk::Tensor::Images(images) => Tensor::Images(images),
         v1::chunk::Tensor::Activations(activations) => Tensor::Activations(activations),
+        v1::chunk::Tensor::Gradient(gradient) => Tensor::Gradient(gradient),
         v1::chunk::Tensor::Parameter(_) => return None,
     };
     Some(v1::TensorName { tensor: Some(tensor) })

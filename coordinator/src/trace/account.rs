@@ -49,7 +49,7 @@ pub fn account(trace: &Trace, plan: &Plan, only: Option<u64>) -> Option<Account>
         step_ns,
         coordinator_idle_ns: mean(&|step| step.idle),
         images_per_second: images as f64 * 1e9 / (step_ns * count).max(1.0),
-        verdict: verdict(plan, &workers, &path, step_ns),
+        verdict: verdict(plan, &workers, &path, (trace.about.batch, step_ns)),
         exchanges: ways::exchanges(&steps.iter().map(|step| step.traced).collect::<Vec<_>>(), plan, trace.about.batch),
         segments: segments(&steps, plan, trace.about.batch),
         slowest: slowest(steps.iter().chain(&slow), &workers, step_ns),
@@ -191,8 +191,13 @@ fn path_shares(steps: &[StepAccount]) -> Vec<PathShare> {
 }
 
 /// The layer or the link with the largest excess over the others.
-fn verdict(plan: &Plan, workers: &PerWorker<WorkerAccount>, path: &[PathShare], step_ns: f64) -> Verdict {
-    let (layer, link) = (slowest_layer(plan, workers), slowest_link(plan, path));
+fn verdict(
+    plan: &Plan,
+    workers: &PerWorker<WorkerAccount>,
+    path: &[PathShare],
+    (batch, step_ns): (usize, f64),
+) -> Verdict {
+    let (layer, link) = (slowest_layer(plan, workers, batch), slowest_link(plan, path));
     let excess = |verdict: &Option<Verdict>| match verdict {
         Some(Verdict::Layer { excess_ns, .. } | Verdict::Link { excess_ns, .. }) => *excess_ns,
         _ => 0.0,
@@ -201,11 +206,18 @@ fn verdict(plan: &Plan, workers: &PerWorker<WorkerAccount>, path: &[PathShare], 
     larger.filter(|found| excess(&Some(found.clone())) > WORTH_NAMING * step_ns).unwrap_or(Verdict::Balanced)
 }
 
-fn slowest_layer(plan: &Plan, workers: &PerWorker<WorkerAccount>) -> Option<Verdict> {
-    let towers = |worker: WorkerIndex| plan.towers_of(worker).len() as f64;
-    // Per tower: a worker that holds more towers has more to do, but isn't slow.
+fn slowest_layer(plan: &Plan, workers: &PerWorker<WorkerAccount>, batch: usize) -> Option<Verdict> {
+    let segment_of =
+        |layer: usize| plan.segments.position(|segment| segment.layers.contains(&layer)).unwrap_or(SegmentIndex(0));
+    let load = |worker: WorkerIndex, layer: usize| {
+        let work = plan.work_of(worker, segment_of(layer), batch);
+        work.into_iter().map(|(_, samples)| samples).sum::<usize>() as f64
+    };
+    // Per tower and image: a worker that holds more towers has more to do, but isn't slow.
     let of_one = |account: &WorkerAccount, doing: Use| {
-        account.uses.iter().find(|(other, _)| *other == doing).map(|(_, ns)| ns / towers(account.worker))
+        let Use::Layer { layer, .. } = doing else { return None };
+        let spent = account.uses.iter().find(|(other, _)| *other == doing)?;
+        Some(spent.1 / load(account.worker, layer)).filter(|ns| ns.is_finite())
     };
     let mut found: Option<(f64, Verdict)> = None;
     for account in workers {
@@ -214,10 +226,9 @@ fn slowest_layer(plan: &Plan, workers: &PerWorker<WorkerAccount>) -> Option<Verd
             let others = workers.iter().filter(|other| other.worker != account.worker);
             let others: Vec<_> = others.filter_map(|other| of_one(other, *doing)).collect();
             let (Some(own), Some(usual)) = (of_one(account, *doing), median(others)) else { continue };
-            let excess_ns = (own - usual) * towers(account.worker);
+            let excess_ns = (own - usual) * load(account.worker, layer);
             if found.as_ref().is_none_or(|(most, _)| excess_ns > *most) {
-                let segment =
-                    plan.segments.position(|segment| segment.layers.contains(&layer)).unwrap_or(SegmentIndex(0));
+                let segment = segment_of(layer);
                 let (worker, layer) = (account.worker, plan.network.layers[layer].name.clone());
                 found = Some((excess_ns, Verdict::Layer { worker, segment, layer, backward, excess_ns }));
             }
@@ -251,20 +262,21 @@ fn segments(steps: &[StepAccount], plan: &Plan, batch: usize) -> Vec<SegmentAcco
         }
     }
     let account = |((segment, backward, worker), mean_ns)| {
-        let planned_multiply_adds = multiply_adds(plan, segment, worker, backward) * batch as u64;
+        let planned_multiply_adds = multiply_adds(plan, segment, (worker, batch), backward);
         SegmentAccount { segment, worker, backward, planned_multiply_adds, mean_ns }
     };
     means.into_iter().map(account).collect()
 }
 
-/// Multiply-adds of one image. A backward pass computes the gradients of weights and of inputs, each at the cost of the forward
+/// Multiply-adds of a worker in a step. A backward pass computes the gradients of weights and of inputs, each at the cost of the forward
 /// pass. The first layer's inputs are images, which need no gradient.
-fn multiply_adds(plan: &Plan, segment: SegmentIndex, worker: WorkerIndex, backward: bool) -> u64 {
+fn multiply_adds(plan: &Plan, segment: SegmentIndex, (worker, batch): (WorkerIndex, usize), backward: bool) -> u64 {
     let network = &plan.network;
+    let work = plan.work_of(worker, segment, batch);
     let of_layer = |index: usize| -> u64 {
         let layer = &network.layers[index];
         let units: usize =
-            plan.towers_of(worker).iter().map(|tower| network.slice(layer.output.channels, *tower).len()).sum();
+            work.iter().map(|(tower, samples)| network.slice(layer.output.channels, *tower).len() * samples).sum();
         let forward = layer.fan_in() as u64 * (units * layer.output.pixels()) as u64;
         match backward {
             true if index > 0 => 2 * forward,

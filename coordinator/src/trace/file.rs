@@ -8,7 +8,8 @@
 use std::collections::BTreeMap;
 
 use convoy_common::batch::MicroBatchId;
-use convoy_common::index::{PerTower, PerWorker, WorkerIndex};
+use convoy_common::index::PerWorker;
+use convoy_common::placement::Placement;
 use convoy_common::trace::{Activity, Span};
 use convoy_common::wire::TensorKey;
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,7 @@ pub use reader::{TraceError, read};
 pub use writer::Writer;
 
 /// Version of the file's format. Raise it when an older reader would misread the file.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Process numbers. Perfetto needs small ones, and 0 is special.
 const COORDINATOR: u64 = 1;
 const FIRST_WORKER: u64 = 2;
@@ -40,8 +41,8 @@ pub struct About {
     pub epoch_unix_ns: u64,
     /// The model file, word for word.
     pub model: String,
-    /// Tower t is on worker `placement[t]`.
-    pub placement: PerTower<WorkerIndex>,
+    /// Who holds what.
+    pub placement: Placement,
     /// Machine of each worker.
     pub hosts: PerWorker<String>,
     /// Images per step.
@@ -53,7 +54,7 @@ impl About {
     pub fn new(
         epoch_unix_ns: u64,
         model: String,
-        placement: PerTower<WorkerIndex>,
+        placement: Placement,
         hosts: PerWorker<String>,
         batch: usize,
     ) -> Self {

@@ -5,12 +5,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use convoy_common::batch::MicroBatch;
-use convoy_common::index::ExchangeIndex;
-use convoy_common::wire::Direction;
 
 use crate::cluster::Cluster;
 use crate::crew::Crew;
-use crate::exchange::Counted;
+use crate::exchange::{Counted, Moved};
 use crate::incident::Underway;
 use crate::order::DataOrder;
 use crate::recovery::Pace;
@@ -56,7 +54,7 @@ pub(super) struct Drive {
     pub(super) epoch_images: u64,
     pub(super) images: u64,
     /// What the exchanges of earlier generations have moved.
-    pub(super) counted: BTreeMap<(ExchangeIndex, Direction), Counted>,
+    pub(super) counted: BTreeMap<Moved, Counted>,
     /// Bytes received in this generation that have been reported.
     pub(super) received_bytes: u64,
     pub(super) checkpoint: Option<PathBuf>,

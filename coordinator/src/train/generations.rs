@@ -7,7 +7,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use convoy_common::chain::chain;
 use convoy_common::index::WorkerIndex;
-use convoy_common::plan::Plan;
 use convoy_common::wire::{Assignment, Generation};
 
 use super::Run;
@@ -250,8 +249,9 @@ impl Run {
         if workers == self.plan.workers {
             return Ok(());
         }
-        self.plan = Arc::new(Plan::new(self.plan.network.clone(), workers)?);
+        self.plan = Arc::new(self.running.plan_on(self.plan.network.clone(), self.job.slots, workers)?);
         self.record.running.workers = workers;
+        self.record.running.replicas = self.plan.placement.replicas();
         self.record.workers.clear();
         self.record.planned_step_traffic = Some(self.step_traffic());
         // The trace's placement no longer holds.

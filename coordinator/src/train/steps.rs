@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use convoy_common::batch::{MicroBatch, MicroBatchId};
-use convoy_common::index::TowerIndex;
+use convoy_common::index::{SegmentIndex, TowerIndex};
 use convoy_common::trace::Activity;
 use convoy_common::wire::{FromWorker, TensorKey, ToWorker};
 
@@ -94,6 +94,7 @@ impl Run {
         if number < self.last_step && !waits {
             drive.sent = Some(self.send_images(crew, drive, number + 1)?);
         }
+        crew.exchanges.begin_step(number, images.len());
         let labels = images.iter().map(|image| self.data.train.label(*image)).collect();
         let mut step = Step::new(self.plan.clone(), labels, &micro_batches);
         crew.step_begins(&micro_batches);
@@ -159,7 +160,7 @@ impl Run {
 
     /// Handles one message of a worker during a step.
     fn hear(&self, crew: &mut Crew, step: &mut Step, number: u64) -> Result<(), Stop> {
-        let placement = &self.plan.placement;
+        let plan = &self.plan;
         let waiting_for = || match step.waiting_for() {
             Some((worker, Some(tower))) => format!("tower {tower} on worker {worker}"),
             Some((worker, None)) => format!("the gradients of worker {worker}"),
@@ -192,7 +193,9 @@ impl Run {
                         }
                         let began = crew.recorder.now();
                         let gradients = step.on_logits(&micro_batch, &logits).ok_or_else(|| not_finite(number))?;
-                        let mut send = |(tower, payload): (TowerIndex, _)| crew.send(placement[tower], payload, number);
+                        let holder =
+                            |tower| plan.holder(plan.logits_exchange().segment_before(), tower, micro_batch.id);
+                        let mut send = |(tower, payload): (TowerIndex, _)| crew.send(holder(tower), payload, number);
                         gradients.into_iter().try_for_each(&mut send)?;
                         crew.recorder.ended(began, || Activity::Loss(micro_batch.id));
                         Ok(())
@@ -201,7 +204,10 @@ impl Run {
             }
             Received::State => Ok(()),
             Received::Said(FromWorker::BackwardDone { micro_batch, tower })
-                if placement.get(tower) == Some(&worker) && step.on_backward_done(&micro_batch, tower) =>
+                if step.holds(&micro_batch)
+                    && tower.0 < plan.network.towers
+                    && plan.holder(SegmentIndex(0), tower, micro_batch.id) == worker
+                    && step.on_backward_done(&micro_batch, tower) =>
             {
                 crew.delivered(micro_batch.id, tower, Delivery::BackwardDone, None);
                 Ok(())

@@ -1,6 +1,7 @@
 //! The engine alone: tensors in any order that a network may deliver, unexpected tensors, and commits.
 
 use convoy_common::batch::{Batches, Division};
+use convoy_common::placement::Placement;
 
 use super::*;
 use crate::kernels::isa::Isa;
@@ -24,11 +25,17 @@ name = "fc"
 units = 3
 "#;
 
+/// Both halves of tower t are on worker `towers[t]`.
+fn placed(towers: &[usize]) -> Placement {
+    let held: PerTower<WorkerIndex> = towers.iter().copied().map(WorkerIndex).collect();
+    Placement { slots: 1, trunk: vec![held.clone()], head: held }
+}
+
 fn assignment(placement: &[usize]) -> Assignment {
     Assignment {
         job: 1,
         model: MODEL.to_owned(),
-        placement: placement.iter().copied().map(WorkerIndex).collect(),
+        placement: placed(placement),
         worker: WorkerIndex(0),
         seed: 1,
         momentum: 0.9,
@@ -277,7 +284,8 @@ fn committing_a_step_twice_does_it_once() {
         let mut engine = ready(compute, &[0, 0]);
         whole_step(&mut engine, compute, 1);
         let weights = |engine: &Engine| {
-            engine.towers[&TowerIndex(0)].read(&engine.plan.network.parameter("c.weight").unwrap(), State::Weights)
+            engine.towers[&(Half::Trunk, TowerIndex(0))]
+                .read(&engine.plan.network.parameter("c.weight").unwrap(), State::Weights)
         };
         let before = weights(&engine);
         engine.commit(compute, 1, 0.1).unwrap();

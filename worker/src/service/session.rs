@@ -9,7 +9,9 @@ use std::time::Duration;
 use convoy_common::address::Address;
 use convoy_common::batch::EVALUATIONS_UNDER_WAY;
 use convoy_common::chain::with_causes;
+use convoy_common::index::TowerIndex;
 use convoy_common::misdeed::Moment;
+use convoy_common::placement::Half;
 use convoy_common::plan::Plan;
 use convoy_common::trace::{Activity, Transfer};
 use convoy_common::wire::{
@@ -662,7 +664,8 @@ fn hostname() -> String {
 /// The context of every log line in a job.
 fn span_of(assignment: &Numbered<Assignment>) -> tracing::Span {
     let Assignment { job, worker, placement, .. } = &assignment.message;
-    let towers: Vec<_> = placement.keys().filter(|tower| placement[*tower] == *worker).collect();
+    let in_trunk = |held: &(Half, TowerIndex)| held.0 == Half::Trunk;
+    let towers: Vec<_> = placement.held_by(*worker).into_iter().filter(in_trunk).map(|(_, tower)| tower).collect();
     // At error level, so that no log filter removes it.
     tracing::error_span!("job", job = %format_args!("{job:016x}"), worker = worker.0, ?towers)
 }
@@ -691,7 +694,7 @@ mod tests {
     fn as_many_micro_batches_of_a_measurement_may_wait_as_are_under_way() {
         let model = "name = \"small\"\ntowers = 1\ninput = { channels = 1, height = 28, width = 28 }\n\
                      [[layer]]\nkind = \"linear\"\nname = \"fc\"\nunits = 2\n";
-        let plan = Plan::new(Network::parse(model).unwrap(), 1).unwrap();
+        let plan = Plan::new(Network::parse(model).unwrap(), 1, 1, None).unwrap();
         for (batch, samples_max) in [(1, 1), (12, 12), (128, 64), (1000, 10)] {
             let images = (EVALUATIONS_UNDER_WAY * samples_max + 2 * batch) * 28 * 28;
             assert!(queue_limit(&plan, batch, samples_max) > images, "batches of {batch}");

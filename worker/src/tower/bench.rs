@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use convoy_common::batch::{MicroBatch, MicroBatchId, Phase};
 use convoy_common::index::{TowerIndex, WorkerIndex};
 use convoy_common::model::Network;
-use convoy_common::plan::{Plan, PlanError};
+use convoy_common::placement::PlacementError;
+use convoy_common::plan::Plan;
 use convoy_common::slots::SlotTree;
 
 use super::forecast::least_bytes;
@@ -118,7 +119,7 @@ pub struct Timings {
 pub enum BenchError {
     /// The model's towers could not be placed.
     #[error("cannot plan the model's towers")]
-    Plan(#[from] PlanError),
+    Plan(#[from] PlacementError),
     /// The machine has too little memory.
     #[error("the tower needs at least {needed} bytes of memory, and the machine has {memory}; use a smaller --batch")]
     Memory { needed: u64, memory: u64 },
@@ -133,7 +134,7 @@ pub enum BenchError {
 /// When the model cannot be planned, the machine has too little memory, or threads cannot be started.
 pub fn kernels(bench: KernelBench, mut told: impl FnMut(&str)) -> Result<Timings, BenchError> {
     let towers = bench.network.towers;
-    let plan = Plan::new(bench.network.clone(), towers)?;
+    let plan = Plan::new(bench.network.clone(), towers, 1, None)?;
     let (needed, memory) = (least_bytes(&plan, WorkerIndex(0), bench.samples, true), memory_bytes());
     if needed > memory {
         return Err(BenchError::Memory { needed, memory });

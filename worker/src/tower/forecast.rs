@@ -4,12 +4,12 @@
 //! It mirrors `layer.rs`, which makes the real allocations. Not here: the memory of the coordinator (`state`).
 
 use std::cell::RefCell;
-use std::ops::Range;
 use std::rc::Rc;
 
-use convoy_common::batch::{Division, EVALUATIONS_UNDER_WAY};
+use convoy_common::batch::{Division, EVALUATIONS_UNDER_WAY, MicroBatch, MicroBatchId, Phase};
 use convoy_common::index::{PerSegment, SegmentIndex, TowerIndex, WorkerIndex};
 use convoy_common::model::LayerKind;
+use convoy_common::placement::Half;
 use convoy_common::plan::Plan;
 
 use super::layer::{Shapes, is_rectified, passes, rectifies};
@@ -24,41 +24,42 @@ const STEPS: usize = 2;
 /// Bytes that `worker` will hold in a job with `batch` images per step, measurements on test images included. A snapshot needs
 /// [`snapshot_bytes`] more.
 pub fn worker_bytes(plan: &Plan, worker: WorkerIndex, batch: usize, division: Division) -> u64 {
-    let towers = plan.towers_of(worker);
-    let learnt: usize = towers.iter().map(|tower| weights_of(plan, *tower)).sum();
-    let samples: Vec<usize> = division.of(1, batch).into_iter().map(|micro_batch| micro_batch.samples.len()).collect();
-    let measured = [division.largest_micro_batch(batch); EVALUATIONS_UNDER_WAY];
+    let (in_trunk, in_head) = (weights_in(plan, Half::Trunk, worker), weights_in(plan, Half::Head, worker));
+    let largest = division.largest_micro_batch(batch);
+    let measured: Vec<MicroBatch> = (0..EVALUATIONS_UNDER_WAY).map(|index| measured(index, largest)).collect();
     let (floats, indices) = (Rc::new(Shelf::default()), Rc::new(Shelf::default()));
-    let passes = |samples| {
+    let passes = |micro_batches| {
         let waiting = RefCell::default();
-        Passes { plan, towers: &towers, samples, floats: &floats, indices: &indices, waiting }
+        Passes { plan, worker, micro_batches, floats: &floats, indices: &indices, waiting }
     };
     for _ in 0..STEPS {
-        passes(&samples).step();
+        passes(division.of(1, batch)).step();
     }
-    passes(&measured).measurement();
+    passes(measured).measurement();
     // Values, momentum and gradient; in the trunk, with several slots, also sums of completed slots, as many as the tree needs.
     let sums = if division.slots > 1 { division.slots.ilog2() as usize + 1 } else { 0 };
-    let in_trunk: usize = towers.iter().map(|tower| weights_in(plan, *tower, 0..plan.network.head())).sum();
-    let held = 3 * learnt + sums * in_trunk + floats.all() + indices.all();
+    let held = 3 * (in_trunk + in_head) + sums * in_trunk + floats.all() + indices.all();
     // Tensors that are received or sent use memory outside the shelf, which the allocator keeps.
-    let exchanged = plan.step_traffic(batch).max(plan.measurement_traffic(measured.iter().sum()));
+    let exchanged = plan.step_traffic(batch).max(plan.measurement_traffic(EVALUATIONS_UNDER_WAY * largest));
     let exchanged = exchanged.total() / plan.workers as u64;
     PROGRAM_BYTES + (held * size_of::<f32>()) as u64 + exchanged
 }
 
 /// Bytes that `worker` holds in addition while it sends a snapshot: a copy of its weights and their momentum.
 pub fn snapshot_bytes(plan: &Plan, worker: WorkerIndex) -> u64 {
-    let learnt: usize = plan.towers_of(worker).iter().map(|tower| weights_of(plan, *tower)).sum();
+    let learnt = weights_in(plan, Half::Trunk, worker) + weights_in(plan, Half::Head, worker);
     (2 * learnt * size_of::<f32>()) as u64
 }
 
 /// The least memory that `worker` needs, in bytes: its weights, with momentum and gradient if it `trains`, and the operands of
 /// its widest layer for `samples` samples.
 pub(crate) fn least_bytes(plan: &Plan, worker: WorkerIndex, samples: usize, trains: bool) -> u64 {
-    let towers = plan.towers_of(worker);
-    let learnt: usize = towers.iter().map(|tower| weights_of(plan, *tower)).sum();
-    let layers = || (0..plan.network.layers.len()).flat_map(|index| towers.iter().map(move |tower| (index, *tower)));
+    let learnt = weights_in(plan, Half::Trunk, worker) + weights_in(plan, Half::Head, worker);
+    let held = plan.placement.held_by(worker);
+    let layers = || {
+        let of = |index| held.iter().filter(move |(half, _)| *half == plan.half_of(index));
+        (0..plan.network.layers.len()).flat_map(move |index| of(index).map(move |(_, tower)| (index, *tower)))
+    };
     let of_layer = |(index, tower)| {
         let Shapes { input, output, .. } = Shapes::of(plan, index, tower);
         let blocks = passes(plan, index, tower).map_or(0, |passes| {
@@ -72,13 +73,18 @@ pub(crate) fn least_bytes(plan: &Plan, worker: WorkerIndex, samples: usize, trai
     (floats as u64).saturating_mul(size_of::<f32>() as u64)
 }
 
-fn weights_of(plan: &Plan, tower: TowerIndex) -> usize {
-    weights_in(plan, tower, 0..plan.network.layers.len())
+/// Floats of the weights of a worker's towers, or of its slices of the head.
+fn weights_in(plan: &Plan, half: Half, worker: WorkerIndex) -> usize {
+    let towers = plan.placement.held_by(worker).into_iter().filter(|(of, _)| *of == half);
+    let layers = || (0..plan.network.layers.len()).filter(|layer| plan.half_of(*layer) == half);
+    let each = towers.flat_map(|(_, tower)| layers().filter_map(move |index| passes(plan, index, tower)));
+    each.map(|passes| passes.groups() * passes.panels().len()).sum()
 }
 
-fn weights_in(plan: &Plan, tower: TowerIndex, layers: Range<usize>) -> usize {
-    let each = layers.filter_map(|index| passes(plan, index, tower));
-    each.map(|passes| passes.groups() * passes.panels().len()).sum()
+/// A micro-batch of a measurement.
+fn measured(index: usize, samples: usize) -> MicroBatch {
+    let id = MicroBatchId { step: 1, phase: Phase::Evaluate, slot: 0, micro_batch: index as u32 };
+    MicroBatch { id, samples: index * samples..(index + 1) * samples }
 }
 
 /// The lengths of buffers in use and of idle buffers.
@@ -130,9 +136,9 @@ type SavedBuffers = Vec<Rc<Held>>;
 /// A worker's towers, and the micro-batches that pass through them.
 struct Passes<'a> {
     plan: &'a Plan,
-    towers: &'a [TowerIndex],
-    /// Samples of each micro-batch.
-    samples: &'a [usize],
+    worker: WorkerIndex,
+    /// All micro-batches. The worker may compute some of them only.
+    micro_batches: Vec<MicroBatch>,
     floats: &'a Rc<Shelf>,
     indices: &'a Rc<Shelf>,
     /// Operands of weight gradients that wait for the whole batch.
@@ -143,9 +149,9 @@ impl Passes<'_> {
     /// A training step. All micro-batches pass through a segment before any passes through the next one.
     fn step(&self) {
         for (segment, of_segment) in self.forward_all(true).into_iter_enumerated().rev() {
-            for (samples, of_towers) in self.samples.iter().zip(of_segment) {
-                for (tower, kept) in self.towers.iter().zip(of_towers) {
-                    let _sent = self.backward(segment, *tower, *samples, kept);
+            for (micro_batch, of_towers) in self.micro_batches.iter().zip(of_segment) {
+                for (tower, kept) in self.held(segment, micro_batch).zip(of_towers) {
+                    let _sent = self.backward(segment, tower, micro_batch, kept);
                 }
             }
         }
@@ -155,13 +161,13 @@ impl Passes<'_> {
     /// The operands of several micro-batches are joined, layer by layer, before they are multiplied.
     fn join_operands(&self) {
         let _waiting = self.waiting.take();
-        let all: usize = self.samples.iter().sum();
-        if self.samples.len() < 2 {
+        if self.micro_batches.len() < 2 {
             return;
         }
+        let all = self.micro_batches.iter().map(|micro_batch| micro_batch.samples.len()).sum();
         let in_head = self.plan.network.head()..self.plan.network.layers.len();
-        for passes in
-            in_head.flat_map(|index| self.towers.iter().filter_map(move |tower| passes(self.plan, index, *tower)))
+        let slices = self.plan.slices_of(self.worker);
+        for passes in in_head.flat_map(|index| slices.iter().filter_map(move |slice| passes(self.plan, index, *slice)))
         {
             let _joined =
                 [passes.input_floats(all), passes.gradient_floats(all)].map(|length| self.floats.take(length));
@@ -173,23 +179,37 @@ impl Passes<'_> {
         self.forward_all(false);
     }
 
+    /// The towers of a segment that the worker computes for a micro-batch.
+    fn held(&self, segment: SegmentIndex, micro_batch: &MicroBatch) -> impl Iterator<Item = TowerIndex> {
+        let (plan, worker, id) = (self.plan, self.worker, micro_batch.id);
+        plan.all_towers().filter(move |tower| plan.holder(segment, *tower, id) == worker)
+    }
+
     /// What the forward passes save, by segment, micro-batch, tower and layer.
     fn forward_all(&self, trains: bool) -> PerSegment<Vec<Vec<Vec<SavedBuffers>>>> {
-        let image = self.plan.network.input.shape.len();
-        let mut wholes: Vec<_> = self.samples.iter().map(|samples| self.floats.take(samples * image)).collect();
+        let first = |micro_batch| self.whole(SegmentIndex(0), micro_batch);
+        let mut wholes: Vec<_> = self.micro_batches.iter().map(first).collect();
         let mut kept = PerSegment::new();
         for segment in self.plan.segments.keys() {
             let (mut of_segment, mut next) = (Vec::new(), Vec::new());
-            for (samples, whole) in self.samples.iter().zip(wholes) {
-                let behind = self.floats.take(samples * self.plan.segments[segment].output.len());
-                let forward = |tower| self.forward(segment, tower, *samples, whole.clone(), trains);
-                of_segment.push(self.towers.iter().copied().map(forward).collect());
+            for (micro_batch, whole) in self.micro_batches.iter().zip(wholes) {
+                let behind = self.whole(SegmentIndex(segment.0 + 1), micro_batch);
+                let samples = micro_batch.samples.len();
+                let forward = |tower| Some(self.forward(segment, tower, samples, whole.clone()?, trains));
+                of_segment.push(self.held(segment, micro_batch).filter_map(forward).collect());
                 next.push(behind);
             }
             kept.push(of_segment);
             wholes = next;
         }
         kept
+    }
+
+    /// The whole input of a segment for a micro-batch, if the worker computes any of it.
+    fn whole(&self, segment: SegmentIndex, micro_batch: &MicroBatch) -> Option<Rc<Held>> {
+        let described = self.plan.segments.get(segment)?;
+        self.held(segment, micro_batch).next()?;
+        Some(self.floats.take(micro_batch.samples.len() * described.input.len()))
     }
 
     fn forward(
@@ -244,9 +264,10 @@ impl Passes<'_> {
         &self,
         segment: SegmentIndex,
         tower: TowerIndex,
-        samples: usize,
+        micro_batch: &MicroBatch,
         kept: Vec<SavedBuffers>,
     ) -> Vec<Rc<Held>> {
+        let samples = micro_batch.samples.len();
         let layers = self.plan.segments[segment].layers.clone();
         let output = Shapes::of(self.plan, layers.end - 1, tower).output.len();
         let mut dy = self.floats.take(samples * output);
@@ -254,7 +275,8 @@ impl Passes<'_> {
             dy = self.layer_backward(index, tower, samples, dy, kept);
         }
         let Some(exchange) = segment.exchange_before() else { return Vec::new() };
-        let others = self.plan.all_towers().filter(|other| !self.towers.contains(other));
+        let holder = |other| self.plan.holder(exchange.segment_before(), other, micro_batch.id);
+        let others = self.plan.all_towers().filter(|other| holder(*other) != self.worker);
         others.map(|other| self.floats.take(samples * self.plan.slice_floats(exchange, other))).collect()
     }
 

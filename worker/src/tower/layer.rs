@@ -191,7 +191,7 @@ impl TowerLayer {
                 drop(rectified);
                 let dx = wants_input.then(|| passes.input_gradient(compute, learnt.weights(), &dy, samples));
                 let operands = Operands { x, dy: dy.in_blocks(), samples };
-                learnt.differentiate(compute, passes, context.micro_batch.id.slot, operands)?;
+                learnt.differentiate(compute, passes, context.micro_batch, operands)?;
                 let Some(dx) = dx else { return Ok(None) };
                 dx
             }
@@ -226,9 +226,17 @@ impl TowerLayer {
         }
     }
 
+    /// The weights and biases of a layer that has them.
+    pub(super) fn learnt(&mut self) -> Option<&mut Learnt> {
+        match &mut self.work {
+            Work::Affine { learnt, .. } => Some(learnt),
+            _ => None,
+        }
+    }
+
     /// Applies the step's gradients.
     pub(super) fn commit(&mut self, compute: &Compute, rates: Rates) {
-        if let Work::Affine { learnt, .. } = &mut self.work {
+        if let Some(learnt) = self.learnt() {
             learnt.commit(compute, rates);
         }
     }

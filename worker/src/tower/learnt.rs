@@ -5,7 +5,10 @@
 //!
 //! Not here: the products (`kernels`), and when a layer's operands are complete (`engine`).
 
-use convoy_common::slots::{NodeSums, SlotTree};
+use std::collections::BTreeMap;
+
+use convoy_common::batch::MicroBatch;
+use convoy_common::slots::{Node, NodeSums, SlotTree};
 use convoy_common::wire::State;
 
 use crate::kernels::Compute;
@@ -22,8 +25,8 @@ pub(super) struct Learnt {
     groups: usize,
     weight: Values,
     bias: Option<Values>,
-    /// In the head: the operands of the step's samples so far.
-    operands: Option<Vec<Operands>>,
+    /// In the head: the operands of the step's samples so far, by the position of their first sample.
+    operands: Option<BTreeMap<usize, Operands>>,
 }
 
 /// How a layer sums its gradients over the samples of a batch.
@@ -111,6 +114,8 @@ impl Values {
     fn commit(&mut self, compute: &Compute, rates: Rates) {
         if let Some(gradient) = self.gradient.finish(compute) {
             elementwise::sgd(compute, rates, &gradient, &mut self.momentum, &mut self.values);
+            // A sum over replicas comes from elsewhere, and must not pile up here.
+            self.gradient.idle.truncate(self.gradient.tree.root().len().ilog2() as usize);
             self.gradient.idle.push(gradient);
         }
     }
@@ -125,7 +130,7 @@ impl Learnt {
             groups,
             weight: Values::new(groups * panels.len(), summed, train),
             bias: bias.map(|length| Values::new(length, summed, train)),
-            operands: matches!(summed, Summed::AtOnce).then(Vec::new),
+            operands: matches!(summed, Summed::AtOnce).then(BTreeMap::new),
         }
     }
 
@@ -143,21 +148,21 @@ impl Learnt {
         End { bias: self.bias.as_ref().map(|bias| bias.values.as_slice()), rectifies }
     }
 
-    /// Continues the chains of the gradients, which are of `slot`. In the head, keeps the operands until they are [formed](Self::form). An error names what is
+    /// Continues the chains of the gradients with the operands of a micro-batch. In the head, keeps them until they are [formed](Self::form). An error names what is
     /// not finite.
     pub(super) fn differentiate(
         &mut self,
         compute: &Compute,
         passes: &Affine,
-        slot: u32,
+        micro_batch: &MicroBatch,
         operands: Operands,
     ) -> Result<(), &'static str> {
         match &mut self.operands {
             Some(kept) => {
-                kept.push(operands);
+                kept.insert(micro_batch.samples.start, operands);
                 Ok(())
             }
-            None => self.accumulate(compute, passes, slot as usize, &operands),
+            None => self.accumulate(compute, passes, micro_batch.id.slot as usize, &operands),
         }
     }
 
@@ -166,7 +171,7 @@ impl Learnt {
         let Some(kept) = self.operands.as_mut().map(std::mem::take).filter(|kept| !kept.is_empty()) else {
             return Ok(());
         };
-        self.accumulate(compute, passes, 0, &passes.joined(compute, kept))
+        self.accumulate(compute, passes, 0, &passes.joined(compute, kept.into_values().collect()))
     }
 
     fn accumulate(
@@ -188,6 +193,24 @@ impl Learnt {
             is_finite &= elementwise::all_finite(compute.isa, chains);
         }
         is_finite.then_some(()).ok_or("weight gradients")
+    }
+
+    /// The sums of the gradient of the weights, or of the biases, over the nodes of the slot tree that this worker has completed.
+    pub(super) fn take_sums(&mut self, compute: &Compute, bias: bool) -> Vec<(Node, Vec<f32>)> {
+        let gradient = &mut self.values_of(bias).gradient;
+        gradient.end_slot(compute);
+        gradient.sums.drain()
+    }
+
+    /// Sets the gradient of the weights, or of the biases, to its sum over all slots.
+    pub(super) fn set_sum(&mut self, bias: bool, sum: Vec<f32>) {
+        let gradient = &mut self.values_of(bias).gradient;
+        gradient.sums.insert(gradient.tree.root(), sum);
+    }
+
+    /// Memory for later slots.
+    pub(super) fn give_back(&mut self, bias: bool, sum: Vec<f32>) {
+        self.values_of(bias).gradient.idle.push(sum);
     }
 
     /// Applies the step's gradients.

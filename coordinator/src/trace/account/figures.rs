@@ -104,7 +104,7 @@ pub struct PathShare {
 /// What an exchange moved in one direction, in the mean step.
 #[derive(Clone, Debug, Serialize)]
 pub struct ExchangeAccount {
-    /// Index of the exchange. The last one carries logits. None: images.
+    /// Index of the exchange. The last one carries logits. None: images or, backward, gradients that are summed over replicas.
     pub exchange: Option<ExchangeIndex>,
     /// Whether it moved gradients.
     pub backward: bool,

@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use convoy_common::batch::MicroBatchId;
-use convoy_common::index::{ExchangeIndex, PerTower, PerWorker, SegmentIndex, WorkerIndex};
+use convoy_common::index::{ExchangeIndex, PerWorker, SegmentIndex, TowerIndex, WorkerIndex};
+use convoy_common::placement::Half;
 use convoy_common::plan::Plan;
 use convoy_common::trace::{Activity, SegmentRun, Span, Transfer};
 use convoy_common::wire::{Direction, TensorKey};
@@ -42,9 +43,8 @@ struct Origin {
 }
 
 /// When each tensor was computed and relayed.
-pub(super) struct Ways {
-    placement: PerTower<WorkerIndex>,
-    logits: ExchangeIndex,
+pub(super) struct Ways<'a> {
+    plan: &'a Plan,
     computed: HashMap<SegmentRun, (WorkerIndex, u64)>,
     /// The worker that was the last to compute anything backward, and when it had.
     last: Option<(WorkerIndex, u64)>,
@@ -54,8 +54,8 @@ pub(super) struct Ways {
     decided: u64,
 }
 
-impl Ways {
-    pub(super) fn of(traced: &StepTrace, plan: &Plan) -> Self {
+impl<'a> Ways<'a> {
+    pub(super) fn of(traced: &StepTrace, plan: &'a Plan) -> Self {
         let (mut computed, mut last) = (HashMap::new(), None);
         for (worker, part) in traced.workers.iter_enumerated() {
             for span in &part.spans {
@@ -75,8 +75,7 @@ impl Ways {
         });
         let sent = own.iter().filter_map(|span| Some((sent_by(span)?.0, (span.start, span.end))));
         Self {
-            placement: plan.placement.clone(),
-            logits: plan.logits_exchange(),
+            plan,
             computed,
             last,
             relayed: relayed.collect(),
@@ -87,6 +86,10 @@ impl Ways {
 
     /// Where a tensor came from.
     fn origin(&self, tensor: &TensorKey) -> Option<Origin> {
+        if let TensorKey::Gradient { .. } = tensor {
+            let (began, ended) = self.relayed.get(tensor).copied()?;
+            return Some(Origin { producer: Some((self.sender_of(tensor)?, began)), had: ended, sent: ended });
+        }
         let source = source_of(tensor);
         if source == Source::Worker {
             let TensorKey::Activations { micro_batch, exchange, direction, from_tower, .. } = tensor else {
@@ -103,10 +106,29 @@ impl Ways {
         }
         let (had, sent) = self.sent.get(&source).copied()?;
         let producer = match source {
-            Source::Loss(id) => Some(self.last_of(id, self.logits.segment_before(), Direction::Forward)?),
+            Source::Loss(id) => {
+                let last = self.plan.logits_exchange().segment_before();
+                Some(self.last_of(id, last, Direction::Forward)?)
+            }
             _ => None,
         };
         Some(Origin { producer, had, sent })
+    }
+
+    /// The worker that sends a piece of a gradient: its owner sends the sum over all slots, and who holds the slots sends that over a node.
+    fn sender_of(&self, tensor: &TensorKey) -> Option<WorkerIndex> {
+        let TensorKey::Gradient { name, tower, piece, node, .. } = tensor else { return None };
+        let holds = |worker: &WorkerIndex, slot| self.plan.placement.slots_at(*worker, *tower).any(|held| held == slot);
+        match node {
+            Some(node) => {
+                let sharers = self.plan.placement.sharers(Half::Trunk, *tower);
+                sharers.into_iter().find(|worker| holds(worker, node.start))
+            }
+            None => {
+                let parameter = self.plan.trunk_parameters().find(|parameter| parameter.name == *name)?;
+                self.plan.pieces(&parameter, *tower).get(*piece).map(|piece| piece.owner)
+            }
+        }
     }
 
     /// Where the commit came from: from the worker that was the last to have its gradients.
@@ -116,7 +138,8 @@ impl Ways {
 
     fn last_of(&self, id: MicroBatchId, segment: SegmentIndex, direction: Direction) -> Option<(WorkerIndex, u64)> {
         let run = |tower| SegmentRun { micro_batch: id, segment, tower, direction };
-        self.placement.keys().filter_map(|tower| self.computed.get(&run(tower)).copied()).max_by_key(|(_, end)| *end)
+        let towers: Vec<TowerIndex> = self.plan.all_towers().collect();
+        towers.into_iter().filter_map(|tower| self.computed.get(&run(tower)).copied()).max_by_key(|(_, end)| *end)
     }
 
     fn origin_of_wait(&self, wait: &Span) -> Option<Origin> {
@@ -240,6 +263,7 @@ pub(super) fn exchanges(steps: &[&StepTrace], plan: &Plan, batch: usize) -> Vec<
         exchange,
         backward,
         planned_bytes: match exchange {
+            None if backward => plan.reduction_traffic(batch).total(),
             None => plan.image_traffic(batch).total(),
             Some(exchange) if backward => plan.backward_traffic(exchange, batch).total(),
             Some(exchange) => plan.forward_traffic(exchange, batch).total(),
@@ -270,6 +294,7 @@ impl Moved {
 fn exchange_of(tensor: &TensorKey) -> (Option<ExchangeIndex>, bool) {
     match tensor {
         TensorKey::Activations { exchange, direction, .. } => (Some(*exchange), *direction == Direction::Backward),
-        _ => (None, false),
+        TensorKey::Gradient { .. } => (None, true),
+        TensorKey::Images(_) | TensorKey::Parameter { .. } => (None, false),
     }
 }

@@ -73,7 +73,15 @@ pub(super) struct Args<'a> {
     pub(super) from_tower: Option<TowerIndex>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) to_tower: Option<TowerIndex>,
-    /// The step that a commit applies.
+    /// The parameter of a gradient that is summed over replicas.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) gradient: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) piece: Option<usize>,
+    /// The first slot of a node, and the first one after it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) slots: Option<(usize, usize)>,
+    /// The step that a commit applies, or that a gradient belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) commit: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -229,6 +237,14 @@ fn args_of_tensor(tensor: &TensorKey) -> Args<'static> {
             to_tower: *to_tower,
             ..Args::default()
         },
+        TensorKey::Gradient { step, name, tower, piece, node } => Args {
+            gradient: Some(Cow::Owned(name.clone())),
+            commit: Some(*step),
+            tower: Some(*tower),
+            piece: Some(*piece),
+            slots: node.as_ref().map(|node| (node.start, node.end)),
+            ..Args::default()
+        },
         TensorKey::Parameter { .. } => Args::default(),
     }
 }
@@ -241,6 +257,11 @@ pub(super) fn activity_of(category: &str, args: &Args) -> Option<Activity> {
         Some(MicroBatchId { step, phase: Phase::Train, slot, micro_batch })
     };
     let tensor = || {
+        if let Some(name) = &args.gradient {
+            let (step, name) = (args.commit?, name.clone().into_owned());
+            let node = args.slots.map(|(start, end)| start..end);
+            return Some(TensorKey::Gradient { step, name, tower: args.tower?, piece: args.piece?, node });
+        }
         let (start, end) = args.samples?;
         let micro_batch = MicroBatch { id: id()?, samples: start..end };
         let Some(exchange) = args.exchange else { return Some(TensorKey::Images(micro_batch)) };

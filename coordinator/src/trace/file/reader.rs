@@ -128,6 +128,9 @@ fn is_of(plan: &Plan, activity: &Activity) -> bool {
             TensorKey::Activations { exchange, from_tower, to_tower, .. } => {
                 has_exchange(*exchange) && has_tower(*from_tower) && to_tower.is_none_or(has_tower)
             }
+            TensorKey::Gradient { tower, node, .. } => {
+                has_tower(*tower) && node.as_ref().is_none_or(|node| node.start < node.end)
+            }
             _ => true,
         },
         _ => true,

@@ -51,9 +51,7 @@ impl Writer {
         let mut writer = Self { file, network, line: Vec::new(), bytes: 0, first: true, flows: 0, busy_until, named };
         writer.name_process(COORDINATOR, "coordinator")?;
         for (worker, host) in about.hosts.iter_enumerated() {
-            let held = about.placement.iter_enumerated().filter(|(_, holder)| **holder == worker);
-            let towers: Vec<_> = held.map(|(tower, _)| format!("tower {tower}")).collect();
-            let name = format!("worker {worker}: {} on {host}", towers.join(", "));
+            let name = format!("worker {worker}: {} on {host}", about.placement.described(worker));
             writer.name_process(FIRST_WORKER + worker.0 as u64, &name)?;
         }
         writer.file.flush()?;

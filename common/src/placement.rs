@@ -1,0 +1,297 @@
+//! Who holds what: which worker holds each tower of each replica of the trunk, and each slice of the head. Pure.
+//!
+//! The trunk is divided by data and by channels: a replica computes some of the slots, and each of its towers some of the channels. The
+//! head is divided by units alone, and sees the whole batch.
+//!
+//! Not here: what they exchange (`plan`).
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::batch::{MicroBatchId, Phase, part};
+use crate::index::{PerTower, PerWorker, TowerIndex, WorkerIndex};
+use crate::model::Network;
+
+/// The most replicas of a placement. It arrives over the network, so it is limited.
+const REPLICAS_MAX: usize = 1 << 20;
+
+/// One of the two parts of a network. Their weights are held separately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Half {
+    /// Everything before the head.
+    Trunk,
+    /// The final linear layers, with what stands between them.
+    Head,
+}
+
+/// Which worker holds what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// Slots of a batch, which the replicas share out.
+    pub slots: usize,
+    /// Tower t of replica r is held by worker `trunk[r][t]`.
+    pub trunk: Vec<PerTower<WorkerIndex>>,
+    /// Slice t of the head is held by worker `head[t]`.
+    pub head: PerTower<WorkerIndex>,
+}
+
+/// A placement that can't be made, or doesn't fit.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each message says what its fields are")]
+pub enum PlacementError {
+    /// Some workers would have nothing to do.
+    #[error(
+        "--workers {workers}: must be at most {units}, one for each tower of each replica: \"{model}\" has {towers} tower{}, and \
+         --slots {slots} allows as many replicas; more --slots allow more, and change the result",
+        if *.towers == 1 { "" } else { "s" }
+    )]
+    TooManyWorkers { workers: usize, units: usize, towers: usize, slots: usize, model: String },
+    /// No workers at all.
+    #[error("--workers 0: must be at least 1")]
+    NoWorkers,
+    /// More replicas than slots, or none.
+    #[error("--replicas {replicas}: must be 1 to {slots}, the number of slots (--slots)")]
+    Replicas { replicas: usize, slots: usize },
+    /// Some workers would have nothing to do with that many replicas.
+    #[error("--replicas {replicas}: {workers} workers need at least {least} replicas of the {towers} towers")]
+    TooFewReplicas { replicas: usize, workers: usize, least: usize, towers: usize },
+    /// A placement that doesn't fit the network.
+    #[error(
+        "a placement of {trunk:?} and {head} slices, for {slots} slots, on {workers} workers does not fit the {towers} towers of the model"
+    )]
+    Unfit { trunk: Vec<usize>, head: usize, slots: usize, workers: usize, towers: usize },
+}
+
+impl Placement {
+    /// Deals the towers of `replicas` replicas and the slices of the head to `workers` workers as evenly as possible. Neighbouring towers
+    /// stay together. Without a number of replicas, there are as few as give every worker something.
+    ///
+    /// # Errors
+    /// When a worker would have nothing to do, or a number is out of range.
+    pub fn dealt(
+        network: &Network,
+        workers: usize,
+        slots: usize,
+        replicas: Option<usize>,
+    ) -> Result<Self, PlacementError> {
+        let towers = network.towers;
+        // Without a trunk there is nothing to replicate.
+        let most = if network.head() == 0 { 1 } else { slots };
+        if workers == 0 {
+            return Err(PlacementError::NoWorkers);
+        }
+        if workers > towers.saturating_mul(most) {
+            let (units, model) = (towers.saturating_mul(most), network.name.clone());
+            return Err(PlacementError::TooManyWorkers { workers, units, towers, slots: most, model });
+        }
+        let least = workers.div_ceil(towers);
+        let replicas = replicas.unwrap_or(least);
+        if !(1..=most.min(REPLICAS_MAX)).contains(&replicas) {
+            return Err(PlacementError::Replicas { replicas, slots: most });
+        }
+        if replicas < least {
+            return Err(PlacementError::TooFewReplicas { replicas, workers, least, towers });
+        }
+        let units: Vec<WorkerIndex> = WorkerIndex::all(workers)
+            .flat_map(|worker| part(replicas * towers, workers, worker.0).map(move |_| worker))
+            .collect();
+        let trunk: Vec<PerTower<WorkerIndex>> =
+            units.chunks(towers).map(|held| held.iter().copied().collect()).collect();
+        let head = if replicas == 1 { trunk[0].clone() } else { head_beside(network, &trunk, workers) };
+        Ok(Self { slots, trunk, head })
+    }
+
+    /// Checks a placement that came from elsewhere. Returns the number of its workers.
+    ///
+    /// # Errors
+    /// When it does not fit the network, or when a worker gets nothing.
+    pub fn check(&self, network: &Network) -> Result<usize, PlacementError> {
+        let all = || self.trunk.iter().flatten().chain(&self.head);
+        let workers = all().max().map_or(0, |last| last.0.saturating_add(1));
+        let units = self.trunk.len().saturating_mul(network.towers).saturating_add(self.head.len());
+        let is_whole = !self.trunk.is_empty()
+            && self.trunk.len() <= self.slots
+            && self.trunk.iter().chain([&self.head]).all(|held| held.len() == network.towers);
+        let mut is_used = vec![false; if workers <= units { workers } else { 0 }];
+        all().for_each(|worker| is_used.get_mut(worker.0).into_iter().for_each(|used| *used = true));
+        if is_whole && !is_used.is_empty() && is_used.iter().all(|used| *used) {
+            return Ok(workers);
+        }
+        let trunk = self.trunk.iter().take(10).map(|held| held.len()).collect();
+        Err(PlacementError::Unfit { trunk, head: self.head.len(), slots: self.slots, workers, towers: network.towers })
+    }
+
+    /// Number of replicas.
+    pub fn replicas(&self) -> usize {
+        self.trunk.len()
+    }
+
+    /// The slots that a replica computes.
+    pub fn slots_of(&self, replica: usize) -> Range<usize> {
+        part(self.slots, self.replicas(), replica)
+    }
+
+    /// The replica that computes a micro-batch. Those of a measurement are shared out one by one.
+    pub fn replica_of(&self, id: MicroBatchId) -> usize {
+        let replicas = self.replicas();
+        match id.phase {
+            Phase::Evaluate => id.micro_batch as usize % replicas,
+            Phase::Train => {
+                let slot = (id.slot as usize).min(self.slots - 1);
+                // The first replicas have one slot more where they don't divide evenly.
+                let (each, more) = (self.slots / replicas, self.slots % replicas);
+                let in_larger = more * (each + 1);
+                if slot < in_larger { slot / (each + 1) } else { more + (slot - in_larger) / each }
+            }
+        }
+    }
+
+    /// The worker of a tower, or of a slice of the head, for a micro-batch.
+    pub fn holder(&self, half: Half, tower: TowerIndex, id: MicroBatchId) -> WorkerIndex {
+        self.towers(half, id)[tower]
+    }
+
+    /// The worker of each tower, or of each slice of the head, for a micro-batch.
+    pub fn towers(&self, half: Half, id: MicroBatchId) -> &PerTower<WorkerIndex> {
+        match half {
+            Half::Trunk => &self.trunk[self.replica_of(id)],
+            Half::Head => &self.head,
+        }
+    }
+
+    /// The workers that hold the weights of a tower or of a slice, each once, in the order of the replicas. The first one answers for them.
+    pub fn sharers(&self, half: Half, tower: TowerIndex) -> Vec<WorkerIndex> {
+        match half {
+            Half::Head => vec![self.head[tower]],
+            Half::Trunk => {
+                let mut sharers = Vec::new();
+                for held in &self.trunk {
+                    if !sharers.contains(&held[tower]) {
+                        sharers.push(held[tower]);
+                    }
+                }
+                sharers
+            }
+        }
+    }
+
+    /// The slots for which `worker` holds a tower of the trunk, in ascending order.
+    pub fn slots_at(&self, worker: WorkerIndex, tower: TowerIndex) -> impl Iterator<Item = usize> {
+        let replicas = (0..self.replicas()).filter(move |replica| self.trunk[*replica][tower] == worker);
+        replicas.flat_map(|replica| self.slots_of(replica))
+    }
+
+    /// What `worker` holds, for a person: "tower 0 of replica 1 and slice 0 of the head". Without replicas, the towers say it all.
+    pub fn described(&self, worker: WorkerIndex) -> String {
+        let towers = || self.head.keys();
+        if self.replicas() == 1 {
+            let held: Vec<_> = towers().filter(|tower| self.trunk[0][*tower] == worker).collect();
+            return held.iter().map(|tower| format!("tower {tower}")).collect::<Vec<_>>().join(" and ");
+        }
+        let of_trunk = self.trunk.iter().enumerate().flat_map(|(replica, held)| {
+            let own = towers().filter(move |tower| held[*tower] == worker);
+            own.map(move |tower| format!("tower {tower} of replica {replica}"))
+        });
+        let of_head = towers().filter(|slice| self.head[*slice] == worker);
+        let of_head = of_head.map(|slice| format!("slice {slice} of the head"));
+        of_trunk.chain(of_head).collect::<Vec<_>>().join(" and ")
+    }
+
+    /// The towers of the trunk, and the slices of the head, that `worker` holds, each once.
+    pub fn held_by(&self, worker: WorkerIndex) -> Vec<(Half, TowerIndex)> {
+        let all = [Half::Trunk, Half::Head].into_iter();
+        let each = all.flat_map(|half| self.head.keys().map(move |tower| (half, tower)));
+        each.filter(|(half, tower)| self.sharers(*half, *tower).contains(&worker)).collect()
+    }
+}
+
+/// The slices of the head beside a trunk of several replicas: each goes to the worker with the least to compute so far.
+fn head_beside(network: &Network, trunk: &[PerTower<WorkerIndex>], workers: usize) -> PerTower<WorkerIndex> {
+    let cost = |layers: Range<usize>| network.layers[layers].iter().map(|layer| layer.multiply_adds()).sum::<u64>();
+    let head = network.head();
+    // In one unit: the work of a slice on the whole batch is as much as that of `replicas` units of as many multiply-adds.
+    let of_unit = cost(0..head);
+    let of_slice = cost(head..network.layers.len()).saturating_mul(trunk.len() as u64);
+    let mut load: PerWorker<u64> = vec![0; workers].into();
+    trunk.iter().flatten().for_each(|worker| load[*worker] = load[*worker].saturating_add(of_unit));
+    let deal = |_| {
+        let worker = WorkerIndex::all(workers).min_by_key(|worker| load[*worker]).expect("there are workers");
+        load[worker] = load[worker].saturating_add(of_slice);
+        worker
+    };
+    TowerIndex::all(network.towers).map(deal).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::batch::Division;
+    use crate::model::presets;
+
+    fn network() -> Network {
+        Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap()
+    }
+
+    #[test]
+    fn towers_alone_are_placed_as_neighbours_with_the_head_beside_them() {
+        let placement = Placement::dealt(&network(), 2, 4, None).unwrap();
+        let both: PerTower<_> = [0, 1].map(WorkerIndex).into_iter().collect();
+        assert_eq!(placement, Placement { slots: 4, trunk: vec![both.clone()], head: both });
+    }
+
+    #[test]
+    fn errors_say_the_most_workers_and_what_raises_it() {
+        let dealt = |workers, replicas| Placement::dealt(&network(), workers, 3, replicas).unwrap_err().to_string();
+        let error = dealt(7, None);
+        assert!(error.contains("--workers 7: must be at most 6") && error.contains("--slots"), "{error}");
+        assert!(dealt(2, Some(4)).contains("--replicas 4: must be 1 to 3"));
+        assert!(dealt(5, Some(2)).contains("need at least 3 replicas"));
+        assert!(dealt(0, None).contains("at least 1"));
+    }
+
+    proptest! {
+        /// Every worker has something, towers are spread evenly, and every slot of every tower has one holder, also if a worker holds
+        /// several replicas.
+        #[test]
+        fn every_number_of_workers_has_a_placement(slots in 1_usize..9, workers in 1_usize..17, more in 0_usize..3) {
+            let network = network();
+            prop_assume!(workers <= 2 * slots);
+            let replicas = (workers.div_ceil(2) + more).min(slots);
+            let placement = Placement::dealt(&network, workers, slots, Some(replicas)).unwrap();
+            prop_assert_eq!(placement.check(&network), Ok(workers));
+            prop_assert_eq!(placement.replicas(), replicas);
+            let units = |worker| placement.trunk.iter().flatten().filter(|holder| **holder == worker).count();
+            let counts: Vec<usize> = WorkerIndex::all(workers).map(units).collect();
+            prop_assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1, "{counts:?}");
+            for micro_batch in (Division { slots, micro_batches: 1 }).of(1, 64) {
+                let (id, slot) = (micro_batch.id, micro_batch.id.slot as usize);
+                prop_assert!(placement.slots_of(placement.replica_of(id)).contains(&slot));
+                for tower in TowerIndex::all(2) {
+                    let holds = |worker| placement.slots_at(worker, tower).any(|held| held == slot);
+                    let holders: Vec<_> = WorkerIndex::all(workers).filter(|worker| holds(*worker)).collect();
+                    prop_assert_eq!(holders, [placement.holder(Half::Trunk, tower, id)]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_placement_that_leaves_a_worker_out_or_does_not_fit_is_refused() {
+        let (network, sound) = (network(), Placement::dealt(&network(), 4, 2, None).unwrap());
+        let refused = |change: &dyn Fn(&mut Placement)| {
+            let mut placement = sound.clone();
+            change(&mut placement);
+            assert!(placement.check(&network).is_err(), "{placement:?}");
+        };
+        assert_eq!(sound.check(&network), Ok(4));
+        refused(&|placement| placement.trunk[1][TowerIndex(1)] = WorkerIndex(usize::MAX));
+        refused(&|placement| placement.trunk[1][TowerIndex(1)] = WorkerIndex(4));
+        refused(&|placement| placement.trunk.clear());
+        refused(&|placement| placement.slots = 1);
+        refused(&|placement| placement.head.truncate(1));
+        refused(&|placement| placement.trunk[0].push(WorkerIndex(0)));
+    }
+}

@@ -1,0 +1,112 @@
+//! The sum of a tower's gradient of one parameter over the workers that hold the tower. Each of them owns a piece: it gets the others' sums
+//! over nodes of the slot tree, adds them along the tree, and sends the sum to the others. The order of arrival changes nothing.
+//!
+//! Not here: when gradients are complete, and the tensors that carry them (`engine`).
+
+use std::collections::HashSet;
+
+use convoy_common::index::{TowerIndex, WorkerIndex};
+use convoy_common::parameters::Parameter;
+use convoy_common::placement::Half;
+use convoy_common::plan::{Piece, Plan};
+use convoy_common::slots::{Node, NodeSums, SlotTree};
+
+use crate::kernels::Compute;
+use crate::kernels::elementwise::add;
+
+/// A gradient while it is summed over replicas.
+#[derive(Debug)]
+pub(super) struct Reduction {
+    tree: SlotTree,
+    worker: WorkerIndex,
+    pieces: Vec<Piece>,
+    /// Sums of this worker's piece, and the nodes whose sums have not arrived.
+    nodes: NodeSums<Vec<f32>>,
+    missing: HashSet<Node>,
+    /// The sum over all slots, and the pieces of it that have not arrived.
+    whole: Vec<f32>,
+    open: HashSet<usize>,
+}
+
+impl Reduction {
+    /// The reduction of a parameter of the trunk at `worker`, in a step over `samples` samples. None if no other worker holds the tower.
+    pub(super) fn new(
+        plan: &Plan,
+        parameter: &Parameter,
+        tower: TowerIndex,
+        worker: WorkerIndex,
+        samples: usize,
+    ) -> Option<Self> {
+        let pieces = plan.pieces(parameter, tower);
+        if pieces.is_empty() {
+            return None;
+        }
+        let is_open = |index: &usize| !pieces[*index].floats.is_empty();
+        let open: HashSet<usize> = (0..pieces.len()).filter(is_open).collect();
+        let owns = open.iter().any(|index| pieces[*index].owner == worker);
+        let sharers = plan.placement.sharers(Half::Trunk, tower).into_iter();
+        let missing = sharers.filter(|_| owns).flat_map(|sharer| plan.nodes(sharer, tower, samples)).collect();
+        let tree = SlotTree::new(plan.placement.slots);
+        Some(Self { tree, worker, pieces, nodes: NodeSums::new(), missing, whole: Vec::new(), open })
+    }
+
+    /// The pieces of other workers, by index.
+    pub(super) fn of_others(&self) -> impl Iterator<Item = (usize, &Piece)> {
+        let all = self.pieces.iter().enumerate();
+        all.filter(|(_, piece)| piece.owner != self.worker && !piece.floats.is_empty())
+    }
+
+    /// This worker's own piece, and its index. None if it is empty.
+    pub(super) fn own(&self) -> Option<(usize, &Piece)> {
+        let mut all = self.pieces.iter().enumerate();
+        all.find(|(_, piece)| piece.owner == self.worker && !piece.floats.is_empty())
+    }
+
+    /// Adds the sum of this worker's piece over a node. Returns the index of the piece and its sum over all slots, once it is complete.
+    ///
+    /// # Errors
+    /// When the sum is not expected.
+    pub(super) fn add_node(
+        &mut self,
+        compute: &Compute,
+        node: &Node,
+        sum: Vec<f32>,
+    ) -> Result<Option<(usize, Vec<f32>)>, &'static str> {
+        if !self.missing.remove(node) {
+            return Err("it arrived before, or no worker has such a sum");
+        }
+        self.nodes.insert(node.clone(), sum);
+        if !self.missing.is_empty() {
+            return Ok(None);
+        }
+        let sum = self.nodes.finish(self.tree, |sum, other| add(compute, sum, &other));
+        let (own, _) = self.own().expect("only an owner is sent sums over nodes");
+        let sum = sum.expect("a step has samples");
+        self.place(own, &sum)?;
+        Ok(Some((own, sum)))
+    }
+
+    /// Puts the sum of a piece over all slots where it belongs.
+    ///
+    /// # Errors
+    /// When it is not expected.
+    pub(super) fn place(&mut self, piece: usize, sum: &[f32]) -> Result<(), &'static str> {
+        if !self.open.remove(&piece) {
+            return Err("it arrived before");
+        }
+        let length = self.pieces.last().map_or(0, |last| last.floats.end);
+        self.whole.resize(length, 0.0);
+        self.whole[self.pieces[piece].floats.clone()].copy_from_slice(sum);
+        Ok(())
+    }
+
+    /// The whole sum, once all pieces are there. It is returned once.
+    pub(super) fn finish(&mut self) -> Option<Vec<f32>> {
+        (self.open.is_empty() && !self.whole.is_empty()).then(|| std::mem::take(&mut self.whole))
+    }
+
+    /// Whether all pieces are there.
+    pub(super) fn is_done(&self) -> bool {
+        self.open.is_empty()
+    }
+}
