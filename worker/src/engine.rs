@@ -82,13 +82,6 @@ pub(crate) enum EngineError {
     /// A tensor that the engine cannot use in its current state.
     #[error("unexpected {key}: {why}")]
     Unexpected { key: String, why: &'static str },
-    /// Gradients arrived in an order other than that of the samples.
-    #[error(
-        "gradients out of order: at segment {segment} of tower {tower}, the micro-batch at slot {}, index {} is not the next one",
-        .micro_batch.slot,
-        .micro_batch.micro_batch
-    )]
-    OutOfOrder { segment: SegmentIndex, tower: TowerIndex, micro_batch: MicroBatchId },
     /// A request for the weights of a step other than the last one.
     #[error("the coordinator requested the weights of step {step}; the last commit was step {committed}")]
     State { step: u64, committed: u64 },
@@ -128,8 +121,14 @@ pub(crate) struct Engine {
     gathers: HashMap<(MicroBatchId, ExchangeIndex), Gather>,
     sums: HashMap<(MicroBatchId, ExchangeIndex, TowerIndex), Partials>,
     kept: HashMap<(MicroBatchId, SegmentIndex, TowerIndex), SavedSegment>,
-    /// Backward passes of the step at hand that each (segment, tower) has computed. Chains of weight gradients continue in sample order.
+    /// Backward passes of the step at hand that each (segment, tower) has computed.
     passed: HashMap<(SegmentIndex, TowerIndex), usize>,
+    /// Backward passes of the step at hand whose gradients have all arrived.
+    begun: HashSet<(SegmentIndex, TowerIndex, MicroBatchId)>,
+    /// Backward passes of each (segment, tower) of the trunk that have been queued, in the order of their samples, and those that came too
+    /// early for that order, with their partial gradients.
+    queued: HashMap<(SegmentIndex, TowerIndex), usize>,
+    too_early: HashMap<(SegmentIndex, TowerIndex, MicroBatchId), Vec<Tensor>>,
 }
 
 #[derive(Debug)]
@@ -231,6 +230,9 @@ impl Engine {
             sums: HashMap::new(),
             kept: HashMap::new(),
             passed: HashMap::new(),
+            begun: HashSet::new(),
+            queued: HashMap::new(),
+            too_early: HashMap::new(),
             assignment,
         })
     }
@@ -388,6 +390,9 @@ impl Engine {
             self.begin_step_after(step);
             self.in_progress.clear();
             self.passed.clear();
+            self.begun.clear();
+            self.queued.clear();
+            self.too_early.clear();
             self.gathers.clear();
             self.sums.clear();
             for (key, elements) in std::mem::take(&mut self.early) {
@@ -635,8 +640,7 @@ impl Engine {
             return Err(unexpected(key, "its forward pass has not run"));
         }
         if exchange == self.plan.logits_exchange() {
-            self.tasks.push_back(Task::Backward { micro_batch, segment, tower: to, partials: vec![values] });
-            return Ok(());
+            return self.queue_backward(micro_batch, segment, to, vec![values]).map_err(|why| unexpected(key, why));
         }
         if self.computes(exchange.segment_after(), from, micro_batch.id) {
             return Err(unexpected(key, "this worker computes it itself"));
@@ -663,7 +667,40 @@ impl Engine {
         if partials.0.iter().all(Option::is_some) {
             let partials = self.sums.remove(&id).expect("it was filled just now").0.into_iter().flatten().collect();
             let segment = exchange.segment_before();
-            self.tasks.push_back(Task::Backward { micro_batch, segment, tower: to, partials });
+            return self.queue_backward(micro_batch, segment, to, partials);
+        }
+        Ok(())
+    }
+
+    /// Queues a backward pass. In the trunk, those of a tower go in the order of their samples, because chains of weight gradients do; one
+    /// that comes too early waits. The head puts its operands in order later.
+    fn queue_backward(
+        &mut self,
+        micro_batch: MicroBatch,
+        segment: SegmentIndex,
+        tower: TowerIndex,
+        partials: Vec<Tensor>,
+    ) -> Result<(), &'static str> {
+        if !self.begun.insert((segment, tower, micro_batch.id)) {
+            return Err("it arrived before");
+        }
+        if self.plan.segments[segment].half == Half::Head {
+            self.tasks.push_back(Task::Backward { micro_batch, segment, tower, partials });
+            return Ok(());
+        }
+        self.too_early.insert((segment, tower, micro_batch.id), partials);
+        let queued = self.queued.get(&(segment, tower)).copied().unwrap_or(0);
+        let mut ready = Vec::new();
+        for micro_batch in self.own_micro_batches(segment, tower).skip(queued).cloned() {
+            if !self.too_early.contains_key(&(segment, tower, micro_batch.id)) {
+                break;
+            }
+            ready.push(micro_batch);
+        }
+        self.queued.insert((segment, tower), queued + ready.len());
+        for micro_batch in ready {
+            let partials = self.too_early.remove(&(segment, tower, micro_batch.id)).expect("it is there");
+            self.tasks.push_back(Task::Backward { micro_batch, segment, tower, partials });
         }
         Ok(())
     }
@@ -707,9 +744,9 @@ impl Engine {
         let engine = &*self;
         let held = |segment| engine.plan.all_towers().filter(move |tower| engine.computes(segment, *tower, id)).count();
         let all: usize = engine.plan.segments.keys().map(held).sum();
-        let begun = self.in_progress.get_mut(&id).expect("something of it has arrived");
+        let Some(begun) = self.in_progress.get_mut(&id) else { return };
         begun.computed += 1;
-        if begun.computed == all {
+        if begun.computed >= all {
             self.in_progress.remove(&id);
         }
     }
@@ -724,11 +761,6 @@ impl Engine {
     ) -> Result<Vec<Out>, EngineError> {
         let plan = self.plan.clone();
         let passed = self.passed.get(&(segment, tower)).copied().unwrap_or(0);
-        // The head puts its operands in order before it forms its gradients: those of several replicas come in any order.
-        let is_in_order = self.own_micro_batches(segment, tower).nth(passed) == Some(&micro_batch);
-        if !is_in_order && plan.segments[segment].half == Half::Trunk {
-            return Err(EngineError::OutOfOrder { segment, tower, micro_batch: micro_batch.id });
-        }
         let is_last = self.own_micro_batches(segment, tower).count() == passed + 1;
         self.passed.insert((segment, tower), passed + 1);
         let kept = self.kept.remove(&(micro_batch.id, segment, tower)).expect("its forward pass has run");
