@@ -10,11 +10,11 @@ use convoy_common::batch::{BATCH_MAX, THREADS_MAX};
 use convoy_common::chain::chain;
 use convoy_common::model::presets;
 use convoy_common::schedule::Schedule;
-use convoy_coordinator::checkpoint::Checkpoint;
 use convoy_coordinator::checkpoint::folder::{self, Opened};
+use convoy_coordinator::checkpoint::{Checkpoint, CheckpointError};
 use convoy_coordinator::data::DataSource;
 use convoy_coordinator::deadlines;
-use convoy_coordinator::files::same_place;
+use convoy_coordinator::files::{quoted, same_place};
 use convoy_coordinator::job::{Asked, Length, Order, defaults};
 use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::record::holds_run;
@@ -146,6 +146,16 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
+/// A run to continue has no checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} has no checkpoint yet: its job has just begun, or ended before the first one; --resume auto --out {} starts an ended job again",
+    path.display(), quoted(path)
+)]
+struct NoneYet {
+    path: PathBuf,
+}
+
 /// The value of `--resume` that continues whatever is in `--out`.
 const AUTO: &str = "auto";
 
@@ -238,7 +248,10 @@ impl Arguments {
                     .ok_or_else(|| Misuse("--resume auto needs --out, the folder of the run".to_owned()))?;
                 folder::open_newest(out)?
             }
-            Some(path) => Some(folder::open(path)?),
+            Some(path) => Some(folder::open(path).map_err(|error| match error {
+                CheckpointError::None { .. } if holds_run(path) => NoneYet { path: path.clone() }.into(),
+                other => Box::<dyn Error>::from(other),
+            })?),
         };
         Ok(opened.map(|Opened { checkpoint, damaged }| {
             let used = checkpoint.path.display();

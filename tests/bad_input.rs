@@ -39,7 +39,7 @@ fn slips_of_the_command_line_are_answered_with_what_would_be_right() {
         ("train --model nowhere/net.toml", &["nowhere/net.toml", "No such file"]),
         ("train --schedule cosin", &["cosin", "cosine"]),
         ("train --order shufled", &["shufled", "shuffled"]),
-        ("train --data bundled --workers 3", &["--workers 3", "at most 2", "number of towers of \"alexnet-fashion\""]),
+        ("train --data bundled --workers 3", &["--workers 3", "at most 2", "\"alexnet-fashion\" has 2 towers"]),
         ("train --data bundled --workers 0", &["'0' for '--workers", "at least 1"]),
         ("train --data bundled --threads 0", &["'0' for '--threads", "from 1 to 1024"]),
         ("train --data bundled --steps 0", &["0", "at least 1"]),
@@ -436,7 +436,7 @@ fn resuming_needs_no_other_word_and_changes_no_finished_run() {
     assert!(text.contains("has ended already") && text.contains(&hash(&out)), "{text}");
     assert_eq!(before, (fs::read(out.join("run.json")).unwrap(), fs::read(out.join("metrics.jsonl")).unwrap()));
     // What is asked for beside it is looked at all the same.
-    refused("train --workers 3", &[("--resume", &out)], MISUSED, &["--workers 3", "2, the number of towers"]);
+    refused("train --workers 3", &[("--resume", &out)], MISUSED, &["--workers 3", "must be at most 2"]);
     refused("train --data synthetic", &[("--resume", &out)], MISUSED, &["the data are not those", "give --data"]);
     let text = succeed("train --steps 5", &[("--resume", &out)]);
     assert!(text.contains("spans 3 steps"), "{text}");
@@ -627,6 +627,63 @@ fn incomplete_and_misnamed_checkpoints_are_damaged() {
     }
     let text = succeed(&verify, &[]);
     assert!(text.contains("step-000006") && !text.contains("step-000009"), "{text}");
+}
+
+/// What else can lie at the place of a checkpoint, or of one of its files. Nothing waits for a pipe, and nothing fails because of it.
+#[test]
+fn a_checkpoint_that_is_no_folder_and_a_file_that_is_no_file_are_damaged() {
+    let (folder, model, data) = sound();
+    let out = folder.path().join("run");
+    let paths: &[(&str, &Path)] = &[("--model", &model), ("--data", &data), ("--out", &out)];
+    succeed("train --steps 6 --batch 5 --checkpoint-every 2", paths);
+    let whole = support::hash(&out);
+    let step = |step: &str| out.join("checkpoints").join(step);
+    let verify = format!("verify {}", out.display());
+    fs::remove_dir_all(step("step-000002")).unwrap();
+    std::os::unix::fs::symlink("/nonexistent", step("step-000002")).unwrap();
+    fs::remove_dir_all(step("step-000006")).unwrap();
+    fs::write(step("step-000006"), "mine").unwrap();
+    refused(&verify, &[], FAILED, &["damaged", "step-000002", "step-000006", "2 of 3"]);
+    let output = run("train", &[("--resume", &out), ("--data", &data)]);
+    assert!(output.status.success() && said(&output).contains("step-000004 instead"), "{}", said(&output));
+    assert_eq!(support::hash(&out), whole);
+    let weights = step("step-000006").join("weights.safetensors");
+    fs::remove_file(&weights).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&weights).status().unwrap().success());
+    refused(&verify, &[], FAILED, &["step-000006", "it is not a regular file"]);
+    let output = run("train", &[("--resume", &out), ("--data", &data)]);
+    assert!(output.status.success() && said(&output).contains("step-000004 instead"), "{}", said(&output));
+    assert_eq!(support::hash(&out), whole);
+}
+
+/// Metrics that end before the checkpoint are a gap in the records, and what a killed writer left is removed.
+#[test]
+fn a_gap_in_the_metrics_is_named_and_temporary_files_go() {
+    let (folder, model, data) = sound();
+    let out = folder.path().join("run");
+    let paths: &[(&str, &Path)] = &[("--model", &model), ("--data", &data), ("--out", &out)];
+    succeed("train --steps 6 --batch 5 --checkpoint-every 4", paths);
+    fs::remove_dir_all(out.join("checkpoints/step-000006")).unwrap();
+    let metrics = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let first: String = metrics.lines().take(2).map(|line| format!("{line}\n")).collect();
+    fs::write(out.join("metrics.jsonl"), first).unwrap();
+    let left = out.join(".metrics.jsonl.0123456789abcdef.tmp");
+    fs::write(&left, "cut sho").unwrap();
+    let text = succeed("train", &[("--resume", &out), ("--data", &data)]);
+    assert!(text.contains("steps 3 to 4 are missing in it"), "{text}");
+    assert!(!left.exists());
+}
+
+/// A job that was killed before its first checkpoint can only be started again.
+#[test]
+fn a_run_without_a_checkpoint_says_how_to_start_it_again() {
+    let (folder, model, data) = sound();
+    let out = folder.path().join("run");
+    let paths: &[(&str, &Path)] = &[("--model", &model), ("--data", &data), ("--out", &out)];
+    succeed("train --steps 2 --batch 5", paths);
+    fs::remove_dir_all(out.join("checkpoints")).unwrap();
+    refused("train", &[("--resume", &out)], FAILED, &["has no checkpoint yet", "--resume auto --out"]);
+    succeed("train --steps 2 --batch 5 --resume auto", paths);
 }
 
 /// A trace of steps that the run does not have, and a job that is at its end already.

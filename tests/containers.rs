@@ -539,7 +539,7 @@ fn four_workers_hold_four_towers_and_mistakes_are_named() {
             assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", said(&output));
             parts.iter().for_each(|part| assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output)));
         };
-        refused(&["--workers", "3"], 2, &["--workers 3", "2, the number of towers"]);
+        refused(&["--workers", "3"], 2, &["--workers 3", "must be at most 2"]);
         refused(&["--out", "/runs/four"], 2, &["/runs/four", "--resume"]);
         refused(&["--model", "/data/five.toml"], 2, &["/data/five.toml", "No such file"]);
         refused(&["--data", "/data"], 1, &["/data", "train-images-idx3-ubyte"]);

@@ -167,8 +167,11 @@ fn both_local_workers_may_be_killed_at_once() {
     wait_for_steps(&out, 10);
     let before = worker_processes(&out);
     before.iter().for_each(|process| signal(*process, "KILL"));
-    ended_like_the_calm_one(&out, &finish(child));
+    let output = finish(child);
+    let incidents = ended_like_the_calm_one(&out, &output);
     assert!(worker_processes(&out).iter().all(|process| !before.contains(process)));
+    assert!(!said(&output).contains("before it connected"), "both had connected: {}", said(&output));
+    assert!(incidents.iter().all(|incident| incident["kind"] == "lost"), "{incidents:?}");
 }
 
 /// Each replacement is killed as soon as it is there, three times.

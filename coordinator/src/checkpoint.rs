@@ -8,7 +8,7 @@ pub mod writer;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::data::DataSource;
-use crate::files::{put_in_place, quoted, sync_folder, write_atomically, write_synced};
+use crate::files::{open_regular, put_in_place, quoted, remove_any, sync_folder, write_atomically, write_synced};
 use crate::job::Job;
 use crate::state::{JobState, Progress};
 
@@ -167,7 +167,7 @@ pub fn write(folder: &Path, described: &Described, state: &JobState) -> Result<P
     });
     // The temporary name holds a checkpoint that was replaced, or one that couldn't be written. If it can't be removed now,
     // the next checkpoint removes it. The first error is the useful one.
-    let _ = fs::remove_dir_all(&temporary);
+    let _ = remove_any(&temporary);
     result.map_err(|source| CheckpointError::Write { path: path.clone(), source })?;
     Ok(path)
 }
@@ -188,9 +188,7 @@ fn is_already_there(path: &Path, described: &Described, state: &JobState) -> boo
 }
 
 fn write_into(temporary: &Path, described: &Described, state: &JobState) -> std::io::Result<()> {
-    if temporary.exists() {
-        fs::remove_dir_all(temporary)?;
-    }
+    remove_any(temporary)?;
     fs::create_dir_all(temporary)?;
     let mut files = HashMap::new();
     for (name, tensors) in [(WEIGHTS, &state.weights), (OPTIMIZER, &state.momentum)] {
@@ -341,7 +339,7 @@ pub fn check_logits_path(path: &Path) -> Result<(), CheckpointError> {
 /// Whether the header of a safetensors file names the tensor `logits` and no other.
 fn holds_only_logits(path: &Path) -> bool {
     let header = || -> std::io::Result<serde_json::Map<String, serde_json::Value>> {
-        let (mut file, mut length) = (File::open(path)?, [0; 8]);
+        let (mut file, mut length) = (open_regular(path)?, [0; 8]);
         file.read_exact(&mut length)?;
         Ok(serde_json::from_reader(BufReader::new(file.take(u64::from_le_bytes(length).min(HEADER_BYTES_MAX))))?)
     };
@@ -356,7 +354,10 @@ pub fn folder_of_weights(path: &Path) -> Option<PathBuf> {
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, CheckpointError> {
-    fs::read(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })
+    let mut bytes = Vec::new();
+    let read = open_regular(path).and_then(|mut file| file.read_to_end(&mut bytes));
+    read.map_err(|source| CheckpointError::Read { path: path.to_owned(), source })?;
+    Ok(bytes)
 }
 
 fn serialized(tensors: &Tensors) -> std::io::Result<Vec<u8>> {

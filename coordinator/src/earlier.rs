@@ -47,12 +47,15 @@ impl Earlier {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             read => read.map_err(|source| CheckpointError::Read { path: path.clone(), source })?,
         };
-        let (lines, damaged) = kept_lines(&text, kept);
+        let Kept { lines, damaged, last } = kept_lines(&text, kept);
         let mut damage = Vec::new();
         if damaged > 0 {
             damage.push(format!("damaged lines in {}: {damaged}; the job continues without them", path.display()));
         } else if text.is_empty() && kept.steps_through > 0 {
             damage.push(format!("{} is missing or empty; the job begins a new one", path.display()));
+        } else if last < kept.steps_through {
+            let (path, first, end) = (path.display(), last + 1, kept.steps_through);
+            damage.push(format!("{path} ends before the checkpoint: steps {first} to {end} are missing in it"));
         }
         let incidents = incidents_of(run).unwrap_or_else(|text| {
             damage.push(text);
@@ -76,9 +79,18 @@ fn incidents_of(run: &Path) -> Result<Vec<Incident>, String> {
     })
 }
 
+/// What is kept of metrics.
+struct Kept {
+    lines: Vec<u8>,
+    /// Number of damaged lines.
+    damaged: usize,
+    /// The last step of the lines.
+    last: u64,
+}
+
 /// The lines to keep, and how many are damaged: those that are not JSON, and steps out of order. The last line may have been cut short by
 /// a crash, which is no damage.
-fn kept_lines(text: &[u8], kept: &EarlierMetrics) -> (Vec<u8>, usize) {
+fn kept_lines(text: &[u8], kept: &EarlierMetrics) -> Kept {
     let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
     let lines = text[..whole].split_inclusive(|byte| *byte == b'\n');
     let parsed: Vec<(&[u8], Option<Value>)> = lines.map(|line| (line, serde_json::from_slice(line).ok())).collect();
@@ -104,7 +116,7 @@ fn kept_lines(text: &[u8], kept: &EarlierMetrics) -> (Vec<u8>, usize) {
             last = number(value, "step").unwrap_or(last);
         }
     }
-    (found, damaged)
+    Kept { lines: found, damaged, last }
 }
 
 #[cfg(test)]
@@ -114,7 +126,7 @@ mod tests {
     fn kept(lines: &[&str]) -> (Vec<u64>, usize) {
         let text = lines.concat();
         let kept = EarlierMetrics { steps_through: 6, ends_epoch: &|step| step == 4 };
-        let (lines, damaged) = kept_lines(text.as_bytes(), &kept);
+        let Kept { lines, damaged, .. } = kept_lines(text.as_bytes(), &kept);
         let lines: Vec<Value> =
             String::from_utf8(lines).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let number =

@@ -3,7 +3,7 @@
 //! Not here: what the files hold.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use crate::unguessable::unguessable;
@@ -22,6 +22,38 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         let _ = fs::remove_file(&temporary);
     })?;
     sync_folder(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}
+
+/// Removes the temporary files of writers of `name` in `folder` that were killed. No other process may write there.
+pub fn remove_temporary(folder: &Path, name: &str) {
+    let is_one = |file: &str| file.starts_with(&format!(".{name}.")) && file.ends_with(".tmp");
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let old = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_one));
+    // They are in nobody's way.
+    old.for_each(|entry| drop(fs::remove_file(entry.path())));
+}
+
+/// Removes what is at `path`, be it a folder, a file or a link. Nothing may be there.
+///
+/// # Errors
+/// When it can't be removed.
+pub fn remove_any(path: &Path) -> std::io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        _ => fs::remove_file(path),
+    }
+}
+
+/// Opens a file for reading. A pipe or a device could keep the reader waiting, or never end.
+///
+/// # Errors
+/// When it can't be opened, or is not a regular file.
+pub fn open_regular(path: &Path) -> std::io::Result<File> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    File::open(path)
 }
 
 /// Whether two paths lead to the same place, which exists.
@@ -49,13 +81,13 @@ pub(crate) fn sync_folder(path: &Path) -> std::io::Result<()> {
 
 /// Renames `new` to `path`. If `path` exists, the two are exchanged, so that `path` exists at every moment.
 pub(crate) fn put_in_place(new: &Path, path: &Path) -> std::io::Result<()> {
-    if !path.exists() {
+    if fs::symlink_metadata(path).is_err() {
         return fs::rename(new, path);
     }
     match rustix::fs::renameat_with(rustix::fs::CWD, new, rustix::fs::CWD, path, rustix::fs::RenameFlags::EXCHANGE) {
         // The file system can't exchange: remove the older one first. A resumed job writes it again.
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            fs::remove_dir_all(path).and_then(|()| fs::rename(new, path))
+            remove_any(path).and_then(|()| fs::rename(new, path))
         }
         exchanged => Ok(exchanged?),
     }

@@ -18,7 +18,7 @@ use crate::checkpoint::FOLDER;
 use crate::checkpoint::folder::has_any;
 use crate::earlier::{Earlier, METRICS, RECORD};
 use crate::error::JobError;
-use crate::files::write_atomically;
+use crate::files::{remove_temporary, write_atomically};
 use crate::incident::Incident;
 use crate::job::Job;
 use crate::observe::{EpochRecord, WorkerRecord};
@@ -158,6 +158,7 @@ impl RunFolder {
         if must_be_new && has_any(path)? {
             return Err(JobError::OutTaken { path: path.to_owned() });
         }
+        [METRICS, RECORD].into_iter().for_each(|name| remove_temporary(path, name));
         Ok(Self { path: path.to_owned(), _lock: lock, metrics: open_metrics(path)? })
     }
 

@@ -8,6 +8,7 @@ use std::iter;
 use std::path::{Path, PathBuf};
 
 use super::{Checkpoint, CheckpointError, FOLDER, MANIFEST, name_of, peek_manifest, read};
+use crate::files::remove_any;
 
 /// How often checkpoints are listed, if those that are read are deleted meanwhile.
 const LOOKS_MAX: usize = 10;
@@ -122,7 +123,7 @@ fn hash_of(checkpoint: Checkpoint) -> String {
 
 /// Whether a checkpoint that could not be read has disappeared. A running job deletes old checkpoints once it has newer ones.
 fn was_deleted(path: &Path) -> bool {
-    matches!(path.try_exists(), Ok(false))
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 /// Reads a checkpoint of a run, which must have the name of its step.
@@ -192,7 +193,7 @@ pub fn prune(folder: &Path, keep: usize) -> Result<(), CheckpointError> {
     for entry in fs::read_dir(folder).map_err(wrong(folder))?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with(".step-") && (name.ends_with(".old") || name.ends_with(".tmp")) {
-            fs::remove_dir_all(entry.path()).map_err(wrong(&entry.path()))?;
+            remove_any(&entry.path()).map_err(wrong(&entry.path()))?;
         }
     }
     Ok(())
@@ -216,7 +217,7 @@ fn steps_in(folder: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
     let entries = fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(unreadable)?;
     let steps = entries.into_iter().filter_map(|entry| {
         let step = entry.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok()?;
-        entry.path().is_dir().then(|| (step, entry.path()))
+        Some((step, entry.path()))
     });
     let mut steps: Vec<_> = steps.collect();
     steps.sort();

@@ -212,6 +212,8 @@ impl Cluster {
                         observer.on(Event::Gone { worker, process_id, host, why: why.clone() });
                     }
                     self.give_up(worker, &why);
+                    // It had connected before. One that ends before it connects is a fault.
+                    self.local.as_mut().map_or(Ok(()), |local| local.restart(&[worker]))?;
                 }
                 Some(News::Heard(..) | News::Changed) => {}
                 Some(News::Elsewhere(worker)) => {
@@ -227,7 +229,7 @@ impl Cluster {
                 Some(News::Refused(address, reason)) => self.report_refused(address, reason, observer),
                 None => {
                     if let Some(local) = &mut self.local {
-                        local.check_alive()?;
+                        local.check_alive(|worker| self.seats[worker].is_some())?;
                     }
                 }
             }

@@ -133,12 +133,12 @@ impl LocalWorkers {
         started.map_err(|source| JobError::Spawn { program: self.plan.program.path.clone(), source })
     }
 
-    /// Checks that no worker has ended before it connected.
+    /// Checks that no worker has ended before it connected. The end of one that `is_connected` is heard from its connection.
     ///
     /// # Errors
     /// When one has: how it ended.
-    pub fn check_alive(&mut self) -> Result<(), JobError> {
-        for (worker, child) in self.children.iter_mut_enumerated() {
+    pub fn check_alive(&mut self, is_connected: impl Fn(WorkerIndex) -> bool) -> Result<(), JobError> {
+        for (worker, child) in self.children.iter_mut_enumerated().filter(|(worker, _)| !is_connected(*worker)) {
             if let Ok(Some(status)) = child.process.try_wait() {
                 let why = format!("its process {}", described(status));
                 let was_killed = std::os::unix::process::ExitStatusExt::signal(&status).is_some();
