@@ -136,10 +136,6 @@ fn an_impossible_storm_is_refused() {
     assert!(!out.exists());
     let output = chaos("--faults 1 --workers 3", &folder.path().join("three"));
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-    assert!(
-        said(&output).contains("--workers 3") && said(&output).contains("must be at most 2"),
-        "{}",
-        said(&output)
-    );
+    assert!(said(&output).contains("--workers 3") && said(&output).contains("must be at most 2"), "{}", said(&output));
     assert!(!folder.path().join("three").exists());
 }

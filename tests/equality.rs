@@ -92,7 +92,7 @@ impl Case {
 /// Tensors that crossed an exchange; of none, the last one.
 fn tensors(record: &Value, direction: &str, exchange: Option<u64>) -> u64 {
     let all = record["exchanges"].as_array().unwrap();
-    let last = all.iter().map(|e| e["exchange"].as_u64().unwrap()).max();
+    let last = all.iter().filter_map(|e| e["exchange"].as_u64()).max();
     let wanted = exchange.or(last).unwrap();
     let found = all.iter().filter(|e| e["direction"] == direction && e["exchange"] == wanted);
     found.map(|e| e["tensors"].as_u64().unwrap()).sum()
@@ -136,6 +136,155 @@ fn the_dense_twin_has_one_result_for_each_number_of_slots() {
 #[test]
 fn four_towers_have_one_result_for_each_number_of_slots() {
     assert_ne!(check_ways("four-towers", 1, &[2, 3, 4]), check_ways("four-towers", 2, &[4]));
+}
+
+/// One tower with groups, so that only replicas can share it out.
+const ONE_TOWER: &str = r#"
+name = "one-tower"
+towers = 1
+input = { channels = 1, height = 28, width = 28 }
+[[layer]]
+kind = "conv"
+name = "c1"
+filters = 6
+kernel = 5
+stride = 2
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "conv"
+name = "c2"
+filters = 20
+kernel = 3
+groups = 2
+[[layer]]
+kind = "max_pool"
+kernel = 2
+[[layer]]
+kind = "linear"
+name = "f1"
+units = 17
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "dropout"
+p = 0.4
+[[layer]]
+kind = "linear"
+name = "f2"
+units = 10
+"#;
+
+/// A job on `workers` workers, by its records: the hash, the losses, and what was measured after each epoch.
+fn replicated(
+    folder: &Path,
+    model: &str,
+    [slots, workers, seed]: [usize; 3],
+) -> (String, Vec<(u64, u64)>, Vec<String>) {
+    let (out, data) = (folder.join(format!("{slots}-{workers}-{seed}")), folder.join("data"));
+    // These change nothing, so they vary along with the workers.
+    let (threads, micro_batches) = (1 + workers % 2, 1 + workers % 3);
+    let text = format!(
+        "train --model {model} --steps 4 --batch 27 --slots {slots} --seed {seed} --workers {workers} --threads {threads} \
+         --micro-batches {micro_batches}"
+    );
+    succeed(&text, &[("--data", &data), ("--out", &out)]);
+    let record = record(&out);
+    let mut processes = worker_processes(&out);
+    processes.dedup();
+    assert_eq!(processes.len(), workers, "distinct processes");
+    let towers = if model.ends_with("one-tower.toml") {
+        1
+    } else if model.ends_with("toml") {
+        4
+    } else {
+        2
+    };
+    assert_eq!(record["running"]["replicas"], workers.div_ceil(towers), "{slots} slots, {workers} workers");
+    let held = |worker: &Value| worker["towers"].as_array().unwrap().len() + worker["slices"].as_array().unwrap().len();
+    assert!(record["workers"].as_array().unwrap().iter().all(|worker| held(worker) > 0), "{record}");
+    let exchanges = record["exchanges"].as_array().unwrap();
+    let gradients: u64 =
+        exchanges.iter().filter(|e| e["direction"] == "gradients").map(|e| e["bytes"].as_u64().unwrap()).sum();
+    // Epochs have a step of 27 images and one of 3.
+    let planned = [27, 3].map(|batch| {
+        let plan = succeed(&format!("plan --json --model {model} --batch 27 --slots {slots} --workers {workers}"), &[]);
+        let whole: Value = serde_json::from_str(&plan).unwrap();
+        let few = batch < slots;
+        whole["gradients"]["up"].as_u64().filter(|_| !few)
+    });
+    if let [Some(whole), Some(last)] = planned {
+        assert_eq!(gradients, 2 * (whole + last), "planned bytes: {slots} slots, {workers} workers");
+    } else {
+        assert_eq!(gradients > 0, workers > towers, "{slots} slots, {workers} workers");
+    }
+    let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let epochs = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let measured = epochs
+        .filter(|line| line["test_loss"].is_f64())
+        .map(|line| format!("{} {}", line["test_loss"], line["test_accuracy"]));
+    (hash(&out), losses(&out), measured.collect())
+}
+
+/// On every number of workers up to eight that a job allows. The batch does not divide into slots, and the last one of an epoch is
+/// smaller than the number of slots, so some replicas have nothing to compute.
+fn check_replicas(model: &str, towers: usize, slots: &[usize]) {
+    let folder = TempDir::new().unwrap();
+    let images = |count: usize| support::Images {
+        pixels: (0..count * 784).map(|i| (i * 31 % 251) as u8).collect(),
+        shape: [1, 28, 28],
+        labels: (0..count).map(|i| (i % 10) as u8).collect(),
+    };
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    support::write_data(&folder.path().join("data"), &images(30), &images(13));
+    let text = match model {
+        "four-towers" => Some(support::FOUR_TOWERS),
+        "one-tower" => Some(ONE_TOWER),
+        _ => None,
+    };
+    let path = folder.path().join(format!("{model}.toml"));
+    let model = text.map_or(model, |text| {
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap()
+    });
+    let mut of_slots = Vec::new();
+    for slots in slots.iter().copied() {
+        let one = replicated(folder.path(), model, [slots, 1, 5]);
+        assert_eq!((one.1.len(), one.2.len()), (4, 2));
+        for workers in 2..=(towers * slots).min(8) {
+            assert_eq!(
+                one,
+                replicated(folder.path(), model, [slots, workers, 5]),
+                "{model}: {slots} slots, {workers} workers"
+            );
+        }
+        of_slots.push(one.0);
+    }
+    let other = replicated(folder.path(), model, [slots[0], (towers * slots[0]).min(8), 6]);
+    assert!(!of_slots.contains(&other.0), "another seed");
+    of_slots.sort();
+    of_slots.dedup();
+    assert_eq!(of_slots.len(), slots.len(), "{model}: slots belong to the job");
+}
+
+#[test]
+fn alexnet_fashion_has_the_same_bits_on_one_to_eight_workers() {
+    check_replicas("alexnet-fashion", 2, &[1, 2, 3, 4, 6, 8]);
+}
+
+#[test]
+fn the_dense_twin_has_the_same_bits_on_one_to_eight_workers() {
+    check_replicas("alexnet-fashion-dense", 2, &[2, 3]);
+}
+
+#[test]
+fn four_towers_have_the_same_bits_on_one_to_eight_workers() {
+    check_replicas("four-towers", 4, &[2, 3]);
+}
+
+#[test]
+fn one_tower_has_the_same_bits_on_one_to_eight_workers() {
+    check_replicas("one-tower", 1, &[2, 5, 8]);
 }
 
 fn worker(address: &str) -> Process {

@@ -174,6 +174,46 @@ fn both_local_workers_may_be_killed_at_once() {
     assert!(incidents.iter().all(|incident| incident["kind"] == "lost"), "{incidents:?}");
 }
 
+/// Two replicas of two towers. Workers die that hold a tower of one replica, a slice of the head, or everything of a replica.
+#[test]
+fn a_worker_of_a_replica_may_be_killed() {
+    let folder = TempDir::new().unwrap();
+    let calm = folder.path().join("calm");
+    let job = "train --data bundled --batch 16 --slots 2 --steps 150 --schedule constant --lr 0.01 --trace off --snapshot-every 10";
+    succeed(&format!("{job} --workers 1"), &[("--out", &calm)]);
+    for killed in [vec![3], vec![0], vec![2, 3], vec![0, 1, 2, 3]] {
+        let out = folder.path().join(format!("{killed:?}"));
+        let child = start_job(&format!("{job} --workers 4"), "", &out);
+        wait_for_steps(&out, 30);
+        let before = worker_processes(&out);
+        killed.iter().for_each(|worker: &usize| signal(before[*worker], "KILL"));
+        let output = finish(child);
+        assert!(output.status.success(), "{killed:?}: {}", said(&output));
+        assert!(!record(&out)["incidents"].as_array().unwrap().is_empty(), "{killed:?}: the fault fired");
+        assert_eq!((hash(&out), losses(&out)), (hash(&calm), losses(&calm)), "{killed:?}");
+    }
+}
+
+/// Of two replicas over workers by hand, one worker is killed and not replaced: the others take over, as one replica and a half.
+#[test]
+fn survivors_take_over_what_a_replica_has_lost() {
+    let folder = TempDir::new().unwrap();
+    let (calm, out) = (folder.path().join("calm"), folder.path().join("run"));
+    let job = "train --data bundled --batch 16 --slots 2 --steps 400 --schedule constant --lr 0.01 --trace off --snapshot-every 10";
+    succeed(&format!("{job} --workers 2"), &[("--out", &calm)]);
+    let mut child = start_job(&format!("{job} --workers 4"), "--listen 127.0.0.1:0 --patience 0", &out);
+    let join = listening_at(&mut child);
+    let mut workers: Vec<_> = (0..4).map(|_| worker(&join, "")).collect();
+    wait_for_steps(&out, 30);
+    let dead = workers.remove(1);
+    signal(dead.id(), "KILL");
+    let output = finish(child);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(record(&out)["workers"].as_array().unwrap().len(), 3, "the survivors");
+    assert_eq!((hash(&out), losses(&out)), (hash(&calm), losses(&calm)));
+    end(workers);
+}
+
 /// Each replacement is killed as soon as it is there, three times.
 #[test]
 fn a_worker_may_be_killed_again_while_it_is_restored() {

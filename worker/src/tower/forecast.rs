@@ -37,7 +37,7 @@ pub fn worker_bytes(plan: &Plan, worker: WorkerIndex, batch: usize, division: Di
     }
     passes(measured).measurement();
     // Values, momentum and gradient; in the trunk, with several slots, also sums of completed slots, as many as the tree needs.
-    let sums = if division.slots > 1 { division.slots.ilog2() as usize + 1 } else { 0 };
+    let sums = division.slots.ilog2() as usize;
     let held = 3 * (in_trunk + in_head) + sums * in_trunk + floats.all() + indices.all();
     // Tensors that are received or sent use memory outside the shelf, which the allocator keeps.
     let exchanged = plan.step_traffic(batch).max(plan.measurement_traffic(EVALUATIONS_UNDER_WAY * largest));

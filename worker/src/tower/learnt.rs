@@ -49,7 +49,9 @@ struct Values {
 #[derive(Debug)]
 struct Gradient {
     tree: SlotTree,
-    /// The chains of the slot at hand.
+    /// Its floats.
+    length: usize,
+    /// The chains of the slot at hand. Empty between slots.
     chains: Vec<f32>,
     /// The slot at hand, if its chains have been started.
     slot: Option<usize>,
@@ -61,7 +63,8 @@ struct Gradient {
 
 impl Gradient {
     fn new(length: usize, tree: SlotTree) -> Self {
-        Self { tree, chains: vec![0.0; length], slot: None, sums: NodeSums::new(), idle: Vec::new() }
+        // Made at once, so that a machine with too little memory fails before the first step.
+        Self { tree, length, chains: vec![0.0; length], slot: None, sums: NodeSums::new(), idle: Vec::new() }
     }
 
     /// The chains of `slot`, and whether they have been started.
@@ -70,21 +73,22 @@ impl Gradient {
         if !goes_on {
             self.end_slot(compute);
             self.slot = Some(slot);
+            if self.chains.is_empty() {
+                self.chains = self.idle.pop().unwrap_or_else(|| vec![0.0; self.length]);
+            }
         }
         (&mut self.chains, goes_on)
     }
 
     /// Adds the slot at hand to the completed ones.
     fn end_slot(&mut self, compute: &Compute) {
-        let Self { tree, chains, slot, sums, idle } = self;
+        let Self { tree, chains, slot, sums, idle, .. } = self;
         let Some(slot) = slot.take() else { return };
         // The update of the weights ends the chains of a single slot.
         if tree.root().len() > 1 {
             elementwise::end_chains(compute, chains);
         }
-        let next = idle.pop().unwrap_or_else(|| vec![0.0; chains.len()]);
-        let ended = std::mem::replace(chains, next);
-        sums.push(*tree, slot, ended, |sum, other| {
+        sums.push(*tree, slot, std::mem::take(chains), |sum, other| {
             elementwise::add(compute, sum, &other);
             idle.push(other);
         });
