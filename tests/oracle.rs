@@ -112,6 +112,15 @@ fn uneven_and_empty_slots() {
     assert_equal(Case { schedule: "step:1:0.7", seed: 0x2_0000_0007, slots: 5, ..CASE });
 }
 
+/// The tree of four, six and eight slots differs from a sum in their order. The workers hold replicas; five workers hold six units of three.
+#[test]
+fn trees_of_slots_over_replicas() {
+    assert_equal(Case { slots: 4, workers: 8, micro_batches: 1, ..CASE });
+    assert_equal(Case { slots: 6, workers: 5, ..SEQUENTIAL });
+    assert_equal(Case { slots: 8, workers: 3, ..SEQUENTIAL });
+    assert_equal(Case { towers: 4, slots: 3, workers: 7, ..SEQUENTIAL });
+}
+
 /// The order in which partial gradients are added shows only with more than two of them. One worker holds two towers, and
 /// must not add up theirs first.
 #[test]

@@ -13,6 +13,69 @@ fn exchanges(workers: usize) -> Exchanges {
     Exchanges::new(Arc::new(Plan::new(network, workers, 1, None).unwrap()), 8)
 }
 
+/// Two replicas of two towers on four workers, in a step over four samples.
+fn of_replicas() -> Exchanges {
+    let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
+    let mut exchanges = Exchanges::new(Arc::new(Plan::new(network, 4, 2, None).unwrap()), 8);
+    exchanges.begin_step(1, 4);
+    exchanges
+}
+
+/// A piece of the bias gradient of the first convolution of tower 0, which has 16 filters.
+fn piece(piece: usize, node: Option<std::ops::Range<usize>>) -> Chunk {
+    let (name, tower) = ("conv1.bias".to_owned(), TowerIndex(0));
+    let key = TensorKey::Gradient { step: 1, name, tower, piece, node };
+    Chunk { key, shape: vec![8], data: Bytes::from(vec![0; 32]), ..chunk(0, Direction::Forward, 0, None, [1, 1, 1, 8]) }
+}
+
+#[test]
+fn sums_over_nodes_go_to_the_owner_of_a_piece_and_whole_sums_to_all_others() {
+    let mut exchanges = of_replicas();
+    // Tower 0 is held by workers 0 and 2, which own pieces 0 and 1.
+    let to_owner = exchanges.route(WorkerIndex(0), piece(1, Some(0..1))).unwrap();
+    assert!(matches!(to_owner, Routed::Relay { to, .. } if to == [WorkerIndex(2)]));
+    let to_others = exchanges.route(WorkerIndex(2), piece(1, None)).unwrap();
+    assert!(matches!(to_others, Routed::Relay { to, .. } if to == [WorkerIndex(0)]));
+    assert_eq!(exchanges.counted()[&Moved::Gradients], Counted { tensors: 2, bytes: 64 });
+}
+
+#[test]
+fn gradients_that_nobody_owes_are_refused() {
+    let of = |change: &dyn Fn(&mut Chunk)| {
+        let mut chunk = piece(1, Some(0..1));
+        change(&mut chunk);
+        chunk
+    };
+    let key = |change: &dyn Fn(&mut u64, &mut String, &mut TowerIndex)| {
+        of(&|chunk| {
+            let TensorKey::Gradient { step, name, tower, .. } = &mut chunk.key else { panic!("{}", chunk.key) };
+            change(step, name, tower);
+        })
+    };
+    let refused: [(usize, Chunk, &str); 11] = [
+        (1, piece(1, Some(0..1)), "has no such sum"),
+        (2, piece(1, Some(1..2)), "has no such sum"),
+        (0, piece(0, Some(0..1)), "has no such sum"),
+        (0, piece(1, Some(1..2)), "has no such sum"),
+        (0, piece(1, Some(0..2)), "has no such sum"),
+        (0, piece(1, None), "does not own this piece"),
+        (0, piece(7, Some(0..1)), "has no such piece"),
+        (0, of(&|chunk| chunk.shape = vec![9]), "the plan requires [8]"),
+        (0, key(&|step, _, _| *step = 2), "this step is not being computed"),
+        (0, key(&|_, name, _| *name = "fc6.bias".to_owned()), "a parameter of the trunk"),
+        (0, key(&|_, _, tower| *tower = TowerIndex(9)), "out of range"),
+    ];
+    for (worker, chunk, why) in refused {
+        let text = chunk.key.to_string();
+        let error = of_replicas().route(WorkerIndex(worker), chunk).unwrap_err().to_string();
+        assert!(error.contains(why), "{text} from worker {worker}: {error}");
+    }
+    // Twice.
+    let mut exchanges = of_replicas();
+    exchanges.route(WorkerIndex(0), piece(1, Some(0..1))).unwrap();
+    assert!(exchanges.route(WorkerIndex(0), piece(1, Some(0..1))).is_err());
+}
+
 fn micro_batch() -> MicroBatch {
     MicroBatch { id: MicroBatchId { step: 1, phase: Phase::Train, slot: 0, micro_batch: 0 }, samples: 0..2 }
 }
