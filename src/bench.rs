@@ -58,9 +58,12 @@ struct Steps {
     /// Steps to run before measuring, while memory is allocated and caches fill
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<u32>(0..=100_000))]
     warm_up: u32,
-    /// Worker processes, at most one per tower [default: one per tower]
+    /// Worker processes, at most one for each tower of each slot [default: one per tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
+    /// Slots, as in `convoy train` [default: 1]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
+    slots: Option<usize>,
     /// Compute threads of each worker [default: the machine's cores divided by the workers]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
     threads: Option<usize>,
@@ -136,6 +139,7 @@ fn job(asked: &Steps, model: String, out: &Path, log: &Log) -> Result<Training, 
             model: Some(model),
             length: Some(Length::Steps(last)),
             batch: Some(asked.batch as usize),
+            slots: asked.slots,
             ..Asked::default()
         },
         default_model: String::new(),

@@ -132,7 +132,9 @@ fn perfetto_finds_every_exchange_and_no_fault_in_a_trace_of_alexnet() {
     }
     let plan: Value = serde_json::from_str(&succeed("plan --model alexnet --json", &[])).unwrap();
     let layers = plan["layers"].as_array().unwrap().len();
-    assert_eq!(seen, [steps * 2 * 2 * 2 * layers, steps * 2 * 2 * 2 * 5], "every layer and segment, there and back");
+    // The weight gradients of the three linear layers are formed once a step.
+    let expected = [2 * 2 * layers + 3, 2 * 2 * 5 + 3].map(|of_worker| steps * 2 * of_worker);
+    assert_eq!(seen, expected, "every layer and segment, there and back");
     assert_eq!(answers[4][0][0].as_u64(), Some(steps as u64));
 }
 
@@ -442,7 +444,12 @@ fn a_receiver_of_otlp_gets_a_trace_a_step() {
                 segments += 1;
             }
         }
-        assert_eq!(segments, 2 * 2 * 2 * 5, "two workers, two micro-batches, there and back, five segments");
+        // The weight gradients of the three linear layers are formed once a step, after the backward passes of their segments.
+        let expected = 2 * (2 * 2 * 5 + 3);
+        assert_eq!(
+            segments, expected,
+            "two workers: two micro-batches, there and back, five segments; three weight gradients"
+        );
         for name in ["loss", "send images"] {
             let found = of_step.iter().find(|span| span["name"] == name).unwrap();
             assert_eq!((&found["parent"], &found["service"]), (&root["span"], &"convoy-coordinator".into()));
@@ -485,7 +492,7 @@ fn damaged_traces_are_named_and_read_as_far_as_possible() {
         ("", "the file is empty"),
         ("{}", "is not the head of a trace"),
         ("{\"traceEvents\":[\n{\"name\":\"other\"}\n]}", "invalid head"),
-        (&head.replace("\"format\":1", "\"format\":9"), "it has format 9"),
+        (&head.replace("\"format\":2", "\"format\":9"), "it has format 9"),
         (head, "holds no step"),
         (&head.replace("\"head\":[0,1]", "\"head\":[0,7]"), "a placement of [2]"),
         (&head.replace("\"hosts\":[", "\"hosts\":[\"more\","), "it names 3 workers for a plan of 2"),
