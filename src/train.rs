@@ -70,8 +70,8 @@ pub(crate) struct Arguments {
     /// Seed of initial weights, image order and dropout [default: 1]
     #[arg(long, value_name = "N", value_parser = whole::<u64>(ANY))]
     seed: Option<u64>,
-    /// Slots into which a batch is divided. Gradients are summed within each slot, then over the slots in order, so this number changes
-    /// the result [default: 1]
+    /// Slots into which a batch is divided, for replicas of the convolutions. Their gradients are summed within each slot, and then over the
+    /// slots along a tree, so this number changes the result [default: 1]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     slots: Option<usize>,
     /// Micro-batches of each slot. Workers compute one while the tensors of another are sent. This number does not change the result
