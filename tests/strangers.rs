@@ -516,6 +516,11 @@ async fn a_worker_survives_a_coordinator_that_talks_nonsense() {
         .to_owned();
     let commit = v1::to_worker::Message::Commit(v1::Commit { step: 4, rate: f32::NAN, hand_over: true });
     let sound = || vec![assign(|_| ())];
+    let replicated = || vec![assign(|a| (a.trunk, a.slots) = (vec![0, 1, 2, 3], 2))];
+    let gradient = |name: &str, piece: u32, slots: u32| {
+        let name = name.to_owned();
+        v1::chunk::Tensor::Gradient(v1::Gradient { step: 1, name, tower: 0, piece, first_slot: 0, slots })
+    };
     let tower_0 = |offset: u64| frame(5, parameter(0, "conv1.weight", 0), &[16, 1, 5, 5], offset, &[0; 8]);
     let scripts = [
         Script::Say(vec![v1::ToWorker { generation: 1, message: None }], vec![]),
@@ -523,13 +528,17 @@ async fn a_worker_survives_a_coordinator_that_talks_nonsense() {
         Script::Say(vec![assign(|a| a.model = "not TOML".to_owned())], vec![]),
         Script::Say(vec![assign(|a| a.trunk = vec![0, 7])], vec![]),
         Script::Say(vec![assign(|a| a.trunk = vec![u32::MAX; 1000])], vec![]),
+        Script::Say(vec![assign(|a| a.trunk = vec![0; 1 << 19])], vec![]),
+        Script::Say(vec![assign(|a| (a.trunk, a.slots) = (vec![0; 1 << 19], 1 << 20))], vec![]),
+        Script::Say(vec![assign(|a| a.slots = u32::MAX)], vec![]),
+        Script::Say(vec![assign(|a| a.head = vec![])], vec![]),
         Script::Say(vec![assign(|a| a.worker = 9)], vec![]),
         Script::Say(vec![assign(|a| a.batch = u32::MAX)], vec![]),
         Script::Say(vec![assign(|a| a.momentum = f64::NAN)], vec![]),
         Script::Say(
             vec![assign(|a| {
                 a.model = giant;
-                a.trunk = vec![0];
+                (a.trunk, a.head) = (vec![0], vec![0]);
                 a.batch = 1 << 20;
             })],
             vec![],
@@ -538,6 +547,11 @@ async fn a_worker_survives_a_coordinator_that_talks_nonsense() {
         Script::Say(sound(), vec![v1::Frame { frame: None }]),
         Script::Say(sound(), vec![tower_0(4)]),
         Script::Say(sound(), vec![frame(5, parameter(0, "conv9.weight", 0), &[1], 0, &[0; 4])]),
+        // No other worker holds this worker's tower; and in a job with replicas, a piece that it must not get, and one that comes too soon.
+        Script::Say(sound(), vec![frame(5, gradient("conv1.bias", 0, 1), &[8], 0, &[0; 32])]),
+        Script::Say(replicated(), vec![frame(5, gradient("fc6.bias", 0, 1), &[8], 0, &[0; 32])]),
+        Script::Say(replicated(), vec![frame(5, gradient("conv1.bias", 9, 1), &[8], 0, &[0; 32])]),
+        Script::Say(replicated(), vec![frame(5, gradient("conv1.bias", 1, 1), &[8], 0, &[0; 32])]),
         Script::Say(sound(), vec![frame(5, parameter(0, "conv1.weight", 1), &[16, 1, 5, 5], 0, &[0; 1600])]),
         // Thousands of tensors begun and never finished: what may be under way has a limit.
         Script::Say(

@@ -5,6 +5,7 @@
 //!
 //! Not here: what they exchange (`plan`).
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
@@ -13,8 +14,9 @@ use crate::batch::{MicroBatchId, Phase, part};
 use crate::index::{PerTower, PerWorker, TowerIndex, WorkerIndex};
 use crate::model::Network;
 
-/// The most replicas of a placement. It arrives over the network, so it is limited.
-const REPLICAS_MAX: usize = 1 << 20;
+/// The most replicas of a placement, and the most towers of all replicas together. Placements also arrive over the network, so all is limited.
+const REPLICAS_MAX: usize = 1 << 10;
+const UNITS_MAX: usize = 1 << 14;
 
 /// One of the two parts of a network. Their weights are held separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,7 +79,7 @@ impl Placement {
     ) -> Result<Self, PlacementError> {
         let towers = network.towers;
         // Without a trunk there is nothing to replicate.
-        let most = if network.head() == 0 { 1 } else { slots };
+        let most = if network.head() == 0 { 1 } else { slots.min(REPLICAS_MAX).min(UNITS_MAX / towers).max(1) };
         if workers == 0 {
             return Err(PlacementError::NoWorkers);
         }
@@ -87,7 +89,7 @@ impl Placement {
         }
         let least = workers.div_ceil(towers);
         let replicas = replicas.unwrap_or(least);
-        if !(1..=most.min(REPLICAS_MAX)).contains(&replicas) {
+        if !(1..=most).contains(&replicas) {
             return Err(PlacementError::Replicas { replicas, slots: most });
         }
         if replicas < least {
@@ -110,8 +112,8 @@ impl Placement {
         let all = || self.trunk.iter().flatten().chain(&self.head);
         let workers = all().max().map_or(0, |last| last.0.saturating_add(1));
         let units = self.trunk.len().saturating_mul(network.towers).saturating_add(self.head.len());
-        let is_whole = !self.trunk.is_empty()
-            && self.trunk.len() <= self.slots
+        let is_whole = (1..=self.slots.min(REPLICAS_MAX)).contains(&self.trunk.len())
+            && (self.trunk.len() == 1 || units <= UNITS_MAX + network.towers)
             && self.trunk.iter().chain([&self.head]).all(|held| held.len() == network.towers);
         let mut is_used = vec![false; if workers <= units { workers } else { 0 }];
         all().for_each(|worker| is_used.get_mut(worker.0).into_iter().for_each(|used| *used = true));
@@ -165,13 +167,8 @@ impl Placement {
         match half {
             Half::Head => vec![self.head[tower]],
             Half::Trunk => {
-                let mut sharers = Vec::new();
-                for held in &self.trunk {
-                    if !sharers.contains(&held[tower]) {
-                        sharers.push(held[tower]);
-                    }
-                }
-                sharers
+                let mut seen = HashSet::new();
+                self.trunk.iter().map(|held| held[tower]).filter(|worker| seen.insert(*worker)).collect()
             }
         }
     }
@@ -293,5 +290,10 @@ mod tests {
         refused(&|placement| placement.slots = 1);
         refused(&|placement| placement.head.truncate(1));
         refused(&|placement| placement.trunk[0].push(WorkerIndex(0)));
+        // As many as fit into a message.
+        refused(&|placement| {
+            placement.slots = usize::MAX;
+            placement.trunk = vec![placement.head.clone(); 1 << 19];
+        });
     }
 }

@@ -195,8 +195,8 @@ impl Plan {
 
     /// The nodes of the slot tree of which `worker` sends its sum of a tower's gradients, in a step over `samples` samples.
     pub fn nodes(&self, worker: WorkerIndex, tower: TowerIndex, samples: usize) -> Vec<Node> {
-        // Only the first slots have samples.
-        let slots = self.placement.slots_at(worker, tower).filter(|slot| *slot < samples);
+        // Only the first slots have samples, and slots ascend.
+        let slots = self.placement.slots_at(worker, tower).take_while(|slot| *slot < samples);
         SlotTree::new(self.placement.slots).nodes(slots)
     }
 

@@ -450,8 +450,12 @@ impl Engine {
         {
             tower.load(&parameter, state, values);
         }
+        self.committed = step;
+        if !self.awaited.is_empty() {
+            return Ok(Vec::new());
+        }
         self.begin_step_after(step);
-        Ok(if self.awaited.is_empty() { vec![Out::Say(FromWorker::Ready)] } else { Vec::new() })
+        Ok(vec![Out::Say(FromWorker::Ready)])
     }
 
     /// The last step was `committed`, and the next one begins.

@@ -383,9 +383,12 @@ impl TryFrom<v1::Assign> for Assignment {
                 });
             }
         }
-        if m.batch as usize > BATCH_MAX {
-            let value = m.batch.to_string();
-            return Err(WireError::Value { field: "batch", value, expected: "it must be at most 1048576" });
+        // No batch has more slots, and no slot more micro-batches, than images.
+        for (field, value) in [("batch", m.batch), ("slots", m.slots), ("micro_batches", m.micro_batches)] {
+            if value as usize > BATCH_MAX {
+                let value = value.to_string();
+                return Err(WireError::Value { field, value, expected: "it must be at most 1048576" });
+            }
         }
         Ok(Assignment {
             job: nonzero("job", m.job)?,
