@@ -1,9 +1,10 @@
 //! `convoy plan`: parses the command line, plans, and prints a table or JSON.
 
+use std::collections::HashMap;
 use std::error::Error;
 
 use convoy_common::batch::{BATCH_MAX, Division};
-use convoy_common::index::{ExchangeIndex, PerWorker, TowerIndex, WorkerIndex};
+use convoy_common::index::{ExchangeIndex, PerWorker, SegmentIndex, TowerIndex, WorkerIndex};
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
 use convoy_coordinator::JobError;
@@ -101,8 +102,8 @@ fn as_json(plan: &Plan, step: Step) -> Value {
         "replicas": plan.placement.replicas(), "gradients": plan.reduction_traffic(batch),
         "holds": of_each(plan, |worker| plan.placement.described(worker)),
         "slots": step.division.slots, "micro_batches": step.division.micro_batches,
-        "memory_bytes_a_worker": of_each(plan, |worker| worker_bytes(plan, worker, step)),
-        "snapshot_bytes_a_worker": of_each(plan, |worker| forecast::snapshot_bytes(plan, worker)),
+        "memory_bytes_a_worker": bytes_of_each(plan, batch, |worker| worker_bytes(plan, worker, step)),
+        "snapshot_bytes_a_worker": bytes_of_each(plan, batch, |worker| forecast::snapshot_bytes(plan, worker)),
         "snapshot_bytes_of_the_coordinator": snapshot_bytes(network),
         "exchanges": Value::Array(exchanges), "step": total, "floats_leaving_a_tower_an_image": leaving,
     })
@@ -161,12 +162,22 @@ fn as_table(plan: &Plan, step: Step) -> String {
         let each = bytes.into_iter_enumerated().map(|(worker, bytes)| format!("worker {worker} {}", mb(bytes)));
         each.collect::<Vec<_>>().join(", ")
     };
-    let held = listed(of_each(plan, |worker| worker_bytes(plan, worker, step)));
-    let copied = listed(of_each(plan, |worker| forecast::snapshot_bytes(plan, worker)));
+    let held = listed(bytes_of_each(plan, batch, |worker| worker_bytes(plan, worker, step)));
+    let copied = listed(bytes_of_each(plan, batch, |worker| forecast::snapshot_bytes(plan, worker)));
     text += &format!("memory of each worker: {held}\n");
     text += &format!("more while it sends a snapshot: {copied}\n");
     text += &format!("memory of the coordinator for snapshots and checkpoints: {}\n", mb(snapshot_bytes(network)));
     text
+}
+
+/// Bytes of each worker. Workers that hold and compute as much as each other are forecast once.
+fn bytes_of_each(plan: &Plan, batch: usize, bytes: impl Fn(WorkerIndex) -> u64) -> PerWorker<u64> {
+    let mut known = HashMap::new();
+    let of = |worker| {
+        let held = plan.placement.held_by(worker);
+        *known.entry((held, plan.work_of(worker, SegmentIndex(0), batch))).or_insert_with(|| bytes(worker))
+    };
+    plan.all_workers().map(of).collect()
 }
 
 /// Something for each worker.
