@@ -680,13 +680,15 @@ fn another_seed_has_other_bits() {
 fn a_checkpoint_that_cannot_be_written_does_not_stop_the_job() {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
-    std::fs::create_dir_all(out.join("checkpoints")).unwrap();
-    let obstacle = out.join("checkpoints/.step-000200.tmp");
-    std::fs::write(&obstacle, "in the way").unwrap();
     let mut child = start_job(&long_job(), "--checkpoint-every 200", &out);
+    wait_for_steps(&out, 1);
+    let (checkpoints, aside) = (out.join("checkpoints"), out.join("aside"));
+    std::fs::rename(&checkpoints, &aside).unwrap();
+    std::fs::write(&checkpoints, "in the way").unwrap();
     let line = support::line_with(child.stdout.as_mut().unwrap(), "tries again at the next checkpoint");
     assert!(line.contains("cannot write") && line.contains("step-000200"), "{line}");
-    std::fs::remove_file(&obstacle).unwrap();
+    std::fs::remove_file(&checkpoints).unwrap();
+    std::fs::rename(&aside, &checkpoints).unwrap();
     let output = finish(child);
     assert!(output.status.success(), "{}", said(&output));
     let verify = support::output_of(support::convoy().args(["verify", "--json"]).arg(&out));
