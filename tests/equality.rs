@@ -412,25 +412,32 @@ fn two_kinds_of_cpu_in_one_cluster_change_no_bits() {
         command
     };
     let folder = TempDir::new().unwrap();
-    let (here, mixed) = (folder.path().join("here"), folder.path().join("mixed"));
-    let job = "train --data bundled --batch 6 --steps 8 --micro-batches 2";
-    succeed(job, &[("--out", &here)]);
-    let other_seed = folder.path().join("other-seed");
-    succeed(&format!("{job} --seed 2"), &[("--out", &other_seed)]);
-    assert_ne!(hash(&here), hash(&other_seed), "another seed");
-    let mut command = on_other_cpu(&format!("{job} --listen 127.0.0.1:0"));
-    let mut coordinator = command.arg("--out").arg(&mixed).stdout(Stdio::piped()).stderr(Stdio::piped()).start();
-    let address = support::listening_at(&mut coordinator);
-    let joining = on_other_cpu(&format!("worker --join {address} --threads 1")).stderr(Stdio::null()).start();
-    let _workers = [joining, worker(&address)];
-    let output = support::finish(coordinator);
-    assert!(output.status.success(), "{}", support::said(&output));
-    let record = record(&mixed);
-    let mut used: Vec<&Value> =
-        record["workers"].as_array().unwrap().iter().map(|worker| &worker["instruction_set"]).collect();
-    used.dedup();
-    assert_eq!(used.len(), 2, "both kinds of CPU computed: {used:?}");
-    assert_eq!((hash(&here), losses(&here)), (hash(&mixed), losses(&mixed)));
+    // Two towers, and two replicas of two towers, which sum their gradients.
+    for (job, of_each) in [
+        ("train --data bundled --batch 6 --steps 8 --micro-batches 2", 1),
+        ("train --data bundled --batch 6 --steps 4 --slots 2", 2),
+    ] {
+        let [here, mixed, other_seed] =
+            ["here", "mixed", "other-seed"].map(|name| folder.path().join(format!("{name}-{of_each}")));
+        succeed(job, &[("--out", &here)]);
+        succeed(&format!("{job} --seed 2"), &[("--out", &other_seed)]);
+        assert_ne!(hash(&here), hash(&other_seed), "another seed");
+        let mut command = on_other_cpu(&format!("{job} --workers {} --listen 127.0.0.1:0", 2 * of_each));
+        let mut coordinator = command.arg("--out").arg(&mixed).stdout(Stdio::piped()).stderr(Stdio::piped()).start();
+        let address = support::listening_at(&mut coordinator);
+        let joining = || on_other_cpu(&format!("worker --join {address} --threads 1")).stderr(Stdio::null()).start();
+        let _workers: Vec<_> = (0..of_each).flat_map(|_| [joining(), worker(&address)]).collect();
+        let output = support::finish(coordinator);
+        assert!(output.status.success(), "{}", support::said(&output));
+        let record = record(&mixed);
+        assert_eq!(record["running"]["replicas"], of_each);
+        let mut used: Vec<String> =
+            record["workers"].as_array().unwrap().iter().map(|worker| worker["instruction_set"].to_string()).collect();
+        used.sort();
+        used.dedup();
+        assert_eq!(used.len(), 2, "both kinds of CPU computed: {used:?}");
+        assert_eq!((hash(&here), losses(&here)), (hash(&mixed), losses(&mixed)));
+    }
 }
 
 /// A job of 30 steps has the same bits on every instruction set that the machine has, each of which was used as asked; one
