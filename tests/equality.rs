@@ -259,6 +259,14 @@ fn check_replicas(model: &str, towers: usize, slots: &[usize]) {
             );
         }
         of_slots.push(one.0);
+        let run = folder.path().join(format!("{slots}-1-5"));
+        let measured = [1, (towers * slots).min(8)].map(|workers| {
+            let text = succeed(&format!("eval {} --workers {workers} --json", run.display()), &[]);
+            let found: Value = serde_json::from_str(&text).unwrap();
+            assert!(found["loss"].is_f64(), "{text}");
+            format!("{} {}", found["loss"], found["correct"])
+        });
+        assert_eq!(measured[0], measured[1], "{model}: measured on one worker and on many");
     }
     let other = replicated(folder.path(), model, [slots[0], (towers * slots[0]).min(8), 6]);
     assert!(!of_slots.contains(&other.0), "another seed");

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use crate::batch::{Division, MicroBatchId, part};
+use crate::batch::{MicroBatchId, Phase, part};
 use crate::index::{ExchangeIndex, PerSegment, SegmentIndex, TowerIndex, WorkerIndex};
 use crate::model::{Layer, Network, Shape};
 use crate::parameters::Parameter;
@@ -227,13 +227,12 @@ impl Plan {
 
     /// For each replica, a micro-batch that stands for all of its own, and its samples of a batch of `samples`.
     fn shares(&self, samples: usize) -> impl Iterator<Item = (MicroBatchId, usize)> {
-        let Placement { slots, .. } = self.placement;
-        let division = Division { slots, micro_batches: 1 };
-        let all = division.of(1, samples);
+        let all = self.placement.slots;
         (0..self.placement.replicas()).filter_map(move |replica| {
-            let own = all.iter().filter(|micro_batch| self.placement.replica_of(micro_batch.id) == replica);
-            let count = own.clone().map(|micro_batch| micro_batch.samples.len()).sum();
-            Some((own.map(|micro_batch| micro_batch.id).next()?, count))
+            let slots = self.placement.slots_of(replica);
+            let held = part(samples, all, slots.start).start..part(samples, all, slots.end - 1).end;
+            let id = MicroBatchId { step: 1, phase: Phase::Train, slot: slots.start as u32, micro_batch: 0 };
+            (!held.is_empty()).then_some((id, held.len()))
         })
     }
 

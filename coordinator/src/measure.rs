@@ -107,7 +107,8 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         seed: 0,
         momentum: 0.0,
         weight_decay: 0.0,
-        batches: Batches { images: micro_batch, batch: micro_batch },
+        // A slot is a micro-batch.
+        batches: Batches { images: micro_batch * slots, batch: micro_batch * slots },
         division: Division { slots, micro_batches: 1 },
         train: false,
         trace: false,

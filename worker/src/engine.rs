@@ -119,6 +119,8 @@ pub(crate) struct Engine {
     /// Whether StepDone was said for the step at hand.
     has_said_done: bool,
     gathers: HashMap<(MicroBatchId, ExchangeIndex), Gather>,
+    /// Gathers that were complete.
+    gathered: HashSet<(MicroBatchId, ExchangeIndex)>,
     sums: HashMap<(MicroBatchId, ExchangeIndex, TowerIndex), Partials>,
     kept: HashMap<(MicroBatchId, SegmentIndex, TowerIndex), SavedSegment>,
     /// Backward passes of the step at hand that each (segment, tower) has computed.
@@ -227,6 +229,7 @@ impl Engine {
             reductions: HashMap::new(),
             has_said_done: false,
             gathers: HashMap::new(),
+            gathered: HashSet::new(),
             sums: HashMap::new(),
             kept: HashMap::new(),
             passed: HashMap::new(),
@@ -253,6 +256,9 @@ impl Engine {
         elements: Elements,
     ) -> Result<Vec<Out>, EngineError> {
         if self.is_early(&key) {
+            if self.early.iter().any(|(known, _)| *known == key) {
+                return Err(unexpected(&key, "it arrived before"));
+            }
             if self.early.len() >= self.early_max() {
                 return Err(unexpected(&key, "too many tensors arrived before the commit that they follow"));
             }
@@ -395,9 +401,13 @@ impl Engine {
             self.too_early.clear();
             self.gathers.clear();
             self.sums.clear();
+            self.gathered.clear();
+            let mut out = vec![Out::Say(FromWorker::Committed { step })];
+            // Gradients of other replicas may complete a sum, or the step of a worker without samples.
             for (key, elements) in std::mem::take(&mut self.early) {
-                self.accept(compute, key, elements)?;
+                out.extend(self.accept(compute, key, elements)?);
             }
+            return Ok(out);
         } else if step != self.committed {
             return Err(EngineError::Commit { step, committed: self.committed });
         }
@@ -543,8 +553,7 @@ impl Engine {
     /// The most tensors that can be early: all of the steps ahead, and of the first micro-batches of a measurement.
     fn early_max(&self) -> usize {
         let of_micro_batch = 1 + 2 * self.plan.segments.len() * self.plan.network.towers * self.plan.network.towers;
-        let of_gradients: usize =
-            self.reductions.values().map(|reduction| reduction.of_others().count() + self.plan.placement.slots).sum();
+        let of_gradients: usize = self.reductions.values().map(Reduction::most_tensors).sum();
         (self.most_micro_batches() * STEPS_AHEAD as usize + EVALUATIONS_AHEAD) * of_micro_batch
             + of_gradients * STEPS_AHEAD as usize
     }
@@ -607,6 +616,9 @@ impl Engine {
     ) -> Result<(), &'static str> {
         let output = self.plan.exchanged(exchange);
         let id = (micro_batch.id, exchange);
+        if self.gathered.contains(&id) {
+            return Err("it arrived before");
+        }
         let length = output.len() * micro_batch.samples.len();
         let gather = self.gathers.entry(id).or_insert_with(|| Gather {
             whole: compute.tensor(length),
@@ -621,6 +633,7 @@ impl Engine {
         }
         if gather.arrived.iter().all(|arrived| *arrived) {
             let gather = self.gathers.remove(&id).expect("it was filled just now");
+            self.gathered.insert(id);
             self.queue_forward(&micro_batch, exchange.segment_after(), Arc::new(gather.whole));
         }
         Ok(())
@@ -752,6 +765,7 @@ impl Engine {
         begun.computed += 1;
         if begun.computed >= all {
             self.in_progress.remove(&id);
+            self.gathered.retain(|(gathered, _)| *gathered != id);
         }
     }
 
@@ -840,7 +854,7 @@ impl Engine {
             }
             let own = reduction.own().map(|(_, piece)| sum[piece.floats.clone()].to_vec());
             if let Some(own) = own {
-                complete = reduction.add_node(compute, &node, own).expect("a worker forms each of its sums once");
+                complete = reduction.add_own(compute, &node, own).expect("a worker forms each of its sums once");
             }
             holder.give_back(parameter, sum);
         }
@@ -868,7 +882,7 @@ impl Engine {
         let reduction = reduction.ok_or_else(|| wrong("this worker does not share the tower"))?;
         let is_own = reduction.own().is_some_and(|(own, _)| own == *piece);
         let complete = match node {
-            Some(node) if is_own => reduction.add_node(compute, node, values).map_err(wrong)?,
+            Some(node) if is_own => reduction.add_others(compute, node, values).map_err(wrong)?,
             None if !is_own => reduction.place(*piece, &values).map(|()| None).map_err(wrong)?,
             _ => {
                 return Err(wrong(

@@ -23,6 +23,8 @@ pub(super) struct Reduction {
     /// Sums of this worker's piece, and the nodes whose sums have not arrived.
     nodes: NodeSums<Vec<f32>>,
     missing: HashSet<Node>,
+    /// The nodes that this worker sums itself.
+    own_nodes: HashSet<Node>,
     /// The sum over all slots, and the pieces of it that have not arrived.
     whole: Vec<f32>,
     open: HashSet<usize>,
@@ -47,7 +49,8 @@ impl Reduction {
         let sharers = plan.placement.sharers(Half::Trunk, tower).into_iter();
         let missing = sharers.filter(|_| owns).flat_map(|sharer| plan.nodes(sharer, tower, samples)).collect();
         let tree = SlotTree::new(plan.placement.slots);
-        Some(Self { tree, worker, pieces, nodes: NodeSums::new(), missing, whole: Vec::new(), open })
+        let own_nodes = plan.nodes(worker, tower, samples).into_iter().collect();
+        Some(Self { tree, worker, pieces, nodes: NodeSums::new(), missing, own_nodes, whole: Vec::new(), open })
     }
 
     /// The pieces of other workers, by index.
@@ -62,11 +65,44 @@ impl Reduction {
         all.find(|(_, piece)| piece.owner == self.worker && !piece.floats.is_empty())
     }
 
-    /// Adds the sum of this worker's piece over a node. Returns the index of the piece and its sum over all slots, once it is complete.
+    /// The most tensors that other workers send in a step, however many samples it has: their pieces, and their sums of the own piece. A range of
+    /// slots fills at most two nodes for each level of the tree.
+    pub(super) fn most_tensors(&self) -> usize {
+        let levels = self.tree.root().len().ilog2() as usize + 1;
+        self.pieces.len() * (1 + 2 * levels)
+    }
+
+    /// Adds this worker's sum of its own piece over one of its nodes. Returns the index of the piece and its sum over all slots, once it is
+    /// complete.
     ///
     /// # Errors
     /// When the sum is not expected.
-    pub(super) fn add_node(
+    pub(super) fn add_own(
+        &mut self,
+        compute: &Compute,
+        node: &Node,
+        sum: Vec<f32>,
+    ) -> Result<Option<(usize, Vec<f32>)>, &'static str> {
+        self.add_node(compute, node, sum)
+    }
+
+    /// Adds another worker's sum of this worker's piece over a node. Returns the same.
+    ///
+    /// # Errors
+    /// When the sum is not expected.
+    pub(super) fn add_others(
+        &mut self,
+        compute: &Compute,
+        node: &Node,
+        sum: Vec<f32>,
+    ) -> Result<Option<(usize, Vec<f32>)>, &'static str> {
+        if self.own_nodes.contains(node) {
+            return Err("this worker computes it itself");
+        }
+        self.add_node(compute, node, sum)
+    }
+
+    fn add_node(
         &mut self,
         compute: &Compute,
         node: &Node,

@@ -165,6 +165,56 @@ fn images_that_come_before_their_commit_wait_for_it() {
     });
 }
 
+/// A worker whose replica has no samples in a step may get all gradients of the step before the commit that they follow. Its answers come
+/// with the commit.
+#[test]
+fn gradients_that_come_before_their_commit_are_answered_after_it() {
+    on_a_pool(|compute| {
+        // Workers 0 and 1 hold a replica each. Steps have two images and one image in turns, so worker 1 has none in the second step.
+        let held = |worker| [worker, worker].map(WorkerIndex).into_iter().collect::<PerTower<_>>();
+        let placement = Placement { slots: 2, trunk: vec![held(0), held(1)], head: held(0) };
+        let assignment = Assignment {
+            placement,
+            worker: WorkerIndex(1),
+            batches: Batches { images: 3, batch: 2 },
+            division: Division { slots: 2, micro_batches: 1 },
+            ..assignment(&[0, 0])
+        };
+        let mut engine = Engine::new(assignment, u64::MAX).unwrap();
+        let plan = engine.plan();
+        for parameter in plan.trunk_parameters() {
+            for tower in plan.all_towers() {
+                for state in [State::Weights, State::Momentum] {
+                    let name = parameter.name.clone();
+                    let values = vec![0.0; parameter.slice_shape(&plan.network, tower).iter().product()];
+                    let key = TensorKey::Parameter { step: 0, name, tower, state };
+                    engine.accept(compute, key, Elements::Floats(values)).unwrap();
+                }
+            }
+        }
+        engine.begin_step_after(0);
+        // The first step is over for this worker, by hand.
+        engine.micro_batches.clear();
+        engine.reductions.clear();
+        for parameter in plan.trunk_parameters() {
+            for tower in plan.all_towers() {
+                for (piece, described) in plan.pieces(&parameter, tower).into_iter().enumerate() {
+                    let node = (described.owner == WorkerIndex(1)).then_some(0..1);
+                    let key = TensorKey::Gradient { step: 2, name: parameter.name.clone(), tower, piece, node };
+                    let values = Elements::Floats(vec![0.5; described.floats.len()]);
+                    if !described.floats.is_empty() {
+                        assert!(engine.accept(compute, key, values).unwrap().is_empty(), "it is early");
+                    }
+                }
+            }
+        }
+        let out = engine.commit(compute, 1, 0.1).unwrap();
+        let sums = out.iter().filter(|out| matches!(out, Out::Tensor(_))).count();
+        assert_eq!(sums, 4, "pieces of the weights and biases of two towers: {out:?}");
+        assert!(matches!(out.last(), Some(Out::Say(FromWorker::StepDone { step: 2 }))), "{out:?}");
+    });
+}
+
 /// Chains of weight gradients continue in sample order: the trunk waits for the earlier micro-batch, and the weights are the same.
 #[test]
 fn gradients_in_any_order_give_the_same_weights() {

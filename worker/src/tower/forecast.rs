@@ -148,7 +148,12 @@ struct Passes<'a> {
 impl Passes<'_> {
     /// A training step. All micro-batches pass through a segment before any passes through the next one.
     fn step(&self) {
+        let mut half = Half::Head;
         for (segment, of_segment) in self.forward_all(true).into_iter_enumerated().rev() {
+            // The head's operands may be joined as soon as its last backward pass has ended, or only at the end of the step.
+            if std::mem::replace(&mut half, self.plan.segments[segment].half) != half {
+                self.join_operands();
+            }
             for (micro_batch, of_towers) in self.micro_batches.iter().zip(of_segment) {
                 for (tower, kept) in self.held(segment, micro_batch).zip(of_towers) {
                     let _sent = self.backward(segment, tower, micro_batch, kept);
@@ -156,11 +161,11 @@ impl Passes<'_> {
             }
         }
         self.join_operands();
+        self.waiting.take();
     }
 
     /// The operands of several micro-batches are joined, layer by layer, before they are multiplied.
     fn join_operands(&self) {
-        let _waiting = self.waiting.take();
         if self.micro_batches.len() < 2 {
             return;
         }
