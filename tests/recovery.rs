@@ -134,8 +134,8 @@ fn a_stopped_local_worker_is_given_up_and_replaced() {
 }
 
 /// A worker that is stopped for five seconds is reported, and only delays the job.
-#[test]
-fn a_worker_that_is_stopped_for_five_seconds_is_not_lost() {
+/// Stops a worker of a job for so many seconds, which is less than the patience. Returns what the job said.
+fn a_worker_is_stopped_for(seconds: u64) -> String {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
     let child = start("", &out);
@@ -143,7 +143,7 @@ fn a_worker_that_is_stopped_for_five_seconds_is_not_lost() {
     let process = worker_processes(&out)[1];
     signal(process, "STOP");
     let (began, steps) = (Instant::now(), losses(&out).len());
-    while began.elapsed() < Duration::from_secs(5) {
+    while began.elapsed() < Duration::from_secs(seconds) {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(losses(&out).len() <= steps + 1, "the fault fired: the job stood still");
@@ -152,10 +152,22 @@ fn a_worker_that_is_stopped_for_five_seconds_is_not_lost() {
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1));
     assert_eq!(record(&out)["incidents"].as_array().map(Vec::len), Some(0), "{}", said(&output));
+    said(&output)
+}
+
+#[test]
+fn a_worker_that_is_stopped_for_a_second_is_not_suspected() {
+    let said = a_worker_is_stopped_for(1);
+    assert!(!said.contains("does not answer"), "{said}");
+}
+
+#[test]
+fn a_worker_that_is_stopped_for_five_seconds_is_suspected_and_not_lost() {
+    let said = a_worker_is_stopped_for(5);
     for part in
         ["worker 1 (process ", " does not answer; it will be given up after 10 s of silence", " answers again, after "]
     {
-        assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
+        assert!(said.contains(part), "no \"{part}\" in {said}");
     }
 }
 

@@ -42,6 +42,8 @@ pub struct Report {
     pub kinds: BTreeMap<Kind, Tally>,
     /// What the coordinator said about processes to which nothing had happened, in calm or in the storm.
     pub unexplained: Vec<Finding>,
+    /// All that the coordinator said about processes in the storm, for those who ask why a fault counts as missed.
+    pub findings: Vec<Finding>,
     /// Ends of worker processes that were not planned.
     pub unplanned: Vec<String>,
     /// The phases in which a fault happened.
@@ -161,6 +163,7 @@ impl Report {
             faults,
             kinds,
             unexplained,
+            findings: ran.findings.clone(),
             unplanned,
             phases,
             flat_memory,
