@@ -3,12 +3,14 @@
 //!
 //! Not here: who holds what (`placement`), and time. Traces record how long a step takes.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use serde::Serialize;
 
 use crate::batch::{MicroBatchId, Phase, part};
 use crate::index::{ExchangeIndex, PerSegment, SegmentIndex, TowerIndex, WorkerIndex};
+use crate::links::Links;
 use crate::model::{Layer, Network, Shape};
 use crate::parameters::Parameter;
 use crate::placement::{Half, Placement, PlacementError};
@@ -25,6 +27,8 @@ pub struct Plan {
     pub placement: Placement,
     /// Number of workers.
     pub workers: usize,
+    /// Which pairs of workers are connected directly. Without anybody's word, none is.
+    pub links: Links,
 }
 
 /// The longest run of layers that a tower computes without hearing of another tower.
@@ -58,12 +62,30 @@ pub struct Traffic {
     pub up: u64,
     /// From the coordinator to workers.
     pub down: u64,
+    /// From workers straight to other workers.
+    pub across: u64,
+}
+
+/// How many workers receive something, by how they are reached.
+#[derive(Clone, Copy, Debug, Default)]
+struct Receivers {
+    direct: usize,
+    relayed: usize,
+}
+
+fn bytes(floats: usize) -> u64 {
+    (floats * size_of::<f32>()) as u64
 }
 
 impl Traffic {
-    /// Bytes in both directions.
+    /// All bytes.
     pub fn total(&self) -> u64 {
-        self.up + self.down
+        self.up + self.down + self.across
+    }
+
+    /// Bytes to workers, from the coordinator and from other workers.
+    pub fn to_workers(&self) -> u64 {
+        self.down + self.across
     }
 
     /// The one with more bytes in all.
@@ -72,12 +94,21 @@ impl Traffic {
     }
 
     fn plus(self, other: Traffic) -> Traffic {
-        Traffic { up: self.up.saturating_add(other.up), down: self.down.saturating_add(other.down) }
+        Traffic {
+            up: self.up.saturating_add(other.up),
+            down: self.down.saturating_add(other.down),
+            across: self.across.saturating_add(other.across),
+        }
     }
 
     fn floats(up: usize, down: usize) -> Traffic {
-        let bytes = |floats: usize| (floats * size_of::<f32>()) as u64;
-        Traffic { up: bytes(up), down: bytes(down) }
+        Traffic { up: bytes(up), down: bytes(down), across: 0 }
+    }
+
+    /// A tensor of so many floats goes straight to each of the `direct` receivers, and by way of the coordinator to the `relayed` ones.
+    fn sent(floats: usize, Receivers { direct, relayed }: Receivers) -> Traffic {
+        let up = if relayed > 0 { floats } else { 0 };
+        Traffic { up: bytes(up), down: bytes(floats * relayed), across: bytes(floats * direct) }
     }
 }
 
@@ -103,7 +134,35 @@ impl Plan {
     pub fn placed(network: Network, placement: Placement) -> Result<Self, PlacementError> {
         let workers = placement.check(&network)?;
         let segments = segments(&network);
-        Ok(Self { network, segments, placement, workers })
+        Ok(Self { network, segments, placement, workers, links: Links::relayed() })
+    }
+
+    /// The same plan with these links between workers.
+    #[must_use]
+    pub fn linked(self, links: Links) -> Self {
+        Self { links, ..self }
+    }
+
+    /// The workers with which `worker` exchanges tensors, in ascending order: those that compute the segment before or after one of its own
+    /// for the same images, and those that sum gradients with it.
+    pub fn partners(&self, worker: WorkerIndex) -> Vec<WorkerIndex> {
+        let mut partners = BTreeSet::new();
+        for slots in (0..self.placement.replicas()).map(|replica| self.placement.slots_of(replica)) {
+            let id = MicroBatchId { step: 1, phase: Phase::Train, slot: slots.start as u32, micro_batch: 0 };
+            for exchange in self.all_exchanges().filter(|exchange| *exchange != self.logits_exchange()) {
+                let [before, after] =
+                    [exchange.segment_before(), exchange.segment_after()].map(|segment| self.holders(segment, id));
+                for (own, others) in [(&before, &after), (&after, &before)] {
+                    if own.contains(&worker) {
+                        partners.extend(others);
+                    }
+                }
+            }
+        }
+        let sharers = self.all_towers().map(|tower| self.placement.sharers(Half::Trunk, tower));
+        partners.extend(sharers.filter(|sharers| sharers.contains(&worker)).flatten());
+        partners.remove(&worker);
+        partners.into_iter().collect()
     }
 
     /// All workers, in order.
@@ -249,60 +308,73 @@ impl Plan {
     pub fn image_traffic(&self, samples: usize) -> Traffic {
         let image = self.network.input.shape.len();
         let down = self.shares(samples).map(|(id, count)| self.holders(SegmentIndex(0), id).len() * count * image);
-        Traffic { up: 0, down: down.sum::<usize>() as u64 }
+        Traffic { down: down.sum::<usize>() as u64, ..Traffic::default() }
     }
 
     /// Traffic of `exchange` forward, for `samples` images.
     pub fn forward_traffic(&self, exchange: ExchangeIndex, samples: usize) -> Traffic {
-        let (mut up, mut down) = (0, 0);
+        let mut traffic = Traffic::default();
         for (id, count) in self.shares(samples) {
             for tower in self.all_towers() {
                 let floats = self.slice_floats(exchange, tower) * count;
-                let receivers = self.receivers(exchange, tower, id).len();
-                if exchange == self.logits_exchange() || receivers > 0 {
-                    up += floats;
-                }
-                down += floats * receivers;
+                let from = self.holder(exchange.segment_before(), tower, id);
+                traffic = traffic.plus(if exchange == self.logits_exchange() {
+                    Traffic::floats(floats, 0)
+                } else {
+                    Traffic::sent(floats, self.reached(from, self.receivers(exchange, tower, id)))
+                });
             }
         }
-        Traffic::floats(up, down)
+        traffic
+    }
+
+    /// How the receivers of something that `from` sends are reached.
+    fn reached(&self, from: WorkerIndex, to: impl IntoIterator<Item = WorkerIndex>) -> Receivers {
+        let mut receivers = Receivers::default();
+        for worker in to {
+            let is_direct = self.links.is_direct(from, worker);
+            *(if is_direct { &mut receivers.direct } else { &mut receivers.relayed }) += 1;
+        }
+        receivers
     }
 
     /// Traffic of `exchange` backward, for `samples` images.
     pub fn backward_traffic(&self, exchange: ExchangeIndex, samples: usize) -> Traffic {
-        let (mut up, mut down) = (0, 0);
+        let mut traffic = Traffic::default();
         for (id, count) in self.shares(samples) {
             for to in self.all_towers() {
                 let floats = self.slice_floats(exchange, to) * count;
                 if exchange == self.logits_exchange() {
-                    down += floats;
+                    traffic = traffic.plus(Traffic::floats(0, floats));
                     continue;
                 }
                 let owner = self.holder(exchange.segment_before(), to, id);
                 let senders = self.all_towers().map(|from| self.holder(exchange.segment_after(), from, id));
-                let strangers = senders.filter(|sender| *sender != owner).count();
-                up += floats * strangers;
-                down += floats * strangers;
+                for sender in senders.filter(|sender| *sender != owner) {
+                    traffic = traffic.plus(Traffic::sent(floats, self.reached(sender, [owner])));
+                }
             }
         }
-        Traffic::floats(up, down)
+        traffic
     }
 
     /// Traffic of summing the trunk's gradients over replicas, in a step over `samples` samples.
     pub fn reduction_traffic(&self, samples: usize) -> Traffic {
-        let (mut up, mut down) = (0, 0);
+        let mut traffic = Traffic::default();
         for tower in self.all_towers() {
             let sharers = self.placement.sharers(Half::Trunk, tower);
             let nodes = sharers.iter().map(|worker| (*worker, self.nodes(*worker, tower, samples).len()));
             let nodes: Vec<_> = nodes.collect();
             for piece in self.trunk_parameters().flat_map(|parameter| self.pieces(&parameter, tower)) {
-                let others = nodes.iter().filter(|(worker, _)| *worker != piece.owner);
-                let sums: usize = others.map(|(_, nodes)| nodes).sum();
-                up += piece.floats.len() * (sums + 1);
-                down += piece.floats.len() * (sums + sharers.len() - 1);
+                let (owner, floats) = (piece.owner, piece.floats.len());
+                for (worker, nodes) in nodes.iter().filter(|(worker, _)| *worker != owner) {
+                    traffic = traffic.plus(Traffic::sent(floats * nodes, self.reached(*worker, [owner])));
+                }
+                let others = sharers.iter().copied().filter(|worker| *worker != owner);
+                traffic = traffic.plus(Traffic::sent(floats, self.reached(owner, others)));
             }
         }
-        Traffic::floats(up, down)
+        traffic
     }
 
     /// Traffic of a training step: images, every exchange forward and backward, and the sums over replicas.
@@ -399,7 +471,8 @@ mod tests {
     #[test]
     fn one_worker_moves_images_and_logits_alone() {
         let plan = plan("alexnet-fashion", 1);
-        assert_eq!(plan.step_traffic(10), Traffic { up: 10 * 10 * 4, down: 10 * 784 + 10 * 10 * 4 });
+        let expected = Traffic { up: 10 * 10 * 4, down: 10 * 784 + 10 * 10 * 4, across: 0 };
+        assert_eq!(plan.step_traffic(10), expected);
     }
 
     #[test]
@@ -422,9 +495,43 @@ mod tests {
         assert_eq!((exact, floats), (2_334_080, 2_334_080), "all panels of AlexNet are full");
         // Of each float, one partial sum and one whole sum cross the coordinator.
         let bytes = 2 * floats as u64 * 4;
-        assert_eq!(plan.reduction_traffic(128), Traffic { up: bytes, down: bytes });
+        assert_eq!(plan.reduction_traffic(128), Traffic { up: bytes, down: bytes, across: 0 });
         // One image leaves the second replica without samples.
-        assert_eq!(plan.reduction_traffic(1), Traffic { up: bytes / 4 * 3, down: bytes / 4 * 3 });
+        assert_eq!(plan.reduction_traffic(1), Traffic { up: bytes / 4 * 3, down: bytes / 4 * 3, across: 0 });
+        let direct = plan.linked(Links::direct());
+        assert_eq!(direct.reduction_traffic(128), Traffic { across: bytes, ..Traffic::default() });
+    }
+
+    /// Directly, a byte crosses one socket instead of two, and only images and logits cross the coordinator's.
+    #[test]
+    fn direct_links_carry_every_byte_once() {
+        for (workers, slots) in [(2, 1), (4, 2), (3, 2), (8, 4)] {
+            let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
+            let relayed = Plan::new(network, workers, slots, None).unwrap();
+            let direct = relayed.clone().linked(Links::direct());
+            let one = direct.clone().linked(Links::direct().without(WorkerIndex(0), WorkerIndex(1)));
+            let images = relayed.image_traffic(64).down;
+            let [relayed, direct, one] = [relayed, direct, one].map(|plan| plan.step_traffic(64));
+            let logits = 64 * 10 * 4;
+            assert_eq!((direct.up, direct.down), (logits, images + logits), "{workers} workers");
+            assert_eq!(direct.to_workers(), relayed.down);
+            assert_eq!(one.to_workers(), relayed.down);
+            assert!(direct.total() < one.total() && one.total() <= relayed.total());
+        }
+    }
+
+    #[test]
+    fn partners_are_those_that_exchange_anything() {
+        let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
+        let partners = |workers, slots, worker| {
+            let plan = Plan::new(network.clone(), workers, slots, None).unwrap();
+            plan.partners(WorkerIndex(worker)).into_iter().map(|partner| partner.0).collect::<Vec<_>>()
+        };
+        assert_eq!(partners(1, 1, 0), [0_usize; 0]);
+        assert_eq!(partners(2, 1, 0), [1]);
+        // Workers 0 and 1 hold the first replica and the head, workers 2 and 3 the second replica.
+        assert_eq!(partners(4, 2, 2), [0, 1, 3]);
+        assert_eq!(partners(8, 4, 2), [0, 1, 3, 4, 6]);
     }
 
     /// Whatever the number of replicas, an image crosses the same exchanges; only the exchanges of the head have more receivers.

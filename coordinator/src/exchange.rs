@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use convoy_common::batch::{MicroBatch, MicroBatchId};
-use convoy_common::index::{ExchangeIndex, TowerIndex, WorkerIndex};
-use convoy_common::placement::Half;
+use convoy_common::index::{TowerIndex, WorkerIndex};
 use convoy_common::plan::Plan;
-use convoy_common::wire::{Assembler, Chunk, Direction, Elements, TensorKey, WireError, expected_shape};
+use convoy_common::route::{Moved, route};
+use convoy_common::wire::{Assembler, Chunk, Elements, TensorKey, WireError, expected_shape};
 use serde::Serialize;
 
 /// What to do with a chunk.
@@ -41,15 +41,6 @@ pub struct Counted {
     pub tensors: u64,
     /// Payload bytes.
     pub bytes: u64,
-}
-
-/// What is moved between workers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Moved {
-    /// Activations or their gradients at an exchange.
-    Exchange(ExchangeIndex, Direction),
-    /// Gradients of weights that are summed over replicas.
-    Gradients,
 }
 
 /// The state of all exchanges of a run.
@@ -113,68 +104,30 @@ impl Exchanges {
     /// When the worker must not send it.
     pub fn route(&mut self, worker: WorkerIndex, chunk: Chunk) -> Result<Routed, WireError> {
         let expected = expected_shape(&self.plan, self.samples_max, &chunk.key)?;
-        let TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower } = chunk.key.clone()
-        else {
-            return self.route_gradient(worker, chunk, &expected);
-        };
-        if self.live.get(&micro_batch.id) != Some(&micro_batch) {
-            return Err(unfit("micro_batch", &chunk.key, "this micro-batch is not being computed"));
-        }
-        if exchange == self.plan.logits_exchange() && direction == Direction::Backward {
-            return Err(unfit("direction", &chunk.key, "only the coordinator sends gradients of logits"));
-        }
-        let segment = match direction {
-            Direction::Forward => exchange.segment_before(),
-            Direction::Backward => exchange.segment_after(),
-        };
-        if self.plan.holder(segment, from_tower, micro_batch.id) != worker {
-            return Err(unfit("from_tower", &from_tower, "the worker does not hold this tower"));
-        }
-        let to = match to_tower {
-            Some(tower) => vec![self.plan.holder(exchange.segment_before(), tower, micro_batch.id)],
-            None => self.plan.receivers(exchange, from_tower, micro_batch.id),
-        };
-        if to.contains(&worker) {
-            return Err(unfit("to_tower", &chunk.key, "the worker holds this tower itself"));
-        }
-        self.count(&chunk, &expected, Moved::Exchange(exchange, direction))?;
-        if exchange == self.plan.logits_exchange() {
-            return self.keep_logits(micro_batch, from_tower, chunk, &expected);
-        }
-        if to.is_empty() {
-            return Err(unfit("exchange", &chunk.key, "no other worker needs this tensor"));
-        }
-        Ok(Routed::Relay { to, chunk })
-    }
-
-    /// A piece of a gradient: a sum over a node goes to the owner of the piece, and the sum over all slots goes to all other workers that
-    /// hold the tower.
-    fn route_gradient(&mut self, worker: WorkerIndex, chunk: Chunk, expected: &[usize]) -> Result<Routed, WireError> {
-        let TensorKey::Gradient { step, name, tower, piece, node } = &chunk.key else {
-            return Err(unfit("tensor", &chunk.key, "during a step, workers may only send activations and gradients"));
-        };
-        if *step != self.step {
-            return Err(unfit("step", step, "this step is not being computed"));
-        }
-        let parameter = self.plan.network.parameter(name).expect("it has a shape");
-        let owner = self.plan.pieces(&parameter, *tower)[*piece].owner;
-        let to = match node {
-            Some(node) => {
-                let owes = self.plan.nodes(worker, *tower, self.samples).contains(node);
-                if !owes || owner == worker {
-                    return Err(unfit("slots", &chunk.key, "the worker has no such sum for another worker"));
-                }
-                vec![owner]
+        match &chunk.key {
+            TensorKey::Activations { micro_batch, .. } if self.live.get(&micro_batch.id) != Some(micro_batch) => {
+                return Err(unfit("micro_batch", &chunk.key, "this micro-batch is not being computed"));
             }
-            None if owner == worker => {
-                let sharers = self.plan.placement.sharers(Half::Trunk, *tower);
-                sharers.into_iter().filter(|other| *other != worker).collect()
+            TensorKey::Gradient { step, .. } if *step != self.step => {
+                return Err(unfit("step", step, "this step is not being computed"));
             }
-            None => return Err(unfit("piece", &chunk.key, "the worker does not own this piece")),
-        };
+            _ => {}
+        }
+        let route = route(&self.plan, self.samples, &chunk.key)?;
+        route.check_sender(&self.plan, worker, &chunk.key)?;
+        let is_direct = |to: &WorkerIndex| self.plan.links.is_direct(worker, *to);
+        let to: Vec<_> = route.to.into_iter().filter(|to| !is_direct(to)).collect();
         // A key does not name the sender of a sum over a node, but no two workers have the same node.
-        self.count(&chunk, expected, Moved::Gradients)?;
-        Ok(Routed::Relay { to, chunk })
+        self.count(&chunk, &expected, route.moved)?;
+        match chunk.key.clone() {
+            TensorKey::Activations { micro_batch, exchange, from_tower, .. }
+                if exchange == self.plan.logits_exchange() =>
+            {
+                self.keep_logits(micro_batch, from_tower, chunk, &expected)
+            }
+            key if to.is_empty() => Err(unfit("tensor", &key, "it must go straight to the workers that need it")),
+            _ => Ok(Routed::Relay { to, chunk }),
+        }
     }
 
     /// Expects gradients of `step`, which has `samples` samples, and no others.

@@ -2,9 +2,11 @@
 
 use bytes::Bytes;
 use convoy_common::batch::Phase;
+use convoy_common::index::ExchangeIndex;
+use convoy_common::links::Links;
 use convoy_common::model::Network;
 use convoy_common::model::presets;
-use convoy_common::wire::Generation;
+use convoy_common::wire::{Direction, Generation};
 
 use super::*;
 
@@ -54,10 +56,10 @@ fn gradients_that_nobody_owes_are_refused() {
     };
     let refused: [(usize, Chunk, &str); 11] = [
         (1, piece(1, Some(0..1)), "has no such sum"),
-        (2, piece(1, Some(1..2)), "has no such sum"),
-        (0, piece(0, Some(0..1)), "has no such sum"),
+        (2, piece(1, Some(1..2)), "no other worker needs it"),
+        (0, piece(0, Some(0..1)), "no other worker needs it"),
         (0, piece(1, Some(1..2)), "has no such sum"),
-        (0, piece(1, Some(0..2)), "has no such sum"),
+        (0, piece(1, Some(0..2)), "no worker has such a sum"),
         (0, piece(1, None), "does not own this piece"),
         (0, piece(7, Some(0..1)), "has no such piece"),
         (0, of(&|chunk| chunk.shape = vec![9]), "the plan requires [8]"),
@@ -111,6 +113,18 @@ fn channels_go_to_the_other_worker_and_partial_gradients_to_the_towers_owner() {
     assert!(matches!(backward, Routed::Relay { to, .. } if to == [WorkerIndex(0)]));
     let counted = exchanges.counted()[&Moved::Exchange(ExchangeIndex(0), Direction::Forward)];
     assert_eq!(counted, Counted { tensors: 1, bytes: 2 * 7 * 7 * 32 * 4 });
+}
+
+#[test]
+fn what_goes_straight_to_its_receiver_is_not_relayed() {
+    let mut exchanges = exchanges(2);
+    exchanges.plan = Arc::new((*exchanges.plan).clone().linked(Links::direct()));
+    exchanges.open(&micro_batch());
+    let error = exchanges.route(WorkerIndex(0), chunk(0, Direction::Forward, 0, None, [2, 7, 7, 32])).unwrap_err();
+    assert!(error.to_string().contains("straight"), "{error}");
+    // Logits have no receiver but the coordinator.
+    let logits = chunk(exchanges.plan.logits_exchange().0, Direction::Forward, 0, None, [2, 1, 1, 5]);
+    assert!(matches!(exchanges.route(WorkerIndex(0), logits).unwrap(), Routed::Kept));
 }
 
 #[test]

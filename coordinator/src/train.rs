@@ -22,6 +22,7 @@ use convoy_common::index::WorkerIndex;
 use convoy_common::model::Network;
 use convoy_common::parameters::sha256;
 use convoy_common::plan::{Plan, Traffic};
+use convoy_common::route::Moved;
 use convoy_common::schedule::Schedule;
 use convoy_common::wire::{Assignment, Direction};
 
@@ -31,7 +32,7 @@ use crate::cluster::Cluster;
 use crate::data::{DataChoice, DataSet, DataSource, Places, Wanted};
 use crate::earlier::{Earlier, EarlierMetrics};
 use crate::error::JobError;
-use crate::exchange::{Counted, Moved};
+use crate::exchange::Counted;
 use crate::files::{quoted, same_place};
 use crate::job::{Asked, Job, SettingError};
 use crate::metrics::Metered;

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use convoy_common::batch::MicroBatch;
+use convoy_common::route::Moved;
 
 use crate::cluster::Cluster;
 use crate::crew::Crew;
-use crate::exchange::{Counted, Moved};
+use crate::exchange::Counted;
 use crate::incident::Underway;
 use crate::order::DataOrder;
 use crate::recovery::Pace;
