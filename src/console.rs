@@ -1,12 +1,13 @@
 //! What a job prints: a progress bar on a terminal, plain lines elsewhere, JSON objects for programs.
 
 use std::io::IsTerminal;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use convoy_coordinator::files::quoted;
 use convoy_coordinator::incident::Incident;
 use convoy_coordinator::observe::{Ended, Event, Observer, Started, WorkerRecord};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
 use crate::output::{show_bar, tell};
 
@@ -103,6 +104,15 @@ impl Console {
     }
 }
 
+/// An event for programs.
+#[derive(Serialize)]
+struct Stamped<'a> {
+    #[serde(flatten)]
+    event: &'a Event,
+    /// When it happened, in seconds since 1970.
+    at: f64,
+}
+
 impl Drop for Console {
     fn drop(&mut self) {
         // A job that fails sends no event of its end.
@@ -113,8 +123,9 @@ impl Drop for Console {
 impl Observer for Console {
     fn on(&mut self, event: Event) {
         if self.json {
+            let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
             // An event consists of numbers and strings, so it always has a JSON form.
-            tell(&serde_json::to_string(&event).unwrap_or_default());
+            tell(&serde_json::to_string(&Stamped { event: &event, at }).unwrap_or_default());
             return;
         }
         match event {

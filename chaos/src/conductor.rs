@@ -6,9 +6,9 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use convoy_common::misdeed::Misdeed;
+use convoy_common::misdeed::{Misdeed, announcement_in};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -107,6 +107,8 @@ struct Conductor<'a> {
     place: &'a mut dyn Place,
     storm: &'a Storm,
     started: Instant,
+    /// The same since 1970. Processes say in that clock when something happened.
+    began: Duration,
     said: (SyncSender<Message>, Receiver<Message>),
     /// The planned fault by which the coordinator was killed, until it is started again.
     struck_coordinator: Option<usize>,
@@ -143,6 +145,7 @@ impl<'a> Conductor<'a> {
             place,
             storm,
             started: Instant::now(),
+            began: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             said: sync_channel(MESSAGES_MAX),
             struck_coordinator: None,
             workers: (0..storm.workers).map(of_worker).collect(),
@@ -220,20 +223,22 @@ impl<'a> Conductor<'a> {
                 }
             }
             (Role::Coordinator, Said::End) => return self.coordinator_has_ended(),
-            (Role::Worker(worker), Said::Log(line)) => self.on_worker(worker, &line, at),
+            (Role::Worker(worker), Said::Log(line)) => self.on_worker(worker, &line),
             (Role::Worker(worker), Said::End) => self.restart_worker(worker)?,
             (Role::Worker(_), Said::Event(_)) => {}
         }
         Ok(false)
     }
 
-    /// The coordinator said `line` at `at`, in seconds since the start.
+    /// The coordinator said `line`, which was read at `at`, in seconds since the start.
     fn on_event(&mut self, line: &str, at: f64) -> Result<(), ChaosError> {
         let is_first = std::mem::take(&mut self.has_heard_nothing);
         self.last_heard = (Instant::now(), line.to_owned());
         let Ok(event) = serde_json::from_str::<Value>(line) else {
             return if is_first { Err(ChaosError::NoEvents { line: line.to_owned() }) } else { Ok(()) };
         };
+        // On a busy machine, a line may be read long after it was written.
+        let at = event["at"].as_f64().map_or(at, |written| written - self.began.as_secs_f64());
         let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
         match event["event"].as_str().unwrap_or_default() {
             "waiting" => self.place.on_listening(&text("address")),
@@ -309,12 +314,14 @@ impl<'a> Conductor<'a> {
     }
 
     /// A worker has logged something: that it does to itself what was planned, perhaps.
-    fn on_worker(&mut self, worker: usize, line: &str, at: f64) {
+    fn on_worker(&mut self, worker: usize, line: &str) {
         let Some(number) = self.workers[worker].misdeeds.front().copied() else { return };
         let fault = self.fault(number);
-        if !fault.misdeed().is_some_and(|misdeed| line.contains(&format!("rehearsal: {misdeed}, "))) {
+        let Some((announced, at)) = announcement_in(line) else { return };
+        if fault.misdeed() != Some(announced) {
             return;
         }
+        let at = at.as_secs_f64() - self.began.as_secs_f64();
         self.workers[worker].misdeeds.pop_front();
         self.workers[worker].was_killed = fault.kind == Kind::Kill;
         let process = Some(self.place.name(Role::Worker(worker)));

@@ -14,8 +14,8 @@ use crate::storm::{Kind, Phase, Planned, Storm};
 const OVERLAP: f64 = 0.1;
 /// Memory in a storm may be so many percent of that in calm. What a fault leaves behind would add up.
 const GROWTH_MAX: u64 = 150;
-/// Clocks of different pipes may differ by this many seconds.
-const SLACK: f64 = 0.25;
+/// The system's clock, in which processes say when something happened, may differ by this many seconds from the conductor's.
+const SLACK: f64 = 0.02;
 
 /// The result of a storm.
 #[derive(Clone, Debug, Serialize)]
@@ -265,7 +265,7 @@ fn is_outside(fault: &Planned, fate: &Fate, storm: &Storm, ran: &Ran) -> bool {
             && fate.process.as_ref() == Some(process)
             && fate.fired.is_some_and(|stopped| stopped < lost)
     });
-    let is_between = |at: f64| (lost..fired + SLACK).contains(&at);
+    let is_between = |at: f64| (lost..fired).contains(&at);
     was_stopped && !ran.crews.iter().any(|crew| is_between(crew.at) && crew.processes.contains(process))
 }
 

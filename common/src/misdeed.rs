@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// A deed and its moment, as `DEED@PHASE:STEP`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +15,21 @@ pub struct Misdeed {
     /// When: at the first moment of this phase, in this step or a later one.
     pub moment: Moment,
 }
+
+/// Announces a misdeed: the line that a worker logs just before it happens, at a time since 1970.
+pub fn announced(misdeed: Misdeed, reached: Moment, at: Duration) -> String {
+    format!("{ANNOUNCES}{misdeed}, at {reached}, {:.6} s after 1970", at.as_secs_f64())
+}
+
+/// The misdeed that a line announces, and when it happens.
+pub fn announcement_in(line: &str) -> Option<(Misdeed, Duration)> {
+    let (_, announcement) = line.split_once(ANNOUNCES)?;
+    let [misdeed, _, at] = <[&str; 3]>::try_from(announcement.splitn(3, ", ").collect::<Vec<_>>()).ok()?;
+    let at = at.split_once(" s after 1970")?.0.parse().ok()?;
+    Some((misdeed.parse().ok()?, Duration::try_from_secs_f64(at).ok()?))
+}
+
+const ANNOUNCES: &str = "rehearsal: ";
 
 /// What a worker does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,6 +223,20 @@ impl Deed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_announcement_is_understood_wherever_it_stands_in_a_line() {
+        let (misdeed, at) = ("limp:5@forward:3".parse().unwrap(), Duration::from_micros(1_764_000_000_123_456));
+        let line = format!("2026-11-27 WARN {} job=7", announced(misdeed, Moment::Forward(4), at));
+        let (found, found_at) = announcement_in(&line).unwrap();
+        assert_eq!(found, misdeed);
+        assert!(found_at.abs_diff(at) < Duration::from_micros(2), "{found_at:?}");
+        for line in
+            ["", "rehearsal: ", "rehearsal: eat@forward:1, at join, 1.0 s after 1970", "rehearsal: kill@join, at x, y"]
+        {
+            assert_eq!(announcement_in(line), None, "{line}");
+        }
+    }
 
     #[test]
     fn what_is_no_misdeed_is_refused() {

@@ -4,14 +4,17 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use convoy_common::misdeed::{Deed, Misdeed, Moment};
+use convoy_common::misdeed::{Deed, Misdeed, Moment, announced};
 use convoy_common::wire::FRAME_BYTES_MAX;
 use convoy_proto::v1;
 use rustix::process::{Signal, getpid, kill_process};
 
 use crate::probe::Slow;
+
+/// A process that has sent itself SIGSTOP stops within this time. The signal may reach another thread first.
+const STOPS_WITHIN: Duration = Duration::from_millis(20);
 
 /// Deliberate faults.
 #[derive(Clone, Debug, Default)]
@@ -41,9 +44,19 @@ impl Misdeeds {
         let mut list = self.0.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
         let first = list.front()?;
         let is_due = first.moment.has_come(reached) && is_of_kind(first.deed);
-        let misdeed = if is_due { list.pop_front() } else { None };
-        drop(list);
-        misdeed.inspect(|misdeed| tracing::warn!("rehearsal: {misdeed}, at {reached}"))
+        if !is_due {
+            return None;
+        }
+        let misdeed = list.pop_front()?;
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        tracing::warn!("{}", announced(misdeed, reached, at));
+        if misdeed.deed == Deed::Stop {
+            // Meanwhile no other thread announces the next misdeed, which would then happen after the process is continued.
+            // A process may always signal itself.
+            let _ = kill_process(getpid(), Signal::STOP);
+            std::thread::sleep(STOPS_WITHIN);
+        }
+        Some(misdeed)
     }
 }
 
@@ -53,7 +66,6 @@ impl Rehearsal {
         match self.misdeeds.due(moment, Deed::is_about_itself).map(|misdeed| misdeed.deed) {
             // A process may always signal itself. It does not return from SIGKILL.
             Some(Deed::Kill) => drop(kill_process(getpid(), Signal::KILL)),
-            Some(Deed::Stop) => drop(kill_process(getpid(), Signal::STOP)),
             Some(Deed::Limp(milliseconds)) => std::thread::sleep(Duration::from_millis(milliseconds)),
             _ => {}
         }
