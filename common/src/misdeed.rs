@@ -23,7 +23,8 @@ pub fn announced(misdeed: Misdeed, reached: Moment, at: Duration) -> String {
 
 /// The misdeed that a line announces, and when it happens.
 pub fn announcement_in(line: &str) -> Option<(Misdeed, Duration)> {
-    let (_, announcement) = line.split_once(ANNOUNCES)?;
+    // The name of the module that logs it may end in the same word.
+    let (_, announcement) = line.rsplit_once(ANNOUNCES)?;
     let [misdeed, _, at] = <[&str; 3]>::try_from(announcement.splitn(3, ", ").collect::<Vec<_>>()).ok()?;
     let at = at.split_once(" s after 1970")?.0.parse().ok()?;
     Some((misdeed.parse().ok()?, Duration::try_from_secs_f64(at).ok()?))
@@ -227,7 +228,10 @@ mod tests {
     #[test]
     fn an_announcement_is_understood_wherever_it_stands_in_a_line() {
         let (misdeed, at) = ("limp:5@forward:3".parse().unwrap(), Duration::from_micros(1_764_000_000_123_456));
-        let line = format!("2026-11-27 WARN {} job=7", announced(misdeed, Moment::Forward(4), at));
+        let line = format!(
+            "2026-11-27 WARN job{{job=7}}: convoy_worker::rehearsal: {} job=7",
+            announced(misdeed, Moment::Forward(4), at)
+        );
         let (found, found_at) = announcement_in(&line).unwrap();
         assert_eq!(found, misdeed);
         assert!(found_at.abs_diff(at) < Duration::from_micros(2), "{found_at:?}");
