@@ -88,9 +88,9 @@ enum Command {
     /// Run a job under a storm of faults, and compare the result with a run without faults
     ///
     /// The job runs twice, each time with a coordinator and its workers as separate processes on this machine, or in containers with
-    /// --compose: first without faults, then with them. At planned steps, workers are killed, stopped, slowed down, cut off, or send damaged
-    /// messages, or the coordinator is killed. The exit code is 1 if the results differ, if the job fails or hangs, if a planned fault did
-    /// not happen, or if a fault was not found. docs/RELIABILITY.md lists all reasons.
+    /// --compose: first without faults, then with them. At planned steps, the storm kills, stops, slows down or disconnects workers, makes
+    /// them send damaged messages, or kills the coordinator. The exit code is 1 if the results differ, if the job fails or hangs, if a
+    /// planned fault did not happen, or if a fault that must be detected was missed. docs/RELIABILITY.md lists all reasons.
     Chaos(Box<chaos::Arguments>),
 }
 

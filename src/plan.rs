@@ -5,11 +5,13 @@ use std::error::Error;
 
 use convoy_common::batch::{BATCH_MAX, Division};
 use convoy_common::index::{ExchangeIndex, PerWorker, SegmentIndex, TowerIndex, WorkerIndex};
+use convoy_common::links::Links;
 use convoy_common::model::Network;
-use convoy_common::plan::Plan;
+use convoy_common::plan::{Plan, Traffic};
 use convoy_coordinator::JobError;
 use convoy_coordinator::job::check_parts;
 use convoy_coordinator::job::defaults::{BATCH, MICRO_BATCHES, SLOTS};
+use convoy_coordinator::links::Exchange;
 use convoy_coordinator::state::snapshot_bytes;
 use convoy_worker::forecast;
 use serde_json::{Value, json};
@@ -28,9 +30,12 @@ pub(crate) struct Arguments {
     /// Worker processes, at most one for each tower of each slot [default: one per tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
-    /// Replicas of the convolutions, as in `convoy train` [default: as few as give every worker something]
+    /// Replicas of the trunk, as in `convoy train` [default: the smallest number that gives every worker a tower or a slice of the head]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     replicas: Option<usize>,
+    /// How workers send each other tensors, as in `convoy train`: auto and direct are the same here
+    #[arg(long, value_name = "HOW", default_value_t = Exchange::Auto)]
+    exchange: Exchange,
     /// Images per step
     #[arg(long, value_name = "N", default_value_t = BATCH, value_parser = whole::<usize>(1..=BATCH_MAX as u64))]
     batch: usize,
@@ -49,7 +54,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let network = Network::parse(&settings::model_text(&arguments.model)?)?;
     let workers = arguments.workers.unwrap_or(network.towers);
     let step = Step { batch: arguments.batch, division: division(arguments)? };
-    let plan = Plan::new(network, workers, arguments.slots, arguments.replicas)?;
+    let links = if arguments.exchange == Exchange::Relay { Links::relayed() } else { Links::direct() };
+    let plan = Plan::new(network, workers, arguments.slots, arguments.replicas)?.linked(links);
     let text = if arguments.json { format!("{:#}\n", as_json(&plan, step)) } else { as_table(&plan, step) };
     output::print(&text)?;
     Ok(Outcome::Done)
@@ -193,33 +199,35 @@ fn worker_bytes(plan: &Plan, worker: WorkerIndex, step: Step) -> u64 {
 /// Bytes per step. A byte counts once for each socket that it crosses.
 fn exchange_table(plan: &Plan, batch: usize) -> String {
     let mut rows = vec![
-        ["exchange", "before", "forward up", "forward down", "backward up", "backward down"]
+        ["exchange", "before", "forward up", "down", "across", "backward up", "down", "across"]
             .map(str::to_owned)
             .to_vec(),
     ];
     let images = plan.image_traffic(batch);
-    let row = |name: String, before: String, bytes: [u64; 4]| {
+    let row = |name: String, before: String, forward: Traffic, backward: Traffic| {
+        let bytes = [forward, backward].into_iter().flat_map(|traffic| [traffic.up, traffic.down, traffic.across]);
         [name, before].into_iter().chain(bytes.map(|bytes| bytes.to_string())).collect::<Vec<_>>()
     };
-    rows.push(row("images".to_owned(), name_of_first(plan), [images.up, images.down, 0, 0]));
+    rows.push(row("images".to_owned(), name_of_first(plan), images, Traffic::default()));
     for exchange in plan.all_exchanges() {
         let (forward, backward) = (plan.forward_traffic(exchange, batch), plan.backward_traffic(exchange, batch));
         let name = if exchange == plan.logits_exchange() { "logits".to_owned() } else { exchange.to_string() };
-        rows.push(row(name, name_behind(plan, exchange), [forward.up, forward.down, backward.up, backward.down]));
+        rows.push(row(name, name_behind(plan, exchange), forward, backward));
     }
     if plan.placement.replicas() > 1 {
         let sums = plan.reduction_traffic(batch);
-        rows.push(row("gradients".to_owned(), "the commit".to_owned(), [0, 0, sums.up, sums.down]));
+        rows.push(row("gradients".to_owned(), "the commit".to_owned(), Traffic::default(), sums));
     }
     let total = plan.step_traffic(batch);
     let leaving: Vec<_> = plan.all_towers().map(|tower| plan.floats_leaving(tower).to_string()).collect();
     format!(
-        "bytes per step between workers and coordinator (up: to the coordinator, down: to workers)\n{}\
-         total {} bytes per step: {} up, {} down\nfloats per image that leave a tower forward, without logits: {}\n",
+        "bytes per step (up: to the coordinator, down: to workers, across: from worker to worker)\n{}\
+         total {} bytes per step: {} up, {} down, {} across\nfloats per image that leave a tower forward, without logits: {}\n",
         aligned(&rows, &[0, 1]),
         total.total(),
         total.up,
         total.down,
+        total.across,
         leaving.join(", ")
     )
 }

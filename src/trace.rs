@@ -29,7 +29,7 @@ pub(crate) struct Arguments {
     /// Show only this step
     #[arg(long, value_name = "N", value_parser = whole::<u64>(AT_LEAST_1))]
     step: Option<u64>,
-    /// Another run or trace file. Show the activities whose time differs, and by how much
+    /// Compare with another run or trace file, and show the activities whose time differs, and by how much
     #[arg(long, value_name = "RUN", conflicts_with = "step")]
     compare: Option<PathBuf>,
     /// Print one JSON object instead of text
@@ -106,6 +106,7 @@ pub(crate) fn accounted(run: &Path, step: Option<u64>) -> Result<(Trace, Plan, A
     let path = if run.is_dir() { run.join(TRACE) } else { run.to_owned() };
     let trace = file::read(&path)?;
     let plan = Plan::placed(Network::parse(&trace.about.model)?, trace.about.placement.clone())?;
+    let plan = plan.linked(trace.about.links.clone());
     let found = account(&trace, &plan, step).ok_or_else(|| nothing_in(&trace, &path, step))?;
     Ok((trace, plan, found))
 }
@@ -225,6 +226,7 @@ fn path_table(found: &Account) -> String {
         let through = match share.stretch {
             Stretch::Work { worker, doing } => format!("worker {worker}: {}", name(found, doing)),
             Stretch::Link { worker } => format!("the link of worker {worker}"),
+            Stretch::PeerLink { from, to } => format!("the link from worker {from} to worker {to}"),
             Stretch::Coordinator => "the coordinator".to_owned(),
         };
         let bound = if share.bound > 0 { format!("{} step{}", share.bound, s(share.bound)) } else { String::new() };
@@ -246,6 +248,10 @@ fn verdict(found: &Account) -> String {
         ),
         Verdict::Link { worker, excess_ns } => format!(
             "the link between worker {worker} and the coordinator: {} ms per step longer on the critical path than the other links",
+            ms(*excess_ns)
+        ),
+        Verdict::PeerLink { from, to, excess_ns } => format!(
+            "the link from worker {from} to worker {to}: {} ms per step longer on the critical path than the other links between workers",
             ms(*excess_ns)
         ),
         Verdict::Balanced => "none: no worker and no link delays the others by more than 5 % of a step".to_owned(),
@@ -346,6 +352,7 @@ fn name(found: &Account, doing: Use) -> String {
         Use::ReadingState => "reading weights".to_owned(),
         Use::WaitingForWorker { worker } => format!("waiting for worker {worker}"),
         Use::WaitingForLink { worker } => format!("waiting for the link of worker {worker}"),
+        Use::WaitingForPeerLink { worker } => format!("waiting for the link from worker {worker}"),
         Use::WaitingForCoordinator => "waiting for the coordinator".to_owned(),
         Use::Unexplained => "unexplained".to_owned(),
     }

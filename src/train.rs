@@ -16,6 +16,7 @@ use convoy_coordinator::data::DataSource;
 use convoy_coordinator::deadlines;
 use convoy_coordinator::files::{quoted, same_place};
 use convoy_coordinator::job::{Asked, Length, Order, defaults};
+use convoy_coordinator::links::Exchange;
 use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::record::holds_run;
 use convoy_coordinator::running::{Rehearsal, Running};
@@ -70,8 +71,9 @@ pub(crate) struct Arguments {
     /// Seed of initial weights, image order and dropout [default: 1]
     #[arg(long, value_name = "N", value_parser = whole::<u64>(ANY))]
     seed: Option<u64>,
-    /// Slots into which a batch is divided, for replicas of the convolutions. Their gradients are summed within each slot, and then over the
-    /// slots along a tree, so this number changes the result [default: 1]
+    /// Slots into which a batch is divided. Each replica of the trunk, which is every layer before the final linear layers, computes some of
+    /// them. The trunk's weight gradients are summed within each slot, and then over the slots in a fixed order, so this number changes the
+    /// result [default: 1]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     slots: Option<usize>,
     /// Micro-batches of each slot. Workers compute one while the tensors of another are sent. This number does not change the result
@@ -81,10 +83,14 @@ pub(crate) struct Arguments {
     /// Worker processes, at most one for each tower of each slot [default: one per tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
-    /// Replicas of the convolutions, which share out the slots of a batch, at most one per slot. This number does not change the result
-    /// [default: as few as give every worker something]
+    /// Replicas of the trunk, at most one per slot. Each computes some of the slots of a batch. This number does not change the result
+    /// [default: the smallest number that gives every worker a tower or a slice of the head]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     replicas: Option<usize>,
+    /// How workers send each other tensors: auto (directly where they can connect, and otherwise through the coordinator), direct, or relay
+    /// (through the coordinator). It does not change the result
+    #[arg(long, value_name = "HOW", default_value_t = Exchange::Auto)]
+    exchange: Exchange,
     /// Compute threads of each worker that this command starts [default: the machine's cores divided by the workers]
     #[arg(long, value_name = "N", conflicts_with = "listen", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
     threads: Option<usize>,
@@ -117,9 +123,9 @@ pub(crate) struct Arguments {
     /// that is complete [default: chosen so that snapshots cost at most 2 % of the time, and are at least one second apart]
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     snapshot_every: Option<u64>,
-    /// Seconds that the job waits for a worker that does not answer (values below 5 count as 5). With --listen, also for a replacement of a
-    /// lost worker. When --resume auto continues a run, also for the remaining workers after the first one has connected. The end of --help
-    /// lists the other deadlines [default: 10]
+    /// Seconds that the job waits for a worker that does not answer (values below 5 count as 5). With --listen, the job also waits this long
+    /// for a replacement of a lost worker. When --resume auto continues a run with --listen, the job also waits this long for the remaining
+    /// workers after the first worker has connected (values below 5 count as 5). The end of --help lists the other deadlines [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = whole::<u64>(0..=86_400))]
     patience: Option<u64>,
     /// Steps to keep in the run's trace: off, sample (about 50 steps, spread over the run, and up to 30 slow ones), steps:FROM-TO,
@@ -188,6 +194,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         running: Running {
             workers: arguments.workers,
             replicas: arguments.replicas,
+            exchange: arguments.exchange,
             threads: arguments.threads,
             listen: arguments.listen,
             token: settings::token(arguments.token_file.as_deref())?,

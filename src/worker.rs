@@ -20,7 +20,7 @@ use crate::{Outcome, metrics, signals};
 /// The command line of `convoy worker`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Address of the coordinator, HOST:PORT (or unix:PATH on the same machine). The worker retries until one answers
+    /// Address of the coordinator, HOST:PORT (or unix:PATH on the same machine). The worker retries until a coordinator answers
     #[arg(long, value_name = "HOST:PORT")]
     join: Address,
     /// Compute threads [default: the machine's cores]
@@ -33,6 +33,10 @@ pub(crate) struct Arguments {
     /// File with a shared secret. The coordinator must be started with the same secret (--token-file). The secret is sent unencrypted
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Address on which to wait for other workers, HOST:PORT (or unix:PATH on the same machine), for tensors that workers send each other
+    /// directly [default: a free port of the interface by which the coordinator is reached]
+    #[arg(long, value_name = "HOST:PORT")]
+    exchange_listen: Option<Address>,
     /// Address on which to answer health checks (gRPC's standard protocol), for `convoy health` and for orchestrators
     #[arg(long, value_name = "HOST:PORT")]
     health: Option<Address>,
@@ -80,6 +84,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
             threads,
             isa: arguments.isa,
             token,
+            exchange_listen: arguments.exchange_listen.clone(),
             health: arguments.health.clone(),
             rehearsal: Rehearsal {
                 slow: arguments.rehearse_slow.clone(),

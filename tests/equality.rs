@@ -184,9 +184,10 @@ fn replicated(
     let (out, data) = (folder.join(format!("{slots}-{workers}-{seed}")), folder.join("data"));
     // These change nothing, so they vary along with the workers.
     let (threads, micro_batches) = (1 + workers % 2, 1 + workers % 3);
+    let exchange = if (slots + workers).is_multiple_of(3) { "relay" } else { "direct" };
     let text = format!(
         "train --model {model} --steps 4 --batch 27 --slots {slots} --seed {seed} --workers {workers} --threads {threads} \
-         --micro-batches {micro_batches}"
+         --micro-batches {micro_batches} --exchange {exchange}"
     );
     succeed(&text, &[("--data", &data), ("--out", &out)]);
     let record = record(&out);
@@ -208,10 +209,18 @@ fn replicated(
         exchanges.iter().filter(|e| e["direction"] == "gradients").map(|e| e["bytes"].as_u64().unwrap()).sum();
     // Epochs have a step of 27 images and one of 3.
     let planned = [27, 3].map(|batch| {
-        let plan = succeed(&format!("plan --json --model {model} --batch 27 --slots {slots} --workers {workers}"), &[]);
+        let plan = succeed(
+            &format!(
+                "plan --json --model {model} --batch 27 --slots {slots} --workers {workers} --exchange {exchange}"
+            ),
+            &[],
+        );
         let whole: Value = serde_json::from_str(&plan).unwrap();
         let few = batch < slots;
-        whole["gradients"]["up"].as_u64().filter(|_| !few)
+        // What is relayed counts on the way to the coordinator.
+        let way = if exchange == "relay" { "up" } else { "across" };
+        assert_eq!(record["planned_step_traffic"]["across"].as_u64() > Some(0), exchange == "direct" && workers > 1);
+        whole["gradients"][way].as_u64().filter(|_| !few)
     });
     if let [Some(whole), Some(last)] = planned {
         assert_eq!(gradients, 2 * (whole + last), "planned bytes: {slots} slots, {workers} workers");

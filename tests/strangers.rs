@@ -60,6 +60,7 @@ fn hello(protocol_version: u32) -> v1::FromWorker {
         threads: 1,
         instruction_set: "abacus".to_owned(),
         host: "elsewhere".to_owned(),
+        exchange_address: String::new(),
     };
     v1::FromWorker { generation: 0, message: Some(v1::from_worker::Message::Hello(hello)) }
 }
@@ -498,6 +499,7 @@ fn assign(change: impl FnOnce(&mut v1::Assign)) -> v1::ToWorker {
         micro_batches: 2,
         train: true,
         trace: true,
+        peers: Vec::new(),
     };
     change(&mut assign);
     v1::ToWorker { generation: 1, message: Some(v1::to_worker::Message::Assign(assign)) }

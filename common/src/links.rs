@@ -4,10 +4,12 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use crate::index::WorkerIndex;
 
 /// Which pairs of workers are connected directly. Both directions of a pair are alike.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Links {
     /// Whether pairs are connected directly, but for the exceptions.
     are_direct: bool,

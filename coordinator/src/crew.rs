@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use convoy_common::batch::{MicroBatch, MicroBatchId};
-use convoy_common::index::{PerWorker, SegmentIndex, TowerIndex, WorkerIndex};
+use convoy_common::batch::MicroBatch;
+use convoy_common::index::{PerWorker, SegmentIndex, WorkerIndex};
 use convoy_common::plan::Plan;
 use convoy_common::trace::Activity;
 use convoy_common::wire::{
-    Assignment, Chunk, Direction, Doing, FailureKind, FromWorker, Generation, Numbered, Payload, TensorKey, ToWorker,
-    WireError, chunk_to_frame, frames,
+    Assignment, Chunk, Direction, Doing, FailureKind, FromWorker, Generation, Numbered, Payload, Peer, PeerFailed,
+    PeerFailure, Tally, TensorKey, ToWorker, WireError, chunk_to_frame, frames,
 };
 use convoy_proto::v1::Frame;
 
@@ -24,7 +24,7 @@ use crate::deadlines::{ASK_EVERY, LOOK_EVERY, STOP_PATIENCE};
 use crate::error::JobError;
 use crate::exchange::Exchanges;
 use crate::fault::Fault;
-use crate::lateness::{Delivery, Lateness};
+use crate::lateness::Lateness;
 use crate::observe::{Event, Observer, WorkerRecord};
 use crate::recovery::hangs;
 use crate::silence::{Silence, Verdict, Wait};
@@ -57,6 +57,8 @@ pub struct Crew<'a> {
     pub observer: &'a mut dyn Observer,
     /// Which worker holds which towers, and what they exchange.
     pub plan: Arc<Plan>,
+    /// The workers to which each is connected directly.
+    peers: PerWorker<Vec<Peer>>,
     /// What is exchanged.
     pub exchanges: Exchanges,
     generation: Generation,
@@ -73,25 +75,26 @@ pub struct Crew<'a> {
 }
 
 impl<'a> Crew<'a> {
-    /// A crew of all workers of the cluster. Its micro-batches have at most `samples_max` samples.
+    /// A crew of all workers of the cluster, each of which is told of its peers. Its micro-batches have at most `samples_max` samples.
     pub fn new(
         cluster: &'a mut Cluster,
         recorder: &'a mut Recorder,
         observer: &'a mut dyn Observer,
         plan: Arc<Plan>,
         samples_max: usize,
-        generation: Generation,
+        (generation, peers): (Generation, PerWorker<Vec<Peer>>),
         stop: &'a AtomicBool,
     ) -> Self {
         let exchanges = Exchanges::new(plan.clone(), samples_max);
         let state_bytes = vec![0; plan.workers].into();
         let silence = Silence::starting(cluster.quiets(), Instant::now());
-        let lateness = Lateness::starting(plan.clone());
+        let lateness = Lateness::starting(&plan);
         Self {
             cluster,
             recorder,
             observer,
             plan,
+            peers,
             exchanges,
             generation,
             silence,
@@ -111,7 +114,8 @@ impl<'a> Crew<'a> {
         let plan = self.plan.clone();
         // First of all, because a worker without a job may still move to another coordinator.
         for worker in plan.all_workers() {
-            self.tell(worker, ToWorker::Assign(Assignment { worker, ..assignment.clone() }), step)?;
+            let peers = std::mem::take(&mut self.peers[worker]);
+            self.tell(worker, ToWorker::Assign(Assignment { worker, peers, ..assignment.clone() }), step)?;
         }
         for worker in plan.all_workers() {
             for payload in state.slices(&plan, worker, step) {
@@ -276,6 +280,7 @@ impl<'a> Crew<'a> {
                     Err(Stop::Fatal(JobError::NotFinite { what }))
                 }
                 FromWorker::Failure(failure) => Err(Fault::Failed { worker, step, message: failure.message }.into()),
+                FromWorker::PeerFailed(failed) => Err(self.peer_failed(worker, step, failed).into()),
                 // Nobody waits for this: the next tensors show that the commit arrived.
                 FromWorker::Committed { .. } => Ok(None),
                 FromWorker::Pong(pong) if hangs(&pong.doing) => Err(self.hangs(worker, step, pong.doing).into()),
@@ -411,15 +416,13 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// A step of these micro-batches begins.
-    pub fn step_begins(&mut self, micro_batches: &[MicroBatch]) {
-        self.lateness.begin(micro_batches, self.cluster.clock().now());
-    }
-
-    /// A tower has sent the whole of a tensor, which arrived at a time of the coordinator's clock, or has finished its backward pass.
-    pub fn delivered(&mut self, micro_batch: MicroBatchId, tower: TowerIndex, delivery: Delivery, at: Option<u64>) {
-        let at = at.unwrap_or_else(|| self.cluster.clock().now());
-        self.lateness.delivered(micro_batch, tower, delivery, at);
+    /// Takes what a worker has done in a step, as it reports it.
+    ///
+    /// # Errors
+    /// When it can't have received what it reports.
+    pub fn take_tally(&mut self, worker: WorkerIndex, step: u64, tally: &Tally) -> Result<(), Fault> {
+        self.lateness.computed(worker, tally.busy);
+        self.exchanges.add(worker, tally).map_err(|source| invalid(worker, step, source))
     }
 
     /// A step has ended that took `time`. Reports a worker that turns out to be slow.
@@ -444,6 +447,25 @@ impl<'a> Crew<'a> {
     fn process_of(&self, worker: WorkerIndex) -> (u32, String) {
         let hello = self.cluster.member(worker).map(|member| &member.hello);
         hello.map_or((0, String::new()), |hello| (hello.process_id, hello.host.clone()))
+    }
+
+    /// The fault behind a failed connection between two workers: one of the two may be gone, or may have sent something invalid.
+    fn peer_failed(&mut self, worker: WorkerIndex, step: u64, failed: PeerFailed) -> Fault {
+        let PeerFailed { peer, kind, message } = failed;
+        if peer.0 >= self.plan.workers || !self.plan.links.is_direct(worker, peer) || peer == worker {
+            let message = format!("it reported a failed connection to worker {peer}, but it has none");
+            return Fault::Failed { worker, step, message };
+        }
+        if kind == PeerFailure::Invalid {
+            return Fault::InvalidToPeer { worker: peer, to: worker, step, message };
+        }
+        match self.cluster.last_words(peer) {
+            Some(Heard::Lost(why)) => self.lost(peer, step, why),
+            Some(Heard::Said(Numbered { message: FromWorker::Failure(failure), .. }, _)) => {
+                Fault::Failed { worker: peer, step, message: failure.message }
+            }
+            _ => Fault::Link { worker, peer, step, why: message },
+        }
     }
 
     fn hangs(&self, worker: WorkerIndex, step: u64, doing: Doing) -> Fault {

@@ -23,7 +23,7 @@ pub const WORK_LONGER: u32 = 10;
 pub const WORK_MIN: Duration = Duration::from_secs(30);
 /// The first piece of work of a worker may take this long, and no piece may take longer.
 pub const FIRST_WORK: Duration = Duration::from_secs(240);
-/// A job whose workers answer, but which gets no further for this long, ends. A step of the largest model on the slowest supported
+/// A job whose workers answer, but which makes no progress for this long, ends. A step of the largest model on the slowest supported
 /// machine takes far less.
 pub const PROGRESS_MIN: Duration = Duration::from_secs(300);
 /// Workers that the coordinator starts must connect within this.
@@ -51,7 +51,7 @@ pub struct Deadlines {
     /// A connection whose other end does not answer pings for this long is closed. It is the last resort, for connections of which
     /// nothing else is expected.
     pub connection: Duration,
-    /// A job that gets no further for this long ends, although its workers answer.
+    /// A job that makes no progress for this long ends, although its workers answer.
     pub progress: Duration,
 }
 
@@ -82,7 +82,7 @@ pub fn table() -> Vec<(&'static str, String)> {
         ("with --listen, the remaining workers take over the towers of a lost one", "after P".to_owned()),
         (
             "with --resume auto and --listen, a run continues even if workers are missing",
-            format!("P after the first one has connected, at least {}", seconds(GIVEN_UP_MIN)),
+            format!("P after the first worker has connected, at least {}", seconds(GIVEN_UP_MIN)),
         ),
         ("the job ends if a worker process that it started does not connect", after(LOCAL_CONNECTS)),
         ("the job ends if too few remote workers connect", after(REMOTE_CONNECTS)),
@@ -92,7 +92,7 @@ pub fn table() -> Vec<(&'static str, String)> {
             format!("after P + {margin}, at least {ping}"),
         ),
         (
-            "the job ends if it gets no further although its workers answer",
+            "the job ends if it makes no progress although its workers answer",
             format!("after P + {margin}, at least {}", seconds(PROGRESS_MIN)),
         ),
     ]

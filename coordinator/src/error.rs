@@ -76,6 +76,9 @@ pub enum JobError {
     /// A fault, in a command that does not recover, or in the first formation of a cluster.
     #[error(transparent)]
     Fault(#[from] Fault),
+    /// Two workers can't connect, and must.
+    #[error("{why}; --exchange auto lets the coordinator relay what they send each other")]
+    NoLink { why: String },
     /// The job makes no progress, although it recovers from each fault.
     #[error("{generations} generations in a row made no progress beyond step {step}; the last one ended with a fault")]
     Fruitless {
@@ -106,8 +109,11 @@ pub enum JobError {
 impl JobError {
     /// Whether the cluster has failed, so that the job could continue on another one.
     pub fn is_about_workers(&self) -> bool {
-        use JobError::{Fault, Fruitless, NoProgress, Spawn, TooFewWorkers};
-        matches!(self, Fault(_) | Fruitless { .. } | NoProgress { .. } | Spawn { .. } | TooFewWorkers { .. })
+        use JobError::{Fault, Fruitless, NoLink, NoProgress, Spawn, TooFewWorkers};
+        matches!(
+            self,
+            Fault(_) | Fruitless { .. } | NoLink { .. } | NoProgress { .. } | Spawn { .. } | TooFewWorkers { .. }
+        )
     }
 
     /// Whether the command was used wrongly, rather than something having failed.

@@ -10,7 +10,7 @@ use convoy_common::batch::{MicroBatch, MicroBatchId};
 use convoy_common::index::{TowerIndex, WorkerIndex};
 use convoy_common::plan::Plan;
 use convoy_common::route::{Moved, route};
-use convoy_common::wire::{Assembler, Chunk, Elements, TensorKey, WireError, expected_shape};
+use convoy_common::wire::{Assembler, Carried, Chunk, Elements, Tally, TensorKey, WireError, expected_shape};
 use serde::Serialize;
 
 /// What to do with a chunk.
@@ -128,6 +128,27 @@ impl Exchanges {
             key if to.is_empty() => Err(unfit("tensor", &key, "it must go straight to the workers that need it")),
             _ => Ok(Routed::Relay { to, chunk }),
         }
+    }
+
+    /// Counts what a worker has received from others directly.
+    ///
+    /// # Errors
+    /// When the plan has no such exchange, or no direct link between the two.
+    pub fn add(&mut self, worker: WorkerIndex, tally: &Tally) -> Result<(), WireError> {
+        for Carried { from, moved, tensors, bytes } in &tally.carried {
+            if from.0 >= self.plan.workers || !self.plan.links.is_direct(*from, worker) {
+                return Err(unfit("from", from, "it has no direct link to this worker"));
+            }
+            if let Moved::Exchange(exchange, _) = moved
+                && *exchange >= self.plan.logits_exchange()
+            {
+                return Err(unfit("exchange", exchange, "workers have no such exchange"));
+            }
+            let counted = self.counted.entry(*moved).or_default();
+            counted.tensors = counted.tensors.saturating_add(*tensors);
+            counted.bytes = counted.bytes.saturating_add(*bytes);
+        }
+        Ok(())
     }
 
     /// Expects gradients of `step`, which has `samples` samples, and no others.

@@ -27,10 +27,16 @@ pub enum Fault {
     /// A worker sent a message that is malformed, or that the plan does not allow.
     #[error("worker {worker} sent an invalid message at step {step}")]
     Invalid { worker: WorkerIndex, step: u64, source: WireError },
+    /// A worker sent another one an invalid message.
+    #[error("worker {worker} sent worker {to} an invalid message at step {step}: {message}")]
+    InvalidToPeer { worker: WorkerIndex, to: WorkerIndex, step: u64, message: String },
+    /// The connection between two workers failed. Both are there.
+    #[error("the connection between worker {worker} and worker {peer} failed at step {step}: {why}")]
+    Link { worker: WorkerIndex, peer: WorkerIndex, step: u64, why: String },
 }
 
 impl Fault {
-    /// The worker that the fault is attributed to.
+    /// The worker that the fault is attributed to. Of two workers whose connection failed, the one that reported it.
     pub fn worker(&self) -> WorkerIndex {
         match self {
             Fault::Lost { worker, .. }
@@ -38,7 +44,9 @@ impl Fault {
             | Fault::Left { worker, .. }
             | Fault::Hangs { worker, .. }
             | Fault::Failed { worker, .. }
-            | Fault::Invalid { worker, .. } => *worker,
+            | Fault::Invalid { worker, .. }
+            | Fault::InvalidToPeer { worker, .. }
+            | Fault::Link { worker, .. } => *worker,
         }
     }
 
@@ -58,7 +66,8 @@ impl Fault {
             Fault::Left { .. } => "left",
             Fault::Hangs { .. } => "hangs",
             Fault::Failed { .. } => "failed",
-            Fault::Invalid { .. } => "invalid",
+            Fault::Invalid { .. } | Fault::InvalidToPeer { .. } => "invalid",
+            Fault::Link { .. } => "link",
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::fault::Fault;
 /// A fault from which the job recovered, for records and people. Times are in milliseconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Incident {
-    /// `lost`, `ended`, `left`, `hangs`, `failed` or `invalid`.
+    /// `lost`, `ended`, `left`, `hangs`, `failed`, `invalid` or `link`.
     pub kind: String,
     /// The worker that the fault is attributed to.
     pub worker: WorkerIndex,

@@ -18,6 +18,7 @@ pub mod files;
 pub mod incident;
 pub mod job;
 pub mod lateness;
+pub mod links;
 pub mod loss;
 pub mod measure;
 pub mod metrics;

@@ -112,6 +112,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         division: Division { slots, micro_batches: 1 },
         train: false,
         trace: false,
+        peers: Vec::new(),
     };
     let state = JobState { weights, momentum: Tensors::new() };
     let mut cluster = Cluster::open(&running, workers, threads)?;
@@ -121,7 +122,15 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
             return Err(Stop::InOrder);
         }
         let generation = Generation { job, number: 1 };
-        let mut crew = Crew::new(&mut cluster, &mut recorder, observer, plan, micro_batch, generation, stop);
+        let mut crew = Crew::new(
+            &mut cluster,
+            &mut recorder,
+            observer,
+            plan,
+            micro_batch,
+            (generation, vec![Vec::new(); workers].into()),
+            stop,
+        );
         crew.assign(&assignment, &state, 0)?;
         evaluate(&mut crew, &data.images, 0, micro_batch, stop)
     };

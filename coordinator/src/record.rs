@@ -240,6 +240,12 @@ impl RunFolder {
         Ok(path)
     }
 
+    /// Removes a trace that holds no step yet.
+    pub fn remove_trace(&self) {
+        // It may not be there, and the next one gets another name if it stays.
+        let _ = fs::remove_file(self.path.join(TRACE));
+    }
+
     /// Replaces `run.json`.
     ///
     /// # Errors

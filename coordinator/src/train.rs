@@ -28,7 +28,7 @@ use convoy_common::wire::{Assignment, Direction};
 
 use crate::checkpoint::writer::Writer;
 use crate::checkpoint::{self, Checkpoint, Manifest, folder};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Last};
 use crate::data::{DataChoice, DataSet, DataSource, Places, Wanted};
 use crate::earlier::{Earlier, EarlierMetrics};
 use crate::error::JobError;
@@ -298,15 +298,17 @@ impl Run {
         let mut drive = Drive::new(DataOrder::new(self.job.seed, self.job.order, self.batches()));
         let mut site = Site { job: job_number, cluster: &mut cluster, recorder: &mut recorder };
         let driven = self.recover(&mut site, &mut generations, &mut drive, observer, stop);
-        self.record.exchanges = exchange_records(&drive.counted);
         let reason = match &driven {
             Ok(true) => "interrupted".to_owned(),
             Ok(false) => "done".to_owned(),
             Err(error) => chain(error),
         };
         let generation = generations.number();
-        let busy_threads =
-            cluster.dismiss(generation, &reason, |worker, recorded| recorder.on_recorded(worker, recorded));
+        let busy_threads = cluster.dismiss(generation, &reason, |worker, last| match last {
+            Last::Recorded(recorded) => recorder.on_recorded(worker, recorded),
+            Last::Tally(tally) => drive.add_tally(&self.plan, &tally),
+        });
+        self.record.exchanges = exchange_records(&drive.counted);
         for (record, busy_threads) in self.record.workers.iter_mut().zip(busy_threads) {
             record.busy_threads = busy_threads;
         }
@@ -403,6 +405,7 @@ impl Run {
             division: self.job.division(self.record.running.micro_batches),
             train: true,
             trace: false,
+            peers: Vec::new(),
         }
     }
 

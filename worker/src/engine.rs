@@ -25,7 +25,7 @@ use convoy_common::parameters::Parameter;
 use convoy_common::placement::{Half, PlacementError};
 use convoy_common::plan::Plan;
 use convoy_common::trace::SegmentRun;
-use convoy_common::wire::{Assignment, Direction, Elements, FromWorker, Payload, State, TensorKey};
+use convoy_common::wire::{Assignment, Direction, Elements, FromWorker, Payload, State, Tally, TensorKey};
 
 use crate::kernels::Compute;
 use crate::kernels::elementwise::{Rates, add};
@@ -175,6 +175,8 @@ impl Task {
 #[derive(Debug)]
 struct InProgress {
     samples: Range<usize>,
+    /// Whether its images have arrived. Tensors of other workers may overtake them.
+    has_images: bool,
     /// Forward passes that were computed.
     computed: usize,
 }
@@ -350,7 +352,8 @@ impl Engine {
             return None;
         }
         self.has_said_done = true;
-        Some(Out::Say(FromWorker::StepDone { step: self.committed + 1 }))
+        // The network thread adds the tally.
+        Some(Out::Say(FromWorker::StepDone { step: self.committed + 1, tally: Tally::default() }))
     }
 
     /// Whether the gradients of the step at hand are complete.
@@ -493,14 +496,14 @@ impl Engine {
         bytes: &[u8],
         key: &TensorKey,
     ) -> Result<(), EngineError> {
-        self.check_current(&micro_batch, key)?;
         if !self.plan.holders(SegmentIndex(0), micro_batch.id).contains(&self.assignment.worker) {
             return Err(unexpected(key, "this worker does not compute its micro-batch"));
         }
-        if self.in_progress.contains_key(&micro_batch.id) {
+        self.check_in_progress(&micro_batch, key)?;
+        if self.in_progress.get_mut(&micro_batch.id).is_some_and(|begun| std::mem::replace(&mut begun.has_images, true))
+        {
             return Err(unexpected(key, "it arrived before"));
         }
-        self.begin_micro_batch(&micro_batch, key)?;
         let mut whole = compute.tensor(bytes.len());
         self.pixels.normalise(bytes, &mut whole);
         self.queue_forward(&micro_batch, SegmentIndex(0), Arc::new(whole));
@@ -519,20 +522,17 @@ impl Engine {
             }
             _ => {}
         }
-        let began = InProgress { samples: micro_batch.samples.clone(), computed: 0 };
+        let began = InProgress { samples: micro_batch.samples.clone(), has_images: false, computed: 0 };
         self.in_progress.insert(micro_batch.id, began);
         Ok(())
     }
 
-    /// Checks that a tensor's micro-batch is one of the step. Where this worker computes its first segment, its images come first.
+    /// Checks that a tensor's micro-batch is one of the step.
     fn check_in_progress(&mut self, micro_batch: &MicroBatch, key: &TensorKey) -> Result<(), EngineError> {
         self.check_current(micro_batch, key)?;
         match self.in_progress.get(&micro_batch.id) {
             Some(begun) if begun.samples == micro_batch.samples => Ok(()),
             Some(_) => Err(unexpected(key, "its micro-batch has other samples")),
-            None if self.plan.holders(SegmentIndex(0), micro_batch.id).contains(&self.assignment.worker) => {
-                Err(unexpected(key, "the images of its micro-batch have not arrived"))
-            }
             None => self.begin_micro_batch(micro_batch, key),
         }
     }

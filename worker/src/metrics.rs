@@ -2,7 +2,7 @@
 //! the program serves at `--metrics`.
 
 use std::sync::atomic::AtomicU64;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -60,10 +60,14 @@ impl Metrics {
         registry.register("in_job", "1 during a job, 0 otherwise", metrics.in_job.clone());
         registry.register("steps", "Steps committed", metrics.steps.clone());
         registry.register("step", "The last committed step of the current job", metrics.step.clone());
-        registry.register("sent_bytes", "Bytes of tensors sent to the coordinator", metrics.sent_bytes.clone());
+        registry.register(
+            "sent_bytes",
+            "Bytes of tensors sent to the coordinator and to other workers",
+            metrics.sent_bytes.clone(),
+        );
         registry.register(
             "received_bytes",
-            "Bytes of tensors received from the coordinator",
+            "Bytes of tensors received from the coordinator and from other workers",
             metrics.received_bytes.clone(),
         );
         let help = "Seconds of the compute thread in jobs, by activity";
@@ -71,6 +75,11 @@ impl Metrics {
         let all = [Doing::Computing, Doing::TakingIn, Doing::HandingOut, Doing::Committing, Doing::Waiting];
         all.iter().for_each(|doing| drop(metrics.seconds.get_or_create(&[("doing", doing.name())])));
         metrics
+    }
+
+    /// How long the compute thread has computed in jobs so far.
+    pub(crate) fn computed(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds.get_or_create(&[("doing", Doing::Computing.name())]).get())
     }
 }
 

@@ -9,6 +9,9 @@ mod config;
 mod connection;
 mod elsewhere;
 mod health;
+mod link;
+mod links;
+mod peers;
 mod session;
 
 use std::future::Future;

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use convoy_proto::v1;
 
+use super::peer::{Peer, PeerFailed, Tally, tally_from, tally_to};
 use super::tensor::{Direction, direction_from, direction_to, micro_batch_from, micro_batch_to};
 use super::trace::Recorded;
-use super::{WireError, nonzero, printable, required};
+use super::{WireError, address_from, nonzero, printable, required};
+use crate::address::Address;
 use crate::batch::{BATCH_MAX, Batches, Division, MicroBatch};
 use crate::index::{TowerIndex, WorkerIndex};
 use crate::placement::Placement;
@@ -38,6 +40,8 @@ pub enum FromWorker {
     StepDone {
         /// The step.
         step: u64,
+        /// What it has done since its last report.
+        tally: Tally,
     },
     /// The step's gradients are applied.
     Committed {
@@ -50,6 +54,8 @@ pub enum FromWorker {
     Finished {
         /// Threads of its compute pool that did any work.
         busy_threads: usize,
+        /// What it has done since its last report.
+        tally: Tally,
     },
     /// The worker was asked to stop. It stays until a checkpoint is written.
     Leaving,
@@ -57,6 +63,8 @@ pub enum FromWorker {
     Pong(Pong),
     /// The spans that it recorded.
     Recorded(Recorded),
+    /// It cannot exchange tensors with another worker.
+    PeerFailed(PeerFailed),
 }
 
 impl FromWorker {
@@ -73,6 +81,7 @@ impl FromWorker {
             FromWorker::Leaving => "Leaving",
             FromWorker::Pong(_) => "Pong",
             FromWorker::Recorded(_) => "Recorded",
+            FromWorker::PeerFailed(_) => "PeerFailed",
         }
     }
 }
@@ -171,6 +180,8 @@ pub struct Hello {
     pub instruction_set: String,
     /// The machine's name.
     pub host: String,
+    /// Where other workers can connect to it. None: nowhere.
+    pub exchange_address: Option<Address>,
 }
 
 /// What a worker needs to know about a job.
@@ -198,6 +209,8 @@ pub struct Assignment {
     pub train: bool,
     /// Whether the worker records spans.
     pub trace: bool,
+    /// The workers to which the receiver is connected directly.
+    pub peers: Vec<Peer>,
 }
 
 /// Why a worker cannot continue.
@@ -248,18 +261,27 @@ impl TryFrom<v1::from_worker::Message> for FromWorker {
                 threads: m.threads as usize,
                 instruction_set: printable(&m.instruction_set),
                 host: printable(&m.host),
+                exchange_address: Some(&m.exchange_address)
+                    .filter(|address| !address.is_empty())
+                    .map(|address| address_from("exchange_address", address))
+                    .transpose()?,
             }),
             Message::Ready(_) => FromWorker::Ready,
             Message::BackwardDone(m) => {
                 FromWorker::BackwardDone { micro_batch: micro_batch_from(m.micro_batch)?, tower: m.tower.into() }
             }
-            Message::StepDone(m) => FromWorker::StepDone { step: nonzero("step", m.step)? },
+            Message::StepDone(m) => {
+                FromWorker::StepDone { step: nonzero("step", m.step)?, tally: tally_from(m.carried, m.busy_ns)? }
+            }
             Message::Committed(m) => FromWorker::Committed { step: nonzero("step", m.step)? },
             Message::Failure(m) => FromWorker::Failure(m.try_into()?),
-            Message::Finished(m) => FromWorker::Finished { busy_threads: m.busy_threads as usize },
+            Message::Finished(m) => {
+                FromWorker::Finished { busy_threads: m.busy_threads as usize, tally: tally_from(m.carried, 0)? }
+            }
             Message::Leaving(_) => FromWorker::Leaving,
             Message::Pong(m) => FromWorker::Pong(m.try_into()?),
             Message::Recorded(m) => FromWorker::Recorded(m.try_into()?),
+            Message::PeerFailed(m) => FromWorker::PeerFailed(m.try_into()?),
         })
     }
 }
@@ -275,21 +297,27 @@ impl From<Numbered<FromWorker>> for v1::FromWorker {
                 threads: hello.threads as u32,
                 instruction_set: hello.instruction_set,
                 host: hello.host,
+                exchange_address: hello.exchange_address.map_or_else(String::new, |address| address.to_string()),
             }),
             FromWorker::Ready => Message::Ready(v1::Ready {}),
             FromWorker::BackwardDone { micro_batch, tower } => Message::BackwardDone(v1::BackwardDone {
                 micro_batch: Some(micro_batch_to(&micro_batch)),
                 tower: tower.into(),
             }),
-            FromWorker::StepDone { step } => Message::StepDone(v1::StepDone { step }),
+            FromWorker::StepDone { step, tally } => {
+                let (carried, busy_ns) = tally_to(tally);
+                Message::StepDone(v1::StepDone { step, carried, busy_ns })
+            }
             FromWorker::Committed { step } => Message::Committed(v1::Committed { step }),
             FromWorker::Failure(failure) => Message::Failure(failure.into()),
-            FromWorker::Finished { busy_threads } => {
-                Message::Finished(v1::Finished { busy_threads: busy_threads as u32 })
+            FromWorker::Finished { busy_threads, tally } => {
+                let (carried, _) = tally_to(tally);
+                Message::Finished(v1::Finished { busy_threads: busy_threads as u32, carried })
             }
             FromWorker::Leaving => Message::Leaving(v1::Leaving {}),
             FromWorker::Pong(pong) => Message::Pong(pong.into()),
             FromWorker::Recorded(recorded) => Message::Recorded(recorded.into()),
+            FromWorker::PeerFailed(failed) => Message::PeerFailed(failed.into()),
         };
         Self { generation: numbered.generation, message: Some(message) }
     }
@@ -408,6 +436,7 @@ impl TryFrom<v1::Assign> for Assignment {
             },
             train: m.train,
             trace: m.trace,
+            peers: m.peers.into_iter().map(Peer::try_from).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -442,6 +471,7 @@ impl From<Assignment> for v1::Assign {
             micro_batches: assignment.division.micro_batches as u32,
             train: assignment.train,
             trace: assignment.trace,
+            peers: assignment.peers.into_iter().map(v1::Peer::from).collect(),
         }
     }
 }

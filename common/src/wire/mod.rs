@@ -5,11 +5,13 @@
 
 mod control;
 mod fit;
+mod peer;
 mod tensor;
 mod trace;
 
 pub use control::{Assignment, Doing, Failure, FailureKind, FromWorker, Hello, Numbered, Pong, ToWorker};
 pub use fit::expected_shape;
+pub use peer::{Carried, Peer, PeerFailed, PeerFailure, PeerHello, Secret, Tally};
 pub use tensor::{
     Assembler, CHUNK_BYTES, CONTROL_BYTES_MAX, Chunk, Direction, Elements, FRAME_BYTES_MAX, Generation, Payload, State,
     TensorKey,
@@ -36,6 +38,8 @@ pub mod tuning {
     /// several seconds, which must not end a connection.
     pub const PING_TIMEOUT: Duration = Duration::from_secs(30);
 }
+
+use crate::address::Address;
 
 /// A malformed message.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -71,6 +75,12 @@ fn required<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {
 /// Zero means "not set" in proto3.
 fn nonzero(field: &'static str, value: u64) -> Result<u64, WireError> {
     if value == 0 { Err(WireError::Missing(field)) } else { Ok(value) }
+}
+
+/// Where a worker listens.
+fn address_from(field: &'static str, text: &str) -> Result<Address, WireError> {
+    let expected = "it must be HOST:PORT or unix:PATH";
+    text.parse().map_err(|_| WireError::Value { field, value: printable(text), expected })
 }
 
 /// A peer's text on one line, without the control characters that a terminal would interpret.

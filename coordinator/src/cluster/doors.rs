@@ -262,8 +262,8 @@ impl Doors {
             arrival.ok_or_else(|| Status::invalid_argument("the tensor connection names an unknown session"))?;
         let Arrival { hello, address, control } = arrival;
         let quiet = Quiet::default();
-        let (is_leaving, is_spare, has_failed) = (false, false, false);
-        Ok(Member { session, hello, address, control, frames, is_leaving, is_spare, quiet, has_failed })
+        let (is_leaving, is_spare, has_failed, relayed) = (false, false, false, Vec::new());
+        Ok(Member { session, hello, address, control, frames, is_leaving, is_spare, quiet, has_failed, relayed })
     }
 }
 

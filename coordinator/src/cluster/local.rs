@@ -28,6 +28,8 @@ pub struct LocalWorkers {
     children: PerWorker<LocalWorker>,
     /// Workers that are started again need the socket, so it stays until the end.
     folder: SocketFolder,
+    /// Number of processes that were started.
+    started: usize,
 }
 
 struct LocalWorker {
@@ -90,6 +92,11 @@ impl SocketFolder {
     pub fn address(&self) -> Address {
         Address::Unix(self.0.join(SOCKET))
     }
+
+    /// Where the worker that is started as number `number` waits for others. The path is no longer than that of the other socket.
+    fn exchange_address(&self, number: usize) -> Address {
+        Address::Unix(self.0.join(format!("w{number}")))
+    }
 }
 
 impl Drop for SocketFolder {
@@ -105,7 +112,7 @@ impl LocalWorkers {
     /// # Errors
     /// When one can't be started. Those before it are stopped.
     pub fn start(plan: LocalPlan, folder: SocketFolder) -> Result<Self, JobError> {
-        let mut workers = Self { plan, children: PerWorker::new(), folder };
+        let mut workers = Self { plan, children: PerWorker::new(), folder, started: 0 };
         for _ in 0..workers.plan.workers {
             let worker = workers.start_one()?;
             workers.children.push(worker);
@@ -128,8 +135,9 @@ impl LocalWorkers {
         Ok(())
     }
 
-    fn start_one(&self) -> Result<LocalWorker, JobError> {
-        let started = start_one(&self.plan, &self.folder.address());
+    fn start_one(&mut self) -> Result<LocalWorker, JobError> {
+        self.started += 1;
+        let started = start_one(&self.plan, &self.folder.address(), &self.folder.exchange_address(self.started));
         started.map_err(|source| JobError::Spawn { program: self.plan.program.path.clone(), source })
     }
 
@@ -185,7 +193,7 @@ impl Drop for LocalWorkers {
     }
 }
 
-fn start_one(plan: &LocalPlan, address: &Address) -> std::io::Result<LocalWorker> {
+fn start_one(plan: &LocalPlan, address: &Address, exchange: &Address) -> std::io::Result<LocalWorker> {
     use std::os::unix::process::CommandExt;
     let LocalProgram { path, arguments, complaints } = &plan.program;
     let mut command = Command::new(path);
@@ -201,6 +209,7 @@ fn start_one(plan: &LocalPlan, address: &Address) -> std::io::Result<LocalWorker
     let mut process = command
         .args(arguments)
         .args(["worker", "--join", &address.to_string(), "--threads", &plan.threads.to_string(), "--lifeline"])
+        .args(["--exchange-listen", &exchange.to_string()])
         .args(plan.isa.iter().flat_map(|isa| ["--isa", isa]))
         .stdin(Stdio::piped())
         // Its own process group, so that Ctrl-C reaches only the coordinator, which then stops its workers in order.

@@ -68,6 +68,8 @@ pub struct Member {
     pub(super) quiet: Quiet,
     /// Whether it has reported a failure.
     pub(super) has_failed: bool,
+    /// Sessions of the workers to which it can't be connected directly.
+    pub(super) relayed: Vec<u64>,
 }
 
 impl Member {

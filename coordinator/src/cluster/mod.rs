@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use convoy_common::index::{PerWorker, WorkerIndex};
-use convoy_common::wire::{FromWorker, Numbered, Recorded, ToWorker};
+use convoy_common::wire::{FromWorker, Numbered, Recorded, Tally, ToWorker};
 use convoy_proto::v1;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::Receiver;
@@ -61,6 +61,15 @@ pub struct Cluster {
     deadlines: Deadlines,
     /// The address that other machines can connect to.
     address: String,
+}
+
+/// What a worker reports when its job is over.
+#[derive(Debug)]
+pub enum Last {
+    /// Spans.
+    Recorded(Recorded),
+    /// What it has done since its last report.
+    Tally(Tally),
 }
 
 /// What happened in the cluster.
@@ -243,6 +252,22 @@ impl Cluster {
         self.local.as_mut().and_then(|local| local.give_up(member.hello.process_id))
     }
 
+    /// From now on, the coordinator relays what these two workers send each other.
+    pub fn relay(&mut self, one: WorkerIndex, other: WorkerIndex) {
+        for (worker, peer) in [(one, other), (other, one)] {
+            let session = self.member(peer).map(|member| member.session);
+            if let (Some(session), Some(Some(member))) = (session, self.seats.get_mut(worker)) {
+                member.relayed.push(session);
+            }
+        }
+    }
+
+    /// Whether the coordinator must relay what these two workers send each other.
+    pub fn must_relay(&self, one: WorkerIndex, other: WorkerIndex) -> bool {
+        let session = self.member(other).map(|member| member.session);
+        self.member(one).is_none_or(|member| session.is_none_or(|session| member.relayed.contains(&session)))
+    }
+
     /// Removes the seats that are empty. The workers are numbered anew.
     pub fn close_ranks(&mut self) {
         self.seats.retain(Option::is_some);
@@ -307,12 +332,12 @@ impl Cluster {
     }
 
     /// Ends the job for every worker. Returns the number of threads of each that did any work, if it reported that in time.
-    /// `recorded` gets the spans that workers hand over meanwhile.
+    /// `last` gets what they report meanwhile.
     pub fn dismiss(
         mut self,
         generation: u64,
         reason: &str,
-        mut recorded: impl FnMut(WorkerIndex, Recorded),
+        mut last: impl FnMut(WorkerIndex, Last),
     ) -> PerWorker<Option<usize>> {
         let mut busy_threads = PerWorker::from(vec![None; self.seats.len()]);
         let mut owed = HashSet::new();
@@ -342,11 +367,12 @@ impl Cluster {
                 Heard::Chunk(..) => continue,
             };
             match message {
-                FromWorker::Finished { busy_threads: busy } => {
+                FromWorker::Finished { busy_threads: busy, tally } => {
                     busy_threads[worker] = Some(busy);
+                    last(worker, Last::Tally(tally));
                     owed.remove(&worker);
                 }
-                FromWorker::Recorded(spans) => recorded(worker, spans),
+                FromWorker::Recorded(spans) => last(worker, Last::Recorded(spans)),
                 FromWorker::Failure(_) => self.seats[worker].iter_mut().for_each(Member::hang_up),
                 _ => {}
             }

@@ -190,20 +190,22 @@ fn path_shares(steps: &[StepAccount]) -> Vec<PathShare> {
     shares
 }
 
-/// The layer or the link with the largest excess over the others.
+/// The layer or the link with the largest excess over the others of its kind.
 fn verdict(
     plan: &Plan,
     workers: &PerWorker<WorkerAccount>,
     path: &[PathShare],
     (batch, step_ns): (usize, f64),
 ) -> Verdict {
-    let (layer, link) = (slowest_layer(plan, workers, batch), slowest_link(plan, path));
+    let found = [slowest_layer(plan, workers, batch), slowest_link(plan, path), slowest_peer_link(plan, path)];
     let excess = |verdict: &Option<Verdict>| match verdict {
-        Some(Verdict::Layer { excess_ns, .. } | Verdict::Link { excess_ns, .. }) => *excess_ns,
+        Some(
+            Verdict::Layer { excess_ns, .. } | Verdict::Link { excess_ns, .. } | Verdict::PeerLink { excess_ns, .. },
+        ) => *excess_ns,
         _ => 0.0,
     };
-    let larger = if excess(&link) > excess(&layer) { link } else { layer };
-    larger.filter(|found| excess(&Some(found.clone())) > WORTH_NAMING * step_ns).unwrap_or(Verdict::Balanced)
+    let largest = found.into_iter().max_by(|a, b| excess(a).total_cmp(&excess(b))).flatten();
+    largest.filter(|found| excess(&Some(found.clone())) > WORTH_NAMING * step_ns).unwrap_or(Verdict::Balanced)
 }
 
 fn slowest_layer(plan: &Plan, workers: &PerWorker<WorkerAccount>, batch: usize) -> Option<Verdict> {
@@ -245,6 +247,20 @@ fn slowest_link(plan: &Plan, path: &[PathShare]) -> Option<Verdict> {
     let worker = plan.all_workers().max_by(|a, b| of(*a).total_cmp(&of(*b)))?;
     let usual = median(plan.all_workers().filter(|other| *other != worker).map(of).collect())?;
     Some(Verdict::Link { worker, excess_ns: of(worker) - usual })
+}
+
+fn slowest_peer_link(plan: &Plan, path: &[PathShare]) -> Option<Verdict> {
+    let partners = |from: WorkerIndex| plan.partners(from).into_iter().map(move |to| (from, to));
+    let direct = plan.all_workers().flat_map(partners).filter(|(from, to)| plan.links.is_direct(*from, *to));
+    let of = |(from, to): (WorkerIndex, WorkerIndex)| {
+        let own = path.iter().find(|share| share.stretch == Stretch::PeerLink { from, to });
+        own.map_or(0.0, |share| share.mean_ns)
+    };
+    let mut all: Vec<_> = direct.map(|link| (link, of(link))).collect();
+    all.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let ((from, to), longest) = all.pop()?;
+    let usual = median(all.into_iter().map(|(_, ns)| ns).collect())?;
+    Some(Verdict::PeerLink { from, to, excess_ns: longest - usual })
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {

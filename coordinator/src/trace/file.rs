@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use convoy_common::batch::MicroBatchId;
 use convoy_common::index::PerWorker;
+use convoy_common::links::Links;
 use convoy_common::placement::Placement;
 use convoy_common::trace::{Activity, Span};
 use convoy_common::wire::TensorKey;
@@ -25,7 +26,7 @@ pub use reader::{TraceError, read};
 pub use writer::Writer;
 
 /// Version of the file's format. Raise it when an older reader would misread the file.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// Process numbers. Perfetto needs small ones, and 0 is special.
 const COORDINATOR: u64 = 1;
 const FIRST_WORKER: u64 = 2;
@@ -43,6 +44,8 @@ pub struct About {
     pub model: String,
     /// Who holds what.
     pub placement: Placement,
+    /// Which workers are connected directly.
+    pub links: Links,
     /// Machine of each worker.
     pub hosts: PerWorker<String>,
     /// Images per step.
@@ -54,7 +57,7 @@ impl About {
     pub fn new(
         epoch_unix_ns: u64,
         model: String,
-        placement: Placement,
+        (placement, links): (Placement, Links),
         hosts: PerWorker<String>,
         batch: usize,
     ) -> Self {
@@ -64,6 +67,7 @@ impl About {
             epoch_unix_ns,
             model,
             placement,
+            links,
             hosts,
             batch,
         }

@@ -3,6 +3,7 @@
 
 use convoy_common::plan::Plan;
 use convoy_common::trace::{Activity, Span};
+use convoy_common::wire::TensorKey;
 use serde_json::{Value, json};
 
 use super::account::Account;
@@ -53,7 +54,7 @@ fn timeline(step: u64, traced: &StepTrace, plan: &Plan) -> Value {
     let micros = |at: u64| (at as i64 - origin as i64) as f64 / 1e3;
     let mut rows = Vec::new();
     let mut ways: Vec<Value> = Vec::new();
-    let mut places = std::collections::HashMap::new();
+    let (mut places, mut received) = (std::collections::HashMap::new(), Vec::new());
     let parts = std::iter::once(("coordinator".to_owned(), &traced.coordinator));
     let workers = traced.workers.iter_enumerated().map(|(worker, part)| (format!("worker {worker}"), part));
     for (process, part) in parts.chain(workers) {
@@ -70,12 +71,18 @@ fn timeline(step: u64, traced: &StepTrace, plan: &Plan) -> Value {
             });
             let row = rows.len();
             for (index, span) in spans.iter().enumerate() {
-                note(&mut places, &mut ways, span, (row, index));
+                note(&mut places, &mut ways, &mut received, span, (row, index));
             }
             let relays = process == "coordinator" && kind == "receive";
             let name = if relays { "relay" } else { kind };
             rows.push(json!({ "process": process, "kind": name, "boxes": boxes.collect::<Vec<_>>() }));
         }
+    }
+    // All places are known now.
+    for (tensor, place) in received {
+        let source = format!("{:?}", source_of(tensor));
+        let from = places.get(&tensor.to_string()).or_else(|| places.get(&source));
+        ways.extend(from.map(|from| json!([from, place])));
     }
     json!({ "step": step, "length": micros(end), "rows": rows, "ways": ways })
 }
@@ -95,19 +102,25 @@ fn kind_of(activity: &Activity) -> &'static str {
 /// The row of a box, and its index in the row.
 type Place = (usize, usize);
 
-/// Notes a box and the ways that end or begin at it. The coordinator's boxes come first, so its sends and relays are known when
-/// those of workers are noted.
-fn note(places: &mut std::collections::HashMap<String, Place>, ways: &mut Vec<Value>, span: &Span, place: Place) {
+/// Notes a box, and the way from a sender to the coordinator, whose boxes come first. What is received is noted for later.
+fn note<'a>(
+    places: &mut std::collections::HashMap<String, Place>,
+    ways: &mut Vec<Value>,
+    received: &mut Vec<(&'a TensorKey, Place)>,
+    span: &'a Span,
+    place: Place,
+) {
     match &span.activity {
         Activity::Relay(transfer) => drop(places.insert(transfer.tensor.to_string(), place)),
         Activity::Send(transfer) => {
-            ways.extend(places.get(&transfer.tensor.to_string()).map(|relay| json!([place, relay])));
+            let tensor = transfer.tensor.to_string();
+            // What goes straight to its receivers has no relay.
+            match places.get(&tensor) {
+                Some(relay) => ways.push(json!([place, relay])),
+                None => drop(places.insert(tensor, place)),
+            }
         }
-        Activity::Receive(transfer) => {
-            let source = format!("{:?}", source_of(&transfer.tensor));
-            let from = places.get(&transfer.tensor.to_string()).or_else(|| places.get(&source));
-            ways.extend(from.map(|from| json!([from, place])));
-        }
+        Activity::Receive(transfer) => received.push((&transfer.tensor, place)),
         _ => {
             if let Some((source, _)) = sent_by(span) {
                 places.insert(format!("{source:?}"), place);

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use convoy_common::batch::MicroBatch;
+use convoy_common::plan::Plan;
 use convoy_common::route::Moved;
+use convoy_common::wire::{Carried, Tally};
 
 use crate::cluster::Cluster;
 use crate::crew::Crew;
@@ -96,6 +98,18 @@ impl Drive {
             (sum.tensors, sum.bytes) = (sum.tensors + counted.tensors, sum.bytes + counted.bytes);
         }
         self.received_bytes = 0;
+    }
+
+    /// Counts what a worker has received since its last report, when the job is over.
+    pub(super) fn add_tally(&mut self, plan: &Plan, tally: &Tally) {
+        let sound = tally.carried.iter().filter(|carried| match carried.moved {
+            Moved::Exchange(exchange, _) => exchange < plan.logits_exchange(),
+            Moved::Gradients => true,
+        });
+        for Carried { moved, tensors, bytes, .. } in sound {
+            let sum = self.counted.entry(*moved).or_default();
+            (sum.tensors, sum.bytes) = (sum.tensors.saturating_add(*tensors), sum.bytes.saturating_add(*bytes));
+        }
     }
 
     /// Counts the images of a step.

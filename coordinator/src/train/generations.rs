@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use convoy_common::chain::chain;
-use convoy_common::index::WorkerIndex;
-use convoy_common::wire::{Assignment, Generation};
+use convoy_common::index::{PerWorker, WorkerIndex};
+use convoy_common::wire::{Assignment, Generation, Peer};
 
 use super::Run;
 use super::drive::{Drive, Site};
@@ -16,6 +16,7 @@ use crate::crew::Crew;
 use crate::error::JobError;
 use crate::fault::Fault;
 use crate::incident::Underway;
+use crate::links::{Exchange, arranged};
 use crate::observe::{Event, Observer};
 use crate::recovery::Generations;
 use crate::stop::Stop;
@@ -67,6 +68,21 @@ impl Run {
                 Err(Stop::Fatal(error)) => return Err(error),
                 Err(Stop::Fault(fault) | Stop::Leaves(fault)) => fault,
             };
+            if let Fault::Link { worker, peer, why, .. } = &fault {
+                if self.running.exchange == Exchange::Direct {
+                    return Err(JobError::NoLink { why: chain(&fault) });
+                }
+                site.cluster.relay(*worker, *peer);
+                // The trace's links no longer hold.
+                site.recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
+                if !drive.has_begun {
+                    self.folder.remove_trace();
+                    let text =
+                        format!("the coordinator relays what worker {worker} and worker {peer} send each other: {why}");
+                    observer.on(Event::Notice { text });
+                    continue;
+                }
+            }
             // A worker that can't take part in the job at all would fail again and again.
             if !drive.has_begun && matches!(fault, Fault::Failed { .. } | Fault::Ended { was_killed: false, .. }) {
                 if site.cluster.is_whole() {
@@ -78,7 +94,9 @@ impl Run {
             let member = site.cluster.member(fault.worker());
             let seated = member.map(|member| (member.hello.process_id, member.hello.host.clone()));
             let (process_id, host) = fault.process().or(seated).unzip();
-            site.cluster.give_up(fault.worker(), &chain(&fault));
+            if !matches!(fault, Fault::Link { .. }) {
+                site.cluster.give_up(fault.worker(), &chain(&fault));
+            }
             // All that are about to stop have waited for the same checkpoint.
             while let Some((worker, _)) = site.cluster.leaving().filter(|_| matches!(fault, Fault::Left { .. })) {
                 site.cluster.give_up(worker, &chain(&fault));
@@ -123,6 +141,7 @@ impl Run {
             self.gather(number, site, observer, stop)?;
         }
         drive.underway.iter_mut().for_each(Underway::replaced);
+        let peers = self.link(site);
         if !drive.has_begun
             && !site.recorder.is_on()
             && let Err(error) = self.begin_recording(site)
@@ -134,7 +153,7 @@ impl Run {
         let assignment = Assignment { trace: site.recorder.is_on(), ..self.assignment(site.job) };
         let samples_max = self.largest_micro_batch();
         let (recorder, plan) = (&mut *site.recorder, self.plan.clone());
-        let mut crew = Crew::new(site.cluster, recorder, observer, plan, samples_max, generation, stop);
+        let mut crew = Crew::new(site.cluster, recorder, observer, plan, samples_max, (generation, peers), stop);
         crew.rehearses_no_fence = self.running.rehearsal.no_fence;
         let ended = self.assign(&mut crew, &assignment, drive).and_then(|()| self.drive(&mut crew, drive, stop));
         if let Err(Stop::Fault(fault) | Stop::Leaves(fault)) = &ended {
@@ -143,6 +162,17 @@ impl Run {
         crew.leave_silence();
         drive.add_counted(&crew);
         ended
+    }
+
+    /// Arranges which workers are connected directly. Returns what each is told about its peers.
+    fn link(&mut self, site: &Site) -> PerWorker<Vec<Peer>> {
+        let cluster = &*site.cluster;
+        let address_of = |worker| cluster.member(worker)?.hello.exchange_address.clone();
+        let must_relay = |one, other| cluster.must_relay(one, other);
+        let (links, peers) = arranged(&self.plan, self.running.exchange, address_of, must_relay);
+        self.plan = Arc::new((*self.plan).clone().linked(links));
+        self.record.planned_step_traffic = Some(self.step_traffic());
+        peers
     }
 
     /// Waits for the workers before the job begins.
@@ -269,7 +299,13 @@ impl Run {
         let epoch = since_epoch.saturating_sub(site.cluster.clock().now());
         let members = WorkerIndex::all(site.cluster.seats()).filter_map(|worker| site.cluster.member(worker));
         let hosts = members.map(|member| member.hello.host.clone()).collect();
-        let about = About::new(epoch, self.job.model.clone(), self.plan.placement.clone(), hosts, self.step_images());
+        let about = About::new(
+            epoch,
+            self.job.model.clone(),
+            (self.plan.placement.clone(), self.plan.links.clone()),
+            hosts,
+            self.step_images(),
+        );
         let steps = (self.progress.step + 1, self.last_step);
         let path = self.folder.trace()?;
         // The placement may have changed before the first step, which ended an earlier recording and its exporter.

@@ -6,10 +6,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use convoy_common::batch::{MicroBatch, MicroBatchId};
+use convoy_common::batch::MicroBatch;
 use convoy_common::index::{SegmentIndex, TowerIndex};
 use convoy_common::trace::Activity;
-use convoy_common::wire::{FromWorker, TensorKey, ToWorker};
+use convoy_common::wire::{FromWorker, ToWorker};
 
 use super::Run;
 use super::drive::Drive;
@@ -18,7 +18,6 @@ use crate::error::JobError;
 use crate::evaluate::{Measured, evaluate};
 use crate::exchange::Routed;
 use crate::fault::Fault;
-use crate::lateness::Delivery;
 use crate::observe::{EpochRecord, Event};
 use crate::state::Progress;
 use crate::step::Step;
@@ -97,7 +96,6 @@ impl Run {
         crew.exchanges.begin_step(number, images.len());
         let labels = images.iter().map(|image| self.data.train.label(*image)).collect();
         let mut step = Step::new(self.plan.clone(), labels, &micro_batches);
-        crew.step_begins(&micro_batches);
         while !step.is_done() {
             self.hear(crew, &mut step, number)?;
         }
@@ -170,11 +168,7 @@ impl Run {
         match received {
             Received::Chunk(chunk, at) => {
                 let (key, whole) = (crew.recorder.is_on().then(|| chunk.key.clone()), chunk.ends());
-                let ended = whole.and_then(|_| delivery(&chunk.key));
                 let routed = crew.exchanges.route(worker, chunk).map_err(|source| invalid(worker, number, source))?;
-                if let Some((micro_batch, tower, delivery)) = ended {
-                    crew.delivered(micro_batch, tower, delivery, Some(at));
-                }
                 match routed {
                     Routed::Kept => {
                         crew.recorder.relayed(key, at, whole);
@@ -209,11 +203,12 @@ impl Run {
                     && plan.holder(SegmentIndex(0), tower, micro_batch.id) == worker
                     && step.on_backward_done(&micro_batch, tower) =>
             {
-                crew.delivered(micro_batch.id, tower, Delivery::BackwardDone, None);
                 Ok(())
             }
-            Received::Said(FromWorker::StepDone { step: done }) if done == number && step.on_step_done(worker) => {
-                Ok(())
+            Received::Said(FromWorker::StepDone { step: done, tally })
+                if done == number && step.on_step_done(worker) =>
+            {
+                Ok(crew.take_tally(worker, number, &tally)?)
             }
             other => Err(out_of_turn(worker, number, &other).into()),
         }
@@ -249,16 +244,6 @@ impl Run {
             (drive.epoch_seconds, drive.epoch_images) = (0.0, 0);
         }
         Ok(())
-    }
-}
-
-/// What the end of a tensor delivers, and for which micro-batch and tower.
-fn delivery(tensor: &TensorKey) -> Option<(MicroBatchId, TowerIndex, Delivery)> {
-    match tensor {
-        TensorKey::Activations { micro_batch, exchange, direction, from_tower, .. } => {
-            Some((micro_batch.id, *from_tower, Delivery::Exchange(*exchange, *direction)))
-        }
-        _ => None,
     }
 }
 

@@ -11,7 +11,7 @@ use convoy_common::batch::Phase;
 use convoy_common::chain::chain;
 use convoy_common::misdeed::Moment;
 use convoy_common::trace::{Activity, SegmentRun};
-use convoy_common::wire::{Direction, Elements, Failure, FailureKind, FromWorker, TensorKey};
+use convoy_common::wire::{Direction, Elements, Failure, FailureKind, FromWorker, Tally, TensorKey};
 use tokio::sync::mpsc::Sender;
 
 use crate::engine::{Engine, EngineError, Out};
@@ -104,7 +104,10 @@ pub(super) fn serve(compute: &Compute, inbox: &Receiver<Message>, vitals: &Vital
             (Some(Message::End), Some(job)) => {
                 job.hand_over(job.engine.committed() + 1, &mut stopwatch);
                 // The network thread may have ended; then nobody needs this message.
-                let _ = job.out.blocking_send(Out::Say(FromWorker::Finished { busy_threads: compute.busy_threads() }));
+                let _ = job.out.blocking_send(Out::Say(FromWorker::Finished {
+                    busy_threads: compute.busy_threads(),
+                    tally: Tally::default(),
+                }));
                 drop(job);
                 compute.job_ended();
                 None

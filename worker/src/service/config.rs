@@ -21,6 +21,8 @@ pub struct WorkerConfig {
     pub isa: Option<Isa>,
     /// The token that both sides require, if any.
     pub token: Option<Token>,
+    /// Where to wait for other workers. None: at a free port of the interface by which the coordinator is reached.
+    pub exchange_listen: Option<Address>,
     /// Address for health checks, if any.
     pub health: Option<Address>,
     /// Deliberate faults, for tests.

@@ -1,22 +1,25 @@
 //! One session with a coordinator: the greeting, a job, and its end.
 
-use std::collections::{HashMap, VecDeque};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use convoy_common::address::Address;
-use convoy_common::batch::EVALUATIONS_UNDER_WAY;
+use convoy_common::batch::{Batches, EVALUATIONS_UNDER_WAY};
 use convoy_common::chain::with_causes;
-use convoy_common::index::TowerIndex;
+use convoy_common::index::{TowerIndex, WorkerIndex};
 use convoy_common::misdeed::Moment;
 use convoy_common::placement::Half;
 use convoy_common::plan::Plan;
+use convoy_common::route::{Moved, route};
 use convoy_common::trace::{Activity, Transfer};
 use convoy_common::wire::{
-    Assembler, Assignment, Chunk, Doing, Failure, FailureKind, FromWorker, Generation, Hello, Numbered, Payload, Pong,
-    TensorKey, ToWorker, WireError, chunk_from_frame, expected_shape, frames, open_frame,
+    Assembler, Assignment, Carried, Chunk, Doing, Elements, Failure, FailureKind, FromWorker, Generation, Hello,
+    Numbered, Payload, Peer, PeerFailed, PeerFailure, Pong, Tally, TensorKey, ToWorker, WireError, chunk_from_frame,
+    expected_shape, frames, open_frame,
 };
 use convoy_proto::{PROTOCOL_VERSION, v1};
 use tokio::sync::mpsc::error::TryRecvError;
@@ -30,6 +33,8 @@ use super::compute::{Job, Message};
 use super::config::{Presence, WorkerConfig};
 use super::connection::{Place, connect, places};
 use super::elsewhere::Whereabouts;
+use super::links::{Arrived, Links};
+use super::peers::Door;
 use crate::engine::{Engine, Out};
 use crate::kernels::isa::Isa;
 use crate::machine;
@@ -207,6 +212,15 @@ struct Terms {
     samples_max: usize,
     /// The most bytes of tensors that may wait for the compute thread.
     queue_limit: usize,
+    /// This worker.
+    worker: WorkerIndex,
+    /// The workers to which it is connected directly.
+    peers: Vec<Peer>,
+    batches: Batches,
+    /// What it has received from other workers since its last report: tensors and bytes.
+    carried: RefCell<BTreeMap<(WorkerIndex, Moved), (u64, u64)>>,
+    /// How long the compute thread had computed when that was reported.
+    computed: Cell<Duration>,
     /// Spans of the network thread.
     probe: Probe,
 }
@@ -219,12 +233,14 @@ enum Ended {
     Generation(Box<Numbered<Assignment>>),
 }
 
-/// A worker's tensor connection.
+/// A worker's tensor connection, and its door for other workers.
 struct Tensors {
     incoming: Streaming<v1::Frame>,
     outgoing: Sender<v1::Frame>,
     /// A chunk that overtook the assignment of its generation, which uses the other connection. Nothing else is read meanwhile.
     ahead: Option<Chunk>,
+    /// Where other workers connect.
+    door: Option<Door>,
 }
 
 impl<'a> Session<'a> {
@@ -259,7 +275,11 @@ impl<'a> Session<'a> {
     ) -> Result<(), SessionError> {
         let (control, requests) = channel(QUEUE);
         let session = Session { messages, control, generation: Arc::default(), presence, config };
-        session.say(FromWorker::Hello(hello(config, isa))).await?;
+        // Without a door, the coordinator relays what other workers send.
+        let door = Door::open(config.exchange_listen.as_ref(), place).await;
+        let door = door.inspect_err(|error| tracing::warn!("cannot wait for other workers: {error}")).ok();
+        let exchange_address = door.as_ref().map(|door| door.address.clone());
+        session.say(FromWorker::Hello(Hello { exchange_address, ..hello(config, isa) })).await?;
         let unreachable = |error| SessionError::Connect(place.clone(), error);
         let mut client = connect(place, config.token.as_ref()).await.map_err(unreachable)?;
         let greeting = async {
@@ -289,7 +309,7 @@ impl<'a> Session<'a> {
             model: String::new(),
             is_spare: AtomicBool::new(false),
         };
-        let tensors = Tensors { incoming, outgoing: frames, ahead: None };
+        let tensors = Tensors { incoming, outgoing: frames, ahead: None, door };
         let result = session.serve(orders, tensors, whereabouts).await;
         // What is still being computed is dropped before its next layer.
         session.generation.store(u64::MAX, Ordering::Relaxed);
@@ -349,12 +369,12 @@ impl<'a> Session<'a> {
             Err(failure) => return self.give_up(failure, orders).await,
         };
         whereabouts.model = terms.plan.network.name.clone();
-        let Tensors { incoming, outgoing, ahead } = tensors;
+        let Tensors { incoming, outgoing, ahead, door } = tensors;
         // Reading must not wait for writing: both peers could wait for each other forever.
         tokio::select! {
             result = self.follow(orders, &terms) => result,
             result = self.receive(incoming, ahead, &terms) => result,
-            result = self.send(computed, outgoing, &terms) => result,
+            result = self.exchange(computed, outgoing, door.as_ref(), &terms) => result,
             other = whereabouts.tell() => Err(SessionError::Moved(other)),
             result = self.take_leave() => result,
         }
@@ -380,6 +400,7 @@ impl<'a> Session<'a> {
 
     fn begin(&self, assignment: Numbered<Assignment>, out: Sender<Out>) -> Result<Terms, Failure> {
         let Numbered { generation: number, message: assignment } = assignment;
+        let (worker, peers, batches) = (assignment.worker, assignment.peers.clone(), assignment.batches);
         // From here on, the compute thread drops an earlier generation, and messages carry the new number.
         self.generation.store(number, Ordering::Relaxed);
         let (generation, batch) = (Generation { job: assignment.job, number }, assignment.batches.batch);
@@ -404,7 +425,20 @@ impl<'a> Session<'a> {
             span: tracing::Span::current(),
         })));
         begun.map_err(|_| internal("the compute thread has ended"))?;
-        Ok(Terms { generation, plan, queued, waiting, samples_max, queue_limit, probe: Probe::new(clock, None, None) })
+        Ok(Terms {
+            generation,
+            plan,
+            queued,
+            waiting,
+            samples_max,
+            queue_limit,
+            worker,
+            peers,
+            batches,
+            carried: RefCell::default(),
+            computed: Cell::new(self.config.metrics.computed()),
+            probe: Probe::new(clock, None, None),
+        })
     }
 
     /// Follows the control connection until the generation ends.
@@ -484,16 +518,113 @@ impl<'a> Session<'a> {
                 arriving.add(&terms.probe, name, began, whole.as_ref().map(|(_, elements)| elements.bytes()));
             }
             if let Some((key, elements)) = whole {
-                self.config.metrics.received_bytes.inc_by(elements.bytes() as u64);
-                let queued = terms.queued.fetch_add(elements.bytes(), Ordering::Relaxed) + elements.bytes();
-                if queued > terms.queue_limit {
-                    return Err(SessionError::Flood { queued, limit: terms.queue_limit });
-                }
-                self.messages.send(Message::Tensor(key, elements)).map_err(|_| SessionError::NoCompute)?;
+                self.pass_on(key, elements, terms)?;
             }
         }
         // The control connection tells whether this is the end of the job or of the generation.
         std::future::pending().await
+    }
+
+    /// Passes a whole tensor to the compute thread.
+    fn pass_on(&self, key: TensorKey, elements: Elements, terms: &Terms) -> Result<(), SessionError> {
+        self.config.metrics.received_bytes.inc_by(elements.bytes() as u64);
+        let queued = terms.queued.fetch_add(elements.bytes(), Ordering::Relaxed) + elements.bytes();
+        if queued > terms.queue_limit {
+            return Err(SessionError::Flood { queued, limit: terms.queue_limit });
+        }
+        self.messages.send(Message::Tensor(key, elements)).map_err(|_| SessionError::NoCompute)
+    }
+
+    /// Connects to the peers, and then sends and receives until the generation ends.
+    async fn exchange(
+        &self,
+        computed: Receiver<Out>,
+        frames_out: &Sender<v1::Frame>,
+        door: Option<&Door>,
+        terms: &Terms,
+    ) -> Result<Ended, SessionError> {
+        let links = match door {
+            Some(door) => door.connect(terms.worker, terms.generation, &terms.peers).await,
+            None => match terms.peers.first() {
+                None => Ok(Vec::new()),
+                Some(Peer { worker: peer, .. }) => {
+                    let message = "this worker cannot listen for others".to_owned();
+                    Err(PeerFailed { peer: *peer, kind: PeerFailure::Unreachable, message })
+                }
+            },
+        };
+        let links = match links {
+            Ok(links) => Links::over(links),
+            // The coordinator begins another generation, without this link.
+            Err(failed) => {
+                self.say(FromWorker::PeerFailed(failed)).await?;
+                return std::future::pending().await;
+            }
+        };
+        let Links { outgoing, incoming, tasks: _tasks } = links;
+        tokio::select! {
+            result = self.send(computed, frames_out, &outgoing, terms) => result,
+            result = self.receive_from_peers(incoming, terms) => result,
+        }
+    }
+
+    /// Reassembles the tensors of other workers, and passes them to the compute thread. Ends only with an error.
+    async fn receive_from_peers(&self, mut incoming: Receiver<Arrived>, terms: &Terms) -> Result<Ended, SessionError> {
+        let mut assembler = Assembler::new(terms.queue_limit);
+        let mut arriving = Arriving::default();
+        let mut failed = false;
+        while let Some(Arrived { from, chunk }) = incoming.recv().await {
+            let began = terms.probe.now();
+            let name = chunk.as_ref().ok().filter(|_| terms.probe.is_on()).map(|chunk| chunk.key.clone());
+            let whole =
+                match chunk {
+                    Ok(chunk) if chunk.generation != terms.generation => continue,
+                    Ok(chunk) => self.accept_from_peer(from, chunk, &mut assembler, terms).map_err(|error| {
+                        PeerFailed { peer: from, kind: PeerFailure::Invalid, message: error.to_string() }
+                    }),
+                    Err(failed) => Err(failed),
+                };
+            match whole {
+                Ok(whole) => {
+                    if let Some(name) = name {
+                        arriving.add(&terms.probe, name, began, whole.as_ref().map(|(_, elements)| elements.bytes()));
+                    }
+                    if let Some((key, elements)) = whole {
+                        self.pass_on(key, elements, terms)?;
+                    }
+                }
+                // The first report ends the generation.
+                Err(report) if !std::mem::replace(&mut failed, true) => {
+                    self.say(FromWorker::PeerFailed(report)).await?
+                }
+                Err(_) => {}
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Accepts a chunk of a tensor that `from` has to send to this worker. Returns the tensor when this was its last chunk.
+    fn accept_from_peer(
+        &self,
+        from: WorkerIndex,
+        chunk: Chunk,
+        assembler: &mut Assembler,
+        terms: &Terms,
+    ) -> Result<Option<(TensorKey, Elements)>, WireError> {
+        let shape = expected_shape(&terms.plan, terms.samples_max, &chunk.key)?;
+        let route = route(&terms.plan, terms.samples_of(&chunk.key), &chunk.key)?;
+        route.check_sender(&terms.plan, from, &chunk.key)?;
+        if !route.to.contains(&terms.worker) {
+            let (field, value) = ("tensor", chunk.key.to_string());
+            return Err(WireError::Value { field, value, expected: "it is not for this worker" });
+        }
+        let bytes = chunk.data.len() as u64;
+        let whole = assembler.accept(chunk, &shape)?;
+        let mut carried = terms.carried.borrow_mut();
+        let (tensors, all_bytes) = carried.entry((from, route.moved)).or_default();
+        *tensors += u64::from(whole.is_some());
+        *all_bytes += bytes;
+        Ok(whole)
     }
 
     /// Sends what the compute thread puts out. A snapshot's state is sent while there is nothing else to send.
@@ -501,6 +632,7 @@ impl<'a> Session<'a> {
         &self,
         mut computed: Receiver<Out>,
         frames_out: &Sender<v1::Frame>,
+        peers: &HashMap<WorkerIndex, Sender<v1::Frame>>,
         terms: &Terms,
     ) -> Result<Ended, SessionError> {
         let mut state = StateFrames::default();
@@ -509,7 +641,7 @@ impl<'a> Session<'a> {
                 Ok(out) => out,
                 Err(TryRecvError::Empty) => match state.next() {
                     Some((moment, frame)) => {
-                        self.send_frame(moment, frame, frames_out).await?;
+                        self.send_frame(moment, frame, &Receivers::coordinator(frames_out)).await?;
                         continue;
                     }
                     None => match computed.recv().await {
@@ -530,12 +662,18 @@ impl<'a> Session<'a> {
                         self.say(message).await?;
                     }
                 }
+                Out::Say(FromWorker::StepDone { step, .. }) => {
+                    self.say(FromWorker::StepDone { step, tally: self.tally(terms) }).await?;
+                }
+                Out::Say(FromWorker::Finished { busy_threads, .. }) => {
+                    self.say(FromWorker::Finished { busy_threads, tally: self.tally(terms) }).await?;
+                }
                 Out::Say(message) => self.say(message).await?,
                 Out::Tensor(payload) if matches!(payload.key, TensorKey::Parameter { .. }) => {
                     self.config.metrics.sent_bytes.inc_by(payload.data.len() as u64);
                     state.0.push_back((moment_of(&payload.key), Box::new(frames(terms.generation, payload))));
                 }
-                Out::Tensor(payload) => self.send_tensor(payload, frames_out, terms).await?,
+                Out::Tensor(payload) => self.send_tensor(payload, frames_out, peers, terms).await?,
             }
         }
         // The job is over; the coordinator closes.
@@ -547,18 +685,20 @@ impl<'a> Session<'a> {
         &self,
         payload: Payload,
         frames_out: &Sender<v1::Frame>,
+        peers: &HashMap<WorkerIndex, Sender<v1::Frame>>,
         terms: &Terms,
     ) -> Result<(), SessionError> {
+        let receivers = Receivers::of(&payload.key, frames_out, peers, terms)?;
         let (bytes, moment) = (payload.data.len() as u64, moment_of(&payload.key));
         let name = terms.probe.is_on().then(|| payload.key.clone());
         let (began, mut busy) = (terms.probe.now(), 0);
         let mut at = began;
         for frame in frames(terms.generation, payload) {
             busy += terms.probe.now() - at;
-            self.send_frame(moment, frame, frames_out).await?;
+            self.send_frame(moment, frame, &receivers).await?;
             at = terms.probe.now();
         }
-        self.config.metrics.sent_bytes.inc_by(bytes);
+        self.config.metrics.sent_bytes.inc_by(bytes * receivers.count());
         if let Some(tensor) = name.filter(|tensor| tensor.training_step().is_some()) {
             terms.probe.ended(began, || Activity::Send(Transfer { tensor, bytes, busy }));
         }
@@ -569,10 +709,16 @@ impl<'a> Session<'a> {
         &self,
         moment: Option<Moment>,
         frame: v1::Frame,
-        frames_out: &Sender<v1::Frame>,
+        receivers: &Receivers<'_>,
     ) -> Result<(), SessionError> {
         for frame in self.config.rehearsal.tampered(moment, frame) {
-            frames_out.send(frame).await.map_err(|_| SessionError::Left)?;
+            for peer in &receivers.peers {
+                // If the link has ended, its other half reports that.
+                let _ = peer.send(frame.clone()).await;
+            }
+            if let Some(coordinator) = receivers.coordinator {
+                coordinator.send(frame).await.map_err(|_| SessionError::Left)?;
+            }
         }
         if let Some(moment) = moment {
             self.config.rehearsal.reached(moment);
@@ -603,9 +749,59 @@ impl<'a> Session<'a> {
         timeout(FAREWELL, ended).await.map_err(|_| SessionError::Failed)
     }
 
+    /// What this worker has done since its last report.
+    fn tally(&self, terms: &Terms) -> Tally {
+        let carried = std::mem::take(&mut *terms.carried.borrow_mut()).into_iter();
+        let computed = self.config.metrics.computed();
+        let busy = computed.saturating_sub(terms.computed.replace(computed));
+        let carried = carried.map(|((from, moved), (tensors, bytes))| Carried { from, moved, tensors, bytes });
+        Tally { carried: carried.collect(), busy }
+    }
+
     async fn say(&self, message: FromWorker) -> Result<(), SessionError> {
         let generation = self.generation.load(Ordering::Relaxed);
         self.control.send(Numbered { generation, message }.into()).await.map_err(|_| SessionError::Left)
+    }
+}
+
+/// To whom a tensor is sent.
+struct Receivers<'a> {
+    /// Workers that are connected directly.
+    peers: Vec<&'a Sender<v1::Frame>>,
+    /// The coordinator, if it keeps the tensor or relays it to workers that are not.
+    coordinator: Option<&'a Sender<v1::Frame>>,
+}
+
+impl<'a> Receivers<'a> {
+    fn coordinator(frames_out: &'a Sender<v1::Frame>) -> Self {
+        Self { peers: Vec::new(), coordinator: Some(frames_out) }
+    }
+
+    /// The receivers of a tensor of a step or of a measurement.
+    fn of(
+        key: &TensorKey,
+        frames_out: &'a Sender<v1::Frame>,
+        peers: &'a HashMap<WorkerIndex, Sender<v1::Frame>>,
+        terms: &Terms,
+    ) -> Result<Self, WireError> {
+        if peers.is_empty() {
+            return Ok(Self::coordinator(frames_out));
+        }
+        let to = route(&terms.plan, terms.samples_of(key), key)?.to;
+        let direct: Vec<_> = to.iter().filter_map(|worker| peers.get(worker)).collect();
+        let is_whole = !to.is_empty() && direct.len() == to.len();
+        Ok(Self { peers: direct, coordinator: (!is_whole).then_some(frames_out) })
+    }
+
+    fn count(&self) -> u64 {
+        self.peers.len() as u64 + u64::from(self.coordinator.is_some())
+    }
+}
+
+impl Terms {
+    /// Samples of the step of a gradient.
+    fn samples_of(&self, key: &TensorKey) -> usize {
+        key.training_step().map_or(0, |step| self.batches.positions(step.max(1)).len())
     }
 }
 
@@ -653,6 +849,7 @@ fn hello(config: &WorkerConfig, isa: Isa) -> Hello {
         threads: config.threads,
         instruction_set: isa.to_string(),
         host: hostname(),
+        exchange_address: None,
     }
 }
 
@@ -674,7 +871,7 @@ fn span_of(assignment: &Numbered<Assignment>) -> tracing::Span {
 /// early; the parameters; and as many micro-batches of a measurement as a coordinator sends ahead.
 fn queue_limit(plan: &Plan, batch: usize, samples_max: usize) -> usize {
     let parameters: usize = plan.network.parameters().iter().map(|p| p.len() * size_of::<f32>()).sum();
-    let down = |samples| usize::try_from(plan.step_traffic(samples).down).unwrap_or(usize::MAX);
+    let down = |samples| usize::try_from(plan.step_traffic(samples).to_workers()).unwrap_or(usize::MAX);
     let measured = down(samples_max).saturating_mul(EVALUATIONS_UNDER_WAY);
     down(batch).saturating_mul(2).saturating_add(2 * parameters).saturating_add(measured)
 }

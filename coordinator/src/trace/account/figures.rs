@@ -36,6 +36,11 @@ pub enum Use {
         /// The worker whose link it is.
         worker: WorkerIndex,
     },
+    /// Waiting for a tensor that another worker was sending directly.
+    WaitingForPeerLink {
+        /// The sender.
+        worker: WorkerIndex,
+    },
     /// Waiting for something that the coordinator had not sent yet.
     WaitingForCoordinator,
     /// Not recorded.
@@ -85,6 +90,13 @@ pub enum Stretch {
     Link {
         /// The worker whose link it is.
         worker: WorkerIndex,
+    },
+    /// Transfer from a worker to another one.
+    PeerLink {
+        /// The sender.
+        from: WorkerIndex,
+        /// The receiver.
+        to: WorkerIndex,
     },
     /// Work of the coordinator.
     Coordinator,
@@ -154,6 +166,15 @@ pub enum Verdict {
     Link {
         /// The worker whose link it is.
         worker: WorkerIndex,
+        /// How much longer, in the mean step.
+        excess_ns: f64,
+    },
+    /// The link from a worker to another one is on the critical path for longer than the other links between workers.
+    PeerLink {
+        /// The sender.
+        from: WorkerIndex,
+        /// The receiver.
+        to: WorkerIndex,
         /// How much longer, in the mean step.
         excess_ns: f64,
     },

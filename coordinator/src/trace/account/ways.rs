@@ -1,7 +1,7 @@
 //! The path of each tensor of a step, from the worker that computed them to the worker that waited for them: which worker or link a
 //! wait is attributed to, how the critical path goes from worker to worker, and what each exchange moved.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use convoy_common::batch::MicroBatchId;
 use convoy_common::index::{ExchangeIndex, PerWorker, SegmentIndex, TowerIndex, WorkerIndex};
@@ -40,6 +40,8 @@ struct Origin {
     had: u64,
     /// When the coordinator began to send it.
     sent: u64,
+    /// Whether it came straight from its producer. Then the coordinator never had it.
+    is_direct: bool,
 }
 
 /// When each tensor was computed and relayed.
@@ -49,6 +51,8 @@ pub(super) struct Ways<'a> {
     /// The worker that was the last to compute anything backward, and when it had.
     last: Option<(WorkerIndex, u64)>,
     relayed: HashMap<TensorKey, (u64, u64)>,
+    /// The worker that began to send each tensor, and when.
+    sending: HashMap<TensorKey, (WorkerIndex, u64)>,
     sent: HashMap<Source, (u64, u64)>,
     /// When the coordinator decided the commit.
     decided: u64,
@@ -56,9 +60,12 @@ pub(super) struct Ways<'a> {
 
 impl<'a> Ways<'a> {
     pub(super) fn of(traced: &StepTrace, plan: &'a Plan) -> Self {
-        let (mut computed, mut last) = (HashMap::new(), None);
+        let (mut computed, mut sending, mut last) = (HashMap::new(), HashMap::new(), None);
         for (worker, part) in traced.workers.iter_enumerated() {
             for span in &part.spans {
+                if let Activity::Send(transfer) = &span.activity {
+                    sending.insert(transfer.tensor.clone(), (worker, span.start));
+                }
                 if let Activity::Segment(run) = span.activity {
                     // The weight gradients of the head, which come later, count as the same run, and no tensor comes from them.
                     computed.entry(run).or_insert((worker, span.end));
@@ -79,16 +86,28 @@ impl<'a> Ways<'a> {
             computed,
             last,
             relayed: relayed.collect(),
+            sending,
             sent: sent.collect(),
             decided: step_span(&traced.coordinator).map_or(0, |span| span.end),
         }
     }
 
-    /// Where a tensor came from.
-    fn origin(&self, tensor: &TensorKey) -> Option<Origin> {
+    /// Where a tensor that `receiver` waited for came from.
+    fn origin(&self, receiver: WorkerIndex, tensor: &TensorKey) -> Option<Origin> {
+        let sender = self.sending.get(tensor).copied();
+        let is_direct = sender.is_some_and(|(sender, _)| self.plan.links.is_direct(sender, receiver));
         if let TensorKey::Gradient { .. } = tensor {
+            if is_direct {
+                let (_, began) = sender?;
+                return Some(Origin { producer: sender, had: began, sent: began, is_direct });
+            }
             let (began, ended) = self.relayed.get(tensor).copied()?;
-            return Some(Origin { producer: Some((self.sender_of(tensor)?, began)), had: ended, sent: ended });
+            return Some(Origin {
+                producer: Some((self.sender_of(tensor)?, began)),
+                had: ended,
+                sent: ended,
+                is_direct,
+            });
         }
         let source = source_of(tensor);
         if source == Source::Worker {
@@ -101,8 +120,8 @@ impl<'a> Ways<'a> {
             };
             let run = SegmentRun { micro_batch: micro_batch.id, segment, tower: *from_tower, direction: *direction };
             let producer = self.computed.get(&run).copied()?;
-            let (_, relayed) = self.relayed.get(tensor).copied()?;
-            return Some(Origin { producer: Some(producer), had: relayed, sent: relayed });
+            let had = if is_direct { producer.1 } else { self.relayed.get(tensor)?.1 };
+            return Some(Origin { producer: Some(producer), had, sent: had, is_direct });
         }
         let (had, sent) = self.sent.get(&source).copied()?;
         let producer = match source {
@@ -112,7 +131,7 @@ impl<'a> Ways<'a> {
             }
             _ => None,
         };
-        Some(Origin { producer, had, sent })
+        Some(Origin { producer, had, sent, is_direct })
     }
 
     /// The worker that sends a piece of a gradient: its owner sends the sum over all slots, and who holds the slots sends that over a node.
@@ -133,7 +152,7 @@ impl<'a> Ways<'a> {
 
     /// Where the commit came from: from the worker that was the last to have its gradients.
     fn origin_of_commit(&self) -> Option<Origin> {
-        Some(Origin { producer: Some(self.last?), had: self.decided, sent: self.decided })
+        Some(Origin { producer: Some(self.last?), had: self.decided, sent: self.decided, is_direct: false })
     }
 
     fn last_of(&self, id: MicroBatchId, segment: SegmentIndex, direction: Direction) -> Option<(WorkerIndex, u64)> {
@@ -142,9 +161,9 @@ impl<'a> Ways<'a> {
         towers.into_iter().filter_map(|tower| self.computed.get(&run(tower)).copied()).max_by_key(|(_, end)| *end)
     }
 
-    fn origin_of_wait(&self, wait: &Span) -> Option<Origin> {
+    fn origin_of_wait(&self, worker: WorkerIndex, wait: &Span) -> Option<Origin> {
         match &wait.activity {
-            Activity::AwaitTensor(tensor) => self.origin(tensor),
+            Activity::AwaitTensor(tensor) => self.origin(worker, tensor),
             _ => self.origin_of_commit().filter(|origin| origin.producer.is_some_and(|(_, end)| end <= wait.end)),
         }
     }
@@ -152,7 +171,7 @@ impl<'a> Ways<'a> {
     /// What a worker waited for, and when.
     pub(super) fn blame(&self, worker: WorkerIndex, wait: &Span) -> Vec<(Use, Between)> {
         let between = |from, to| Between { from, to };
-        let Some(Origin { producer, had, sent }) = self.origin_of_wait(wait) else {
+        let Some(Origin { producer, had, sent, is_direct }) = self.origin_of_wait(worker, wait) else {
             return vec![(Use::WaitingForCoordinator, between(wait.start, wait.end))];
         };
         // Clocks are uncertain, and no time must be counted twice.
@@ -162,6 +181,10 @@ impl<'a> Ways<'a> {
             Some((other, _)) if other != worker => Use::WaitingForWorker { worker: other },
             _ => Use::WaitingForCoordinator,
         };
+        if let (true, Some((other, _))) = (is_direct, producer) {
+            let link = Use::WaitingForPeerLink { worker: other };
+            return vec![(before, between(0, computed)), (link, between(computed, wait.end))];
+        }
         let up = producer.map_or(Use::WaitingForCoordinator, |(worker, _)| Use::WaitingForLink { worker });
         vec![
             (before, between(0, computed)),
@@ -193,12 +216,13 @@ impl<'a> Ways<'a> {
             let start = span.start.max(timeline.start);
             match &span.activity {
                 Activity::AwaitTensor(_) => {
-                    let producer = self.origin_of_wait(span).and_then(|origin| origin.producer);
+                    let producer = self.origin_of_wait(worker, span).and_then(|origin| origin.producer);
                     let late = producer.filter(|(_, computed)| (start..at).contains(computed));
                     let until = late.map_or(start, |(_, computed)| computed);
                     for (doing, part) in self.blame(worker, span) {
                         let stretch = match doing {
                             Use::WaitingForLink { worker } => Stretch::Link { worker },
+                            Use::WaitingForPeerLink { worker: from } => Stretch::PeerLink { from, to: worker },
                             _ => Stretch::Coordinator,
                         };
                         add(stretch, part.within(until, at));
@@ -238,12 +262,16 @@ pub(super) fn exchanges(steps: &[&StepTrace], plan: &Plan, batch: usize) -> Vec<
     for step in steps {
         let mut began: HashMap<TensorKey, u64> = HashMap::new();
         let sources: HashMap<_, _> = step.coordinator.spans.iter().filter_map(sent_by).collect();
+        let relayed: HashSet<_> = step.coordinator.spans.iter().filter_map(relayed_tensor).collect();
         let spans = || step.workers.iter().flat_map(|part| &part.spans);
         for span in spans() {
             if let Activity::Send(transfer) = &span.activity {
                 began.insert(transfer.tensor.clone(), span.start);
                 let moved = found.entry(exchange_of(&transfer.tensor)).or_default();
-                moved.bytes = moved.bytes.saturating_add(transfer.bytes);
+                // What goes straight to its receivers counts where it arrives.
+                if relayed.contains(&transfer.tensor) {
+                    moved.bytes = moved.bytes.saturating_add(transfer.bytes);
+                }
                 // Logits end at the coordinator.
                 if exchange_of(&transfer.tensor) == (Some(plan.logits_exchange()), false) {
                     moved.took(span.length());
@@ -273,6 +301,13 @@ pub(super) fn exchanges(steps: &[&StepTrace], plan: &Plan, batch: usize) -> Vec<
         max_ns: moved.max,
     };
     found.into_iter().map(account).collect()
+}
+
+fn relayed_tensor(span: &Span) -> Option<&TensorKey> {
+    match &span.activity {
+        Activity::Relay(transfer) => Some(&transfer.tensor),
+        _ => None,
+    }
 }
 
 #[derive(Default)]

@@ -1,0 +1,343 @@
+//! Links to other workers: a door at which they arrive, and the opening of those to them. A peer proves with the secret of the pair who it
+//! is, and so does this worker.
+//!
+//! Not here: what a link carries (`link`, `session`), and which workers are peers (the coordinator decides).
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use convoy_common::address::Address;
+use convoy_common::chain::chain;
+use convoy_common::index::WorkerIndex;
+use convoy_common::wire::{Generation, Peer, PeerFailed, PeerFailure, PeerHello, Secret};
+use convoy_proto::v1;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::connection::Place;
+use super::link::{Link, LinkError};
+
+/// A pair that is not connected after this time is relayed.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// The pause before the next attempt, if a peer does not listen yet.
+const RETRY_EVERY: Duration = Duration::from_millis(50);
+/// Connections whose other end has not proved who it is. More are closed at once.
+const UNPROVED_MAX: usize = 64;
+/// The pause after a connection could not be accepted, for example because there are too many open files.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Where other workers connect to this one. It is closed when it is dropped.
+pub(super) struct Door {
+    /// What others need to know.
+    pub(super) address: Address,
+    awaited: watch::Sender<Awaited>,
+    _accepting: JoinSet<()>,
+    _file: Option<SocketFile>,
+}
+
+/// Whom the door lets in: the peers of one generation.
+#[derive(Debug, Default)]
+struct Awaited {
+    job: u64,
+    generation: u64,
+    secrets: HashMap<WorkerIndex, Secret>,
+    arrived: Option<mpsc::Sender<(WorkerIndex, Link)>>,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Link(..)")
+    }
+}
+
+/// A socket's file, which goes with it.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // It may be gone already, with its folder.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Link> {
+        match self {
+            Listener::Tcp(listener) => Link::over_tcp(listener.accept().await?.0),
+            Listener::Unix(listener) => Ok(Link::over_unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+impl Door {
+    /// Opens a door at `wanted`, or at a free port of the interface by which the coordinator is reached.
+    pub(super) async fn open(wanted: Option<&Address>, coordinator: &Place) -> io::Result<Self> {
+        let (listener, address, file) = match wanted {
+            Some(Address::Unix(path)) => {
+                // One that an earlier session left behind is of no use.
+                let _ = std::fs::remove_file(path);
+                let listener = UnixListener::bind(path)?;
+                (Listener::Unix(listener), Address::Unix(path.clone()), Some(SocketFile(path.clone())))
+            }
+            Some(Address::Tcp(host)) => {
+                let listener = TcpListener::bind(host.as_str()).await?;
+                let address = reachable(listener.local_addr()?, coordinator)?;
+                (Listener::Tcp(listener), address, None)
+            }
+            None => {
+                let listener = TcpListener::bind((interface(coordinator)?, 0)).await?;
+                let address = Address::Tcp(listener.local_addr()?.to_string());
+                (Listener::Tcp(listener), address, None)
+            }
+        };
+        let awaited = watch::Sender::new(Awaited::default());
+        let mut accepting = JoinSet::new();
+        accepting.spawn(accept(listener, awaited.subscribe()));
+        Ok(Self { address, awaited, _accepting: accepting, _file: file })
+    }
+
+    /// Lets in these peers from now on, and nobody else.
+    fn await_peers<'a>(
+        &self,
+        generation: Generation,
+        peers: impl Iterator<Item = &'a Peer>,
+    ) -> mpsc::Receiver<(WorkerIndex, Link)> {
+        let secrets: HashMap<_, _> = peers.map(|peer| (peer.worker, peer.secret)).collect();
+        let (arrived, arrivals) = mpsc::channel(secrets.len().max(1));
+        let Generation { job, number } = generation;
+        self.awaited.send_replace(Awaited { job, generation: number, secrets, arrived: Some(arrived) });
+        arrivals
+    }
+
+    /// Opens the links to all peers of worker `own`: of a pair, the one with the smaller index connects.
+    ///
+    /// # Errors
+    /// When one is not there in time.
+    pub(super) async fn connect(
+        &self,
+        own: WorkerIndex,
+        generation: Generation,
+        peers: &[Peer],
+    ) -> Result<Vec<(WorkerIndex, Link)>, PeerFailed> {
+        let deadline = Instant::now() + CONNECT_MAX;
+        let mut arrivals = self.await_peers(generation, peers.iter().filter(|peer| peer.worker < own));
+        let mut dialling = JoinSet::new();
+        for peer in peers.iter().filter(|peer| peer.worker > own).cloned() {
+            dialling.spawn(async move { (peer.worker, dial(&peer, own, generation, deadline).await) });
+        }
+        let mut links: HashMap<WorkerIndex, Link> = HashMap::new();
+        while let Some(dialled) = dialling.join_next().await {
+            // A task of this set neither panics nor is it aborted while the set is there.
+            let Ok((peer, link)) = dialled else { continue };
+            let unreachable = |message| PeerFailed { peer, kind: PeerFailure::Unreachable, message };
+            links.insert(peer, link.map_err(unreachable)?);
+        }
+        while let Some(missing) = peers.iter().find(|peer| !links.contains_key(&peer.worker)) {
+            match timeout_at(deadline, arrivals.recv()).await {
+                Ok(Some((peer, link))) => drop(links.insert(peer, link)),
+                _ => {
+                    let message = format!("worker {} did not connect within {CONNECT_MAX:?}", missing.worker);
+                    return Err(PeerFailed { peer: missing.worker, kind: PeerFailure::Unreachable, message });
+                }
+            }
+        }
+        Ok(links.into_iter().collect())
+    }
+}
+
+/// Connects to a peer until `deadline`.
+async fn dial(peer: &Peer, own: WorkerIndex, generation: Generation, deadline: Instant) -> Result<Link, String> {
+    let mut why = "no answer".to_owned();
+    while Instant::now() < deadline {
+        match timeout_at(deadline, greet(peer, own, generation)).await {
+            Ok(Ok(link)) => return Ok(link),
+            Ok(Err(error)) => why = chain(&error),
+            Err(_) => break,
+        }
+        sleep(RETRY_EVERY).await;
+    }
+    Err(format!("cannot connect to worker {} at {} within {CONNECT_MAX:?}: {why}", peer.worker, peer.address))
+}
+
+async fn greet(peer: &Peer, own: WorkerIndex, generation: Generation) -> Result<Link, LinkError> {
+    let mut link = Link::to(&peer.address).await.map_err(LinkError::Broken)?;
+    let Generation { job, number } = generation;
+    let hello = PeerHello { job, generation: number, from: own, shown: peer.secret.question().to_vec() };
+    link.writing.send(&v1::PeerHello::from(hello)).await.map_err(LinkError::Broken)?;
+    let welcome: v1::PeerWelcome = link.reading.next().await?;
+    // Whoever listens there now is another process.
+    if peer.secret.is_answered_by(&welcome.secret) { Ok(link.trusted()) } else { Err(LinkError::Stranger) }
+}
+
+/// Accepts connections, each of which has a short time to prove who it is.
+async fn accept(listener: Listener, awaited: watch::Receiver<Awaited>) {
+    let room = Arc::new(Semaphore::new(UNPROVED_MAX));
+    let mut unproved = JoinSet::new();
+    loop {
+        while unproved.try_join_next().is_some() {}
+        let Ok(link) = listener.accept().await else {
+            sleep(ACCEPT_AGAIN).await;
+            continue;
+        };
+        let Ok(permit) = room.clone().try_acquire_owned() else { continue };
+        let admitted = admit(link, awaited.clone());
+        unproved.spawn(async move {
+            let _permit = permit;
+            // A stranger is not told why.
+            let _ = timeout(CONNECT_MAX, admitted).await;
+        });
+    }
+}
+
+/// Lets a peer in that shows the right secret. It may be told of the generation before this worker is.
+async fn admit(mut link: Link, mut awaited: watch::Receiver<Awaited>) -> Option<()> {
+    let hello: v1::PeerHello = link.reading.next().await.ok()?;
+    let hello = PeerHello::try_from(hello).ok()?;
+    let (secret, arrived) = {
+        let awaited = awaited.wait_for(|awaited| awaited.generation >= hello.generation).await.ok()?;
+        let is_of_this = (awaited.job, awaited.generation) == (hello.job, hello.generation);
+        let secret =
+            *awaited.secrets.get(&hello.from).filter(|secret| is_of_this && secret.is_asked_by(&hello.shown))?;
+        (secret, awaited.arrived.clone()?)
+    };
+    let welcome = v1::PeerWelcome { secret: secret.answer().to_vec().into() };
+    link.writing.send(&welcome).await.ok()?;
+    // A second connection of the same peer finds no room, or nobody who takes it.
+    arrived.try_send((hello.from, link.trusted())).ok()
+}
+
+/// The address of this machine's interface by which the coordinator is reached.
+fn interface(coordinator: &Place) -> io::Result<IpAddr> {
+    let Place::Tcp(coordinator) = coordinator else { return Ok(IpAddr::from([127, 0, 0, 1])) };
+    let any: IpAddr = if coordinator.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0_u16; 8]) };
+    // No packet is sent: the system only looks up the route.
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(coordinator)?;
+    Ok(socket.local_addr()?.ip())
+}
+
+/// Where others reach a listener. One on all interfaces is reached at that by which the coordinator is reached.
+fn reachable(listening: SocketAddr, coordinator: &Place) -> io::Result<Address> {
+    let ip = if listening.ip().is_unspecified() { interface(coordinator)? } else { listening.ip() };
+    Ok(Address::Tcp(SocketAddr::new(ip, listening.port()).to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GENERATION: Generation = Generation { job: 7, number: 3 };
+
+    async fn door() -> Door {
+        Door::open(None, &Place::Unix(PathBuf::new())).await.unwrap()
+    }
+
+    fn secret() -> Secret {
+        Secret::of([1, 2, 3, 4])
+    }
+
+    fn peer(worker: usize, door: &Door) -> Peer {
+        Peer { worker: WorkerIndex(worker), address: door.address.clone(), secret: secret() }
+    }
+
+    #[tokio::test]
+    async fn two_workers_connect_whoever_hears_of_the_generation_first() {
+        for first in [0, 1] {
+            let doors = [door().await, door().await];
+            let of = |own: usize| {
+                let peers = [peer(1 - own, &doors[1 - own])];
+                let door = &doors[own];
+                async move {
+                    if own != first {
+                        sleep(Duration::from_millis(100)).await;
+                    }
+                    door.connect(WorkerIndex(own), GENERATION, &peers).await
+                }
+            };
+            let (one, other) = tokio::join!(of(0), of(1));
+            let [(_, mut one)] = <[_; 1]>::try_from(one.unwrap()).unwrap();
+            let [(_, mut other)] = <[_; 1]>::try_from(other.unwrap()).unwrap();
+            let frame = convoy_common::wire::open_frame(5);
+            one.writing.send(&frame).await.unwrap();
+            assert_eq!(other.reading.next::<v1::Frame>().await.unwrap(), frame);
+            other.writing.send(&frame).await.unwrap();
+            assert_eq!(one.reading.next::<v1::Frame>().await.unwrap(), frame);
+        }
+    }
+
+    /// Nobody gets in without the secret of the pair, for another worker, job or generation, or by repeating what a door says.
+    #[tokio::test]
+    async fn strangers_get_no_answer() {
+        let door = door().await;
+        let peers = [peer(0, &door)];
+        let mut arrivals = door.await_peers(GENERATION, peers.iter());
+        let right = PeerHello { job: 7, generation: 3, from: WorkerIndex(0), shown: secret().question().to_vec() };
+        let wrong = [
+            PeerHello { shown: Vec::new(), ..right.clone() },
+            PeerHello { shown: secret().answer().to_vec(), ..right.clone() },
+            PeerHello { from: WorkerIndex(2), ..right.clone() },
+            PeerHello { job: 8, ..right.clone() },
+            PeerHello { generation: 2, ..right.clone() },
+        ];
+        let shows = async |hello: PeerHello| {
+            let mut link = Link::to(&door.address).await.unwrap();
+            link.writing.send(&v1::PeerHello::from(hello)).await.unwrap();
+            link.reading.next::<v1::PeerWelcome>().await
+        };
+        for hello in wrong {
+            assert!(matches!(shows(hello.clone()).await, Err(LinkError::Closed)), "{hello:?}");
+        }
+        assert!(shows(right).await.is_ok());
+        assert_eq!(arrivals.recv().await.unwrap().0, WorkerIndex(0));
+    }
+
+    /// Silent connections use up the room for a short time only, and connections beyond it are closed at once.
+    #[tokio::test]
+    async fn silent_connections_keep_nobody_out_for_long() {
+        let door = door().await;
+        let peers = [peer(0, &door)];
+        let _arrivals = door.await_peers(GENERATION, peers.iter());
+        let mut silent = Vec::new();
+        for _ in 0..UNPROVED_MAX {
+            silent.push(Link::to(&door.address).await.unwrap());
+        }
+        let mut beyond = Link::to(&door.address).await.unwrap();
+        assert!(beyond.reading.next::<v1::PeerWelcome>().await.is_err());
+        for mut link in silent {
+            assert!(link.reading.next::<v1::PeerWelcome>().await.is_err(), "its time is over");
+        }
+        let hello = PeerHello { job: 7, generation: 3, from: WorkerIndex(0), shown: secret().question().to_vec() };
+        let mut link = Link::to(&door.address).await.unwrap();
+        link.writing.send(&v1::PeerHello::from(hello)).await.unwrap();
+        assert!(link.reading.next::<v1::PeerWelcome>().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_not_there_or_has_another_secret_is_named() {
+        let doors = [door().await, door().await];
+        let nobody = Peer { address: "127.0.0.1:1".parse().unwrap(), ..peer(1, &doors[1]) };
+        let failed = doors[0].connect(WorkerIndex(0), GENERATION, &[nobody]).await.unwrap_err();
+        assert_eq!((failed.peer, failed.kind), (WorkerIndex(1), PeerFailure::Unreachable));
+        assert!(failed.message.contains("127.0.0.1:1 within 2s"), "{}", failed.message);
+        let failed = doors[1].connect(WorkerIndex(1), GENERATION, &[peer(0, &doors[0])]).await.unwrap_err();
+        assert!(failed.message.contains("worker 0 did not connect"), "{}", failed.message);
+        let other = Peer { secret: Secret::of([9; 4]), ..peer(0, &doors[0]) };
+        let peers = ([peer(1, &doors[1])], [other]);
+        let (one, two) = tokio::join!(
+            doors[0].connect(WorkerIndex(0), GENERATION, &peers.0),
+            doors[1].connect(WorkerIndex(1), GENERATION, &peers.1)
+        );
+        assert!(one.is_err() && two.is_err());
+    }
+}
