@@ -248,9 +248,9 @@ fn is_overlapped(number: usize, fired: f64, ran: &Ran, named: &[Option<&Finding>
         .any(|other| other != number && named[other].is_some() && ran.fates[other].fired.is_some_and(is_near))
 }
 
-/// Whether a fault happened in the old session of a process that had been given up while it was stopped: the coordinator had reported its
-/// loss, and had not given it towers since. When such a process is continued, it sends frames of its old session, and its next misdeed
-/// happens in them.
+/// Whether a fault happened in the old session of a process that had been given up, and did not know it because it was stopped: the
+/// coordinator had reported its loss, and had not given it towers since. When such a process is continued, it sends frames of its old
+/// session, and its next misdeed happens in them.
 fn is_outside(fault: &Planned, fate: &Fate, storm: &Storm, ran: &Ran) -> bool {
     // These belong to a new session.
     if matches!(fault.phase, Phase::Join | Phase::Assign) {
@@ -263,7 +263,7 @@ fn is_outside(fault: &Planned, fate: &Fate, storm: &Storm, ran: &Ran) -> bool {
     let was_stopped = storm.faults.iter().zip(&ran.fates).any(|(fault, fate)| {
         matches!(fault.kind, Kind::Stop | Kind::Freeze)
             && fate.process.as_ref() == Some(process)
-            && fate.fired.is_some_and(|stopped| stopped < lost)
+            && fate.fired.is_some_and(|stopped| stopped < fired && stopped + fault.milliseconds as f64 / 1e3 >= lost)
     });
     let is_between = |at: f64| (lost..fired).contains(&at);
     was_stopped && !ran.crews.iter().any(|crew| is_between(crew.at) && crew.processes.contains(process))
@@ -294,7 +294,8 @@ mod tests {
     }
 
     fn planned(kind: Kind) -> Planned {
-        Planned { kind, worker: Some(0), step: 9, phase: Phase::Forward, milliseconds: 0 }
+        let milliseconds = if kind == Kind::Freeze { 7000 } else { 0 };
+        Planned { kind, worker: Some(0), step: 9, phase: Phase::Forward, milliseconds }
     }
 
     fn storm(kinds: &[Kind]) -> Storm {
@@ -385,6 +386,10 @@ mod tests {
         let found: Vec<_> = struck(&storm, &ran).0.into_iter().map(|struck| struck.found).collect();
         assert!(matches!(found[0], Found::Named { .. }), "{found:?}");
         assert_eq!(found[1..], [Found::Outside, Found::Missed], "at 30 s it holds towers");
+        let lost_before = Ran { findings: vec![finding(0.9, "gone", 7)], ..ran.clone() };
+        assert_eq!(struck(&storm, &lost_before).0[1].found, Found::Outside, "it was stopped before it noticed its loss");
+        let long_before = Ran { fates: vec![fate(-30.0, 7), fate(9.0, 7), fate(30.0, 7)], ..ran.clone() };
+        assert_eq!(struck(&storm, &long_before).0[1].found, Found::Missed, "it had been continued before it was lost");
         let suspected = Ran { findings: vec![finding(6.0, "suspected", 7)], ..ran.clone() };
         assert_eq!(struck(&storm, &suspected).0[1].found, Found::Missed, "it was not given up");
         let mut assigned = storm.clone();
