@@ -387,7 +387,11 @@ mod tests {
         assert!(matches!(found[0], Found::Named { .. }), "{found:?}");
         assert_eq!(found[1..], [Found::Outside, Found::Missed], "at 30 s it holds towers");
         let lost_before = Ran { findings: vec![finding(0.9, "gone", 7)], ..ran.clone() };
-        assert_eq!(struck(&storm, &lost_before).0[1].found, Found::Outside, "it was stopped before it noticed its loss");
+        assert_eq!(
+            struck(&storm, &lost_before).0[1].found,
+            Found::Outside,
+            "it was stopped before it noticed its loss"
+        );
         let long_before = Ran { fates: vec![fate(-30.0, 7), fate(9.0, 7), fate(30.0, 7)], ..ran.clone() };
         assert_eq!(struck(&storm, &long_before).0[1].found, Found::Missed, "it had been continued before it was lost");
         let suspected = Ran { findings: vec![finding(6.0, "suspected", 7)], ..ran.clone() };

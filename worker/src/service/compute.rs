@@ -9,9 +9,12 @@ use std::time::{Duration, Instant};
 
 use convoy_common::batch::Phase;
 use convoy_common::chain::chain;
+use convoy_common::index::WorkerIndex;
 use convoy_common::misdeed::Moment;
 use convoy_common::trace::{Activity, SegmentRun};
-use convoy_common::wire::{Direction, Elements, Failure, FailureKind, FromWorker, Tally, TensorKey};
+use convoy_common::wire::{
+    Direction, Elements, Failure, FailureKind, FromWorker, PeerFailed, PeerFailure, Tally, TensorKey,
+};
 use tokio::sync::mpsc::Sender;
 
 use crate::engine::{Engine, EngineError, Out};
@@ -30,8 +33,8 @@ const LOOK_MAX: Duration = Duration::from_micros(200);
 pub(super) enum Message {
     /// Start a job, and drop an unfinished one.
     Begin(Box<Job>),
-    /// A tensor has arrived.
-    Tensor(TensorKey, Elements),
+    /// A tensor has arrived: from another worker, or from the coordinator.
+    Tensor(TensorKey, Elements, Option<WorkerIndex>),
     /// Apply the gradients.
     Commit { step: u64, rate: f32, hand_over: bool },
     /// Send all weights and momentum after a step.
@@ -146,7 +149,7 @@ enum Of {
 /// What a wait is counted as that `message` has ended. Waits of a measurement do not belong to a step.
 fn awaited(engine: &Engine, message: &Message) -> Of {
     match message {
-        Message::Tensor(key, _) => match key.training_step() {
+        Message::Tensor(key, ..) => match key.training_step() {
             Some(_) => Of::Step(Activity::AwaitTensor(key.clone())),
             None if engine.is_early(key) => Of::Wait,
             None => Of::NoStep,
@@ -209,9 +212,10 @@ fn advance(
         job.waiting.fetch_sub(1, Ordering::Relaxed);
     }
     let Job { engine, probe, queued, rehearsal, generation, current, .. } = &mut *job;
-    let mut committed = None;
+    let (mut committed, mut sender) = (None, None);
     let (result, doing, of) = match message {
-        Some(Message::Tensor(key, elements)) => {
+        Some(Message::Tensor(key, elements, from)) => {
+            sender = from;
             queued.fetch_sub(elements.bytes(), Ordering::Relaxed);
             let of = match key.training_step() {
                 Some(_) => Of::Step(Activity::Take(key.clone())),
@@ -266,8 +270,15 @@ fn advance(
         Err(EngineError::Stopped(Stopped::Dropped)) => None,
         Err(error) => {
             tracing::info!("cannot continue: {}", chain(&error));
+            let message = match (sender, failure(&error)) {
+                // What a peer sent was at fault.
+                (Some(peer), Failure { kind: FailureKind::BadMessage, message, .. }) => {
+                    FromWorker::PeerFailed(PeerFailed { peer, kind: PeerFailure::Invalid, message })
+                }
+                (_, failure) => FromWorker::Failure(failure),
+            };
             // If the network thread has ended, nobody needs the reason.
-            let _ = job.out.blocking_send(Out::Say(FromWorker::Failure(failure(&error))));
+            let _ = job.out.blocking_send(Out::Say(message));
             None
         }
     }

@@ -518,21 +518,27 @@ impl<'a> Session<'a> {
                 arriving.add(&terms.probe, name, began, whole.as_ref().map(|(_, elements)| elements.bytes()));
             }
             if let Some((key, elements)) = whole {
-                self.pass_on(key, elements, terms)?;
+                self.pass_on(key, elements, None, terms)?;
             }
         }
         // The control connection tells whether this is the end of the job or of the generation.
         std::future::pending().await
     }
 
-    /// Passes a whole tensor to the compute thread.
-    fn pass_on(&self, key: TensorKey, elements: Elements, terms: &Terms) -> Result<(), SessionError> {
+    /// Passes a whole tensor to the compute thread: one of another worker, or of the coordinator.
+    fn pass_on(
+        &self,
+        key: TensorKey,
+        elements: Elements,
+        from: Option<WorkerIndex>,
+        terms: &Terms,
+    ) -> Result<(), SessionError> {
         self.config.metrics.received_bytes.inc_by(elements.bytes() as u64);
         let queued = terms.queued.fetch_add(elements.bytes(), Ordering::Relaxed) + elements.bytes();
         if queued > terms.queue_limit {
             return Err(SessionError::Flood { queued, limit: terms.queue_limit });
         }
-        self.messages.send(Message::Tensor(key, elements)).map_err(|_| SessionError::NoCompute)
+        self.messages.send(Message::Tensor(key, elements, from)).map_err(|_| SessionError::NoCompute)
     }
 
     /// Connects to the peers, and then sends and receives until the generation ends.
@@ -590,7 +596,7 @@ impl<'a> Session<'a> {
                         arriving.add(&terms.probe, name, began, whole.as_ref().map(|(_, elements)| elements.bytes()));
                     }
                     if let Some((key, elements)) = whole {
-                        self.pass_on(key, elements, terms)?;
+                        self.pass_on(key, elements, Some(from), terms)?;
                     }
                 }
                 // The first report ends the generation.
