@@ -50,7 +50,7 @@ pub(crate) struct Arguments {
     #[arg(long, hide = true, value_name = "LAYER:PASS:MS", value_parser = slow)]
     rehearse_slow: Option<Slow>,
     /// Misbehave, to test recovery, once for each DEED@PHASE:STEP, in order. DEED: kill, stop, limp:MS, double, flip, truncate, replay,
-    /// reorder, stale, oversize. PHASE: join, assign, measure, or forward, exchange, backward, commit or state with :STEP
+    /// reorder, stale, oversize, unlink. PHASE: join, assign, measure, or forward, exchange, backward, commit or state with :STEP
     #[arg(long, hide = true, value_name = "DEED@PHASE:STEP,...", value_delimiter = ',')]
     rehearse: Vec<Misdeed>,
     /// Set the clock of traces ahead, to test whether traces are aligned

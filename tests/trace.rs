@@ -54,13 +54,13 @@ const SLICES: &str = "select s.id, s.ts, s.ts + s.dur, s.category, p.pid, s.pare
 
 /// Two workers train AlexNet: the trace loads without an error, every tensor's way is there, nothing arrives before it left,
 /// and what is part of something lies within it.
-#[test]
-fn perfetto_finds_every_exchange_and_no_fault_in_a_trace_of_alexnet() {
+fn perfetto_finds_every_exchange_and_no_fault(exchange: &str) {
     let _alone = alone();
     let Some(web_dist) = web_dist() else { return };
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
-    succeed("train --model alexnet --data synthetic --steps 3 --batch 8 --trace all", &[("--out", &out)]);
+    let job = "train --model alexnet --data synthetic --steps 3 --batch 8 --trace all";
+    succeed(&format!("{job} --exchange {exchange}"), &[("--out", &out)]);
     let answers = perfetto(
         &web_dist,
         &out.join("trace.json"),
@@ -85,7 +85,7 @@ fn perfetto_finds_every_exchange_and_no_fault_in_a_trace_of_alexnet() {
     );
 
     // AlexNet in two towers has four exchanges and the logits. A step has two micro-batches; every exchange moves a tensor
-    // from each tower to the other and back, each over the coordinator, which is two flows; images come to each worker; of
+    // from each tower to the other and back: directly, or over the coordinator, which is two flows; images come to each worker; of
     // the logits each tower sends its own and gets a gradient.
     let steps = 3;
     let flows = |out: (&str, i64), into: (&str, i64)| {
@@ -96,17 +96,14 @@ fn perfetto_finds_every_exchange_and_no_fault_in_a_trace_of_alexnet() {
         answers[2].iter().filter(ends).count()
     };
     let (coordinator, workers) = (1, [2, 3]);
+    let exchanged = steps * 2 * (4 + 4);
+    let (relayed, direct) = if exchange == "relay" { (exchanged, 0) } else { (0, exchanged) };
     for worker in workers {
-        assert_eq!(
-            flows(("send", worker), ("relay", coordinator)),
-            steps * 2 * (4 + 1 + 4),
-            "what worker {worker} sends"
-        );
-        assert_eq!(
-            flows(("relay", coordinator), ("receive", worker)),
-            steps * 2 * (4 + 4),
-            "what it gets of the other"
-        );
+        let sent = flows(("send", worker), ("relay", coordinator));
+        assert_eq!(sent, relayed + steps * 2, "what worker {worker} sends the coordinator: logits, too");
+        assert_eq!(flows(("relay", coordinator), ("receive", worker)), relayed, "what it gets of the other");
+        let other = workers[0] + workers[1] - worker;
+        assert_eq!(flows(("send", worker), ("receive", other)), direct, "what worker {worker} sends the other");
         assert_eq!(flows(("send_images", coordinator), ("receive", worker)), steps * 2, "its images");
         assert_eq!(flows(("loss", coordinator), ("receive", worker)), steps * 2, "gradients of its logits");
     }
@@ -136,6 +133,16 @@ fn perfetto_finds_every_exchange_and_no_fault_in_a_trace_of_alexnet() {
     let expected = [2 * 2 * layers + 3, 2 * 2 * 5 + 3].map(|of_worker| steps * 2 * of_worker);
     assert_eq!(seen, expected, "every layer and segment, there and back");
     assert_eq!(answers[4][0][0].as_u64(), Some(steps as u64));
+}
+
+#[test]
+fn perfetto_finds_every_exchange_and_no_fault_in_a_trace_of_alexnet() {
+    perfetto_finds_every_exchange_and_no_fault("relay");
+}
+
+#[test]
+fn perfetto_finds_every_direct_exchange_and_no_fault_in_a_trace_of_alexnet() {
+    perfetto_finds_every_exchange_and_no_fault("direct");
 }
 
 /// All uses together are the step, and what nobody recorded is at most 2 % of it, of every single step of both models.
@@ -354,6 +361,13 @@ fn a_slow_link_is_found() {
 /// The page in a real browser: it shows a step, says what a box is, follows a tensor, zooms, and asks no network for anything.
 #[test]
 fn the_page_is_read_in_a_browser() {
+    // Over the coordinator to the other worker, or straight to it.
+    for (exchange, ways) in [("relay", 2), ("direct", 1)] {
+        the_page_is_read(exchange, ways);
+    }
+}
+
+fn the_page_is_read(exchange: &str, ways: u64) {
     let _alone = alone();
     let python = std::env::var("CONVOY_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let has = |program: &str, arguments: &[&str]| {
@@ -364,7 +378,7 @@ fn the_page_is_read_in_a_browser() {
     }
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
-    succeed("train --data bundled --steps 20 --trace all", &[("--out", &out)]);
+    succeed(&format!("train --data bundled --steps 20 --trace all --exchange {exchange}"), &[("--out", &out)]);
     let said = succeed(&format!("trace {} --html", out.display()), &[]);
     let page = out.join("trace.html");
     assert!(said.contains(page.to_str().unwrap()), "{said}");
@@ -382,7 +396,7 @@ fn the_page_is_read_in_a_browser() {
     let tip = seen["tip"].as_str().unwrap();
     assert!(tip.starts_with(seen["pointed_at"].as_str().unwrap()) && tip.contains(" ms, from "), "{tip}");
     assert!(seen["tip_of_sent"].as_str().unwrap().starts_with("send activations"), "{seen:#}");
-    assert_eq!(seen["ways"], 2, "over the coordinator to the other worker");
+    assert_eq!(seen["ways"], ways, "{exchange}");
     let range = |key: &str| -> f64 {
         let text = seen[key].as_str().unwrap();
         let ends: Vec<f64> = text.split(' ').filter_map(|word| word.parse().ok()).collect();
@@ -492,7 +506,7 @@ fn damaged_traces_are_named_and_read_as_far_as_possible() {
         ("", "the file is empty"),
         ("{}", "is not the head of a trace"),
         ("{\"traceEvents\":[\n{\"name\":\"other\"}\n]}", "invalid head"),
-        (&head.replace("\"format\":2", "\"format\":9"), "it has format 9"),
+        (&head.replace("\"format\":3", "\"format\":9"), "it has format 9"),
         (head, "holds no step"),
         (&head.replace("\"head\":[0,1]", "\"head\":[0,7]"), "a placement of [2]"),
         (&head.replace("\"hosts\":[", "\"hosts\":[\"more\","), "it names 3 workers for a plan of 2"),

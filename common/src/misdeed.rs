@@ -55,6 +55,8 @@ pub enum Deed {
     Stale,
     /// It sends a message that is larger than any may be.
     Oversize,
+    /// It closes its connections to other workers.
+    Unlink,
 }
 
 /// A moment of a worker's part in a job.
@@ -155,6 +157,9 @@ impl FromStr for Misdeed {
         let moment = moment.parse()?;
         let deed: Deed = deed.parse()?;
         let sends = matches!(moment, Moment::Exchange(_) | Moment::State(_));
+        if deed == Deed::Unlink && !matches!(moment, Moment::Exchange(_)) {
+            return Err(format!("\"{text}\": a worker uses its links at exchange:STEP only"));
+        }
         if deed.is_about_messages() && !sends {
             return Err(format!("\"{text}\": a worker sends tensors at exchange:STEP and state:STEP only"));
         }
@@ -166,9 +171,9 @@ impl FromStr for Misdeed {
 }
 
 /// All deeds, for errors.
-const DEEDS: &str = "kill, stop, limp:MS, double, flip, truncate, replay, reorder, stale or oversize";
+const DEEDS: &str = "kill, stop, limp:MS, double, flip, truncate, replay, reorder, stale, oversize or unlink";
 /// The deeds that need no number.
-const PLAIN: [Deed; 9] = [
+const PLAIN: [Deed; 10] = [
     Deed::Kill,
     Deed::Stop,
     Deed::Double,
@@ -178,6 +183,7 @@ const PLAIN: [Deed; 9] = [
     Deed::Reorder,
     Deed::Stale,
     Deed::Oversize,
+    Deed::Unlink,
 ];
 
 impl fmt::Display for Deed {
@@ -193,6 +199,7 @@ impl fmt::Display for Deed {
             Deed::Reorder => write!(f, "reorder"),
             Deed::Stale => write!(f, "stale"),
             Deed::Oversize => write!(f, "oversize"),
+            Deed::Unlink => write!(f, "unlink"),
         }
     }
 }
@@ -217,7 +224,7 @@ impl Deed {
 
     /// Whether the worker does it to a message.
     pub fn is_about_messages(self) -> bool {
-        !self.is_about_itself() && self != Deed::Double
+        !self.is_about_itself() && !matches!(self, Deed::Double | Deed::Unlink)
     }
 }
 

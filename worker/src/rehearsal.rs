@@ -77,6 +77,11 @@ impl Rehearsal {
         if doubles { 2.0 * rate } else { rate }
     }
 
+    /// Whether the worker closes its connections to others at a moment.
+    pub(crate) fn unlinks(&self, moment: Option<Moment>) -> bool {
+        moment.is_some_and(|moment| self.misdeeds.due(moment, |deed| deed == Deed::Unlink).is_some())
+    }
+
     /// The frames that are sent in place of one at a moment.
     pub(crate) fn tampered(&self, moment: Option<Moment>, frame: v1::Frame) -> impl Iterator<Item = v1::Frame> {
         let deed =
@@ -120,7 +125,7 @@ fn tampered(deed: Deed, frame: v1::Frame) -> (v1::Frame, Option<v1::Frame>) {
             let sum = crc32c::crc32c(&data);
             (with(chunk.offset, data, sum), None)
         }
-        Deed::Kill | Deed::Stop | Deed::Limp(_) | Deed::Double => (frame, None),
+        Deed::Kill | Deed::Stop | Deed::Limp(_) | Deed::Double | Deed::Unlink => (frame, None),
     }
 }
 

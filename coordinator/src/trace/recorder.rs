@@ -248,10 +248,29 @@ impl Recording {
             let dropped = dropped.saturating_add(unkept);
             Part { spans: spans.collect(), offset: Some(offset), dropped, resident_bytes }
         });
-        let workers = workers.collect();
+        let mut workers = workers.collect();
+        keep_causes_first(&mut workers);
         let resident_bytes = open.own_resident;
         let coordinator = Part { spans: own, offset: None, dropped: own_dropped, resident_bytes };
         StepTrace { coordinator, workers, figures: open.figures, is_slow: false }
+    }
+}
+
+/// Between two workers, clocks are uncertain by the sum of both uncertainties. Nothing is received before its sender began to send it.
+fn keep_causes_first(workers: &mut PerWorker<Part>) {
+    let mut sent: HashMap<TensorKey, u64> = HashMap::new();
+    for span in workers.iter().flat_map(|part| &part.spans) {
+        if let Activity::Send(transfer) = &span.activity {
+            sent.insert(transfer.tensor.clone(), span.start);
+        }
+    }
+    for span in workers.iter_mut().flat_map(|part| &mut part.spans) {
+        if let Activity::Receive(transfer) = &span.activity
+            && let Some(began) = sent.get(&transfer.tensor)
+        {
+            span.start = span.start.max(*began);
+            span.end = span.end.max(span.start);
+        }
     }
 }
 

@@ -24,6 +24,7 @@ use convoy_common::wire::{
 use convoy_proto::{PROTOCOL_VERSION, v1};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
@@ -567,9 +568,10 @@ impl<'a> Session<'a> {
                 return std::future::pending().await;
             }
         };
-        let Links { outgoing, incoming, tasks: _tasks } = links;
+        let Links { outgoing, incoming, tasks } = links;
+        let links = Outgoing { queues: outgoing, tasks: RefCell::new(tasks) };
         tokio::select! {
-            result = self.send(computed, frames_out, &outgoing, terms) => result,
+            result = self.send(computed, frames_out, &links, terms) => result,
             result = self.receive_from_peers(incoming, terms) => result,
         }
     }
@@ -638,7 +640,7 @@ impl<'a> Session<'a> {
         &self,
         mut computed: Receiver<Out>,
         frames_out: &Sender<v1::Frame>,
-        peers: &HashMap<WorkerIndex, Sender<v1::Frame>>,
+        links: &Outgoing,
         terms: &Terms,
     ) -> Result<Ended, SessionError> {
         let mut state = StateFrames::default();
@@ -679,7 +681,7 @@ impl<'a> Session<'a> {
                     self.config.metrics.sent_bytes.inc_by(payload.data.len() as u64);
                     state.0.push_back((moment_of(&payload.key), Box::new(frames(terms.generation, payload))));
                 }
-                Out::Tensor(payload) => self.send_tensor(payload, frames_out, peers, terms).await?,
+                Out::Tensor(payload) => self.send_tensor(payload, frames_out, links, terms).await?,
             }
         }
         // The job is over; the coordinator closes.
@@ -691,11 +693,14 @@ impl<'a> Session<'a> {
         &self,
         payload: Payload,
         frames_out: &Sender<v1::Frame>,
-        peers: &HashMap<WorkerIndex, Sender<v1::Frame>>,
+        links: &Outgoing,
         terms: &Terms,
     ) -> Result<(), SessionError> {
-        let receivers = Receivers::of(&payload.key, frames_out, peers, terms)?;
+        let receivers = Receivers::of(&payload.key, frames_out, &links.queues, terms)?;
         let (bytes, moment) = (payload.data.len() as u64, moment_of(&payload.key));
+        if self.config.rehearsal.unlinks(moment) {
+            links.tasks.borrow_mut().abort_all();
+        }
         let name = terms.probe.is_on().then(|| payload.key.clone());
         let (began, mut busy) = (terms.probe.now(), 0);
         let mut at = began;
@@ -768,6 +773,13 @@ impl<'a> Session<'a> {
         let generation = self.generation.load(Ordering::Relaxed);
         self.control.send(Numbered { generation, message }.into()).await.map_err(|_| SessionError::Left)
     }
+}
+
+/// The outgoing halves of the links.
+struct Outgoing {
+    queues: HashMap<WorkerIndex, Sender<v1::Frame>>,
+    /// The links end with these.
+    tasks: RefCell<JoinSet<()>>,
 }
 
 /// To whom a tensor is sent.
