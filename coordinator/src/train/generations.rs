@@ -141,7 +141,7 @@ impl Run {
             self.gather(number, site, observer, stop)?;
         }
         drive.underway.iter_mut().for_each(Underway::replaced);
-        let peers = self.link(site);
+        let peers = self.link(site)?;
         if !drive.has_begun
             && !site.recorder.is_on()
             && let Err(error) = self.begin_recording(site)
@@ -165,14 +165,26 @@ impl Run {
     }
 
     /// Arranges which workers are connected directly. Returns what each is told about its peers.
-    fn link(&mut self, site: &Site) -> PerWorker<Vec<Peer>> {
+    ///
+    /// # Errors
+    /// When all must be, and a worker does not listen.
+    fn link(&mut self, site: &Site) -> Result<PerWorker<Vec<Peer>>, JobError> {
         let cluster = &*site.cluster;
         let address_of = |worker| cluster.member(worker)?.hello.exchange_address.clone();
         let must_relay = |one, other| cluster.must_relay(one, other);
+        if self.running.exchange == Exchange::Direct
+            && self.plan.workers > 1
+            && let Some(worker) = self.plan.all_workers().find(|worker| address_of(*worker).is_none())
+        {
+            let host = cluster.member(worker).map_or("?", |member| &member.hello.host);
+            return Err(JobError::NoLink {
+                why: format!("worker {worker} on {host} does not listen for other workers"),
+            });
+        }
         let (links, peers) = arranged(&self.plan, self.running.exchange, address_of, must_relay);
         self.plan = Arc::new((*self.plan).clone().linked(links));
         self.record.planned_step_traffic = Some(self.step_traffic());
-        peers
+        Ok(peers)
     }
 
     /// Waits for the workers before the job begins.

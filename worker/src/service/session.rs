@@ -278,7 +278,11 @@ impl<'a> Session<'a> {
         let session = Session { messages, control, generation: Arc::default(), presence, config };
         // Without a door, the coordinator relays what other workers send.
         let door = Door::open(config.exchange_listen.as_ref(), place).await;
-        let door = door.inspect_err(|error| tracing::warn!("cannot wait for other workers: {error}")).ok();
+        let wanted = || config.exchange_listen.as_ref().map_or_else(String::new, |address| format!(" at {address}"));
+        let door = door.inspect_err(|error| {
+            tracing::warn!("cannot wait for other workers{}: {error}; the coordinator relays what they send", wanted());
+        });
+        let door = door.ok();
         let exchange_address = door.as_ref().map(|door| door.address.clone());
         session.say(FromWorker::Hello(Hello { exchange_address, ..hello(config, isa) })).await?;
         let unreachable = |error| SessionError::Connect(place.clone(), error);
