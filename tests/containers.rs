@@ -270,6 +270,7 @@ fn workers_in_containers_serve_one_job_after_another() {
         let runs = project.runs();
         assert_eq!((hash(&runs.join("one")), hash(&runs.join("two"))), (whole.clone(), second.clone()), "{compose:?}");
 
+        assert!(exchanges_directly(&runs.join("one")), "{compose:?}: {log}");
         let workers = record(&runs.join("one"))["workers"].as_array().unwrap().clone();
         let hosts: BTreeSet<_> = workers.iter().map(|worker| text(&worker["host"])).collect();
         assert_eq!(hosts, ids.iter().map(|id| id[..12].to_owned()).collect(), "each worker is a container");
@@ -503,7 +504,13 @@ fn down_writes_a_checkpoint_and_leaves_nothing_but_the_runs() {
     }
 }
 
-/// `--scale worker=4` for a net of four towers; and what is wrong is said in words.
+/// Whether the workers of a job send each other tensors directly.
+fn exchanges_directly(run: &Path) -> bool {
+    let record = record(run);
+    record["planned_step_traffic"]["across"].as_u64() > Some(0) && record["incidents"] == serde_json::json!([])
+}
+
+/// `--scale worker=4` for a net of four towers, and for two replicas of two towers; and what is wrong is said in words.
 #[test]
 fn four_workers_hold_four_towers_and_mistakes_are_named() {
     let _one = ENGINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -511,6 +518,7 @@ fn four_workers_hold_four_towers_and_mistakes_are_named() {
     let model = folder.path().join("four.toml");
     std::fs::write(&model, support::FOUR_TOWERS).unwrap();
     let whole = embedded(folder.path(), &format!("--steps 12 --model {}", model.display()));
+    let of_replicas = embedded(folder.path(), "--steps 12 --slots 2");
     for compose in &composes {
         let project = Project::new(compose, &image, folder.path());
         project.run(&["up", "-d", "--scale", "worker=4", "worker"]);
@@ -521,6 +529,12 @@ fn four_workers_hold_four_towers_and_mistakes_are_named() {
         assert_eq!(hash(&runs.join("four")), whole, "{compose:?}");
         assert_eq!(record(&runs.join("four"))["workers"].as_array().unwrap().len(), 4);
         assert_eq!(project.wait_healthy("worker", 4), ids, "the job took none of them away");
+        let mut replicas = project.command(&[&JOB[..], &["--out", "/runs/replicas"]].concat());
+        let output = output_of(replicas.env("CONVOY_WORKERS", "4").env("CONVOY_SLOTS", "2"));
+        assert!(output.status.success(), "{}", said(&output));
+        let run = project.runs().join("replicas");
+        assert_eq!((hash(&run), exchanges_directly(&run)), (of_replicas.clone(), true), "{}", said(&output));
+        assert_eq!(record(&run)["running"]["replicas"], 2);
 
         // Two of the four are too many for two towers: they are spares. The job goes on until both have said so.
         let mut long = project.command(&[&JOB[..7], &["--epochs", "1000", "--out", "/runs/two"]].concat());
@@ -756,6 +770,7 @@ fn a_swarm_of_one_node_ends_in_the_same_bits() {
     let runs = fetch(&format!("{}_runs", swarm.name), &image, folder.path()).join("job");
     assert_eq!(hash(&runs), embedded(folder.path(), "--steps 60 --seed 4"));
     assert_eq!(record(&runs)["workers"].as_array().unwrap().len(), 2);
+    assert!(exchanges_directly(&runs), "over the stack's network");
 }
 
 /// Kubernetes' own schemas, where Python has them.
