@@ -1,7 +1,7 @@
 //! The address of a coordinator: `HOST:PORT`, or `unix:PATH` on the same machine. Not here: connecting to it.
 
 use std::fmt;
-use std::net::SocketAddrV6;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -48,6 +48,16 @@ impl FromStr for Address {
     }
 }
 
+impl Address {
+    /// Whether it means something on one machine only: a Unix socket, or an address of the loopback interface.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Address::Unix(_) => true,
+            Address::Tcp(text) => text.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback()),
+        }
+    }
+}
+
 /// Whether it is a DNS name or an IPv4 address. Underscores are common in names of containers.
 fn is_name(host: &str) -> bool {
     const BYTES_MAX: usize = 253; // RFC 1035, as text.
@@ -70,6 +80,8 @@ mod tests {
 
     #[test]
     fn addresses_read_back_as_they_are_written() {
+        let is_local = |text: &str| text.parse::<Address>().unwrap().is_local();
+        assert!(["unix:/x", "127.0.0.1:1", "[::1]:1"].into_iter().all(is_local) && !is_local("10.0.0.7:1"));
         for text in ["10.0.0.7:7878", "[::1]:80", "coordinator:1", "unix:/run/x.sock"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }

@@ -41,11 +41,6 @@ impl Links {
     pub fn is_direct(&self, one: WorkerIndex, other: WorkerIndex) -> bool {
         self.are_direct && (self.exceptions.is_empty() || !self.exceptions.contains(&pair(one, other)))
     }
-
-    /// Whether any pair may be connected directly.
-    pub fn are_any_direct(&self) -> bool {
-        self.are_direct
-    }
 }
 
 fn pair(one: WorkerIndex, other: WorkerIndex) -> [WorkerIndex; 2] {

@@ -13,7 +13,7 @@ use convoy_common::plan::Plan;
 use convoy_common::trace::Activity;
 use convoy_common::wire::{
     Assignment, Chunk, Direction, Doing, FailureKind, FromWorker, Generation, Numbered, Payload, Peer, PeerFailed,
-    PeerFailure, Tally, TensorKey, ToWorker, WireError, chunk_to_frame, frames,
+    PeerFailure, Pong, Tally, TensorKey, ToWorker, WireError, chunk_to_frame, frames,
 };
 use convoy_proto::v1::Frame;
 
@@ -48,6 +48,22 @@ pub enum Received {
     State,
 }
 
+/// A connection between two workers that one of them has reported as failed.
+struct Broken {
+    worker: WorkerIndex,
+    peer: WorkerIndex,
+    why: String,
+    /// When the other one was asked, by the coordinator's clock.
+    asked: u64,
+}
+
+impl Broken {
+    /// Whether the reported worker is still there, by its answer to that question or a later one.
+    fn is_refuted_by(&self, worker: WorkerIndex, pong: &Pong) -> bool {
+        self.peer == worker && pong.ping_sent >= self.asked
+    }
+}
+
 /// One generation of a job.
 pub struct Crew<'a> {
     cluster: &'a mut Cluster,
@@ -59,6 +75,8 @@ pub struct Crew<'a> {
     pub plan: Arc<Plan>,
     /// The workers to which each is connected directly.
     peers: PerWorker<Vec<Peer>>,
+    /// Connections between workers that were reported as failed, until the reported worker answers.
+    broken: Vec<Broken>,
     /// What is exchanged.
     pub exchanges: Exchanges,
     generation: Generation,
@@ -95,6 +113,7 @@ impl<'a> Crew<'a> {
             observer,
             plan,
             peers,
+            broken: Vec::new(),
             exchanges,
             generation,
             silence,
@@ -280,7 +299,10 @@ impl<'a> Crew<'a> {
                     Err(Stop::Fatal(JobError::NotFinite { what }))
                 }
                 FromWorker::Failure(failure) => Err(Fault::Failed { worker, step, message: failure.message }.into()),
-                FromWorker::PeerFailed(failed) => Err(self.peer_failed(worker, step, failed).into()),
+                FromWorker::PeerFailed(failed) => self.peer_failed(worker, step, failed),
+                FromWorker::Pong(pong) if self.broken.iter().any(|broken| broken.is_refuted_by(worker, &pong)) => {
+                    Err(self.link_failed(worker, step).into())
+                }
                 // Nobody waits for this: the next tensors show that the commit arrived.
                 FromWorker::Committed { .. } => Ok(None),
                 FromWorker::Pong(pong) if hangs(&pong.doing) => Err(self.hangs(worker, step, pong.doing).into()),
@@ -425,6 +447,11 @@ impl<'a> Crew<'a> {
         self.exchanges.add(worker, tally).map_err(|source| invalid(worker, step, source))
     }
 
+    /// Test images were measured, which counts in the next tallies.
+    pub fn measured(&mut self) {
+        self.lateness.skip_next();
+    }
+
     /// A step has ended that took `time`. Reports a worker that turns out to be slow.
     pub fn stepped(&mut self, step: u64, time: Duration) {
         if let Some(worker) = self.lateness.stepped(time) {
@@ -449,23 +476,31 @@ impl<'a> Crew<'a> {
         hello.map_or((0, String::new()), |hello| (hello.process_id, hello.host.clone()))
     }
 
-    /// The fault behind a failed connection between two workers: one of the two may be gone, or may have sent something invalid.
-    fn peer_failed(&mut self, worker: WorkerIndex, step: u64, failed: PeerFailed) -> Fault {
+    /// A worker reports that its connection to another one failed. That one may be gone, so it is asked: if it does not answer, it is lost
+    /// like any other silent worker.
+    fn peer_failed(&mut self, worker: WorkerIndex, step: u64, failed: PeerFailed) -> Result<Option<Received>, Stop> {
         let PeerFailed { peer, kind, message } = failed;
-        if peer.0 >= self.plan.workers || !self.plan.links.is_direct(worker, peer) || peer == worker {
+        let is_peer = peer.0 < self.plan.workers && peer != worker && self.plan.links.is_direct(worker, peer);
+        if !is_peer || self.broken.iter().any(|broken| (broken.worker, broken.peer) == (worker, peer)) {
             let message = format!("it reported a failed connection to worker {peer}, but it has none");
-            return Fault::Failed { worker, step, message };
+            return Err(Fault::Failed { worker, step, message }.into());
         }
         if kind == PeerFailure::Invalid {
-            return Fault::InvalidToPeer { worker: peer, to: worker, step, message };
+            return Err(Fault::InvalidToPeer { worker: peer, to: worker, step, message }.into());
         }
-        match self.cluster.last_words(peer) {
-            Some(Heard::Lost(why)) => self.lost(peer, step, why),
-            Some(Heard::Said(Numbered { message: FromWorker::Failure(failure), .. }, _)) => {
-                Fault::Failed { worker: peer, step, message: failure.message }
-            }
-            _ => Fault::Link { worker, peer, step, why: message },
-        }
+        let asked = self.cluster.clock().now();
+        self.tell(peer, ToWorker::Ping { sent: asked }, step)?;
+        self.broken.push(Broken { worker, peer, why: message, asked });
+        Ok(None)
+    }
+
+    /// The fault of a connection between two workers, now that the one that was reported has answered. All pairs that were reported are
+    /// relayed from now on.
+    fn link_failed(&mut self, peer: WorkerIndex, step: u64) -> Fault {
+        let broken = std::mem::take(&mut self.broken);
+        broken.iter().for_each(|pair| self.cluster.relay(pair.worker, pair.peer));
+        let found = broken.into_iter().find(|pair| pair.peer == peer).expect("the caller has found it");
+        Fault::Link { worker: found.worker, peer, step, why: found.why }
     }
 
     fn hangs(&self, worker: WorkerIndex, step: u64, doing: Doing) -> Fault {

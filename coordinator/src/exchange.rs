@@ -163,8 +163,8 @@ impl Exchanges {
         let is_last = chunk.continues(expected, *received)?;
         *received += chunk.data.len();
         let counted = self.counted.entry(moved).or_default();
-        counted.bytes += chunk.data.len() as u64;
-        counted.tensors += u64::from(is_last);
+        counted.bytes = counted.bytes.saturating_add(chunk.data.len() as u64);
+        counted.tensors = counted.tensors.saturating_add(u64::from(is_last));
         Ok(())
     }
 

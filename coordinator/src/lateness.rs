@@ -30,6 +30,8 @@ pub struct Lateness {
     time: Duration,
     /// The worker that was called slow, until it is much faster.
     slow: Option<WorkerIndex>,
+    /// Whether the present step does not count.
+    skips: bool,
 }
 
 impl Lateness {
@@ -43,6 +45,7 @@ impl Lateness {
             steps: 0,
             time: Duration::ZERO,
             slow: None,
+            skips: false,
         }
     }
 
@@ -51,8 +54,17 @@ impl Lateness {
         self.busy[worker] = self.busy[worker].saturating_add(busy);
     }
 
+    /// The time that workers report with the next step includes something else.
+    pub fn skip_next(&mut self) {
+        self.skips = true;
+    }
+
     /// The step has ended, and has taken `time`. Returns the worker that turns out to be slow, once.
     pub fn stepped(&mut self, time: Duration) -> Option<WorkerIndex> {
+        if std::mem::take(&mut self.skips) {
+            self.busy.fill(Duration::ZERO);
+            return None;
+        }
         let late = self.latest().filter(|(_, late)| *late > time / SLOW_SHARE);
         late.into_iter().for_each(|(worker, _)| self.slow_steps[worker] += 1);
         self.busy.fill(Duration::ZERO);

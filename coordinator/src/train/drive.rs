@@ -95,7 +95,8 @@ impl Drive {
     pub(super) fn add_counted(&mut self, crew: &Crew) {
         for (key, counted) in crew.exchanges.counted() {
             let sum = self.counted.entry(*key).or_default();
-            (sum.tensors, sum.bytes) = (sum.tensors + counted.tensors, sum.bytes + counted.bytes);
+            sum.tensors = sum.tensors.saturating_add(counted.tensors);
+            sum.bytes = sum.bytes.saturating_add(counted.bytes);
         }
         self.received_bytes = 0;
     }
@@ -122,7 +123,8 @@ impl Drive {
 
     /// Bytes that workers have sent since the last call.
     pub(super) fn newly_received_bytes(&mut self, crew: &Crew) -> u64 {
-        let received: u64 = crew.exchanges.counted().values().map(|counted| counted.bytes).sum();
-        received - std::mem::replace(&mut self.received_bytes, received)
+        let counted = crew.exchanges.counted().values().map(|counted| counted.bytes);
+        let received = counted.fold(0, u64::saturating_add);
+        received.saturating_sub(std::mem::replace(&mut self.received_bytes, received))
     }
 }

@@ -69,10 +69,9 @@ impl Run {
                 Err(Stop::Fault(fault) | Stop::Leaves(fault)) => fault,
             };
             if let Fault::Link { worker, peer, why, .. } = &fault {
-                if self.running.exchange == Exchange::Direct {
+                if self.running.exchange == Exchange::Direct && !drive.has_begun {
                     return Err(JobError::NoLink { why: chain(&fault) });
                 }
-                site.cluster.relay(*worker, *peer);
                 // The trace's links no longer hold.
                 site.recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
                 if !drive.has_begun {
@@ -171,7 +170,12 @@ impl Run {
     fn link(&mut self, site: &Site) -> Result<PerWorker<Vec<Peer>>, JobError> {
         let cluster = &*site.cluster;
         let address_of = |worker| cluster.member(worker)?.hello.exchange_address.clone();
-        let must_relay = |one, other| cluster.must_relay(one, other);
+        let is_direct = self.running.exchange == Exchange::Direct;
+        let host = |worker| cluster.member(worker).map(|member| &member.hello.host);
+        let is_local = |worker| address_of(worker).is_some_and(|address| address.is_local());
+        // An address of one machine leads elsewhere on another one.
+        let is_elsewhere = |one, other| host(one) != host(other) && (is_local(one) || is_local(other));
+        let must_relay = |one, other| is_elsewhere(one, other) || (!is_direct && cluster.must_relay(one, other));
         if self.running.exchange == Exchange::Direct
             && self.plan.workers > 1
             && let Some(worker) = self.plan.all_workers().find(|worker| address_of(*worker).is_none())

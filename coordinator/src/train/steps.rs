@@ -221,6 +221,7 @@ impl Run {
         let (size, began) = (self.largest_micro_batch(), crew.recorder.now());
         let measured: Measured = evaluate(crew, &self.data.test, step, size, stop)?;
         crew.recorder.ended(began, || Activity::Measure);
+        crew.measured();
         let train_loss = self.progress.epoch_loss_sum / self.progress.epoch_images.max(1) as f64;
         self.progress.test_accuracy = Some(measured.accuracy());
         let seconds = drive.epoch_seconds;

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,8 +85,7 @@ impl Door {
     pub(super) async fn open(wanted: Option<&Address>, coordinator: &Place) -> io::Result<Self> {
         let (listener, address, file) = match wanted {
             Some(Address::Unix(path)) => {
-                // One that an earlier session left behind is of no use.
-                let _ = std::fs::remove_file(path);
+                remove_unused_socket(path)?;
                 let listener = UnixListener::bind(path)?;
                 (Listener::Unix(listener), Address::Unix(path.clone()), Some(SocketFile(path.clone())))
             }
@@ -123,36 +122,39 @@ impl Door {
     /// Opens the links to all peers of worker `own`: of a pair, the one with the smaller index connects.
     ///
     /// # Errors
-    /// When one is not there in time.
+    /// When some are not there in time: which.
     pub(super) async fn connect(
         &self,
         own: WorkerIndex,
         generation: Generation,
         peers: &[Peer],
-    ) -> Result<Vec<(WorkerIndex, Link)>, PeerFailed> {
+    ) -> Result<Vec<(WorkerIndex, Link)>, Vec<PeerFailed>> {
         let deadline = Instant::now() + CONNECT_MAX;
         let mut arrivals = self.await_peers(generation, peers.iter().filter(|peer| peer.worker < own));
         let mut dialling = JoinSet::new();
         for peer in peers.iter().filter(|peer| peer.worker > own).cloned() {
             dialling.spawn(async move { (peer.worker, dial(&peer, own, generation, deadline).await) });
         }
-        let mut links: HashMap<WorkerIndex, Link> = HashMap::new();
+        let (mut links, mut failed): (HashMap<WorkerIndex, Link>, Vec<PeerFailed>) = Default::default();
+        let unreachable = |peer, message| PeerFailed { peer, kind: PeerFailure::Unreachable, message };
         while let Some(dialled) = dialling.join_next().await {
             // A task of this set neither panics nor is it aborted while the set is there.
             let Ok((peer, link)) = dialled else { continue };
-            let unreachable = |message| PeerFailed { peer, kind: PeerFailure::Unreachable, message };
-            links.insert(peer, link.map_err(unreachable)?);
-        }
-        while let Some(missing) = peers.iter().find(|peer| !links.contains_key(&peer.worker)) {
-            match timeout_at(deadline, arrivals.recv()).await {
-                Ok(Some((peer, link))) => drop(links.insert(peer, link)),
-                _ => {
-                    let message = format!("worker {} did not connect within {CONNECT_MAX:?}", missing.worker);
-                    return Err(PeerFailed { peer: missing.worker, kind: PeerFailure::Unreachable, message });
-                }
+            match link {
+                Ok(link) => drop(links.insert(peer, link)),
+                Err(why) => failed.push(unreachable(peer, why)),
             }
         }
-        Ok(links.into_iter().collect())
+        while links.len() + failed.len() < peers.len()
+            && let Ok(Some((peer, link))) = timeout_at(deadline, arrivals.recv()).await
+        {
+            links.insert(peer, link);
+        }
+        for missing in peers.iter().filter(|peer| peer.worker < own && !links.contains_key(&peer.worker)) {
+            let message = format!("worker {} did not connect within {CONNECT_MAX:?}", missing.worker);
+            failed.push(unreachable(missing.worker, message));
+        }
+        if failed.is_empty() { Ok(links.into_iter().collect()) } else { Err(failed) }
     }
 }
 
@@ -215,6 +217,14 @@ async fn admit(mut link: Link, mut awaited: watch::Receiver<Awaited>) -> Option<
     link.writing.send(&welcome).await.ok()?;
     // A second connection of the same peer finds no room, or nobody who takes it.
     arrived.try_send((hello.from, link.trusted())).ok()
+}
+
+/// Removes a socket that an earlier process left behind. Anything else at its place is an error of `bind`.
+fn remove_unused_socket(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    let is_used = || std::os::unix::net::UnixStream::connect(path).is_ok();
+    if is_socket && !is_used() { std::fs::remove_file(path) } else { Ok(()) }
 }
 
 /// The address of this machine's interface by which the coordinator is reached.
@@ -327,10 +337,10 @@ mod tests {
     async fn a_peer_that_is_not_there_or_has_another_secret_is_named() {
         let doors = [door().await, door().await];
         let nobody = Peer { address: "127.0.0.1:1".parse().unwrap(), ..peer(1, &doors[1]) };
-        let failed = doors[0].connect(WorkerIndex(0), GENERATION, &[nobody]).await.unwrap_err();
+        let failed = doors[0].connect(WorkerIndex(0), GENERATION, &[nobody]).await.unwrap_err().remove(0);
         assert_eq!((failed.peer, failed.kind), (WorkerIndex(1), PeerFailure::Unreachable));
         assert!(failed.message.contains("127.0.0.1:1 within 2s"), "{}", failed.message);
-        let failed = doors[1].connect(WorkerIndex(1), GENERATION, &[peer(0, &doors[0])]).await.unwrap_err();
+        let failed = doors[1].connect(WorkerIndex(1), GENERATION, &[peer(0, &doors[0])]).await.unwrap_err().remove(0);
         assert!(failed.message.contains("worker 0 did not connect"), "{}", failed.message);
         let other = Peer { secret: Secret::of([9; 4]), ..peer(0, &doors[0]) };
         let peers = ([peer(1, &doors[1])], [other]);

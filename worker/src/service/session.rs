@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use convoy_common::address::Address;
-use convoy_common::batch::{Batches, EVALUATIONS_UNDER_WAY};
+use convoy_common::batch::{Batches, Division, EVALUATIONS_UNDER_WAY, MicroBatch, Phase};
 use convoy_common::chain::with_causes;
 use convoy_common::index::{TowerIndex, WorkerIndex};
 use convoy_common::misdeed::Moment;
@@ -218,6 +218,7 @@ struct Terms {
     /// The workers to which it is connected directly.
     peers: Vec<Peer>,
     batches: Batches,
+    division: Division,
     /// What it has received from other workers since its last report: tensors and bytes.
     carried: RefCell<BTreeMap<(WorkerIndex, Moved), (u64, u64)>>,
     /// How long the compute thread had computed when that was reported.
@@ -405,7 +406,8 @@ impl<'a> Session<'a> {
 
     fn begin(&self, assignment: Numbered<Assignment>, out: Sender<Out>) -> Result<Terms, Failure> {
         let Numbered { generation: number, message: assignment } = assignment;
-        let (worker, peers, batches) = (assignment.worker, assignment.peers.clone(), assignment.batches);
+        let (worker, peers) = (assignment.worker, assignment.peers.clone());
+        let (batches, division) = (assignment.batches, assignment.division);
         // From here on, the compute thread drops an earlier generation, and messages carry the new number.
         self.generation.store(number, Ordering::Relaxed);
         let (generation, batch) = (Generation { job: assignment.job, number }, assignment.batches.batch);
@@ -440,6 +442,7 @@ impl<'a> Session<'a> {
             worker,
             peers,
             batches,
+            division,
             carried: RefCell::default(),
             computed: Cell::new(self.config.metrics.computed()),
             probe: Probe::new(clock, None, None),
@@ -560,15 +563,17 @@ impl<'a> Session<'a> {
                 None => Ok(Vec::new()),
                 Some(Peer { worker: peer, .. }) => {
                     let message = "this worker cannot listen for others".to_owned();
-                    Err(PeerFailed { peer: *peer, kind: PeerFailure::Unreachable, message })
+                    Err(vec![PeerFailed { peer: *peer, kind: PeerFailure::Unreachable, message }])
                 }
             },
         };
         let links = match links {
             Ok(links) => Links::over(links),
-            // The coordinator begins another generation, without this link.
-            Err(failed) => {
-                self.say(FromWorker::PeerFailed(failed)).await?;
+            // The coordinator begins another generation, without these links.
+            Err(all) => {
+                for failed in all {
+                    self.say(FromWorker::PeerFailed(failed)).await?;
+                }
                 return std::future::pending().await;
             }
         };
@@ -582,20 +587,23 @@ impl<'a> Session<'a> {
 
     /// Reassembles the tensors of other workers, and passes them to the compute thread. Ends only with an error.
     async fn receive_from_peers(&self, mut incoming: Receiver<Arrived>, terms: &Terms) -> Result<Ended, SessionError> {
-        let mut assembler = Assembler::new(terms.queue_limit);
+        // Each peer has its own, so that none uses up the room of another one.
+        let mut assemblers: HashMap<WorkerIndex, Assembler> = HashMap::new();
         let mut arriving = Arriving::default();
         let mut failed = false;
         while let Some(Arrived { from, chunk }) = incoming.recv().await {
             let began = terms.probe.now();
             let name = chunk.as_ref().ok().filter(|_| terms.probe.is_on()).map(|chunk| chunk.key.clone());
-            let whole =
-                match chunk {
-                    Ok(chunk) if chunk.generation != terms.generation => continue,
-                    Ok(chunk) => self.accept_from_peer(from, chunk, &mut assembler, terms).map_err(|error| {
-                        PeerFailed { peer: from, kind: PeerFailure::Invalid, message: error.to_string() }
-                    }),
-                    Err(failed) => Err(failed),
-                };
+            let whole = match chunk {
+                Ok(chunk) if chunk.generation != terms.generation => continue,
+                Ok(chunk) => {
+                    let assembler = assemblers.entry(from).or_insert_with(|| Assembler::new(terms.queue_limit));
+                    let whole = self.accept_from_peer(from, chunk, assembler, terms);
+                    let kind = PeerFailure::Invalid;
+                    whole.map_err(|error| PeerFailed { peer: from, kind, message: error.to_string() })
+                }
+                Err(failed) => Err(failed),
+            };
             match whole {
                 Ok(whole) => {
                     if let Some(name) = name {
@@ -626,7 +634,7 @@ impl<'a> Session<'a> {
         let shape = expected_shape(&terms.plan, terms.samples_max, &chunk.key)?;
         let route = route(&terms.plan, terms.samples_of(&chunk.key), &chunk.key)?;
         route.check_sender(&terms.plan, from, &chunk.key)?;
-        if !route.to.contains(&terms.worker) {
+        if !route.to.contains(&terms.worker) || !terms.has(&chunk.key) {
             let (field, value) = ("tensor", chunk.key.to_string());
             return Err(WireError::Value { field, value, expected: "it is not for this worker" });
         }
@@ -821,6 +829,20 @@ impl<'a> Receivers<'a> {
 }
 
 impl Terms {
+    /// Whether a step, or a measurement, has the micro-batch of a tensor, with these samples.
+    fn has(&self, key: &TensorKey) -> bool {
+        let Some(MicroBatch { id, samples }) = key.micro_batch() else { return true };
+        match id.phase {
+            Phase::Train => self
+                .division
+                .of(id.step, self.samples_of(key))
+                .iter()
+                .any(|known| known.id == *id && known.samples == *samples),
+            // Micro-batches of a measurement are as large as those of training, but for the last one.
+            Phase::Evaluate => samples.start == id.micro_batch as usize * self.samples_max,
+        }
+    }
+
     /// Samples of the step of a gradient.
     fn samples_of(&self, key: &TensorKey) -> usize {
         key.training_step().map_or(0, |step| self.batches.positions(step.max(1)).len())
