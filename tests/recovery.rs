@@ -133,7 +133,6 @@ fn a_stopped_local_worker_is_given_up_and_replaced() {
     assert!(said.contains("does not answer; it will be given up after 10 s of silence"), "{said}");
 }
 
-/// A worker that is stopped for five seconds is reported, and only delays the job.
 /// Stops a worker of a job for so many seconds, which is less than the patience. Returns what the job said.
 fn a_worker_is_stopped_for(seconds: u64) -> String {
     let folder = TempDir::new().unwrap();

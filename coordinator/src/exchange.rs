@@ -1,5 +1,6 @@
-//! The exchanges, as the coordinator sees them. Every chunk from a worker is checked against the plan and counted. Then it is
-//! relayed to the workers that need it or, if it holds logits, kept. Pure: nothing is sent from here.
+//! The exchanges, as the coordinator sees them. Every chunk that a worker sends it is checked against the plan and counted. Then it is
+//! relayed to the workers that need it or, if it holds logits, kept. What workers send each other directly is counted by their
+//! reports. Pure: nothing is sent from here.
 //!
 //! Chunks are relayed one by one, so that a large tensor is sent on while it still arrives.
 

@@ -90,10 +90,10 @@ impl Metrics {
         registry.register("faults", "Faults from which the job recovered, or tried to", metrics.faults.clone());
         let help = "Times that a worker did not answer, or did not read, for two seconds";
         registry.register("suspicions", help, metrics.suspicions.clone());
-        let help = "Times that a worker turned out to be slow: the others waited for it more than a third of the time";
+        let help = "Number of times that a worker turned out to be slow: it computed much longer than the others";
         registry.register("slow_workers", help, metrics.slow_workers.clone());
         registry.register("images", "Training images in those steps", metrics.images.clone());
-        let help = "Bytes of tensors received from workers up to the last step, without the state for snapshots and checkpoints";
+        let help = "Bytes of tensors that the coordinator or workers received from workers, up to the last step, without the state for snapshots";
         registry.register("received_bytes", help, metrics.received_bytes.clone());
         let help = "Duration of a step, from the previous commit to its own";
         registry.register_with_unit("step", help, Unit::Seconds, metrics.step_seconds.clone());

@@ -1,6 +1,6 @@
 //! A connection between two workers, as messages that each follow their length. Before a peer has proved who it is, messages are short.
 //!
-//! Not TCP's streams of gRPC, because a link needs none of their features, and because every bound here is one number.
+//! A link does not use gRPC: it needs none of its features, and here every bound is one number.
 //!
 //! Not here: who may connect (`peers`), and what is sent (`session`).
 
