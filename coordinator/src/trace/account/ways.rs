@@ -127,7 +127,7 @@ impl<'a> Ways<'a> {
         let producer = match source {
             Source::Loss(id) => {
                 let last = self.plan.logits_exchange().segment_before();
-                Some(self.last_of(id, last, Direction::Forward)?)
+                Some(self.last_logits(id).or_else(|| self.last_of(id, last, Direction::Forward))?)
             }
             _ => None,
         };
@@ -153,6 +153,23 @@ impl<'a> Ways<'a> {
     /// Where the commit came from: from the worker that was the last to have its gradients.
     fn origin_of_commit(&self) -> Option<Origin> {
         Some(Origin { producer: Some(self.last?), had: self.decided, sent: self.decided, is_direct: false })
+    }
+
+    /// The worker whose logits of a micro-batch were the last to arrive, and when it had computed them.
+    fn last_logits(&self, id: MicroBatchId) -> Option<(WorkerIndex, u64)> {
+        let logits = self.plan.logits_exchange();
+        let arrived = self.relayed.iter().filter_map(|(tensor, (_, end))| match tensor {
+            TensorKey::Activations { micro_batch, exchange, direction: Direction::Forward, from_tower, .. }
+                if micro_batch.id == id && *exchange == logits =>
+            {
+                Some((*end, *from_tower))
+            }
+            _ => None,
+        });
+        let (_, tower) = arrived.max()?;
+        let run =
+            SegmentRun { micro_batch: id, segment: logits.segment_before(), tower, direction: Direction::Forward };
+        self.computed.get(&run).copied()
     }
 
     fn last_of(&self, id: MicroBatchId, segment: SegmentIndex, direction: Direction) -> Option<(WorkerIndex, u64)> {
