@@ -347,7 +347,9 @@ fn a_slow_link_is_found() {
     let _alone = alone();
     let folder = TempDir::new().unwrap();
     let proxy = Proxy { delay: std::time::Duration::from_millis(20) };
-    let out = by_hand(folder.path(), "far", ["", ""], [Some(&proxy), None], JOB);
+    // The link with the coordinator carries everything only if nothing goes directly.
+    let relayed = format!("{JOB} --exchange relay");
+    let out = by_hand(folder.path(), "far", ["", ""], [Some(&proxy), None], &relayed);
     let found = account(&out);
     let verdict = &found["verdict"];
     assert_eq!(verdict["bottleneck"], "link", "{verdict}");
