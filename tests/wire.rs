@@ -18,6 +18,10 @@ use tempfile::TempDir;
 /// Headers, checksums, acknowledgements and pings, as a share of what they carry.
 const TOLERANCE: f64 = 0.02;
 
+/// What one worker and the coordinator may say to each other in a step beside tensors, in bytes each way: chunk headers,
+/// reports, commits, acknowledgements and pings. It counts only where the tensors between workers don't hide it.
+const CONTROL: f64 = 4096.0;
+
 /// Bytes that went through a proxy.
 #[derive(Default)]
 struct Counted {
@@ -64,7 +68,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, count: impl Fn(u64) -> u64 + Sen
 }
 
 /// What a job of so many steps moved through the proxy, up and down, and its record.
-fn moved(model: &str, steps: u64) -> ([u64; 2], Value) {
+fn moved(model: &str, exchange: &str, steps: u64) -> ([u64; 2], Value) {
     let folder = TempDir::new().unwrap();
     let (out, embedded) = (folder.path().join("run"), folder.path().join("embedded"));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -76,7 +80,8 @@ fn moved(model: &str, steps: u64) -> ([u64; 2], Value) {
         command.args(["worker", "--join", &door, "--threads", "1"]).stderr(Stdio::null()).start()
     });
     let job = format!(
-        "train --model {model} --data bundled --batch 64 --schedule constant --snapshot-every 1000 --steps {steps}"
+        "train --model {model} --data bundled --batch 64 --schedule constant --snapshot-every 1000 --steps {steps} \
+         --exchange {exchange}"
     );
     let mut command = support::convoy();
     command.args(job.split_whitespace()).args(["--listen", &address]).arg("--out").arg(&out);
@@ -94,12 +99,10 @@ fn moved(model: &str, steps: u64) -> ([u64; 2], Value) {
 #[test]
 fn a_step_moves_the_bytes_that_the_plan_foretells() {
     for model in ["alexnet-fashion", "alexnet-fashion-dense"] {
-        let plan = succeed(&format!("plan --json --model {model} --batch 64"), &[]);
-        let plan: Value = serde_json::from_str(&plan).unwrap();
-        // Weights, evaluation and farewells are the same in both, and cancel.
-        let ((short, _), (long, record)) = (moved(model, 2), moved(model, 22));
-        for (way, short, long) in [("up", short[0], long[0]), ("down", short[1], long[1])] {
-            let (found, planned) = ((long - short) as f64 / 20.0, plan["step"][way].as_u64().unwrap() as f64);
+        let plan = planned(model, "relay");
+        let ([up, down], record) = moved_each_step(model, "relay");
+        for (way, found) in [("up", up), ("down", down)] {
+            let planned = plan["step"][way].as_u64().unwrap() as f64;
             let off = found / planned - 1.0;
             eprintln!("{model}, {way}: {found:.0} bytes a step counted, {planned:.0} planned, {:+.2} %", off * 100.0);
             assert!(planned > 1e6 && off.abs() < TOLERANCE, "{model}, {way}");
@@ -114,4 +117,41 @@ fn a_step_moves_the_bytes_that_the_plan_foretells() {
         // Weights and momentum of four bytes each, and both towers' slices are the same size.
         assert_eq!(given, [parameters / 2 * 8; 2], "each worker holds its own tower's state and no other's");
     }
+}
+
+#[test]
+fn with_direct_exchange_the_coordinator_receives_logits_and_control_alone() {
+    for model in ["alexnet-fashion", "alexnet-fashion-dense"] {
+        let plan = planned(model, "auto");
+        let (found, record) = moved_each_step(model, "auto");
+        for (way, found) in ["up", "down"].into_iter().zip(found) {
+            let planned = plan["step"][way].as_u64().unwrap() as f64;
+            eprintln!("{model}, {way}: {found:.0} bytes a step counted, {planned:.0} planned, the rest is control");
+            // The coordinator sends images and the gradients of the logits, and receives logits.
+            assert!(planned < 150e3, "{model}, {way}: the plan has tensors between workers on this path");
+            assert!(found >= planned && found <= planned * (1.0 + TOLERANCE) + 2.0 * CONTROL, "{model}, {way}");
+        }
+        let across = plan["step"]["across"].as_u64().unwrap();
+        assert!(across > 1_000_000, "{model}: {across}");
+        let gradients: u64 = record["exchanges"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|exchange| exchange["direction"] == "backward")
+            .map(|exchange| exchange["bytes"].as_u64().unwrap())
+            .sum();
+        assert_eq!(gradients, across / 2 * 22, "{model}: gradients that workers sent to each other in 22 steps");
+    }
+}
+
+fn planned(model: &str, exchange: &str) -> Value {
+    let plan = succeed(&format!("plan --json --model {model} --batch 64 --exchange {exchange}"), &[]);
+    serde_json::from_str(&plan).unwrap()
+}
+
+/// Bytes of one step, up and down, and the record of a job of 22 steps. Weights, measurements and farewells are the same in a
+/// job of two steps, and cancel.
+fn moved_each_step(model: &str, exchange: &str) -> ([f64; 2], Value) {
+    let ((short, _), (long, record)) = (moved(model, exchange, 2), moved(model, exchange, 22));
+    ([0, 1].map(|way| (long[way] - short[way]) as f64 / 20.0), record)
 }
