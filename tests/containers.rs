@@ -62,21 +62,49 @@ fn composes() -> Vec<Vec<String>> {
     found
 }
 
-/// Begins the names of everything that these tests make, and labels it.
+/// Begins the names of everything that these tests make, and labels it. The process id of the tests follows.
 const MARK: &str = "convoytest";
+
+/// Whether tests made what has this name, in a process that has ended. Another process of tests may use the engine at this moment.
+fn is_left_behind(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix(MARK) else { return false };
+    let owner = rest.trim_start_matches("-fetch").trim_start_matches('-');
+    let owner: String = owner.chars().take_while(char::is_ascii_digit).collect();
+    let command = std::fs::read_to_string(format!("/proc/{owner}/cmdline")).unwrap_or_default();
+    owner.is_empty() || !command.contains("containers")
+}
+
+#[test]
+fn only_what_ended_tests_made_is_left_behind() {
+    let own = std::process::id();
+    let mut ended = Command::new("true").spawn().unwrap();
+    ended.wait().unwrap();
+    for name in ["{}x0", "{}x0-calm_default", "-{}:1", "-fetch-{}-0"].map(|name| format!("{MARK}{name}")) {
+        assert!(!is_left_behind(&name.replace("{}", &own.to_string())), "{name}");
+        assert!(is_left_behind(&name.replace("{}", &ended.id().to_string())), "{name}");
+    }
+    assert!(!is_left_behind("postgres"));
+}
+
+/// The right to make this machine a swarm, or to end that: one process at a time has it, as a machine is in one swarm at most.
+fn swarm_lock() -> std::fs::File {
+    std::fs::File::create(std::env::temp_dir().join(format!("{MARK}-swarm.lock"))).unwrap()
+}
 
 /// Removes what tests have left behind that were killed before they could. Once, before anything is made.
 fn sweep() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         for stack in lines(&docker_or_nothing(&["stack", "ls", "--format", "{{.Name}}"])) {
-            if stack.starts_with(MARK) {
+            if is_left_behind(&stack) {
                 runs("docker", &["stack", "rm", &stack]);
             }
         }
-        if is_our_swarm() {
+        let lock = swarm_lock();
+        if lock.try_lock().is_ok() && is_our_swarm() {
             runs("docker", &["swarm", "leave", "--force"]);
         }
+        drop(lock);
         let kinds: [(&[&str], &[&str]); 4] = [
             (&["ps", "--all", "--format", "{{.Names}}"], &["rm", "--force"]),
             (&["network", "ls", "--format", "{{.Name}}"], &["network", "rm"]),
@@ -84,7 +112,7 @@ fn sweep() {
             (&["image", "ls", "--format", "{{.Repository}}:{{.Tag}}"], &["image", "rm", "--force"]),
         ];
         for (list, remove) in kinds {
-            for name in lines(&docker_or_nothing(list)).iter().filter(|name| name.starts_with(MARK)) {
+            for name in lines(&docker_or_nothing(list)).iter().filter(|name| is_left_behind(name)) {
                 runs("docker", &[remove, &[name.as_str()]].concat());
             }
         }
@@ -715,17 +743,20 @@ fn is_our_swarm() -> bool {
 struct Swarm {
     name: String,
     founded: bool,
+    _lock: std::fs::File,
 }
 
 impl Swarm {
     fn found() -> Self {
+        let lock = swarm_lock();
+        lock.lock().unwrap();
         let active = docker(&["info", "--format", "{{.Swarm.LocalNodeState}}"]) == "active";
         if !active {
             docker(&["swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1:2377"]);
             let node = docker(&["node", "inspect", "self", "--format", "{{.ID}}"]);
             docker(&["node", "update", "--label-add", &format!("{MARK}={MARK}"), &node]);
         }
-        Self { name: format!("{MARK}{}x{}", std::process::id(), unique()), founded: !active }
+        Self { name: format!("{MARK}{}x{}", std::process::id(), unique()), founded: !active, _lock: lock }
     }
 }
 
