@@ -59,7 +59,7 @@ struct Steps {
     /// Steps to run before measuring, while memory is allocated and caches fill
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<u32>(0..=100_000))]
     warm_up: u32,
-    /// Worker processes, at most one for each tower of each slot [default: one per tower]
+    /// Worker processes, at most the number of towers times the number of slots [default: one per tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
     /// Slots, as in `convoy train` [default: 1]

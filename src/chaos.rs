@@ -51,7 +51,8 @@ pub(crate) struct Arguments {
     /// Images per step
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole::<usize>(1..=BATCH_MAX as u64))]
     batch: usize,
-    /// Run in containers: a compose file with the services coordinator and worker, as in docker-compose.yml; repeat it for several files
+    /// Run in containers. FILE is a compose file with the services coordinator and worker, such as docker-compose.yml. The flag may be
+    /// repeated for more files
     #[arg(long, value_name = "FILE", conflicts_with = "rehearse_stale_snapshot")]
     compose: Vec<PathBuf>,
     /// Folder for the storm, both runs and the report [default: a new folder runs/chaos-TIME]

@@ -31,8 +31,8 @@ pub(crate) struct Arguments {
     /// checkpoint
     #[arg(long, value_name = "NAME|FILE")]
     model: Option<String>,
-    /// Test images: auto (Fashion-MNIST from this machine, else by download unless CONVOY_OFFLINE=1, else the bundled subset), a
-    /// folder of IDX files, bundled, or synthetic [default: the data of the checkpoint, or auto for a safetensors file outside a
+    /// Test images: auto, a folder of IDX files, bundled, or synthetic. auto uses Fashion-MNIST if it is on this machine. If not, auto
+    /// downloads it, except with CONVOY_OFFLINE=1. If that is not possible, auto uses the bundled subset [default: the data of the checkpoint, or auto for a safetensors file outside a
     /// checkpoint]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
@@ -53,8 +53,8 @@ pub(crate) struct Arguments {
     /// sent unencrypted
     #[arg(long, value_name = "FILE", requires = "listen")]
     token_file: Option<PathBuf>,
-    /// Write all logits to this safetensors file, as one tensor "logits" (image, class). An earlier file of logits is replaced; any other
-    /// file is an error
+    /// Write all logits to this safetensors file, as one tensor "logits" of shape (images, classes). If the file exists, it is replaced
+    /// only if it holds logits; otherwise the command fails
     #[arg(long, value_name = "FILE")]
     logits: Option<PathBuf>,
     /// Print one JSON object instead of text

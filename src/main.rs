@@ -35,7 +35,7 @@ use output::{complain, fail};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Trains convolutional networks on several processes. A network is divided into towers: equal slices of every layer's channels.
+/// Trains convolutional networks across several processes. A network is divided into towers: equal slices of every layer's channels.
 /// Worker processes compute towers. The result is the same to the bit for any number of workers.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
@@ -55,7 +55,7 @@ enum Command {
     /// The job runs on worker processes that this command starts, or on workers that connect to it (--listen). The model, the data, the
     /// seed and the hyperparameters determine the result to the bit. The number of workers, threads and micro-batches does not change it.
     Train(Box<train::Arguments>),
-    /// Serve towers for a coordinator
+    /// Compute towers for a coordinator
     ///
     /// The worker serves one job after another, until SIGTERM or Ctrl-C. If the signal arrives during a job, the worker waits for a
     /// checkpoint, at most 45 seconds, and then stops. A second signal stops it immediately.
@@ -78,7 +78,7 @@ enum Command {
     Plan(plan::Arguments),
     /// Show where a run spent its time
     ///
-    /// The output shows the time of each worker by activity, the critical path, the bottleneck, and a comparison of plan and measurement. The
+    /// The output shows the time of each worker by activity, the critical path, the bottleneck, and a comparison of planned and measured costs. The
     /// file trace.json in the run's folder also opens in Perfetto (ui.perfetto.dev).
     Trace(trace::Arguments),
     /// Measure training speed on this machine
@@ -87,8 +87,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Run a job under a storm of faults, and compare the result with a run without faults
     ///
-    /// The job runs twice, each time with a coordinator and its workers as separate processes on this machine, or in containers with
-    /// --compose: first without faults, then with them. At planned steps, the storm kills, stops, slows down or disconnects workers, makes
+    /// The job runs twice: first without faults, then with faults. Each time, the coordinator and its workers are separate processes on
+    /// this machine, or containers (--compose). At planned steps, the storm kills, stops, slows down or disconnects workers, makes
     /// them send damaged messages, or kills the coordinator. The exit code is 1 if the results differ, if the job fails or hangs, if a
     /// planned fault did not happen, or if a fault that must be detected was missed. docs/RELIABILITY.md lists all reasons.
     Chaos(Box<chaos::Arguments>),

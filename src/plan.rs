@@ -27,10 +27,10 @@ pub(crate) struct Arguments {
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file
     #[arg(long, value_name = "NAME|FILE", default_value = "alexnet-fashion")]
     model: String,
-    /// Worker processes, at most one for each tower of each slot [default: one per tower]
+    /// Worker processes, at most the number of towers times the number of slots [default: one per tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
-    /// Replicas of the trunk, as in `convoy train` [default: the smallest number that gives every worker a tower or a slice of the head]
+    /// Replicas of the trunk, as in `convoy train` [default: the smallest number that gives every worker a tower or a slice of the head (the final linear layers)]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     replicas: Option<usize>,
     /// How workers send each other tensors, as in `convoy train`: auto and direct are the same here

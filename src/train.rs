@@ -40,8 +40,8 @@ pub(crate) struct Arguments {
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file [default: alexnet-fashion]
     #[arg(long, value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
     model: Option<String>,
-    /// Images: auto (Fashion-MNIST from this machine, else by download unless CONVOY_OFFLINE=1, else the bundled subset), a folder of
-    /// IDX files, bundled, or synthetic [default: the data of the resumed job, or auto]
+    /// Images: auto, a folder of IDX files, bundled, or synthetic. auto uses Fashion-MNIST if it is on this machine. If not, auto downloads
+    /// it, except with CONVOY_OFFLINE=1. If that is not possible, auto uses the bundled subset [default: the data of the resumed job, or auto]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
     /// Passes over the training images [default: 8]
@@ -80,11 +80,11 @@ pub(crate) struct Arguments {
     /// [default: 2]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     micro_batches: Option<usize>,
-    /// Worker processes, at most one for each tower of each slot [default: one per tower]
+    /// Worker processes, at most the number of towers times the number of slots [default: one per tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
     /// Replicas of the trunk, at most one per slot. Each computes some of the slots of a batch. This number does not change the result
-    /// [default: the smallest number that gives every worker a tower or a slice of the head]
+    /// [default: the smallest number that gives every worker a tower or a slice of the head (the final linear layers)]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     replicas: Option<usize>,
     /// How workers send each other tensors: auto (directly where they can connect, and otherwise through the coordinator), direct, or relay
@@ -113,7 +113,7 @@ pub(crate) struct Arguments {
     /// for its first worker, then as long as --patience for the others, and continues without those that are missing
     #[arg(long, value_name = "DIR|auto")]
     resume: Option<PathBuf>,
-    /// Steps between checkpoints. One is also written at the end and on Ctrl-C [default: the steps of one epoch]
+    /// Steps between checkpoints. One is also written at the end and on Ctrl-C [default: the number of steps in an epoch]
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     checkpoint_every: Option<u64>,
     /// Number of checkpoints to keep; older ones are deleted. The checkpoint of a job's last step is never deleted [default: 3]
@@ -124,8 +124,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     snapshot_every: Option<u64>,
     /// Seconds that the job waits for a worker that does not answer (values below 5 count as 5). With --listen, the job also waits this long
-    /// for a replacement of a lost worker. When --resume auto continues a run with --listen, the job also waits this long for the remaining
-    /// workers after the first worker has connected (values below 5 count as 5). The end of --help lists the other deadlines [default: 10]
+    /// for a replacement of a lost worker. If --resume auto continues a run and --listen is set, this is also the time that the job waits for
+    /// the other workers after the first worker has connected. The end of --help lists the other deadlines [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = whole::<u64>(0..=86_400))]
     patience: Option<u64>,
     /// Steps to keep in the run's trace: off, sample (about 50 steps, spread over the run, and up to 30 slow ones), steps:FROM-TO,

@@ -33,8 +33,8 @@ pub(crate) struct Arguments {
     /// File with a shared secret. The coordinator must be started with the same secret (--token-file). The secret is sent unencrypted
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Address on which to wait for other workers, HOST:PORT (or unix:PATH on the same machine), for tensors that workers send each other
-    /// directly [default: a free port of the interface by which the coordinator is reached]
+    /// Address on which this worker accepts direct connections from other workers: HOST:PORT, or unix:PATH if all workers are on one machine
+    /// [default: a free port of the network interface that this worker uses to reach the coordinator]
     #[arg(long, value_name = "HOST:PORT")]
     exchange_listen: Option<Address>,
     /// Address on which to answer health checks (gRPC's standard protocol), for `convoy health` and for orchestrators

@@ -3,10 +3,16 @@
 //! Not here: connecting (the worker's `service/peers`), and which pairs exchange anything (`plan`).
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::index::WorkerIndex;
+
+/// A pair that is not connected after this time is relayed.
+pub const CONNECTED_WITHIN: Duration = Duration::from_secs(2);
+/// A connection of a pair counts as broken if the other machine acknowledges nothing for so long.
+pub const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Which pairs of workers are connected directly. Both directions of a pair are alike.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use convoy_common::links;
 use convoy_common::wire::tuning::PING_TIMEOUT;
 
 /// How often a wait checks for a request to stop, for silent workers, and for processes that have ended.
@@ -70,7 +71,7 @@ pub fn table() -> Vec<(&'static str, String)> {
     let after = |duration| format!("after {}", seconds(duration));
     let (margin, ping) = (seconds(MARGIN), seconds(PING_TIMEOUT));
     let hung = format!(
-        "after {WORK_LONGER} times its longest computation so far, at least {} and at most {}",
+        "after {WORK_LONGER} times the longest computation of this worker so far, at least {} and at most {}",
         seconds(WORK_MIN),
         seconds(FIRST_WORK)
     );
@@ -81,8 +82,13 @@ pub fn table() -> Vec<(&'static str, String)> {
         ("a worker that hangs is given up", hung),
         ("with --listen, the remaining workers take over the towers of a lost one", "after P".to_owned()),
         (
-            "with --resume auto and --listen, a run continues even if workers are missing",
-            format!("P after the first worker has connected, at least {}", seconds(GIVEN_UP_MIN)),
+            "with --resume auto and --listen, a run continues without the workers that are missing",
+            format!("P (at least {}) after the first worker has connected", seconds(GIVEN_UP_MIN)),
+        ),
+        ("the coordinator relays between two workers that do not connect", after(links::CONNECTED_WITHIN)),
+        (
+            "a direct connection counts as broken if the other machine acknowledges nothing",
+            after(links::ACKNOWLEDGED_WITHIN),
         ),
         ("the job ends if a worker process that it started does not connect", after(LOCAL_CONNECTS)),
         ("the job ends if too few remote workers connect", after(REMOTE_CONNECTS)),

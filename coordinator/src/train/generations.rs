@@ -205,7 +205,7 @@ impl Run {
             // Workers that are there try to connect every two seconds.
             let patience = cluster.deadlines().given_up;
             let text = format!(
-                "the run continues even if workers are missing, {} s after the first one has connected",
+                "the run continues without the workers that are missing, {} s after the first one has connected",
                 patience.as_secs()
             );
             observer.on(Event::Notice { text });

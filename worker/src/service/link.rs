@@ -8,6 +8,7 @@ use std::io;
 use std::time::Duration;
 
 use convoy_common::address::Address;
+use convoy_common::links::ACKNOWLEDGED_WITHIN;
 use convoy_common::wire::{FRAME_BYTES_MAX, tuning};
 use convoy_proto::v1;
 use prost::Message;
@@ -23,8 +24,6 @@ use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 const GREETING_BYTES_MAX: usize = 128;
 /// Frames that wait are written together, up to about so many bytes.
 const WRITTEN_TOGETHER: usize = 256 << 10;
-/// A link ends if the other machine acknowledges nothing for so long.
-const SILENT_MAX: Duration = Duration::from_secs(10);
 /// When the system asks a silent machine whether it is there, and how often after that.
 const ASK_AFTER: Duration = Duration::from_secs(2);
 const ASK_AGAIN: u32 = 4;
@@ -72,7 +71,7 @@ impl Link {
         socket.set_tcp_keepalive(
             &TcpKeepalive::new().with_time(ASK_AFTER).with_interval(ASK_AFTER).with_retries(ASK_AGAIN),
         )?;
-        socket.set_tcp_user_timeout(Some(SILENT_MAX))?;
+        socket.set_tcp_user_timeout(Some(ACKNOWLEDGED_WITHIN))?;
         let (input, output) = stream.into_split();
         Ok(Self::new(Box::new(input), Box::new(output)))
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use convoy_common::address::Address;
 use convoy_common::chain::chain;
 use convoy_common::index::WorkerIndex;
+use convoy_common::links::CONNECTED_WITHIN;
 use convoy_common::wire::{Generation, Peer, PeerFailed, PeerFailure, PeerHello, Secret};
 use convoy_proto::v1;
 use tokio::net::{TcpListener, UnixListener};
@@ -23,8 +24,6 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::connection::Place;
 use super::link::{Link, LinkError};
 
-/// A pair that is not connected after this time is relayed.
-const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// The pause before the next attempt, if a peer does not listen yet.
 const RETRY_EVERY: Duration = Duration::from_millis(50);
 /// Connections whose other end has not proved who it is. More are closed at once.
@@ -129,7 +128,7 @@ impl Door {
         generation: Generation,
         peers: &[Peer],
     ) -> Result<Vec<(WorkerIndex, Link)>, Vec<PeerFailed>> {
-        let deadline = Instant::now() + CONNECT_MAX;
+        let deadline = Instant::now() + CONNECTED_WITHIN;
         let mut arrivals = self.await_peers(generation, peers.iter().filter(|peer| peer.worker < own));
         let mut dialling = JoinSet::new();
         for peer in peers.iter().filter(|peer| peer.worker > own).cloned() {
@@ -151,7 +150,7 @@ impl Door {
             links.insert(peer, link);
         }
         for missing in peers.iter().filter(|peer| peer.worker < own && !links.contains_key(&peer.worker)) {
-            let message = format!("worker {} did not connect within {CONNECT_MAX:?}", missing.worker);
+            let message = format!("worker {} did not connect within {CONNECTED_WITHIN:?}", missing.worker);
             failed.push(unreachable(missing.worker, message));
         }
         if failed.is_empty() { Ok(links.into_iter().collect()) } else { Err(failed) }
@@ -169,7 +168,7 @@ async fn dial(peer: &Peer, own: WorkerIndex, generation: Generation, deadline: I
         }
         sleep(RETRY_EVERY).await;
     }
-    Err(format!("cannot connect to worker {} at {} within {CONNECT_MAX:?}: {why}", peer.worker, peer.address))
+    Err(format!("cannot connect to worker {} at {} within {CONNECTED_WITHIN:?}: {why}", peer.worker, peer.address))
 }
 
 async fn greet(peer: &Peer, own: WorkerIndex, generation: Generation) -> Result<Link, LinkError> {
@@ -197,7 +196,7 @@ async fn accept(listener: Listener, awaited: watch::Receiver<Awaited>) {
         unproved.spawn(async move {
             let _permit = permit;
             // A stranger is not told why.
-            let _ = timeout(CONNECT_MAX, admitted).await;
+            let _ = timeout(CONNECTED_WITHIN, admitted).await;
         });
     }
 }
