@@ -39,7 +39,7 @@ pub(crate) struct Arguments {
     /// JSON file with the faults, such as the storm.json of an earlier storm
     #[arg(long, value_name = "FILE")]
     storm: Option<PathBuf>,
-    /// Workers of the job
+    /// Workers of the job. If they are more than its towers, the job has as many slots as its replicas need
     #[arg(long, value_name = "N", default_value_t = 2, conflicts_with = "storm", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: usize,
     /// Preset or path of a model file
@@ -69,7 +69,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let storm = arguments.storm()?;
     let model = model_text(&arguments.model)?;
-    Plan::new(Network::parse(&model)?, storm.workers, 1, None)?;
+    let slots = arguments.slots(&model, &storm)?;
     let out = arguments.folder()?;
     write_json(&out.join("storm.json"), &storm)?;
     let project = arguments.project()?;
@@ -85,10 +85,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
             tell(&format!("{name}: {} steps, {} faults, in {}", storm.steps, storm.faults.len(), folder.display()));
         }
         if arguments.compose.is_empty() {
-            let mut place = arguments.processes(storm, &folder)?;
+            let mut place = arguments.processes(storm, slots, &folder)?;
             Ok((conductor::run(&mut place, storm, &stop)?, folder))
         } else {
-            let mut place = arguments.containers(storm, &model, (&out, name), format!("{project}-{name}"))?;
+            let mut place = arguments.containers((storm, slots), &model, (&out, name), format!("{project}-{name}"))?;
             Ok((conductor::run(&mut place, storm, &stop)?, Compose::run_folder(&folder)))
         }
     };
@@ -112,9 +112,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
 }
 
 impl Arguments {
+    /// The fewest slots with which the job can have the storm's workers.
+    fn slots(&self, model: &str, storm: &Storm) -> Result<usize, Box<dyn Error>> {
+        let network = Network::parse(model)?;
+        let slots = storm.workers.div_ceil(network.towers).clamp(1, self.batch);
+        Plan::new(network, storm.workers, slots, None)?;
+        Ok(slots)
+    }
+
     /// Settings of the job, as flags of `convoy train` without their dashes. Snapshots and checkpoints are frequent, so that faults strike
     /// during them.
-    fn job(&self, storm: &Storm) -> Vec<(&'static str, String)> {
+    fn job(&self, storm: &Storm, slots: usize) -> Vec<(&'static str, String)> {
         let constant = [
             ("schedule", "constant"),
             ("lr", "0.01"),
@@ -126,13 +134,14 @@ impl Arguments {
         let mut job = constant.map(|(name, value)| (name, value.to_owned())).to_vec();
         job.push(("data", self.data.clone()));
         job.push(("batch", self.batch.to_string()));
+        job.push(("slots", slots.to_string()));
         job.push(("workers", storm.workers.to_string()));
         job.push(("steps", storm.steps.to_string()));
         job
     }
 
-    fn processes(&self, storm: &Storm, out: &Path) -> std::io::Result<Local> {
-        let flags = self.job(storm).into_iter().flat_map(|(name, value)| [format!("--{name}"), value]);
+    fn processes(&self, storm: &Storm, slots: usize, out: &Path) -> std::io::Result<Local> {
+        let flags = self.job(storm, slots).into_iter().flat_map(|(name, value)| [format!("--{name}"), value]);
         let mut job: Vec<String> = flags.chain(["--model".to_owned(), self.model.clone()]).collect();
         if self.rehearse_stale_snapshot {
             job.push("--rehearse-stale-snapshot".to_owned());
@@ -143,7 +152,7 @@ impl Arguments {
     /// The folder `out` has two that are mounted: `data` with the model file, and the runs.
     fn containers(
         &self,
-        storm: &Storm,
+        (storm, slots): (&Storm, usize),
         model: &str,
         (out, name): (&Path, &str),
         project: String,
@@ -153,7 +162,7 @@ impl Arguments {
         std::fs::create_dir_all(&data).map_err(|error| format!("cannot create {}: {error}", data.display()))?;
         write_atomically(&data.join("model.toml"), model.as_bytes())?;
         let variable = |name: &str| format!("CONVOY_{}", name.replace('-', "_").to_uppercase());
-        let mut job: Vec<_> = self.job(storm).into_iter().map(|(name, value)| (variable(name), value)).collect();
+        let mut job: Vec<_> = self.job(storm, slots).into_iter().map(|(name, value)| (variable(name), value)).collect();
         job.push((variable("model"), "/data/model.toml".to_owned()));
         job.push((variable("mount-data"), data.display().to_string()));
         job.push((variable("json"), "1".to_owned()));

@@ -7,6 +7,7 @@ use convoy_common::batch::{BATCH_MAX, Division};
 use convoy_common::index::{ExchangeIndex, PerWorker, SegmentIndex, TowerIndex, WorkerIndex};
 use convoy_common::links::Links;
 use convoy_common::model::Network;
+use convoy_common::placement::Half;
 use convoy_common::plan::{Plan, Traffic};
 use convoy_coordinator::JobError;
 use convoy_coordinator::job::check_parts;
@@ -61,6 +62,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     Ok(Outcome::Done)
 }
 
+/// The most workers of a table with a column for each.
+const COLUMNS_MAX: usize = 12;
+
 /// A step's images, and how they are divided.
 #[derive(Clone, Copy)]
 struct Step {
@@ -100,9 +104,8 @@ fn as_json(plan: &Plan, step: Step) -> Value {
     });
     let exchanges = exchanges.collect::<Vec<_>>();
     let total = plan.step_traffic(batch);
-    let leaving: Vec<_> = plan.all_towers().map(|tower| plan.floats_leaving(tower)).collect();
     json!({
-        "model": network.name, "towers": network.towers, "workers": plan.workers, "placement": plan.placement,
+        "model": network.name, "towers": network.towers, "slices": network.slices, "workers": plan.workers, "placement": plan.placement,
         "batch": batch, "parameters": network.parameters().iter().map(|p| p.len()).sum::<usize>(),
         "multiply_adds": network.multiply_adds(), "layers": Value::Array(layers), "images": plan.image_traffic(batch),
         "replicas": plan.placement.replicas(), "gradients": plan.reduction_traffic(batch),
@@ -111,19 +114,26 @@ fn as_json(plan: &Plan, step: Step) -> Value {
         "memory_bytes_a_worker": bytes_of_each(plan, batch, |worker| worker_bytes(plan, worker, step)),
         "snapshot_bytes_a_worker": bytes_of_each(plan, batch, |worker| forecast::snapshot_bytes(plan, worker)),
         "snapshot_bytes_of_the_coordinator": snapshot_bytes(network),
-        "exchanges": Value::Array(exchanges), "step": total, "floats_leaving_a_tower_an_image": leaving,
+        "exchanges": Value::Array(exchanges), "step": total,
+        "sent": plan.pair_bytes(batch).into_iter().map(|((from, to), bytes)| json!({ "from": from, "to": to, "bytes": bytes })).collect::<Vec<_>>(),
+        "floats_leaving_a_tower_an_image": floats_leaving(plan, Half::Trunk),
+        "floats_leaving_a_slice_an_image": floats_leaving(plan, Half::Head),
     })
 }
 
 fn as_table(plan: &Plan, step: Step) -> String {
     let batch = step.batch;
     let network = &plan.network;
+    let head = if network.slices == network.towers {
+        String::new()
+    } else {
+        format!(" and {}", counted(network.slices, "slice of the head", "slices of the head"))
+    };
     let mut text = format!(
-        "{} in {} towers on {} worker{}, {batch} images per step\n\n",
+        "{} in {}{head} on {}, {batch} images per step\n\n",
         network.name,
-        network.towers,
-        plan.workers,
-        if plan.workers == 1 { "" } else { "s" }
+        counted(network.towers, "tower", "towers"),
+        counted(plan.workers, "worker", "workers"),
     );
     if plan.placement.replicas() > 1 {
         let each =
@@ -163,6 +173,7 @@ fn as_table(plan: &Plan, step: Step) -> String {
     text += &aligned(&rows, &[0, 1, 7]);
     text += "\n";
     text += &exchange_table(plan, batch);
+    text += &pair_table(plan, batch);
     let mb = |bytes: u64| format!("{:.0} MB", bytes as f64 / 1e6);
     let listed = |bytes: PerWorker<u64>| {
         let each = bytes.into_iter_enumerated().map(|(worker, bytes)| format!("worker {worker} {}", mb(bytes)));
@@ -219,23 +230,52 @@ fn exchange_table(plan: &Plan, batch: usize) -> String {
         rows.push(row("gradients".to_owned(), "the commit".to_owned(), Traffic::default(), sums));
     }
     let total = plan.step_traffic(batch);
-    let leaving: Vec<_> = plan.all_towers().map(|tower| plan.floats_leaving(tower).to_string()).collect();
+    let listed = |half| floats_leaving(plan, half).iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     format!(
         "bytes per step (up: to the coordinator, down: to workers, across: from worker to worker)\n{}\
-         total {} bytes per step: {} up, {} down, {} across\nfloats per image that leave a tower forward, without logits: {}\n",
+         total {} bytes per step: {} up, {} down, {} across\nfloats per image that leave each tower of the trunk: {}; each slice of the head, without logits: {}\n",
         aligned(&rows, &[0, 1]),
         total.total(),
         total.up,
         total.down,
         total.across,
-        leaving.join(", ")
+        listed(Half::Trunk),
+        listed(Half::Head)
     )
+}
+
+/// Floats per image that leave each tower, or each slice of the head, over a socket, forward, without logits.
+fn floats_leaving(plan: &Plan, half: Half) -> Vec<usize> {
+    let parts = if half == Half::Trunk { plan.network.towers } else { plan.network.slices };
+    TowerIndex::all(parts).map(|part| plan.floats_leaving(half, part)).collect()
+}
+
+fn counted(count: usize, one: &str, several: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { several })
+}
+
+/// Bytes that each worker sends to each other one in a step. With many workers, the table would not fit a terminal.
+fn pair_table(plan: &Plan, batch: usize) -> String {
+    if !(3..=COLUMNS_MAX).contains(&plan.workers) {
+        return String::new();
+    }
+    let pairs = plan.pair_bytes(batch);
+    let header = std::iter::once("from".to_owned()).chain(plan.all_workers().map(|to| format!("to {to}")));
+    let row = |from: WorkerIndex| {
+        let bytes = plan.all_workers().map(move |to| (from, to)).map(|pair| match pairs.get(&pair) {
+            Some(bytes) => bytes.to_string(),
+            None => "-".to_owned(),
+        });
+        std::iter::once(format!("worker {from}")).chain(bytes).collect::<Vec<_>>()
+    };
+    let rows: Vec<_> = std::iter::once(header.collect()).chain(plan.all_workers().map(row)).collect();
+    format!("bytes per step from worker to worker\n{}", aligned(&rows, &[0]))
 }
 
 /// Multiply-adds of the first tower, which has the most where slices are uneven.
 fn multiply_adds_a_tower(plan: &Plan, index: usize) -> u64 {
     let layer = &plan.network.layers[index];
-    let own = plan.network.slice(layer.output.channels, TowerIndex(0)).len();
+    let own = plan.network.slice(index, TowerIndex(0)).len();
     layer.fan_in() as u64 * (own * layer.output.pixels()) as u64
 }
 

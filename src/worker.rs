@@ -77,7 +77,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     if arguments.lifeline {
         signals::end_with_input()?;
     }
-    let _socket = SocketFile::at(arguments.health.as_ref())?;
+    let _health = SocketFile::at(arguments.health.as_ref())?;
+    let _exchange = SocketFile::at(arguments.exchange_listen.as_ref())?;
     service::run(
         &WorkerConfig {
             join: arguments.join.clone(),

@@ -66,6 +66,22 @@ fn a_short_storm_changes_no_bits_and_every_fault_is_found() {
     assert_eq!(remains(&out), Vec::<String>::new());
 }
 
+/// Two replicas of two towers, each on a worker of its own.
+#[test]
+fn a_storm_over_replicas_changes_no_bits() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("storm");
+    let output = chaos("--faults 16 --seed 4 --batch 8 --workers 4", &out);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(hash(&out.join("calm")), hash(&out.join("stormy")));
+    for run in ["calm", "stormy"] {
+        assert_eq!(record(&out.join(run))["configuration"]["slots"], 2);
+    }
+    let record = record(&out.join("calm"));
+    assert_eq!((&record["running"]["replicas"], record["workers"].as_array().unwrap().len()), (&json!(2), 4));
+    assert_eq!(remains(&out), Vec::<String>::new());
+}
+
 /// The negative control: workers get a wrong state after a fault. Chaos reports that the job does not survive.
 #[test]
 fn a_broken_recovery_does_not_survive_a_storm() {
@@ -134,8 +150,8 @@ fn an_impossible_storm_is_refused() {
         "fault 1: kill at forward; faults of containers are [kill, stop, freeze, cut, coordinator] at reported";
     assert!(said(&output).contains(expected), "no \"{expected}\" in {}", said(&output));
     assert!(!out.exists());
-    let output = chaos("--faults 1 --workers 3", &folder.path().join("three"));
+    let output = chaos("--faults 1 --batch 4 --workers 9", &folder.path().join("nine"));
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-    assert!(said(&output).contains("--workers 3") && said(&output).contains("must be at most 2"), "{}", said(&output));
-    assert!(!folder.path().join("three").exists());
+    assert!(said(&output).contains("--workers 9") && said(&output).contains("must be at most 8"), "{}", said(&output));
+    assert!(!folder.path().join("nine").exists());
 }

@@ -178,7 +178,7 @@ units = 10
 /// A job on `workers` workers, by its records: the hash, the losses, and what was measured after each epoch.
 fn replicated(
     folder: &Path,
-    model: &str,
+    (model, towers): (&str, usize),
     [slots, workers, seed]: [usize; 3],
 ) -> (String, Vec<(u64, u64)>, Vec<String>) {
     let (out, data) = (folder.join(format!("{slots}-{workers}-{seed}")), folder.join("data"));
@@ -194,13 +194,6 @@ fn replicated(
     let mut processes = worker_processes(&out);
     processes.dedup();
     assert_eq!(processes.len(), workers, "distinct processes");
-    let towers = if model.ends_with("one-tower.toml") {
-        1
-    } else if model.ends_with("toml") {
-        4
-    } else {
-        2
-    };
     assert_eq!(record["running"]["replicas"], workers.div_ceil(towers), "{slots} slots, {workers} workers");
     let held = |worker: &Value| worker["towers"].as_array().unwrap().len() + worker["slices"].as_array().unwrap().len();
     assert!(record["workers"].as_array().unwrap().iter().all(|worker| held(worker) > 0), "{record}");
@@ -247,8 +240,12 @@ fn check_replicas(model: &str, towers: usize, slots: &[usize]) {
     std::fs::create_dir(folder.path().join("data")).unwrap();
     support::write_data(&folder.path().join("data"), &images(30), &images(13));
     let text = match model {
-        "four-towers" => Some(support::FOUR_TOWERS),
-        "one-tower" => Some(ONE_TOWER),
+        "four-towers" => Some(support::FOUR_TOWERS.to_owned()),
+        "one-tower" => Some(ONE_TOWER.to_owned()),
+        "one-tower-of-three-slices" => Some(with_slices(ONE_TOWER, 3)),
+        "two-towers-of-three-slices" => {
+            Some(with_slices(&std::fs::read_to_string("models/alexnet-fashion.toml").unwrap(), 3))
+        }
         _ => None,
     };
     let path = folder.path().join(format!("{model}.toml"));
@@ -258,12 +255,12 @@ fn check_replicas(model: &str, towers: usize, slots: &[usize]) {
     });
     let mut of_slots = Vec::new();
     for slots in slots.iter().copied() {
-        let one = replicated(folder.path(), model, [slots, 1, 5]);
+        let one = replicated(folder.path(), (model, towers), [slots, 1, 5]);
         assert_eq!((one.1.len(), one.2.len()), (4, 2));
         for workers in 2..=(towers * slots).min(8) {
             assert_eq!(
                 one,
-                replicated(folder.path(), model, [slots, workers, 5]),
+                replicated(folder.path(), (model, towers), [slots, workers, 5]),
                 "{model}: {slots} slots, {workers} workers"
             );
         }
@@ -277,7 +274,7 @@ fn check_replicas(model: &str, towers: usize, slots: &[usize]) {
         });
         assert_eq!(measured[0], measured[1], "{model}: measured on one worker and on many");
     }
-    let other = replicated(folder.path(), model, [slots[0], (towers * slots[0]).min(8), 6]);
+    let other = replicated(folder.path(), (model, towers), [slots[0], (towers * slots[0]).min(8), 6]);
     assert!(!of_slots.contains(&other.0), "another seed");
     of_slots.sort();
     of_slots.dedup();
@@ -302,6 +299,20 @@ fn four_towers_have_the_same_bits_on_one_to_eight_workers() {
 #[test]
 fn one_tower_has_the_same_bits_on_one_to_eight_workers() {
     check_replicas("one-tower", 1, &[2, 5, 8]);
+}
+
+/// The head is divided into more slices than there are towers, so some workers hold slices and towers, and some hold towers alone.
+#[test]
+fn heads_of_three_slices_have_the_same_bits_on_one_to_eight_workers() {
+    check_replicas("one-tower-of-three-slices", 1, &[2, 4]);
+    check_replicas("two-towers-of-three-slices", 2, &[2, 4]);
+}
+
+/// The same model, with its head divided into `slices` slices.
+fn with_slices(model: &str, slices: usize) -> String {
+    let text = model.replacen("\ntowers = ", &format!("\nhead = {slices}\ntowers = "), 1);
+    assert_ne!(text, model);
+    text
 }
 
 fn worker(address: &str) -> Process {

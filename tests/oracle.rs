@@ -34,7 +34,7 @@ mod trainer;
 fn convoy(case: Case) -> Run {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    std::fs::write(path("oracle.toml"), model_file(&Net::new(case.towers))).unwrap();
+    std::fs::write(path("oracle.toml"), model_file(&Net::new(case.towers, case.slices))).unwrap();
     std::fs::create_dir(path("data")).unwrap();
     write_split(&path("data"), "train", &training_data());
     write_split(&path("data"), "t10k", &test_data());
@@ -84,8 +84,16 @@ fn assert_equal(case: Case) {
     assert_eq!(ours.weights_sha256, theirs.weights_sha256);
 }
 
-const CASE: Case =
-    Case { towers: 2, schedule: "one-cycle", order: "shuffled", seed: 7, slots: 1, micro_batches: 2, workers: 2 };
+const CASE: Case = Case {
+    towers: 2,
+    slices: 2,
+    schedule: "one-cycle",
+    order: "shuffled",
+    seed: 7,
+    slots: 1,
+    micro_batches: 2,
+    workers: 2,
+};
 
 const SEQUENTIAL: Case =
     Case { schedule: "cosine", order: "sequential", slots: 2, micro_batches: 3, workers: 1, ..CASE };
@@ -118,14 +126,30 @@ fn trees_of_slots_over_replicas() {
     assert_equal(Case { slots: 4, workers: 8, micro_batches: 1, ..CASE });
     assert_equal(Case { slots: 6, workers: 5, ..SEQUENTIAL });
     assert_equal(Case { slots: 8, workers: 3, ..SEQUENTIAL });
-    assert_equal(Case { towers: 4, slots: 3, workers: 7, ..SEQUENTIAL });
+    assert_equal(Case { towers: 4, slices: 4, slots: 3, workers: 7, ..SEQUENTIAL });
 }
 
 /// The order in which partial gradients are added shows only with more than two of them. One worker holds two towers, and
 /// must not add up theirs first.
 #[test]
 fn four_towers_on_three_workers() {
-    assert_equal(Case { towers: 4, workers: 3, ..SEQUENTIAL });
+    assert_equal(Case { towers: 4, slices: 4, workers: 3, ..SEQUENTIAL });
+}
+
+/// The head is divided otherwise than the trunk: more slices than towers, and fewer. One tower has a whole trunk without exchanges.
+#[test]
+fn heads_of_another_number_of_slices() {
+    assert_equal(Case { slices: 3, ..SEQUENTIAL });
+    assert_equal(Case { slices: 5, slots: 4, workers: 7, ..SEQUENTIAL });
+    assert_equal(Case { towers: 4, slices: 1, workers: 3, ..CASE });
+    assert_equal(Case { towers: 1, slices: 2, workers: 2, ..SEQUENTIAL });
+}
+
+/// A control: four slices of the head are added in another order than two.
+#[test]
+fn another_number_of_slices_is_another_result() {
+    let case = Case { slices: 4, ..SEQUENTIAL };
+    assert_ne!(train(case).weights_sha256, convoy(SEQUENTIAL).weights_sha256);
 }
 
 /// The control: the oracle tells one job from another.
@@ -143,7 +167,7 @@ fn gradients_are_slopes() {
     const BY: f64 = 1e-4;
     let data = training_data();
     let batch: Vec<usize> = (0..BATCH).collect();
-    let net = Net::new(4);
+    let net = Net::new(4, 4);
     let weights = initial_weights(&net, 3);
     let loss = |weights: &Tensors| -> f64 {
         let of_sample = |position: usize| {

@@ -641,7 +641,42 @@ fn a_link_that_breaks_is_replaced_by_the_coordinator() {
         assert!(incidents.len() == 1 && incidents[0]["kind"] == "link", "{incidents:?}");
         let planned = &record(&out)["planned_step_traffic"];
         assert_eq!(planned["across"] == 0, exchange == "auto", "{exchange}: {planned}");
+        assert!(said(&output).contains("the trace ends at step"), "{}", said(&output));
         end(workers);
+    }
+}
+
+/// A worker damages a message to another one. Nobody knows which of the two is at fault, so both stay, and the coordinator relays between
+/// them from then on: the second damaged message is proof. Without a relay, the sender is given up at once.
+#[test]
+fn a_damaged_message_between_workers_is_relayed_before_anybody_is_given_up() {
+    let folder = TempDir::new().unwrap();
+    for (exchange, found) in [("auto", ["invalid", "invalid"].as_slice()), ("direct", ["invalid"].as_slice())] {
+        let out = folder.path().join(exchange);
+        let mut child = start(&format!("--listen 127.0.0.1:0 --exchange {exchange}"), &out);
+        let join = listening_at(&mut child);
+        let misdeeds = if exchange == "auto" {
+            "--rehearse flip@exchange:20 --rehearse flip@exchange:40"
+        } else {
+            "--rehearse flip@exchange:20"
+        };
+        let workers = [worker(&join, ""), worker(&join, misdeeds)];
+        wait_for_steps(&out, 1);
+        let spare = worker(&join, "");
+        let before = support::worker_processes(&out);
+        let output = finish(child);
+        let incidents = ended_like_the_calm_one(&out, &output);
+        let kinds: Vec<_> = incidents.iter().map(|incident| incident["kind"].as_str().unwrap()).collect();
+        assert_eq!(kinds, found, "{exchange}: {incidents:?}");
+        assert_ne!(
+            before,
+            support::worker_processes(&out),
+            "{exchange}: the spare has the place of the worker that lies"
+        );
+        let said = said(&output);
+        assert!(said.contains("an invalid message"), "{exchange}: {said}");
+        end(workers);
+        end([spare]);
     }
 }
 

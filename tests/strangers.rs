@@ -487,6 +487,7 @@ fn assign(change: impl FnOnce(&mut v1::Assign)) -> v1::ToWorker {
     let mut assign = v1::Assign {
         job: 5,
         model: std::fs::read_to_string("models/alexnet-fashion.toml").unwrap(),
+        towers: 2,
         trunk: vec![0, 1],
         head: vec![0, 1],
         worker: 0,

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Stdio;
@@ -133,6 +134,8 @@ fn with_direct_exchange_the_coordinator_receives_logits_and_control_alone() {
         }
         let across = plan["step"]["across"].as_u64().unwrap();
         assert!(across > 1_000_000, "{model}: {across}");
+        let pairs = &record["sent"];
+        assert_eq!(pairs.as_array().unwrap().len(), 2, "{model}: {pairs}");
         let gradients: u64 = record["exchanges"]
             .as_array()
             .unwrap()
@@ -154,4 +157,32 @@ fn planned(model: &str, exchange: &str) -> Value {
 fn moved_each_step(model: &str, exchange: &str) -> ([f64; 2], Value) {
     let ((short, _), (long, record)) = (moved(model, exchange, 2), moved(model, exchange, 22));
     ([0, 1].map(|way| (long[way] - short[way]) as f64 / 20.0), record)
+}
+
+/// What each worker sends to each other one, with two replicas of two towers and of one tower, directly and relayed.
+#[test]
+fn each_pair_of_workers_sends_what_the_plan_foretells() {
+    let folder = TempDir::new().unwrap();
+    for (workers, exchange) in [(2, "auto"), (4, "auto"), (4, "relay"), (3, "auto")] {
+        let job = format!("--model alexnet-fashion --batch 64 --slots 2 --workers {workers} --exchange {exchange}");
+        let plan: Value = serde_json::from_str(&succeed(&format!("plan --json {job}"), &[])).unwrap();
+        let sent_in = |steps: u64| {
+            let out = folder.path().join(format!("{workers}-{exchange}-{steps}"));
+            succeed(&format!("train {job} --data bundled --schedule constant --steps {steps}"), &[("--out", &out)]);
+            by_pair(&record(&out)["sent"])
+        };
+        // Measurements are the same in both, and cancel.
+        let (short, long) = (sent_in(2), sent_in(12));
+        let planned = by_pair(&plan["sent"]);
+        let each_step: BTreeMap<_, _> = long.iter().map(|(pair, bytes)| (*pair, (bytes - short[pair]) / 10)).collect();
+        assert!(planned.len() >= workers, "{planned:?}");
+        assert_eq!(each_step, planned, "{workers} workers, --exchange {exchange}");
+    }
+}
+
+/// Bytes by sender and receiver.
+fn by_pair(sent: &Value) -> BTreeMap<(u64, u64), u64> {
+    let number = |entry: &Value, key: &str| entry[key].as_u64().unwrap();
+    let pair = |entry: &Value| ((number(entry, "from"), number(entry, "to")), number(entry, "bytes"));
+    sent.as_array().unwrap().iter().map(pair).collect()
 }

@@ -52,7 +52,7 @@ impl Parameter {
 
     /// The outputs of `tower`.
     pub fn slice(&self, network: &Network, tower: TowerIndex) -> Range<usize> {
-        network.slice(self.shape[0], tower)
+        network.slice(self.layer, tower)
     }
 
     /// The shape of `tower`'s part.
@@ -159,10 +159,11 @@ mod tests {
 
     #[test]
     fn towers_slices_tile_each_parameter() {
-        let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
+        let text = presets::text("alexnet-fashion").unwrap().replace("towers = 2", "towers = 2\nhead = 3");
+        let network = Network::parse(&text).unwrap();
         for parameter in network.parameters() {
             let mut at = 0;
-            for tower in TowerIndex::all(network.towers) {
+            for tower in TowerIndex::all(network.parts(parameter.layer)) {
                 let slice = parameter.slice(&network, tower);
                 assert_eq!(slice.start, at);
                 at = slice.end;

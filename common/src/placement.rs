@@ -60,9 +60,10 @@ pub enum PlacementError {
     TooFewReplicas { replicas: usize, workers: usize, least: usize, towers: usize },
     /// A placement that doesn't fit the network.
     #[error(
-        "a placement of {trunk:?} and {head} slices, for {slots} slots, on {workers} workers does not fit the {towers} towers of the model"
+        "a placement of {trunk:?} towers and {head} slices, for {slots} slots, on {workers} workers does not fit the model, which has \
+         {towers} towers and {slices} slices"
     )]
-    Unfit { trunk: Vec<usize>, head: usize, slots: usize, workers: usize, towers: usize },
+    Unfit { trunk: Vec<usize>, head: usize, slots: usize, workers: usize, towers: usize, slices: usize },
 }
 
 impl Placement {
@@ -100,7 +101,8 @@ impl Placement {
             .collect();
         let trunk: Vec<PerTower<WorkerIndex>> =
             units.chunks(towers).map(|held| held.iter().copied().collect()).collect();
-        let head = if replicas == 1 { trunk[0].clone() } else { head_beside(network, &trunk, workers) };
+        let is_alike = replicas == 1 && network.slices == towers;
+        let head = if is_alike { trunk[0].clone() } else { head_beside(network, &trunk, workers) };
         Ok(Self { slots, trunk, head })
     }
 
@@ -113,15 +115,17 @@ impl Placement {
         let workers = all().max().map_or(0, |last| last.0.saturating_add(1));
         let units = self.trunk.len().saturating_mul(network.towers).saturating_add(self.head.len());
         let is_whole = (1..=self.slots.min(REPLICAS_MAX)).contains(&self.trunk.len())
-            && (self.trunk.len() == 1 || units <= UNITS_MAX + network.towers)
-            && self.trunk.iter().chain([&self.head]).all(|held| held.len() == network.towers);
+            && (self.trunk.len() == 1 || units <= UNITS_MAX + network.slices)
+            && self.trunk.iter().all(|held| held.len() == network.towers)
+            && self.head.len() == network.slices;
         let mut is_used = vec![false; if workers <= units { workers } else { 0 }];
         all().for_each(|worker| is_used.get_mut(worker.0).into_iter().for_each(|used| *used = true));
         if is_whole && !is_used.is_empty() && is_used.iter().all(|used| *used) {
             return Ok(workers);
         }
         let trunk = self.trunk.iter().take(10).map(|held| held.len()).collect();
-        Err(PlacementError::Unfit { trunk, head: self.head.len(), slots: self.slots, workers, towers: network.towers })
+        let (towers, slices) = (network.towers, network.slices);
+        Err(PlacementError::Unfit { trunk, head: self.head.len(), slots: self.slots, workers, towers, slices })
     }
 
     /// Number of replicas.
@@ -179,27 +183,27 @@ impl Placement {
         replicas.flat_map(|replica| self.slots_of(replica))
     }
 
-    /// What `worker` holds, for a person: "tower 0 of replica 1 and slice 0 of the head". Without replicas, the towers say it all.
+    /// What `worker` holds, for a person: "tower 0 of replica 1 and slice 0 of the head". Where a slice lies with each tower of the only
+    /// replica, the towers say it all.
     pub fn described(&self, worker: WorkerIndex) -> String {
-        let towers = || self.head.keys();
-        if self.replicas() == 1 {
-            let held: Vec<_> = towers().filter(|tower| self.trunk[0][*tower] == worker).collect();
-            return held.iter().map(|tower| format!("tower {tower}")).collect::<Vec<_>>().join(" and ");
-        }
         let of_trunk = self.trunk.iter().enumerate().flat_map(|(replica, held)| {
-            let own = towers().filter(move |tower| held[*tower] == worker);
-            own.map(move |tower| format!("tower {tower} of replica {replica}"))
+            let own = held.iter_enumerated().filter(move |(_, holder)| **holder == worker);
+            own.map(move |(tower, _)| match self.replicas() {
+                1 => format!("tower {tower}"),
+                _ => format!("tower {tower} of replica {replica}"),
+            })
         });
-        let of_head = towers().filter(|slice| self.head[*slice] == worker);
-        let of_head = of_head.map(|slice| format!("slice {slice} of the head"));
+        let is_alike = self.replicas() == 1 && self.head == self.trunk[0];
+        let of_head = self.head.iter_enumerated().filter(|(_, holder)| !is_alike && **holder == worker);
+        let of_head = of_head.map(|(slice, _)| format!("slice {slice} of the head"));
         of_trunk.chain(of_head).collect::<Vec<_>>().join(" and ")
     }
 
     /// The towers of the trunk, and the slices of the head, that `worker` holds, each once.
     pub fn held_by(&self, worker: WorkerIndex) -> Vec<(Half, TowerIndex)> {
-        let all = [Half::Trunk, Half::Head].into_iter();
-        let each = all.flat_map(|half| self.head.keys().map(move |tower| (half, tower)));
-        each.filter(|(half, tower)| self.sharers(*half, *tower).contains(&worker)).collect()
+        let of_trunk = self.trunk.first().into_iter().flat_map(|held| held.keys()).map(|tower| (Half::Trunk, tower));
+        let all = of_trunk.chain(self.head.keys().map(|slice| (Half::Head, slice)));
+        all.filter(|(half, tower)| self.sharers(*half, *tower).contains(&worker)).collect()
     }
 }
 
@@ -217,7 +221,7 @@ fn head_beside(network: &Network, trunk: &[PerTower<WorkerIndex>], workers: usiz
         load[worker] = load[worker].saturating_add(of_slice);
         worker
     };
-    TowerIndex::all(network.towers).map(deal).collect()
+    TowerIndex::all(network.slices).map(deal).collect()
 }
 
 #[cfg(test)]
@@ -290,6 +294,7 @@ mod tests {
         refused(&|placement| placement.slots = 1);
         refused(&|placement| placement.head.truncate(1));
         refused(&|placement| placement.trunk[0].push(WorkerIndex(0)));
+        refused(&|placement| placement.head.push(WorkerIndex(0)));
         // As many as fit into a message.
         refused(&|placement| {
             placement.slots = usize::MAX;

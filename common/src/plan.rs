@@ -3,7 +3,7 @@
 //!
 //! Not here: who holds what (`placement`), and time. Traces record how long a step takes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use serde::Serialize;
@@ -11,10 +11,11 @@ use serde::Serialize;
 use crate::batch::{MicroBatchId, Phase, part};
 use crate::index::{ExchangeIndex, PerSegment, SegmentIndex, TowerIndex, WorkerIndex};
 use crate::links::Links;
-use crate::model::{Layer, Network, Shape};
+use crate::model::{Network, Shape};
 use crate::parameters::Parameter;
 use crate::placement::{Half, Placement, PlacementError};
 use crate::slots::{Node, SlotTree};
+use crate::wire::Direction;
 
 /// A network, divided into segments and placed on workers.
 #[derive(Clone, Debug)]
@@ -71,6 +72,13 @@ pub struct Traffic {
 struct Receivers {
     direct: usize,
     relayed: usize,
+}
+
+/// Floats that a worker sends to others.
+struct Sent<'a> {
+    from: WorkerIndex,
+    to: &'a [WorkerIndex],
+    floats: usize,
 }
 
 fn bytes(floats: usize) -> u64 {
@@ -175,6 +183,22 @@ impl Plan {
         TowerIndex::all(self.network.towers)
     }
 
+    /// The parts of a segment, in order: towers in the trunk, slices in the head.
+    pub fn parts(&self, segment: SegmentIndex) -> impl DoubleEndedIterator<Item = TowerIndex> + Clone + use<> {
+        TowerIndex::all(match self.segments[segment].half {
+            Half::Trunk => self.network.towers,
+            Half::Head => self.network.slices,
+        })
+    }
+
+    /// The parts that send something at an exchange. The coordinator sends the gradient of the logits, one for each part.
+    pub fn senders(&self, exchange: ExchangeIndex, direction: Direction) -> impl Iterator<Item = TowerIndex> + use<> {
+        self.parts(match direction {
+            Direction::Backward if exchange != self.logits_exchange() => exchange.segment_after(),
+            _ => exchange.segment_before(),
+        })
+    }
+
     /// All exchanges, in order.
     pub fn all_exchanges(&self) -> impl DoubleEndedIterator<Item = ExchangeIndex> + ExactSizeIterator + Clone + use<> {
         ExchangeIndex::all(self.segments.len())
@@ -276,7 +300,7 @@ impl Plan {
 
     /// The channels that `tower` contributes to `exchange`, forward.
     pub fn contribution(&self, exchange: ExchangeIndex, tower: TowerIndex) -> Range<usize> {
-        self.network.slice(self.exchanged(exchange).channels, tower)
+        self.network.slice(self.segments[exchange.segment_before()].layers.end - 1, tower)
     }
 
     /// Floats per image that `tower` contributes to `exchange`, forward.
@@ -298,7 +322,7 @@ impl Plan {
     /// The towers of a segment that `worker` computes, each with the number of samples, of a batch of `samples`.
     pub fn work_of(&self, worker: WorkerIndex, segment: SegmentIndex, samples: usize) -> Vec<(TowerIndex, usize)> {
         let of = |(id, count)| {
-            let held = self.all_towers().filter(move |tower| self.holder(segment, *tower, id) == worker);
+            let held = self.parts(segment).filter(move |tower| self.holder(segment, *tower, id) == worker);
             held.map(move |tower| (tower, count))
         };
         self.shares(samples).flat_map(of).collect()
@@ -311,70 +335,100 @@ impl Plan {
         Traffic { down: down.sum::<usize>() as u64, ..Traffic::default() }
     }
 
-    /// Traffic of `exchange` forward, for `samples` images.
-    pub fn forward_traffic(&self, exchange: ExchangeIndex, samples: usize) -> Traffic {
-        let mut traffic = Traffic::default();
+    /// Calls `each` for what workers send each other at `exchange` forward, for `samples` images. Logits go to the coordinator alone.
+    fn sent_forward(&self, exchange: ExchangeIndex, samples: usize, each: &mut impl FnMut(Sent)) {
         for (id, count) in self.shares(samples) {
-            for tower in self.all_towers() {
-                let floats = self.slice_floats(exchange, tower) * count;
+            for tower in self.senders(exchange, Direction::Forward) {
                 let from = self.holder(exchange.segment_before(), tower, id);
-                traffic = traffic.plus(if exchange == self.logits_exchange() {
-                    Traffic::floats(floats, 0)
-                } else {
-                    Traffic::sent(floats, self.reached(from, self.receivers(exchange, tower, id)))
-                });
+                let (to, floats) = (self.receivers(exchange, tower, id), self.slice_floats(exchange, tower) * count);
+                each(Sent { from, to: &to, floats });
             }
         }
-        traffic
     }
 
-    /// How the receivers of something that `from` sends are reached.
-    fn reached(&self, from: WorkerIndex, to: impl IntoIterator<Item = WorkerIndex>) -> Receivers {
-        let mut receivers = Receivers::default();
-        for worker in to {
-            let is_direct = self.links.is_direct(from, worker);
-            *(if is_direct { &mut receivers.direct } else { &mut receivers.relayed }) += 1;
-        }
-        receivers
-    }
-
-    /// Traffic of `exchange` backward, for `samples` images.
-    pub fn backward_traffic(&self, exchange: ExchangeIndex, samples: usize) -> Traffic {
-        let mut traffic = Traffic::default();
-        for (id, count) in self.shares(samples) {
-            for to in self.all_towers() {
-                let floats = self.slice_floats(exchange, to) * count;
-                if exchange == self.logits_exchange() {
-                    traffic = traffic.plus(Traffic::floats(0, floats));
-                    continue;
-                }
-                let owner = self.holder(exchange.segment_before(), to, id);
-                let senders = self.all_towers().map(|from| self.holder(exchange.segment_after(), from, id));
-                for sender in senders.filter(|sender| *sender != owner) {
-                    traffic = traffic.plus(Traffic::sent(floats, self.reached(sender, [owner])));
-                }
+    /// The same backward. The coordinator sends the gradients of logits.
+    fn sent_backward(&self, exchange: ExchangeIndex, samples: usize, each: &mut impl FnMut(Sent)) {
+        for (id, count) in self.shares(samples).filter(|_| exchange != self.logits_exchange()) {
+            for tower in self.parts(exchange.segment_before()) {
+                let (owner, floats) =
+                    (self.holder(exchange.segment_before(), tower, id), self.slice_floats(exchange, tower) * count);
+                let senders = self.senders(exchange, Direction::Backward);
+                let senders = senders.map(|from| self.holder(exchange.segment_after(), from, id));
+                senders.filter(|from| *from != owner).for_each(|from| each(Sent { from, to: &[owner], floats }));
             }
         }
-        traffic
     }
 
-    /// Traffic of summing the trunk's gradients over replicas, in a step over `samples` samples.
-    pub fn reduction_traffic(&self, samples: usize) -> Traffic {
-        let mut traffic = Traffic::default();
+    /// Calls `each` for what workers send each other to sum the trunk's gradients over replicas, in a step over `samples` samples.
+    fn sent_to_reduce(&self, samples: usize, each: &mut impl FnMut(Sent)) {
         for tower in self.all_towers() {
             let sharers = self.placement.sharers(Half::Trunk, tower);
             let nodes = sharers.iter().map(|worker| (*worker, self.nodes(*worker, tower, samples).len()));
             let nodes: Vec<_> = nodes.collect();
             for piece in self.trunk_parameters().flat_map(|parameter| self.pieces(&parameter, tower)) {
                 let (owner, floats) = (piece.owner, piece.floats.len());
-                for (worker, nodes) in nodes.iter().filter(|(worker, _)| *worker != owner) {
-                    traffic = traffic.plus(Traffic::sent(floats * nodes, self.reached(*worker, [owner])));
+                for (from, nodes) in nodes.iter().filter(|(worker, _)| *worker != owner) {
+                    each(Sent { from: *from, to: &[owner], floats: floats * nodes });
                 }
-                let others = sharers.iter().copied().filter(|worker| *worker != owner);
-                traffic = traffic.plus(Traffic::sent(floats, self.reached(owner, others)));
+                let others: Vec<_> = sharers.iter().copied().filter(|worker| *worker != owner).collect();
+                each(Sent { from: owner, to: &others, floats });
             }
         }
+    }
+
+    /// Adds the traffic of what is sent to `traffic`.
+    fn add(&self, traffic: &mut Traffic, Sent { from, to, floats }: Sent) {
+        let direct = to.iter().filter(|to| self.links.is_direct(from, **to)).count();
+        *traffic = traffic.plus(Traffic::sent(floats, Receivers { direct, relayed: to.len() - direct }));
+    }
+
+    /// Traffic of `exchange` forward, for `samples` images.
+    pub fn forward_traffic(&self, exchange: ExchangeIndex, samples: usize) -> Traffic {
+        if exchange == self.logits_exchange() {
+            return Traffic::floats(self.shared(samples) * self.network.classes(), 0);
+        }
+        let mut traffic = Traffic::default();
+        self.sent_forward(exchange, samples, &mut |sent| self.add(&mut traffic, sent));
         traffic
+    }
+
+    /// Traffic of `exchange` backward, for `samples` images.
+    pub fn backward_traffic(&self, exchange: ExchangeIndex, samples: usize) -> Traffic {
+        if exchange == self.logits_exchange() {
+            return Traffic::floats(0, self.shared(samples) * self.network.classes());
+        }
+        let mut traffic = Traffic::default();
+        self.sent_backward(exchange, samples, &mut |sent| self.add(&mut traffic, sent));
+        traffic
+    }
+
+    /// The samples that the replicas share.
+    fn shared(&self, samples: usize) -> usize {
+        self.shares(samples).map(|(_, count)| count).sum()
+    }
+
+    /// Traffic of summing the trunk's gradients over replicas, in a step over `samples` samples.
+    pub fn reduction_traffic(&self, samples: usize) -> Traffic {
+        let mut traffic = Traffic::default();
+        self.sent_to_reduce(samples, &mut |sent| self.add(&mut traffic, sent));
+        traffic
+    }
+
+    /// Payload bytes that each worker sends to each other one in a training step over `samples` samples, directly or through the
+    /// coordinator. Pairs that send nothing are left out.
+    pub fn pair_bytes(&self, samples: usize) -> BTreeMap<(WorkerIndex, WorkerIndex), u64> {
+        let mut pairs = BTreeMap::new();
+        let mut add = |Sent { from, to, floats }: Sent| {
+            for to in to.iter().filter(|_| floats > 0) {
+                *pairs.entry((from, *to)).or_default() += bytes(floats);
+            }
+        };
+        for exchange in self.all_exchanges().filter(|exchange| *exchange != self.logits_exchange()) {
+            self.sent_forward(exchange, samples, &mut add);
+            self.sent_backward(exchange, samples, &mut add);
+        }
+        self.sent_to_reduce(samples, &mut add);
+        pairs
     }
 
     /// Traffic of a training step: images, every exchange forward and backward, and the sums over replicas.
@@ -390,10 +444,13 @@ impl Plan {
         forward.fold(self.image_traffic(samples), Traffic::plus)
     }
 
-    /// Floats per image that leave `tower` over a socket, forward, without logits. For the images of the first replica.
-    pub fn floats_leaving(&self, tower: TowerIndex) -> usize {
+    /// Floats per image that leave a tower, or a slice of the head, over a socket, forward, without logits. For the images of the first
+    /// replica.
+    pub fn floats_leaving(&self, half: Half, tower: TowerIndex) -> usize {
         let Some((id, _)) = self.shares(1).next() else { return 0 };
-        let leaving = self.all_exchanges().filter(|exchange| !self.receivers(*exchange, tower, id).is_empty());
+        let of_half = |exchange: &ExchangeIndex| self.segments[exchange.segment_before()].half == half;
+        let leaves = |exchange: &ExchangeIndex| !self.receivers(*exchange, tower, id).is_empty();
+        let leaving = self.all_exchanges().filter(|exchange| of_half(exchange) && leaves(exchange));
         leaving.map(|exchange| self.slice_floats(exchange, tower)).sum()
     }
 
@@ -404,11 +461,11 @@ impl Plan {
             "every worker has the image"
         } else if self.needs_exchange(layer) {
             match described.kind_name() {
-                "linear" if self.network.towers == 1 => "the head sees the whole batch",
+                "linear" if self.network.parts(layer) == 1 => "the head sees the whole batch",
                 "linear" => "each unit sees all channels",
                 _ => "one group: each filter sees all channels",
             }
-        } else if self.network.towers == 1 {
+        } else if self.network.parts(layer) == 1 {
             "the only tower holds all channels"
         } else if described.groups() > 1 {
             "each group is within a tower"
@@ -423,15 +480,11 @@ impl Plan {
     }
 }
 
-/// The shape of `tower`'s part of the output of `layer`.
-pub fn tower_output(network: &Network, layer: &Layer, tower: TowerIndex) -> Shape {
-    layer.output.with_channels(network.slice(layer.output.channels, tower).len())
-}
-
 fn segments(network: &Network) -> PerSegment<Segment> {
-    let (several, head) = (network.towers > 1, network.head());
-    let starts_one =
-        |index: usize| index == 0 || index == head || (several && network.layers[index].sees_all_channels());
+    let head = network.head();
+    let starts_one = |index: usize| {
+        index == 0 || index == head || (network.parts(index) > 1 && network.layers[index].sees_all_channels())
+    };
     let starts: Vec<usize> = (0..network.layers.len()).filter(|index| starts_one(*index)).collect();
     let ends = starts.iter().skip(1).copied().chain([network.layers.len()]);
     let ranges = starts.iter().copied().zip(ends).map(|(start, end)| start..end);
@@ -460,7 +513,8 @@ mod tests {
         let plan = plan("alexnet", 2);
         let firsts: Vec<_> = plan.segments.iter().map(|s| plan.network.layers[s.layers.start].name.as_str()).collect();
         assert_eq!(firsts, ["conv1", "conv3", "fc6", "fc7", "fc8"]);
-        assert_eq!(plan.all_towers().map(|tower| plan.floats_leaving(tower)).collect::<Vec<_>>(), [30_336, 30_336]);
+        let leaving = |tower| plan.floats_leaving(Half::Trunk, tower) + plan.floats_leaving(Half::Head, tower);
+        assert_eq!(plan.all_towers().map(leaving).collect::<Vec<_>>(), [30_336, 30_336]);
         let step = plan.step_traffic(128);
         let images = 227 * 227 * 3 * 128 * 2;
         let exchanged = 30_336 * 2 * 2 * 2 * 4 * 128;
@@ -511,6 +565,9 @@ mod tests {
             let direct = relayed.clone().linked(Links::direct());
             let one = direct.clone().linked(Links::direct().without(WorkerIndex(0), WorkerIndex(1)));
             let images = relayed.image_traffic(64).down;
+            let pairs = direct.pair_bytes(64);
+            assert_eq!(pairs.values().sum::<u64>(), direct.step_traffic(64).across, "pairs of {workers} workers");
+            assert_eq!(pairs, one.pair_bytes(64), "the same bytes, whichever way they go");
             let [relayed, direct, one] = [relayed, direct, one].map(|plan| plan.step_traffic(64));
             let logits = 64 * 10 * 4;
             assert_eq!((direct.up, direct.down), (logits, images + logits), "{workers} workers");
@@ -532,6 +589,23 @@ mod tests {
         // Workers 0 and 1 hold the first replica and the head, workers 2 and 3 the second replica.
         assert_eq!(partners(4, 2, 2), [0, 1, 3]);
         assert_eq!(partners(8, 4, 2), [0, 1, 3, 4, 6]);
+    }
+
+    /// A head of three slices beside one tower: the trunk is one segment, and each linear layer begins another one.
+    #[test]
+    fn the_head_may_be_divided_otherwise_than_the_trunk() {
+        let text = presets::text("alexnet-fashion").unwrap().replace("towers = 2", "towers = 1\nhead = 3");
+        let plan = Plan::new(Network::parse(&text).unwrap(), 2, 2, None).unwrap().linked(Links::direct());
+        let parts: Vec<usize> = plan.segments.keys().map(|segment| plan.parts(segment).count()).collect();
+        assert_eq!(parts, [1, 3, 3, 3]);
+        assert_eq!(plan.placement.replicas(), 2);
+        let held: Vec<usize> = plan.all_workers().map(|worker| plan.slices_of(worker).len()).collect();
+        assert_eq!(held, [2, 1]);
+        // Each image's features go to the worker of the other slices, and as many partial gradients as that has slices come back.
+        let (before_head, features) = (ExchangeIndex(0), 64 * 3 * 3 * 4);
+        assert_eq!(plan.forward_traffic(before_head, 2).across, 2 * features);
+        assert_eq!(plan.backward_traffic(before_head, 2).across, (1 + 2) * features);
+        assert_eq!(plan.contribution(ExchangeIndex(1), TowerIndex(2)), 171..256);
     }
 
     /// Whatever the number of replicas, an image crosses the same exchanges; only the exchanges of the head have more receivers.

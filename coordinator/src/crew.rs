@@ -486,6 +486,8 @@ impl<'a> Crew<'a> {
             return Err(Fault::Failed { worker, step, message }.into());
         }
         if kind == PeerFailure::Invalid {
+            // One of the two, or the connection, is at fault. The next message of this pair comes through the coordinator, which checks it.
+            self.cluster.relay(worker, peer);
             return Err(Fault::InvalidToPeer { worker: peer, to: worker, step, message }.into());
         }
         let asked = self.cluster.clock().now();

@@ -11,7 +11,9 @@ use convoy_common::batch::{MicroBatch, MicroBatchId};
 use convoy_common::index::{TowerIndex, WorkerIndex};
 use convoy_common::plan::Plan;
 use convoy_common::route::{Moved, route};
-use convoy_common::wire::{Assembler, Carried, Chunk, Elements, Tally, TensorKey, WireError, expected_shape};
+use convoy_common::wire::{
+    Assembler, Carried, Chunk, Direction, Elements, Tally, TensorKey, WireError, expected_shape,
+};
 use serde::Serialize;
 
 /// What to do with a chunk.
@@ -44,6 +46,69 @@ pub struct Counted {
     pub bytes: u64,
 }
 
+/// What workers have sent, counted on arrival.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// At each exchange in each direction, and to sum gradients.
+    pub moved: BTreeMap<Moved, Counted>,
+    /// Payload bytes from each worker to each other one.
+    pub pairs: BTreeMap<(WorkerIndex, WorkerIndex), u64>,
+}
+
+impl Counts {
+    /// Adds what has arrived from `from` at the workers `to`, or at the coordinator.
+    fn add(&mut self, moved: Moved, from: WorkerIndex, to: &[WorkerIndex], Counted { tensors, bytes }: Counted) {
+        let counted = self.moved.entry(moved).or_default();
+        counted.tensors = counted.tensors.saturating_add(tensors);
+        counted.bytes = counted.bytes.saturating_add(bytes);
+        for to in to {
+            let pair = self.pairs.entry((from, *to)).or_default();
+            *pair = pair.saturating_add(bytes);
+        }
+    }
+
+    /// Adds what `worker` has received from others directly. The caller has checked that it can have received it.
+    pub fn add_tally(&mut self, worker: WorkerIndex, tally: &Tally) {
+        for Carried { from, moved, tensors, bytes } in &tally.carried {
+            self.add(*moved, *from, &[worker], Counted { tensors: *tensors, bytes: *bytes });
+        }
+    }
+
+    /// Adds other counts.
+    pub fn add_all(&mut self, other: &Counts) {
+        for (moved, counted) in &other.moved {
+            self.add(*moved, WorkerIndex(0), &[], *counted);
+        }
+        for (pair, bytes) in &other.pairs {
+            let sum = self.pairs.entry(*pair).or_default();
+            *sum = sum.saturating_add(*bytes);
+        }
+    }
+
+    /// All bytes that were counted.
+    pub fn bytes(&self) -> u64 {
+        self.moved.values().map(|counted| counted.bytes).fold(0, u64::saturating_add)
+    }
+}
+
+/// Whether `worker` can have received what it reports.
+///
+/// # Errors
+/// When the plan has no such exchange, or no direct link between the two.
+pub fn check_tally(plan: &Plan, worker: WorkerIndex, tally: &Tally) -> Result<(), WireError> {
+    for Carried { from, moved, .. } in &tally.carried {
+        if from.0 >= plan.workers || *from == worker || !plan.links.is_direct(*from, worker) {
+            return Err(unfit("from", from, "it has no direct link to this worker"));
+        }
+        if let Moved::Exchange(exchange, _) = moved
+            && *exchange >= plan.logits_exchange()
+        {
+            return Err(unfit("exchange", exchange, "workers have no such exchange"));
+        }
+    }
+    Ok(())
+}
+
 /// The state of all exchanges of a run.
 #[derive(Debug)]
 pub struct Exchanges {
@@ -55,7 +120,7 @@ pub struct Exchanges {
     /// It needs no limit of its own: only logits of live micro-batches get here.
     assembler: Assembler,
     logits: HashMap<MicroBatchId, Gathered>,
-    counted: BTreeMap<Moved, Counted>,
+    counted: Counts,
     /// The step at hand, and its samples.
     step: u64,
     samples: usize,
@@ -64,7 +129,8 @@ pub struct Exchanges {
 #[derive(Debug)]
 struct Gathered {
     values: Vec<f32>,
-    towers: usize,
+    /// Slices of the head that have arrived.
+    slices: usize,
 }
 
 impl Exchanges {
@@ -77,7 +143,7 @@ impl Exchanges {
             received: HashMap::new(),
             assembler: Assembler::new(usize::MAX),
             logits: HashMap::new(),
-            counted: BTreeMap::new(),
+            counted: Counts::default(),
             step: 0,
             samples: 0,
         }
@@ -94,8 +160,8 @@ impl Exchanges {
         self.received.retain(|key, _| key.micro_batch().is_none_or(|m| m.id != id));
     }
 
-    /// What each exchange has moved, forward and backward.
-    pub fn counted(&self) -> &BTreeMap<Moved, Counted> {
+    /// What workers have sent.
+    pub fn counted(&self) -> &Counts {
         &self.counted
     }
 
@@ -119,7 +185,7 @@ impl Exchanges {
         let is_direct = |to: &WorkerIndex| self.plan.links.is_direct(worker, *to);
         let to: Vec<_> = route.to.into_iter().filter(|to| !is_direct(to)).collect();
         // A key does not name the sender of a sum over a node, but no two workers have the same node.
-        self.count(&chunk, &expected, route.moved)?;
+        self.count(&chunk, &expected, (route.moved, worker, &to))?;
         match chunk.key.clone() {
             TensorKey::Activations { micro_batch, exchange, from_tower, .. }
                 if exchange == self.plan.logits_exchange() =>
@@ -136,19 +202,8 @@ impl Exchanges {
     /// # Errors
     /// When the plan has no such exchange, or no direct link between the two.
     pub fn add(&mut self, worker: WorkerIndex, tally: &Tally) -> Result<(), WireError> {
-        for Carried { from, moved, tensors, bytes } in &tally.carried {
-            if from.0 >= self.plan.workers || !self.plan.links.is_direct(*from, worker) {
-                return Err(unfit("from", from, "it has no direct link to this worker"));
-            }
-            if let Moved::Exchange(exchange, _) = moved
-                && *exchange >= self.plan.logits_exchange()
-            {
-                return Err(unfit("exchange", exchange, "workers have no such exchange"));
-            }
-            let counted = self.counted.entry(*moved).or_default();
-            counted.tensors = counted.tensors.saturating_add(*tensors);
-            counted.bytes = counted.bytes.saturating_add(*bytes);
-        }
+        check_tally(&self.plan, worker, tally)?;
+        self.counted.add_tally(worker, tally);
         Ok(())
     }
 
@@ -159,13 +214,17 @@ impl Exchanges {
     }
 
     /// Checks and counts a chunk.
-    fn count(&mut self, chunk: &Chunk, expected: &[usize], moved: Moved) -> Result<(), WireError> {
+    fn count(
+        &mut self,
+        chunk: &Chunk,
+        expected: &[usize],
+        (moved, from, to): (Moved, WorkerIndex, &[WorkerIndex]),
+    ) -> Result<(), WireError> {
         let received = self.received.entry(chunk.key.clone()).or_default();
         let is_last = chunk.continues(expected, *received)?;
         *received += chunk.data.len();
-        let counted = self.counted.entry(moved).or_default();
-        counted.bytes = counted.bytes.saturating_add(chunk.data.len() as u64);
-        counted.tensors = counted.tensors.saturating_add(u64::from(is_last));
+        let counted = Counted { tensors: u64::from(is_last), bytes: chunk.data.len() as u64 };
+        self.counted.add(moved, from, to, counted);
         Ok(())
     }
 
@@ -180,17 +239,17 @@ impl Exchanges {
             return Ok(Routed::Kept);
         };
         let classes = self.plan.network.classes();
-        let towers = self.plan.network.towers;
+        let slices = self.plan.senders(self.plan.logits_exchange(), Direction::Forward).count();
         let slice = self.plan.contribution(self.plan.logits_exchange(), tower);
         let gathered = self
             .logits
             .entry(micro_batch.id)
-            .or_insert_with(|| Gathered { values: vec![0.0; classes * micro_batch.samples.len()], towers: 0 });
+            .or_insert_with(|| Gathered { values: vec![0.0; classes * micro_batch.samples.len()], slices: 0 });
         for (row, own) in gathered.values.chunks_exact_mut(classes).zip(values.chunks_exact(slice.len())) {
             row[slice.clone()].copy_from_slice(own);
         }
-        gathered.towers += 1;
-        if gathered.towers < towers {
+        gathered.slices += 1;
+        if gathered.slices < slices {
             return Ok(Routed::Kept);
         }
         let logits = self.logits.remove(&micro_batch.id).map_or_else(Vec::new, |gathered| gathered.values);

@@ -38,7 +38,7 @@ fn sums_over_nodes_go_to_the_owner_of_a_piece_and_whole_sums_to_all_others() {
     assert!(matches!(to_owner, Routed::Relay { to, .. } if to == [WorkerIndex(2)]));
     let to_others = exchanges.route(WorkerIndex(2), piece(1, None)).unwrap();
     assert!(matches!(to_others, Routed::Relay { to, .. } if to == [WorkerIndex(0)]));
-    assert_eq!(exchanges.counted()[&Moved::Gradients], Counted { tensors: 2, bytes: 64 });
+    assert_eq!(exchanges.counted().moved[&Moved::Gradients], Counted { tensors: 2, bytes: 64 });
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn channels_go_to_the_other_worker_and_partial_gradients_to_the_towers_owner() {
     assert!(matches!(forward, Routed::Relay { to, .. } if to == [WorkerIndex(1)]));
     let backward = exchanges.route(WorkerIndex(1), chunk(0, Direction::Backward, 1, Some(0), [2, 7, 7, 32])).unwrap();
     assert!(matches!(backward, Routed::Relay { to, .. } if to == [WorkerIndex(0)]));
-    let counted = exchanges.counted()[&Moved::Exchange(ExchangeIndex(0), Direction::Forward)];
+    let counted = exchanges.counted().moved[&Moved::Exchange(ExchangeIndex(0), Direction::Forward)];
     assert_eq!(counted, Counted { tensors: 1, bytes: 2 * 7 * 7 * 32 * 4 });
 }
 

@@ -27,7 +27,7 @@ pub enum Fault {
     /// A worker sent a message that is malformed, or that the plan does not allow.
     #[error("worker {worker} sent an invalid message at step {step}")]
     Invalid { worker: WorkerIndex, step: u64, source: WireError },
-    /// A worker sent another one an invalid message.
+    /// A worker sent another one an invalid message, as the other one reports it.
     #[error("worker {worker} sent worker {to} an invalid message at step {step}: {message}")]
     InvalidToPeer { worker: WorkerIndex, to: WorkerIndex, step: u64, message: String },
     /// The connection between two workers failed. Both are there.
@@ -48,6 +48,11 @@ impl Fault {
             | Fault::InvalidToPeer { worker, .. }
             | Fault::Link { worker, .. } => *worker,
         }
+    }
+
+    /// Whether it concerns the connection between two workers, both of which are there.
+    pub fn is_of_a_link(&self) -> bool {
+        matches!(self, Fault::Link { .. } | Fault::InvalidToPeer { .. })
     }
 
     /// The process of that worker and its machine, if the fault knows them.

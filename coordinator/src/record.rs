@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use convoy_common::index::ExchangeIndex;
+use convoy_common::index::{ExchangeIndex, WorkerIndex};
 use convoy_common::plan::{Plan, Traffic};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -50,6 +50,8 @@ pub struct RunRecord {
     pub workers: Vec<WorkerRecord>,
     /// What each exchange moved, counted on arrival at the coordinator.
     pub exchanges: Vec<ExchangeRecord>,
+    /// What workers sent each other, counted on arrival.
+    pub sent: Vec<SentRecord>,
     /// Planned bytes over sockets in a full training step.
     pub planned_step_traffic: Option<Traffic>,
     /// Training images per second in this run.
@@ -74,6 +76,7 @@ impl RunRecord {
             environment: environment(),
             workers: Vec::new(),
             exchanges: Vec::new(),
+            sent: Vec::new(),
             planned_step_traffic: None,
             images_per_second: None,
             incidents: Vec::new(),
@@ -115,6 +118,17 @@ pub struct ExchangeRecord {
     /// Complete tensors.
     pub tensors: u64,
     /// Payload bytes.
+    pub bytes: u64,
+}
+
+/// What a worker sent to another one, by their numbers at that time.
+#[derive(Clone, Debug, Serialize)]
+pub struct SentRecord {
+    /// The sender.
+    pub from: WorkerIndex,
+    /// The receiver.
+    pub to: WorkerIndex,
+    /// Payload bytes, directly or through the coordinator.
     pub bytes: u64,
 }
 

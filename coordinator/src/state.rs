@@ -121,7 +121,8 @@ impl Gathering {
 
     /// Number of tensors that have not arrived.
     pub fn owed(&self) -> usize {
-        self.parameters.len() * self.plan.network.towers * 2 - self.seen.len()
+        let parts = self.parameters.iter().map(|parameter| self.plan.network.parts(parameter.layer));
+        parts.sum::<usize>() * 2 - self.seen.len()
     }
 
     /// Takes a chunk from `worker`.

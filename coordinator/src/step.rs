@@ -37,7 +37,7 @@ pub struct Step {
 impl Step {
     /// A step over a batch with these labels, divided into these micro-batches.
     pub fn new(plan: Arc<Plan>, labels: Vec<u16>, micro_batches: &[MicroBatch]) -> Self {
-        let towers = plan.all_towers();
+        let towers = plan.parts(SegmentIndex(0));
         let owed = micro_batches.iter().flat_map(|m| towers.clone().map(move |tower| (m.id, tower))).collect();
         let losses = vec![f64::NAN; labels.len()];
         let unfinished = plan.all_workers().collect();
@@ -49,7 +49,7 @@ impl Step {
         self.micro_batches.contains(micro_batch)
     }
 
-    /// Records the losses of a micro-batch that this step [holds](Self::holds). Returns the gradient of the logits for every tower, or None if a loss isn't finite.
+    /// Records the losses of a micro-batch that this step [holds](Self::holds). Returns the gradient of the logits for every slice of the head, or None if a loss isn't finite.
     pub fn on_logits(&mut self, micro_batch: &MicroBatch, logits: &[f32]) -> Option<Vec<(TowerIndex, Payload)>> {
         let classes = self.plan.network.classes();
         let mut gradient = vec![0.0; logits.len()];
@@ -59,7 +59,8 @@ impl Step {
             self.losses[position] = cross_entropy(logits, label, self.labels.len(), gradient).loss;
         }
         let finite = self.losses[micro_batch.samples.clone()].iter().all(|loss| loss.is_finite());
-        finite.then(|| self.plan.all_towers().map(|tower| (tower, self.slice(micro_batch, tower, &gradient))).collect())
+        let slices = self.plan.senders(self.plan.logits_exchange(), Direction::Backward);
+        finite.then(|| slices.map(|slice| (slice, self.slice(micro_batch, slice, &gradient))).collect())
     }
 
     /// Records that a tower has finished a micro-batch's backward pass. Returns whether that was owed and possible: no tower can

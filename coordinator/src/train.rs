@@ -38,7 +38,9 @@ use crate::job::{Asked, Job, SettingError};
 use crate::metrics::Metered;
 use crate::observe::{Ended, Event, Observer, Started};
 use crate::order::DataOrder;
-use crate::record::{ExchangeRecord, FinalRecord, RunFolder, RunRecord, RunningRecord, holds_run, says_done};
+use crate::record::{
+    ExchangeRecord, FinalRecord, RunFolder, RunRecord, RunningRecord, SentRecord, holds_run, says_done,
+};
 use crate::recovery::{Generations, Witness};
 use crate::running::Running;
 use crate::state::{JobState, Progress, Snapshot};
@@ -306,9 +308,10 @@ impl Run {
         let generation = generations.number();
         let busy_threads = cluster.dismiss(generation, &reason, |worker, last| match last {
             Last::Recorded(recorded) => recorder.on_recorded(worker, recorded),
-            Last::Tally(tally) => drive.add_tally(&self.plan, &tally),
+            Last::Tally(tally) => drive.add_tally(&self.plan, worker, &tally),
         });
-        self.record.exchanges = exchange_records(&drive.counted);
+        self.record.exchanges = exchange_records(&drive.counted.moved);
+        self.record.sent = sent_records(&drive.counted.pairs);
         for (record, busy_threads) in self.record.workers.iter_mut().zip(busy_threads) {
             record.busy_threads = busy_threads;
         }
@@ -481,4 +484,8 @@ fn exchange_records(counted: &BTreeMap<Moved, Counted>) -> Vec<ExchangeRecord> {
         ExchangeRecord { exchange, direction, tensors: counted.tensors, bytes: counted.bytes }
     })
     .collect()
+}
+
+fn sent_records(pairs: &BTreeMap<(WorkerIndex, WorkerIndex), u64>) -> Vec<SentRecord> {
+    pairs.iter().map(|((from, to), bytes)| SentRecord { from: *from, to: *to, bytes: *bytes }).collect()
 }

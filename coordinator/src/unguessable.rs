@@ -2,9 +2,10 @@
 //!
 //! Not here: the random numbers of training, which follow from the job's seed (`convoy_common::random`).
 
-use std::hash::{BuildHasher, Hasher, RandomState};
-
-/// A number that others cannot guess. The system seeds the standard library's hasher.
+/// A number that others cannot guess, from the system's random number generator.
+///
+/// # Panics
+/// When the system has none. Linux always has one.
 pub(crate) fn unguessable() -> u64 {
-    RandomState::new().build_hasher().finish()
+    getrandom::u64().expect("the system has a random number generator")
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::model::{Conv, Linear, Lrn, Map, Tensors, Window, slice};
 
-/// Adds up the towers' partial gradients in tower order, starting from tower 0's.
+/// Adds up the partial gradients of towers, or of slices of the head, in their order, starting with the first one.
 fn exchange(towers: usize, partial: impl Fn(usize) -> Vec<f32>) -> Vec<f32> {
     let mut sum = partial(0);
     for tower in 1..towers {
@@ -135,13 +135,14 @@ impl Linear {
         }
     }
 
-    pub(crate) fn backward_input(&self, towers: usize, inputs: usize, weights: &Tensors, dy: &[f32]) -> Vec<f32> {
+    /// The input gradient of a layer of the head, whose units are divided into `slices`.
+    pub(crate) fn backward_input(&self, slices: usize, inputs: usize, weights: &Tensors, dy: &[f32]) -> Vec<f32> {
         let weight = &weights[&format!("{}.weight", self.name)];
-        exchange(towers, |tower| {
+        exchange(slices, |part| {
             let mut dx = vec![0.0; inputs];
             for i in 0..inputs {
                 let mut acc = 0.0_f32;
-                for unit in slice(self.units, towers, tower) {
+                for unit in slice(self.units, slices, part) {
                     acc = dy[unit].mul_add(weight[unit * inputs + i], acc);
                 }
                 dx[i] = acc + 0.0;

@@ -105,13 +105,15 @@ pub(crate) enum Layer {
 /// The net of a job: its layers, and the shapes between them: that of the images, and then that of each layer's output.
 pub(crate) struct Net {
     pub(crate) towers: usize,
+    /// Slices of the head.
+    pub(crate) slices: usize,
     pub(crate) layers: Vec<Layer>,
     pub(crate) shapes: Vec<Map>,
 }
 
 impl Net {
-    pub(crate) fn new(towers: usize) -> Self {
-        let mut net = Self { towers, layers: layers(towers), shapes: vec![INPUT] };
+    pub(crate) fn new(towers: usize, slices: usize) -> Self {
+        let mut net = Self { towers, slices, layers: layers(towers), shapes: vec![INPUT] };
         for (l, layer) in net.layers.iter().enumerate() {
             let before = net.shapes[l];
             net.shapes.push(match *layer {
@@ -181,6 +183,10 @@ pub(crate) fn model_file(net: &Net) -> String {
     let slide = |w: Window| format!("kernel = {}\nstride = {}\npad = {}\n", w.kernel, w.stride, w.pad);
     let Map { channels, rows, columns } = INPUT;
     let mut toml = format!("name = \"oracle\"\ntowers = {}\n", net.towers);
+    // Without the key, there are as many slices as towers.
+    if net.slices != net.towers {
+        writeln!(toml, "head = {}", net.slices).unwrap();
+    }
     let size = format!("channels = {channels}, height = {rows}, width = {columns}");
     writeln!(toml, "input = {{ {size}, mean = {MEAN:?}, std = {STD:?} }}").unwrap();
     for layer in &net.layers {

@@ -10,6 +10,8 @@ use super::random::{Place, dropout, normal, shuffled};
 #[derive(Clone, Copy)]
 pub(crate) struct Case {
     pub(crate) towers: usize,
+    /// Slices of the head, `head` in a model file.
+    pub(crate) slices: usize,
     pub(crate) schedule: &'static str,
     pub(crate) order: &'static str,
     pub(crate) seed: u64,
@@ -106,7 +108,7 @@ fn backward(
             Layer::Dropout { name, p } => dropout(name, p, place, &dy),
             Layer::Linear(linear) => {
                 linear.backward_weights(x, &dy, gradients);
-                linear.backward_input(net.towers, x.len(), weights, &dy)
+                linear.backward_input(net.slices, x.len(), weights, &dy)
             }
         };
     }
@@ -220,7 +222,7 @@ pub(crate) struct Run {
 
 pub(crate) fn train(case: Case) -> Run {
     let (data, test) = (training_data(), test_data());
-    let net = Net::new(case.towers);
+    let net = Net::new(case.towers, case.slices);
     let n = data.labels.len();
     let mut weights = initial_weights(&net, case.seed);
     let mut velocities = zeros(&weights);

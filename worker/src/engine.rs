@@ -58,6 +58,17 @@ pub(crate) enum Out {
     },
 }
 
+/// A tensor that has arrived.
+#[derive(Debug)]
+pub(crate) struct Received {
+    /// What it is.
+    pub(crate) key: TensorKey,
+    /// Its elements.
+    pub(crate) elements: Elements,
+    /// The worker that sent it directly. None: it came from the coordinator.
+    pub(crate) from: Option<WorkerIndex>,
+}
+
 /// Why the engine cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EngineError {
@@ -79,6 +90,9 @@ pub(crate) enum EngineError {
         if *.trains { ", a smaller --batch or more --slots" } else { "" }
     )]
     Memory { needed: u64, memory: u64, trains: bool },
+    /// A tensor that another worker sent directly, and that the engine cannot use.
+    #[error("{why}")]
+    FromPeer { peer: WorkerIndex, why: Box<EngineError> },
     /// A tensor that the engine cannot use in its current state.
     #[error("unexpected {key}: {why}")]
     Unexpected { key: String, why: &'static str },
@@ -109,7 +123,9 @@ pub(crate) struct Engine {
     /// Weight gradients of the head. No other worker waits for them, so other tasks come first.
     later: VecDeque<Task>,
     /// Tensors that arrived before the commit that they follow, which uses another connection.
-    early: Vec<(TensorKey, Elements)>,
+    early: Vec<Received>,
+    /// The most bytes of them.
+    early_bytes_max: u64,
     /// Micro-batches whose images have arrived, or of a measurement, any tensor. Later tensors must name the same samples.
     in_progress: HashMap<MicroBatchId, InProgress>,
     /// The micro-batches of the step at hand.
@@ -217,8 +233,10 @@ impl Engine {
                 awaited.extend(states(assignment.train).map(|state| (parameter.name.clone(), *tower, state)));
             }
         }
+        let early_bytes_max = early_bytes_max(&plan, assignment.batches.batch, samples);
         Ok(Self {
             awaited,
+            early_bytes_max,
             pixels: Pixels::new(&plan.network.input),
             towers,
             plan: Arc::new(plan),
@@ -250,23 +268,35 @@ impl Engine {
     /// Accepts a tensor whose shape fits the plan.
     ///
     /// # Errors
-    /// When the tensor is not for this worker, or not expected now.
-    pub(crate) fn accept(
-        &mut self,
-        compute: &Compute,
-        key: TensorKey,
-        elements: Elements,
-    ) -> Result<Vec<Out>, EngineError> {
-        if self.is_early(&key) {
-            if self.early.iter().any(|(known, _)| *known == key) {
-                return Err(unexpected(&key, "it arrived before"));
-            }
-            if self.early.len() >= self.early_max() {
-                return Err(unexpected(&key, "too many tensors arrived before the commit that they follow"));
-            }
-            self.early.push((key, elements));
-            return Ok(Vec::new());
+    /// When the tensor is not for this worker, or not expected now. The error names the worker that sent it directly.
+    pub(crate) fn accept(&mut self, compute: &Compute, received: Received) -> Result<Vec<Out>, EngineError> {
+        let peer = received.from;
+        let accepted = if self.is_early(&received.key) {
+            self.keep_early(received).map(|()| Vec::new())
+        } else {
+            self.accept_now(compute, received.key, received.elements)
+        };
+        accepted.map_err(|error| match peer {
+            Some(peer) => EngineError::FromPeer { peer, why: Box::new(error) },
+            None => error,
+        })
+    }
+
+    /// Stores a tensor until the commit that it follows.
+    fn keep_early(&mut self, received: Received) -> Result<(), EngineError> {
+        let Received { key, elements, .. } = &received;
+        if self.early.iter().any(|known| known.key == *key) {
+            return Err(unexpected(key, "it arrived before"));
         }
+        let bytes: usize = self.early.iter().map(|known| known.elements.bytes()).sum();
+        if self.early.len() >= self.early_max() || (bytes + elements.bytes()) as u64 > self.early_bytes_max {
+            return Err(unexpected(key, "too many tensors arrived before the commit that they follow"));
+        }
+        self.early.push(received);
+        Ok(())
+    }
+
+    fn accept_now(&mut self, compute: &Compute, key: TensorKey, elements: Elements) -> Result<Vec<Out>, EngineError> {
         match (&key, elements) {
             (TensorKey::Images(micro_batch), Elements::Bytes(bytes)) => {
                 self.accept_images(compute, micro_batch.clone(), &bytes, &key)?
@@ -407,8 +437,8 @@ impl Engine {
             self.gathered.clear();
             let mut out = vec![Out::Say(FromWorker::Committed { step })];
             // Gradients of other replicas may complete a sum, or the step of a worker without samples.
-            for (key, elements) in std::mem::take(&mut self.early) {
-                out.extend(self.accept(compute, key, elements)?);
+            for received in std::mem::take(&mut self.early) {
+                out.extend(self.accept(compute, received)?);
             }
             return Ok(out);
         } else if step != self.committed {
@@ -552,7 +582,8 @@ impl Engine {
 
     /// The most tensors that can be early: all of the steps ahead, and of the first micro-batches of a measurement.
     fn early_max(&self) -> usize {
-        let of_micro_batch = 1 + 2 * self.plan.segments.len() * self.plan.network.towers * self.plan.network.towers;
+        let parts = self.plan.network.towers.max(self.plan.network.slices);
+        let of_micro_batch = 1 + 2 * self.plan.segments.len() * parts * parts;
         let of_gradients: usize = self.reductions.values().map(Reduction::most_tensors).sum();
         (self.most_micro_batches() * STEPS_AHEAD as usize + EVALUATIONS_AHEAD) * of_micro_batch
             + of_gradients * STEPS_AHEAD as usize
@@ -583,7 +614,7 @@ impl Engine {
     }
 
     fn queue_forward(&mut self, micro_batch: &MicroBatch, segment: SegmentIndex, whole: Arc<Tensor>) {
-        let own = self.plan.all_towers().filter(|tower| self.computes(segment, *tower, micro_batch.id));
+        let own = self.plan.parts(segment).filter(|tower| self.computes(segment, *tower, micro_batch.id));
         for tower in own.collect::<Vec<_>>() {
             let (micro_batch, whole) = (micro_batch.clone(), whole.clone());
             self.tasks.push_back(Task::Forward { micro_batch, segment, tower, whole });
@@ -622,7 +653,7 @@ impl Engine {
         let length = output.len() * micro_batch.samples.len();
         let gather = self.gathers.entry(id).or_insert_with(|| Gather {
             whole: compute.tensor(length),
-            arrived: vec![false; self.plan.network.towers].into(),
+            arrived: self.plan.senders(exchange, Direction::Forward).map(|_| false).collect(),
         });
         let slice = self.plan.contribution(exchange, from);
         if std::mem::replace(&mut gather.arrived[from], true) {
@@ -676,7 +707,7 @@ impl Engine {
         values: Tensor,
     ) -> Result<(), &'static str> {
         let id = (micro_batch.id, exchange, to);
-        let none = || Partials(self.plan.all_towers().map(|_| None).collect());
+        let none = || Partials(self.plan.senders(exchange, Direction::Backward).map(|_| None).collect());
         let partials = self.sums.entry(id).or_insert_with(none);
         if partials.0[from].replace(values).is_some() {
             return Err("it arrived before");
@@ -759,7 +790,8 @@ impl Engine {
     /// Counts a forward pass of a measurement. After the last one, nothing of the micro-batch is expected any more.
     fn measured_forward(&mut self, id: MicroBatchId) {
         let engine = &*self;
-        let held = |segment| engine.plan.all_towers().filter(move |tower| engine.computes(segment, *tower, id)).count();
+        let held =
+            |segment| engine.plan.parts(segment).filter(move |tower| engine.computes(segment, *tower, id)).count();
         let all: usize = engine.plan.segments.keys().map(held).sum();
         let Some(begun) = self.in_progress.get_mut(&id) else { return };
         begun.computed += 1;
@@ -795,7 +827,7 @@ impl Engine {
             return Ok(out);
         };
         let exchange = segment.exchange_before().expect("the first segment has no gradient of its input");
-        for to in plan.all_towers() {
+        for to in plan.parts(exchange.segment_before()) {
             let channels = plan.exchanged(exchange).channels;
             let values = channels_of(means.compute, &whole, channels, plan.contribution(exchange, to));
             if self.computes(exchange.segment_before(), to, micro_batch.id) {
@@ -915,6 +947,14 @@ impl Engine {
         let shape = convoy_common::wire::expected_shape(&self.plan, usize::MAX, &key).expect("a tensor of this plan");
         Out::Tensor(Payload::floats(key, shape, values))
     }
+}
+
+/// The most bytes of tensors that can be early: those of the steps ahead, and of the first micro-batches of a measurement, which have at
+/// most `samples_max` samples.
+fn early_bytes_max(plan: &Plan, batch: usize, samples_max: usize) -> u64 {
+    let of_steps = plan.step_traffic(batch).to_workers().saturating_mul(STEPS_AHEAD);
+    let measured = plan.measurement_traffic(samples_max).to_workers().saturating_mul(EVALUATIONS_AHEAD as u64);
+    of_steps.saturating_add(measured)
 }
 
 /// A segment's output while it is sent. The backward pass may still read it.

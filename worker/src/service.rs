@@ -31,6 +31,7 @@ use crate::probe::Clock;
 use crate::vitals::Vitals;
 use config::Presence;
 pub use config::WorkerConfig;
+use peers::Door;
 use session::{Session, SessionError};
 
 /// Pauses between two attempts to reach a coordinator, doubled from the first to the last.
@@ -61,6 +62,9 @@ pub enum WorkerError {
     /// The address for health checks could not be used.
     #[error("cannot serve health checks at {address}")]
     Health { address: Address, source: std::io::Error },
+    /// The address for other workers could not be used.
+    #[error("cannot listen for other workers at {address}")]
+    Exchange { address: Address, source: std::io::Error },
     /// The coordinator refuses this worker permanently.
     #[error("the coordinator at {address} refuses this worker: {reason}")]
     Refused { address: Address, reason: String },
@@ -93,7 +97,21 @@ where
                 let wrong = |source| WorkerError::Health { address: address.clone(), source };
                 health::serve(address, shown.clone()).await.map_err(wrong)?;
             }
-            serve_until(&config, isa, messages, shown, stop_requested).await
+            let door = match &config.exchange_listen {
+                None => None,
+                Some(address) => {
+                    let wrong = |source| WorkerError::Exchange { address: address.clone(), source };
+                    Some(Door::at(address).await.map_err(wrong)?)
+                }
+            };
+            let presence = Presence {
+                clock: Clock::starting(config.rehearsal.clock_ahead),
+                door,
+                vitals: shown,
+                in_job: watch::Sender::new(false),
+                leaving: watch::Sender::new(false),
+            };
+            serve_until(&config, isa, messages, &presence, stop_requested).await
         });
         // A name lookup in progress cannot be cancelled, and its result is no longer needed.
         runtime.shutdown_background();
@@ -107,12 +125,10 @@ async fn serve_until<F: Future<Output = ()>>(
     config: &WorkerConfig,
     isa: Isa,
     messages: mpsc::Sender<compute::Message>,
-    vitals: Vitals,
+    presence: &Presence,
     stop_requested: impl Fn() -> F,
 ) -> Result<(), WorkerError> {
-    let clock = Clock::starting(config.rehearsal.clock_ahead);
-    let presence = Presence { clock, vitals, in_job: watch::Sender::new(false), leaving: watch::Sender::new(false) };
-    let mut serving = pin!(serve(config, isa, messages, &presence));
+    let mut serving = pin!(serve(config, isa, messages, presence));
     tokio::select! {
         () = stop_requested() => {}
         result = &mut serving => return result,

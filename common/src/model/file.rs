@@ -11,6 +11,7 @@ use crate::wire::printable;
 pub(crate) struct RawModel {
     pub(crate) name: String,
     pub(crate) towers: usize,
+    pub(crate) head: Option<usize>,
     pub(crate) input: RawInput,
     pub(crate) layers: Vec<RawLayer>,
 }
@@ -107,7 +108,7 @@ const LRN: RawLrn = RawLrn { size: 5, alpha: 1e-4, beta: 0.75, k: 2.0 };
 pub(crate) fn parse(text: &str) -> Result<RawModel, ModelError> {
     let table: Table = text.parse().map_err(|error| ModelError::Syntax(syntax(&error)))?;
     let mut model = Fields { table, place: "the model".to_owned() };
-    model.check_keys(&["name", "towers", "input", "layer"])?;
+    model.check_keys(&["name", "towers", "head", "input", "layer"])?;
     let layers = match model.table.remove("layer") {
         None => return Err(ModelError::NoLayers),
         Some(Value::Array(layers)) => layers,
@@ -118,6 +119,7 @@ pub(crate) fn parse(text: &str) -> Result<RawModel, ModelError> {
     Ok(RawModel {
         name: model.required("name", Fields::text)?,
         towers: model.required("towers", Fields::count)?,
+        head: model.count("head")?,
         input: RawInput {
             channels: input.required("channels", Fields::count)?,
             height: input.required("height", Fields::count)?,

@@ -14,6 +14,8 @@ const LENGTH_MAX: usize = 1 << 20;
 const ELEMENTS_MAX: usize = 1 << 31;
 /// The longest model file. It is sent to every worker in one message.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
+/// The most towers, and the most slices of the head.
+const PARTS_MAX: usize = 1024;
 /// The most layers of a model.
 const LAYERS_MAX: usize = 1000;
 
@@ -22,8 +24,10 @@ const LAYERS_MAX: usize = 1000;
 pub struct Network {
     /// The model's name.
     pub name: String,
-    /// Number of slices into which every layer's channels are divided.
+    /// Number of towers, into which the channels of each layer of the trunk are divided.
     pub towers: usize,
+    /// Number of slices, into which the units of each layer of the head are divided.
+    pub slices: usize,
     /// The images that it takes.
     pub input: Input,
     /// The layers, first to last.
@@ -243,14 +247,19 @@ impl Network {
         check(text.len() <= TEXT_BYTES_MAX, "the model", || {
             format!("its file has more than {TEXT_BYTES_MAX} bytes, the most that a model may have")
         })?;
-        let RawModel { name, towers, input, layers } = file::parse(text)?;
+        let RawModel { name, towers, head, input, layers } = file::parse(text)?;
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         let sound = (1..=100).contains(&name.len()) && name.chars().all(plain) && !name.starts_with('.');
         check(sound, "the model", || {
             let rule = "must be 1 to 100 letters, digits, \"-\", \"_\" and \".\", because folders are named after it";
             format!("name = {name:?}; {rule}, and must not start with \".\"")
         })?;
-        check((1..=1024).contains(&towers), "the model", || format!("towers = {towers}; must be 1 to 1024"))?;
+        let slices = head.unwrap_or(towers);
+        for (key, parts) in [("towers", towers), ("head", slices)] {
+            check((1..=PARTS_MAX).contains(&parts), "the model", || {
+                format!("{key} = {parts}; must be 1 to {PARTS_MAX}")
+            })?;
+        }
         if layers.is_empty() {
             return Err(ModelError::NoLayers);
         }
@@ -258,11 +267,12 @@ impl Network {
             format!("it has {} layers; must have at most {LAYERS_MAX}", layers.len())
         })?;
         let input = check_input(input)?;
-        let mut network = Self { name, towers, input, layers: Vec::new(), source: text.to_owned() };
+        let mut network = Self { name, towers, slices, input, layers: Vec::new(), source: text.to_owned() };
         for raw in layers {
             network.push(raw)?;
         }
         network.check_last()?;
+        network.check_parts()?;
         Ok(network)
     }
 
@@ -271,9 +281,19 @@ impl Network {
         self.layers.last().map_or(0, |layer| layer.output.channels)
     }
 
-    /// The slice of `tower` in a layer with `channels` channels. If they don't divide evenly, the first towers get one more.
-    pub fn slice(&self, channels: usize, tower: TowerIndex) -> Range<usize> {
-        part(channels, self.towers, tower.0)
+    /// Number of parts into which a layer is divided: towers in the trunk, slices in the head.
+    pub fn parts(&self, layer: usize) -> usize {
+        if self.is_in_head(layer) { self.slices } else { self.towers }
+    }
+
+    /// The output channels of a tower, or of a slice of the head, in a layer. If they don't divide evenly, the first ones get one more.
+    pub fn slice(&self, layer: usize, tower: TowerIndex) -> Range<usize> {
+        part(self.layers[layer].output.channels, self.parts(layer), tower.0)
+    }
+
+    /// The same of a layer's input channels.
+    pub fn input_slice(&self, layer: usize, tower: TowerIndex) -> Range<usize> {
+        part(self.layers[layer].input.channels, self.parts(layer), tower.0)
     }
 
     /// Multiply-adds of one image, forward.
@@ -328,6 +348,26 @@ impl Network {
         };
         let earlier = self.layers.iter().filter(|layer| layer.kind_name() == kind).count();
         format!("{stem}{}", earlier + 1)
+    }
+
+    /// Each part of a linear layer has a unit, and there is a trunk to differ from.
+    fn check_parts(&self) -> Result<(), ModelError> {
+        check(self.head() > 0 || self.slices == self.towers, "the model", || {
+            let (head, towers) = (self.slices, self.towers);
+            format!(
+                "head = {head}; a model of linear layers alone is all head: must be {towers}, as towers is, or left out"
+            )
+        })?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let LayerKind::Linear(Linear { units, .. }) = layer.kind else { continue };
+            let parts = self.parts(index);
+            check(units >= parts, &format!("layer {} (\"{}\")", index + 1, layer.name), || {
+                let each =
+                    if self.is_in_head(index) && self.slices != self.towers { "slice of the head" } else { "tower" };
+                format!("units = {units}; must be at least {parts}, one for each {each}")
+            })?;
+        }
+        Ok(())
     }
 
     fn check_last(&self) -> Result<(), ModelError> {
@@ -396,9 +436,6 @@ impl Builder<'_> {
     fn linear(&self, raw: file::RawLinear) -> Result<(LayerKind, Shape), ModelError> {
         let units = raw.units;
         self.check((1..=LENGTH_MAX).contains(&units), || format!("units = {units}; must be 1 to {LENGTH_MAX}"))?;
-        self.check(units >= self.towers, || {
-            format!("units = {units}; must be at least {}, one for each tower", self.towers)
-        })?;
         let init = self.init(raw.init, self.input.len(), units)?;
         let output = Shape { channels: units, height: 1, width: 1 };
         Ok((LayerKind::Linear(Linear { units, bias: raw.bias, init }), output))

@@ -13,6 +13,10 @@ fn conv(rest: &str) -> String {
 
 const LAST: &str = "[[layer]]\nkind = \"linear\"\nname = \"fc\"\nunits = 10\n";
 
+fn with_head(slices: usize, layers: &str) -> String {
+    model(2, layers).replace("towers = 2", &format!("towers = 2\nhead = {slices}"))
+}
+
 /// The published sizes: Krizhevsky's network, and the two small ones of the same shape.
 #[test]
 fn presets_have_the_parameters_and_multiply_adds_that_they_should() {
@@ -97,6 +101,14 @@ fn a_wrong_file_is_answered_with_the_place_the_value_and_what_would_be_right() {
             "layer 2 (\"avgpool1\"): kind = \"avg_pool\"; the last layer must be a linear with a unit for each class",
         ),
         (model(16, LAST), "units = 10; must be at least 16, one for each tower"),
+        (with_head(11, &conv("")), "layer 2 (\"fc\"): units = 10; must be at least 11, one for each slice of the head"),
+        (with_head(0, &conv("")), "head = 0; must be 1 to 1024"),
+        (with_head(1025, &conv("")), "head = 1025; must be 1 to 1024"),
+        (with_head(3, LAST), "head = 3; a model of linear layers alone is all head: must be 2, as towers is"),
+        (
+            model(2, &conv("")).replace("towers = 2", "towers = 2\nhead = \"all\""),
+            "head = \"all\"; must be a whole number",
+        ),
         (model(2, &format!("{LAST}{LAST}")), "another layer has this name"),
         (model(0, LAST), "towers = 0; must be 1 to 1024"),
         (model(2, ""), "no [[layer]] tables"),
@@ -126,6 +138,17 @@ fn a_wrong_file_is_answered_with_the_place_the_value_and_what_would_be_right() {
         let error = Network::parse(&text).expect_err(&text).to_string();
         assert!(error.contains(expected), "\n{error}\nlacks\n{expected}");
     }
+}
+
+/// Without the key, the head has as many slices as there are towers.
+#[test]
+fn the_head_may_have_another_number_of_slices() {
+    let slices = |text: String| Network::parse(&text).unwrap().slices;
+    assert_eq!(slices(model(2, &conv(""))), 2);
+    assert_eq!(slices(with_head(5, &conv(""))), 5);
+    let network = Network::parse(&with_head(5, &conv(""))).unwrap();
+    assert_eq!((network.parts(0), network.parts(1)), (2, 5));
+    assert_eq!((network.slice(0, TowerIndex(1)), network.slice(1, TowerIndex(1))), (4..8, 2..4));
 }
 
 /// PyTorch's default.

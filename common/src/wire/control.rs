@@ -418,10 +418,11 @@ impl TryFrom<v1::Assign> for Assignment {
                 return Err(WireError::Value { field, value, expected: "it must be at most 1048576" });
             }
         }
+        let placement = placement_from(&m, nonzero("slots", m.slots.into())? as usize)?;
         Ok(Assignment {
             job: nonzero("job", m.job)?,
             model: m.model,
-            placement: placement_from(&m.trunk, &m.head, nonzero("slots", m.slots.into())? as usize)?,
+            placement,
             worker: m.worker.into(),
             seed: m.seed,
             momentum: m.momentum,
@@ -442,16 +443,15 @@ impl TryFrom<v1::Assign> for Assignment {
 }
 
 /// A placement, which the plan checks further.
-fn placement_from(trunk: &[u32], head: &[u32], slots: usize) -> Result<Placement, WireError> {
+fn placement_from(m: &v1::Assign, slots: usize) -> Result<Placement, WireError> {
+    let v1::Assign { trunk, head, towers, .. } = m;
+    let towers = nonzero("towers", (*towers).into())? as usize;
     let workers = |held: &[u32]| held.iter().copied().map(WorkerIndex::from).collect();
-    if head.is_empty() || !trunk.len().is_multiple_of(head.len()) {
-        let (value, expected) = (
-            trunk.len().to_string(),
-            "it must be a whole number of replicas, with as many towers as \"head\" has slices",
-        );
+    if !trunk.len().is_multiple_of(towers) {
+        let (value, expected) = (trunk.len().to_string(), "it must have \"towers\" workers for each replica");
         return Err(WireError::Value { field: "trunk", value, expected });
     }
-    Ok(Placement { slots, trunk: trunk.chunks(head.len()).map(workers).collect(), head: workers(head) })
+    Ok(Placement { slots, trunk: trunk.chunks(towers).map(workers).collect(), head: workers(head) })
 }
 
 impl From<Assignment> for v1::Assign {
@@ -459,6 +459,7 @@ impl From<Assignment> for v1::Assign {
         Self {
             job: assignment.job,
             model: assignment.model,
+            towers: assignment.placement.trunk.first().map_or(0, |held| held.len() as u32),
             trunk: assignment.placement.trunk.into_iter().flatten().map(u32::from).collect(),
             head: assignment.placement.head.into_iter().map(u32::from).collect(),
             worker: assignment.worker.into(),

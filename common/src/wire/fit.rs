@@ -17,7 +17,7 @@ pub fn expected_shape(plan: &Plan, samples_max: usize, key: &TensorKey) -> Resul
         }
         TensorKey::Activations { micro_batch, exchange, direction, from_tower, to_tower } => {
             below("exchange", exchange.0, plan.segments.len())?;
-            below("from_tower", from_tower.0, plan.network.towers)?;
+            below("from_tower", from_tower.0, plan.senders(*exchange, *direction).count())?;
             let owner = match (direction, to_tower) {
                 (Direction::Forward, None) => *from_tower,
                 (Direction::Backward, Some(to)) => *to,
@@ -26,17 +26,17 @@ pub fn expected_shape(plan: &Plan, samples_max: usize, key: &TensorKey) -> Resul
                 }
                 (Direction::Backward, None) => return Err(WireError::Missing("to_tower")),
             };
-            below("to_tower", owner.0, plan.network.towers)?;
+            below("to_tower", owner.0, plan.parts(exchange.segment_before()).count())?;
             let output = plan.exchanged(*exchange);
             let channels = plan.contribution(*exchange, owner).len();
             Ok(vec![samples(micro_batch, samples_max)?, output.height, output.width, channels])
         }
         TensorKey::Parameter { name, tower, .. } => {
-            below("tower", tower.0, plan.network.towers)?;
             let parameter = plan
                 .network
                 .parameter(name)
                 .ok_or_else(|| unfit("name", name, "it must be a parameter of the model"))?;
+            below("tower", tower.0, plan.network.parts(parameter.layer))?;
             Ok(parameter.slice_shape(&plan.network, *tower))
         }
         TensorKey::Gradient { name, tower, piece, .. } => {

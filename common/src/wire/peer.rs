@@ -69,8 +69,8 @@ pub struct Peer {
     pub secret: Secret,
 }
 
-/// Who opens a connection to another worker, and for which generation of a job.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Who opens a connection to another worker, and for which generation of a job. What it shows is never printed.
+#[derive(Clone, PartialEq, Eq)]
 pub struct PeerHello {
     /// The job.
     pub job: u64,
@@ -80,6 +80,13 @@ pub struct PeerHello {
     pub from: WorkerIndex,
     /// What it shows of the secret.
     pub shown: Vec<u8>,
+}
+
+impl fmt::Debug for PeerHello {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { job, generation, from, shown } = self;
+        write!(f, "PeerHello({from} in generation {generation} of job {job:x}, {} bytes of a secret)", shown.len())
+    }
 }
 
 /// Why a worker cannot exchange tensors with a peer.
@@ -160,6 +167,12 @@ impl From<PeerHello> for v1::PeerHello {
     fn from(hello: PeerHello) -> Self {
         let PeerHello { job, generation, from, shown } = hello;
         Self { job, generation, from: from.into(), secret: shown.into() }
+    }
+}
+
+impl From<&Secret> for v1::PeerWelcome {
+    fn from(secret: &Secret) -> Self {
+        Self { secret: secret.answer().to_vec().into() }
     }
 }
 

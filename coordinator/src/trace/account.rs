@@ -291,8 +291,7 @@ fn multiply_adds(plan: &Plan, segment: SegmentIndex, (worker, batch): (WorkerInd
     let work = plan.work_of(worker, segment, batch);
     let of_layer = |index: usize| -> u64 {
         let layer = &network.layers[index];
-        let units: usize =
-            work.iter().map(|(tower, samples)| network.slice(layer.output.channels, *tower).len() * samples).sum();
+        let units: usize = work.iter().map(|(tower, samples)| network.slice(index, *tower).len() * samples).sum();
         let forward = layer.fan_in() as u64 * (units * layer.output.pixels()) as u64;
         match backward {
             true if index > 0 => 2 * forward,

@@ -1,17 +1,16 @@
 //! What changes from step to step (`Drive`), and the cluster and the recorder of a job (`Site`).
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use convoy_common::batch::MicroBatch;
+use convoy_common::index::WorkerIndex;
 use convoy_common::plan::Plan;
-use convoy_common::route::Moved;
-use convoy_common::wire::{Carried, Tally};
+use convoy_common::wire::Tally;
 
 use crate::cluster::Cluster;
 use crate::crew::Crew;
-use crate::exchange::Counted;
+use crate::exchange::{Counts, check_tally};
 use crate::incident::Underway;
 use crate::order::DataOrder;
 use crate::recovery::Pace;
@@ -56,8 +55,8 @@ pub(super) struct Drive {
     pub(super) epoch_seconds: f64,
     pub(super) epoch_images: u64,
     pub(super) images: u64,
-    /// What the exchanges of earlier generations have moved.
-    pub(super) counted: BTreeMap<Moved, Counted>,
+    /// What workers of earlier generations have sent.
+    pub(super) counted: Counts,
     /// Bytes received in this generation that have been reported.
     pub(super) received_bytes: u64,
     pub(super) checkpoint: Option<PathBuf>,
@@ -79,7 +78,7 @@ impl Drive {
             epoch_seconds: 0.0,
             epoch_images: 0,
             images: 0,
-            counted: BTreeMap::new(),
+            counted: Counts::default(),
             received_bytes: 0,
             checkpoint: None,
         }
@@ -91,25 +90,16 @@ impl Drive {
         self.last_commit.take().unwrap_or_else(|| (Instant::now(), recorder.now()))
     }
 
-    /// Counts what a generation's exchanges have moved.
+    /// Counts what the workers of a generation have sent.
     pub(super) fn add_counted(&mut self, crew: &Crew) {
-        for (key, counted) in crew.exchanges.counted() {
-            let sum = self.counted.entry(*key).or_default();
-            sum.tensors = sum.tensors.saturating_add(counted.tensors);
-            sum.bytes = sum.bytes.saturating_add(counted.bytes);
-        }
+        self.counted.add_all(crew.exchanges.counted());
         self.received_bytes = 0;
     }
 
     /// Counts what a worker has received since its last report, when the job is over.
-    pub(super) fn add_tally(&mut self, plan: &Plan, tally: &Tally) {
-        let sound = tally.carried.iter().filter(|carried| match carried.moved {
-            Moved::Exchange(exchange, _) => exchange < plan.logits_exchange(),
-            Moved::Gradients => true,
-        });
-        for Carried { moved, tensors, bytes, .. } in sound {
-            let sum = self.counted.entry(*moved).or_default();
-            (sum.tensors, sum.bytes) = (sum.tensors.saturating_add(*tensors), sum.bytes.saturating_add(*bytes));
+    pub(super) fn add_tally(&mut self, plan: &Plan, worker: WorkerIndex, tally: &Tally) {
+        if check_tally(plan, worker, tally).is_ok() {
+            self.counted.add_tally(worker, tally);
         }
     }
 
@@ -123,8 +113,7 @@ impl Drive {
 
     /// Bytes that workers have sent since the last call.
     pub(super) fn newly_received_bytes(&mut self, crew: &Crew) -> u64 {
-        let counted = crew.exchanges.counted().values().map(|counted| counted.bytes);
-        let received = counted.fold(0, u64::saturating_add);
+        let received = crew.exchanges.counted().bytes();
         received.saturating_sub(std::mem::replace(&mut self.received_bytes, received))
     }
 }

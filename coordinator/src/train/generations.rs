@@ -68,12 +68,13 @@ impl Run {
                 Err(Stop::Fatal(error)) => return Err(error),
                 Err(Stop::Fault(fault) | Stop::Leaves(fault)) => fault,
             };
+            if fault.is_of_a_link() {
+                self.end_trace("the connections between workers have changed", site, observer);
+            }
             if let Fault::Link { worker, peer, why, .. } = &fault {
                 if self.running.exchange == Exchange::Direct && !drive.has_begun {
                     return Err(JobError::NoLink { why: chain(&fault) });
                 }
-                // The trace's links no longer hold.
-                site.recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
                 if !drive.has_begun {
                     self.folder.remove_trace();
                     let text =
@@ -93,7 +94,10 @@ impl Run {
             let member = site.cluster.member(fault.worker());
             let seated = member.map(|member| (member.hello.process_id, member.hello.host.clone()));
             let (process_id, host) = fault.process().or(seated).unzip();
-            if !matches!(fault, Fault::Link { .. }) {
+            // What can't be relayed must have been wrong when it was sent.
+            let can_be_relayed = self.running.exchange != Exchange::Direct;
+            let both_stay = matches!(fault, Fault::Link { .. }) || (fault.is_of_a_link() && can_be_relayed);
+            if !both_stay {
                 site.cluster.give_up(fault.worker(), &chain(&fault));
             }
             // All that are about to stop have waited for the same checkpoint.
@@ -300,9 +304,16 @@ impl Run {
         self.record.running.replicas = self.plan.placement.replicas();
         self.record.workers.clear();
         self.record.planned_step_traffic = Some(self.step_traffic());
-        // The trace's placement no longer holds.
-        site.recorder.finish().into_iter().for_each(|text| observer.on(Event::Notice { text }));
+        self.end_trace("the number of workers has changed", site, observer);
         Ok(())
+    }
+
+    /// Ends the trace, which is of one placement and of its links.
+    fn end_trace(&self, why: &str, site: &mut Site, observer: &mut dyn Observer) {
+        let step = self.progress.step;
+        let ends = (site.recorder.is_on() && step > 0).then(|| format!("the trace ends at step {step}: {why}"));
+        let notices = site.recorder.finish().into_iter().chain(ends);
+        notices.for_each(|text| observer.on(Event::Notice { text }));
     }
 
     /// Starts the recording, unless tracing is off.

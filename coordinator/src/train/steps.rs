@@ -199,7 +199,7 @@ impl Run {
             Received::State => Ok(()),
             Received::Said(FromWorker::BackwardDone { micro_batch, tower })
                 if step.holds(&micro_batch)
-                    && tower.0 < plan.network.towers
+                    && plan.parts(SegmentIndex(0)).any(|held| held == tower)
                     && plan.holder(SegmentIndex(0), tower, micro_batch.id) == worker
                     && step.on_backward_done(&micro_batch, tower) =>
             {

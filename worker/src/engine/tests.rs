@@ -56,6 +56,13 @@ fn micro_batch(step: u64, index: u32) -> MicroBatch {
     }
 }
 
+impl Engine {
+    /// Accepts a tensor of the coordinator.
+    fn get(&mut self, compute: &Compute, key: TensorKey, elements: Elements) -> Result<Vec<Out>, EngineError> {
+        self.accept(compute, Received { key, elements, from: None })
+    }
+}
+
 /// An engine with its weights: those of the job's seed.
 fn ready(compute: &Compute, placement: &[usize]) -> Engine {
     let mut engine = Engine::new(assignment(placement), u64::MAX).unwrap();
@@ -68,7 +75,7 @@ fn ready(compute: &Compute, placement: &[usize]) -> Engine {
                 let slice = parameter.slice_of(&plan.network, tower, &whole);
                 let values = slice.iter().map(|value| if state == State::Weights { *value } else { 0.0 }).collect();
                 let key = TensorKey::Parameter { step: 0, name: parameter.name.clone(), tower, state };
-                last = engine.accept(compute, key, Elements::Floats(values)).unwrap();
+                last = engine.get(compute, key, Elements::Floats(values)).unwrap();
             }
         }
     }
@@ -110,13 +117,13 @@ fn whole_step(engine: &mut Engine, compute: &Compute, step: u64) -> Vec<Out> {
     let mut out = Vec::new();
     for index in 0..2 {
         let (key, elements) = images(step, index);
-        engine.accept(compute, key, elements).unwrap();
+        engine.get(compute, key, elements).unwrap();
     }
     out.extend(work_all(engine, compute));
     for index in 0..2 {
         for tower in engine.plan().all_towers() {
             let (key, elements) = gradient(step, index, tower);
-            engine.accept(compute, key, elements).unwrap();
+            engine.get(compute, key, elements).unwrap();
         }
     }
     out.extend(work_all(engine, compute));
@@ -133,7 +140,7 @@ fn two_towers_on_one_worker_exchange_nothing_but_logits() {
     on_a_pool(|compute| {
         let mut engine = ready(compute, &[0, 0]);
         let (key, elements) = images(1, 0);
-        engine.accept(compute, key, elements).unwrap();
+        engine.get(compute, key, elements).unwrap();
         let out = work_all(&mut engine, compute);
         let logits = |out: &Out| {
             matches!(out, Out::Tensor(Payload { key: TensorKey::Activations { exchange: ExchangeIndex(1), .. }, .. }))
@@ -148,7 +155,7 @@ fn images_that_come_before_their_commit_wait_for_it() {
     on_a_pool(|compute| {
         let mut engine = ready(compute, &[0, 0]);
         let (key, elements) = images(2, 0);
-        engine.accept(compute, key, elements).unwrap();
+        engine.get(compute, key, elements).unwrap();
         let out = whole_step(&mut engine, compute, 1);
         let count = |is_it: fn(&FromWorker) -> bool| {
             out.iter().filter(|out| matches!(out, Out::Say(message) if is_it(message))).count()
@@ -189,7 +196,7 @@ fn gradients_that_come_before_their_commit_are_answered_after_it() {
                     let name = parameter.name.clone();
                     let values = vec![0.0; parameter.slice_shape(&plan.network, tower).iter().product()];
                     let key = TensorKey::Parameter { step: 0, name, tower, state };
-                    engine.accept(compute, key, Elements::Floats(values)).unwrap();
+                    engine.get(compute, key, Elements::Floats(values)).unwrap();
                 }
             }
         }
@@ -204,7 +211,7 @@ fn gradients_that_come_before_their_commit_are_answered_after_it() {
                     let key = TensorKey::Gradient { step: 2, name: parameter.name.clone(), tower, piece, node };
                     let values = Elements::Floats(vec![0.5; described.floats.len()]);
                     if !described.floats.is_empty() {
-                        assert!(engine.accept(compute, key, values).unwrap().is_empty(), "it is early");
+                        assert!(engine.get(compute, key, values).unwrap().is_empty(), "it is early");
                     }
                 }
             }
@@ -216,6 +223,49 @@ fn gradients_that_come_before_their_commit_are_answered_after_it() {
     });
 }
 
+/// The commit accepts the tensors that came before it. One of them is wrong: its sender is named, and not the coordinator.
+#[test]
+fn a_wrong_tensor_that_came_early_is_laid_on_its_sender() {
+    on_a_pool(|compute| {
+        let mut engine = ready(compute, &[0, 1]);
+        engine.micro_batches.clear();
+        engine.reductions.clear();
+        let key = TensorKey::Activations {
+            micro_batch: micro_batch(2, 7),
+            exchange: ExchangeIndex(0),
+            direction: Direction::Forward,
+            from_tower: TowerIndex(1),
+            to_tower: None,
+        };
+        let early = |key: &TensorKey, floats: usize| Received {
+            key: key.clone(),
+            elements: Elements::Floats(vec![0.5; floats]),
+            from: Some(WorkerIndex(1)),
+        };
+        assert!(engine.accept(compute, early(&key, 32)).unwrap().is_empty());
+        let repeated = engine.accept(compute, early(&key, 32)).unwrap_err();
+        assert!(matches!(repeated, EngineError::FromPeer { peer: WorkerIndex(1), .. }), "{repeated}");
+        let error = engine.commit(compute, 1, 0.1).unwrap_err();
+        assert!(matches!(error, EngineError::FromPeer { peer: WorkerIndex(1), .. }), "{error}");
+        assert!(error.to_string().contains("the step has no such micro-batch"), "{error}");
+    });
+}
+
+/// However few tensors they are, early ones take no more memory than the plan allows.
+#[test]
+fn early_tensors_are_bounded_by_their_bytes() {
+    on_a_pool(|compute| {
+        let mut engine = ready(compute, &[0, 1]);
+        let most = engine.early_bytes_max;
+        let (key, _) = images(2, 0);
+        let error = engine.get(compute, key.clone(), Elements::Bytes(vec![0; most as usize + 1])).unwrap_err();
+        assert!(error.to_string().contains("too many tensors"), "{error}");
+        engine.get(compute, key, Elements::Bytes(vec![0; most as usize])).unwrap();
+        let (key, one_more) = images(2, 1);
+        assert!(engine.get(compute, key, one_more).is_err());
+    });
+}
+
 /// Chains of weight gradients continue in sample order: the trunk waits for the earlier micro-batch, and the weights are the same.
 #[test]
 fn gradients_in_any_order_give_the_same_weights() {
@@ -224,7 +274,7 @@ fn gradients_in_any_order_give_the_same_weights() {
             let mut engine = ready(compute, &[0, 0]);
             for index in order {
                 let (key, elements) = images(1, index);
-                engine.accept(compute, key, elements).unwrap();
+                engine.get(compute, key, elements).unwrap();
             }
             work_all(&mut engine, compute);
             for index in order {
@@ -233,8 +283,8 @@ fn gradients_in_any_order_give_the_same_weights() {
                     if let Elements::Floats(values) = &mut elements {
                         values.iter_mut().for_each(|value| *value += index as f32 / 3.0);
                     }
-                    engine.accept(compute, key.clone(), elements.clone()).unwrap();
-                    let error = engine.accept(compute, key, elements).unwrap_err().to_string();
+                    engine.get(compute, key.clone(), elements.clone()).unwrap();
+                    let error = engine.get(compute, key, elements).unwrap_err().to_string();
                     assert!(error.contains("arrived before"), "{error}");
                 }
                 work_all(&mut engine, compute);
@@ -252,7 +302,7 @@ fn what_nobody_asked_for_is_refused() {
         let mut engine = ready(compute, &[0, 1]);
         let refused = |engine: &mut Engine, (key, elements): (TensorKey, Elements)| {
             let text = key.to_string();
-            assert!(matches!(engine.accept(compute, key, elements), Err(EngineError::Unexpected { .. })), "{text}");
+            assert!(matches!(engine.get(compute, key, elements), Err(EngineError::Unexpected { .. })), "{text}");
         };
         refused(&mut engine, images(9, 0));
         refused(&mut engine, gradient(1, 0, TowerIndex(0)));
@@ -277,7 +327,7 @@ fn what_nobody_asked_for_is_refused() {
 fn a_micro_batch_that_comes_twice_or_with_other_samples_is_refused() {
     on_a_pool(|compute| {
         let refused = |engine: &mut Engine, (key, elements): (TensorKey, Elements), why: &str| {
-            let error = engine.accept(compute, key, elements).unwrap_err().to_string();
+            let error = engine.get(compute, key, elements).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         };
         let channels = |samples: Range<usize>| {
@@ -295,15 +345,15 @@ fn a_micro_batch_that_comes_twice_or_with_other_samples_is_refused() {
         let mut engine = ready(compute, &[0, 1]);
         // What other workers send may overtake the images, but not with other samples.
         let (key, elements) = channels(0..2);
-        assert!(engine.accept(compute, key, elements).is_err());
+        assert!(engine.get(compute, key, elements).is_err());
         let (key, elements) = images(1, 0);
-        engine.accept(compute, key, elements).unwrap();
+        engine.get(compute, key, elements).unwrap();
         refused(&mut engine, images(1, 0), "arrived before");
         work_all(&mut engine, compute);
         refused(&mut engine, images(1, 0), "arrived before");
         refused(&mut engine, channels(0..2), "other samples");
         let (key, elements) = channels(0..1);
-        engine.accept(compute, key, elements).unwrap();
+        engine.get(compute, key, elements).unwrap();
         work_all(&mut engine, compute);
         let (key, _) = gradient(1, 0, TowerIndex(0));
         let TensorKey::Activations { exchange, direction, from_tower, to_tower, .. } = key else { panic!() };
@@ -320,10 +370,10 @@ fn a_micro_batch_that_a_step_does_not_have_is_refused() {
         let mut engine = ready(compute, &[0, 1]);
         for index in 0..2 {
             let (key, elements) = images(1, index);
-            engine.accept(compute, key, elements).unwrap();
+            engine.get(compute, key, elements).unwrap();
         }
         let (key, elements) = images(1, 2);
-        let error = engine.accept(compute, key, elements).unwrap_err().to_string();
+        let error = engine.get(compute, key, elements).unwrap_err().to_string();
         assert!(error.contains("the step has no such micro-batch"), "{error}");
     });
 }
@@ -334,7 +384,7 @@ fn a_job_that_is_dropped_ends_before_the_next_layer() {
     on_a_pool(|compute| {
         let mut engine = ready(compute, &[0, 0]);
         let (key, elements) = images(1, 0);
-        engine.accept(compute, key, elements).unwrap();
+        engine.get(compute, key, elements).unwrap();
         let (asked, probe) = (std::cell::Cell::new(0), Probe::new(None, None, None));
         let is_dropped = || asked.replace(asked.get() + 1) == 1;
         let ended = engine.work(Means { compute, probe: &probe, is_dropped: &is_dropped });
@@ -376,7 +426,7 @@ fn the_memory_of_a_tensor_serves_again_once_it_has_been_sent() {
     on_a_pool(|compute| {
         let mut engine = ready(compute, &[0, 0]);
         let (key, elements) = images(1, 0);
-        engine.accept(compute, key, elements).unwrap();
+        engine.get(compute, key, elements).unwrap();
         let mut out = work_all(&mut engine, compute);
         let Some(Out::Tensor(logits)) = out.pop() else { panic!("no logits: {out:?}") };
         let place = logits.data.as_ptr();

@@ -9,15 +9,12 @@ use std::time::{Duration, Instant};
 
 use convoy_common::batch::Phase;
 use convoy_common::chain::chain;
-use convoy_common::index::WorkerIndex;
 use convoy_common::misdeed::Moment;
 use convoy_common::trace::{Activity, SegmentRun};
-use convoy_common::wire::{
-    Direction, Elements, Failure, FailureKind, FromWorker, PeerFailed, PeerFailure, Tally, TensorKey,
-};
+use convoy_common::wire::{Direction, Failure, FailureKind, FromWorker, PeerFailed, PeerFailure, Tally};
 use tokio::sync::mpsc::Sender;
 
-use crate::engine::{Engine, EngineError, Out};
+use crate::engine::{Engine, EngineError, Out, Received};
 use crate::kernels::Compute;
 use crate::metrics::{Doing, Metrics, Stopwatch};
 use crate::probe::Probe;
@@ -33,8 +30,8 @@ const LOOK_MAX: Duration = Duration::from_micros(200);
 pub(super) enum Message {
     /// Start a job, and drop an unfinished one.
     Begin(Box<Job>),
-    /// A tensor has arrived: from another worker, or from the coordinator.
-    Tensor(TensorKey, Elements, Option<WorkerIndex>),
+    /// A tensor has arrived.
+    Tensor(Received),
     /// Apply the gradients.
     Commit { step: u64, rate: f32, hand_over: bool },
     /// Send all weights and momentum after a step.
@@ -149,7 +146,7 @@ enum Of {
 /// What a wait is counted as that `message` has ended. Waits of a measurement do not belong to a step.
 fn awaited(engine: &Engine, message: &Message) -> Of {
     match message {
-        Message::Tensor(key, ..) => match key.training_step() {
+        Message::Tensor(Received { key, .. }) => match key.training_step() {
             Some(_) => Of::Step(Activity::AwaitTensor(key.clone())),
             None if engine.is_early(key) => Of::Wait,
             None => Of::NoStep,
@@ -212,17 +209,16 @@ fn advance(
         job.waiting.fetch_sub(1, Ordering::Relaxed);
     }
     let Job { engine, probe, queued, rehearsal, generation, current, .. } = &mut *job;
-    let (mut committed, mut sender) = (None, None);
+    let mut committed = None;
     let (result, doing, of) = match message {
-        Some(Message::Tensor(key, elements, from)) => {
-            sender = from;
-            queued.fetch_sub(elements.bytes(), Ordering::Relaxed);
-            let of = match key.training_step() {
-                Some(_) => Of::Step(Activity::Take(key.clone())),
-                None if engine.is_early(&key) => Of::Wait,
+        Some(Message::Tensor(received)) => {
+            queued.fetch_sub(received.elements.bytes(), Ordering::Relaxed);
+            let of = match received.key.training_step() {
+                Some(_) => Of::Step(Activity::Take(received.key.clone())),
+                None if engine.is_early(&received.key) => Of::Wait,
                 None => Of::NoStep,
             };
-            (engine.accept(compute, key, elements), Doing::TakingIn, of)
+            (engine.accept(compute, received), Doing::TakingIn, of)
         }
         Some(Message::Commit { step, rate, hand_over }) => {
             rehearsal.reached(Moment::Commit(step));
@@ -270,12 +266,13 @@ fn advance(
         Err(EngineError::Stopped(Stopped::Dropped)) => None,
         Err(error) => {
             tracing::info!("cannot continue: {}", chain(&error));
-            let message = match (sender, failure(&error)) {
-                // What a peer sent was at fault.
-                (Some(peer), Failure { kind: FailureKind::BadMessage, message, .. }) => {
-                    FromWorker::PeerFailed(PeerFailed { peer, kind: PeerFailure::Invalid, message })
-                }
-                (_, failure) => FromWorker::Failure(failure),
+            let message = match &error {
+                EngineError::FromPeer { peer, .. } => FromWorker::PeerFailed(PeerFailed {
+                    peer: *peer,
+                    kind: PeerFailure::Invalid,
+                    message: chain(&error),
+                }),
+                _ => FromWorker::Failure(failure(&error)),
             };
             // If the network thread has ended, nobody needs the reason.
             let _ = job.out.blocking_send(Out::Say(message));

@@ -4,6 +4,7 @@ use convoy_common::address::Address;
 use convoy_common::token::Token;
 use tokio::sync::watch;
 
+use super::peers::Door;
 use crate::kernels::isa::Isa;
 use crate::metrics::Metrics;
 use crate::probe::Clock;
@@ -21,7 +22,7 @@ pub struct WorkerConfig {
     pub isa: Option<Isa>,
     /// The token that both sides require, if any.
     pub token: Option<Token>,
-    /// Where to wait for other workers. None: at a free port of the interface by which the coordinator is reached.
+    /// Where to listen for other workers. None: at a free port of the network interface that leads to the coordinator.
     pub exchange_listen: Option<Address>,
     /// Address for health checks, if any.
     pub health: Option<Address>,
@@ -35,6 +36,8 @@ pub struct WorkerConfig {
 #[derive(Debug)]
 pub(super) struct Presence {
     pub(super) clock: Clock,
+    /// The door at the configured address, if there is one.
+    pub(super) door: Option<Door>,
     /// Signs of life of the compute thread.
     pub(super) vitals: Vitals,
     /// Whether there is a job.

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,12 +32,25 @@ const UNPROVED_MAX: usize = 64;
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Where other workers connect to this one. It is closed when it is dropped.
+#[derive(Debug)]
 pub(super) struct Door {
-    /// What others need to know.
-    pub(super) address: Address,
-    awaited: watch::Sender<Awaited>,
+    at: Listening,
+    awaited: Arc<watch::Sender<Awaited>>,
     _accepting: JoinSet<()>,
-    _file: Option<SocketFile>,
+}
+
+#[derive(Debug)]
+enum Listening {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// The links of a generation, as far as they could be opened.
+#[derive(Debug, Default)]
+pub(super) struct Opened {
+    pub(super) links: Vec<(WorkerIndex, Link)>,
+    /// Why the others could not.
+    pub(super) failed: Vec<PeerFailed>,
 }
 
 /// Whom the door lets in: the peers of one generation.
@@ -46,22 +59,26 @@ struct Awaited {
     job: u64,
     generation: u64,
     secrets: HashMap<WorkerIndex, Secret>,
-    arrived: Option<mpsc::Sender<(WorkerIndex, Link)>>,
+    arrived: Option<Arrivals>,
+}
+
+/// A peer that has proved who it is, and its link.
+type Arrivals = mpsc::Sender<(WorkerIndex, Link)>;
+
+impl Awaited {
+    /// The secret of a peer that shows the first half of it, and who takes its link. The secret opens the door once.
+    fn admit(&mut self, hello: &PeerHello) -> Option<(Secret, Arrivals)> {
+        let is_of_this = (self.job, self.generation) == (hello.job, hello.generation);
+        let secret = self.secrets.get(&hello.from).filter(|secret| is_of_this && secret.is_asked_by(&hello.shown));
+        let admitted = (*secret?, self.arrived.clone()?);
+        self.secrets.remove(&hello.from);
+        Some(admitted)
+    }
 }
 
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Link(..)")
-    }
-}
-
-/// A socket's file, which goes with it.
-struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // It may be gone already, with its folder.
-        let _ = std::fs::remove_file(&self.0);
     }
 }
 
@@ -80,29 +97,43 @@ impl Listener {
 }
 
 impl Door {
-    /// Opens a door at `wanted`, or at a free port of the interface by which the coordinator is reached.
-    pub(super) async fn open(wanted: Option<&Address>, coordinator: &Place) -> io::Result<Self> {
-        let (listener, address, file) = match wanted {
-            Some(Address::Unix(path)) => {
-                remove_unused_socket(path)?;
+    /// Opens a door at `address`.
+    pub(super) async fn at(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Unix(path) => {
                 let listener = UnixListener::bind(path)?;
-                (Listener::Unix(listener), Address::Unix(path.clone()), Some(SocketFile(path.clone())))
+                Ok(Self::over(Listener::Unix(listener), Listening::Unix(path.clone())))
             }
-            Some(Address::Tcp(host)) => {
-                let listener = TcpListener::bind(host.as_str()).await?;
-                let address = reachable(listener.local_addr()?, coordinator)?;
-                (Listener::Tcp(listener), address, None)
-            }
-            None => {
-                let listener = TcpListener::bind((interface(coordinator)?, 0)).await?;
-                let address = Address::Tcp(listener.local_addr()?.to_string());
-                (Listener::Tcp(listener), address, None)
-            }
-        };
-        let awaited = watch::Sender::new(Awaited::default());
+            Address::Tcp(host) => Self::over_tcp(TcpListener::bind(host.as_str()).await?),
+        }
+    }
+
+    /// Opens a door at a free port of the network interface that leads to the coordinator.
+    pub(super) async fn towards(coordinator: &Place) -> io::Result<Self> {
+        Self::over_tcp(TcpListener::bind((interface(coordinator)?, 0)).await?)
+    }
+
+    fn over_tcp(listener: TcpListener) -> io::Result<Self> {
+        let at = Listening::Tcp(listener.local_addr()?);
+        Ok(Self::over(Listener::Tcp(listener), at))
+    }
+
+    fn over(listener: Listener, at: Listening) -> Self {
+        let awaited = Arc::new(watch::Sender::new(Awaited::default()));
         let mut accepting = JoinSet::new();
-        accepting.spawn(accept(listener, awaited.subscribe()));
-        Ok(Self { address, awaited, _accepting: accepting, _file: file })
+        accepting.spawn(accept(listener, awaited.clone()));
+        Self { at, awaited, _accepting: accepting }
+    }
+
+    /// Where the workers of this coordinator connect. A door on all interfaces is reached by the one that leads to the coordinator.
+    pub(super) fn address(&self, coordinator: &Place) -> io::Result<Address> {
+        match &self.at {
+            Listening::Unix(path) => Ok(Address::Unix(path.clone())),
+            Listening::Tcp(listening) => {
+                let ip = if listening.ip().is_unspecified() { interface(coordinator)? } else { listening.ip() };
+                Ok(Address::Tcp(SocketAddr::new(ip, listening.port()).to_string()))
+            }
+        }
     }
 
     /// Lets in these peers from now on, and nobody else.
@@ -119,15 +150,7 @@ impl Door {
     }
 
     /// Opens the links to all peers of worker `own`: of a pair, the one with the smaller index connects.
-    ///
-    /// # Errors
-    /// When some are not there in time: which.
-    pub(super) async fn connect(
-        &self,
-        own: WorkerIndex,
-        generation: Generation,
-        peers: &[Peer],
-    ) -> Result<Vec<(WorkerIndex, Link)>, Vec<PeerFailed>> {
+    pub(super) async fn connect(&self, own: WorkerIndex, generation: Generation, peers: &[Peer]) -> Opened {
         let deadline = Instant::now() + CONNECTED_WITHIN;
         let mut arrivals = self.await_peers(generation, peers.iter().filter(|peer| peer.worker < own));
         let mut dialling = JoinSet::new();
@@ -153,7 +176,19 @@ impl Door {
             let message = format!("worker {} did not connect within {CONNECTED_WITHIN:?}", missing.worker);
             failed.push(unreachable(missing.worker, message));
         }
-        if failed.is_empty() { Ok(links.into_iter().collect()) } else { Err(failed) }
+        Opened { links: links.into_iter().collect(), failed }
+    }
+}
+
+impl Opened {
+    /// The links of a worker without a door: none.
+    pub(super) fn nothing(peers: &[Peer]) -> Self {
+        let failed = |peer: &Peer| PeerFailed {
+            peer: peer.worker,
+            kind: PeerFailure::Unreachable,
+            message: "this worker cannot listen for others".to_owned(),
+        };
+        Self { links: Vec::new(), failed: peers.iter().map(failed).collect() }
     }
 }
 
@@ -182,7 +217,7 @@ async fn greet(peer: &Peer, own: WorkerIndex, generation: Generation) -> Result<
 }
 
 /// Accepts connections, each of which has a short time to prove who it is.
-async fn accept(listener: Listener, awaited: watch::Receiver<Awaited>) {
+async fn accept(listener: Listener, awaited: Arc<watch::Sender<Awaited>>) {
     let room = Arc::new(Semaphore::new(UNPROVED_MAX));
     let mut unproved = JoinSet::new();
     loop {
@@ -201,29 +236,19 @@ async fn accept(listener: Listener, awaited: watch::Receiver<Awaited>) {
     }
 }
 
-/// Lets a peer in that shows the right secret. It may be told of the generation before this worker is.
-async fn admit(mut link: Link, mut awaited: watch::Receiver<Awaited>) -> Option<()> {
+/// Lets a peer in that shows the right secret, once. It may be told of the generation before this worker is.
+async fn admit(mut link: Link, awaited: Arc<watch::Sender<Awaited>>) -> Option<()> {
     let hello: v1::PeerHello = link.reading.next().await.ok()?;
     let hello = PeerHello::try_from(hello).ok()?;
-    let (secret, arrived) = {
-        let awaited = awaited.wait_for(|awaited| awaited.generation >= hello.generation).await.ok()?;
-        let is_of_this = (awaited.job, awaited.generation) == (hello.job, hello.generation);
-        let secret =
-            *awaited.secrets.get(&hello.from).filter(|secret| is_of_this && secret.is_asked_by(&hello.shown))?;
-        (secret, awaited.arrived.clone()?)
-    };
-    let welcome = v1::PeerWelcome { secret: secret.answer().to_vec().into() };
-    link.writing.send(&welcome).await.ok()?;
-    // A second connection of the same peer finds no room, or nobody who takes it.
+    awaited.subscribe().wait_for(|awaited| awaited.generation >= hello.generation).await.ok()?;
+    let mut admitted = None;
+    awaited.send_if_modified(|awaited| {
+        admitted = awaited.admit(&hello);
+        admitted.is_some()
+    });
+    let (secret, arrived) = admitted?;
+    link.writing.send(&v1::PeerWelcome::from(&secret)).await.ok()?;
     arrived.try_send((hello.from, link.trusted())).ok()
-}
-
-/// Removes a socket that an earlier process left behind. Anything else at its place is an error of `bind`.
-fn remove_unused_socket(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    let is_used = || std::os::unix::net::UnixStream::connect(path).is_ok();
-    if is_socket && !is_used() { std::fs::remove_file(path) } else { Ok(()) }
 }
 
 /// The address of this machine's interface by which the coordinator is reached.
@@ -236,12 +261,6 @@ fn interface(coordinator: &Place) -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-/// Where others reach a listener. One on all interfaces is reached at that by which the coordinator is reached.
-fn reachable(listening: SocketAddr, coordinator: &Place) -> io::Result<Address> {
-    let ip = if listening.ip().is_unspecified() { interface(coordinator)? } else { listening.ip() };
-    Ok(Address::Tcp(SocketAddr::new(ip, listening.port()).to_string()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,7 +268,12 @@ mod tests {
     const GENERATION: Generation = Generation { job: 7, number: 3 };
 
     async fn door() -> Door {
-        Door::open(None, &Place::Unix(PathBuf::new())).await.unwrap()
+        Door::towards(&here()).await.unwrap()
+    }
+
+    /// A coordinator on this machine.
+    fn here() -> Place {
+        Place::Unix(PathBuf::new())
     }
 
     fn secret() -> Secret {
@@ -257,7 +281,7 @@ mod tests {
     }
 
     fn peer(worker: usize, door: &Door) -> Peer {
-        Peer { worker: WorkerIndex(worker), address: door.address.clone(), secret: secret() }
+        Peer { worker: WorkerIndex(worker), address: door.address(&here()).unwrap(), secret: secret() }
     }
 
     #[tokio::test]
@@ -275,8 +299,8 @@ mod tests {
                 }
             };
             let (one, other) = tokio::join!(of(0), of(1));
-            let [(_, mut one)] = <[_; 1]>::try_from(one.unwrap()).unwrap();
-            let [(_, mut other)] = <[_; 1]>::try_from(other.unwrap()).unwrap();
+            let [(_, mut one)] = <[_; 1]>::try_from(one.links).unwrap();
+            let [(_, mut other)] = <[_; 1]>::try_from(other.links).unwrap();
             let frame = convoy_common::wire::open_frame(5);
             one.writing.send(&frame).await.unwrap();
             assert_eq!(other.reading.next::<v1::Frame>().await.unwrap(), frame);
@@ -300,15 +324,16 @@ mod tests {
             PeerHello { generation: 2, ..right.clone() },
         ];
         let shows = async |hello: PeerHello| {
-            let mut link = Link::to(&door.address).await.unwrap();
+            let mut link = Link::to(&peers[0].address).await.unwrap();
             link.writing.send(&v1::PeerHello::from(hello)).await.unwrap();
             link.reading.next::<v1::PeerWelcome>().await
         };
         for hello in wrong {
             assert!(matches!(shows(hello.clone()).await, Err(LinkError::Closed)), "{hello:?}");
         }
-        assert!(shows(right).await.is_ok());
+        assert!(shows(right.clone()).await.is_ok());
         assert_eq!(arrivals.recv().await.unwrap().0, WorkerIndex(0));
+        assert!(matches!(shows(right).await, Err(LinkError::Closed)), "a secret opens the door once");
     }
 
     /// Silent connections use up the room for a short time only, and connections beyond it are closed at once.
@@ -319,15 +344,15 @@ mod tests {
         let _arrivals = door.await_peers(GENERATION, peers.iter());
         let mut silent = Vec::new();
         for _ in 0..UNPROVED_MAX {
-            silent.push(Link::to(&door.address).await.unwrap());
+            silent.push(Link::to(&peers[0].address).await.unwrap());
         }
-        let mut beyond = Link::to(&door.address).await.unwrap();
+        let mut beyond = Link::to(&peers[0].address).await.unwrap();
         assert!(beyond.reading.next::<v1::PeerWelcome>().await.is_err());
         for mut link in silent {
             assert!(link.reading.next::<v1::PeerWelcome>().await.is_err(), "its time is over");
         }
         let hello = PeerHello { job: 7, generation: 3, from: WorkerIndex(0), shown: secret().question().to_vec() };
-        let mut link = Link::to(&door.address).await.unwrap();
+        let mut link = Link::to(&peers[0].address).await.unwrap();
         link.writing.send(&v1::PeerHello::from(hello)).await.unwrap();
         assert!(link.reading.next::<v1::PeerWelcome>().await.is_ok());
     }
@@ -336,10 +361,10 @@ mod tests {
     async fn a_peer_that_is_not_there_or_has_another_secret_is_named() {
         let doors = [door().await, door().await];
         let nobody = Peer { address: "127.0.0.1:1".parse().unwrap(), ..peer(1, &doors[1]) };
-        let failed = doors[0].connect(WorkerIndex(0), GENERATION, &[nobody]).await.unwrap_err().remove(0);
+        let failed = doors[0].connect(WorkerIndex(0), GENERATION, &[nobody]).await.failed.remove(0);
         assert_eq!((failed.peer, failed.kind), (WorkerIndex(1), PeerFailure::Unreachable));
         assert!(failed.message.contains("127.0.0.1:1 within 2s"), "{}", failed.message);
-        let failed = doors[1].connect(WorkerIndex(1), GENERATION, &[peer(0, &doors[0])]).await.unwrap_err().remove(0);
+        let failed = doors[1].connect(WorkerIndex(1), GENERATION, &[peer(0, &doors[0])]).await.failed.remove(0);
         assert!(failed.message.contains("worker 0 did not connect"), "{}", failed.message);
         let other = Peer { secret: Secret::of([9; 4]), ..peer(0, &doors[0]) };
         let peers = ([peer(1, &doors[1])], [other]);
@@ -347,6 +372,28 @@ mod tests {
             doors[0].connect(WorkerIndex(0), GENERATION, &peers.0),
             doors[1].connect(WorkerIndex(1), GENERATION, &peers.1)
         );
-        assert!(one.is_err() && two.is_err());
+        assert!(one.links.is_empty() && two.links.is_empty());
+    }
+
+    /// The link to one peer opens although another one cannot be reached.
+    #[tokio::test]
+    async fn a_peer_that_is_not_there_does_not_close_the_link_to_another_one() {
+        let doors = [door().await, door().await];
+        let nobody = Peer { address: "127.0.0.1:1".parse().unwrap(), ..peer(2, &doors[1]) };
+        let peers = ([peer(1, &doors[1]), nobody], [peer(0, &doors[0])]);
+        let (one, two) = tokio::join!(
+            doors[0].connect(WorkerIndex(0), GENERATION, &peers.0),
+            doors[1].connect(WorkerIndex(1), GENERATION, &peers.1)
+        );
+        let reached = |opened: &Opened| opened.links.iter().map(|(peer, _)| peer.0).collect::<Vec<_>>();
+        assert_eq!((reached(&one), reached(&two)), (vec![1], vec![0]));
+        assert_eq!(one.failed.iter().map(|failed| failed.peer.0).collect::<Vec<_>>(), [2]);
+    }
+
+    #[tokio::test]
+    async fn a_door_on_all_interfaces_says_the_one_that_leads_to_the_coordinator() {
+        let door = Door::at(&"0.0.0.0:0".parse().unwrap()).await.unwrap();
+        let address = door.address(&Place::Tcp("127.0.0.1:7878".parse().unwrap())).unwrap().to_string();
+        assert!(address.starts_with("127.0.0.1:") && !address.ends_with(":0"), "{address}");
     }
 }

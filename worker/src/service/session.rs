@@ -35,8 +35,8 @@ use super::config::{Presence, WorkerConfig};
 use super::connection::{Place, connect, places};
 use super::elsewhere::Whereabouts;
 use super::links::{Arrived, Links};
-use super::peers::Door;
-use crate::engine::{Engine, Out};
+use super::peers::{Door, Opened};
+use crate::engine::{Engine, Out, Received};
 use crate::kernels::isa::Isa;
 use crate::machine;
 use crate::metrics::Metrics;
@@ -236,13 +236,13 @@ enum Ended {
 }
 
 /// A worker's tensor connection, and its door for other workers.
-struct Tensors {
+struct Tensors<'a> {
     incoming: Streaming<v1::Frame>,
     outgoing: Sender<v1::Frame>,
     /// A chunk that overtook the assignment of its generation, which uses the other connection. Nothing else is read meanwhile.
     ahead: Option<Chunk>,
     /// Where other workers connect.
-    door: Option<Door>,
+    door: Option<&'a Door>,
 }
 
 impl<'a> Session<'a> {
@@ -278,13 +278,15 @@ impl<'a> Session<'a> {
         let (control, requests) = channel(QUEUE);
         let session = Session { messages, control, generation: Arc::default(), presence, config };
         // Without a door, the coordinator relays what other workers send.
-        let door = Door::open(config.exchange_listen.as_ref(), place).await;
-        let wanted = || config.exchange_listen.as_ref().map_or_else(String::new, |address| format!(" at {address}"));
-        let door = door.inspect_err(|error| {
-            tracing::warn!("cannot wait for other workers{}: {error}; the coordinator relays what they send", wanted());
-        });
-        let door = door.ok();
-        let exchange_address = door.as_ref().map(|door| door.address.clone());
+        let complain = |error: &std::io::Error| {
+            tracing::warn!("cannot listen for other workers: {error}; the coordinator relays what they send");
+        };
+        let own = match presence.door {
+            Some(_) => None,
+            None => Door::towards(place).await.inspect_err(complain).ok(),
+        };
+        let door = presence.door.as_ref().or(own.as_ref());
+        let exchange_address = door.and_then(|door| door.address(place).inspect_err(complain).ok());
         session.say(FromWorker::Hello(Hello { exchange_address, ..hello(config, isa) })).await?;
         let unreachable = |error| SessionError::Connect(place.clone(), error);
         let mut client = connect(place, config.token.as_ref()).await.map_err(unreachable)?;
@@ -326,7 +328,7 @@ impl<'a> Session<'a> {
     async fn serve(
         &self,
         mut orders: Streaming<v1::ToWorker>,
-        mut tensors: Tensors,
+        mut tensors: Tensors<'_>,
         mut whereabouts: Whereabouts<'_>,
     ) -> Result<(), SessionError> {
         // It goes on through the coordinator's pings.
@@ -365,7 +367,7 @@ impl<'a> Session<'a> {
         &self,
         assignment: Numbered<Assignment>,
         orders: &mut Streaming<v1::ToWorker>,
-        tensors: &mut Tensors,
+        tensors: &mut Tensors<'_>,
         whereabouts: &mut Whereabouts<'_>,
     ) -> Result<Ended, SessionError> {
         tracing::info!("assigned");
@@ -380,7 +382,7 @@ impl<'a> Session<'a> {
         tokio::select! {
             result = self.follow(orders, &terms) => result,
             result = self.receive(incoming, ahead, &terms) => result,
-            result = self.exchange(computed, outgoing, door.as_ref(), &terms) => result,
+            result = self.exchange(computed, outgoing, *door, &terms) => result,
             other = whereabouts.tell() => Err(SessionError::Moved(other)),
             result = self.take_leave() => result,
         }
@@ -546,7 +548,8 @@ impl<'a> Session<'a> {
         if queued > terms.queue_limit {
             return Err(SessionError::Flood { queued, limit: terms.queue_limit });
         }
-        self.messages.send(Message::Tensor(key, elements, from)).map_err(|_| SessionError::NoCompute)
+        let received = Received { key, elements, from };
+        self.messages.send(Message::Tensor(received)).map_err(|_| SessionError::NoCompute)
     }
 
     /// Connects to the peers, and then sends and receives until the generation ends.
@@ -557,27 +560,19 @@ impl<'a> Session<'a> {
         door: Option<&Door>,
         terms: &Terms,
     ) -> Result<Ended, SessionError> {
-        let links = match door {
+        let Opened { links, failed } = match door {
             Some(door) => door.connect(terms.worker, terms.generation, &terms.peers).await,
-            None => match terms.peers.first() {
-                None => Ok(Vec::new()),
-                Some(Peer { worker: peer, .. }) => {
-                    let message = "this worker cannot listen for others".to_owned();
-                    Err(vec![PeerFailed { peer: *peer, kind: PeerFailure::Unreachable, message }])
-                }
-            },
+            None => Opened::nothing(&terms.peers),
         };
-        let links = match links {
-            Ok(links) => Links::over(links),
-            // The coordinator begins another generation, without these links.
-            Err(all) => {
-                for failed in all {
-                    self.say(FromWorker::PeerFailed(failed)).await?;
-                }
-                return std::future::pending().await;
+        if !failed.is_empty() {
+            for failed in failed {
+                self.say(FromWorker::PeerFailed(failed)).await?;
             }
-        };
-        let Links { outgoing, incoming, tasks } = links;
+            // The coordinator begins another generation. Until then, the other links stay open: their peers would report them as broken.
+            let _open = links;
+            return std::future::pending().await;
+        }
+        let Links { outgoing, incoming, tasks } = Links::over(links);
         let links = Outgoing { queues: outgoing, tasks: RefCell::new(tasks) };
         tokio::select! {
             result = self.send(computed, frames_out, &links, terms) => result,

@@ -187,7 +187,7 @@ impl Passes<'_> {
     /// The towers of a segment that the worker computes for a micro-batch.
     fn held(&self, segment: SegmentIndex, micro_batch: &MicroBatch) -> impl Iterator<Item = TowerIndex> {
         let (plan, worker, id) = (self.plan, self.worker, micro_batch.id);
-        plan.all_towers().filter(move |tower| plan.holder(segment, *tower, id) == worker)
+        plan.parts(segment).filter(move |tower| plan.holder(segment, *tower, id) == worker)
     }
 
     /// What the forward passes save, by segment, micro-batch, tower and layer.
@@ -281,7 +281,7 @@ impl Passes<'_> {
         }
         let Some(exchange) = segment.exchange_before() else { return Vec::new() };
         let holder = |other| self.plan.holder(exchange.segment_before(), other, micro_batch.id);
-        let others = self.plan.all_towers().filter(|other| holder(*other) != self.worker);
+        let others = self.plan.parts(exchange.segment_before()).filter(|other| holder(*other) != self.worker);
         others.map(|other| self.floats.take(samples * self.plan.slice_floats(exchange, other))).collect()
     }
 

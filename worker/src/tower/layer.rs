@@ -105,7 +105,7 @@ impl TowerLayer {
             LayerKind::MaxPool(described) => Work::MaxPool(*described),
             LayerKind::AvgPool(described) => Work::AvgPool(*described),
             LayerKind::Dropout { p } => {
-                let first_channel = plan.network.slice(layer.output.channels, tower).start;
+                let first_channel = plan.network.slice(index, tower).start;
                 Work::Dropout { p: *p, whole_units: layer.output.len(), first_channel }
             }
         };
@@ -255,12 +255,12 @@ impl Shapes {
     pub(super) fn of(plan: &Plan, index: usize, tower: TowerIndex) -> Self {
         let network = &plan.network;
         let layer = &network.layers[index];
-        let own = network.slice(layer.input.channels, tower);
+        let own = network.input_slice(index, tower);
         let is_first = index == 0;
         let sees_whole = (is_first && layer.groups() == 1) || plan.needs_exchange(index);
         let input = if sees_whole { layer.input } else { layer.input.with_channels(own.len()) };
         let picks = (is_first && !sees_whole).then_some(Picks { first: own.start, of: layer.input.channels });
-        let output = layer.output.with_channels(network.slice(layer.output.channels, tower).len());
+        let output = layer.output.with_channels(network.slice(index, tower).len());
         Self { input, output, picks }
     }
 }
@@ -287,7 +287,7 @@ pub(super) fn passes(plan: &Plan, index: usize, tower: TowerIndex) -> Option<Aff
         LayerKind::Conv(described) => Some(Affine::Conv(conv::Geometry {
             channels: input.channels,
             filters: output.channels,
-            groups: (layer.groups() / plan.network.towers).max(1),
+            groups: (layer.groups() / plan.network.parts(index)).max(1),
             kernel: described.kernel,
             stride: described.stride,
             pad: described.pad,

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use convoy_common::batch::MicroBatchId;
-use convoy_common::index::{ExchangeIndex, PerWorker, SegmentIndex, TowerIndex, WorkerIndex};
+use convoy_common::index::{ExchangeIndex, PerWorker, SegmentIndex, WorkerIndex};
 use convoy_common::placement::Half;
 use convoy_common::plan::Plan;
 use convoy_common::trace::{Activity, SegmentRun, Span, Transfer};
@@ -174,8 +174,8 @@ impl<'a> Ways<'a> {
 
     fn last_of(&self, id: MicroBatchId, segment: SegmentIndex, direction: Direction) -> Option<(WorkerIndex, u64)> {
         let run = |tower| SegmentRun { micro_batch: id, segment, tower, direction };
-        let towers: Vec<TowerIndex> = self.plan.all_towers().collect();
-        towers.into_iter().filter_map(|tower| self.computed.get(&run(tower)).copied()).max_by_key(|(_, end)| *end)
+        let parts = self.plan.parts(segment);
+        parts.filter_map(|tower| self.computed.get(&run(tower)).copied()).max_by_key(|(_, end)| *end)
     }
 
     fn origin_of_wait(&self, worker: WorkerIndex, wait: &Span) -> Option<Origin> {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use convoy_common::index::{ExchangeIndex, SegmentIndex, TowerIndex, WorkerIndex};
+use convoy_common::index::{ExchangeIndex, SegmentIndex, WorkerIndex};
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
 use convoy_common::trace::Transfer;
@@ -114,22 +114,23 @@ fn about(line: &str) -> Result<(About, Plan), String> {
 
 /// Whether an activity is possible in the job.
 fn is_of(plan: &Plan, activity: &Activity) -> bool {
-    let has_tower = |tower: TowerIndex| tower.0 < plan.network.towers;
     let has_segment = |segment: SegmentIndex| segment.0 < plan.segments.len();
     let has_exchange = |exchange: ExchangeIndex| exchange.0 < plan.segments.len();
     match activity {
-        Activity::Segment(run) => has_segment(run.segment) && has_tower(run.tower),
+        Activity::Segment(run) => has_segment(run.segment) && plan.parts(run.segment).any(|part| part == run.tower),
         Activity::Layer { layer, .. } => *layer < plan.network.layers.len(),
         Activity::Take(tensor)
         | Activity::AwaitTensor(tensor)
         | Activity::Send(Transfer { tensor, .. })
         | Activity::Receive(Transfer { tensor, .. })
         | Activity::Relay(Transfer { tensor, .. }) => match tensor {
-            TensorKey::Activations { exchange, from_tower, to_tower, .. } => {
-                has_exchange(*exchange) && has_tower(*from_tower) && to_tower.is_none_or(has_tower)
+            TensorKey::Activations { exchange, direction, from_tower, to_tower, .. } => {
+                has_exchange(*exchange)
+                    && plan.senders(*exchange, *direction).any(|from| from == *from_tower)
+                    && to_tower.is_none_or(|to| plan.parts(exchange.segment_before()).any(|part| part == to))
             }
             TensorKey::Gradient { tower, node, .. } => {
-                has_tower(*tower) && node.as_ref().is_none_or(|node| node.start < node.end)
+                plan.all_towers().any(|of| of == *tower) && node.as_ref().is_none_or(|node| node.start < node.end)
             }
             _ => true,
         },
