@@ -7,7 +7,7 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -139,17 +139,25 @@ fn strangers_at_a_workers_port_are_refused_and_the_job_goes_on() {
     assert!(!logged.contains("panicked"), "{logged}");
 }
 
-/// One worker of four can't listen: what it exchanges is relayed, and the others stay connected directly. Without a relay, the job says
-/// what is wrong.
+/// One worker of four listens where nobody can connect: what it exchanges is relayed, and the others stay connected directly. Without a
+/// relay, the job says what is wrong.
 #[test]
 fn a_worker_that_nobody_can_reach_is_relayed() {
     let folder = TempDir::new().unwrap();
-    // This address belongs to no machine (RFC 5737).
-    let nowhere = "192.0.2.1:7";
+    // Nobody can connect to a Unix socket without its file. Of a pair, the worker that has joined later is connected to.
+    let hidden = folder.path().join("hidden");
+    let at = format!("unix:{}", hidden.display());
+    let unreachable = |join: &str| {
+        let worker = worker(join, &at);
+        wait_for("its socket", || std::fs::remove_file(&hidden).ok());
+        worker
+    };
     let out = folder.path().join("run");
     let mut job = coordinator("--workers 4", &out);
     let join = listening_at(&mut job);
-    let workers: Vec<_> = (0..4).map(|index| worker(&join, if index == 2 { nowhere } else { "127.0.0.1:0" })).collect();
+    let mut workers: Vec<_> = (0..3).map(|_| worker(&join, "127.0.0.1:0")).collect();
+    support::line_with(job.stdout.as_mut().unwrap(), "3 of 4 workers connected");
+    workers.push(unreachable(&join));
     let output = finish(job);
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!((&hash(&out), &losses(&out)), (&alone().0, &alone().1), "{}", said(&output));
@@ -160,13 +168,28 @@ fn a_worker_that_nobody_can_reach_is_relayed() {
     let across = all["step"]["across"].as_u64().unwrap();
     assert!(bytes("across") > 0 && bytes("across") < across, "some pairs are relayed, some are not: {planned}");
     assert_eq!(bytes("across") + bytes("down"), across + all["step"]["down"].as_u64().unwrap(), "workers get as much");
-    let logged = end(workers);
-    assert!(logged.contains("cannot wait for other workers at 192.0.2.1:7"), "{logged}");
+    assert!(said(&output).contains("the coordinator relays what worker"), "{}", said(&output));
+    end(workers);
     let mut job = coordinator("--workers 2 --exchange direct", &folder.path().join("direct"));
     let join = listening_at(&mut job);
-    let workers = [worker(&join, "127.0.0.1:0"), worker(&join, nowhere)];
+    let reachable = worker(&join, "127.0.0.1:0");
+    support::line_with(job.stdout.as_mut().unwrap(), "1 of 2 workers connected");
+    let workers = [reachable, unreachable(&join)];
     let output = finish(job);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    assert!(said(&output).contains(" does not listen for other workers; --exchange auto"), "{}", said(&output));
+    assert!(said(&output).contains("; --exchange auto"), "{}", said(&output));
     end(workers);
+}
+
+/// An address that this machine does not have (RFC 5737), or that is in use: the worker says so and ends.
+#[test]
+fn a_worker_that_cannot_listen_for_others_ends() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap().to_string();
+    for (address, why) in [("192.0.2.1:7", "Cannot assign requested address"), (&taken, "in use")] {
+        let output = finish(worker("127.0.0.1:1", address));
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        let expected = format!("cannot listen for other workers at {address}");
+        assert!(said(&output).contains(&expected) && said(&output).contains(why), "{}", said(&output));
+    }
 }
