@@ -12,7 +12,7 @@ use convoy_common::batch::{BATCH_MAX, THREADS_MAX};
 use convoy_common::model::Network;
 use convoy_coordinator::data::DataSource;
 use convoy_coordinator::job::{Asked, Length, defaults};
-use convoy_coordinator::links::Exchange;
+use convoy_coordinator::links::Transport;
 use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::observe::{Event, Observer};
 use convoy_coordinator::running::{Rehearsal, Running};
@@ -66,8 +66,8 @@ struct Steps {
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     slots: Option<usize>,
     /// How workers send each other tensors, as in `convoy train`: auto, direct or relay
-    #[arg(long, value_name = "HOW", default_value_t = Exchange::Auto)]
-    exchange: Exchange,
+    #[arg(long, value_name = "HOW", default_value_t = Transport::Auto)]
+    exchange: Transport,
     /// Compute threads of each worker [default: the machine's cores divided by the workers]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
     threads: Option<usize>,
@@ -122,7 +122,7 @@ fn job(asked: &Steps, model: String, out: &Path, log: &Log) -> Result<Training, 
         running: Running {
             workers: asked.workers,
             replicas: None,
-            exchange: asked.exchange,
+            transport: asked.exchange,
             threads: asked.threads,
             isa: asked.isa.map(|isa| isa.to_string()),
             listen: None,

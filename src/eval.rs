@@ -7,7 +7,7 @@ use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
 use convoy_coordinator::data::DataSource;
 use convoy_coordinator::job::defaults;
-use convoy_coordinator::links::Exchange;
+use convoy_coordinator::links::Transport;
 use convoy_coordinator::measure::{Measurement, Measuring, measure};
 use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::observe::{Event, Observer};
@@ -71,7 +71,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         running: Running {
             workers: arguments.workers,
             replicas: None,
-            exchange: Exchange::Relay,
+            transport: Transport::Relay,
             threads: arguments.threads,
             listen: arguments.listen,
             token: settings::token(arguments.token_file.as_deref())?,

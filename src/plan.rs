@@ -12,7 +12,7 @@ use convoy_common::plan::{Plan, Traffic};
 use convoy_coordinator::JobError;
 use convoy_coordinator::job::check_parts;
 use convoy_coordinator::job::defaults::{BATCH, MICRO_BATCHES, SLOTS};
-use convoy_coordinator::links::Exchange;
+use convoy_coordinator::links::Transport;
 use convoy_coordinator::state::snapshot_bytes;
 use convoy_worker::forecast;
 use serde_json::{Value, json};
@@ -35,8 +35,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     replicas: Option<usize>,
     /// How workers send each other tensors, as in `convoy train`: auto and direct are the same here
-    #[arg(long, value_name = "HOW", default_value_t = Exchange::Auto)]
-    exchange: Exchange,
+    #[arg(long, value_name = "HOW", default_value_t = Transport::Auto)]
+    exchange: Transport,
     /// Images per step
     #[arg(long, value_name = "N", default_value_t = BATCH, value_parser = whole::<usize>(1..=BATCH_MAX as u64))]
     batch: usize,
@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let network = Network::parse(&settings::model_text(&arguments.model)?)?;
     let workers = arguments.workers.unwrap_or(network.towers);
     let step = Step { batch: arguments.batch, division: division(arguments)? };
-    let links = if arguments.exchange == Exchange::Relay { Links::relayed() } else { Links::direct() };
+    let links = if arguments.exchange == Transport::Relay { Links::relayed() } else { Links::direct() };
     let plan = Plan::new(network, workers, arguments.slots, arguments.replicas)?.linked(links);
     let text = if arguments.json { format!("{:#}\n", as_json(&plan, step)) } else { as_table(&plan, step) };
     output::print(&text)?;

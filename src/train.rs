@@ -16,7 +16,7 @@ use convoy_coordinator::data::DataSource;
 use convoy_coordinator::deadlines;
 use convoy_coordinator::files::{quoted, same_place};
 use convoy_coordinator::job::{Asked, Length, Order, defaults};
-use convoy_coordinator::links::Exchange;
+use convoy_coordinator::links::Transport;
 use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::record::holds_run;
 use convoy_coordinator::running::{Rehearsal, Running};
@@ -89,8 +89,8 @@ pub(crate) struct Arguments {
     replicas: Option<usize>,
     /// How workers send each other tensors: auto (directly where they can connect, and otherwise through the coordinator), direct, or relay
     /// (through the coordinator). It does not change the result
-    #[arg(long, value_name = "HOW", default_value_t = Exchange::Auto)]
-    exchange: Exchange,
+    #[arg(long, value_name = "HOW", default_value_t = Transport::Auto)]
+    exchange: Transport,
     /// Compute threads of each worker that this command starts [default: the machine's cores divided by the workers]
     #[arg(long, value_name = "N", conflicts_with = "listen", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
     threads: Option<usize>,
@@ -194,7 +194,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         running: Running {
             workers: arguments.workers,
             replicas: arguments.replicas,
-            exchange: arguments.exchange,
+            transport: arguments.exchange,
             threads: arguments.threads,
             listen: arguments.listen,
             token: settings::token(arguments.token_file.as_deref())?,

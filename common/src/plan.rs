@@ -69,7 +69,7 @@ pub struct Traffic {
 
 /// How many workers receive something, by how they are reached.
 #[derive(Clone, Copy, Debug, Default)]
-struct Receivers {
+struct Reached {
     direct: usize,
     relayed: usize,
 }
@@ -114,7 +114,7 @@ impl Traffic {
     }
 
     /// A tensor of so many floats goes straight to each of the `direct` receivers, and by way of the coordinator to the `relayed` ones.
-    fn sent(floats: usize, Receivers { direct, relayed }: Receivers) -> Traffic {
+    fn sent(floats: usize, Reached { direct, relayed }: Reached) -> Traffic {
         let up = if relayed > 0 { floats } else { 0 };
         Traffic { up: bytes(up), down: bytes(floats * relayed), across: bytes(floats * direct) }
     }
@@ -379,7 +379,7 @@ impl Plan {
     /// Adds the traffic of what is sent to `traffic`.
     fn add(&self, traffic: &mut Traffic, Sent { from, to, floats }: Sent) {
         let direct = to.iter().filter(|to| self.links.is_direct(from, **to)).count();
-        *traffic = traffic.plus(Traffic::sent(floats, Receivers { direct, relayed: to.len() - direct }));
+        *traffic = traffic.plus(Traffic::sent(floats, Reached { direct, relayed: to.len() - direct }));
     }
 
     /// Traffic of `exchange` forward, for `samples` images.

@@ -73,8 +73,6 @@ pub struct Crew<'a> {
     pub observer: &'a mut dyn Observer,
     /// Which worker holds which towers, and what they exchange.
     pub plan: Arc<Plan>,
-    /// The workers to which each is connected directly.
-    peers: PerWorker<Vec<Peer>>,
     /// Connections between workers that were reported as failed, until the reported worker answers.
     broken: Vec<Broken>,
     /// What is exchanged.
@@ -93,14 +91,14 @@ pub struct Crew<'a> {
 }
 
 impl<'a> Crew<'a> {
-    /// A crew of all workers of the cluster, each of which is told of its peers. Its micro-batches have at most `samples_max` samples.
+    /// A crew of all workers of the cluster. Its micro-batches have at most `samples_max` samples.
     pub fn new(
         cluster: &'a mut Cluster,
         recorder: &'a mut Recorder,
         observer: &'a mut dyn Observer,
         plan: Arc<Plan>,
         samples_max: usize,
-        (generation, peers): (Generation, PerWorker<Vec<Peer>>),
+        generation: Generation,
         stop: &'a AtomicBool,
     ) -> Self {
         let exchanges = Exchanges::new(plan.clone(), samples_max);
@@ -112,7 +110,6 @@ impl<'a> Crew<'a> {
             recorder,
             observer,
             plan,
-            peers,
             broken: Vec::new(),
             exchanges,
             generation,
@@ -125,15 +122,20 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// Assigns its towers to every worker, sends their state as of `step`, and waits until all have it.
+    /// Assigns its towers to every worker, tells it of its peers, sends its state as of `step`, and waits until all have that.
     ///
     /// # Errors
     /// When a worker is lost or can't hold its towers.
-    pub fn assign(&mut self, assignment: &Assignment, state: &JobState, step: u64) -> Result<(), Stop> {
+    pub fn assign(
+        &mut self,
+        assignment: &Assignment,
+        peers: PerWorker<Vec<Peer>>,
+        state: &JobState,
+        step: u64,
+    ) -> Result<(), Stop> {
         let plan = self.plan.clone();
         // First of all, because a worker without a job may still move to another coordinator.
-        for worker in plan.all_workers() {
-            let peers = std::mem::take(&mut self.peers[worker]);
+        for (worker, peers) in peers.into_iter_enumerated() {
             self.tell(worker, ToWorker::Assign(Assignment { worker, peers, ..assignment.clone() }), step)?;
         }
         for worker in plan.all_workers() {

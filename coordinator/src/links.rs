@@ -15,7 +15,7 @@ use crate::unguessable::unguessable;
 
 /// How workers send each other tensors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Exchange {
+pub enum Transport {
     /// Directly where they can connect, and otherwise through the coordinator.
     #[default]
     Auto,
@@ -25,25 +25,25 @@ pub enum Exchange {
     Relay,
 }
 
-impl FromStr for Exchange {
+impl FromStr for Transport {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
-            "auto" => Ok(Exchange::Auto),
-            "direct" => Ok(Exchange::Direct),
-            "relay" => Ok(Exchange::Relay),
+            "auto" => Ok(Transport::Auto),
+            "direct" => Ok(Transport::Direct),
+            "relay" => Ok(Transport::Relay),
             _ => Err("it must be auto, direct or relay"),
         }
     }
 }
 
-impl fmt::Display for Exchange {
+impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Exchange::Auto => "auto",
-            Exchange::Direct => "direct",
-            Exchange::Relay => "relay",
+            Transport::Auto => "auto",
+            Transport::Direct => "direct",
+            Transport::Relay => "relay",
         })
     }
 }
@@ -52,12 +52,12 @@ impl fmt::Display for Exchange {
 /// is not one of those that must be relayed.
 pub fn arranged(
     plan: &Plan,
-    exchange: Exchange,
+    transport: Transport,
     address_of: impl Fn(WorkerIndex) -> Option<Address>,
     must_be_relayed: impl Fn(WorkerIndex, WorkerIndex) -> bool,
 ) -> (Links, PerWorker<Vec<Peer>>) {
     let mut peers: PerWorker<Vec<Peer>> = vec![Vec::new(); plan.workers].into();
-    if exchange == Exchange::Relay {
+    if transport == Transport::Relay {
         return (Links::relayed(), peers);
     }
     let mut links = Links::direct();
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn partners_are_told_of_each_other_with_one_secret_for_each_pair() {
         let plan = plan(8);
-        let (links, peers) = arranged(&plan, Exchange::Auto, everywhere, |_, _| false);
+        let (links, peers) = arranged(&plan, Transport::Auto, everywhere, |_, _| false);
         for (worker, told) in peers.iter_enumerated() {
             let others: Vec<_> = told.iter().map(|peer| peer.worker).collect();
             assert_eq!(others, plan.partners(worker));
@@ -121,7 +121,7 @@ mod tests {
         let plan = plan(4);
         let of = |address: &dyn Fn(WorkerIndex) -> Option<Address>, relayed: bool| {
             let first = |one: WorkerIndex, other: WorkerIndex| relayed && (one.0, other.0) == (0, 1);
-            arranged(&plan, Exchange::Auto, address, first)
+            arranged(&plan, Transport::Auto, address, first)
         };
         let (links, peers) = of(&|worker| everywhere(worker).filter(|_| worker.0 != 2), false);
         assert!(!links.is_direct(WorkerIndex(2), WorkerIndex(0)) && links.is_direct(WorkerIndex(0), WorkerIndex(1)));
@@ -129,7 +129,7 @@ mod tests {
         let (links, peers) = of(&everywhere, true);
         assert!(!links.is_direct(WorkerIndex(0), WorkerIndex(1)) && links.is_direct(WorkerIndex(0), WorkerIndex(2)));
         assert!(peers[WorkerIndex(1)].iter().all(|peer| peer.worker.0 != 0));
-        let (links, peers) = arranged(&plan, Exchange::Relay, everywhere, |_, _| false);
+        let (links, peers) = arranged(&plan, Transport::Relay, everywhere, |_, _| false);
         assert!(links == Links::relayed() && peers.iter().all(Vec::is_empty));
     }
 }

@@ -122,16 +122,8 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
             return Err(Stop::InOrder);
         }
         let generation = Generation { job, number: 1 };
-        let mut crew = Crew::new(
-            &mut cluster,
-            &mut recorder,
-            observer,
-            plan,
-            micro_batch,
-            (generation, vec![Vec::new(); workers].into()),
-            stop,
-        );
-        crew.assign(&assignment, &state, 0)?;
+        let mut crew = Crew::new(&mut cluster, &mut recorder, observer, plan, micro_batch, generation, stop);
+        crew.assign(&assignment, vec![Vec::new(); workers].into(), &state, 0)?;
         evaluate(&mut crew, &data.images, 0, micro_batch, stop)
     };
     let measured = measure_once().map_err(JobError::from).map_err(|error| match error {

@@ -14,7 +14,7 @@ use convoy_common::plan::Plan;
 use convoy_common::token::Token;
 
 use crate::job::{SettingError, check, check_parts, defaults};
-use crate::links::Exchange;
+use crate::links::Transport;
 use crate::metrics::Metrics;
 use crate::trace::Sampling;
 
@@ -26,7 +26,7 @@ pub struct Running {
     /// Replicas of the trunk. None: as few as give every worker something.
     pub replicas: Option<usize>,
     /// How workers send each other tensors.
-    pub exchange: Exchange,
+    pub transport: Transport,
     /// Compute threads of each embedded worker. None: the cores divided by the workers.
     pub threads: Option<usize>,
     /// Instruction set of each embedded worker. None: the best that the machine has.

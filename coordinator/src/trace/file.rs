@@ -11,6 +11,7 @@ use convoy_common::batch::MicroBatchId;
 use convoy_common::index::PerWorker;
 use convoy_common::links::Links;
 use convoy_common::placement::Placement;
+use convoy_common::plan::Plan;
 use convoy_common::trace::{Activity, Span};
 use convoy_common::wire::TensorKey;
 use serde::{Deserialize, Serialize};
@@ -54,20 +55,14 @@ pub struct About {
 
 impl About {
     /// The head of a trace that this program writes.
-    pub fn new(
-        epoch_unix_ns: u64,
-        model: String,
-        (placement, links): (Placement, Links),
-        hosts: PerWorker<String>,
-        batch: usize,
-    ) -> Self {
+    pub fn new(epoch_unix_ns: u64, model: String, plan: &Plan, hosts: PerWorker<String>, batch: usize) -> Self {
         Self {
             convoy: env!("CARGO_PKG_VERSION").to_owned(),
             format: FORMAT,
             epoch_unix_ns,
             model,
-            placement,
-            links,
+            placement: plan.placement.clone(),
+            links: plan.links.clone(),
             hosts,
             batch,
         }

@@ -16,7 +16,7 @@ use crate::crew::Crew;
 use crate::error::JobError;
 use crate::fault::Fault;
 use crate::incident::Underway;
-use crate::links::{Exchange, arranged};
+use crate::links::{Transport, arranged};
 use crate::observe::{Event, Observer};
 use crate::recovery::Generations;
 use crate::stop::Stop;
@@ -72,7 +72,7 @@ impl Run {
                 self.end_trace("the connections between workers have changed", site, observer);
             }
             if let Fault::Link { worker, peer, why, .. } = &fault {
-                if self.running.exchange == Exchange::Direct && !drive.has_begun {
+                if self.running.transport == Transport::Direct && !drive.has_begun {
                     return Err(JobError::NoLink { why: chain(&fault) });
                 }
                 if !drive.has_begun {
@@ -95,7 +95,7 @@ impl Run {
             let seated = member.map(|member| (member.hello.process_id, member.hello.host.clone()));
             let (process_id, host) = fault.process().or(seated).unzip();
             // What can't be relayed must have been wrong when it was sent.
-            let can_be_relayed = self.running.exchange != Exchange::Direct;
+            let can_be_relayed = self.running.transport != Transport::Direct;
             let both_stay = matches!(fault, Fault::Link { .. }) || (fault.is_of_a_link() && can_be_relayed);
             if !both_stay {
                 site.cluster.give_up(fault.worker(), &chain(&fault));
@@ -156,9 +156,9 @@ impl Run {
         let assignment = Assignment { trace: site.recorder.is_on(), ..self.assignment(site.job) };
         let samples_max = self.largest_micro_batch();
         let (recorder, plan) = (&mut *site.recorder, self.plan.clone());
-        let mut crew = Crew::new(site.cluster, recorder, observer, plan, samples_max, (generation, peers), stop);
+        let mut crew = Crew::new(site.cluster, recorder, observer, plan, samples_max, generation, stop);
         crew.rehearses_no_fence = self.running.rehearsal.no_fence;
-        let ended = self.assign(&mut crew, &assignment, drive).and_then(|()| self.drive(&mut crew, drive, stop));
+        let ended = self.assign(&mut crew, &assignment, peers, drive).and_then(|()| self.drive(&mut crew, drive, stop));
         if let Err(Stop::Fault(fault) | Stop::Leaves(fault)) = &ended {
             drive.silence = crew.silence_of(fault.worker());
         }
@@ -174,13 +174,13 @@ impl Run {
     fn link(&mut self, site: &Site) -> Result<PerWorker<Vec<Peer>>, JobError> {
         let cluster = &*site.cluster;
         let address_of = |worker| cluster.member(worker)?.hello.exchange_address.clone();
-        let is_direct = self.running.exchange == Exchange::Direct;
+        let is_direct = self.running.transport == Transport::Direct;
         let host = |worker| cluster.member(worker).map(|member| &member.hello.host);
         let is_local = |worker| address_of(worker).is_some_and(|address| address.is_local());
         // An address of one machine leads elsewhere on another one.
         let is_elsewhere = |one, other| host(one) != host(other) && (is_local(one) || is_local(other));
         let must_relay = |one, other| is_elsewhere(one, other) || (!is_direct && cluster.must_relay(one, other));
-        if self.running.exchange == Exchange::Direct
+        if self.running.transport == Transport::Direct
             && self.plan.workers > 1
             && let Some(worker) = self.plan.all_workers().find(|worker| address_of(*worker).is_none())
         {
@@ -189,7 +189,7 @@ impl Run {
                 why: format!("worker {worker} on {host} does not listen for other workers"),
             });
         }
-        let (links, peers) = arranged(&self.plan, self.running.exchange, address_of, must_relay);
+        let (links, peers) = arranged(&self.plan, self.running.transport, address_of, must_relay);
         self.plan = Arc::new((*self.plan).clone().linked(links));
         self.record.planned_step_traffic = Some(self.step_traffic());
         Ok(peers)
@@ -221,10 +221,16 @@ impl Run {
     }
 
     /// Gives every worker its towers and their state.
-    fn assign(&mut self, crew: &mut Crew, assignment: &Assignment, drive: &mut Drive) -> Result<(), Stop> {
+    fn assign(
+        &mut self,
+        crew: &mut Crew,
+        assignment: &Assignment,
+        peers: PerWorker<Vec<Peer>>,
+        drive: &mut Drive,
+    ) -> Result<(), Stop> {
         let state = self.stale.as_ref().filter(|_| drive.has_begun).unwrap_or(&self.snapshot.state);
         let began = Instant::now();
-        crew.assign(assignment, state, self.progress.step)?;
+        crew.assign(assignment, peers, state, self.progress.step)?;
         // A snapshot moves as much, the other way.
         drive.pace.took(began.elapsed(), Instant::now());
         drive.underway.iter_mut().for_each(Underway::restored);
@@ -326,13 +332,7 @@ impl Run {
         let epoch = since_epoch.saturating_sub(site.cluster.clock().now());
         let members = WorkerIndex::all(site.cluster.seats()).filter_map(|worker| site.cluster.member(worker));
         let hosts = members.map(|member| member.hello.host.clone()).collect();
-        let about = About::new(
-            epoch,
-            self.job.model.clone(),
-            (self.plan.placement.clone(), self.plan.links.clone()),
-            hosts,
-            self.step_images(),
-        );
+        let about = About::new(epoch, self.job.model.clone(), &self.plan, hosts, self.step_images());
         let steps = (self.progress.step + 1, self.last_step);
         let path = self.folder.trace()?;
         // The placement may have changed before the first step, which ended an earlier recording and its exporter.

@@ -17,7 +17,7 @@ use super::link::{Link, LinkError, Reading};
 const QUEUE: usize = 32;
 
 /// The links of a generation. They are closed when they are dropped.
-pub(super) struct Links {
+pub(super) struct OpenLinks {
     /// Frames for each peer. The queue of a link that has ended is closed.
     pub(super) outgoing: HashMap<WorkerIndex, Sender<v1::Frame>>,
     /// What arrives, until all links have ended.
@@ -32,7 +32,7 @@ pub(super) struct Arrived {
     pub(super) chunk: Result<Chunk, PeerFailed>,
 }
 
-impl Links {
+impl OpenLinks {
     /// Moves bytes over these links from now on.
     pub(super) fn over(links: Vec<(WorkerIndex, Link)>) -> Self {
         let (arrived, incoming) = channel(QUEUE);

@@ -34,7 +34,7 @@ use super::compute::{Job, Message};
 use super::config::{Presence, WorkerConfig};
 use super::connection::{Place, connect, places};
 use super::elsewhere::Whereabouts;
-use super::links::{Arrived, Links};
+use super::links::{Arrived, OpenLinks};
 use super::peers::{Door, Opened};
 use crate::engine::{Engine, Out, Received};
 use crate::kernels::isa::Isa;
@@ -572,7 +572,7 @@ impl<'a> Session<'a> {
             let _open = links;
             return std::future::pending().await;
         }
-        let Links { outgoing, incoming, tasks } = Links::over(links);
+        let OpenLinks { outgoing, incoming, tasks } = OpenLinks::over(links);
         let links = Outgoing { queues: outgoing, tasks: RefCell::new(tasks) };
         tokio::select! {
             result = self.send(computed, frames_out, &links, terms) => result,
