@@ -67,9 +67,10 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
-    let storm = arguments.storm()?;
     let model = model_text(&arguments.model)?;
-    let slots = arguments.slots(&model, &storm)?;
+    let network = Network::parse(&model)?;
+    let storm = arguments.storm(network.towers)?;
+    let slots = arguments.slots(network, &storm)?;
     let out = arguments.folder()?;
     write_json(&out.join("storm.json"), &storm)?;
     let project = arguments.project()?;
@@ -113,8 +114,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
 
 impl Arguments {
     /// The fewest slots with which the job can have the storm's workers.
-    fn slots(&self, model: &str, storm: &Storm) -> Result<usize, Box<dyn Error>> {
-        let network = Network::parse(model)?;
+    fn slots(&self, network: Network, storm: &Storm) -> Result<usize, Box<dyn Error>> {
         let slots = storm.workers.div_ceil(network.towers).clamp(1, self.batch);
         Plan::new(network, storm.workers, slots, None)?;
         Ok(slots)
@@ -186,7 +186,7 @@ impl Arguments {
         }
     }
 
-    fn storm(&self) -> Result<Storm, Box<dyn Error>> {
+    fn storm(&self, towers: usize) -> Result<Storm, Box<dyn Error>> {
         let in_containers = !self.compose.is_empty();
         if let Some(missing) = self.compose.iter().find(|file| !file.is_file()) {
             return Err(Misuse(format!("--compose {}: there is no such file", missing.display())).into());
@@ -197,8 +197,11 @@ impl Arguments {
             return Err(Misuse(text).into());
         }
         let Some(path) = &self.storm else {
-            let plan = if in_containers { Storm::of_containers } else { Storm::planned };
-            return Ok(plan(self.seed, self.faults, self.workers));
+            return Ok(if in_containers {
+                Storm::of_containers(self.seed, self.faults, self.workers)
+            } else {
+                Storm::planned(self.seed, self.faults, self.workers, self.workers > towers)
+            });
         };
         let wrong = |why: String| Misuse(format!("--storm {}: {why}", path.display()));
         let text = read_text(path, STORM_BYTES_MAX)
