@@ -39,7 +39,7 @@ pub(crate) struct Arguments {
     /// JSON file with the faults, such as the storm.json of an earlier storm
     #[arg(long, value_name = "FILE")]
     storm: Option<PathBuf>,
-    /// Workers of the job. If they are more than its towers, the job has as many slots as its replicas need
+    /// Workers of the job. With more workers than towers, the job has replicas, and one slot for each replica
     #[arg(long, value_name = "N", default_value_t = 2, conflicts_with = "storm", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: usize,
     /// Preset or path of a model file

@@ -71,8 +71,8 @@ pub(crate) struct Arguments {
     /// Seed of initial weights, image order and dropout [default: 1]
     #[arg(long, value_name = "N", value_parser = whole::<u64>(ANY))]
     seed: Option<u64>,
-    /// Slots into which a batch is divided. Each replica of the trunk, which is every layer before the final linear layers, computes some of
-    /// them. The trunk's weight gradients are summed within each slot, and then over the slots in a fixed order, so this number changes the
+    /// Slots into which a batch is divided. Each replica of the trunk computes some of the slots. (The trunk is every layer before the final
+    /// linear layers.) The trunk's weight gradients are summed within each slot, and then over the slots in a fixed order, so this number changes the
     /// result [default: 1]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     slots: Option<usize>,
@@ -123,8 +123,8 @@ pub(crate) struct Arguments {
     /// that is complete [default: chosen so that snapshots cost at most 2 % of the time, and are at least one second apart]
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     snapshot_every: Option<u64>,
-    /// Seconds that the job waits for a worker that does not answer (values below 5 count as 5). With --listen, the job also waits this long
-    /// for a replacement of a lost worker. If --resume auto continues a run and --listen is set, this is also the time that the job waits for
+    /// Seconds that the job waits for a worker that does not answer, at least 5. With --listen, the job also waits so many seconds for a
+    /// replacement of a lost worker (here, values below 5 count as they are). If --resume auto continues a run and --listen is set, this is also the time that the job waits for
     /// the other workers after the first worker has connected. The end of --help lists the other deadlines [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = whole::<u64>(0..=86_400))]
     patience: Option<u64>,

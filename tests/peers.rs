@@ -43,8 +43,13 @@ fn coordinator(arguments: &str, out: &Path) -> Process {
 }
 
 fn worker(join: &str, exchange: &str) -> Process {
+    worker_in(Path::new("."), join, exchange)
+}
+
+/// A worker with this working directory.
+fn worker_in(folder: &Path, join: &str, exchange: &str) -> Process {
     let mut command = support::convoy();
-    command.args(["worker", "--join", join, "--threads", "1", "--exchange-listen", exchange]);
+    command.args(["worker", "--join", join, "--threads", "1", "--exchange-listen", exchange]).current_dir(folder);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).start()
 }
 
@@ -144,14 +149,8 @@ fn strangers_at_a_workers_port_are_refused_and_the_job_goes_on() {
 #[test]
 fn a_worker_that_nobody_can_reach_is_relayed() {
     let folder = TempDir::new().unwrap();
-    // Nobody can connect to a Unix socket without its file. Of a pair, the worker that has joined later is connected to.
-    let hidden = folder.path().join("hidden");
-    let at = format!("unix:{}", hidden.display());
-    let unreachable = |join: &str| {
-        let worker = worker(join, &at);
-        wait_for("its socket", || std::fs::remove_file(&hidden).ok());
-        worker
-    };
+    // The path is that of another file for workers in another folder. Of a pair, the worker that has joined later is connected to.
+    let unreachable = |join: &str| worker_in(folder.path(), join, "unix:hidden");
     let out = folder.path().join("run");
     let mut job = coordinator("--workers 4", &out);
     let join = listening_at(&mut job);

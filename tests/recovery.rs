@@ -655,15 +655,17 @@ fn a_damaged_message_between_workers_is_relayed_before_anybody_is_given_up() {
         let out = folder.path().join(exchange);
         let mut child = start(&format!("--listen 127.0.0.1:0 --exchange {exchange}"), &out);
         let join = listening_at(&mut child);
+        // It waits for the spare, which must be there when it lies.
         let misdeeds = if exchange == "auto" {
-            "--rehearse flip@exchange:20 --rehearse flip@exchange:40"
+            "--rehearse limp:3000@forward:2 --rehearse flip@exchange:20 --rehearse flip@exchange:40"
         } else {
-            "--rehearse flip@exchange:20"
+            "--rehearse limp:3000@forward:2 --rehearse flip@exchange:20"
         };
         let workers = [worker(&join, ""), worker(&join, misdeeds)];
         wait_for_steps(&out, 1);
-        let spare = worker(&join, "");
         let before = support::worker_processes(&out);
+        let mut spare = worker(&join, "");
+        support::line_with(spare.stderr.as_mut().unwrap(), "this worker is a spare");
         let output = finish(child);
         let incidents = ended_like_the_calm_one(&out, &output);
         let kinds: Vec<_> = incidents.iter().map(|incident| incident["kind"].as_str().unwrap()).collect();

@@ -483,12 +483,15 @@ impl<'a> Crew<'a> {
     fn peer_failed(&mut self, worker: WorkerIndex, step: u64, failed: PeerFailed) -> Result<Option<Received>, Stop> {
         let PeerFailed { peer, kind, message } = failed;
         let is_peer = peer.0 < self.plan.workers && peer != worker && self.plan.links.is_direct(worker, peer);
-        if !is_peer || self.broken.iter().any(|broken| (broken.worker, broken.peer) == (worker, peer)) {
+        let is_repeated = kind != PeerFailure::Invalid
+            && self.broken.iter().any(|broken| (broken.worker, broken.peer) == (worker, peer));
+        if !is_peer || is_repeated {
             let message = format!("it reported a failed connection to worker {peer}, but it has none");
             return Err(Fault::Failed { worker, step, message }.into());
         }
         if kind == PeerFailure::Invalid {
-            // One of the two, or the connection, is at fault. The next message of this pair comes through the coordinator, which checks it.
+            // One of the two, or the connection, is at fault. Unless nothing may be relayed, the next message of this pair comes through
+            // the coordinator, which checks its shape, order and checksum.
             self.cluster.relay(worker, peer);
             return Err(Fault::InvalidToPeer { worker: peer, to: worker, step, message }.into());
         }

@@ -240,14 +240,24 @@ async fn accept(listener: Listener, awaited: Arc<watch::Sender<Awaited>>) {
 async fn admit(mut link: Link, awaited: Arc<watch::Sender<Awaited>>) -> Option<()> {
     let hello: v1::PeerHello = link.reading.next().await.ok()?;
     let hello = PeerHello::try_from(hello).ok()?;
-    awaited.subscribe().wait_for(|awaited| awaited.generation >= hello.generation).await.ok()?;
+    // A door may outlive a job, and the numbers of generations begin anew.
+    let is_told = |awaited: &Awaited| awaited.job == hello.job && awaited.generation >= hello.generation;
+    awaited.subscribe().wait_for(is_told).await.ok()?;
     let mut admitted = None;
     awaited.send_if_modified(|awaited| {
         admitted = awaited.admit(&hello);
         admitted.is_some()
     });
     let (secret, arrived) = admitted?;
-    link.writing.send(&v1::PeerWelcome::from(&secret)).await.ok()?;
+    if link.writing.send(&v1::PeerWelcome::from(&secret)).await.is_err() {
+        // The peer has gone before it was let in, and may come again.
+        awaited.send_modify(|awaited| {
+            if (awaited.job, awaited.generation) == (hello.job, hello.generation) {
+                awaited.secrets.insert(hello.from, secret);
+            }
+        });
+        return None;
+    }
     arrived.try_send((hello.from, link.trusted())).ok()
 }
 
