@@ -2,7 +2,7 @@
 Prints the time of each pair, the median of the differences, and its 95 % interval.
 
 For snapshots, a third job of each round takes a snapshot every five steps, far more than the default. This gives the cost of one snapshot.
-By default, a job takes a snapshot after sixty times the cost that it has counted for the last one, and at most one a second. The last line
+By default, a job takes a snapshot after sixty times the cost that it has counted for the last one, and at most one every two seconds. The last line
 prints what part of the time that is with the measured cost. Two runs of the same job differ by several percent on a machine that other programs
 use, which hides a cost of less than 1 %. The many snapshots of the third job stand out.
 
@@ -26,7 +26,7 @@ WARM_UP = 5
 NEVER = str(2**63)
 OFTEN = 5
 # The default pace of snapshots, as in coordinator/src/recovery.rs: training between two of them, in costs of one, and in seconds.
-APART, APART_MIN = 60, 1.0
+APART, APART_MIN = 60, 2.0
 # The job without, and with, what is measured. Nothing else is on.
 WAYS = {
     "trace": {"without": ["--snapshot-every", NEVER, "--trace", "off"], "with": ["--snapshot-every", NEVER]},

@@ -1,5 +1,7 @@
 //! `convoy plan`: parses the command line, plans, and prints a table or JSON.
 
+mod estimate;
+
 use std::collections::HashMap;
 use std::error::Error;
 
@@ -17,6 +19,7 @@ use convoy_coordinator::state::snapshot_bytes;
 use convoy_worker::forecast;
 use serde_json::{Value, json};
 
+use self::estimate::{Estimates, Machines};
 use crate::numbers::{AT_LEAST_1, whole};
 use crate::settings;
 use crate::table::aligned;
@@ -46,6 +49,8 @@ pub(crate) struct Arguments {
     /// Micro-batches per slot, as in `convoy train` [default: 2]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     micro_batches: Option<usize>,
+    #[command(flatten)]
+    machines: Machines,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -57,7 +62,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let step = Step { batch: arguments.batch, division: division(arguments)? };
     let links = if arguments.exchange == Transport::Relay { Links::relayed() } else { Links::direct() };
     let plan = Plan::new(network, workers, arguments.slots, arguments.replicas)?.linked(links);
-    let text = if arguments.json { format!("{:#}\n", as_json(&plan, step)) } else { as_table(&plan, step) };
+    let estimates = Estimates::of(&plan, step.batch, step.division, &arguments.machines);
+    let text = if arguments.json {
+        let mut planned = as_json(&plan, step);
+        if let Some(estimates) = estimates {
+            planned["estimate"] = estimates.as_json();
+        }
+        format!("{planned:#}\n")
+    } else {
+        as_table(&plan, step) + &estimates.map_or_else(String::new, |estimates| estimates.as_table())
+    };
     output::print(&text)?;
     Ok(Outcome::Done)
 }
@@ -135,18 +149,23 @@ fn as_table(plan: &Plan, step: Step) -> String {
         counted(network.towers, "tower", "towers"),
         counted(plan.workers, "worker", "workers"),
     );
-    if plan.placement.replicas() > 1 {
+    let is_alike = plan.placement.replicas() == 1 && network.slices == network.towers;
+    if !is_alike {
         let each =
             plan.all_workers().map(|worker| format!("worker {worker} holds {}\n", plan.placement.described(worker)));
         text += &format!(
-            "{} replicas share out {} slots\n{}\n",
-            plan.placement.replicas(),
-            plan.placement.slots,
+            "{} out {}\n{}\n",
+            if plan.placement.replicas() == 1 {
+                "1 replica shares".to_owned()
+            } else {
+                format!("{} replicas share", plan.placement.replicas())
+            },
+            counted(plan.placement.slots, "slot", "slots"),
             each.collect::<String>()
         );
     }
     let mut rows = vec![
-        ["layer", "kind", "output", "groups", "parameters", "multiply-adds", "per tower", "input"]
+        ["layer", "kind", "output", "groups", "parameters", "multiply-adds", "per part", "input"]
             .map(str::to_owned)
             .to_vec(),
     ];
@@ -272,11 +291,9 @@ fn pair_table(plan: &Plan, batch: usize) -> String {
     format!("bytes per step from worker to worker\n{}", aligned(&rows, &[0]))
 }
 
-/// Multiply-adds of the first tower, which has the most where slices are uneven.
+/// Multiply-adds of the first tower, or in the head of the first slice, which has the most where parts are uneven.
 fn multiply_adds_a_tower(plan: &Plan, index: usize) -> u64 {
-    let layer = &plan.network.layers[index];
-    let own = plan.network.slice(index, TowerIndex(0)).len();
-    layer.fan_in() as u64 * (own * layer.output.pixels()) as u64
+    plan.network.multiply_adds_of(index, TowerIndex(0))
 }
 
 fn name_of_first(plan: &Plan) -> String {

@@ -120,7 +120,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     keep: Option<usize>,
     /// Steps between snapshots in memory, which are taken while training continues. After a fault, the job continues from the last one
-    /// that is complete [default: chosen so that snapshots cost at most 2 % of the time, and are at least one second apart]
+    /// that is complete [default: chosen so that snapshots cost at most 2 % of the time, and are at least two seconds apart]
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     snapshot_every: Option<u64>,
     /// Seconds that the job waits for a worker that does not answer, at least 5. With --listen, the job also waits so many seconds for a

@@ -50,7 +50,7 @@ pub(crate) struct Arguments {
     #[arg(long, hide = true, value_name = "LAYER:PASS:MS", value_parser = slow)]
     rehearse_slow: Option<Slow>,
     /// Misbehave, to test recovery, once for each DEED@PHASE:STEP, in order. DEED: kill, stop, limp:MS, double, flip, truncate, replay,
-    /// reorder, stale, oversize, unlink. PHASE: join, assign, measure, or forward, exchange, backward, commit or state with :STEP
+    /// reorder, stale, oversize, unlink, cut. PHASE: join, assign, measure, or forward, exchange, backward, reduce, commit or state with :STEP
     #[arg(long, hide = true, value_name = "DEED@PHASE:STEP,...", value_delimiter = ',')]
     rehearse: Vec<Misdeed>,
     /// Set the clock of traces ahead, to test whether traces are aligned
@@ -91,6 +91,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
                 slow: arguments.rehearse_slow.clone(),
                 clock_ahead: Duration::from_millis(arguments.rehearse_clock),
                 misdeeds: arguments.rehearse.iter().copied().collect(),
+                ..Rehearsal::default()
             },
             metrics: metrics::counted(arguments.metrics.as_ref(), Metrics::registered)?,
         },

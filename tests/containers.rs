@@ -88,7 +88,10 @@ fn only_what_ended_tests_made_is_left_behind() {
 
 /// The right to make this machine a swarm, or to end that: one process at a time has it, as a machine is in one swarm at most.
 fn swarm_lock() -> std::fs::File {
-    std::fs::File::create(std::env::temp_dir().join(format!("{MARK}-swarm.lock"))).unwrap()
+    use std::os::unix::fs::MetadataExt;
+    // Another user's file could not be opened.
+    let user = std::fs::metadata("/proc/self").map_or(0, |process| process.uid());
+    std::fs::File::create(std::env::temp_dir().join(format!("{MARK}-swarm-{user}.lock"))).unwrap()
 }
 
 /// Removes what tests have left behind that were killed before they could. Once, before anything is made.

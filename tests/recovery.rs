@@ -205,6 +205,57 @@ fn a_worker_of_a_replica_may_be_killed() {
     }
 }
 
+/// Two replicas of two towers, on workers that are connected directly. One of them is killed, stopped until it is given up, cut from the
+/// coordinator or cut from the other workers, in every phase of a step.
+fn a_worker_of_a_replica_at(phase: &str) {
+    let folder = TempDir::new().unwrap();
+    let calm = folder.path().join("calm");
+    let job = "train --data bundled --batch 16 --slots 2 --steps 150 --schedule constant --lr 0.01 --trace off --snapshot-every 10";
+    succeed(&format!("{job} --workers 1"), &[("--out", &calm)]);
+    for (deed, kind) in [("kill", "lost"), ("stop", "lost"), ("cut", "lost"), ("unlink", "link")] {
+        let out = folder.path().join(deed);
+        let mut child = start_job(&format!("{job} --workers 4"), "--listen 127.0.0.1:0 --patience 2", &out);
+        let join = listening_at(&mut child);
+        let doomed = worker(&join, &format!("--rehearse {deed}@{phase}:30"));
+        let others: Vec<_> = (0..3).map(|_| worker(&join, "")).collect();
+        let output = finish(child);
+        assert!(output.status.success(), "{deed}@{phase}: {}", said(&output));
+        let incidents = record(&out)["incidents"].as_array().unwrap().clone();
+        let kinds: Vec<_> = incidents.iter().map(|incident| incident["kind"].as_str().unwrap()).collect();
+        assert_eq!(kinds, [kind], "{deed}@{phase}: the fault fired: {incidents:?}");
+        let planned = &record(&out)["planned_step_traffic"];
+        assert!(deed == "unlink" || planned["across"].as_u64() > Some(0), "{deed}@{phase}: direct links: {planned}");
+        assert_eq!((hash(&out), losses(&out)), (hash(&calm), losses(&calm)), "{deed}@{phase}");
+        signal(doomed.id(), "CONT");
+        end(others.into_iter().chain([doomed]));
+    }
+}
+
+#[test]
+fn faults_of_a_replica_in_a_forward_pass_change_no_bits() {
+    a_worker_of_a_replica_at("forward");
+}
+
+#[test]
+fn faults_of_a_replica_in_an_exchange_change_no_bits() {
+    a_worker_of_a_replica_at("exchange");
+}
+
+#[test]
+fn faults_of_a_replica_in_a_backward_pass_change_no_bits() {
+    a_worker_of_a_replica_at("backward");
+}
+
+#[test]
+fn faults_of_a_replica_in_a_reduction_change_no_bits() {
+    a_worker_of_a_replica_at("reduce");
+}
+
+#[test]
+fn faults_of_a_replica_before_a_commit_change_no_bits() {
+    a_worker_of_a_replica_at("commit");
+}
+
 /// Of two replicas over workers by hand, one worker is killed and not replaced: the others take over, as one replica and a half.
 #[test]
 fn survivors_take_over_what_a_replica_has_lost() {
@@ -641,7 +692,8 @@ fn a_link_that_breaks_is_replaced_by_the_coordinator() {
         assert!(incidents.len() == 1 && incidents[0]["kind"] == "link", "{incidents:?}");
         let planned = &record(&out)["planned_step_traffic"];
         assert_eq!(planned["across"] == 0, exchange == "auto", "{exchange}: {planned}");
-        assert!(said(&output).contains("the trace ends at step"), "{}", said(&output));
+        let ends = said(&output).contains("the trace ends at step");
+        assert_eq!(ends, exchange == "auto", "a trace is of one set of links: {}", said(&output));
         end(workers);
     }
 }

@@ -89,6 +89,40 @@ fn every_preset_loads_and_alexnet_costs_what_it_should() {
     }
 }
 
+/// The estimate of a step: a slow link makes it longer, more workers make it shorter, and the table says where that ends.
+#[test]
+fn the_plan_estimates_a_step_on_other_numbers_of_workers() {
+    let estimate = |arguments: &str| -> Value {
+        let text = support::succeed(&format!("plan --json --model alexnet --batch 128 --slots 8 {arguments}"), &[]);
+        serde_json::from_str::<Value>(&text).unwrap()["estimate"].clone()
+    };
+    assert_eq!(estimate(""), Value::Null, "without a rate there is nothing to estimate");
+    let (fast, slow) = (estimate("--gflops 100"), estimate("--gflops 100 --link-mbit 100"));
+    let workers = |estimate: &Value| -> Vec<u64> {
+        estimate["steps"].as_array().unwrap().iter().map(|row| row["workers"].as_u64().unwrap()).collect()
+    };
+    assert_eq!((workers(&fast), workers(&slow)), (vec![1, 2, 4, 8, 16], vec![1, 2, 4, 8, 16]));
+    let ms = |estimate: &Value, row: usize| estimate["steps"][row]["step_ms"].as_f64().unwrap();
+    // 2 x 128 x (3 x 724.4 M multiply-adds, less conv1's input gradient) at 100 GFLOP/s.
+    assert!((5200.0..5500.0).contains(&ms(&fast, 0)), "{fast}");
+    assert!((0..4).all(|row| ms(&fast, row + 1) < ms(&fast, row)), "{fast}");
+    assert!((0..5).all(|row| ms(&slow, row) >= ms(&fast, row)), "{slow}");
+    assert!(ms(&slow, 4) > 2.0 * ms(&fast, 4), "{slow}");
+    assert!(slow["pays_up_to_workers"].as_u64() < fast["pays_up_to_workers"].as_u64().or(Some(17)), "{slow}");
+
+    let table = support::succeed("plan --gflops 50 --link-mbit 100 --slots 2 --workers 4", &[]);
+    for part in
+        ["estimate of a step with 50 GFLOP/s per worker and links of 100 Mbit/s", "4 *", "workers stop paying at"]
+    {
+        assert!(table.contains(part), "no \"{part}\" in\n{table}");
+    }
+    let thousand = support::succeed(
+        "plan --model alexnet --workers 1000 --slots 500 --batch 1000 --gflops 50 --link-mbit 1000",
+        &[],
+    );
+    assert!(thousand.contains("1000 *"), "{thousand}");
+}
+
 /// Paths of a crate's files as modules, and their texts without comments and tests.
 fn modules(source: &Path) -> BTreeMap<Vec<String>, String> {
     let (mut found, mut folders) = (BTreeMap::new(), vec![source.to_owned()]);

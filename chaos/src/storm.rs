@@ -73,7 +73,7 @@ pub enum Kind {
     Freeze,
     /// A worker is slow.
     Limp,
-    /// The connections of a worker are cut.
+    /// The connections of a worker to the coordinator are cut.
     Cut,
     /// The bytes of a worker are held back for a while.
     Delay,
@@ -105,6 +105,8 @@ pub enum Phase {
     Exchange,
     /// A backward pass.
     Backward,
+    /// A piece of a gradient is sent to another replica.
+    Reduce,
     /// A commit.
     Commit,
     /// A worker sends its state, for a snapshot or a checkpoint.
@@ -152,22 +154,26 @@ impl Kind {
 
     /// The phases in which it can happen.
     fn phases(self) -> &'static [Phase] {
-        use Phase::{Assign, Backward, Commit, Exchange, Forward, Join, Measure, Reported, State};
+        use Phase::{Assign, Backward, Commit, Exchange, Forward, Join, Measure, Reduce, Reported, State};
         match self {
-            Kind::Kill => &[Forward, Exchange, Backward, Commit, State, Assign, Join, Measure, Reported],
-            Kind::Stop | Kind::Freeze => &[Forward, Exchange, Backward, Commit, State, Reported],
+            Kind::Kill => &[Forward, Exchange, Backward, Reduce, Commit, State, Assign, Join, Measure, Reported],
+            Kind::Stop | Kind::Freeze => &[Forward, Exchange, Backward, Reduce, Commit, State, Reported],
             Kind::Limp => &[Forward, Backward, Commit],
-            Kind::Flip | Kind::Truncate | Kind::Replay | Kind::Reorder | Kind::Oversize => &[Exchange, State],
+            Kind::Flip | Kind::Truncate | Kind::Replay | Kind::Reorder | Kind::Oversize => &[Exchange, Reduce, State],
             Kind::Cut | Kind::Delay | Kind::Coordinator => &[Reported],
         }
     }
 
     /// Those of them that a storm of processes has. A worker does to itself what can happen within a step. Of several replicas, one sends
-    /// the state of its towers, so a worker may never come to that phase.
+    /// the state of its towers, so a worker may never come to that phase. A single replica sums no gradients.
     fn planned_phases(self, has_replicas: bool) -> Vec<Phase> {
         let phases = self.phases();
         let within = phases.strip_suffix(&[Phase::Reported]).filter(|rest| !rest.is_empty()).unwrap_or(phases);
-        within.iter().copied().filter(|phase| *phase != Phase::State || !has_replicas).collect()
+        within
+            .iter()
+            .copied()
+            .filter(|phase| *phase != if has_replicas { Phase::State } else { Phase::Reduce })
+            .collect()
     }
 
     fn milliseconds(self) -> u64 {
@@ -208,12 +214,13 @@ fn of_name<T: Copy + std::fmt::Debug>(key: &str, name: &str, all: &[T]) -> Resul
 
 impl Phase {
     /// All phases.
-    pub const ALL: [Phase; 9] = [
+    pub const ALL: [Phase; 10] = [
         Phase::Join,
         Phase::Assign,
         Phase::Forward,
         Phase::Exchange,
         Phase::Backward,
+        Phase::Reduce,
         Phase::Commit,
         Phase::State,
         Phase::Measure,
@@ -229,6 +236,7 @@ impl Phase {
             Phase::Forward => Some(Moment::Forward(step)),
             Phase::Exchange => Some(Moment::Exchange(step)),
             Phase::Backward => Some(Moment::Backward(step)),
+            Phase::Reduce => Some(Moment::Reduce(step)),
             Phase::Commit => Some(Moment::Commit(step)),
             Phase::State => Some(Moment::State(step)),
             Phase::Reported => None,

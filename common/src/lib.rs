@@ -8,6 +8,7 @@
 pub mod address;
 pub mod batch;
 pub mod chain;
+pub mod estimate;
 pub mod index;
 pub mod links;
 pub mod misdeed;

@@ -57,6 +57,8 @@ pub enum Deed {
     Oversize,
     /// It closes its connections to other workers.
     Unlink,
+    /// It closes its connections to the coordinator.
+    Cut,
 }
 
 /// A moment of a worker's part in a job.
@@ -72,6 +74,8 @@ pub enum Moment {
     Exchange(u64),
     /// It begins a segment of a step, backward.
     Backward(u64),
+    /// It sends a piece of a gradient to another replica, or has just sent one.
+    Reduce(u64),
     /// It was told to commit a step, and has not done so.
     Commit(u64),
     /// It sends a part of its state after a step, or has just sent one.
@@ -83,11 +87,12 @@ pub enum Moment {
 impl Moment {
     /// Whether this moment has come when the worker reaches `reached`.
     pub fn has_come(self, reached: Moment) -> bool {
-        use Moment::{Backward, Commit, Exchange, Forward, State};
+        use Moment::{Backward, Commit, Exchange, Forward, Reduce, State};
         match (self, reached) {
             (Forward(planned), Forward(step))
             | (Exchange(planned), Exchange(step))
             | (Backward(planned), Backward(step))
+            | (Reduce(planned), Reduce(step))
             | (Commit(planned), Commit(step))
             | (State(planned), State(step)) => step >= planned,
             _ => self == reached,
@@ -104,6 +109,7 @@ impl fmt::Display for Moment {
             Moment::Forward(step) => write!(f, "forward:{step}"),
             Moment::Exchange(step) => write!(f, "exchange:{step}"),
             Moment::Backward(step) => write!(f, "backward:{step}"),
+            Moment::Reduce(step) => write!(f, "reduce:{step}"),
             Moment::Commit(step) => write!(f, "commit:{step}"),
             Moment::State(step) => write!(f, "state:{step}"),
         }
@@ -117,7 +123,7 @@ impl FromStr for Moment {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "\"{text}\" is neither join, assign or measure, nor forward, exchange, backward, commit or state with :STEP"
+                "\"{text}\" is neither join, assign or measure, nor forward, exchange, backward, reduce, commit or state with :STEP"
             )
         };
         let Some((phase, step)) = text.split_once(':') else {
@@ -133,6 +139,7 @@ impl FromStr for Moment {
             "forward" => Ok(Moment::Forward(step)),
             "exchange" => Ok(Moment::Exchange(step)),
             "backward" => Ok(Moment::Backward(step)),
+            "reduce" => Ok(Moment::Reduce(step)),
             "commit" => Ok(Moment::Commit(step)),
             "state" => Ok(Moment::State(step)),
             _ => Err(wrong()),
@@ -156,12 +163,11 @@ impl FromStr for Misdeed {
             .ok_or_else(|| format!("\"{text}\" is neither DEED@PHASE nor DEED@PHASE:STEP, where DEED is {DEEDS}"))?;
         let moment = moment.parse()?;
         let deed: Deed = deed.parse()?;
-        let sends = matches!(moment, Moment::Exchange(_) | Moment::State(_));
-        if deed == Deed::Unlink && !matches!(moment, Moment::Exchange(_)) {
-            return Err(format!("\"{text}\": a worker uses its links at exchange:STEP only"));
-        }
+        let sends = matches!(moment, Moment::Exchange(_) | Moment::Reduce(_) | Moment::State(_));
         if deed.is_about_messages() && !sends {
-            return Err(format!("\"{text}\": a worker sends tensors at exchange:STEP and state:STEP only"));
+            return Err(format!(
+                "\"{text}\": a worker sends tensors at exchange:STEP, reduce:STEP and state:STEP only"
+            ));
         }
         if deed == Deed::Double && !matches!(moment, Moment::Commit(_)) {
             return Err(format!("\"{text}\": a worker commits at commit:STEP only"));
@@ -171,9 +177,9 @@ impl FromStr for Misdeed {
 }
 
 /// All deeds, for errors.
-const DEEDS: &str = "kill, stop, limp:MS, double, flip, truncate, replay, reorder, stale, oversize or unlink";
+const DEEDS: &str = "kill, stop, limp:MS, double, flip, truncate, replay, reorder, stale, oversize, unlink or cut";
 /// The deeds that need no number.
-const PLAIN: [Deed; 10] = [
+const PLAIN: [Deed; 11] = [
     Deed::Kill,
     Deed::Stop,
     Deed::Double,
@@ -184,6 +190,7 @@ const PLAIN: [Deed; 10] = [
     Deed::Stale,
     Deed::Oversize,
     Deed::Unlink,
+    Deed::Cut,
 ];
 
 impl fmt::Display for Deed {
@@ -200,6 +207,7 @@ impl fmt::Display for Deed {
             Deed::Stale => write!(f, "stale"),
             Deed::Oversize => write!(f, "oversize"),
             Deed::Unlink => write!(f, "unlink"),
+            Deed::Cut => write!(f, "cut"),
         }
     }
 }
@@ -217,14 +225,14 @@ impl FromStr for Deed {
 }
 
 impl Deed {
-    /// Whether the worker does it to its own process.
+    /// Whether the worker does it to its own process or to its connections.
     pub fn is_about_itself(self) -> bool {
-        matches!(self, Deed::Kill | Deed::Stop | Deed::Limp(_))
+        matches!(self, Deed::Kill | Deed::Stop | Deed::Limp(_) | Deed::Unlink | Deed::Cut)
     }
 
     /// Whether the worker does it to a message.
     pub fn is_about_messages(self) -> bool {
-        !self.is_about_itself() && !matches!(self, Deed::Double | Deed::Unlink)
+        !self.is_about_itself() && self != Deed::Double
     }
 }
 
@@ -262,7 +270,8 @@ mod tests {
         for deed in PLAIN {
             assert_eq!(deed.to_string().parse(), Ok(deed));
         }
-        let moments = ["join", "assign", "measure", "forward:1", "exchange:2", "backward:3", "commit:4", "state:5"];
+        let moments =
+            ["join", "assign", "measure", "forward:1", "exchange:2", "backward:3", "reduce:3", "commit:4", "state:5"];
         for text in moments {
             assert_eq!(text.parse::<Moment>().unwrap().to_string(), text);
         }

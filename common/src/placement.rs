@@ -211,9 +211,10 @@ impl Placement {
 fn head_beside(network: &Network, trunk: &[PerTower<WorkerIndex>], workers: usize) -> PerTower<WorkerIndex> {
     let cost = |layers: Range<usize>| network.layers[layers].iter().map(|layer| layer.multiply_adds()).sum::<u64>();
     let head = network.head();
-    // In one unit: the work of a slice on the whole batch is as much as that of `replicas` units of as many multiply-adds.
-    let of_unit = cost(0..head);
-    let of_slice = cost(head..network.layers.len()).saturating_mul(trunk.len() as u64);
+    // A unit of the trunk is one of `towers` parts, for the images of one replica. A slice is one of `slices` parts, for all images. Both
+    // costs are multiplied by towers, slices and replicas, to be whole numbers.
+    let of_unit = cost(0..head).saturating_mul(network.slices as u64);
+    let of_slice = cost(head..network.layers.len()).saturating_mul((network.towers * trunk.len()) as u64);
     let mut load: PerWorker<u64> = vec![0; workers].into();
     trunk.iter().flatten().for_each(|worker| load[*worker] = load[*worker].saturating_add(of_unit));
     let deal = |_| {

@@ -10,6 +10,7 @@ use convoy_common::misdeed::{Deed, Misdeed, Moment, announced};
 use convoy_common::wire::FRAME_BYTES_MAX;
 use convoy_proto::v1;
 use rustix::process::{Signal, getpid, kill_process};
+use tokio::sync::Notify;
 
 use crate::probe::Slow;
 
@@ -25,6 +26,15 @@ pub struct Rehearsal {
     pub clock_ahead: Duration,
     /// What the worker does to itself and to its messages. Clones share what is left.
     pub misdeeds: Misdeeds,
+    /// The connections that a misdeed closes. Clones share them.
+    pub closed: Arc<Closed>,
+}
+
+/// Tells the network thread to close connections.
+#[derive(Debug, Default)]
+pub struct Closed {
+    to_coordinator: Notify,
+    to_peers: Notify,
 }
 
 /// Misdeeds in order. Only the first one of the list can happen; then it is removed.
@@ -67,6 +77,8 @@ impl Rehearsal {
             // A process may always signal itself. It does not return from SIGKILL.
             Some(Deed::Kill) => drop(kill_process(getpid(), Signal::KILL)),
             Some(Deed::Limp(milliseconds)) => std::thread::sleep(Duration::from_millis(milliseconds)),
+            Some(Deed::Cut) => self.closed.to_coordinator.notify_one(),
+            Some(Deed::Unlink) => self.closed.to_peers.notify_one(),
             _ => {}
         }
     }
@@ -77,9 +89,14 @@ impl Rehearsal {
         if doubles { 2.0 * rate } else { rate }
     }
 
-    /// Whether the worker closes its connections to others at a moment.
-    pub(crate) fn unlinks(&self, moment: Option<Moment>) -> bool {
-        moment.is_some_and(|moment| self.misdeeds.due(moment, |deed| deed == Deed::Unlink).is_some())
+    /// Completes when the connections to the coordinator are to be closed.
+    pub(crate) async fn cuts(&self) {
+        self.closed.to_coordinator.notified().await;
+    }
+
+    /// Completes when the connections to other workers are to be closed.
+    pub(crate) async fn unlinks(&self) {
+        self.closed.to_peers.notified().await;
     }
 
     /// The frames that are sent in place of one at a moment.
@@ -125,7 +142,7 @@ fn tampered(deed: Deed, frame: v1::Frame) -> (v1::Frame, Option<v1::Frame>) {
             let sum = crc32c::crc32c(&data);
             (with(chunk.offset, data, sum), None)
         }
-        Deed::Kill | Deed::Stop | Deed::Limp(_) | Deed::Double | Deed::Unlink => (frame, None),
+        Deed::Kill | Deed::Stop | Deed::Limp(_) | Deed::Double | Deed::Unlink | Deed::Cut => (frame, None),
     }
 }
 

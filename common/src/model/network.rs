@@ -296,6 +296,12 @@ impl Network {
         part(self.layers[layer].input.channels, self.parts(layer), tower.0)
     }
 
+    /// Multiply-adds of one image in a layer, forward, of a tower or of a slice of the head.
+    pub fn multiply_adds_of(&self, layer: usize, tower: TowerIndex) -> u64 {
+        let held = &self.layers[layer];
+        held.fan_in() as u64 * (self.slice(layer, tower).len() * held.output.pixels()) as u64
+    }
+
     /// Multiply-adds of one image, forward.
     pub fn multiply_adds(&self) -> u64 {
         self.layers.iter().map(Layer::multiply_adds).sum()

@@ -68,14 +68,12 @@ impl Run {
                 Err(Stop::Fatal(error)) => return Err(error),
                 Err(Stop::Fault(fault) | Stop::Leaves(fault)) => fault,
             };
-            if fault.is_of_a_link() {
-                self.end_trace("the connections between workers have changed", site, observer);
-            }
             if let Fault::Link { worker, peer, why, .. } = &fault {
                 if self.running.transport == Transport::Direct && !drive.has_begun {
                     return Err(JobError::NoLink { why: chain(&fault) });
                 }
                 if !drive.has_begun {
+                    self.end_trace(None, site, observer);
                     self.folder.remove_trace();
                     let text =
                         format!("the coordinator relays what worker {worker} and worker {peer} send each other: {why}");
@@ -139,12 +137,12 @@ impl Run {
         stop: &AtomicBool,
     ) -> Result<(), Stop> {
         if drive.has_begun {
-            self.replace(site, observer, stop)?;
+            self.replace(site, drive, observer, stop)?;
         } else {
-            self.gather(number, site, observer, stop)?;
+            self.gather(number, site, drive, observer, stop)?;
         }
         drive.underway.iter_mut().for_each(Underway::replaced);
-        let peers = self.link(site)?;
+        let peers = self.link(site, drive, observer)?;
         if !drive.has_begun
             && !site.recorder.is_on()
             && let Err(error) = self.begin_recording(site)
@@ -171,7 +169,12 @@ impl Run {
     ///
     /// # Errors
     /// When all must be, and a worker does not listen.
-    fn link(&mut self, site: &Site) -> Result<PerWorker<Vec<Peer>>, JobError> {
+    fn link(
+        &mut self,
+        site: &mut Site,
+        drive: &Drive,
+        observer: &mut dyn Observer,
+    ) -> Result<PerWorker<Vec<Peer>>, JobError> {
         let cluster = &*site.cluster;
         let address_of = |worker| cluster.member(worker)?.hello.exchange_address.clone();
         let is_direct = self.running.transport == Transport::Direct;
@@ -190,6 +193,9 @@ impl Run {
             });
         }
         let (links, peers) = arranged(&self.plan, self.running.transport, address_of, must_relay);
+        if drive.has_begun && links != self.plan.links {
+            self.end_trace(Some("the connections between workers have changed"), site, observer);
+        }
         self.plan = Arc::new((*self.plan).clone().linked(links));
         self.record.planned_step_traffic = Some(self.step_traffic());
         Ok(peers)
@@ -200,6 +206,7 @@ impl Run {
         &mut self,
         number: u64,
         site: &mut Site,
+        drive: &Drive,
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<(), Stop> {
@@ -214,10 +221,10 @@ impl Run {
             );
             observer.on(Event::Notice { text });
             let gathered = cluster.gather_any(patience, observer, stop)?;
-            return self.settle(gathered, site, observer);
+            return self.settle(gathered, site, drive, observer);
         }
         let all = if number == 1 { cluster.gather(observer, stop)? } else { cluster.gather_again(observer, stop)? };
-        if all { Ok(self.place(site, observer)?) } else { Err(Stop::Abrupt) }
+        if all { Ok(self.place(site, drive, observer)?) } else { Err(Stop::Abrupt) }
     }
 
     /// Gives every worker its towers and their state.
@@ -263,7 +270,13 @@ impl Run {
     }
 
     /// Waits for other workers in the place of lost ones. If none come in time, the remaining ones take the towers over.
-    fn replace(&mut self, site: &mut Site, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<(), Stop> {
+    fn replace(
+        &mut self,
+        site: &mut Site,
+        drive: &Drive,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<(), Stop> {
         let mut gathered = site.cluster.refill(self.running.patience, observer, stop)?;
         if gathered == Gathered::Some && site.cluster.present() == 0 {
             site.cluster.restore_seats();
@@ -271,13 +284,19 @@ impl Run {
             observer.on(Event::Notice { text });
             gathered = site.cluster.gather_any(self.running.patience, observer, stop)?;
         }
-        self.settle(gathered, site, observer)
+        self.settle(gathered, site, drive, observer)
     }
 
     /// Places the towers on the workers that have come.
-    fn settle(&mut self, gathered: Gathered, site: &mut Site, observer: &mut dyn Observer) -> Result<(), Stop> {
+    fn settle(
+        &mut self,
+        gathered: Gathered,
+        site: &mut Site,
+        drive: &Drive,
+        observer: &mut dyn Observer,
+    ) -> Result<(), Stop> {
         match gathered {
-            Gathered::All => Ok(self.place(site, observer)?),
+            Gathered::All => Ok(self.place(site, drive, observer)?),
             Gathered::Interrupted => Err(Stop::Abrupt),
             Gathered::Some => {
                 let before = site.cluster.seats();
@@ -285,7 +304,7 @@ impl Run {
                 let workers = site.cluster.seats();
                 let text = format!("no other worker connected in time; {workers} of {before} workers hold all towers");
                 observer.on(Event::Notice { text });
-                Ok(self.place(site, observer)?)
+                Ok(self.place(site, drive, observer)?)
             }
         }
     }
@@ -296,11 +315,11 @@ impl Run {
         let text = format!("another worker has joined; {} workers hold the towers now", site.cluster.seats());
         observer.on(Event::Notice { text });
         self.rewind(site, drive);
-        self.place(site, observer)
+        self.place(site, drive, observer)
     }
 
     /// Places the towers on as many workers as there are seats.
-    fn place(&mut self, site: &mut Site, observer: &mut dyn Observer) -> Result<(), JobError> {
+    fn place(&mut self, site: &mut Site, drive: &Drive, observer: &mut dyn Observer) -> Result<(), JobError> {
         let workers = site.cluster.seats();
         if workers == self.plan.workers {
             return Ok(());
@@ -310,14 +329,14 @@ impl Run {
         self.record.running.replicas = self.plan.placement.replicas();
         self.record.workers.clear();
         self.record.planned_step_traffic = Some(self.step_traffic());
-        self.end_trace("the number of workers has changed", site, observer);
+        self.end_trace(drive.has_begun.then_some("the number of workers has changed"), site, observer);
         Ok(())
     }
 
-    /// Ends the trace, which is of one placement and of its links.
-    fn end_trace(&self, why: &str, site: &mut Site, observer: &mut dyn Observer) {
-        let step = self.progress.step;
-        let ends = (site.recorder.is_on() && step > 0).then(|| format!("the trace ends at step {step}: {why}"));
+    /// Ends the trace, which is of one placement and of its links. Before the job has begun, there is no reason to tell.
+    fn end_trace(&self, why: Option<&str>, site: &mut Site, observer: &mut dyn Observer) {
+        let (is_on, step) = (site.recorder.is_on(), self.progress.step);
+        let ends = why.filter(|_| is_on).map(|why| format!("the trace ends at step {step}: {why}"));
         let notices = site.recorder.finish().into_iter().chain(ends);
         notices.for_each(|text| observer.on(Event::Notice { text }));
     }

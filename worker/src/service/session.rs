@@ -385,6 +385,7 @@ impl<'a> Session<'a> {
             result = self.exchange(computed, outgoing, *door, &terms) => result,
             other = whereabouts.tell() => Err(SessionError::Moved(other)),
             result = self.take_leave() => result,
+            () = self.config.rehearsal.cuts() => Err(SessionError::Left),
         }
     }
 
@@ -577,6 +578,15 @@ impl<'a> Session<'a> {
         tokio::select! {
             result = self.send(computed, frames_out, &links, terms) => result,
             result = self.receive_from_peers(incoming, terms) => result,
+            () = self.unlink(&links) => std::future::pending().await,
+        }
+    }
+
+    /// Closes the connections to other workers whenever a misdeed says so. Never ends.
+    async fn unlink(&self, links: &Outgoing) {
+        loop {
+            self.config.rehearsal.unlinks().await;
+            links.tasks.borrow_mut().abort_all();
         }
     }
 
@@ -705,9 +715,6 @@ impl<'a> Session<'a> {
     ) -> Result<(), SessionError> {
         let receivers = Receivers::of(&payload.key, frames_out, &links.queues, terms)?;
         let (bytes, moment) = (payload.data.len() as u64, moment_of(&payload.key));
-        if self.config.rehearsal.unlinks(moment) {
-            links.tasks.borrow_mut().abort_all();
-        }
         let name = terms.probe.is_on().then(|| payload.key.clone());
         let (began, mut busy) = (terms.probe.now(), 0);
         let mut at = began;
@@ -867,6 +874,7 @@ impl StateFrames {
 fn moment_of(key: &TensorKey) -> Option<Moment> {
     match key {
         TensorKey::Parameter { step, .. } => Some(Moment::State(*step)),
+        TensorKey::Gradient { step, .. } => Some(Moment::Reduce(*step)),
         _ => key.training_step().map(Moment::Exchange),
     }
 }

@@ -1,0 +1,88 @@
+//! The sums of the trunk's gradients over replicas, as a model: every worker sends each piece to its owner, and the owner sends the sum to
+//! all others.
+
+use super::events::Time;
+use crate::index::{PerWorker, TowerIndex, WorkerIndex};
+use crate::parameters::Parameter;
+use crate::plan::Plan;
+
+/// The sum of one parameter's gradient of one tower.
+#[derive(Debug)]
+pub(super) struct Reduction {
+    /// The layer of the parameter.
+    pub(super) layer: usize,
+    /// The tower.
+    pub(super) tower: TowerIndex,
+    /// The workers that share the tower.
+    pub(super) sharers: Vec<WorkerIndex>,
+    /// Where each one is in the lists.
+    indices: PerWorker<Option<usize>>,
+    /// Bytes of the piece that each one owns.
+    pieces: Vec<u64>,
+    /// Partial sums that each one sends of each piece.
+    nodes: Vec<usize>,
+    /// What the owner of each piece waits for, and what each worker waits for then.
+    partial: Vec<Awaited>,
+    whole: Vec<Awaited>,
+}
+
+/// Messages that are still to come, and when the last one arrives.
+#[derive(Clone, Copy, Debug)]
+struct Awaited {
+    count: usize,
+    last: Time,
+}
+
+impl Awaited {
+    /// One message arrives at `at`. Returns when the last one has arrived, if that is known.
+    fn arrives(&mut self, at: Time) -> Option<Time> {
+        self.last = self.last.max(at);
+        self.count = self.count.saturating_sub(1);
+        (self.count == 0).then_some(self.last)
+    }
+}
+
+impl Reduction {
+    /// All sums of a step over `samples` samples, in the order of the parameters.
+    pub(super) fn all(plan: &Plan, samples: usize) -> Vec<Self> {
+        let of = |parameter: Parameter| {
+            let shared = plan.all_towers().map(move |tower| (tower, plan.pieces(&parameter, tower), parameter.layer));
+            shared.filter(|(_, pieces, _)| !pieces.is_empty())
+        };
+        let all = plan.trunk_parameters().flat_map(of);
+        all.map(|(tower, pieces, layer)| {
+            let sharers: Vec<_> = pieces.iter().map(|piece| piece.owner).collect();
+            let nodes: Vec<_> = sharers.iter().map(|worker| plan.nodes(*worker, tower, samples).len()).collect();
+            let count = nodes.iter().filter(|nodes| **nodes > 0).count();
+            let pieces = pieces.iter().map(|piece| (piece.floats.len() * size_of::<f32>()) as u64).collect();
+            let partial = vec![Awaited { count, last: 0 }; sharers.len()];
+            let whole = vec![Awaited { count: sharers.len(), last: 0 }; sharers.len()];
+            let mut indices: PerWorker<_> = vec![None; plan.workers].into();
+            sharers.iter().enumerate().for_each(|(index, worker)| indices[*worker] = Some(index));
+            Self { layer, tower, sharers, indices, pieces, nodes, partial, whole }
+        })
+        .collect()
+    }
+
+    /// What `worker`, which shares the tower, sends to the owners of the other pieces: to whom, and how many bytes.
+    pub(super) fn partial_sums_of(&self, worker: WorkerIndex) -> impl Iterator<Item = (WorkerIndex, u64)> {
+        let nodes = self.indices[worker].map_or(0, |index| self.nodes[index]) as u64;
+        let all = self.sharers.iter().copied().zip(&self.pieces);
+        all.filter(move |(owner, _)| *owner != worker).map(move |(owner, bytes)| (owner, bytes * nodes))
+    }
+
+    /// Bytes of the piece that `owner` owns.
+    pub(super) fn piece_of(&self, owner: WorkerIndex) -> u64 {
+        self.indices[owner].map_or(0, |index| self.pieces[index])
+    }
+
+    /// Partial sums of a worker arrive at the owner of a piece, or are its own. Returns when the piece is summed, if that is known.
+    pub(super) fn partial_arrives(&mut self, owner: WorkerIndex, at: Time) -> Option<Time> {
+        self.partial[self.indices[owner]?].arrives(at)
+    }
+
+    /// The sum of a piece arrives at a worker, or is its own. Returns when that has all pieces, if that is known.
+    pub(super) fn whole_arrives(&mut self, worker: WorkerIndex, at: Time) -> Option<Time> {
+        self.whole[self.indices[worker]?].arrives(at)
+    }
+}

@@ -1,0 +1,102 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::index::WorkerIndex;
+use crate::links::Links;
+use crate::model::{Network, presets};
+
+const OPERATIONS: f64 = 1e11;
+
+fn plan(model: &str, workers: usize, slots: usize) -> Plan {
+    let network = Network::parse(presets::text(model).unwrap()).unwrap();
+    Plan::new(network, workers, slots, None).unwrap().linked(Links::direct())
+}
+
+fn estimated(plan: &Plan, batch: usize, bits: f64) -> Estimate {
+    let division = Division { slots: plan.placement.slots, micro_batches: 2 };
+    step(plan, batch, division, Rates { operations: OPERATIONS, bits })
+}
+
+/// Operations of a step: forward, weight gradients, and input gradients of all layers but the first one.
+fn operations(plan: &Plan, batch: usize) -> f64 {
+    let network = &plan.network;
+    (2 * batch as u64 * (3 * network.multiply_adds() - network.layers[0].multiply_adds())) as f64
+}
+
+fn is_close(one: f64, other: f64) -> bool {
+    (one / other - 1.0).abs() < 1e-4
+}
+
+/// The figures of `convoy bench` count the same operations.
+#[test]
+fn without_a_limit_of_links_a_worker_computes_all_the_time_and_two_share_the_work() {
+    for (model, batch) in [("alexnet", 128), ("alexnet-fashion", 64), ("alexnet-fashion-dense", 7)] {
+        let one = plan(model, 1, 1);
+        let whole = operations(&one, batch) / OPERATIONS;
+        let alone = estimated(&one, batch, f64::INFINITY);
+        assert!(is_close(alone.seconds, whole) && is_close(alone.computing, whole), "{model}: {alone:?}, not {whole}");
+        assert_eq!(alone.carrying, 0.0);
+        let both = estimated(&plan(model, 2, 1), batch, f64::INFINITY);
+        assert!(is_close(both.seconds, whole / 2.0), "{model}: {both:?}");
+    }
+}
+
+/// Where links are the limit, the busiest one is busy for as long as it carries what the plan says.
+#[test]
+fn links_carry_the_bytes_of_the_plan() {
+    let bits = 1e6;
+    for (workers, slots) in [(1, 1), (2, 1), (3, 2), (4, 2), (8, 4)] {
+        let direct = plan("alexnet-fashion", workers, slots);
+        let relayed = direct.clone().linked(Links::relayed());
+        let traffic = relayed.step_traffic(64);
+        let estimate = estimated(&relayed, 64, bits);
+        let expected = traffic.up.max(traffic.down) as f64 * 8.0 / bits;
+        assert!(is_close(estimate.carrying, expected), "{workers} workers: {estimate:?}, not {expected}");
+        assert_eq!(estimate.busiest, End::Coordinator);
+        assert!(estimate.seconds >= estimate.carrying * 0.99, "{estimate:?}");
+
+        let sent = |worker| {
+            let pairs = direct.pair_bytes(64).into_iter().filter(|((from, _), _)| *from == worker);
+            pairs.map(|(_, bytes)| bytes).sum::<u64>() as f64
+        };
+        let estimate = estimated(&direct, 64, bits);
+        for worker in direct.all_workers() {
+            assert!(estimate.carrying >= sent(worker) * 8.0 / bits * 0.9999, "worker {worker} of {workers}");
+        }
+        assert!(estimate.seconds < estimated(&relayed, 64, bits).seconds || workers == 1, "{workers} workers");
+    }
+}
+
+/// Twice the images take twice as long, whatever limits them.
+#[test]
+fn time_is_proportional_to_the_batch() {
+    for bits in [1e6, 1e9, f64::INFINITY] {
+        let plan = plan("alexnet-fashion", 2, 1);
+        let [one, two] = [64, 128].map(|batch| estimated(&plan, batch, bits).seconds);
+        assert!((1.9..2.1).contains(&(two / one)), "{one} and {two} at {bits}");
+    }
+}
+
+#[test]
+fn a_thousand_workers_are_estimated() {
+    let plan = plan("alexnet", 1000, 500);
+    let estimate = estimated(&plan, 1000, 1e9);
+    assert!(estimate.seconds.is_finite() && estimate.seconds >= estimate.computing, "{estimate:?}");
+    assert!(estimate.seconds < operations(&plan, 1000) / OPERATIONS, "faster than one worker: {estimate:?}");
+}
+
+proptest! {
+    /// Every plan ends its steps, in no less time than the busiest worker and the busiest link take.
+    #[test]
+    fn every_plan_ends(workers in 1_usize..9, slots in 1_usize..7, micro_batches in 1_usize..4, batch in 1_usize..40, bits in 1e5..1e10_f64) {
+        prop_assume!(workers <= 2 * slots);
+        let plan = plan("alexnet-fashion", workers, slots);
+        let rates = Rates { operations: OPERATIONS, bits };
+        for links in [Links::relayed(), Links::direct(), Links::direct().without(WorkerIndex(0), WorkerIndex(1))] {
+            let plan = plan.clone().linked(links);
+            let estimate = step(&plan, batch, Division { slots, micro_batches }, rates);
+            prop_assert!(estimate.seconds >= estimate.computing * 0.999, "{estimate:?}");
+            prop_assert!(estimate.seconds > 0.0 && estimate.seconds.is_finite(), "{estimate:?}");
+        }
+    }
+}
