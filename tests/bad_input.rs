@@ -77,9 +77,9 @@ fn slips_of_the_command_line_are_answered_with_what_would_be_right() {
         ("plan --workers 3", &["--workers 3", "at most 2"]),
         ("plan --model alexnot", &["alexnot", "alexnet"]),
         ("plan --batch 0", &["--batch", "0"]),
-        ("plan --gflops 0", &["--gflops", "above 0"]),
-        ("plan --gflops inf", &["--gflops", "above 0"]),
-        ("plan --gflops 50 --link-mbit -1", &["--link-mbit", "above 0"]),
+        ("plan --gflops 0", &["--gflops", "from 0.1"]),
+        ("plan --gflops inf", &["--gflops", "from 0.1"]),
+        ("plan --gflops 50 --link-mbit -1", &["--link-mbit", "from 0.1"]),
         ("plan --link-mbit 100", &["--gflops"]),
     ];
     let folder = TempDir::new().unwrap();

@@ -7,7 +7,7 @@ use convoy_common::model::Network;
 use convoy_common::plan::Plan;
 use serde_json::{Value, json};
 
-use crate::numbers::above_0;
+use crate::numbers::rate;
 use crate::table::aligned;
 
 /// Twice as many workers pay if a step becomes at least this many times as fast.
@@ -17,10 +17,10 @@ const PAYS: f64 = 1.25;
 #[derive(clap::Args)]
 pub(super) struct Machines {
     /// Estimate the step: Mbit/s of the link of each worker and of the coordinator, in each direction
-    #[arg(long, value_name = "N", value_parser = above_0, requires = "gflops")]
+    #[arg(long, value_name = "N", value_parser = rate, requires = "gflops")]
     link_mbit: Option<f64>,
     /// Estimate the step: GFLOP/s of one worker, as `convoy bench --workers 1` measures it
-    #[arg(long, value_name = "N", value_parser = above_0)]
+    #[arg(long, value_name = "N", value_parser = rate)]
     gflops: Option<f64>,
 }
 

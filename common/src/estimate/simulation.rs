@@ -62,27 +62,26 @@ enum Message {
     WholeSum(usize),
 }
 
+/// A message on its way, and the bytes that each receiver gets of it.
+#[derive(Debug)]
+struct Parcel {
+    message: Message,
+    to: Vec<(WorkerIndex, u64)>,
+}
+
 #[derive(Debug)]
 enum Event {
-    /// A message is handed to the sender's link.
+    /// It is handed to the sender's link.
     Sent {
         from: End,
-        to: Vec<WorkerIndex>,
-        bytes: Vec<u64>,
-        message: Message,
+        parcel: Parcel,
     },
     /// Its first byte has left the sender.
-    Leaves {
-        to: Vec<WorkerIndex>,
-        bytes: Vec<u64>,
-        message: Message,
-    },
-    /// A message to the coordinator has left: for itself, or to be relayed.
+    Leaves(Parcel),
+    /// The same, for the coordinator, which gets `bytes` bytes for itself, or to relay them.
     LeavesForCoordinator {
-        to: Vec<WorkerIndex>,
-        bytes: Vec<u64>,
-        total: u64,
-        message: Message,
+        parcel: Parcel,
+        bytes: u64,
     },
     Arrived {
         worker: WorkerIndex,
@@ -196,8 +195,8 @@ impl<'a> Simulation<'a> {
         let (busiest, carrying) = self.links.busiest();
         // The mean of the steps in the middle.
         let usual = match self.commits[..] {
-            [_, first, _, last, _] => (last - first) / 2,
-            _ => 0,
+            [_, first, _, last, _] => ((last - first) / 2).max(1),
+            _ => 1,
         };
         Estimate {
             seconds: seconds(usual),
@@ -251,11 +250,9 @@ impl<'a> Simulation<'a> {
 
     fn happens(&mut self, event: Event) {
         match event {
-            Event::Sent { from, to, bytes, message } => self.hand_to_link(from, to, bytes, message),
-            Event::Leaves { to, bytes, message } => self.spread(&to, &bytes, message),
-            Event::LeavesForCoordinator { to, bytes, total, message } => {
-                self.reach_coordinator(to, bytes, total, message)
-            }
+            Event::Sent { from, parcel } => self.hand_to_link(from, parcel),
+            Event::Leaves(parcel) => self.spread(&parcel),
+            Event::LeavesForCoordinator { parcel, bytes } => self.reach_coordinator(parcel, bytes),
             Event::Arrived { worker, message } => self.arrived(worker, message),
             Event::LogitsArrived { micro_batch } => self.send_gradients_of_logits(micro_batch),
             Event::Computed { worker } => self.computed(worker),
@@ -264,62 +261,61 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// Sends a message: straight to those with a direct link, and once to the coordinator for all others.
-    fn hand_to_link(&mut self, from: End, to: Vec<WorkerIndex>, bytes: Vec<u64>, message: Message) {
-        let is_direct = |to: &WorkerIndex| match from {
+    /// Sends a parcel: straight to those with a direct link, and once to the coordinator for all others.
+    fn hand_to_link(&mut self, from: End, Parcel { message, to }: Parcel) {
+        let links = &self.plan.links;
+        let is_direct = |(to, _): &(WorkerIndex, u64)| match from {
             End::Coordinator => true,
-            End::Worker(from) => self.plan.links.is_direct(from, *to),
+            End::Worker(from) => links.is_direct(from, *to),
         };
-        let both = to.into_iter().zip(bytes).partition::<Vec<_>, _>(|(to, _)| is_direct(to));
-        let (direct, relayed) = both;
+        let (direct, relayed): (Vec<_>, Vec<_>) = to.into_iter().partition(is_direct);
+        let all = |to: &[(WorkerIndex, u64)]| to.iter().map(|(_, bytes)| bytes).sum::<u64>();
         if !direct.is_empty() {
-            let (to, bytes): (Vec<_>, Vec<_>) = direct.into_iter().unzip();
-            let begins = self.links.send(from, bytes.iter().sum(), self.now);
-            self.events.add(begins, Event::Leaves { to, bytes, message });
+            let begins = self.links.send(from, all(&direct), self.now);
+            self.events.add(begins, Event::Leaves(Parcel { message, to: direct }));
         }
-        if !relayed.is_empty() {
-            let (to, bytes): (Vec<_>, Vec<_>) = relayed.into_iter().unzip();
-            // One tensor for all of them, but a piece of a gradient for each.
+        if let Some((_, of_one)) = relayed.first() {
+            // One tensor for all receivers, but a piece of a gradient for each.
             let is_one = matches!(message, Message::Output { .. } | Message::WholeSum(_));
-            let total = if is_one { bytes[0] } else { bytes.iter().sum() };
-            let begins = self.links.send(from, total, self.now);
-            self.events.add(begins, Event::LeavesForCoordinator { to, bytes, total, message });
+            let bytes = if is_one { *of_one } else { all(&relayed) };
+            let begins = self.links.send(from, bytes, self.now);
+            let parcel = Parcel { message, to: relayed };
+            self.events.add(begins, Event::LeavesForCoordinator { parcel, bytes });
         }
     }
 
-    fn reach_coordinator(&mut self, to: Vec<WorkerIndex>, bytes: Vec<u64>, total: u64, message: Message) {
-        let (begins, ends) = self.links.receive(End::Coordinator, total, self.now);
-        match message {
+    fn reach_coordinator(&mut self, parcel: Parcel, bytes: u64) {
+        let (begins, ends) = self.links.receive(End::Coordinator, bytes, self.now);
+        match parcel.message {
             Message::Output { micro_batch, exchange } if exchange == self.plan.logits_exchange() => {
                 self.events.add(ends, Event::LogitsArrived { micro_batch });
             }
             // It relays chunk by chunk.
             _ => {
-                let chunk = self.links.long(total.min(CHUNK_BYTES as u64));
-                self.events
-                    .add(begins.saturating_add(chunk), Event::Sent { from: End::Coordinator, to, bytes, message });
+                let chunk = self.links.long(bytes.min(CHUNK_BYTES as u64));
+                self.events.add(begins.saturating_add(chunk), Event::Sent { from: End::Coordinator, parcel });
             }
         }
     }
 
-    /// The receivers of a message get it one after another.
-    fn spread(&mut self, to: &[WorkerIndex], bytes: &[u64], message: Message) {
+    /// The receivers of a parcel get it one after another.
+    fn spread(&mut self, Parcel { message, to }: &Parcel) {
         let mut leaves = self.now;
-        for (worker, bytes) in to.iter().zip(bytes) {
+        for (worker, bytes) in to {
             let (_, ends) = self.links.receive(End::Worker(*worker), *bytes, leaves);
             leaves = leaves.saturating_add(self.links.long(*bytes));
-            match message {
+            match *message {
                 Message::PartialSums(reduction) => self.partial_sum_arrives(reduction, *worker, ends),
                 Message::WholeSum(reduction) => self.whole_sum_arrives(reduction, *worker, ends),
-                _ => self.events.add(ends, Event::Arrived { worker: *worker, message }),
+                message => self.events.add(ends, Event::Arrived { worker: *worker, message }),
             }
         }
     }
 
     fn send(&mut self, from: End, to: Vec<WorkerIndex>, bytes: u64, message: Message) {
+        let to: Vec<_> = to.into_iter().map(|worker| (worker, bytes)).collect();
         if !to.is_empty() {
-            let bytes = vec![bytes; to.len()];
-            self.events.add(self.now, Event::Sent { from, to, bytes, message });
+            self.events.add(self.now, Event::Sent { from, parcel: Parcel { message, to } });
         }
     }
 
@@ -441,7 +437,7 @@ impl<'a> Simulation<'a> {
         let message = Message::Output { micro_batch, exchange };
         if exchange == plan.logits_exchange() {
             let begins = self.links.send(End::Worker(worker), bytes, self.now);
-            let logits = Event::LeavesForCoordinator { to: Vec::new(), bytes: Vec::new(), total: bytes, message };
+            let logits = Event::LeavesForCoordinator { parcel: Parcel { message, to: Vec::new() }, bytes };
             return self.events.add(begins, logits);
         }
         if plan.holders(exchange.segment_after(), id).contains(&worker) {
@@ -486,9 +482,9 @@ impl<'a> Simulation<'a> {
             if !layers.contains(&summed.layer) || summed.tower != part {
                 continue;
             }
-            let (to, bytes): (Vec<_>, Vec<_>) = summed.partial_sums_of(worker).unzip();
-            let message = Message::PartialSums(reduction);
-            self.events.add(self.now, Event::Sent { from: End::Worker(worker), to, bytes, message });
+            let parcel =
+                Parcel { message: Message::PartialSums(reduction), to: summed.partial_sums_of(worker).collect() };
+            self.events.add(self.now, Event::Sent { from: End::Worker(worker), parcel });
             self.partial_sum_arrives(reduction, worker, self.now);
         }
     }
