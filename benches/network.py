@@ -1,7 +1,7 @@
 """Measures steps on slow links beside the estimate of `convoy plan --link-mbit`: the step time, and bytes per step. Ends with exit code 1 if
 one of them differs from the plan by more than 15 %.
 
-    sudo python benches/network.py [--model FILE] [--mbit 100 1000] [--workers 2 4] [--slots 2] [--batch 64] [--steps 6]
+    sudo python benches/network.py [--model FILE] [--mbit 100 1000] [--workers 2 4] [--slots 2] [--batch 64] [--steps 8]
 
 The coordinator and each worker run in a network namespace of their own, on a bridge that exists only for this script. Token buckets (tc tbf)
 limit each link in both directions. Nothing outside these namespaces is changed, and they are removed at the end. It needs Linux, root, and
@@ -9,7 +9,7 @@ the commands `ip` and `tc`.
 
 All processes share the cores of this machine, so the rate of a worker is that of the same run: the operations of its step, divided by the
 time in which its trace says that it computes. The estimate therefore shows whether the plan knows the links and the order of work, not
-how fast the cores are. Bytes are those of the interfaces, headers included.
+how fast the cores are. A case with more workers than cores is printed, and does not fail: its workers wait for each other's cores. Bytes are those of the interfaces, headers included.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 
 # Longer runs have failed, in seconds.
 RUN_MAX = 900
@@ -88,8 +89,12 @@ def measured(arguments, workers, mbit, exchange):
         options += ["--workers", str(workers), "--slots", str(arguments.slots), "--exchange", exchange]
         options += ["--trace", f"steps:{WARM_UP + 1}-{arguments.steps - 1}", "--snapshot-every", NEVER, "--checkpoint-every", NEVER, "--json", "--out", f"{folder}/run"]
         listen = f"{network.address(0)}:{PORT}"
-        job = network.start(0, arguments.convoy, "train", "--listen", listen, *options, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        log = stack.enter_context(open(f"{folder}/log", "w+"))
+        job = network.start(0, arguments.convoy, "train", "--listen", listen, *options, stdout=subprocess.PIPE, stderr=log)
         stack.callback(end, job)
+        limit = threading.Timer(RUN_MAX, job.kill)
+        limit.start()
+        stack.callback(limit.cancel)
         for index in range(1, workers + 1):
             worker = network.start(index, arguments.convoy, "worker", "--threads", "1", "--join", listen, stderr=subprocess.DEVNULL)
             stack.callback(end, worker)
@@ -100,8 +105,9 @@ def measured(arguments, workers, mbit, exchange):
                 steps.append(event["seconds"])
                 if event["step"] in (WARM_UP, arguments.steps - 1):
                     counted[event["step"]] = sum(network.bytes(index)[0] for index in range(workers + 1))
-        if job.wait(RUN_MAX) != 0:
-            raise SystemExit(f"the job failed: {job.stderr.read()}")
+        if job.wait() != 0:
+            log.seek(0)
+            raise SystemExit(f"the job failed, or took more than {RUN_MAX} s: {log.read()}")
         account = json.loads(run(arguments.convoy, "trace", f"{folder}/run", "--json"))
         bytes_a_step = (counted[arguments.steps - 1] - counted[WARM_UP]) / (arguments.steps - 1 - WARM_UP)
         # The last step sends no images ahead.
@@ -144,7 +150,7 @@ def compared(arguments, workers, mbit, exchange):
         f" ({ratios[1]:.2f})",
         flush=True,
     )
-    return all(abs(ratio - 1) <= WITHIN for ratio in ratios)
+    return workers > (os.cpu_count() or 1) or all(abs(ratio - 1) <= WITHIN for ratio in ratios)
 
 
 def main():

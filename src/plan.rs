@@ -62,7 +62,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let step = Step { batch: arguments.batch, division: division(arguments)? };
     let links = if arguments.exchange == Transport::Relay { Links::relayed() } else { Links::direct() };
     let plan = Plan::new(network, workers, arguments.slots, arguments.replicas)?.linked(links);
-    let estimates = Estimates::of(&plan, step.batch, step.division, &arguments.machines);
+    let estimates = Estimates::of(&plan, step.batch, step.division, &arguments.machines)?;
     let text = if arguments.json {
         let mut planned = as_json(&plan, step);
         if let Some(estimates) = estimates {
@@ -153,16 +153,10 @@ fn as_table(plan: &Plan, step: Step) -> String {
     if !is_alike {
         let each =
             plan.all_workers().map(|worker| format!("worker {worker} holds {}\n", plan.placement.described(worker)));
-        text += &format!(
-            "{} out {}\n{}\n",
-            if plan.placement.replicas() == 1 {
-                "1 replica shares".to_owned()
-            } else {
-                format!("{} replicas share", plan.placement.replicas())
-            },
-            counted(plan.placement.slots, "slot", "slots"),
-            each.collect::<String>()
-        );
+        if plan.placement.replicas() > 1 {
+            text += &format!("{} replicas share out {} slots\n", plan.placement.replicas(), plan.placement.slots);
+        }
+        text += &format!("{}\n", each.collect::<String>());
     }
     let mut rows = vec![
         ["layer", "kind", "output", "groups", "parameters", "multiply-adds", "per part", "input"]

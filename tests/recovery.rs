@@ -694,6 +694,9 @@ fn a_link_that_breaks_is_replaced_by_the_coordinator() {
         assert_eq!(planned["across"] == 0, exchange == "auto", "{exchange}: {planned}");
         let ends = said(&output).contains("the trace ends at step");
         assert_eq!(ends, exchange == "auto", "a trace is of one set of links: {}", said(&output));
+        let traced: Value = serde_json::from_str(&succeed(&format!("trace --json {}", out.display()), &[])).unwrap();
+        let last = traced["steps"].as_array().unwrap().iter().filter_map(Value::as_u64).max();
+        assert_eq!(last > Some(25), exchange == "direct", "the last step of the trace: {last:?}");
         end(workers);
     }
 }

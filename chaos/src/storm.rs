@@ -169,11 +169,8 @@ impl Kind {
     fn planned_phases(self, has_replicas: bool) -> Vec<Phase> {
         let phases = self.phases();
         let within = phases.strip_suffix(&[Phase::Reported]).filter(|rest| !rest.is_empty()).unwrap_or(phases);
-        within
-            .iter()
-            .copied()
-            .filter(|phase| *phase != if has_replicas { Phase::State } else { Phase::Reduce })
-            .collect()
+        let never = if has_replicas { Phase::State } else { Phase::Reduce };
+        within.iter().copied().filter(|phase| *phase != never).collect()
     }
 
     fn milliseconds(self) -> u64 {
@@ -407,13 +404,13 @@ mod tests {
 
     #[test]
     fn two_hundred_faults_hold_fifteen_of_each_kind_in_every_phase() {
-        for seed in 0..20 {
-            let storm = Storm::planned(seed, 200, 2, false);
+        for (seed, workers, has_replicas) in (0..20).flat_map(|seed| [(seed, 2, false), (seed, 4, true)]) {
+            let storm = Storm::planned(seed, 200, workers, has_replicas);
             assert_eq!((storm.faults.len(), storm.check()), (200, Ok(())));
             for kind in Kind::ALL {
                 let of_kind: Vec<_> = storm.faults.iter().filter(|fault| fault.kind == kind).collect();
                 assert!(of_kind.len() >= 15, "{kind:?}: {}", of_kind.len());
-                for phase in kind.planned_phases(false) {
+                for phase in kind.planned_phases(has_replicas) {
                     assert!(of_kind.iter().any(|fault| fault.phase == phase), "{kind:?} {phase:?}");
                 }
             }
@@ -422,7 +419,7 @@ mod tests {
                 storm
                     .faults
                     .iter()
-                    .all(|fault| fault.step + AFTER <= storm.steps && fault.worker.is_none_or(|w| w < 2))
+                    .all(|fault| fault.step + AFTER <= storm.steps && fault.worker.is_none_or(|w| w < workers))
             );
         }
     }

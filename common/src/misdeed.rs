@@ -57,7 +57,7 @@ pub enum Deed {
     Oversize,
     /// It closes its connections to other workers.
     Unlink,
-    /// It closes its connections to the coordinator.
+    /// It closes all its connections, and then connects to the coordinator again.
     Cut,
 }
 
@@ -169,6 +169,9 @@ impl FromStr for Misdeed {
                 "\"{text}\": a worker sends tensors at exchange:STEP, reduce:STEP and state:STEP only"
             ));
         }
+        if matches!(deed, Deed::Unlink | Deed::Cut) && matches!(moment, Moment::Join | Moment::Assign) {
+            return Err(format!("\"{text}\": a worker has no connections of a job at join and assign"));
+        }
         if deed == Deed::Double && !matches!(moment, Moment::Commit(_)) {
             return Err(format!("\"{text}\": a worker commits at commit:STEP only"));
         }
@@ -259,9 +262,16 @@ mod tests {
 
     #[test]
     fn what_is_no_misdeed_is_refused() {
-        for text in
-            ["kill", "kill@", "kill@forward", "eat@forward:1", "limp@forward:1", "limp:x@forward:1", "flip@forward:1"]
-        {
+        for text in [
+            "kill",
+            "kill@",
+            "kill@forward",
+            "eat@forward:1",
+            "limp@forward:1",
+            "limp:x@forward:1",
+            "flip@forward:1",
+            "cut@join",
+        ] {
             assert!(text.parse::<Misdeed>().is_err(), "{text}");
         }
         for text in ["limp:5@forward:3", "flip@state:2", "kill@join", "double@commit:4"] {

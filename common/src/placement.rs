@@ -207,7 +207,7 @@ impl Placement {
     }
 }
 
-/// The slices of the head beside a trunk of several replicas: each goes to the worker with the least to compute so far.
+/// The slices of the head beside a trunk that is divided otherwise: each goes to the worker with the least to compute so far.
 fn head_beside(network: &Network, trunk: &[PerTower<WorkerIndex>], workers: usize) -> PerTower<WorkerIndex> {
     let cost = |layers: Range<usize>| network.layers[layers].iter().map(|layer| layer.multiply_adds()).sum::<u64>();
     let head = network.head();
@@ -242,6 +242,19 @@ mod tests {
         let placement = Placement::dealt(&network(), 2, 4, None).unwrap();
         let both: PerTower<_> = [0, 1].map(WorkerIndex).into_iter().collect();
         assert_eq!(placement, Placement { slots: 4, trunk: vec![both.clone()], head: both });
+    }
+
+    /// Of AlexNet, a twelfth of the multiply-adds are in the head. Four slices beside one tower are light: the worker of the other replica does
+    /// not get them all.
+    #[test]
+    fn slices_are_dealt_by_what_they_cost() {
+        let text = presets::text("alexnet").unwrap().replace("towers = 2", "towers = 1\nhead = 4");
+        let network = Network::parse(&text).unwrap();
+        let head = |workers, replicas| Placement::dealt(&network, workers, 4, Some(replicas)).unwrap().head;
+        let held = |workers: [usize; 4]| workers.into_iter().map(WorkerIndex).collect::<PerTower<_>>();
+        assert_eq!(head(2, 2), held([0, 1, 0, 1]));
+        // Worker 0 has two replicas, worker 1 has one: all four slices are less than a replica.
+        assert_eq!(head(2, 3), held([1, 1, 1, 1]));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The plan: a network on a cluster. It says which layers form a segment, where exchanges are, which gradients are summed over replicas, and
 //! how many bytes a step moves. Pure.
 //!
-//! Not here: who holds what (`placement`), and time. Traces record how long a step takes.
+//! Not here: who holds what (`placement`), and time. `estimate` predicts how long a step takes, and traces record it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;

@@ -10,16 +10,20 @@ use serde_json::{Value, json};
 use crate::numbers::rate;
 use crate::table::aligned;
 
+/// The most micro-batches of a step that is estimated. More would take minutes.
+const MICRO_BATCHES_MAX: usize = 4096;
+
 /// Twice as many workers pay if a step becomes at least this many times as fast.
 const PAYS: f64 = 1.25;
 
 /// What machines and links do, as said on the command line.
 #[derive(clap::Args)]
 pub(super) struct Machines {
-    /// Estimate the step: Mbit/s of the link of each worker and of the coordinator, in each direction
+    /// For the estimate: Mbit/s of the link of each worker and of the coordinator, in each direction [default: no limit]
     #[arg(long, value_name = "N", value_parser = rate, requires = "gflops")]
     link_mbit: Option<f64>,
-    /// Estimate the step: GFLOP/s of one worker, as `convoy bench --workers 1` measures it
+    /// Estimate the step on 1, 2, 4, ... workers, each with as few replicas as possible: GFLOP/s of one worker, as `convoy bench --workers 1`
+    /// measures it
     #[arg(long, value_name = "N", value_parser = rate)]
     gflops: Option<f64>,
 }
@@ -30,6 +34,16 @@ impl Machines {
         let bits = self.link_mbit.map_or(f64::INFINITY, |mbit| mbit * 1e6);
         self.gflops.map(|gflops| Rates { operations: gflops * 1e9, bits })
     }
+}
+
+/// A step that is too long to be estimated.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "--gflops: cannot estimate a step of {micro_batches} micro-batches; at most {MICRO_BATCHES_MAX} are possible, with fewer --slots or \
+     --micro-batches"
+)]
+pub(super) struct TooLong {
+    micro_batches: usize,
 }
 
 /// The estimates of a step on several numbers of workers.
@@ -43,18 +57,30 @@ pub(super) struct Estimates {
 struct Row {
     workers: usize,
     replicas: usize,
-    is_asked: bool,
+    is_requested: bool,
     step: Estimate,
 }
 
 impl Estimates {
     /// Estimates a step of `plan`, and of the same network on 1, 2, 4, ... workers, up to one for each tower of each slot. None if no rate
     /// is given.
-    pub(super) fn of(plan: &Plan, batch: usize, division: Division, machines: &Machines) -> Option<Self> {
-        let rates = machines.rates()?;
-        let row = |plan: &Plan, is_asked| {
+    ///
+    /// # Errors
+    /// When the step has too many micro-batches.
+    pub(super) fn of(
+        plan: &Plan,
+        batch: usize,
+        division: Division,
+        machines: &Machines,
+    ) -> Result<Option<Self>, TooLong> {
+        let Some(rates) = machines.rates() else { return Ok(None) };
+        let micro_batches = division.slots.saturating_mul(division.micro_batches).min(batch);
+        if micro_batches > MICRO_BATCHES_MAX {
+            return Err(TooLong { micro_batches });
+        }
+        let row = |plan: &Plan, is_requested| {
             let step = estimate::step(plan, batch, division, rates);
-            Row { workers: plan.workers, replicas: plan.placement.replicas(), is_asked, step }
+            Row { workers: plan.workers, replicas: plan.placement.replicas(), is_requested, step }
         };
         let doubled = std::iter::successors(Some(1_usize), |workers| workers.checked_mul(2));
         let others = doubled.map_while(|workers| placed(&plan.network, workers, division.slots, &plan.links));
@@ -62,7 +88,7 @@ impl Estimates {
             others.filter(|other| other.workers != plan.workers).map(|other| row(&other, false)).collect();
         rows.push(row(plan, true));
         rows.sort_by_key(|row| row.workers);
-        Some(Self { rates, batch, rows })
+        Ok(Some(Self { rates, batch, rows }))
     }
 
     /// A table, and a sentence about the number of workers up to which more of them pay.
@@ -92,7 +118,7 @@ impl Estimates {
             End::Worker(worker) => format!("worker {worker}'s"),
         };
         vec![
-            format!("{}{}", row.workers, if row.is_asked { " *" } else { "" }),
+            format!("{}{}", row.workers, if row.is_requested { " *" } else { "" }),
             row.replicas.to_string(),
             ms(seconds),
             format!("{:.1}", self.batch as f64 / seconds),
@@ -118,6 +144,11 @@ impl Estimates {
         pairs.find(|(_, _, times)| *times < PAYS)
     }
 
+    /// The most workers of the table.
+    fn most(&self) -> usize {
+        self.rows.last().map_or(1, |row| row.workers)
+    }
+
     fn verdict(&self) -> String {
         match self.pays_up_to() {
             Some((last, next, times)) => {
@@ -125,6 +156,7 @@ impl Estimates {
                     "more workers stop paying at {last}: with {next}, a step is {times:.2} times as fast as with {last}"
                 )
             }
+            None if self.rows.len() < 2 => "the job can use no more workers; more --slots allow more".to_owned(),
             None => format!("each doubling of the workers makes a step at least {PAYS} times as fast"),
         }
     }
@@ -141,7 +173,7 @@ impl Estimates {
         json!({
             "gflops": self.rates.operations / 1e9,
             "link_mbit": if self.rates.bits.is_finite() { Some(self.rates.bits / 1e6) } else { None },
-            "pays_up_to_workers": self.pays_up_to().map(|(last, _, _)| last),
+            "pays_up_to_workers": self.pays_up_to().map_or_else(|| self.most(), |(last, _, _)| last),
             "steps": rows.collect::<Vec<_>>(),
         })
     }

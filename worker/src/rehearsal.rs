@@ -1,8 +1,9 @@
 //! Deliberate faults of a worker, so that tests and `convoy chaos` can check how a job finds them and recovers from them.
 //!
-//! Not here: how a misdeed is written (`convoy_common::misdeed`), and faults that only another process can cause, such as a connection that is cut.
+//! Not here: how a misdeed is written (`convoy_common::misdeed`), and faults that only another process can cause, such as bytes that are held back.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -26,15 +27,36 @@ pub struct Rehearsal {
     pub clock_ahead: Duration,
     /// What the worker does to itself and to its messages. Clones share what is left.
     pub misdeeds: Misdeeds,
-    /// The connections that a misdeed closes. Clones share them.
-    pub closed: Arc<Closed>,
+    /// Which connections the network thread must close. Clones share them.
+    pub to_close: Arc<ToClose>,
 }
 
 /// Tells the network thread to close connections.
 #[derive(Debug, Default)]
-pub struct Closed {
-    to_coordinator: Notify,
-    to_peers: Notify,
+pub struct ToClose {
+    coordinator: Signal,
+    peers: Signal,
+}
+
+/// A message from the compute thread to the network thread.
+#[derive(Debug, Default)]
+struct Signal {
+    is_given: AtomicBool,
+    given: Notify,
+}
+
+impl Signal {
+    fn give(&self) {
+        self.is_given.store(true, Ordering::Release);
+        self.given.notify_one();
+    }
+
+    /// Completes when it is given, or was given since it was last taken.
+    async fn taken(&self) {
+        while !self.is_given.swap(false, Ordering::AcqRel) {
+            self.given.notified().await;
+        }
+    }
 }
 
 /// Misdeeds in order. Only the first one of the list can happen; then it is removed.
@@ -77,8 +99,8 @@ impl Rehearsal {
             // A process may always signal itself. It does not return from SIGKILL.
             Some(Deed::Kill) => drop(kill_process(getpid(), Signal::KILL)),
             Some(Deed::Limp(milliseconds)) => std::thread::sleep(Duration::from_millis(milliseconds)),
-            Some(Deed::Cut) => self.closed.to_coordinator.notify_one(),
-            Some(Deed::Unlink) => self.closed.to_peers.notify_one(),
+            Some(Deed::Cut) => self.to_close.coordinator.give(),
+            Some(Deed::Unlink) => self.to_close.peers.give(),
             _ => {}
         }
     }
@@ -89,14 +111,20 @@ impl Rehearsal {
         if doubles { 2.0 * rate } else { rate }
     }
 
+    /// A generation begins. What was to be closed in an earlier one is closed.
+    pub(crate) fn begins(&self) {
+        self.to_close.coordinator.is_given.store(false, Ordering::Release);
+        self.to_close.peers.is_given.store(false, Ordering::Release);
+    }
+
     /// Completes when the connections to the coordinator are to be closed.
     pub(crate) async fn cuts(&self) {
-        self.closed.to_coordinator.notified().await;
+        self.to_close.coordinator.taken().await;
     }
 
     /// Completes when the connections to other workers are to be closed.
     pub(crate) async fn unlinks(&self) {
-        self.closed.to_peers.notified().await;
+        self.to_close.peers.taken().await;
     }
 
     /// The frames that are sent in place of one at a moment.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 /// Nanoseconds since the beginning.
 pub(super) type Time = u64;
 
-/// Nanoseconds of `seconds`. More than 584 years count as so many.
+/// Nanoseconds of `seconds`. A longer time than 584 years counts as 584 years.
 pub(super) fn time(seconds: f64) -> Time {
     (seconds * 1e9) as Time
 }

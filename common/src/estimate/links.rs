@@ -39,11 +39,11 @@ struct Side {
 }
 
 impl Side {
-    /// Takes it for `long`, from `now` or as soon as it is free. Returns the beginning.
-    fn take(&mut self, now: Time, long: Time) -> Time {
+    /// Takes it for `duration`, from `now` or as soon as it is free. Returns the beginning.
+    fn take(&mut self, now: Time, duration: Time) -> Time {
         let begins = now.max(self.free);
-        self.free = begins.saturating_add(long);
-        self.busy = self.busy.saturating_add(long);
+        self.free = begins.saturating_add(duration);
+        self.busy = self.busy.saturating_add(duration);
         begins
     }
 }
@@ -55,22 +55,22 @@ impl Links {
         Self { seconds_a_byte: 8.0 / bits, sending: sides.clone(), receiving: sides }
     }
 
-    /// How long a link carries `bytes` bytes.
-    pub(super) fn long(&self, bytes: u64) -> Time {
+    /// How long a link takes to carry `bytes` bytes.
+    pub(super) fn duration(&self, bytes: u64) -> Time {
         time(bytes as f64 * self.seconds_a_byte)
     }
 
     /// `from` sends `bytes` bytes, as soon as it has sent everything before. Returns the beginning.
     pub(super) fn send(&mut self, from: End, bytes: u64, now: Time) -> Time {
-        let long = self.long(bytes);
-        self.sending[from.place()].take(now, long)
+        let duration = self.duration(bytes);
+        self.sending[from.place()].take(now, duration)
     }
 
     /// `to` receives `bytes` bytes whose first one may arrive at `now`. Returns when it receives the first one, and when the last one.
     pub(super) fn receive(&mut self, to: End, bytes: u64, now: Time) -> (Time, Time) {
-        let long = self.long(bytes);
-        let begins = self.receiving[to.place()].take(now, long);
-        (begins, begins.saturating_add(long))
+        let duration = self.duration(bytes);
+        let begins = self.receiving[to.place()].take(now, duration);
+        (begins, begins.saturating_add(duration))
     }
 
     /// The end that was busy longest in one direction, and how long.

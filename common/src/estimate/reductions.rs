@@ -65,15 +65,22 @@ impl Reduction {
     }
 
     /// What `worker`, which shares the tower, sends to the owners of the other pieces: to whom, and how many bytes.
-    pub(super) fn partial_sums_of(&self, worker: WorkerIndex) -> impl Iterator<Item = (WorkerIndex, u64)> {
-        let nodes = self.indices[worker].map_or(0, |index| self.nodes[index]) as u64;
-        let all = self.sharers.iter().copied().zip(&self.pieces);
-        all.filter(move |(owner, _)| *owner != worker).map(move |(owner, bytes)| (owner, bytes * nodes))
+    pub(super) fn partial_sums_of(&self, worker: WorkerIndex) -> Vec<(WorkerIndex, u64)> {
+        let Some(own) = self.indices[worker] else { return Vec::new() };
+        let nodes = self.nodes[own] as u64;
+        self.others(own).map(|owner| (self.sharers[owner], self.pieces[owner] * nodes)).collect()
     }
 
-    /// Bytes of the piece that `owner` owns.
-    pub(super) fn piece_of(&self, owner: WorkerIndex) -> u64 {
-        self.indices[owner].map_or(0, |index| self.pieces[index])
+    /// What `owner` sends when its piece is summed.
+    pub(super) fn whole_sums_of(&self, owner: WorkerIndex) -> Vec<(WorkerIndex, u64)> {
+        let Some(own) = self.indices[owner] else { return Vec::new() };
+        self.others(own).map(|other| (self.sharers[other], self.pieces[own])).collect()
+    }
+
+    /// All but one, beginning with the one after it. A worker sends to all others at the same time. In the model, it sends to one after
+    /// another, so that they must not all begin with the same one.
+    fn others(&self, own: usize) -> impl Iterator<Item = usize> {
+        (own + 1..self.sharers.len()).chain(0..own)
     }
 
     /// Partial sums of a worker arrive at the owner of a piece, or are its own. Returns when the piece is summed, if that is known.

@@ -1,5 +1,8 @@
-//! A few steps, event by event: tensors that arrive, passes that end, commits. The state machine mirrors that of a worker's engine, without
-//! values: it counts what has arrived, and computes in the same order.
+//! A few steps, event by event: tensors that arrive, passes that end, commits. It follows a worker's engine, without values: it counts what
+//! has arrived, and computes in the order of arrival.
+//!
+//! Not here: that the engine keeps backward passes of the trunk in the order of their samples, that it looks at what has arrived only
+//! between two passes, and that a slow link blocks its compute thread when the queue of the network thread is full.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
@@ -82,6 +85,12 @@ enum Event {
     LeavesForCoordinator {
         parcel: Parcel,
         bytes: u64,
+    },
+    /// The first byte of a message for a worker has left the sender.
+    Reaches {
+        worker: WorkerIndex,
+        bytes: u64,
+        message: Message,
     },
     Arrived {
         worker: WorkerIndex,
@@ -194,10 +203,8 @@ impl<'a> Simulation<'a> {
         let computing = self.workers.iter().map(|worker| worker.computing).max().unwrap_or(0);
         let (busiest, carrying) = self.links.busiest();
         // The mean of the steps in the middle.
-        let usual = match self.commits[..] {
-            [_, first, _, last, _] => ((last - first) / 2).max(1),
-            _ => 1,
-        };
+        assert_eq!(self.commits.len() as u64, STEPS, "every step of a plan ends");
+        let usual = ((self.commits[3] - self.commits[1]) / 2).max(1);
         Estimate {
             seconds: seconds(usual),
             computing: seconds(computing / STEPS),
@@ -206,7 +213,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// The coordinator has committed the step before. It sends the images of the step after the next one.
+    /// The coordinator has committed the step before. It sends the images of the step that follows this one.
     fn begin_step(&mut self) {
         self.step += 1;
         self.gathers.clear();
@@ -253,6 +260,10 @@ impl<'a> Simulation<'a> {
             Event::Sent { from, parcel } => self.hand_to_link(from, parcel),
             Event::Leaves(parcel) => self.spread(&parcel),
             Event::LeavesForCoordinator { parcel, bytes } => self.reach_coordinator(parcel, bytes),
+            Event::Reaches { worker, bytes, message } => {
+                let (_, ends) = self.links.receive(End::Worker(worker), bytes, self.now);
+                self.events.add(ends, Event::Arrived { worker, message });
+            }
             Event::Arrived { worker, message } => self.arrived(worker, message),
             Event::LogitsArrived { micro_batch } => self.send_gradients_of_logits(micro_batch),
             Event::Computed { worker } => self.computed(worker),
@@ -292,7 +303,7 @@ impl<'a> Simulation<'a> {
             }
             // It relays chunk by chunk.
             _ => {
-                let chunk = self.links.long(bytes.min(CHUNK_BYTES as u64));
+                let chunk = self.links.duration(bytes.min(CHUNK_BYTES as u64));
                 self.events.add(begins.saturating_add(chunk), Event::Sent { from: End::Coordinator, parcel });
             }
         }
@@ -302,13 +313,20 @@ impl<'a> Simulation<'a> {
     fn spread(&mut self, Parcel { message, to }: &Parcel) {
         let mut leaves = self.now;
         for (worker, bytes) in to {
-            let (_, ends) = self.links.receive(End::Worker(*worker), *bytes, leaves);
-            leaves = leaves.saturating_add(self.links.long(*bytes));
-            match *message {
-                Message::PartialSums(reduction) => self.partial_sum_arrives(reduction, *worker, ends),
-                Message::WholeSum(reduction) => self.whole_sum_arrives(reduction, *worker, ends),
-                message => self.events.add(ends, Event::Arrived { worker: *worker, message }),
+            let (worker, bytes, message) = (*worker, *bytes, *message);
+            match message {
+                // An event for each would be too many where hundreds of replicas sum.
+                Message::PartialSums(reduction) => {
+                    let (_, ends) = self.links.receive(End::Worker(worker), bytes, leaves);
+                    self.partial_sum_arrives(reduction, worker, ends);
+                }
+                Message::WholeSum(reduction) => {
+                    let (_, ends) = self.links.receive(End::Worker(worker), bytes, leaves);
+                    self.whole_sum_arrives(reduction, worker, ends);
+                }
+                message => self.events.add(leaves, Event::Reaches { worker, bytes, message }),
             }
+            leaves = leaves.saturating_add(self.links.duration(bytes));
         }
     }
 
@@ -414,9 +432,9 @@ impl<'a> Simulation<'a> {
         }
         let Some(task) = held.tasks.pop_front().or_else(|| held.later.pop_front()) else { return };
         held.computes = Some(task);
-        let long = time(2.0 * self.multiply_adds(task) as f64 * self.seconds_an_operation);
-        self.workers[worker].computing += long;
-        self.events.add(self.now.saturating_add(long), Event::Computed { worker });
+        let duration = time(2.0 * self.multiply_adds(task) as f64 * self.seconds_an_operation);
+        self.workers[worker].computing = self.workers[worker].computing.saturating_add(duration);
+        self.events.add(self.now.saturating_add(duration), Event::Computed { worker });
     }
 
     fn computed(&mut self, worker: WorkerIndex) {
@@ -482,8 +500,7 @@ impl<'a> Simulation<'a> {
             if !layers.contains(&summed.layer) || summed.tower != part {
                 continue;
             }
-            let parcel =
-                Parcel { message: Message::PartialSums(reduction), to: summed.partial_sums_of(worker).collect() };
+            let parcel = Parcel { message: Message::PartialSums(reduction), to: summed.partial_sums_of(worker) };
             self.events.add(self.now, Event::Sent { from: End::Worker(worker), parcel });
             self.partial_sum_arrives(reduction, worker, self.now);
         }
@@ -502,10 +519,9 @@ impl<'a> Simulation<'a> {
     }
 
     fn share_sum(&mut self, reduction: usize, owner: WorkerIndex) {
-        let summed = &self.reductions[reduction];
-        let bytes = summed.piece_of(owner);
-        let to: Vec<_> = summed.sharers.iter().copied().filter(|sharer| *sharer != owner).collect();
-        self.send(End::Worker(owner), to, bytes, Message::WholeSum(reduction));
+        let to = self.reductions[reduction].whole_sums_of(owner);
+        let parcel = Parcel { message: Message::WholeSum(reduction), to };
+        self.events.add(self.now, Event::Sent { from: End::Worker(owner), parcel });
         self.whole_sum_arrives(reduction, owner, self.now);
     }
 

@@ -27,7 +27,6 @@ fn is_close(one: f64, other: f64) -> bool {
     (one / other - 1.0).abs() < 1e-4
 }
 
-/// The figures of `convoy bench` count the same operations.
 #[test]
 fn without_a_limit_of_links_a_worker_computes_all_the_time_and_two_share_the_work() {
     for (model, batch) in [("alexnet", 128), ("alexnet-fashion", 64), ("alexnet-fashion-dense", 7)] {
@@ -86,7 +85,8 @@ fn a_thousand_workers_are_estimated() {
 }
 
 proptest! {
-    /// Every plan ends its steps, in no less time than the busiest worker and the busiest link take.
+    /// Every plan ends its steps, in no less time than the busiest worker computes, and not much less than the busiest link carries: the mean
+    /// of that is over all steps, with the images of the first one.
     #[test]
     fn every_plan_ends(workers in 1_usize..9, slots in 1_usize..7, micro_batches in 1_usize..4, batch in 1_usize..40, bits in 1e5..1e10_f64) {
         prop_assume!(workers <= 2 * slots);
@@ -96,6 +96,7 @@ proptest! {
             let plan = plan.clone().linked(links);
             let estimate = step(&plan, batch, Division { slots, micro_batches }, rates);
             prop_assert!(estimate.seconds >= estimate.computing * 0.999, "{estimate:?}");
+            prop_assert!(estimate.seconds >= estimate.carrying * 0.8, "{estimate:?}");
             prop_assert!(estimate.seconds > 0.0 && estimate.seconds.is_finite(), "{estimate:?}");
         }
     }

@@ -298,8 +298,8 @@ impl Network {
 
     /// Multiply-adds of one image in a layer, forward, of a tower or of a slice of the head.
     pub fn multiply_adds_of(&self, layer: usize, tower: TowerIndex) -> u64 {
-        let held = &self.layers[layer];
-        held.fan_in() as u64 * (self.slice(layer, tower).len() * held.output.pixels()) as u64
+        let described = &self.layers[layer];
+        described.fan_in() as u64 * (self.slice(layer, tower).len() * described.output.pixels()) as u64
     }
 
     /// Multiply-adds of one image, forward.

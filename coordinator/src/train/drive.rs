@@ -37,6 +37,8 @@ pub(super) struct Arriving {
 pub(super) struct Drive {
     /// Whether a generation has had all its weights.
     pub(super) has_begun: bool,
+    /// The last step before the run went back to a snapshot.
+    pub(super) reached: u64,
     /// Faults after which the job has not caught up yet.
     pub(super) underway: Vec<Underway>,
     /// How long the worker of the last fault had been silent.
@@ -67,6 +69,7 @@ impl Drive {
     pub(super) fn new(order: DataOrder) -> Self {
         Self {
             has_begun: false,
+            reached: 0,
             underway: Vec::new(),
             silence: Duration::ZERO,
             order,

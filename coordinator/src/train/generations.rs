@@ -73,8 +73,6 @@ impl Run {
                     return Err(JobError::NoLink { why: chain(&fault) });
                 }
                 if !drive.has_begun {
-                    self.end_trace(None, site, observer);
-                    self.folder.remove_trace();
                     let text =
                         format!("the coordinator relays what worker {worker} and worker {peer} send each other: {why}");
                     observer.on(Event::Notice { text });
@@ -116,6 +114,7 @@ impl Run {
 
     /// Goes back to the snapshot.
     fn rewind(&mut self, site: &mut Site, drive: &mut Drive) {
+        drive.reached = drive.reached.max(self.progress.step);
         self.progress = self.snapshot.progress;
         (drive.sent, drive.last_commit, drive.arriving) = (None, None, None);
         site.recorder.rewind(self.progress.step);
@@ -193,8 +192,8 @@ impl Run {
             });
         }
         let (links, peers) = arranged(&self.plan, self.running.transport, address_of, must_relay);
-        if drive.has_begun && links != self.plan.links {
-            self.end_trace(Some("the connections between workers have changed"), site, observer);
+        if links != self.plan.links && site.recorder.is_on() {
+            self.end_trace("the connections between workers have changed", site, drive, observer);
         }
         self.plan = Arc::new((*self.plan).clone().linked(links));
         self.record.planned_step_traffic = Some(self.step_traffic());
@@ -329,16 +328,21 @@ impl Run {
         self.record.running.replicas = self.plan.placement.replicas();
         self.record.workers.clear();
         self.record.planned_step_traffic = Some(self.step_traffic());
-        self.end_trace(drive.has_begun.then_some("the number of workers has changed"), site, observer);
+        self.end_trace("the number of workers has changed", site, drive, observer);
         Ok(())
     }
 
-    /// Ends the trace, which is of one placement and of its links. Before the job has begun, there is no reason to tell.
-    fn end_trace(&self, why: Option<&str>, site: &mut Site, observer: &mut dyn Observer) {
-        let (is_on, step) = (site.recorder.is_on(), self.progress.step);
-        let ends = why.filter(|_| is_on).map(|why| format!("the trace ends at step {step}: {why}"));
-        let notices = site.recorder.finish().into_iter().chain(ends);
-        notices.for_each(|text| observer.on(Event::Notice { text }));
+    /// Ends the trace, which is of one placement and of its links. Before the job has begun, another one begins in its place.
+    fn end_trace(&self, why: &str, site: &mut Site, drive: &Drive, observer: &mut dyn Observer) {
+        let is_on = site.recorder.is_on();
+        let mut notices = site.recorder.finish();
+        if is_on && drive.has_begun {
+            let step = drive.reached.max(self.progress.step);
+            notices.push(format!("the trace ends at step {step}: {why}"));
+        } else if is_on {
+            self.folder.remove_trace();
+        }
+        notices.into_iter().for_each(|text| observer.on(Event::Notice { text }));
     }
 
     /// Starts the recording, unless tracing is off.

@@ -76,6 +76,8 @@ pub(super) enum SessionError {
     Broken(Status),
     #[error("the coordinator closed the connection during a job")]
     Left,
+    #[error("this worker closed its connections to rehearse a fault")]
+    Cut,
     #[error("invalid message from the coordinator")]
     Wire(#[from] WireError),
     #[error("unexpected message from the coordinator: {found}; expected {expected}")]
@@ -385,7 +387,7 @@ impl<'a> Session<'a> {
             result = self.exchange(computed, outgoing, *door, &terms) => result,
             other = whereabouts.tell() => Err(SessionError::Moved(other)),
             result = self.take_leave() => result,
-            () = self.config.rehearsal.cuts() => Err(SessionError::Left),
+            () = self.config.rehearsal.cuts() => Err(SessionError::Cut),
         }
     }
 
@@ -414,6 +416,7 @@ impl<'a> Session<'a> {
         // From here on, the compute thread drops an earlier generation, and messages carry the new number.
         self.generation.store(number, Ordering::Relaxed);
         let (generation, batch) = (Generation { job: assignment.job, number }, assignment.batches.batch);
+        self.config.rehearsal.begins();
         self.config.rehearsal.reached(Moment::Assign);
         let samples_max = assignment.division.largest_micro_batch(batch);
         let engine =
@@ -574,20 +577,18 @@ impl<'a> Session<'a> {
             return std::future::pending().await;
         }
         let OpenLinks { outgoing, incoming, tasks } = OpenLinks::over(links);
-        let links = Outgoing { queues: outgoing, tasks: RefCell::new(tasks) };
         tokio::select! {
-            result = self.send(computed, frames_out, &links, terms) => result,
+            result = self.send(computed, frames_out, &outgoing, terms) => result,
             result = self.receive_from_peers(incoming, terms) => result,
-            () = self.unlink(&links) => std::future::pending().await,
+            result = self.unlink(tasks) => result,
         }
     }
 
-    /// Closes the connections to other workers whenever a misdeed says so. Never ends.
-    async fn unlink(&self, links: &Outgoing) {
-        loop {
-            self.config.rehearsal.unlinks().await;
-            links.tasks.borrow_mut().abort_all();
-        }
+    /// Holds the tasks that move bytes to other workers and from them, until a misdeed closes these connections. Never ends.
+    async fn unlink(&self, mut tasks: JoinSet<()>) -> Result<Ended, SessionError> {
+        self.config.rehearsal.unlinks().await;
+        tasks.abort_all();
+        std::future::pending().await
     }
 
     /// Reassembles the tensors of other workers, and passes them to the compute thread. Ends only with an error.
@@ -657,7 +658,7 @@ impl<'a> Session<'a> {
         &self,
         mut computed: Receiver<Out>,
         frames_out: &Sender<v1::Frame>,
-        links: &Outgoing,
+        links: &HashMap<WorkerIndex, Sender<v1::Frame>>,
         terms: &Terms,
     ) -> Result<Ended, SessionError> {
         let mut state = StateFrames::default();
@@ -710,10 +711,10 @@ impl<'a> Session<'a> {
         &self,
         payload: Payload,
         frames_out: &Sender<v1::Frame>,
-        links: &Outgoing,
+        links: &HashMap<WorkerIndex, Sender<v1::Frame>>,
         terms: &Terms,
     ) -> Result<(), SessionError> {
-        let receivers = Receivers::of(&payload.key, frames_out, &links.queues, terms)?;
+        let receivers = Receivers::of(&payload.key, frames_out, links, terms)?;
         let (bytes, moment) = (payload.data.len() as u64, moment_of(&payload.key));
         let name = terms.probe.is_on().then(|| payload.key.clone());
         let (began, mut busy) = (terms.probe.now(), 0);
@@ -787,13 +788,6 @@ impl<'a> Session<'a> {
         let generation = self.generation.load(Ordering::Relaxed);
         self.control.send(Numbered { generation, message }.into()).await.map_err(|_| SessionError::Left)
     }
-}
-
-/// The outgoing halves of the links.
-struct Outgoing {
-    queues: HashMap<WorkerIndex, Sender<v1::Frame>>,
-    /// The links end with these.
-    tasks: RefCell<JoinSet<()>>,
 }
 
 /// To whom a tensor is sent.
