@@ -34,18 +34,18 @@ pub struct Rehearsal {
 /// Tells the network thread to close connections.
 #[derive(Debug, Default)]
 pub struct ToClose {
-    coordinator: Signal,
-    peers: Signal,
+    coordinator: Flag,
+    peers: Flag,
 }
 
 /// A message from the compute thread to the network thread.
 #[derive(Debug, Default)]
-struct Signal {
+struct Flag {
     is_given: AtomicBool,
     given: Notify,
 }
 
-impl Signal {
+impl Flag {
     fn give(&self) {
         self.is_given.store(true, Ordering::Release);
         self.given.notify_one();
