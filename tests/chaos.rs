@@ -114,7 +114,10 @@ fn an_impossible_storm_is_refused() {
         (storm(json!([fault("kill", json!(2), 3, "forward")])), "fault 1: \"worker\" is 2; the job has 2 workers"),
         (storm(json!([fault("kill", json!(null), 3, "forward")])), "fault 1: \"worker\" is missing or null"),
         (storm(json!([fault("coordinator", json!(1), 3, "reported")])), "must be null"),
-        (storm(json!([fault("flip", json!(1), 3, "forward")])), "fault 1: flip can happen at [exchange, reduce, state]"),
+        (
+            storm(json!([fault("flip", json!(1), 3, "forward")])),
+            "fault 1: flip can happen at [exchange, reduce, state]",
+        ),
         (storm(json!([fault("stop", json!(1), 3, "forward")])), "fault 1: \"milliseconds\" is 0"),
         (storm(json!([fault("kill", json!(1), 41, "forward")])), "fault 1: \"step\" is 41; the job has 40 steps"),
         (

@@ -110,10 +110,10 @@ fn the_plan_estimates_a_step_on_other_numbers_of_workers() {
     assert!(ms(&slow, 4) > 2.0 * ms(&fast, 4), "{slow}");
     assert_eq!(fast["pays_up_to_workers"], 16, "{fast}");
     assert!(slow["pays_up_to_workers"].as_u64() < Some(16), "{slow}");
+    assert_eq!((&fast["fastest_workers"], &fast["steps"][1]["requested"]), (&16.into(), &true.into()), "{fast}");
 
     let table = support::succeed("plan --gflops 50 --link-mbit 100 --slots 2 --workers 4", &[]);
-    for part in
-        ["estimate of a step with 50 GFLOP/s per worker and links of 100 Mbit/s", "4 *", "workers stop paying at"]
+    for part in ["estimate of a step with 50 GFLOP/s per worker and links of 100 Mbit/s", "4 *", "each doubling up to"]
     {
         assert!(table.contains(part), "no \"{part}\" in\n{table}");
     }

@@ -11,7 +11,7 @@ use crate::numbers::rate;
 use crate::table::aligned;
 
 /// The most micro-batches of a step that is estimated. More would take minutes.
-const MICRO_BATCHES_MAX: usize = 4096;
+const MICRO_BATCHES_MAX: usize = 1024;
 
 /// Twice as many workers pay if a step becomes at least this many times as fast.
 const PAYS: f64 = 1.25;
@@ -19,31 +19,40 @@ const PAYS: f64 = 1.25;
 /// What machines and links do, as said on the command line.
 #[derive(clap::Args)]
 pub(super) struct Machines {
-    /// For the estimate: Mbit/s of the link of each worker and of the coordinator, in each direction [default: no limit]
-    #[arg(long, value_name = "N", value_parser = rate, requires = "gflops")]
-    link_mbit: Option<f64>,
     /// Estimate the step on 1, 2, 4, ... workers, each with as few replicas as possible: GFLOP/s of one worker, as `convoy bench --workers 1`
-    /// measures it
+    /// measures it for the same model, batch and threads
     #[arg(long, value_name = "N", value_parser = rate)]
     gflops: Option<f64>,
+    /// For the estimate (--gflops): Mbit/s of the link of each worker and of the coordinator, in each direction [default: no limit]
+    #[arg(long, value_name = "N", value_parser = rate)]
+    link_mbit: Option<f64>,
 }
 
 impl Machines {
     /// The rates, if an estimate is wanted.
-    fn rates(&self) -> Option<Rates> {
-        let bits = self.link_mbit.map_or(f64::INFINITY, |mbit| mbit * 1e6);
-        self.gflops.map(|gflops| Rates { operations: gflops * 1e9, bits })
+    fn rates(&self) -> Result<Option<Rates>, EstimateError> {
+        match (self.gflops, self.link_mbit) {
+            (None, None) => Ok(None),
+            (None, Some(mbit)) => Err(EstimateError::NoRate { mbit }),
+            (Some(gflops), mbit) => {
+                let bits = mbit.map_or(f64::INFINITY, |mbit| mbit * 1e6);
+                Ok(Some(Rates { operations: gflops * 1e9, bits }))
+            }
+        }
     }
 }
 
-/// A step that is too long to be estimated.
+/// Why a step can't be estimated.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "--gflops: cannot estimate a step of {micro_batches} micro-batches; at most {MICRO_BATCHES_MAX} are possible, with fewer --slots or \
-     --micro-batches"
-)]
-pub(super) struct TooLong {
-    micro_batches: usize,
+pub(super) enum EstimateError {
+    /// Links without workers.
+    #[error("--link-mbit {mbit}: an estimate also needs --gflops, the rate of a worker")]
+    NoRate { mbit: f64 },
+    /// It would take minutes.
+    #[error(
+        "--slots {slots} times --micro-batches {micro_batches}: a step can be estimated (--gflops) with at most {MICRO_BATCHES_MAX} micro-batches"
+    )]
+    TooLong { slots: usize, micro_batches: usize },
 }
 
 /// The estimates of a step on several numbers of workers.
@@ -57,7 +66,10 @@ pub(super) struct Estimates {
 struct Row {
     workers: usize,
     replicas: usize,
+    /// Whether it is what the command line asks for.
     is_requested: bool,
+    /// Whether it is one of 1, 2, 4, ... workers with as few replicas as possible.
+    is_usual: bool,
     step: Estimate,
 }
 
@@ -66,27 +78,30 @@ impl Estimates {
     /// is given.
     ///
     /// # Errors
-    /// When the step has too many micro-batches.
+    /// When a rate is missing, or the step has too many micro-batches.
     pub(super) fn of(
         plan: &Plan,
         batch: usize,
         division: Division,
         machines: &Machines,
-    ) -> Result<Option<Self>, TooLong> {
-        let Some(rates) = machines.rates() else { return Ok(None) };
-        let micro_batches = division.slots.saturating_mul(division.micro_batches).min(batch);
-        if micro_batches > MICRO_BATCHES_MAX {
-            return Err(TooLong { micro_batches });
+    ) -> Result<Option<Self>, EstimateError> {
+        let Some(rates) = machines.rates()? else { return Ok(None) };
+        let Division { slots, micro_batches } = division;
+        if slots.saturating_mul(micro_batches).min(batch) > MICRO_BATCHES_MAX {
+            return Err(EstimateError::TooLong { slots, micro_batches });
         }
-        let row = |plan: &Plan, is_requested| {
+        let row = |plan: &Plan, is_usual| {
             let step = estimate::step(plan, batch, division, rates);
-            Row { workers: plan.workers, replicas: plan.placement.replicas(), is_requested, step }
+            Row { workers: plan.workers, replicas: plan.placement.replicas(), is_requested: false, is_usual, step }
         };
         let doubled = std::iter::successors(Some(1_usize), |workers| workers.checked_mul(2));
-        let others = doubled.map_while(|workers| placed(&plan.network, workers, division.slots, &plan.links));
-        let mut rows: Vec<_> =
-            others.filter(|other| other.workers != plan.workers).map(|other| row(&other, false)).collect();
-        rows.push(row(plan, true));
+        let usual = doubled.map_while(|workers| placed(&plan.network, workers, slots, &plan.links));
+        let mut rows: Vec<_> = usual.map(|usual| row(&usual, true)).collect();
+        let is_it = |row: &Row| (row.workers, row.replicas) == (plan.workers, plan.placement.replicas());
+        if !rows.iter().any(is_it) {
+            rows.push(row(plan, false));
+        }
+        rows.iter_mut().for_each(|row| row.is_requested = is_it(row));
         rows.sort_by_key(|row| row.workers);
         Ok(Some(Self { rates, batch, rows }))
     }
@@ -104,7 +119,7 @@ impl Estimates {
         };
         let gflops = self.rates.operations / 1e9;
         format!(
-            "\nestimate of a step with {gflops} GFLOP/s per worker and {link}\n{}{}\n",
+            "\nestimate of a step with {gflops} GFLOP/s per worker and {link} (*: as requested)\n{}{}\n",
             aligned(&rows, &[6]),
             self.verdict()
         )
@@ -133,50 +148,61 @@ impl Estimates {
         self.rows.first().map_or(1.0, |one| one.step.seconds / row.step.seconds)
     }
 
-    /// The first number of workers from which twice as many do not pay.
-    fn pays_up_to(&self) -> Option<(usize, usize, f64)> {
-        let times = |one: &Row, other: &Row| one.step.seconds / other.step.seconds;
-        let doubles = |one: &Row| self.rows.iter().find(|other| other.workers == 2 * one.workers);
-        let mut pairs = self
-            .rows
-            .iter()
-            .filter_map(|one| doubles(one).map(|other| (one.workers, other.workers, times(one, other))));
-        pairs.find(|(_, _, times)| *times < PAYS)
+    /// The number of workers up to which each doubling pays.
+    fn pays_up_to(&self) -> usize {
+        let mut usual = self.rows.iter().filter(|row| row.is_usual);
+        let Some(mut last) = usual.next() else { return 1 };
+        for next in usual {
+            if last.step.seconds < PAYS * next.step.seconds {
+                break;
+            }
+            last = next;
+        }
+        last.workers
     }
 
-    /// The most workers of the table.
-    fn most(&self) -> usize {
-        self.rows.last().map_or(1, |row| row.workers)
+    /// The row with the shortest step.
+    fn fastest(&self) -> Option<&Row> {
+        self.rows.iter().min_by(|one, other| one.step.seconds.total_cmp(&other.step.seconds))
     }
 
     fn verdict(&self) -> String {
+        let Some(fastest) = self.fastest().filter(|_| self.rows.len() > 1) else {
+            return "the job can use no more workers".to_owned();
+        };
+        let shortest = format!("the shortest step of the table has {}", counted(fastest.workers));
         match self.pays_up_to() {
-            Some((last, next, times)) => {
-                format!(
-                    "more workers stop paying at {last}: with {next}, a step is {times:.2} times as fast as with {last}"
-                )
+            1 => format!("two workers do not make a step {PAYS} times as fast as one; {shortest}"),
+            last => {
+                format!("each doubling up to {last} workers makes a step at least {PAYS} times as fast; {shortest}")
             }
-            None if self.rows.len() < 2 => "the job can use no more workers; more --slots allow more".to_owned(),
-            None => format!("each doubling of the workers makes a step at least {PAYS} times as fast"),
         }
     }
 
     pub(super) fn as_json(&self) -> Value {
         let rows = self.rows.iter().map(|row| {
-            let Estimate { seconds, computing, carrying, .. } = row.step;
+            let Estimate { seconds, computing, carrying, busiest } = row.step;
+            let whose = match busiest {
+                End::Coordinator => None,
+                End::Worker(worker) => Some(worker),
+            };
             json!({
                 "workers": row.workers, "replicas": row.replicas, "step_ms": seconds * 1e3,
                 "images_per_second": self.batch as f64 / seconds, "speedup": self.speedup(row),
-                "computing_ms": computing * 1e3, "link_ms": carrying * 1e3,
+                "computing_ms": computing * 1e3, "link_ms": carrying * 1e3, "link_of_worker": whose, "requested": row.is_requested,
             })
         });
         json!({
             "gflops": self.rates.operations / 1e9,
             "link_mbit": if self.rates.bits.is_finite() { Some(self.rates.bits / 1e6) } else { None },
-            "pays_up_to_workers": self.pays_up_to().map_or_else(|| self.most(), |(last, _, _)| last),
+            "pays_up_to_workers": self.pays_up_to(), "fastest_workers": self.fastest().map(|row| row.workers),
             "steps": rows.collect::<Vec<_>>(),
         })
     }
+}
+
+fn counted(workers: usize) -> String {
+    format!("{workers} worker{}", if workers == 1 { "" } else { "s" })
 }
 
 /// The network on `workers` workers. None if there are too many.

@@ -7,7 +7,7 @@ pub(super) type Time = u64;
 
 /// Nanoseconds of `seconds`. A longer time than 584 years counts as 584 years.
 pub(super) fn time(seconds: f64) -> Time {
-    (seconds * 1e9) as Time
+    (seconds * 1e9).round() as Time
 }
 
 /// The events to come.
