@@ -8,6 +8,7 @@ use convoy_common::plan::Plan;
 use serde_json::{Value, json};
 
 use crate::numbers::rate;
+use crate::settings::Misuse;
 use crate::table::aligned;
 
 /// The most micro-batches of a step that is estimated. More would take minutes.
@@ -30,29 +31,18 @@ pub(super) struct Machines {
 
 impl Machines {
     /// The rates, if an estimate is wanted.
-    fn rates(&self) -> Result<Option<Rates>, EstimateError> {
+    fn rates(&self) -> Result<Option<Rates>, Misuse> {
         match (self.gflops, self.link_mbit) {
             (None, None) => Ok(None),
-            (None, Some(mbit)) => Err(EstimateError::NoRate { mbit }),
+            (None, Some(mbit)) => {
+                Err(Misuse(format!("--link-mbit {mbit}: an estimate also needs --gflops, the rate of a worker")))
+            }
             (Some(gflops), mbit) => {
                 let bits = mbit.map_or(f64::INFINITY, |mbit| mbit * 1e6);
                 Ok(Some(Rates { operations: gflops * 1e9, bits }))
             }
         }
     }
-}
-
-/// Why a step can't be estimated.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum EstimateError {
-    /// Links without workers.
-    #[error("--link-mbit {mbit}: an estimate also needs --gflops, the rate of a worker")]
-    NoRate { mbit: f64 },
-    /// It would take minutes.
-    #[error(
-        "--slots {slots} times --micro-batches {micro_batches}: a step can be estimated (--gflops) with at most {MICRO_BATCHES_MAX} micro-batches"
-    )]
-    TooLong { slots: usize, micro_batches: usize },
 }
 
 /// The estimates of a step on several numbers of workers.
@@ -84,11 +74,14 @@ impl Estimates {
         batch: usize,
         division: Division,
         machines: &Machines,
-    ) -> Result<Option<Self>, EstimateError> {
+    ) -> Result<Option<Self>, Misuse> {
         let Some(rates) = machines.rates()? else { return Ok(None) };
         let Division { slots, micro_batches } = division;
         if slots.saturating_mul(micro_batches).min(batch) > MICRO_BATCHES_MAX {
-            return Err(EstimateError::TooLong { slots, micro_batches });
+            return Err(Misuse(format!(
+                "--slots {slots} times --micro-batches {micro_batches}: a step can be estimated (--gflops) with at most \
+                 {MICRO_BATCHES_MAX} micro-batches"
+            )));
         }
         let row = |plan: &Plan, is_usual| {
             let step = estimate::step(plan, batch, division, rates);
