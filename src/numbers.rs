@@ -1,4 +1,4 @@
-//! Parsers of numbers on the command line, whose errors say in words what would be right. The job itself
+//! Numbers on the command line and in sentences: parsers, whose errors say in words what would be right, and counts. The job itself
 //! checks whether a number makes sense for it.
 
 use std::num::IntErrorKind;
@@ -40,6 +40,11 @@ pub(crate) fn real(text: &str) -> Result<f64, String> {
 pub(crate) fn rate(text: &str) -> Result<f64, String> {
     let number = text.trim().parse::<f64>().ok().filter(|number| (0.1..=1e6).contains(number));
     number.ok_or_else(|| "must be a number from 0.1 to 1e6, such as 100".to_owned())
+}
+
+/// A number and what is counted, for a sentence.
+pub(crate) fn counted(count: usize, one: &str, several: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { several })
 }
 
 /// The command, with negative numbers as values of options. They are then refused in words, and not as unknown flags.

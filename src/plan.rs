@@ -20,7 +20,7 @@ use convoy_worker::forecast;
 use serde_json::{Value, json};
 
 use self::estimate::{Estimates, Machines};
-use crate::numbers::{AT_LEAST_1, whole};
+use crate::numbers::{AT_LEAST_1, counted, whole};
 use crate::settings;
 use crate::table::aligned;
 use crate::{Outcome, output};
@@ -261,10 +261,6 @@ fn exchange_table(plan: &Plan, batch: usize) -> String {
 fn floats_leaving(plan: &Plan, half: Half) -> Vec<usize> {
     let parts = if half == Half::Trunk { plan.network.towers } else { plan.network.slices };
     TowerIndex::all(parts).map(|part| plan.floats_leaving(half, part)).collect()
-}
-
-fn counted(count: usize, one: &str, several: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { several })
 }
 
 /// Bytes that each worker sends to each other one in a step. With many workers, the table would not fit a terminal.

@@ -7,7 +7,7 @@ use convoy_common::model::Network;
 use convoy_common::plan::Plan;
 use serde_json::{Value, json};
 
-use crate::numbers::rate;
+use crate::numbers::{counted, rate};
 use crate::settings::Misuse;
 use crate::table::aligned;
 
@@ -163,7 +163,7 @@ impl Estimates {
         let Some(fastest) = self.fastest().filter(|_| self.rows.len() > 1) else {
             return "the job can use no more workers".to_owned();
         };
-        let shortest = format!("the shortest step of the table has {}", counted(fastest.workers));
+        let shortest = format!("the shortest step of the table has {}", counted(fastest.workers, "worker", "workers"));
         match self.pays_up_to() {
             1 => format!("two workers do not make a step {PAYS} times as fast as one; {shortest}"),
             last => {
@@ -192,10 +192,6 @@ impl Estimates {
             "steps": rows.collect::<Vec<_>>(),
         })
     }
-}
-
-fn counted(workers: usize) -> String {
-    format!("{workers} worker{}", if workers == 1 { "" } else { "s" })
 }
 
 /// The network on `workers` workers. None if there are too many.
