@@ -66,11 +66,12 @@ enum Command {
     Eval(Box<eval::Arguments>),
     /// Check the health of a worker or a coordinator
     ///
-    /// For the health checks of containers: the exit code is 0 if the process is ready, and 1 if not.
+    /// Health checks of containers can use this command. The exit code is 0 if the process is ready, and 1 if not.
     Health(health::Arguments),
     /// Check that the checkpoints of a run are sound
     ///
-    /// A checkpoint is sound if each of its files still has the SHA-256 that was recorded when it was written. The exit code is 0 if all checkpoints are sound, and 1 if not.
+    /// A checkpoint is sound if each of its files still has the SHA-256 that was recorded when the checkpoint was written. In the folder of a
+    /// run, its name must also be that of its step. The exit code is 0 if all checkpoints are sound, and 1 if not.
     Verify(verify::Arguments),
     /// Show what a training step will cost
     ///

@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     /// Worker processes, at most the number of towers times the number of slots [default: one per tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
-    /// Replicas of the trunk, as in `convoy train` [default: the smallest number that gives every worker a tower or a slice of the head (the final linear layers)]
+    /// Replicas of the trunk, as in `convoy train` [default: the smallest number that gives every worker a tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     replicas: Option<usize>,
     /// How workers send each other tensors, as in `convoy train`: auto and direct are the same here

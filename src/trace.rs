@@ -247,11 +247,11 @@ fn verdict(found: &Account) -> String {
             ms(*excess_ns)
         ),
         Verdict::Link { worker, excess_ns } => format!(
-            "the link between worker {worker} and the coordinator, which is on the critical path for {} ms more per step than the other links",
+            "the link between worker {worker} and the coordinator, which is on the critical path for {} ms more per step than the median of the other links",
             ms(*excess_ns)
         ),
         Verdict::PeerLink { from, to, excess_ns } => format!(
-            "the link from worker {from} to worker {to}, which is on the critical path for {} ms more per step than the other links between workers",
+            "the link from worker {from} to worker {to}, which is on the critical path for {} ms more per step than the median of the other links between workers",
             ms(*excess_ns)
         ),
         Verdict::Balanced => "none: no worker and no link delays the others by more than 5 % of a step".to_owned(),

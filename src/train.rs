@@ -84,7 +84,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
     /// Replicas of the trunk, at most one per slot. Each computes some of the slots of a batch. This number does not change the result
-    /// [default: the smallest number that gives every worker a tower or a slice of the head (the final linear layers)]
+    /// [default: the smallest number that gives every worker a tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     replicas: Option<usize>,
     /// How workers send each other tensors: auto (directly where they can connect, and otherwise through the coordinator), direct, or relay
@@ -109,8 +109,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
     /// Continue from a checkpoint, or from the newest sound checkpoint of a run. auto continues the run in the folder --out if that folder
-    /// holds a run, and starts a new run there otherwise. With auto and --listen, a continued run waits
-    /// for its first worker, then as long as --patience for the others, and continues without those that are missing
+    /// holds a run, and starts a new run there otherwise. With auto and --listen, a continued run first waits
+    /// for one worker. Then it waits for the others for the seconds of --patience, and continues without those that are missing
     #[arg(long, value_name = "DIR|auto")]
     resume: Option<PathBuf>,
     /// Steps between checkpoints. One is also written at the end and on Ctrl-C [default: the number of steps in an epoch]
@@ -123,9 +123,10 @@ pub(crate) struct Arguments {
     /// that is complete [default: chosen so that snapshots cost at most 2 % of the time, and are at least two seconds apart]
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     snapshot_every: Option<u64>,
-    /// Seconds that the job waits for a worker that does not answer, at least 5. With --listen, the job also waits so many seconds for a
-    /// replacement of a lost worker (here, values below 5 count as they are). If --resume auto continues a run and --listen is set, this is also the time that the job waits for
-    /// the other workers after the first worker has connected. The end of --help lists the other deadlines [default: 10]
+    /// Seconds that the job waits for a worker that does not answer; values below 5 count as 5. With --listen, the job also waits this long
+    /// for a replacement of a lost worker; this wait may be shorter than 5 seconds. If --resume auto continues a run with --listen, the job
+    /// waits this long, and at least 5 seconds, for the other workers after the first worker has connected. The end of --help lists the other
+    /// deadlines [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = whole::<u64>(0..=86_400))]
     patience: Option<u64>,
     /// Steps to keep in the run's trace: off, sample (about 50 steps, spread over the run, and up to 30 slow ones), steps:FROM-TO,

@@ -94,7 +94,7 @@ pub fn table() -> Vec<(&'static str, String)> {
         ("the job ends if too few remote workers connect", after(REMOTE_CONNECTS)),
         ("a worker leaves a coordinator that does not answer", after(PING_TIMEOUT)),
         (
-            "the coordinator closes any other connection whose other end does not answer",
+            "the coordinator closes a connection whose other end does not answer pings",
             format!("after P + {margin}, at least {ping}"),
         ),
         (

@@ -20,8 +20,8 @@ const PAYS: f64 = 1.25;
 /// What machines and links do, as said on the command line.
 #[derive(clap::Args)]
 pub(super) struct Machines {
-    /// Estimate the step on 1, 2, 4, ... workers, each with as few replicas as possible: GFLOP/s of one worker, as `convoy bench --workers 1`
-    /// measures it for the same model, batch and threads
+    /// GFLOP/s of one worker, as `convoy bench --workers 1` measures it for the same model, batch and threads. With this flag, the output
+    /// also has estimates of the step on 1, 2, 4, ... workers, with as few replicas as possible
     #[arg(long, value_name = "N", value_parser = rate)]
     gflops: Option<f64>,
     /// For the estimate (--gflops): Mbit/s of the link of each worker and of the coordinator, in each direction [default: no limit]
