@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
     /// Replicas of the trunk, as in `convoy train` [default: the smallest number that gives every worker a tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     replicas: Option<usize>,
-    /// How workers send each other tensors, as in `convoy train`: auto and direct are the same here
+    /// How workers send each other tensors, as in `convoy train`: auto, direct or relay. Here, auto and direct are the same
     #[arg(long, value_name = "HOW", default_value_t = Transport::Auto)]
     exchange: Transport,
     /// Images per step

@@ -36,7 +36,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     json: bool,
     /// Write an HTML page with the same tables, and the timelines of some steps. It works offline
-    /// [default file: trace.html in the run's folder, or beside the trace]
+    /// [default file: trace.html in the run's folder; for a trace file, the same name with .html]
     #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with_all = ["json", "compare", "step"])]
     html: Option<Option<PathBuf>>,
 }
@@ -242,7 +242,7 @@ fn path_table(found: &Account) -> String {
 fn verdict(found: &Account) -> String {
     match &found.verdict {
         Verdict::Layer { worker, segment, layer, backward, excess_ns } => format!(
-            "worker {worker}, in the {} pass of {layer} (segment {segment}): {} ms per step longer than the others",
+            "worker {worker}, in the {} pass of {layer} (segment {segment}): {} ms per step longer than the median of the other workers",
             pass(*backward),
             ms(*excess_ns)
         ),

@@ -110,7 +110,7 @@ pub(crate) struct Arguments {
     init: Option<PathBuf>,
     /// Continue from a checkpoint, or from the newest sound checkpoint of a run. auto continues the run in the folder --out if that folder
     /// holds a run, and starts a new run there otherwise. With auto and --listen, a continued run first waits
-    /// for one worker. Then it waits for the others for the seconds of --patience, and continues without those that are missing
+    /// for one worker. Then it waits --patience seconds, at least 5, for the others, and continues without those that are missing
     #[arg(long, value_name = "DIR|auto")]
     resume: Option<PathBuf>,
     /// Steps between checkpoints. One is also written at the end and on Ctrl-C [default: the number of steps in an epoch]
