@@ -115,8 +115,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
 impl Arguments {
     /// The fewest slots with which the job can have the storm's workers.
     fn slots(&self, network: Network, storm: &Storm) -> Result<usize, Box<dyn Error>> {
-        let slots = storm.workers.div_ceil(network.towers).clamp(1, self.batch);
-        Plan::new(network, storm.workers, slots, None)?;
+        let (workers, most) = (storm.workers, network.towers.saturating_mul(self.batch));
+        if workers > most {
+            let text = format!(
+                "--workers {workers}: must be at most {most}, one for each tower and image of a batch; a larger --batch allows more"
+            );
+            return Err(Misuse(text).into());
+        }
+        let slots = workers.div_ceil(network.towers).max(1);
+        Plan::new(network, workers, slots, None)?;
         Ok(slots)
     }
 
@@ -210,7 +217,7 @@ impl Arguments {
             return Err(wrong(format!("it has {STORM_BYTES_MAX} bytes or more, and must have less")).into());
         }
         let storm: Storm = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-        storm.check().map_err(wrong)?;
+        storm.check(storm.workers > towers).map_err(wrong)?;
         if in_containers {
             storm.check_for_containers().map_err(wrong)?;
         }

@@ -118,6 +118,10 @@ fn an_impossible_storm_is_refused() {
             storm(json!([fault("flip", json!(1), 3, "forward")])),
             "fault 1: flip can happen at [exchange, reduce, state]",
         ),
+        (
+            storm(json!([fault("kill", json!(1), 3, "reduce")])),
+            "fault 1: \"phase\" is reduce; the job has a single replica",
+        ),
         (storm(json!([fault("stop", json!(1), 3, "forward")])), "fault 1: \"milliseconds\" is 0"),
         (storm(json!([fault("kill", json!(1), 41, "forward")])), "fault 1: \"step\" is 41; the job has 40 steps"),
         (
@@ -141,6 +145,10 @@ fn an_impossible_storm_is_refused() {
     for (arguments, expected) in [
         ("--compose nope.yml", "--compose nope.yml: there is no such file"),
         ("--compose docker-compose.yml --data ./pictures", "--data ./pictures: must be bundled or synthetic"),
+        (
+            "--workers 40",
+            "--workers 40: must be at most 32, one for each tower and image of a batch; a larger --batch allows more",
+        ),
     ] {
         let output = chaos(arguments, &out);
         assert_eq!(output.status.code(), Some(2), "{arguments}: {}", said(&output));

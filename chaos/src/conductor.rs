@@ -20,19 +20,25 @@ use crate::storm::{Kind, Planned, Storm};
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Interval of the samples of memory.
 const SAMPLE_EVERY: Duration = Duration::from_millis(500);
+/// A stopped worker is continued only when the coordinator has noticed that it does not answer, but at most so much later than planned. On a
+/// busy machine, the coordinator notices it late.
+const NOTICED_WITHIN: Duration = Duration::from_secs(20);
 /// Messages of processes that may wait. A process whose messages are not read waits.
 const MESSAGES_MAX: usize = 1024;
 /// Lines of a process's standard error that are kept for an error message.
 const LINES_KEPT: usize = 12;
 /// The events that say that a process was lost.
 pub(crate) const LOST: &[&str] = &["fault", "gone"];
+/// The event that says that a process does not answer.
+pub(crate) const SUSPECTED: &str = "suspected";
 
 /// What happened to a planned fault.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Fate {
     /// When it happened, in seconds since the start. None if it did not.
     pub fired: Option<f64>,
-    /// When that was over, in seconds since the start. An engine takes its time to strike a container.
+    /// When that was over, in seconds since the start. An engine takes its time to strike a container, and a stopped worker is continued
+    /// later.
     pub over: f64,
     /// The process that it happened to, by name.
     pub process: Option<String>,
@@ -86,8 +92,8 @@ pub struct Ran {
 /// What is done to end a fault that lasts.
 #[derive(Clone, Copy, Debug)]
 enum Remedy {
-    /// The worker is continued.
-    Proceed,
+    /// The worker, which was stopped by the fault with this number, is continued.
+    Proceed { fault: usize },
     /// The worker may connect again.
     Mend,
 }
@@ -254,7 +260,7 @@ impl<'a> Conductor<'a> {
             }
             "recovered" => self.ran.incidents.push(event),
             "ended" => self.ran.weights_sha256 = text("weights_sha256"),
-            name @ ("fault" | "gone" | "suspected") => {
+            name if LOST.contains(&name) || name == SUSPECTED => {
                 if let Some(process) = self.place.named_in(&event) {
                     let what = if name == "gone" { text("why") } else { text("what") };
                     self.ran.findings.push(Finding { at, event: name.to_owned(), process, what });
@@ -272,7 +278,7 @@ impl<'a> Conductor<'a> {
         let Some((number, fault)) = due.filter(|_| self.struck_coordinator.is_none()) else { return Ok(()) };
         let fired = Some(self.seconds());
         // A process that can't be struck now is tried again after the next step.
-        let Some(process) = self.strike(fault)? else { return Ok(()) };
+        let Some(process) = self.strike(number)? else { return Ok(()) };
         if fault.kind == Kind::Coordinator {
             self.struck_coordinator = Some(number);
         }
@@ -281,23 +287,25 @@ impl<'a> Conductor<'a> {
         Ok(())
     }
 
-    /// Makes a fault happen from outside. The process that it has happened to; none if that has no part in the job at the moment.
-    fn strike(&mut self, fault: &Planned) -> Result<Option<String>, ChaosError> {
-        let Some(number) = fault.worker else {
+    /// Makes a fault, by its number, happen from outside. The process that it has happened to; none if that has no part in the job at the
+    /// moment.
+    fn strike(&mut self, number: usize) -> Result<Option<String>, ChaosError> {
+        let fault = self.fault(number);
+        let Some(worker) = fault.worker else {
             let process = self.place.name(Role::Coordinator);
             return Ok(self.place.kill(Role::Coordinator)?.then_some(process));
         };
-        let (process, lasts) = (self.place.name(Role::Worker(number)), Duration::from_millis(fault.milliseconds));
-        if self.workers[number].remedy.is_some() || !self.holds_towers(&process) {
+        let (process, lasts) = (self.place.name(Role::Worker(worker)), Duration::from_millis(fault.milliseconds));
+        if self.workers[worker].remedy.is_some() || !self.holds_towers(&process) {
             return Ok(None);
         }
         let (is_struck, remedy) = match fault.kind {
-            Kind::Cut => (self.place.cut(number)?, Some(Remedy::Mend)),
-            Kind::Delay => (self.place.hold(number, lasts), None),
-            Kind::Stop | Kind::Freeze => (self.place.stop(number)?, Some(Remedy::Proceed)),
-            _ => (self.place.kill(Role::Worker(number))?, None),
+            Kind::Cut => (self.place.cut(worker)?, Some(Remedy::Mend)),
+            Kind::Delay => (self.place.hold(worker, lasts), None),
+            Kind::Stop | Kind::Freeze => (self.place.stop(worker)?, Some(Remedy::Proceed { fault: number })),
+            _ => (self.place.kill(Role::Worker(worker))?, None),
         };
-        let worker = &mut self.workers[number];
+        let worker = &mut self.workers[worker];
         worker.was_killed |= is_struck && fault.kind == Kind::Kill;
         worker.remedy = remedy.filter(|_| is_struck).map(|remedy| (Instant::now() + lasts, remedy));
         Ok(is_struck.then_some(process))
@@ -328,20 +336,44 @@ impl<'a> Conductor<'a> {
         self.ran.fates[number] = Fate { fired: Some(at), over: at, process };
         if matches!(fault.kind, Kind::Stop | Kind::Freeze) {
             let until = Instant::now() + Duration::from_millis(fault.milliseconds);
-            self.workers[worker].remedy = Some((until, Remedy::Proceed));
+            self.workers[worker].remedy = Some((until, Remedy::Proceed { fault: number }));
         }
     }
 
     /// Ends the faults that have lasted as long as planned.
     fn remedy(&mut self) -> Result<(), ChaosError> {
-        for (number, worker) in self.workers.iter_mut().enumerate() {
-            let Some((_, remedy)) = worker.remedy.take_if(|(until, _)| Instant::now() >= *until) else { continue };
+        for worker in 0..self.workers.len() {
+            let Some((until, remedy)) = self.workers[worker].remedy else { continue };
+            if !self.is_due(until, remedy) {
+                continue;
+            }
+            self.workers[worker].remedy = None;
             match remedy {
-                Remedy::Proceed => self.place.proceed(number)?,
-                Remedy::Mend => self.place.mend(number)?,
+                Remedy::Proceed { fault } => {
+                    self.place.proceed(worker)?;
+                    self.ran.fates[fault].over = self.seconds();
+                }
+                Remedy::Mend => self.place.mend(worker)?,
             }
         }
         Ok(())
+    }
+
+    fn is_due(&self, until: Instant, remedy: Remedy) -> bool {
+        let late = Instant::now().checked_duration_since(until);
+        late.is_some_and(|late| match remedy {
+            Remedy::Proceed { fault } => late >= NOTICED_WITHIN || self.is_noticed(fault),
+            Remedy::Mend => true,
+        })
+    }
+
+    /// Whether the coordinator knows that the worker of this fault is stopped, or has no need to know it because the worker has no towers.
+    fn is_noticed(&self, number: usize) -> bool {
+        let (fault, fate) = (self.fault(number), &self.ran.fates[number]);
+        let (Some(fired), Some(process)) = (fate.fired, &fate.process) else { return true };
+        let is_suspected =
+            |finding: &Finding| finding.at >= fired && finding.process == *process && finding.event == SUSPECTED;
+        !self.holds_towers(process) || (fault.kind == Kind::Stop && self.ran.findings.iter().any(is_suspected))
     }
 
     fn restart_worker(&mut self, number: usize) -> Result<(), ChaosError> {
@@ -350,7 +382,7 @@ impl<'a> Conductor<'a> {
         if !std::mem::take(&mut worker.was_killed) {
             self.ran.unplanned.push(format!("{role}, {}: {}", self.place.name(role), end.status));
         }
-        worker.remedy.take_if(|(_, remedy)| matches!(remedy, Remedy::Proceed));
+        worker.remedy.take_if(|(_, remedy)| matches!(remedy, Remedy::Proceed { .. }));
         self.start(role)
     }
 
@@ -531,6 +563,29 @@ mod tests {
         let struck: Vec<_> = ran.fates.iter().map(|fate| fate.process.clone().unwrap()).collect();
         assert_eq!(struck, ["worker 0", "worker 1", "worker 0"]);
         assert!(!place.was_abandoned && ran.weights_sha256 == "12");
+    }
+
+    /// A stopped worker is continued when it is suspected, one that must be given up when it has been given up, and neither before.
+    #[test]
+    fn a_stopped_worker_is_continued_once_the_coordinator_has_noticed_it() {
+        // The script is read before anything happens, so an event says that it was written later.
+        let said = |event: &str| json!({ "event": event, "at": 4e9, "host": "worker 0", "what": "it does not answer" });
+        for (kind, noticed, continues) in [
+            (Kind::Stop, None, false),
+            (Kind::Stop, Some("suspected"), true),
+            (Kind::Stop, Some("fault"), true),
+            (Kind::Freeze, None, false),
+            (Kind::Freeze, Some("suspected"), false),
+            (Kind::Freeze, Some("fault"), true),
+        ] {
+            let lines =
+                [vec![started(), step(1)], noticed.map(said).into_iter().collect(), vec![step(2), ended()]].concat();
+            let mut place = Scripted { lives: VecDeque::from([(lines, "done")]), ..Scripted::default() };
+            let ran = conduct(&mut place, &storm(&[(kind, Some(0), 1)])).unwrap();
+            let deeds: &[&str] = if continues { &["stop", "proceed"] } else { &["stop"] };
+            assert_eq!(place.deeds, deeds, "{kind:?}, {noticed:?}");
+            assert_eq!(ran.findings.len(), usize::from(noticed.is_some()));
+        }
     }
 
     /// A coordinator that was killed is started again. Steps that it had reported before strike nobody. If it had finished before it was

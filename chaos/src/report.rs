@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::conductor::{Fate, Finding, LOST, Ran};
+use crate::conductor::{Fate, Finding, LOST, Ran, SUSPECTED};
 use crate::storm::{Kind, Phase, Planned, Storm};
 
 /// Faults within so many seconds of each other are simultaneous. The first one that is found ends the generation, and messages of the
@@ -263,7 +263,10 @@ fn is_outside(fault: &Planned, fate: &Fate, storm: &Storm, ran: &Ran) -> bool {
     let was_stopped = storm.faults.iter().zip(&ran.fates).any(|(fault, fate)| {
         matches!(fault.kind, Kind::Stop | Kind::Freeze)
             && fate.process.as_ref() == Some(process)
-            && fate.fired.is_some_and(|stopped| stopped < fired && stopped + fault.milliseconds as f64 / 1e3 >= lost)
+            && fate.fired.is_some_and(|stopped| {
+                let continued = fate.over.max(stopped + fault.milliseconds as f64 / 1e3);
+                stopped < fired && continued >= lost
+            })
     });
     let is_between = |at: f64| (lost..fired).contains(&at);
     was_stopped && !ran.crews.iter().any(|crew| is_between(crew.at) && crew.processes.contains(process))
@@ -279,7 +282,7 @@ fn wanted(fault: &Planned) -> Option<(&'static [&'static str], f64)> {
         Kind::Cut => Some((LOST, 3.0 + fault.milliseconds as f64 / 1e3)),
         Kind::Flip | Kind::Truncate | Kind::Replay | Kind::Reorder | Kind::Oversize => Some((LOST, 3.0)),
         Kind::Freeze => Some((LOST, 8.0)),
-        Kind::Stop => Some((&["suspected"], 4.0)),
+        Kind::Stop => Some((&[SUSPECTED], 4.0)),
         Kind::Limp | Kind::Delay | Kind::Coordinator => None,
     }
 }

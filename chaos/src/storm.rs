@@ -254,11 +254,11 @@ impl Storm {
         Self { faults: Vec::new(), ..self.clone() }
     }
 
-    /// Checks a storm that was read from a file.
+    /// Checks a storm that was read from a file, for a job with one replica or with several.
     ///
     /// # Errors
     /// When a fault can't happen: which, and why.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self, has_replicas: bool) -> Result<(), String> {
         if self.workers == 0 || self.steps == 0 {
             return Err(format!(
                 "\"workers\" is {} and \"steps\" is {}; both must be at least 1",
@@ -289,6 +289,11 @@ impl Storm {
             if !kind.phases().contains(phase) {
                 let text = format!("{kind:?} can happen at {:?}, not at {phase:?}", kind.phases());
                 return wrong(text.to_lowercase());
+            }
+            if *phase == Phase::Reduce && !has_replicas {
+                return wrong(
+                    "\"phase\" is reduce; the job has a single replica, and sums no gradients over replicas".to_owned(),
+                );
             }
             if *milliseconds > MILLISECONDS_MAX {
                 return wrong(format!("\"milliseconds\" is {milliseconds}; at most {MILLISECONDS_MAX} are allowed"));
@@ -394,7 +399,7 @@ mod tests {
     #[test]
     fn containers_are_struck_from_outside() {
         let storm = Storm::of_containers(3, 20, 2);
-        assert_eq!((storm.faults.len(), storm.check()), (20, Ok(())));
+        assert_eq!((storm.faults.len(), storm.check(false)), (20, Ok(())));
         for kind in Kind::OF_CONTAINERS {
             assert_eq!(storm.faults.iter().filter(|fault| fault.kind == kind).count(), 4, "{kind:?}");
         }
@@ -406,7 +411,7 @@ mod tests {
     fn two_hundred_faults_hold_fifteen_of_each_kind_in_every_phase() {
         for (seed, workers, has_replicas) in (0..20).flat_map(|seed| [(seed, 2, false), (seed, 4, true)]) {
             let storm = Storm::planned(seed, 200, workers, has_replicas);
-            assert_eq!((storm.faults.len(), storm.check()), (200, Ok(())));
+            assert_eq!((storm.faults.len(), storm.check(has_replicas)), (200, Ok(())));
             for kind in Kind::ALL {
                 let of_kind: Vec<_> = storm.faults.iter().filter(|fault| fault.kind == kind).collect();
                 assert!(of_kind.len() >= 15, "{kind:?}: {}", of_kind.len());
