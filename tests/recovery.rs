@@ -225,8 +225,12 @@ fn a_worker_of_a_replica_at(phase: &str) {
         let output = finish(child);
         assert!(output.status.success(), "{deed}@{phase}: {}", said(&output));
         let incidents = record(&out)["incidents"].as_array().unwrap().clone();
-        let kinds: Vec<_> = incidents.iter().map(|incident| incident["kind"].as_str().unwrap()).collect();
-        assert_eq!(kinds, [kind], "{deed}@{phase}: the fault fired: {incidents:?}");
+        // On a busy machine, a generation may need a further attempt.
+        let of_doomed = |incident: &Value| {
+            let what = incident["what"].as_str().unwrap();
+            incident["kind"] == kind && (kind == "link" || what.contains(&format!("process {}", doomed.id())))
+        };
+        assert!(incidents.iter().any(of_doomed), "{deed}@{phase}: the fault fired: {incidents:?}");
         let planned = &record(&out)["planned_step_traffic"];
         assert!(deed == "unlink" || planned["across"].as_u64() > Some(0), "{deed}@{phase}: direct links: {planned}");
         assert_eq!(&(hash(&out), losses(&out)), calm, "{deed}@{phase}");
@@ -889,36 +893,31 @@ fn damaged_records_are_reported() {
 #[test]
 fn a_coordinator_that_is_killed_at_twenty_moments_ends_in_the_same_bits() {
     let folder = TempDir::new().unwrap();
-    let out = folder.path().join("run");
+    let [calm, out] = ["calm", "run"].map(|name| folder.path().join(name));
+    let job = JOB.replace("--steps 40", "--steps 300");
+    succeed(&job, &[("--out", &calm)]);
     let arguments = "--checkpoint-every 1 --resume auto";
     let mut random = 0x2545_f491_4f6c_dd1d_u64 ^ u64::from(std::process::id());
     eprintln!("seed {random:#x}");
-    let (mut killed, mut begun) = (0, false);
-    while killed < 20 {
-        let mut child = start(arguments, &out);
-        // The first time it trains for a while, so that there is something to continue.
-        if !begun {
-            wait_for_steps(&out, 3);
-            begun = true;
-        }
+    let mut below = |limit: u64| {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        let (began, patience) = (Instant::now(), Duration::from_millis(random % 400));
-        while began.elapsed() < patience && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        if child.try_wait().unwrap().is_some() {
-            break; // The job is done.
-        }
+        random % limit
+    };
+    for killed in 0..20 {
+        let mut child = start_job(&job, arguments, &out);
+        // The first time it trains for a while, so that there is something to continue.
+        let trains_for = if killed == 0 { 3 } else { below(4) };
+        wait_for_steps(&out, losses(&out).len() + trains_for as usize);
+        std::thread::sleep(Duration::from_millis(below(40)));
+        assert!(child.try_wait().unwrap().is_none(), "the fault fired {killed} times, and then the job was done");
         child.kill().unwrap();
         child.wait().unwrap();
-        killed += 1;
     }
-    assert!(killed >= 5, "the fault fired: {killed} times");
-    let output = finish(start(arguments, &out));
+    let output = finish(start_job(&job, arguments, &out));
     assert!(output.status.success(), "{}", said(&output));
-    assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1), "killed {killed} times");
+    assert_eq!((hash(&out), losses(&out)), (hash(&calm), losses(&calm)));
     assert!(support::output_of(support::convoy().arg("verify").arg(&out)).status.success());
     let entries = std::fs::read_dir(out.join("checkpoints")).unwrap().map(|entry| entry.unwrap().file_name());
     let hidden: Vec<_> = entries.filter(|name| name.to_string_lossy().starts_with('.')).collect();
