@@ -4,6 +4,8 @@
 //! It mirrors `layer.rs`, which makes the real allocations. Not here: the memory of the coordinator (`state`).
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::rc::Rc;
 
 use convoy_common::batch::{Division, EVALUATIONS_UNDER_WAY, MicroBatch, MicroBatchId, Phase};
@@ -93,22 +95,32 @@ struct Shelf(RefCell<Lengths>);
 
 #[derive(Debug, Default)]
 struct Lengths {
-    idle: Vec<usize>,
+    /// How many idle buffers there are of each length. With many slots, there are thousands of them, of few lengths.
+    idle: BTreeMap<usize, usize>,
     all: usize,
+}
+
+impl Lengths {
+    fn remove(&mut self, length: usize) {
+        if let Entry::Occupied(mut idle) = self.idle.entry(length) {
+            *idle.get_mut() -= 1;
+            if *idle.get() == 0 {
+                idle.remove();
+            }
+        }
+    }
 }
 
 impl Shelf {
     fn take(self: &Rc<Self>, length: usize) -> Rc<Held> {
         let mut lengths = self.0.borrow_mut();
-        let found = best_fit(lengths.idle.iter().copied(), length);
-        let length = match found {
-            Some(index) => lengths.idle.swap_remove(index),
-            None => {
-                lengths.all += length;
-                length
-            }
-        };
-        Rc::new(Held { length, shelf: self.clone() })
+        let found = best_fit(lengths.idle.keys().copied(), length);
+        let found = found.and_then(|index| lengths.idle.keys().nth(index).copied());
+        match found {
+            Some(found) => lengths.remove(found),
+            None => lengths.all += length,
+        }
+        Rc::new(Held { length: found.unwrap_or(length), shelf: self.clone() })
     }
 
     fn all(&self) -> usize {
@@ -125,7 +137,7 @@ struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.shelf.0.borrow_mut().idle.push(self.length);
+        *self.shelf.0.borrow_mut().idle.entry(self.length).or_default() += 1;
     }
 }
 
