@@ -6,6 +6,7 @@
 //! Not here: what they exchange (`plan`).
 
 use std::collections::HashSet;
+use std::fmt;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
@@ -44,17 +45,16 @@ pub struct Placement {
 pub enum PlacementError {
     /// Some workers would have nothing to do.
     #[error(
-        "--workers {workers}: must be at most {units}, one for each tower of each replica: \"{model}\" has {towers} tower{}, and \
-         --slots {slots} allows as many replicas; more --slots allow more, and change the result",
+        "--workers {workers}: must be at most {units}, one for each tower of each replica: \"{model}\" has {towers} tower{}, and {limit}",
         if *.towers == 1 { "" } else { "s" }
     )]
-    TooManyWorkers { workers: usize, units: usize, towers: usize, slots: usize, model: String },
+    TooManyWorkers { workers: usize, units: usize, towers: usize, limit: Limit, model: String },
     /// No workers at all.
     #[error("--workers 0: must be at least 1")]
     NoWorkers,
-    /// More replicas than slots, or none.
-    #[error("--replicas {replicas}: must be 1 to {slots}, the number of slots (--slots)")]
-    Replicas { replicas: usize, slots: usize },
+    /// More replicas than are allowed, or none.
+    #[error("--replicas {replicas}: must be 1{}: {limit}", match .limit.replicas() { 1 => String::new(), most => format!(" to {most}") })]
+    Replicas { replicas: usize, limit: Limit },
     /// Some workers would have nothing to do with that many replicas.
     #[error("--replicas {replicas}: {workers} workers need at least {least} replicas of the {towers} towers")]
     TooFewReplicas { replicas: usize, workers: usize, least: usize, towers: usize },
@@ -64,6 +64,52 @@ pub enum PlacementError {
          {towers} towers and {slices} slices"
     )]
     Unfit { trunk: Vec<usize>, head: usize, slots: usize, workers: usize, towers: usize, slices: usize },
+}
+
+/// What limits the number of replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Each replica needs a slot of its own.
+    Slots(usize),
+    /// The network consists of the head alone, which is not replicated.
+    NoTrunk,
+    /// Convoy allows no more replicas of this network.
+    Most(usize),
+}
+
+impl Limit {
+    fn of(network: &Network, slots: usize) -> Self {
+        let most = REPLICAS_MAX.min(UNITS_MAX / network.towers).max(1);
+        if network.head() == 0 {
+            Self::NoTrunk
+        } else if slots < most {
+            Self::Slots(slots)
+        } else {
+            Self::Most(most)
+        }
+    }
+
+    /// The most replicas.
+    fn replicas(self) -> usize {
+        match self {
+            Self::Slots(most) | Self::Most(most) => most,
+            Self::NoTrunk => 1,
+        }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Slots(1) => f.write_str("--slots 1 allows 1 replica; more --slots allow more, and change the result"),
+            Self::Slots(slots) => {
+                write!(f, "--slots {slots} allows {slots} replicas; more --slots allow more, and change the result")
+            }
+            Self::NoTrunk => f.write_str("a network of final linear layers alone has no further replicas"),
+            Self::Most(1) => f.write_str("a job can have 1 replica of this network"),
+            Self::Most(most) => write!(f, "a job can have at most {most} replicas of this network"),
+        }
+    }
 }
 
 impl Placement {
@@ -79,19 +125,19 @@ impl Placement {
         replicas: Option<usize>,
     ) -> Result<Self, PlacementError> {
         let towers = network.towers;
-        // Without a trunk there is nothing to replicate.
-        let most = if network.head() == 0 { 1 } else { slots.min(REPLICAS_MAX).min(UNITS_MAX / towers).max(1) };
+        let limit = Limit::of(network, slots);
+        let units = towers.saturating_mul(limit.replicas());
         if workers == 0 {
             return Err(PlacementError::NoWorkers);
         }
-        if workers > towers.saturating_mul(most) {
-            let (units, model) = (towers.saturating_mul(most), network.name.clone());
-            return Err(PlacementError::TooManyWorkers { workers, units, towers, slots: most, model });
+        if workers > units {
+            let model = network.name.clone();
+            return Err(PlacementError::TooManyWorkers { workers, units, towers, limit, model });
         }
         let least = workers.div_ceil(towers);
         let replicas = replicas.unwrap_or(least);
-        if !(1..=most).contains(&replicas) {
-            return Err(PlacementError::Replicas { replicas, slots: most });
+        if !(1..=limit.replicas()).contains(&replicas) {
+            return Err(PlacementError::Replicas { replicas, limit });
         }
         if replicas < least {
             return Err(PlacementError::TooFewReplicas { replicas, workers, least, towers });
@@ -262,9 +308,36 @@ mod tests {
         let dealt = |workers, replicas| Placement::dealt(&network(), workers, 3, replicas).unwrap_err().to_string();
         let error = dealt(7, None);
         assert!(error.contains("--workers 7: must be at most 6") && error.contains("--slots"), "{error}");
-        assert!(dealt(2, Some(4)).contains("--replicas 4: must be 1 to 3"));
+        assert!(dealt(2, Some(4)).contains("--replicas 4: must be 1 to 3: --slots 3 allows 3 replicas"));
         assert!(dealt(5, Some(2)).contains("need at least 3 replicas"));
         assert!(dealt(0, None).contains("at least 1"));
+    }
+
+    #[test]
+    fn more_slots_are_recommended_only_where_they_allow_more_workers() {
+        let error = |network: &Network, slots| {
+            let with = |workers, replicas| Placement::dealt(network, workers, slots, replicas).unwrap_err().to_string();
+            with(1 << 20, None) + "\n" + &with(2, Some(1025))
+        };
+        let capped = error(&network(), 1024);
+        for part in [
+            "--workers 1048576: must be at most 2048,",
+            "--replicas 1025: must be 1 to 1024: a job can have at most 1024 replicas",
+        ] {
+            assert!(capped.contains(part), "no \"{part}\" in {capped}");
+        }
+        assert!(error(&network(), 1023).contains("more --slots allow more"));
+        let text = r#"
+            name = "flat"
+            towers = 2
+            input = { channels = 1, height = 4, width = 4, mean = [0.0], std = [1.0] }
+            layer = [{ kind = "linear", name = "fc", units = 10 }]
+        "#;
+        let flat = error(&Network::parse(text).unwrap(), 8);
+        for part in ["must be at most 2,", "final linear layers alone", "--replicas 1025: must be 1: "] {
+            assert!(flat.contains(part), "no \"{part}\" in {flat}");
+        }
+        assert!(![capped, flat].iter().any(|error| error.contains("--slots")));
     }
 
     proptest! {
