@@ -75,7 +75,8 @@ enum Command {
     Verify(verify::Arguments),
     /// Show what a training step will cost
     ///
-    /// The tables show the cost per layer and per exchange, and the memory that a job needs. Nothing is run.
+    /// The tables show the cost per layer and per exchange, and the memory that a job needs. With --gflops, they also show how long a step
+    /// takes on 1, 2, 4, ... workers. Nothing is run.
     Plan(plan::Arguments),
     /// Show where a run spent its time
     ///

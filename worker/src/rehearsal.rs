@@ -38,7 +38,7 @@ pub struct ToClose {
     peers: Flag,
 }
 
-/// A message from the compute thread to the network thread.
+/// A request to the network thread.
 #[derive(Debug, Default)]
 struct Flag {
     is_given: AtomicBool,

@@ -37,7 +37,7 @@ pub(super) struct Arriving {
 pub(super) struct Drive {
     /// Whether a generation has had all its weights.
     pub(super) has_begun: bool,
-    /// The last step before the run went back to a snapshot.
+    /// The furthest step from which the run went back to a snapshot.
     pub(super) reached: u64,
     /// Faults after which the job has not caught up yet.
     pub(super) underway: Vec<Underway>,
