@@ -9,6 +9,7 @@ use convoy_coordinator::observe::{Ended, Event, Observer, Started, WorkerRecord}
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use crate::numbers::counted;
 use crate::output::{show_bar, tell};
 
 /// Time between two lines of progress where there is no terminal.
@@ -91,7 +92,7 @@ impl Console {
         let how = if ended.interrupted { "interrupted" } else { "done" };
         let rate = ended.images_per_second;
         let rate = if rate > 0.0 { format!(" at {rate:.0} images/s") } else { String::new() };
-        tell(&format!("{how} after {} steps{rate}", ended.steps));
+        tell(&format!("{how} after {}{rate}", counted(ended.steps as usize, "step", "steps")));
         if let Some(accuracy) = ended.test_accuracy {
             tell(&format!("  test accuracy   {:.2} %", accuracy * 100.0));
         }

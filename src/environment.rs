@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 
 use clap::builder::{BoolishValueParser, Resettable};
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command};
 
 const PREFIX: &str = "CONVOY_";
@@ -51,6 +51,14 @@ pub(crate) fn adopted(command: Command, line: &[OsString]) -> Command {
 
 /// The note beside an error about a value that comes from the environment.
 pub(crate) fn source_of(error: &clap::Error, line: &[OsString]) -> Option<String> {
+    if error.kind() == ErrorKind::InvalidUtf8 {
+        let is_wrong = |(name, value): &(OsString, OsString)| {
+            name.to_str().is_some_and(|name| name.starts_with(PREFIX)) && value.to_str().is_none()
+        };
+        let names: Vec<_> =
+            std::env::vars_os().filter(is_wrong).filter_map(|(name, _)| name.into_string().ok()).collect();
+        return (!names.is_empty()).then(|| format!("note: not UTF-8 in the environment: {}", names.join(", ")));
+    }
     let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else { return None };
     let flag = shown.split_whitespace().next()?;
     let name = name_of(flag.strip_prefix("--")?);

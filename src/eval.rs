@@ -36,7 +36,7 @@ pub(crate) struct Arguments {
     /// checkpoint]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
-    /// Worker processes, at most one per tower [default: one per tower]
+    /// Worker processes. If there are more than towers, they share out the images [default: one per tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
     /// Compute threads of each worker that this command starts [default: the machine's cores divided by the workers]

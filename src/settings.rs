@@ -53,9 +53,9 @@ pub(crate) fn model_text(name: &str) -> Result<String, Box<dyn Error>> {
 
 /// The first `limit` bytes of a text file. Some files never end.
 pub(crate) fn read_text(path: &Path, limit: u64) -> std::io::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(limit).read_to_string(&mut text)?;
-    Ok(text)
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    String::from_utf8(bytes).map_err(|_| std::io::Error::other("it is not UTF-8 text"))
 }
 
 /// A model file that can be read but is wrong.

@@ -5,7 +5,9 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -443,7 +445,7 @@ fn resuming_needs_no_other_word_and_changes_no_finished_run() {
     refused("train --workers 3", &[("--resume", &out)], MISUSED, &["--workers 3", "must be at most 2"]);
     refused("train --data synthetic", &[("--resume", &out)], MISUSED, &["the data are not those", "give --data"]);
     let text = succeed("train --steps 5", &[("--resume", &out)]);
-    assert!(text.contains("spans 3 steps"), "{text}");
+    assert!(text.contains("schedule ends at step 3;"), "{text}");
     assert_eq!((record(&out)["final"]["steps"].as_u64(), losses(&out).len()), (Some(5), 5));
 }
 
@@ -522,6 +524,21 @@ fn a_wrong_value_from_the_environment_is_named_as_such() {
         assert!(text.contains("--workers 9: must be at most 2"), "{text}");
         assert_eq!(text.contains("the environment variable CONVOY_WORKERS=9"), note, "{text}");
     }
+    let mut command = support::convoy();
+    let output = support::output_of(command.arg("train").env("CONVOY_BATCH", OsStr::from_bytes(&[0xff])));
+    assert_eq!(output.status.code(), Some(MISUSED), "{}", said(&output));
+    assert!(said(&output).contains("not UTF-8 in the environment: CONVOY_BATCH"), "{}", said(&output));
+}
+
+/// Before the first update, the learning rate is not to blame.
+#[test]
+fn initial_weights_that_are_too_large_are_not_blamed_on_the_learning_rate() {
+    let (folder, model, data) = sound();
+    let text = fs::read_to_string(&model).unwrap();
+    fs::write(&model, text.replacen("name = \"conv1\"", "name = \"conv1\"\ninit = { std = 1e38 }", 1)).unwrap();
+    let out = folder.path().join("run");
+    let paths: &[(&str, &Path)] = &[("--model", &model), ("--data", &data), ("--out", &out)];
+    refused("train --steps 1 --batch 5", paths, FAILED, &["finite at step 1", "check the initial weights", "--init"]);
 }
 
 /// Metrics that are removed during a run are missed at its end.

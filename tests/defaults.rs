@@ -74,6 +74,24 @@ fn eval_measures_the_data_of_the_checkpoint() {
     let step = checkpoint(&trained.out);
     let of_step: Value = serde_json::from_str(&succeed(&format!("eval {} --json", step.display()), &[])).unwrap();
     assert_eq!(of_step["accuracy"], own, "a checkpoint's folder says the same as its run's");
+    let bare = output_of(support::convoy().args(["eval", "weights.safetensors", "--json"]).current_dir(&step));
+    assert!(bare.status.success(), "a bare file name: {}", said(&bare));
+    assert_eq!(serde_json::from_slice::<Value>(&bare.stdout).unwrap()["accuracy"], own);
+}
+
+/// A run keeps the path of its data without the folder in which it was started.
+#[test]
+fn data_are_found_after_the_folder_of_the_run_is_renamed() {
+    let trained = Trained::new();
+    let [started, renamed] = ["started", "renamed"].map(|name| trained.folder.path().join(name));
+    fs::create_dir(&started).unwrap();
+    let mut command = support::convoy();
+    command.args("train --model ../net.toml --data ../mine --steps 1 --batch 10 --out run".split(' '));
+    let output = output_of(command.current_dir(&started));
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("done after 1 step at"), "{}", said(&output));
+    fs::rename(&started, &renamed).unwrap();
+    succeed(&format!("eval {}", renamed.join("run").display()), &[]);
 }
 
 /// Data that are gone, or have changed since, are never replaced by others in silence.

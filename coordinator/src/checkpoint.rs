@@ -20,7 +20,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::data::DataSource;
-use crate::files::{open_regular, put_in_place, quoted, remove_any, sync_folder, write_atomically, write_synced};
+use crate::files::{
+    folder_of, open_regular, put_in_place, quoted, remove_any, sync_folder, write_atomically, write_synced,
+};
 use crate::job::Job;
 use crate::state::{JobState, Progress};
 
@@ -288,7 +290,7 @@ fn sha256_line(manifest: &[u8]) -> String {
 /// Names the tensor that is missing, unknown, or has another shape.
 pub fn read_weights(path: &Path, network: &Network) -> Result<Tensors, CheckpointError> {
     let is_optimizer = path.file_name().is_some_and(|name| name == OPTIMIZER);
-    if is_optimizer && path.parent().is_some_and(|folder| folder.join(MANIFEST).is_file()) {
+    if is_optimizer && folder_of(path).join(MANIFEST).is_file() {
         let source = std::io::Error::other(format!("it holds the optimizer's momentum; the weights are in {WEIGHTS}"));
         return Err(CheckpointError::Read { path: path.to_owned(), source });
     }
@@ -326,9 +328,7 @@ pub fn check_logits_path(path: &Path) -> Result<(), CheckpointError> {
     let refused = match fs::symlink_metadata(path) {
         // Writing would replace a device or a link by a plain file.
         Ok(found) if !found.is_file() => Some("it exists and is not a plain file"),
-        _ if path.parent().is_some_and(|folder| folder.join(MANIFEST).exists()) => {
-            Some("its folder is a checkpoint, whose files must not change")
-        }
+        _ if folder_of(path).join(MANIFEST).exists() => Some("its folder is a checkpoint, whose files must not change"),
         Ok(_) if !holds_only_logits(path) => Some("it exists and is not a file of logits"),
         _ => None,
     };
@@ -349,7 +349,7 @@ fn holds_only_logits(path: &Path) -> bool {
 
 /// The checkpoint that `path` is the weights file of, if it is one.
 pub fn folder_of_weights(path: &Path) -> Option<PathBuf> {
-    let folder = path.parent()?;
+    let folder = folder_of(path);
     (path.file_name()? == WEIGHTS && folder.join(MANIFEST).is_file()).then(|| folder.to_owned())
 }
 

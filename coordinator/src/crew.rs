@@ -298,7 +298,7 @@ impl<'a> Crew<'a> {
             Heard::Said(Numbered { message, .. }, at) => match message {
                 FromWorker::Failure(failure) if failure.kind == FailureKind::NotFinite => {
                     let what = format!("{} (worker {worker})", failure.message);
-                    Err(Stop::Fatal(JobError::NotFinite { what }))
+                    Err(Stop::Fatal(JobError::NotFinite { what, updates: step.saturating_sub(1) }))
                 }
                 FromWorker::Failure(failure) => Err(Fault::Failed { worker, step, message: failure.message }.into()),
                 FromWorker::PeerFailed(failed) => self.peer_failed(worker, step, failed),

@@ -41,10 +41,15 @@ pub enum JobError {
     )]
     ModelWanted { path: PathBuf },
     /// A checkpoint is of another model than the one that was named.
-    #[error("{path} is a checkpoint of model \"{own}\", which differs from --model \"{asked}\"; omit --model")]
+    #[error(
+        "{path} is a checkpoint of {}; omit --model",
+        if own == asked { format!("another version of model \"{own}\" than --model") } else { format!("model \"{own}\", and --model is \"{asked}\"") }
+    )]
     OtherModel { path: PathBuf, own: String, asked: String },
     /// The test images that the checkpoint names have changed since.
-    #[error("the test images of {origin} differ from those of the job of {path}; to use them anyway, give --data")]
+    #[error(
+        "the test images differ from those of the job of {path}; now there are {origin}; to use them anyway, give --data"
+    )]
     OtherTestImages { path: PathBuf, origin: String },
     /// The cluster.
     #[error(transparent)]
@@ -97,13 +102,23 @@ pub enum JobError {
     #[error("step {step} made no progress for {seconds} s; the coordinator waited for {waiting_for}")]
     NoProgress { seconds: u64, step: u64, waiting_for: String },
     /// A number is no longer finite.
-    #[error(
-        "{what}; start a new job with a smaller --lr; to begin with the weights of a checkpoint, use --init FOLDER/weights.safetensors"
-    )]
-    NotFinite { what: String },
+    #[error("{what}; {}", what_helps(*.updates))]
+    NotFinite { what: String, updates: u64 },
     /// The weights to measure give numbers that are not finite.
     #[error("{what}: the values in {path} are too large")]
     NotMeasurable { what: String, path: PathBuf },
+}
+
+/// What helps against numbers that are not finite, after so many updates of the weights.
+fn what_helps(updates: u64) -> &'static str {
+    match updates {
+        0 => {
+            "no weight has been updated yet, so check the initial weights (init in the model file, or --init), and mean and std of the input"
+        }
+        _ => {
+            "start a new job with a smaller --lr; to begin with the weights of a checkpoint, use --init FOLDER/weights.safetensors"
+        }
+    }
 }
 
 impl JobError {

@@ -21,7 +21,12 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         // The first error is the useful one.
         let _ = fs::remove_file(&temporary);
     })?;
-    sync_folder(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    sync_folder(folder_of(path))
+}
+
+/// The folder that a file is in. That of a bare name is the working directory.
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Removes the temporary files of writers of `name` in `folder` that were killed. No other process may write there.

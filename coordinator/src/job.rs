@@ -289,7 +289,8 @@ pub(crate) fn check(
 /// # Errors
 /// When it is 0, or larger than the batch.
 pub fn check_parts(flag: &'static str, parts: usize, batch: usize) -> Result<(), SettingError> {
-    check(flag, parts, (1..=batch).contains(&parts), format!("1 to {batch}, the size of a batch"))
+    let allowed = if batch == 1 { "1".to_owned() } else { format!("1 to {batch}") };
+    check(flag, parts, (1..=batch).contains(&parts), format!("{allowed}, the size of a batch"))
 }
 
 #[cfg(test)]

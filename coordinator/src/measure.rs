@@ -127,7 +127,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         evaluate(&mut crew, &data.images, 0, micro_batch, stop)
     };
     let measured = measure_once().map_err(JobError::from).map_err(|error| match error {
-        JobError::NotFinite { what } => JobError::NotMeasurable { what, path: weights_path.clone() },
+        JobError::NotFinite { what, .. } => JobError::NotMeasurable { what, path: weights_path.clone() },
         error => error,
     });
     let reason = measured.as_ref().map_or_else(|error| chain(error), |_| "measured".to_owned());

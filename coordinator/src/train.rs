@@ -461,7 +461,7 @@ fn schedule_outrun(job: &Job, last_step: u64) -> Option<String> {
     let made_for = job.span.steps;
     let changes = !matches!(job.schedule, Schedule::Constant);
     (changes && last_step > made_for).then(|| {
-        format!("the learning-rate schedule spans {made_for} steps; later steps keep the rate of step {made_for}")
+        format!("the learning-rate schedule ends at step {made_for}; later steps keep the rate of step {made_for}")
     })
 }
 

@@ -513,7 +513,8 @@ fn check_input(raw: RawInput) -> Result<Input, ModelError> {
     let std = raw.std.unwrap_or_else(|| vec![1.0; channels]);
     for (key, values) in [("mean", &mean), ("std", &std)] {
         check(values.len() == channels, "input", || {
-            format!("{key} = {values:?}; must have {channels} values, one for each channel")
+            let wanted = if channels == 1 { "1 value".to_owned() } else { format!("{channels} values") };
+            format!("{key} = {values:?}; must have {wanted}, one for each channel")
         })?;
     }
     check(mean.iter().all(|m| m.is_finite()), "input", || format!("mean = {mean:?}; each must be finite"))?;

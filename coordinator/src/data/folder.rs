@@ -52,7 +52,7 @@ pub(super) struct Parsed {
 pub(super) fn find(folder: &Path) -> Result<Files, DataError> {
     check_folder(folder)?;
     let mut missing = Vec::new();
-    let files = Files { train: place(folder, &TRAIN, &mut missing), test: place(folder, &TEST, &mut missing) };
+    let files = Files { train: place(folder, &TRAIN, &mut missing)?, test: place(folder, &TEST, &mut missing)? };
     none_missing(folder, missing).map(|()| files)
 }
 
@@ -60,7 +60,7 @@ pub(super) fn find(folder: &Path) -> Result<Files, DataError> {
 pub(super) fn find_test(folder: &Path) -> Result<SplitFiles, DataError> {
     check_folder(folder)?;
     let mut missing = Vec::new();
-    let files = place(folder, &TEST, &mut missing);
+    let files = place(folder, &TEST, &mut missing)?;
     none_missing(folder, missing).map(|()| files)
 }
 
@@ -82,15 +82,21 @@ fn none_missing(folder: &Path, missing: Vec<&'static str>) -> Result<(), DataErr
 }
 
 /// Where a split's files are. Those that aren't there are noted in `missing`.
-fn place(folder: &Path, names: &Names, missing: &mut Vec<&'static str>) -> SplitFiles {
+fn place(folder: &Path, names: &Names, missing: &mut Vec<&'static str>) -> Result<SplitFiles, DataError> {
     let mut place = |names: &[&'static str]| {
-        let paths = names.iter().flat_map(|name| [folder.join(name), folder.join(format!("{name}.gz"))]);
-        paths.into_iter().find(|path| path.is_file()).unwrap_or_else(|| {
-            missing.push(names[0]);
-            PathBuf::new()
-        })
+        for path in names.iter().flat_map(|name| [folder.join(name), folder.join(format!("{name}.gz"))]) {
+            match fs::metadata(&path) {
+                Ok(found) if found.is_file() => return Ok(path),
+                Err(source) if source.kind() == ErrorKind::PermissionDenied => {
+                    return Err(DataError::Read { file: path, source });
+                }
+                _ => {}
+            }
+        }
+        missing.push(names[0]);
+        Ok(PathBuf::new())
     };
-    SplitFiles { images: place(&names.images), labels: place(&names.labels) }
+    Ok(SplitFiles { images: place(&names.images)?, labels: place(&names.labels)? })
 }
 
 /// Reads all four files and checks them against each other and against the model.

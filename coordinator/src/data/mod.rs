@@ -14,7 +14,7 @@ mod synthetic;
 mod tests;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
 pub use error::DataError;
@@ -123,7 +123,10 @@ impl DataSource {
     /// When the folder's path isn't UTF-8, which a checkpoint couldn't keep.
     pub fn remembered(&self) -> Result<String, DataError> {
         let DataSource::Folder(folder) = self else { return Ok(self.to_string()) };
-        let whole = std::path::absolute(folder).unwrap_or_else(|_| folder.clone());
+        // With "..", the path would also depend on the folder that it starts from.
+        let goes_up = folder.components().any(|component| component == Component::ParentDir);
+        let whole = if goes_up { folder.canonicalize() } else { std::path::absolute(folder) };
+        let whole = whole.unwrap_or_else(|_| folder.clone());
         whole.to_str().map(str::to_owned).ok_or_else(|| DataError::NotUtf8 { folder: folder.clone() })
     }
 }

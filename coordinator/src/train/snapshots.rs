@@ -196,5 +196,5 @@ fn check_finite(state: &JobState, step: u64) -> Result<(), JobError> {
         spoilt.map(|(name, _)| format!("{what}{name} is no longer finite after step {step}"))
     };
     let found = [("", &state.weights), ("the momentum of ", &state.momentum)].into_iter().find_map(named);
-    found.map_or(Ok(()), |what| Err(JobError::NotFinite { what }))
+    found.map_or(Ok(()), |what| Err(JobError::NotFinite { what, updates: step }))
 }

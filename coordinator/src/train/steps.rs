@@ -249,5 +249,8 @@ impl Run {
 }
 
 fn not_finite(step: u64) -> JobError {
-    JobError::NotFinite { what: format!("the loss of step {step} is no longer finite") }
+    JobError::NotFinite {
+        what: format!("the loss of step {step} is no longer finite"),
+        updates: step.saturating_sub(1),
+    }
 }

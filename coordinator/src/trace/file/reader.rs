@@ -13,6 +13,7 @@ use convoy_common::wire::printable;
 use super::event::{Event, activity_of, nanos};
 use super::*;
 use crate::earlier::RECORD;
+use crate::files::folder_of;
 
 /// The longest line. The first one holds the model.
 const LINE_BYTES_MAX: u64 = 16 << 20;
@@ -47,7 +48,7 @@ pub enum TraceError {
 pub fn read(path: &Path) -> Result<Trace, TraceError> {
     let file = match File::open(path) {
         Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
-            let folder = path.parent().unwrap_or(Path::new("."));
+            let folder = folder_of(path);
             return Err(match folder.join(RECORD).exists() {
                 true => TraceError::None { path: path.to_owned() },
                 false => TraceError::NoRun { folder: folder.to_owned() },
