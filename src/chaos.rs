@@ -115,15 +115,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
 impl Arguments {
     /// The fewest slots with which the job can have the storm's workers.
     fn slots(&self, network: Network, storm: &Storm) -> Result<usize, Box<dyn Error>> {
-        let (workers, most) = (storm.workers, network.towers.saturating_mul(self.batch));
-        if workers > most {
+        let (workers, towers) = (storm.workers, network.towers);
+        let slots = workers.div_ceil(towers).max(1);
+        Plan::new(network, workers, slots, None)?;
+        if slots > self.batch {
+            let (most, batch) = (towers.saturating_mul(self.batch), self.batch);
+            let origin = match &self.storm {
+                Some(path) => format!("--storm {}: \"workers\" is {workers}", path.display()),
+                None => format!("--workers {workers}"),
+            };
             let text = format!(
-                "--workers {workers}: must be at most {most}, one for each tower and image of a batch; a larger --batch allows more"
+                "{origin}; it must be at most {most}: the {towers} towers times the {batch} images of a batch; a larger --batch allows more"
             );
             return Err(Misuse(text).into());
         }
-        let slots = workers.div_ceil(network.towers).max(1);
-        Plan::new(network, workers, slots, None)?;
         Ok(slots)
     }
 

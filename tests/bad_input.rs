@@ -527,18 +527,20 @@ fn a_wrong_value_from_the_environment_is_named_as_such() {
     let mut command = support::convoy();
     let output = support::output_of(command.arg("train").env("CONVOY_BATCH", OsStr::from_bytes(&[0xff])));
     assert_eq!(output.status.code(), Some(MISUSED), "{}", said(&output));
-    assert!(said(&output).contains("not UTF-8 in the environment: CONVOY_BATCH"), "{}", said(&output));
+    assert!(said(&output).contains("not UTF-8 text: the environment variables CONVOY_BATCH"), "{}", said(&output));
 }
 
 /// Before the first update, the learning rate is not to blame.
 #[test]
-fn initial_weights_that_are_too_large_are_not_blamed_on_the_learning_rate() {
+fn initial_weights_and_the_learning_rate_are_told_apart() {
     let (folder, model, data) = sound();
     let text = fs::read_to_string(&model).unwrap();
     fs::write(&model, text.replacen("name = \"conv1\"", "name = \"conv1\"\ninit = { std = 1e38 }", 1)).unwrap();
     let out = folder.path().join("run");
     let paths: &[(&str, &Path)] = &[("--model", &model), ("--data", &data), ("--out", &out)];
     refused("train --steps 1 --batch 5", paths, FAILED, &["finite at step 1", "check the initial weights", "--init"]);
+    fs::write(&model, text).unwrap();
+    refused("train --steps 1 --batch 5 --lr 1e30", paths, FAILED, &["finite", "a smaller --lr"]);
 }
 
 /// Metrics that are removed during a run are missed at its end.

@@ -138,6 +138,10 @@ fn an_impossible_storm_is_refused() {
             assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
         }
     }
+    let text = storm(json!([fault("kill", json!(1), 3, "forward")])).replace("\"workers\":2", "\"workers\":40");
+    std::fs::write(&path, text).unwrap();
+    let output = run("chaos", &[("--storm", &path), ("--out", &folder.path().join("out"))]);
+    assert!(said(&output).contains("storm.json: \"workers\" is 40; it must be at most 32"), "{}", said(&output));
     let output = chaos("--faults 1", folder.path());
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert!(said(&output).contains("must be an empty folder"), "{}", said(&output));
@@ -147,7 +151,7 @@ fn an_impossible_storm_is_refused() {
         ("--compose docker-compose.yml --data ./pictures", "--data ./pictures: must be bundled or synthetic"),
         (
             "--workers 40",
-            "--workers 40: must be at most 32, one for each tower and image of a batch; a larger --batch allows more",
+            "--workers 40; it must be at most 32: the 2 towers times the 16 images of a batch; a larger --batch allows more",
         ),
     ] {
         let output = chaos(arguments, &out);

@@ -228,9 +228,10 @@ fn a_worker_of_a_replica_at(phase: &str) {
         // On a busy machine, a generation may need a further attempt.
         let of_doomed = |incident: &Value| {
             let what = incident["what"].as_str().unwrap();
-            incident["kind"] == kind && (kind == "link" || what.contains(&format!("process {}", doomed.id())))
+            incident["kind"] == kind && (kind == "link" || what.contains(&format!("(process {} ", doomed.id())))
         };
-        assert!(incidents.iter().any(of_doomed), "{deed}@{phase}: the fault fired: {incidents:?}");
+        assert!(incidents.first().is_some_and(of_doomed), "{deed}@{phase}: the fault fired: {incidents:?}");
+        assert!(incidents.len() <= 3, "{deed}@{phase}: {incidents:?}");
         let planned = &record(&out)["planned_step_traffic"];
         assert!(deed == "unlink" || planned["across"].as_u64() > Some(0), "{deed}@{phase}: direct links: {planned}");
         assert_eq!(&(hash(&out), losses(&out)), calm, "{deed}@{phase}");
@@ -910,7 +911,8 @@ fn a_coordinator_that_is_killed_at_twenty_moments_ends_in_the_same_bits() {
         // The first time it trains for a while, so that there is something to continue.
         let trains_for = if killed == 0 { 3 } else { below(4) };
         wait_for_steps(&out, losses(&out).len() + trains_for as usize);
-        std::thread::sleep(Duration::from_millis(below(40)));
+        // Without a step, it is killed at some moment of its start.
+        std::thread::sleep(Duration::from_millis(below(if trains_for == 0 { 400 } else { 40 })));
         assert!(child.try_wait().unwrap().is_none(), "the fault fired {killed} times, and then the job was done");
         child.kill().unwrap();
         child.wait().unwrap();

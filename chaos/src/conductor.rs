@@ -20,8 +20,8 @@ use crate::storm::{Kind, Planned, Storm};
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Interval of the samples of memory.
 const SAMPLE_EVERY: Duration = Duration::from_millis(500);
-/// A stopped worker is continued only when the coordinator has noticed that it does not answer, but at most so much later than planned. On a
-/// busy machine, the coordinator notices it late.
+/// A stopped worker is continued when the coordinator has noticed that it does not answer, or so much later than planned if it has not.
+/// On a busy machine, the coordinator notices it late.
 const NOTICED_WITHIN: Duration = Duration::from_secs(20);
 /// Messages of processes that may wait. A process whose messages are not read waits.
 const MESSAGES_MAX: usize = 1024;
@@ -37,8 +37,8 @@ pub(crate) const SUSPECTED: &str = "suspected";
 pub struct Fate {
     /// When it happened, in seconds since the start. None if it did not.
     pub fired: Option<f64>,
-    /// When that was over, in seconds since the start. An engine takes its time to strike a container, and a stopped worker is continued
-    /// later.
+    /// When a stopped worker was continued, in seconds since the start. For other faults, when it was brought about: an engine takes its
+    /// time to strike a container.
     pub over: f64,
     /// The process that it happened to, by name.
     pub process: Option<String>,
@@ -102,7 +102,7 @@ enum Remedy {
 struct Worker {
     /// Planned faults that it brings on itself, by number, in order.
     misdeeds: VecDeque<usize>,
-    /// When the fault that it is under ends, and how.
+    /// The earliest end of the fault that it is under, and how that is ended.
     remedy: Option<(Instant, Remedy)>,
     /// Whether it was killed as planned.
     was_killed: bool,
@@ -123,6 +123,8 @@ struct Conductor<'a> {
     due: VecDeque<usize>,
     last_heard: (Instant, String),
     has_heard_nothing: bool,
+    /// How much longer than planned a worker stays stopped that the coordinator has not noticed.
+    noticed_within: Duration,
     /// The last lines of the coordinator's standard error.
     complaints: VecDeque<String>,
     ran: Ran,
@@ -158,6 +160,7 @@ impl<'a> Conductor<'a> {
             due: numbered().filter(|(_, fault)| fault.misdeed().is_none()).map(|(number, _)| number).collect(),
             last_heard: (Instant::now(), "the start".to_owned()),
             has_heard_nothing: true,
+            noticed_within: NOTICED_WITHIN,
             complaints: VecDeque::new(),
             ran: Ran { fates: vec![Fate::default(); storm.faults.len()], ..Ran::default() },
         }
@@ -340,7 +343,7 @@ impl<'a> Conductor<'a> {
         }
     }
 
-    /// Ends the faults that have lasted as long as planned.
+    /// Ends the faults that have lasted long enough.
     fn remedy(&mut self) -> Result<(), ChaosError> {
         for worker in 0..self.workers.len() {
             let Some((until, remedy)) = self.workers[worker].remedy else { continue };
@@ -362,18 +365,24 @@ impl<'a> Conductor<'a> {
     fn is_due(&self, until: Instant, remedy: Remedy) -> bool {
         let late = Instant::now().checked_duration_since(until);
         late.is_some_and(|late| match remedy {
-            Remedy::Proceed { fault } => late >= NOTICED_WITHIN || self.is_noticed(fault),
+            Remedy::Proceed { fault } => late >= self.noticed_within || self.is_noticed(fault),
             Remedy::Mend => true,
         })
     }
 
-    /// Whether the coordinator knows that the worker of this fault is stopped, or has no need to know it because the worker has no towers.
+    /// Whether the coordinator knows that the worker of this fault is stopped, or has no need to know it: because the worker has no towers,
+    /// or because the coordinator was killed in the meantime.
     fn is_noticed(&self, number: usize) -> bool {
         let (fault, fate) = (self.fault(number), &self.ran.fates[number]);
         let (Some(fired), Some(process)) = (fate.fired, &fate.process) else { return true };
         let is_suspected =
             |finding: &Finding| finding.at >= fired && finding.process == *process && finding.event == SUSPECTED;
-        !self.holds_towers(process) || (fault.kind == Kind::Stop && self.ran.findings.iter().any(is_suspected))
+        let is_death = |(other, fate): (&Planned, &Fate)| {
+            other.kind == Kind::Coordinator && fate.fired.is_some_and(|death| death >= fired)
+        };
+        !self.holds_towers(process)
+            || self.storm.faults.iter().zip(&self.ran.fates).any(is_death)
+            || (fault.kind == Kind::Stop && self.ran.findings.iter().any(is_suspected))
     }
 
     fn restart_worker(&mut self, number: usize) -> Result<(), ChaosError> {
@@ -585,6 +594,21 @@ mod tests {
             let deeds: &[&str] = if continues { &["stop", "proceed"] } else { &["stop"] };
             assert_eq!(place.deeds, deeds, "{kind:?}, {noticed:?}");
             assert_eq!(ran.findings.len(), usize::from(noticed.is_some()));
+        }
+    }
+
+    /// A worker that the coordinator never notices, or that it need not notice, is continued, too.
+    #[test]
+    fn a_stopped_worker_that_nobody_notices_is_continued() {
+        let others = json!({ "event": "regrouped", "at": 4e9, "workers": [{ "host": "worker 1" }] });
+        for (noticed_within, more) in [(Duration::ZERO, None), (NOTICED_WITHIN, Some(others))] {
+            let lines = [vec![started(), step(1)], more.into_iter().collect(), vec![step(2), ended()]].concat();
+            let mut place = Scripted { lives: VecDeque::from([(lines, "done")]), ..Scripted::default() };
+            let storm = storm(&[(Kind::Freeze, Some(0), 1)]);
+            let conductor = Conductor { noticed_within, ..Conductor::new(&mut place, &storm) };
+            let fate = &conductor.run(&AtomicBool::new(false)).unwrap().fates[0];
+            assert!(fate.over >= fate.fired.unwrap(), "{fate:?}");
+            assert_eq!(place.deeds, ["stop", "proceed"]);
         }
     }
 

@@ -16,6 +16,8 @@ const OVERLAP: f64 = 0.1;
 const GROWTH_MAX: u64 = 150;
 /// The system's clock, in which processes say when something happened, may differ by this many seconds from the conductor's.
 const SLACK: f64 = 0.02;
+/// Seconds after a fault in which more may be said about its process.
+const AFTERMATH: f64 = 3.0;
 
 /// The result of a storm.
 #[derive(Clone, Debug, Serialize)]
@@ -192,6 +194,8 @@ fn struck(storm: &Storm, ran: &Ran) -> (Vec<Struck>, Vec<Finding>) {
     let fates = || storm.faults.iter().zip(&ran.fates);
     let deaths: Vec<f64> =
         fates().filter(|(fault, _)| fault.kind == Kind::Coordinator).filter_map(|(_, fate)| fate.fired).collect();
+    let is_masked =
+        |fault: &Planned, fate: &Fate, within: f64| deaths.iter().any(|death| is_within(*death, fault, fate, within));
     let struck = fates().enumerate().map(|(number, (fault, fate))| {
         let found = match (fate.fired, wanted(fault), named[number]) {
             (None, ..) => Found::Missed,
@@ -199,7 +203,7 @@ fn struck(storm: &Storm, ran: &Ran) -> (Vec<Struck>, Vec<Finding>) {
             (Some(fired), _, Some(finding)) => {
                 Found::Named { milliseconds: (finding.at - fired).max(0.0) * 1e3, what: finding.what.clone() }
             }
-            (_, Some((_, within)), None) if deaths.iter().any(|death| is_within(*death, fate, within)) => Found::Masked,
+            (_, Some((_, within)), None) if is_masked(fault, fate, within) => Found::Masked,
             (Some(fired), ..) if is_overlapped(number, fired, ran, &named) => Found::Overlapped,
             _ if is_outside(fault, fate, storm, ran) => Found::Outside,
             _ => Found::Missed,
@@ -213,14 +217,22 @@ fn struck(storm: &Storm, ran: &Ran) -> (Vec<Struck>, Vec<Finding>) {
 /// given up, for example, and a worker that is continued finds its connections closed.
 fn is_aftermath(finding: &Finding, storm: &Storm, ran: &Ran) -> bool {
     storm.faults.iter().zip(&ran.fates).any(|(fault, fate)| {
-        let until = fault.milliseconds as f64 / 1e3 + 3.0;
-        fate.process.as_deref() == Some(&finding.process) && is_within(finding.at, fate, until)
+        fate.process.as_deref() == Some(&finding.process) && is_within(finding.at, fault, fate, AFTERMATH)
     })
 }
 
-/// Whether a moment is during a fault that happened, or up to `seconds` after it.
-fn is_within(moment: f64, fate: &Fate, seconds: f64) -> bool {
-    fate.fired.is_some_and(|fired| (fired - SLACK..fate.over + seconds).contains(&moment))
+/// Whether a moment is during a fault that happened, or up to `seconds` after its end.
+fn is_within(moment: f64, fault: &Planned, fate: &Fate, seconds: f64) -> bool {
+    fate.fired.is_some_and(|fired| (fired - SLACK..end_of(fault, fate) + seconds).contains(&moment))
+}
+
+/// When a fault ended. A stopped worker may be continued later than planned.
+fn end_of(fault: &Planned, fate: &Fate) -> f64 {
+    let planned = fault.milliseconds as f64 / 1e3;
+    match (fault.kind, fate.fired) {
+        (Kind::Stop | Kind::Freeze, Some(fired)) => fate.over.max(fired + planned),
+        _ => fate.over + planned,
+    }
 }
 
 /// The fault that a finding is about: the latest one of its process before it that is still unnamed, and not too long ago. Without one,
@@ -231,7 +243,7 @@ fn cause_of(finding: &Finding, storm: &Storm, ran: &Ran, named: &[Option<&Findin
         let Some((events, within)) = wanted(fault) else { return false };
         named[*number].is_none()
             && fate.process.as_deref() == Some(&finding.process)
-            && is_within(finding.at, fate, within)
+            && is_within(finding.at, fault, fate, within)
             && events.contains(&finding.event.as_str())
     };
     let fired = |number: &usize| ran.fates[*number].fired.unwrap_or(0.0);
@@ -263,26 +275,23 @@ fn is_outside(fault: &Planned, fate: &Fate, storm: &Storm, ran: &Ran) -> bool {
     let was_stopped = storm.faults.iter().zip(&ran.fates).any(|(fault, fate)| {
         matches!(fault.kind, Kind::Stop | Kind::Freeze)
             && fate.process.as_ref() == Some(process)
-            && fate.fired.is_some_and(|stopped| {
-                let continued = fate.over.max(stopped + fault.milliseconds as f64 / 1e3);
-                stopped < fired && continued >= lost
-            })
+            && fate.fired.is_some_and(|stopped| stopped < fired && end_of(fault, fate) + SLACK >= lost)
     });
     let is_between = |at: f64| (lost..fired).contains(&at);
     was_stopped && !ran.crews.iter().any(|crew| is_between(crew.at) && crew.processes.contains(process))
 }
 
-/// The events that say that a fault was found, and within how many seconds. None if there is nothing to find.
+/// The events that say that a fault was found, and within how many seconds of its end. None if there is nothing to find.
 fn wanted(fault: &Planned) -> Option<(&'static [&'static str], f64)> {
     match fault.kind {
         // A worker that has no part in the job yet is no loss.
         Kind::Kill if fault.phase == Phase::Join => None,
         Kind::Kill => Some((LOST, 3.0)),
         // The loss is found at once where connections are closed, and by silence where a machine leaves the network.
-        Kind::Cut => Some((LOST, 3.0 + fault.milliseconds as f64 / 1e3)),
+        Kind::Cut => Some((LOST, 3.0)),
         Kind::Flip | Kind::Truncate | Kind::Replay | Kind::Reorder | Kind::Oversize => Some((LOST, 3.0)),
-        Kind::Freeze => Some((LOST, 8.0)),
-        Kind::Stop => Some((&[SUSPECTED], 4.0)),
+        Kind::Freeze => Some((LOST, 1.0)),
+        Kind::Stop => Some((&[SUSPECTED], 0.5)),
         Kind::Limp | Kind::Delay | Kind::Coordinator => None,
     }
 }
@@ -297,7 +306,11 @@ mod tests {
     }
 
     fn planned(kind: Kind) -> Planned {
-        let milliseconds = if kind == Kind::Freeze { 7000 } else { 0 };
+        let milliseconds = match kind {
+            Kind::Freeze => 7000,
+            Kind::Stop => 3500,
+            _ => 0,
+        };
         Planned { kind, worker: Some(0), step: 9, phase: Phase::Forward, milliseconds }
     }
 
@@ -357,6 +370,25 @@ mod tests {
         assert!(matches!(slow[0].found, Found::Named { .. }) && unexplained.is_empty(), "{slow:?} {unexplained:?}");
         let (quick, unexplained) = struck(&storm, &ran(1.1));
         assert!(quick[0].found == Found::Missed && unexplained.len() == 2, "{quick:?} {unexplained:?}");
+    }
+
+    /// On a busy machine, a stopped worker is noticed and continued late. After that, nothing about it is laid on the stop.
+    #[test]
+    fn a_stop_ends_when_the_worker_is_continued() {
+        let storm = storm(&[Kind::Freeze, Kind::Flip]);
+        let ran = |over: f64, flipped: f64, lost: f64, later: f64| Ran {
+            fates: vec![Fate { over, ..fate(1.0, 7) }, fate(flipped, 7)],
+            findings: vec![finding(lost, "fault", 7), finding(later, "fault", 7)],
+            crews: vec![crew(0.5, &[7, 8])],
+            ..Ran::default()
+        };
+        // The clocks of the two processes differ a little.
+        let (late, _) = struck(&storm, &ran(12.001, 13.0, 12.003, 12.003));
+        assert!(matches!(late[0].found, Found::Named { .. }) && late[1].found == Found::Outside, "{late:?}");
+        let (_, unexplained) = struck(&storm, &ran(8.0, 99.0, 6.0, 10.9));
+        assert!(unexplained.is_empty(), "an aftermath: {unexplained:?}");
+        let (_, unexplained) = struck(&storm, &ran(8.0, 99.0, 6.0, 14.0));
+        assert_eq!(unexplained.len(), 1, "it had been continued long before");
     }
 
     /// A finding belongs to a fault before it, even if another one was reported right after it.

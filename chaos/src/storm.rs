@@ -15,9 +15,9 @@ const GAP: u64 = 5;
 const CONTAINER_GAP: u64 = 60;
 /// Steps after a container was cut from the network. Its worker notices after 30 seconds without an answer.
 const CONTAINER_CUT_GAP: u64 = 1500;
-/// Milliseconds for which a worker is stopped, so that it is suspected and not given up.
+/// Milliseconds for which a worker is stopped at least, so that it is suspected and not given up.
 const STOP_MS: u64 = 3500;
-/// Milliseconds for which a worker is stopped, so that it is given up.
+/// Milliseconds for which a worker is stopped at least, so that it is given up.
 const FREEZE_MS: u64 = 7000;
 /// Milliseconds for which a container is cut from the network.
 const CUT_MS: u64 = FREEZE_MS;
@@ -57,7 +57,7 @@ pub struct Planned {
     pub step: u64,
     /// The moment within the step.
     pub phase: Phase,
-    /// How long it lasts, in milliseconds; 0 if it has no length.
+    /// How long it lasts at least, in milliseconds; 0 if it has no length.
     pub milliseconds: u64,
 }
 

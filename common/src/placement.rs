@@ -105,7 +105,7 @@ impl fmt::Display for Limit {
             Self::Slots(slots) => {
                 write!(f, "--slots {slots} allows {slots} replicas; more --slots allow more, and change the result")
             }
-            Self::NoTrunk => f.write_str("a network of final linear layers alone has no further replicas"),
+            Self::NoTrunk => f.write_str("a network of final linear layers alone can have only 1 replica"),
             Self::Most(1) => f.write_str("a job can have 1 replica of this network"),
             Self::Most(most) => write!(f, "a job can have at most {most} replicas of this network"),
         }

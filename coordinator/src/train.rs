@@ -118,7 +118,12 @@ fn ended_already(training: &Training) -> Result<Option<Ended>, JobError> {
     let (Some(checkpoint), Out::Continued(out)) = (&training.resume, &training.out) else { return Ok(None) };
     let Manifest { job, progress, last_step, weights_sha256, source, .. } = checkpoint.manifest.clone();
     let asks_for_source = training.data_choice().source.remembered()?;
-    if !says_done(out, &weights_sha256) || source.is_some_and(|source| source != asks_for_source) {
+    // Earlier versions kept the path of a folder as it was written.
+    let is_other = |source: String| {
+        let source = source.parse::<DataSource>().and_then(|source| source.remembered());
+        source.map_or(true, |source| source != asks_for_source)
+    };
+    if !says_done(out, &weights_sha256) || source.is_some_and(is_other) {
         return Ok(None);
     }
     let steps_per_epoch = job.span.steps_per_epoch;

@@ -219,7 +219,12 @@ impl Run {
         drive.last_commit = None;
         let step = self.progress.step;
         let (size, began) = (self.largest_micro_batch(), crew.recorder.now());
-        let measured: Measured = evaluate(crew, &self.data.test, step, size, stop)?;
+        let measured = evaluate(crew, &self.data.test, step, size, stop).map_err(|stop| match stop {
+            // A measurement comes after the update of its step.
+            Stop::Fatal(JobError::NotFinite { what, .. }) => Stop::Fatal(JobError::NotFinite { what, updates: step }),
+            stop => stop,
+        });
+        let measured: Measured = measured?;
         crew.recorder.ended(began, || Activity::Measure);
         crew.measured();
         let train_loss = self.progress.epoch_loss_sum / self.progress.epoch_images.max(1) as f64;
