@@ -2,16 +2,16 @@
 Prints the time of each pair, the median of the differences, and its 95 % interval.
 
 For snapshots, a third job of each round takes a snapshot every five steps, far more than the default. This gives the cost of one snapshot.
-By default, a job takes a snapshot after sixty times the cost that it has counted for the last one, and at most one every two seconds. The last line
-prints what part of the time that is with the measured cost. Two runs of the same job differ by several percent on a machine that other programs
-use, which hides a cost of less than 1 %. The many snapshots of the third job stand out.
+By default, a job takes a snapshot after sixty times the cost that it has counted for the last one, and at most one every two seconds. The
+last line says which share of the time snapshots take at that pace, with the measured cost. Two runs of the same job differ by several
+percent on a machine that other programs use, which hides a cost of less than 1 %. The third job takes so many snapshots that their cost is
+visible nevertheless.
 
     python benches/cost.py trace [--pairs 24]
     python benches/cost.py snapshots [--pairs 8] [--model alexnet --data synthetic --batch 64 --steps 60]
 
-The time is that of the clock on the wall, from the end of the first steps to the end of the last step. Checkpoints and measurements are
-avoided: a run is shorter than an epoch. Two identical runs differ by 1 or 2 % on an idle machine, and by 10 % on a busy one. The interval
-shows this.
+Times are wall-clock times, from the end of the first steps to the end of the last step. Checkpoints and measurements are avoided: a run is
+shorter than an epoch. Two identical runs differ by 1 or 2 % on an idle machine, and by 10 % on a busy one. The interval shows this.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Measures steps on slow links beside the estimate of `convoy plan --link-mbit`: the step time, and bytes per step. Ends with exit code
+"""Measures steps on slow links, and compares step time and bytes per step with the estimate of `convoy plan --link-mbit`. Ends with exit code
 1 if one of them differs from the plan by more than 15 %.
 
     sudo python benches/network.py [--model FILE] [--mbit 100 1000] [--workers 2 4] [--slots 2] [--batch 64] [--steps 8]

@@ -62,7 +62,7 @@ struct Steps {
     /// Worker processes, at most the number of towers times the number of slots [default: one per tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
-    /// Slots, as in `convoy train` [default: 1]
+    /// Slots per batch, as in `convoy train` [default: 1]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     slots: Option<usize>,
     /// How workers send each other tensors, as in `convoy train`: auto, direct or relay
@@ -71,7 +71,7 @@ struct Steps {
     /// Compute threads of each worker [default: the machine's cores divided by the workers]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
     threads: Option<usize>,
-    /// Micro-batches, as in `convoy train` [default: 2]
+    /// Micro-batches per slot, as in `convoy train` [default: 2]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     micro_batches: Option<usize>,
     /// Instruction set of the kernels: scalar, avx2, avx512 or neon [default: the best that the machine has]
@@ -264,7 +264,7 @@ impl Measured {
         f64::from(self.batch) / seconds
     }
 
-    /// The share of all threads' multiply-adds that a step of so many seconds uses.
+    /// The share of all threads' multiply-adds that a step of `seconds` uses.
     fn share(&self, seconds: f64) -> f64 {
         self.gflop / seconds / self.yardstick.gflops
     }
@@ -289,7 +289,7 @@ impl Measured {
         let plural = |count: usize| if count == 1 { "" } else { "s" };
         let line = |name: &str, seconds: f64| {
             format!(
-                "{name:<6} {:10.1} ms a step  {:8.1} images/s  {:7.1} GFLOP/s  {:5.1} % of the peak\n",
+                "{name:<6} {:10.1} ms per step  {:8.1} images/s  {:7.1} GFLOP/s  {:5.1} % of the peak\n",
                 seconds * 1e3,
                 self.images_a_second(seconds),
                 self.gflop / seconds,

@@ -107,8 +107,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     if report.survived {
         Ok(Outcome::Done)
     } else {
-        Err(format!("the stormy run failed a check; see the lines above and {}", out.join("report.json").display())
-            .into())
+        Err(format!("the storm failed a check; see the lines above and {}", out.join("report.json").display()).into())
     }
 }
 
@@ -191,7 +190,7 @@ impl Arguments {
         };
         match named {
             Some(name) if !self.compose.is_empty() && !is_valid(&name) => Err(Misuse(format!(
-                "COMPOSE_PROJECT_NAME is \"{name}\": it must consist of lowercase letters, digits, \"-\" and \"_\""
+                "COMPOSE_PROJECT_NAME is \"{name}\": it must consist of lowercase letters, digits, \"-\" and \"_\", and begin with a letter or a digit"
             ))),
             Some(name) => Ok(name),
             None => Ok(format!("convoychaos{}", std::process::id())),
@@ -219,7 +218,7 @@ impl Arguments {
         let text = read_text(path, STORM_BYTES_MAX)
             .map_err(|error| format!("cannot read the storm file {}: {error}", path.display()))?;
         if text.len() as u64 == STORM_BYTES_MAX {
-            return Err(wrong(format!("it has {STORM_BYTES_MAX} bytes or more, and must have less")).into());
+            return Err(wrong(format!("it has at least {STORM_BYTES_MAX} bytes; it must have fewer")).into());
         }
         let storm: Storm = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
         storm.check(storm.workers > towers).map_err(wrong)?;
@@ -233,8 +232,8 @@ impl Arguments {
     fn folder(&self) -> Result<PathBuf, Box<dyn Error>> {
         let Some(out) = &self.out else { return Ok(RunFolder::claim("chaos", SystemTime::now())?) };
         let wrong = |why: String| Misuse(format!("--out {}: {why}", out.display()));
-        std::fs::create_dir_all(out).map_err(|error| wrong(error.to_string()))?;
-        let mut entries = std::fs::read_dir(out).map_err(|error| wrong(error.to_string()))?;
+        std::fs::create_dir_all(out).map_err(|error| wrong(format!("cannot create the folder: {error}")))?;
+        let mut entries = std::fs::read_dir(out).map_err(|error| wrong(format!("cannot read the folder: {error}")))?;
         if entries.next().is_some() {
             return Err(wrong("must be an empty folder".to_owned()).into());
         }
@@ -304,7 +303,7 @@ fn described(report: &Report, out: &Path) -> String {
     });
     let unexplained = report.unexplained.iter().map(|finding| {
         let Finding { at, event, process, what } = finding;
-        format!("the coordinator reported \"{event}\" for {process} at {at:.1} s, which had no fault: {what}\n")
+        format!("at {at:.1} s, the coordinator reported \"{event}\" for {process}, which had no fault: {what}\n")
     });
     let unplanned = report.unplanned.iter().map(|end| format!("ended unexpectedly: {end}\n"));
     let wrong: String = missed.chain(unexplained).chain(unplanned).collect();

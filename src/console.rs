@@ -220,7 +220,9 @@ fn described(started: &Started) -> String {
         ),
         format!("data     {}", started.data),
         match started.first_step..=started.last_step {
-            steps if steps.is_empty() => format!("steps    none: the job ends after step {}", started.last_step),
+            steps if steps.is_empty() => {
+                format!("steps    none: the job is already at its last step, {}", started.last_step)
+            }
             steps => format!(
                 "steps    {} to {}, {} images each, {} steps per epoch, {:.2} MB over sockets per step",
                 steps.start(),

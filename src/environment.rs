@@ -57,8 +57,9 @@ pub(crate) fn source_of(error: &clap::Error, line: &[OsString]) -> Option<String
         };
         let names: Vec<_> =
             std::env::vars_os().filter(is_wrong).filter_map(|(name, _)| name.into_string().ok()).collect();
-        return (!names.is_empty())
-            .then(|| format!("note: not UTF-8 text: the environment variables {}", names.join(", ")));
+        return (!names.is_empty()).then(|| {
+            format!("note: the values of these environment variables are not UTF-8 text: {}", names.join(", "))
+        });
     }
     let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else { return None };
     let flag = shown.split_whitespace().next()?;

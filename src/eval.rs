@@ -31,12 +31,13 @@ pub(crate) struct Arguments {
     /// checkpoint
     #[arg(long, value_name = "NAME|FILE")]
     model: Option<String>,
-    /// Test images: auto, a folder of IDX files, bundled, or synthetic. auto uses Fashion-MNIST if it is on this machine. If not, auto
-    /// downloads it, except with CONVOY_OFFLINE=1. If that is not possible, auto uses the bundled subset [default: the data of the checkpoint, or auto for a safetensors file outside a
-    /// checkpoint]
+    /// Test images: auto, a folder of IDX files, bundled, or synthetic. auto uses Fashion-MNIST if it is on this machine. If not, auto downloads it,
+    /// except with CONVOY_OFFLINE=1. If that is not possible, auto uses bundled. bundled is a part of Fashion-MNIST that comes with the program.
+    /// synthetic is noise, for measuring speed [default: the data of the checkpoint, or auto for a safetensors file outside a checkpoint]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
-    /// Worker processes. If there are more than towers, they share out the images [default: one per tower]
+    /// Worker processes. With more workers than towers, several workers hold the same tower, and each computes some of the images [default: one per
+    /// tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
     /// Compute threads of each worker that this command starts [default: the machine's cores divided by the workers]
@@ -46,7 +47,7 @@ pub(crate) struct Arguments {
     /// [default: the best that the machine has]
     #[arg(long, value_name = "NAME", conflicts_with = "listen")]
     isa: Option<Isa>,
-    /// Address on which to wait for workers, instead of starting them
+    /// Address on which to wait for workers, instead of starting them: HOST:PORT, or unix:PATH if all workers are on this machine
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<Address>,
     /// File with a shared secret. Workers must be started with the same secret (--token-file); others are refused. The secret is

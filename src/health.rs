@@ -36,10 +36,10 @@ enum Unwell {
     #[error("cannot look up {address}: {reason}")]
     Name { address: Address, reason: String },
     #[error(
-        "nothing listens at {0}: the process has not started, has ended, or uses another address (--health, --listen)"
+        "cannot connect to {address}: {reason}; the process has not started, has ended, or uses another address (--health, --listen)"
     )]
-    Nobody(Address),
-    #[error("{0} accepted the connection but did not answer within {LIMIT:?}: it hangs, or it is not Convoy")]
+    Nobody { address: Address, reason: String },
+    #[error("{0} did not answer within {LIMIT:?}: it hangs, can't be reached, or is not Convoy")]
     Silent(Address),
     #[error("the process at {address} is not a worker or a coordinator of Convoy: {reason}")]
     Stranger { address: Address, reason: String },
@@ -84,7 +84,8 @@ async fn dialled(address: &Address) -> Result<String, String> {
 async fn ask_at(place: &str, address: &Address, live: bool) -> Result<&'static str, Unwell> {
     let stranger = |reason: String| Unwell::Stranger { address: address.clone(), reason };
     let endpoint = Endpoint::from_shared(place.to_owned()).map_err(|error| stranger(error.to_string()))?;
-    let channel = endpoint.connect().await.map_err(|_| Unwell::Nobody(address.clone()))?;
+    let nobody = |error| Unwell::Nobody { address: address.clone(), reason: cause_of(&error) };
+    let channel = endpoint.connect().await.map_err(nobody)?;
     let mut client = HealthClient::new(channel);
     let alive = check(&mut client, "").await.map_err(|status| stranger(described(&status)))?;
     let (role, ready) = match check(&mut client, COORDINATOR_SERVICE).await {
@@ -104,6 +105,15 @@ async fn ask_at(place: &str, address: &Address, live: bool) -> Result<&'static s
 async fn check(client: &mut HealthClient<Channel>, service: &str) -> Result<bool, Status> {
     let answer = client.check(HealthCheckRequest { service: service.to_owned() }).await?;
     Ok(answer.into_inner().status == ServingStatus::Serving as i32)
+}
+
+/// What the system said when a connection could not be opened: the last of the causes.
+fn cause_of(error: &tonic::transport::Error) -> String {
+    let mut cause: &dyn Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
 }
 
 fn described(status: &Status) -> String {

@@ -91,7 +91,7 @@ impl Log {
         Self { format, passed_on: Mutex::default() }
     }
 
-    /// How to start this program as an embedded worker, which logs as this process does.
+    /// How to start this program as a local worker, which logs as this process does.
     pub(crate) fn local_program(&self) -> Result<LocalProgram, Box<dyn Error>> {
         let wrong = |error| Misuse(format!("cannot find the path of this program: {error}"));
         let path = std::env::current_exe().map_err(wrong)?;

@@ -66,7 +66,8 @@ enum Command {
     Eval(Box<eval::Arguments>),
     /// Check the health of a worker or a coordinator
     ///
-    /// Health checks of containers can use this command. The exit code is 0 if the process is ready, and 1 if not.
+    /// Health checks of containers can use this command. A coordinator is ready when its job has its workers. A worker is ready unless its
+    /// computation hangs. The exit code is 0 if the process is ready (with --live: alive), and 1 if not.
     Health(health::Arguments),
     /// Check that the checkpoints of a run are sound
     ///
@@ -75,8 +76,8 @@ enum Command {
     Verify(verify::Arguments),
     /// Show what a training step will cost
     ///
-    /// The tables show the cost per layer and per exchange, and the memory that a job needs. With --gflops, they also show how long a step
-    /// takes on 1, 2, 4, ... workers. Nothing is run.
+    /// The tables show the multiply-adds of each layer, the bytes of each exchange (where towers send each other channels), and the memory
+    /// that a job needs. With --gflops, they also show how long a step takes on 1, 2, 4, ... workers. Nothing is run.
     Plan(plan::Arguments),
     /// Show where a run spent its time
     ///

@@ -154,12 +154,12 @@ fn as_table(plan: &Plan, step: Step) -> String {
         let each =
             plan.all_workers().map(|worker| format!("worker {worker} holds {}\n", plan.placement.described(worker)));
         if plan.placement.replicas() > 1 {
-            text += &format!("{} replicas share out {} slots\n", plan.placement.replicas(), plan.placement.slots);
+            text += &format!("{} replicas compute {} slots\n", plan.placement.replicas(), plan.placement.slots);
         }
         text += &format!("{}\n", each.collect::<String>());
     }
     let mut rows = vec![
-        ["layer", "kind", "output", "groups", "parameters", "multiply-adds", "per part", "input"]
+        ["layer", "kind", "output", "groups", "parameters", "multiply-adds", "per tower", "input"]
             .map(str::to_owned)
             .to_vec(),
     ];
@@ -195,7 +195,7 @@ fn as_table(plan: &Plan, step: Step) -> String {
     let held = listed(bytes_of_each(plan, batch, |worker| worker_bytes(plan, worker, step)));
     let copied = listed(bytes_of_each(plan, batch, |worker| forecast::snapshot_bytes(plan, worker)));
     text += &format!("memory of each worker: {held}\n");
-    text += &format!("more while it sends a snapshot: {copied}\n");
+    text += &format!("additional memory of each worker while it sends a snapshot: {copied}\n");
     text += &format!("memory of the coordinator for snapshots and checkpoints: {}\n", mb(snapshot_bytes(network)));
     text
 }
@@ -246,7 +246,7 @@ fn exchange_table(plan: &Plan, batch: usize) -> String {
     let listed = |half| floats_leaving(plan, half).iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     format!(
         "bytes per step (up: to the coordinator, down: to workers, across: from worker to worker)\n{}\
-         total {} bytes per step: {} up, {} down, {} across\nfloats per image that leave each tower of the trunk: {}; each slice of the head, without logits: {}\n",
+         total {} bytes per step: {} up, {} down, {} across\nfloats per image sent over sockets, forward: by each tower of the trunk {}; by each slice of the head, without logits, {}\n",
         aligned(&rows, &[0, 1]),
         total.total(),
         total.up,
@@ -281,7 +281,7 @@ fn pair_table(plan: &Plan, batch: usize) -> String {
     format!("bytes per step from worker to worker\n{}", aligned(&rows, &[0]))
 }
 
-/// Multiply-adds of the first tower, or in the head of the first slice, which has the most where parts are uneven.
+/// Multiply-adds of the first tower, or, in the head, of the first slice. If parts are uneven, the first one is the largest.
 fn multiply_adds_a_tower(plan: &Plan, index: usize) -> u64 {
     plan.network.multiply_adds_of(index, TowerIndex(0))
 }

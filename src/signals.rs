@@ -41,7 +41,8 @@ pub(crate) fn stop_flag(answer: &'static str, farewell: String) -> std::io::Resu
     Ok(flag)
 }
 
-/// Ends this process when its standard input closes: however the process that has started it ends, its end of the pipe closes then.
+/// Ends this process when its standard input closes. The process that started it holds the other end of the pipe, which closes when
+/// that process ends for any reason.
 pub(crate) fn end_with_input() -> std::io::Result<()> {
     let lifeline = || {
         let mut input = std::io::stdin().lock();

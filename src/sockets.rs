@@ -1,5 +1,6 @@
-//! The files of Unix sockets that this program listens on. The system keeps the file of a process that was killed, and the next process
-//! could not listen there. For any other file, the system says "address already in use"; the errors here say what is there.
+//! The files of Unix sockets that this program listens on. If a process is killed, its socket's file stays, and the next process
+//! could not listen there, so this module removes the file. If something else is at the path, the system only says "address already
+//! in use"; the errors here say what it is.
 //!
 //! Not here: listening itself (the crates).
 
@@ -15,9 +16,9 @@ use socket2::{Domain, SockAddr, Socket, Type};
 /// The most attempts to lock a file that other processes remove meanwhile.
 const LOCKS_MAX: usize = 100;
 
-/// The file of a Unix socket that this process is going to listen on. It is removed in the end. A process that was
-/// killed leaves it, and the next process removes it. A locked file beside it, whose name ends in `.lock`, tells processes of Convoy apart
-/// that want the same socket.
+/// The file of a Unix socket that this process is going to listen on. It is removed in the end. A process that was killed leaves
+/// it, and the next process removes it. A locked file beside it, whose name ends in `.lock`, ensures that only one process of
+/// Convoy uses the socket.
 pub(crate) struct SocketFile {
     /// None for another kind of address.
     _held: Option<Held>,

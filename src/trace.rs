@@ -77,7 +77,11 @@ fn write_page(arguments: &Arguments, file: Option<&Path>, text: &str) -> Result<
     let place = path.canonicalize().unwrap_or_else(|_| path.clone());
     match fs::metadata(&place) {
         Ok(found) if found.is_file() && !is_page(&place).map_err(wrong)? => {
-            return Err(Misuse(format!("--html {}: the file exists and is not an HTML page", path.display())).into());
+            return Err(Misuse(format!(
+                "--html {}: the file exists and is not a page of `convoy trace`; name another file",
+                path.display()
+            ))
+            .into());
         }
         // A device or a pipe.
         Ok(found) if !found.is_file() && !found.is_dir() => {
@@ -119,9 +123,10 @@ fn nothing_in(trace: &Trace, path: &Path, step: Option<u64>) -> Box<dyn Error> {
     };
     let path = path.display();
     match step {
-        Some(step) => {
-            Misuse(format!("step {step} is not complete in {path}, which holds {shown}, complete or in part")).into()
-        }
+        Some(step) => Misuse(format!(
+            "--step {step}: {path} does not hold all of this step; it holds {shown}, some perhaps only in part"
+        ))
+        .into(),
         None => format!("no step is complete in {path}, which holds parts of {shown}").into(),
     }
 }
@@ -171,11 +176,11 @@ fn notes(trace: &Trace) -> Vec<String> {
         notes.push("the trace is incomplete: its job is still running, or was killed".to_owned());
     }
     if trace.unreadable > 0 {
-        notes.push(format!("{} lines of the trace are invalid and were ignored", trace.unreadable));
+        notes.push(format!("invalid lines of the trace, which were ignored: {}", trace.unreadable));
     }
     let dropped: u64 = trace.steps.values().flat_map(|step| &step.workers).map(|part| part.dropped).sum();
     if dropped > 0 {
-        notes.push(format!("{dropped} spans are missing because a buffer was full"));
+        notes.push(format!("spans that are missing because a buffer was full: {dropped}"));
     }
     notes.extend(trace.incidents.iter().map(|(at, what)| format!("at {:.1} s: {what}", *at as f64 / 1e9)));
     notes

@@ -40,8 +40,9 @@ pub(crate) struct Arguments {
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file [default: alexnet-fashion]
     #[arg(long, value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
     model: Option<String>,
-    /// Images: auto, a folder of IDX files, bundled, or synthetic. auto uses Fashion-MNIST if it is on this machine. If not, auto downloads
-    /// it, except with CONVOY_OFFLINE=1. If that is not possible, auto uses the bundled subset [default: the data of the resumed job, or auto]
+    /// Images: auto, a folder of IDX files, bundled, or synthetic. auto uses Fashion-MNIST if it is on this machine. If not, auto downloads it,
+    /// except with CONVOY_OFFLINE=1. If that is not possible, auto uses bundled. bundled is a part of Fashion-MNIST that comes with the program.
+    /// synthetic is noise, for measuring speed [default: the data of the resumed job, or auto]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
     /// Passes over the training images [default: 8]
@@ -62,7 +63,8 @@ pub(crate) struct Arguments {
     /// Weight decay of SGD, for every parameter [default: 0.0005]
     #[arg(long, value_name = "D", value_parser = real)]
     weight_decay: Option<f64>,
-    /// Learning-rate schedule: constant, step:EPOCHS:FACTOR (step alone means step:5:0.1), cosine or one-cycle [default: one-cycle]
+    /// Learning-rate schedule: constant, step:EPOCHS:FACTOR (multiply by FACTOR after every EPOCHS epochs; step alone means step:5:0.1), cosine or
+    /// one-cycle [default: one-cycle]
     #[arg(long, value_name = "SCHEDULE")]
     schedule: Option<Schedule>,
     /// Order of the images in an epoch: shuffled or sequential [default: shuffled]
@@ -87,8 +89,8 @@ pub(crate) struct Arguments {
     /// [default: the smallest number that gives every worker a tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     replicas: Option<usize>,
-    /// How workers send each other tensors: auto (directly where they can connect, and otherwise through the coordinator), direct, or relay
-    /// (through the coordinator). It does not change the result
+    /// How workers send each other tensors: auto (directly where they can connect, and otherwise through the coordinator), direct (an error if two
+    /// workers can't connect), or relay (through the coordinator). It does not change the result
     #[arg(long, value_name = "HOW", default_value_t = Transport::Auto)]
     exchange: Transport,
     /// Compute threads of each worker that this command starts [default: the machine's cores divided by the workers]
@@ -98,7 +100,7 @@ pub(crate) struct Arguments {
     /// [default: the best that the machine has]
     #[arg(long, value_name = "NAME", conflicts_with = "listen")]
     isa: Option<Isa>,
-    /// Address on which to wait for workers, instead of starting them
+    /// Address on which to wait for workers, instead of starting them: HOST:PORT, or unix:PATH if all workers are on this machine
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<Address>,
     /// File with a shared secret. Workers must be started with the same secret (--token-file); others are refused. The secret is
@@ -108,9 +110,10 @@ pub(crate) struct Arguments {
     /// Safetensors file with the initial weights [default: random weights]
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
-    /// Continue from a checkpoint, or from the newest sound checkpoint of a run. auto continues the run in the folder --out if that folder
-    /// holds a run, and starts a new run there otherwise. With auto and --listen, a continued run first waits
-    /// for one worker. Then it waits --patience seconds, at least 5, for the others, and continues without those that are missing
+    /// Continue from a checkpoint, or from the newest sound checkpoint of a run. auto continues the run in the folder --out if that folder holds a
+    /// run, and starts a new run there otherwise. The model and the settings that determine the result (--batch, --lr, --momentum, --weight-decay,
+    /// --schedule, --order, --seed, --slots) come from the checkpoint, and other values are errors. With auto and --listen, a continued run first
+    /// waits for one worker. Then it waits --patience seconds, at least 5, for the others, and continues without those that are missing
     #[arg(long, value_name = "DIR|auto")]
     resume: Option<PathBuf>,
     /// Steps between checkpoints. One is also written at the end and on Ctrl-C [default: the number of steps in an epoch]
@@ -123,8 +126,8 @@ pub(crate) struct Arguments {
     /// that is complete [default: chosen so that snapshots cost at most 2 % of the time, and are at least two seconds apart]
     #[arg(long, value_name = "STEPS", value_parser = whole::<u64>(AT_LEAST_1))]
     snapshot_every: Option<u64>,
-    /// Seconds that the job waits for a worker that does not answer; values below 5 count as 5. With --listen, the job also waits this long
-    /// for a replacement of a lost worker; this wait may be shorter than 5 seconds. If --resume auto continues a run with --listen, the job
+    /// Seconds that the job waits for a worker that does not answer; values below 5 count as 5. With --listen, the job also waits this long for a
+    /// replacement of a lost worker; for this wait, values below 5 are used as they are. If --resume auto continues a run with --listen, the job
     /// waits this long, and at least 5 seconds, for the other workers after the first worker has connected. The end of --help lists the other
     /// deadlines [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = whole::<u64>(0..=86_400))]
@@ -142,10 +145,10 @@ pub(crate) struct Arguments {
     /// Exit when standard input closes, as if killed. For coordinators that another process starts
     #[arg(long, hide = true)]
     lifeline: bool,
-    /// After a fault, continue from a wrong snapshot, to test whether a replay finds it
+    /// After a fault, continue from a wrong snapshot, to test whether the replay detects it
     #[arg(long, hide = true)]
     rehearse_stale_snapshot: bool,
-    /// Do not drop messages of earlier generations, to test whether that is found
+    /// Do not drop messages of earlier generations, to test whether that is detected
     #[arg(long, hide = true)]
     rehearse_no_fence: bool,
     /// Print one JSON object per event instead of text
@@ -156,7 +159,7 @@ pub(crate) struct Arguments {
 /// A run to continue has no checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{} has no checkpoint yet: its job has just begun, or ended before the first one; --resume auto --out {} starts an ended job again",
+    "{} has no checkpoint yet: its job has just begun, or ended before its first checkpoint; if it has ended, --resume auto --out {} starts it again",
     path.display(), quoted(path)
 )]
 struct NoneYet {

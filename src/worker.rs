@@ -37,7 +37,8 @@ pub(crate) struct Arguments {
     /// [default: a free port of the network interface that this worker uses to reach the coordinator]
     #[arg(long, value_name = "HOST:PORT")]
     exchange_listen: Option<Address>,
-    /// Address on which to answer health checks (gRPC's standard protocol), for `convoy health` and for orchestrators
+    /// Address on which to answer health checks (gRPC's standard protocol): HOST:PORT or unix:PATH. For `convoy health` and for
+    /// orchestrators
     #[arg(long, value_name = "HOST:PORT")]
     health: Option<Address>,
     /// Address on which to serve metrics to Prometheus, at /metrics: seconds per activity, bytes sent and received
@@ -49,8 +50,9 @@ pub(crate) struct Arguments {
     /// Slow a layer down, to test whether a trace finds it: LAYER:forward|backward:MS
     #[arg(long, hide = true, value_name = "LAYER:PASS:MS", value_parser = slow)]
     rehearse_slow: Option<Slow>,
-    /// Misbehave, to test recovery, once for each DEED@PHASE:STEP, in order. DEED: kill, stop, limp:MS, double, flip, truncate, replay,
-    /// reorder, stale, oversize, unlink, cut. PHASE: join, assign, measure, or forward, exchange, backward, reduce, commit or state with :STEP
+    /// Cause these faults to test recovery, each once and in this order. DEED: kill, stop, limp:MS, double, flip, truncate, replay,
+    /// reorder, stale, oversize, unlink, cut. PHASE: join, assign, measure, or forward, exchange, backward, reduce, commit or state with
+    /// :STEP
     #[arg(long, hide = true, value_name = "DEED@PHASE:STEP,...", value_delimiter = ',')]
     rehearse: Vec<Misdeed>,
     /// Set the clock of traces ahead, to test whether traces are aligned

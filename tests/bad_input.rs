@@ -527,7 +527,7 @@ fn a_wrong_value_from_the_environment_is_named_as_such() {
     let mut command = support::convoy();
     let output = support::output_of(command.arg("train").env("CONVOY_BATCH", OsStr::from_bytes(&[0xff])));
     assert_eq!(output.status.code(), Some(MISUSED), "{}", said(&output));
-    assert!(said(&output).contains("not UTF-8 text: the environment variables CONVOY_BATCH"), "{}", said(&output));
+    assert!(said(&output).contains("environment variables are not UTF-8 text: CONVOY_BATCH"), "{}", said(&output));
 }
 
 /// Before the first update, the learning rate is not to blame.
@@ -721,7 +721,7 @@ fn a_run_without_the_steps_that_were_asked_for_says_so() {
     assert!(text.contains("--trace steps:5-6 keeps no step: this run has steps 1 to 3"), "{text}");
     assert!(text.contains("steps    1 to 3, 30 images each"), "{text}");
     let text = succeed("train", &[("--resume", &out), ("--data", &data), ("--out", &other)]);
-    assert!(text.contains("steps    none: the job ends after step 3"), "{text}");
+    assert!(text.contains("steps    none: the job is already at its last step, 3"), "{text}");
     let paths: &[(&str, &Path)] = &[("--model", &model), ("--data", &data), ("--out", &other)];
     refused("train --steps 3", paths, MISUSED, &["--resume '", "other run'"]);
 }

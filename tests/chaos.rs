@@ -161,8 +161,7 @@ fn an_impossible_storm_is_refused() {
     std::fs::write(&path, storm(json!([fault("kill", json!(1), 3, "forward")]))).unwrap();
     let output = run("chaos --compose docker-compose.yml", &[("--storm", &path), ("--out", &out)]);
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-    let expected =
-        "fault 1: kill at forward; faults of containers are [kill, stop, freeze, cut, coordinator] at reported";
+    let expected = "fault 1: kill at forward can't happen to a container; its \"kind\" must be one of [kill, stop, freeze, cut, coordinator], and its \"phase\" reported";
     assert!(said(&output).contains(expected), "no \"{expected}\" in {}", said(&output));
     assert!(!out.exists());
     let output = chaos("--faults 1 --batch 4 --workers 9", &folder.path().join("nine"));

@@ -1,5 +1,6 @@
-//! Workers and the coordinator in containers on a real engine: with docker-compose.yml, in both of its ways, and with the
-//! Swarm stack. The bits must equal those of a local job, and nothing may be left behind, even when a test fails.
+//! Workers and the coordinator in containers on a real engine: with docker-compose.yml (a separate command for each job, or one job
+//! in the background), and with the Swarm stack. The bits must equal those of a local job, and nothing may be left behind, even
+//! when a test fails.
 //!
 //! The suite needs a running Docker Engine and docker-compose. Without them it says that it was skipped.
 #![allow(clippy::unwrap_used, missing_docs)]

@@ -138,7 +138,7 @@ fn four_towers_have_one_result_for_each_number_of_slots() {
     assert_ne!(check_ways("four-towers", 1, &[2, 3, 4]), check_ways("four-towers", 2, &[4]));
 }
 
-/// One tower with groups, so that only replicas can share it out.
+/// One tower with groups, so that it can be divided only among replicas.
 const ONE_TOWER: &str = r#"
 name = "one-tower"
 towers = 1

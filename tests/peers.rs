@@ -1,5 +1,5 @@
-//! Connections between workers: strangers at a worker's port, pairs that can't connect, and what the coordinator still sees. Whatever
-//! happens, the job ends in the bits of one worker.
+//! Connections between workers: strangers at a worker's port, pairs that can't connect, and what the coordinator still sees.
+//! Whatever happens, the job ends with the same bits as on one worker.
 //!
 //! Not here: links that break during a job (`recovery`), and the handshake by itself (the worker's `service/peers`).
 #![allow(clippy::unwrap_used, missing_docs)]

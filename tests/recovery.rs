@@ -1,6 +1,6 @@
-//! Recovery from faults, with real processes and real signals: whatever happens to its workers, a job ends in the bits of a job
-//! without faults. Every test asserts that its fault happened. Three negative controls break recovery on purpose, and assert that this
-//! is noticed.
+//! Recovery from faults, with real processes and real signals: whatever happens to its workers, a job ends with the same bits as a
+//! job without faults. Every test asserts that its fault happened. Three negative controls break recovery on purpose, and assert
+//! that this is noticed.
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 mod support;
@@ -133,7 +133,7 @@ fn a_stopped_local_worker_is_given_up_and_replaced() {
     assert!(said.contains("does not answer; it will be given up after 10 s of silence"), "{said}");
 }
 
-/// Stops a worker of a job for so many seconds, which is less than the patience. Returns what the job said.
+/// Stops a worker of a job for some seconds, which is less than the patience. Returns what the job said.
 fn a_worker_is_stopped_for(seconds: u64) -> String {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
@@ -421,7 +421,7 @@ fn the_remaining_worker_takes_the_towers_over() {
     let output = finish(child);
     ended_like_the_calm_one(&out, &output);
     assert!(
-        said(&output).contains("no other worker connected in time; 1 of 2 workers hold all towers"),
+        said(&output).contains("no other worker connected in time; remaining workers (1 of 2) hold all towers now"),
         "{}",
         said(&output)
     );
@@ -554,7 +554,9 @@ fn towers_are_spread_out_again_when_a_worker_joins() {
     let output = finish(child);
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!((hash(&out), losses(&out)), (hash(&calm), losses(&calm)), "{}", said(&output));
-    for part in ["1 of 2 workers hold all towers", "another worker has joined; 2 workers hold the towers now"] {
+    for part in
+        ["remaining workers (1 of 2) hold all towers now", "another worker has joined; 2 workers hold the towers now"]
+    {
         assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
     }
     let (mut held, mut ours) = (worker_processes(&out), vec![other.id(), new.id()]);
@@ -598,7 +600,7 @@ fn a_job_without_any_worker_continues_with_the_first_that_connects() {
     let first = worker(&address, "");
     let output = finish(child);
     ended_like_the_calm_one(&out, &output);
-    assert!(said(&output).contains("1 of 2 workers hold all towers"), "{}", said(&output));
+    assert!(said(&output).contains("remaining workers (1 of 2) hold all towers now"), "{}", said(&output));
     assert_eq!(worker_processes(&out), [first.id()]);
     end([first]);
 }
@@ -942,7 +944,9 @@ fn a_coordinator_that_is_started_again_continues_with_the_workers_that_are_left(
     let output = finish(start(&format!("{arguments} --patience 1"), &out));
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!((&hash(&out), &losses(&out)), (&calm().0, &calm().1), "{}", said(&output));
-    for part in ["the run continues without the workers that are missing", "1 of 2 workers hold all towers"] {
+    for part in
+        ["the run continues without those that are still missing", "remaining workers (1 of 2) hold all towers now"]
+    {
         assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output));
     }
     assert!(record(&out)["running"]["resumed"][1].as_u64().is_some_and(|step| step >= 10), "it was continued");

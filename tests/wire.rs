@@ -68,7 +68,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, count: impl Fn(u64) -> u64 + Sen
     });
 }
 
-/// What a job of so many steps moved through the proxy, up and down, and its record.
+/// What a job of `steps` steps moved through the proxy, up and down, and its record.
 fn moved(model: &str, exchange: &str, steps: u64) -> ([u64; 2], Value) {
     let folder = TempDir::new().unwrap();
     let (out, embedded) = (folder.path().join("run"), folder.path().join("embedded"));

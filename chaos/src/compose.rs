@@ -188,7 +188,7 @@ impl Place for Compose {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let follower = listen_to(&mut command, role, said);
         container.follower =
-            Some(follower.map_err(|source| ChaosError::Start { what: format!("the log of {role}"), source })?);
+            Some(follower.map_err(|source| ChaosError::Start { what: format!("docker logs for {role}"), source })?);
         Ok(())
     }
 

@@ -20,8 +20,8 @@ use crate::storm::{Kind, Planned, Storm};
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Interval of the samples of memory.
 const SAMPLE_EVERY: Duration = Duration::from_millis(500);
-/// A stopped worker is continued when the coordinator has noticed that it does not answer, or so much later than planned if it has not.
-/// On a busy machine, the coordinator notices it late.
+/// A stopped worker is continued when the coordinator has noticed that it does not answer, or this much later than planned if it
+/// has not. On a busy machine, the coordinator notices it late.
 const NOTICED_WITHIN: Duration = Duration::from_secs(20);
 /// Messages of processes that may wait. A process whose messages are not read waits.
 const MESSAGES_MAX: usize = 1024;
@@ -37,8 +37,8 @@ pub(crate) const SUSPECTED: &str = "suspected";
 pub struct Fate {
     /// When it happened, in seconds since the start. None if it did not.
     pub fired: Option<f64>,
-    /// When a stopped worker was continued, in seconds since the start. For other faults, when it was brought about: an engine takes its
-    /// time to strike a container.
+    /// When a stopped worker was continued, in seconds since the start. For other faults, when the action that causes the fault had
+    /// finished: a container engine may need seconds for it.
     pub over: f64,
     /// The process that it happened to, by name.
     pub process: Option<String>,

@@ -31,7 +31,7 @@ pub enum ChaosError {
     #[error("\"{command}\" did not end within {} s", COMMAND_MAX.as_secs())]
     Slow { command: String },
     /// The engine does not have the containers that a storm needs.
-    #[error("the project has {found} containers of the service \"{service}\"; {needed} are needed")]
+    #[error("containers of the service \"{service}\" in the project: {found}; {needed} are needed")]
     Containers { service: &'static str, found: usize, needed: usize },
     /// The engine has containers of this project already.
     #[error(

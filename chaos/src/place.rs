@@ -112,7 +112,7 @@ pub trait Place {
     /// Holds back the bytes of a worker for a while. Returns whether that is possible.
     fn hold(&mut self, worker: usize, time: Duration) -> bool;
 
-    /// How a process ended whose end was said.
+    /// How a process ended. The caller has seen its [`Said::End`].
     ///
     /// # Errors
     /// When that can't be found out.
@@ -134,7 +134,7 @@ pub trait Place {
     fn abandon(&mut self) -> Result<(), ChaosError>;
 }
 
-/// Keeps from a command what the environment says to Convoy, with these exceptions.
+/// Removes Convoy's variables from the environment of a command, except those in `kept`.
 pub(crate) fn forget_settings(command: &mut Command, kept: &[&str]) {
     let settings = std::env::vars_os().map(|(name, _)| name);
     for name in settings.filter(|name| name.as_encoded_bytes().starts_with(b"CONVOY_")) {

@@ -9,10 +9,11 @@ use serde::Serialize;
 use crate::conductor::{Fate, Finding, LOST, Ran, SUSPECTED};
 use crate::storm::{Kind, Phase, Planned, Storm};
 
-/// Faults within so many seconds of each other are simultaneous. The first one that is found ends the generation, and messages of the
+/// Faults less than this many seconds apart are simultaneous. The first one that is found ends the generation, and messages of the
 /// others may be dropped with it.
 const OVERLAP: f64 = 0.1;
-/// Memory in a storm may be so many percent of that in calm. What a fault leaves behind would add up.
+/// The memory of a process in the stormy run may be this many percent of that in the calm run. What a fault leaves behind would add
+/// up.
 const GROWTH_MAX: u64 = 150;
 /// The system's clock, in which processes say when something happened, may differ by this many seconds from the conductor's.
 const SLACK: f64 = 0.02;

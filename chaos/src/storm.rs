@@ -5,7 +5,7 @@ use convoy_common::misdeed::{Deed, Misdeed, Moment};
 use convoy_common::random::Source;
 use serde::{Deserialize, Serialize};
 
-/// Steps before the first fault, and after the last one in containers.
+/// Steps before the first fault. In containers, also the steps after the last one.
 const MARGIN: u64 = 24;
 /// Steps after the last fault. Some faults need two workers, and a worker that was lost may be away for seconds.
 const AFTER: u64 = 500;
@@ -137,7 +137,7 @@ impl Kind {
     /// Those that can happen to containers.
     pub const OF_CONTAINERS: [Kind; 5] = [Kind::Kill, Kind::Stop, Kind::Freeze, Kind::Cut, Kind::Coordinator];
 
-    /// What the worker does, for so many milliseconds, if it does this to itself.
+    /// The fault that a worker causes itself, if it can. `milliseconds` is its duration.
     fn deed(self, milliseconds: u64) -> Option<Deed> {
         match self {
             Kind::Kill => Some(Deed::Kill),
@@ -164,8 +164,9 @@ impl Kind {
         }
     }
 
-    /// Those of them that a storm of processes has. A worker does to itself what can happen within a step. Of several replicas, one sends
-    /// the state of its towers, so a worker may never come to that phase. A single replica sums no gradients.
+    /// The phases that a planned storm of processes uses: those within a step, if there are any, because a worker causes such
+    /// faults itself. With several replicas, `State` is left out: only one of them sends the state of its towers, so a worker may
+    /// never do this. With a single replica, `Reduce` is left out, because no gradients are summed over replicas.
     fn planned_phases(self, has_replicas: bool) -> Vec<Phase> {
         let phases = self.phases();
         let within = phases.strip_suffix(&[Phase::Reported]).filter(|rest| !rest.is_empty()).unwrap_or(phases);
@@ -269,7 +270,7 @@ impl Storm {
             return Err(format!("\"steps\" is {}; at most {STEPS_MAX} are allowed", self.steps));
         }
         if self.faults.is_empty() {
-            return Err("\"faults\" is empty".to_owned());
+            return Err("\"faults\" is empty; it must hold at least one fault".to_owned());
         }
         if !self.faults.is_sorted_by_key(|fault| fault.step) {
             return Err("the faults are not in the order of their steps".to_owned());
@@ -282,7 +283,7 @@ impl Storm {
                 }
                 None if *kind != Kind::Coordinator => return wrong("\"worker\" is missing or null".to_owned()),
                 Some(worker) if *worker >= self.workers => {
-                    return wrong(format!("\"worker\" is {worker}; the job has {} workers", self.workers));
+                    return wrong(format!("\"worker\" is {worker}; must be from 0 to {}", self.workers - 1));
                 }
                 _ => {}
             }
@@ -302,7 +303,7 @@ impl Storm {
                 return wrong("\"milliseconds\" is 0; this kind of fault lasts at least 1".to_owned());
             }
             if !(1..=self.steps).contains(step) {
-                return wrong(format!("\"step\" is {step}; the job has {} steps", self.steps));
+                return wrong(format!("\"step\" is {step}; must be from 1 to {}", self.steps));
             }
         }
         Ok(())
@@ -317,15 +318,15 @@ impl Storm {
         let Some(index) = self.faults.iter().position(|fault| !can_happen(fault)) else { return Ok(()) };
         let Planned { kind, phase, .. } = &self.faults[index];
         let text = format!(
-            "{kind:?} at {phase:?}; faults of containers are {:?} at {:?}",
+            "{kind:?} at {phase:?} can't happen to a container; its \"kind\" must be one of {:?}, and its \"phase\" {:?}",
             Kind::OF_CONTAINERS,
             Phase::Reported
         );
         Err(format!("fault {}: {}", index + 1, text.to_lowercase()))
     }
 
-    /// A storm of `count` faults over `workers` workers in containers. The faults come from outside, so that their phase is that a
-    /// step was reported.
+    /// A storm of `count` faults over `workers` workers in containers. The faults come from outside, so their phase is always
+    /// [`Phase::Reported`].
     pub fn of_containers(seed: u64, count: usize, workers: usize) -> Self {
         let source = Source::new(seed, "storm of containers");
         let (mut step, mut faults) = (MARGIN, Vec::new());

@@ -25,7 +25,9 @@ pub enum AddressError {
     #[error("address \"{0}\" is neither HOST:PORT, such as 10.0.0.7:7878, nor unix:PATH")]
     Form(String),
     /// No socket can have this path.
-    #[error("the path in \"{address}\" has {bytes} bytes; a Unix socket's path may have {SOCKET_PATH_BYTES_MAX}")]
+    #[error(
+        "the path in \"{address}\" has {bytes} bytes; a Unix socket's path may have at most {SOCKET_PATH_BYTES_MAX}"
+    )]
     PathTooLong { address: String, bytes: usize },
 }
 

@@ -1,4 +1,4 @@
-//! The links between workers: which pairs are connected directly. What the others send each other is relayed by the coordinator.
+//! The links between workers: which pairs are connected directly. The coordinator relays what all other pairs send each other.
 //!
 //! Not here: connecting (the worker's `service/peers`), and which pairs exchange anything (`plan`).
 
@@ -11,7 +11,7 @@ use crate::index::WorkerIndex;
 
 /// A pair that is not connected after this time is relayed.
 pub const CONNECTED_WITHIN: Duration = Duration::from_secs(2);
-/// A connection of a pair counts as broken if the other machine acknowledges nothing for so long.
+/// A connection of a pair counts as broken if the other machine acknowledges nothing for this long.
 pub const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Which pairs of workers are connected directly. Both directions of a pair are alike.

@@ -39,7 +39,7 @@ pub enum Deed {
     Kill,
     /// It stops itself, as by SIGSTOP. Another process must continue it.
     Stop,
-    /// It sleeps for so many milliseconds.
+    /// It sleeps for this many milliseconds.
     Limp(u64),
     /// It commits a step at twice the rate.
     Double,

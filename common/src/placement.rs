@@ -31,7 +31,7 @@ pub enum Half {
 /// Which worker holds what.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
-    /// Slots of a batch, which the replicas share out.
+    /// Slots of a batch, which are divided among the replicas.
     pub slots: usize,
     /// Tower t of replica r is held by worker `trunk[r][t]`.
     pub trunk: Vec<PerTower<WorkerIndex>>,
@@ -60,7 +60,7 @@ pub enum PlacementError {
     TooFewReplicas { replicas: usize, workers: usize, least: usize, towers: usize },
     /// A placement that doesn't fit the network.
     #[error(
-        "a placement of {trunk:?} towers and {head} slices, for {slots} slots, on {workers} workers does not fit the model, which has \
+        "a placement with {trunk:?} towers per replica and {head} slices, for {slots} slots, on {workers} workers does not fit the model, which has \
          {towers} towers and {slices} slices"
     )]
     Unfit { trunk: Vec<usize>, head: usize, slots: usize, workers: usize, towers: usize, slices: usize },
@@ -113,8 +113,8 @@ impl fmt::Display for Limit {
 }
 
 impl Placement {
-    /// Deals the towers of `replicas` replicas and the slices of the head to `workers` workers as evenly as possible. Neighbouring towers
-    /// stay together. Without a number of replicas, there are as few as give every worker something.
+    /// Deals the towers of `replicas` replicas and the slices of the head to `workers` workers as evenly as possible. Neighbouring
+    /// towers stay together. If no number of replicas is given, it is the smallest one that gives every worker something.
     ///
     /// # Errors
     /// When a worker would have nothing to do, or a number is out of range.
@@ -184,7 +184,7 @@ impl Placement {
         part(self.slots, self.replicas(), replica)
     }
 
-    /// The replica that computes a micro-batch. Those of a measurement are shared out one by one.
+    /// The replica that computes a micro-batch. The micro-batches of a measurement go to the replicas in turn.
     pub fn replica_of(&self, id: MicroBatchId) -> usize {
         let replicas = self.replicas();
         match id.phase {
@@ -229,8 +229,8 @@ impl Placement {
         replicas.flat_map(|replica| self.slots_of(replica))
     }
 
-    /// What `worker` holds, for a person: "tower 0 of replica 1 and slice 0 of the head". Where a slice lies with each tower of the only
-    /// replica, the towers say it all.
+    /// What `worker` holds, for a person: "tower 0 of replica 1 and slice 0 of the head". If there is a single replica, and the
+    /// head is placed like the trunk, only the towers are named.
     pub fn described(&self, worker: WorkerIndex) -> String {
         let of_trunk = self.trunk.iter().enumerate().flat_map(|(replica, held)| {
             let own = held.iter_enumerated().filter(move |(_, holder)| **holder == worker);
@@ -253,7 +253,8 @@ impl Placement {
     }
 }
 
-/// The slices of the head beside a trunk that is divided otherwise: each goes to the worker with the least to compute so far.
+/// The placement of the head's slices if it is not that of the trunk: each slice goes to the worker with the least to compute so
+/// far.
 fn head_beside(network: &Network, trunk: &[PerTower<WorkerIndex>], workers: usize) -> PerTower<WorkerIndex> {
     let cost = |layers: Range<usize>| network.layers[layers].iter().map(|layer| layer.multiply_adds()).sum::<u64>();
     let head = network.head();

@@ -28,11 +28,11 @@ pub struct Plan {
     pub placement: Placement,
     /// Number of workers.
     pub workers: usize,
-    /// Which pairs of workers are connected directly. Without anybody's word, none is.
+    /// Which pairs of workers are connected directly. By default, none.
     pub links: Links,
 }
 
-/// The longest run of layers that a tower computes without hearing of another tower.
+/// The longest run of layers that a tower computes without the channels of another tower.
 ///
 /// Exchange i comes after segment i. The last exchange carries logits to the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,12 +47,12 @@ pub struct Segment {
     pub half: Half,
 }
 
-/// The parameters whose gradients are summed over replicas, and one of their pieces: worker `owner` sums it.
+/// A piece of a tower's gradient of a parameter. Worker `owner` sums it over the replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// The worker that sums it.
     pub owner: WorkerIndex,
-    /// Its floats, in a tower's gradient of the parameter as it lies in panels.
+    /// Its range of floats in a tower's gradient of the parameter, in the layout of panels.
     pub floats: Range<usize>,
 }
 
@@ -113,7 +113,8 @@ impl Traffic {
         Traffic { up: bytes(up), down: bytes(down), across: 0 }
     }
 
-    /// A tensor of so many floats goes straight to each of the `direct` receivers, and by way of the coordinator to the `relayed` ones.
+    /// The traffic of a tensor of `floats` floats that goes directly to each of the `direct` receivers, and through the coordinator
+    /// to the `relayed` ones.
     fn sent(floats: usize, Reached { direct, relayed }: Reached) -> Traffic {
         let up = if relayed > 0 { floats } else { 0 };
         Traffic { up: bytes(up), down: bytes(floats * relayed), across: bytes(floats * direct) }
@@ -222,7 +223,8 @@ impl Plan {
         holders
     }
 
-    /// The workers to which a tower's output at an exchange goes: all that compute the next segment, but the one that has it.
+    /// The workers to which a tower's output at an exchange goes: all that compute the next segment, except the one that computed
+    /// the output.
     pub fn receivers(&self, exchange: ExchangeIndex, tower: TowerIndex, id: MicroBatchId) -> Vec<WorkerIndex> {
         let has_it = self.holder(exchange.segment_before(), tower, id);
         if exchange == self.logits_exchange() {
@@ -276,7 +278,8 @@ impl Plan {
         sharers.into_iter().enumerate().map(piece).collect()
     }
 
-    /// The nodes of the slot tree of which `worker` sends its sum of a tower's gradients, in a step over `samples` samples.
+    /// The nodes of the slot tree over which `worker` sums a tower's gradients, and whose sums it sends, in a step over `samples`
+    /// samples.
     pub fn nodes(&self, worker: WorkerIndex, tower: TowerIndex, samples: usize) -> Vec<Node> {
         // Only the first slots have samples, and slots ascend.
         let slots = self.placement.slots_at(worker, tower).take_while(|slot| *slot < samples);

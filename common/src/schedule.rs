@@ -38,10 +38,16 @@ pub struct Span {
 
 /// An invalid schedule.
 #[derive(Debug, thiserror::Error, PartialEq)]
-#[error("unknown schedule \"{given}\"{hint}")]
-pub struct ScheduleError {
-    given: String,
-    hint: String,
+#[allow(missing_docs, reason = "each message says what its fields are")]
+pub enum ScheduleError {
+    /// There is no schedule of this name.
+    #[error("unknown schedule \"{given}\"{hint}")]
+    Unknown { given: String, hint: String },
+    /// The values of a step schedule are not allowed.
+    #[error(
+        "schedule \"{given}\" must be step:EPOCHS:FACTOR, with EPOCHS a whole number of at least 1, and FACTOR a number above 0"
+    )]
+    Step { given: String },
 }
 
 impl Schedule {
@@ -99,21 +105,23 @@ impl FromStr for Schedule {
     fn from_str(text: &str) -> Result<Self, ScheduleError> {
         let unknown = || {
             let known = ["constant", "step:EPOCHS:FACTOR", "cosine", "one-cycle"];
-            ScheduleError { given: text.to_owned(), hint: suggest::hint(text, &known) }
+            ScheduleError::Unknown { given: text.to_owned(), hint: suggest::hint(text, &known) }
         };
+        let wrong_step = || ScheduleError::Step { given: text.to_owned() };
         let mut parts = text.split(':');
-        let schedule = match (parts.next(), parts.next(), parts.next()) {
-            (Some("constant"), None, None) => Schedule::Constant,
-            (Some("cosine"), None, None) => Schedule::Cosine,
-            (Some("one-cycle"), None, None) => Schedule::OneCycle,
-            (Some("step"), epochs, factor) => Schedule::Step {
-                epochs: epochs.unwrap_or("5").parse().map_err(|_| unknown())?,
-                factor: factor.unwrap_or("0.1").parse().map_err(|_| unknown())?,
-            },
-            _ => return Err(unknown()),
-        };
-        let sound = !matches!(schedule, Schedule::Step { epochs, factor } if epochs == 0 || !factor.is_finite() || factor <= 0.0);
-        if parts.next().is_none() && sound { Ok(schedule) } else { Err(unknown()) }
+        match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some("constant"), None, None, None) => Ok(Schedule::Constant),
+            (Some("cosine"), None, None, None) => Ok(Schedule::Cosine),
+            (Some("one-cycle"), None, None, None) => Ok(Schedule::OneCycle),
+            (Some("step"), epochs, factor, None) => {
+                let epochs = epochs.unwrap_or("5").parse().map_err(|_| wrong_step())?;
+                let factor: f64 = factor.unwrap_or("0.1").parse().map_err(|_| wrong_step())?;
+                let is_sound = epochs > 0 && factor.is_finite() && factor > 0.0;
+                if is_sound { Ok(Schedule::Step { epochs, factor }) } else { Err(wrong_step()) }
+            }
+            (Some("step"), ..) => Err(wrong_step()),
+            _ => Err(unknown()),
+        }
     }
 }
 
@@ -148,5 +156,9 @@ mod tests {
             assert!(text.parse::<Schedule>().is_err(), "{text}");
         }
         assert!("cosin".parse::<Schedule>().unwrap_err().to_string().contains("did you mean \"cosine\"?"));
+        for text in ["step:0:0.1", "step:x", "step:5:0", "step:5:inf", "step:5:0.1:2"] {
+            let error = text.parse::<Schedule>().unwrap_err().to_string();
+            assert!(error.contains("EPOCHS a whole number of at least 1"), "{error}");
+        }
     }
 }

@@ -20,7 +20,7 @@ impl SlotTree {
         Self { slots }
     }
 
-    /// The largest nodes that these slots, which ascend, fill.
+    /// The largest nodes that consist only of these slots, which must ascend.
     pub fn nodes(self, slots: impl Iterator<Item = usize>) -> Vec<Node> {
         let mut sums = NodeSums::new();
         slots.for_each(|slot| sums.push(self, slot, (), |(), ()| {}));
@@ -56,7 +56,8 @@ impl SlotTree {
     }
 }
 
-/// A sum over slots, up to the node that is complete: sums of nodes, in the order of their slots. `S` is a sum.
+/// An unfinished sum over slots: the sums of the largest complete nodes so far, in the order of their slots. `S` is the type of a
+/// sum.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeSums<S>(Vec<(Node, S)>);
 

@@ -14,10 +14,9 @@ pub struct Token(String);
 /// A text that can't be a token.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "it holds {}; a token must be one line of 1 to {TOKEN_BYTES_MAX} ASCII letters, digits or punctuation marks, without spaces",
-    if *.0 > TOKEN_BYTES_MAX { format!("more than {TOKEN_BYTES_MAX} bytes") } else { format!("{} bytes", .0) }
+    "it {0}; a token must be one line of 1 to {TOKEN_BYTES_MAX} ASCII letters, digits or punctuation marks, without spaces"
 )]
-pub struct TokenError(usize);
+pub struct TokenError(&'static str);
 
 impl FromStr for Token {
     type Err = TokenError;
@@ -25,8 +24,14 @@ impl FromStr for Token {
     /// Trailing line ends, which editors add to files, aren't part of the token.
     fn from_str(text: &str) -> Result<Self, TokenError> {
         let word = text.trim_end_matches(['\r', '\n']);
-        let sound = (1..=TOKEN_BYTES_MAX).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_graphic());
-        if sound { Ok(Self(word.to_owned())) } else { Err(TokenError(text.len())) }
+        match word.len() {
+            0 => Err(TokenError("is empty")),
+            1..=TOKEN_BYTES_MAX if word.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(Self(word.to_owned())),
+            1..=TOKEN_BYTES_MAX => {
+                Err(TokenError("has a space, a line break or another character that is not allowed"))
+            }
+            _ => Err(TokenError("is too long")),
+        }
     }
 }
 
@@ -62,8 +67,12 @@ mod tests {
             assert!(!token.is_carried_by(other));
         }
         assert!(!format!("{token:?}").contains("s3cret"));
-        for text in ["", "\n", "two words", "a\nb", "na\u{ef}ve", &"x".repeat(1025)] {
-            assert!(text.parse::<Token>().is_err(), "{text:?}");
+        let long = "x".repeat(1025);
+        let refused = [("", "is empty"), ("\n", "is empty"), (&long, "is too long")];
+        let other = ["two words", "a\nb", "na\u{ef}ve"].map(|text| (text, "has a space, a line break"));
+        for (text, why) in refused.into_iter().chain(other) {
+            let error = text.parse::<Token>().unwrap_err().to_string();
+            assert!(error.contains(why), "{text:?}: {error}");
         }
     }
 }

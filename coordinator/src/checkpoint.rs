@@ -1,7 +1,7 @@
 //! Checkpoints: everything needed to continue a job, and nothing about the cluster that wrote it. A checkpoint is a folder
 //! `step-NNNNNN` with `weights.safetensors`, `optimizer.safetensors` and `manifest.json`, which holds the SHA-256 of both, and
-//! `manifest.sha256` with its own. It is written under a temporary name, synced and renamed, so it is there whole or not at all.
-//! [`folder`] holds the checkpoints of a run, and [`writer`] writes them in the background.
+//! `manifest.sha256`, which holds the SHA-256 of the manifest. It is written under a temporary name, synced and renamed, so it is
+//! there whole or not at all. [`folder`] holds the checkpoints of a run, and [`writer`] writes them in the background.
 
 pub mod folder;
 pub mod writer;
@@ -35,9 +35,9 @@ const LOGITS: &str = "logits";
 const MANIFEST: &str = "manifest.json";
 /// The SHA-256 of the manifest, as `sha256sum --check` reads it.
 const MANIFEST_SHA256: &str = "manifest.sha256";
-/// The names and shapes in a file of weights have at most so many bytes.
+/// The names and shapes in a file of weights have at most this many bytes.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
-/// An error shows so many characters of a damaged file.
+/// An error shows at most this many characters of a damaged file.
 const SHOWN_MAX: usize = 100;
 /// The folder for checkpoints in a run's folder.
 pub const FOLDER: &str = "checkpoints";
@@ -111,13 +111,14 @@ pub enum CheckpointError {
     /// A tensor file isn't the one that the manifest names.
     #[error("{path} is damaged: its SHA-256 is {found}, but the manifest says {stated}")]
     Damaged { path: PathBuf, found: String, stated: String },
+    /// The weights aren't those that the manifest names.
+    #[error("{path} is damaged: it says that weights_sha256 is {stated}, but that of the weights is {found}")]
+    OtherWeights { path: PathBuf, found: String, stated: String },
     /// The sum of the manifest is missing.
     #[error("{path} is damaged: {MANIFEST_SHA256} is missing")]
     NoSum { path: PathBuf },
     /// The manifest isn't the one whose sum was written.
-    #[error(
-        "{path} or {sum} is damaged: the SHA-256 of the manifest is \"{found}\", but it was written as \"{stated}\""
-    )]
+    #[error("{path} or {sum} is damaged: {sum} should say \"{found}\", but says \"{stated}\"")]
     DamagedManifest { path: PathBuf, found: String, sum: PathBuf, stated: String },
     /// A checkpoint of a run has the name of another step.
     #[error("{path} holds step {step}, and must be named {}", name_of(*step))]
@@ -235,7 +236,7 @@ pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
     let state = JobState { weights: load(WEIGHTS)?, momentum: load(OPTIMIZER)? };
     let (found, stated) = (sha256(&state.weights), manifest.weights_sha256.clone());
     if found != stated {
-        return Err(CheckpointError::Damaged { path: path.join(MANIFEST), found, stated });
+        return Err(CheckpointError::OtherWeights { path: path.join(MANIFEST), found, stated });
     }
     Ok(Checkpoint { path: path.to_owned(), manifest, state })
 }

@@ -37,7 +37,7 @@ const FIRST_PINGS: usize = 4;
 /// Shorter waits, in nanoseconds, aren't recorded.
 const IDLE_MIN: u64 = 50_000;
 
-/// A message that a worker has a part in.
+/// A message of a worker that the job has to handle.
 #[derive(Debug)]
 pub enum Received {
     /// A control message.
@@ -449,7 +449,7 @@ impl<'a> Crew<'a> {
         self.exchanges.add(worker, tally).map_err(|source| invalid(worker, step, source))
     }
 
-    /// Test images were measured, which counts in the next tallies.
+    /// Test images were measured. The next tallies of the workers include this work.
     pub fn measured(&mut self) {
         self.lateness.skip_next();
     }
@@ -462,7 +462,7 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// Leaves it to the cluster who is silent, for the next crew.
+    /// Hands the record of who is silent to the cluster, which keeps it for the next crew.
     pub fn leave_silence(&mut self) {
         self.silence.workers().for_each(|(worker, quiet)| self.cluster.leave_quiet(worker, quiet));
     }

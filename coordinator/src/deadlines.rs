@@ -71,7 +71,7 @@ pub fn table() -> Vec<(&'static str, String)> {
     let after = |duration| format!("after {}", seconds(duration));
     let (margin, ping) = (seconds(MARGIN), seconds(PING_TIMEOUT));
     let hung = format!(
-        "after {WORK_LONGER} times the longest computation of this worker so far, at least {} and at most {}",
+        "after {WORK_LONGER} times its longest computation so far, at least {} and at most {}",
         seconds(WORK_MIN),
         seconds(FIRST_WORK)
     );
@@ -79,7 +79,7 @@ pub fn table() -> Vec<(&'static str, String)> {
         ("a worker that says nothing is asked what it is doing", after(ASK_EVERY)),
         ("a worker that does not answer is reported as suspected", after(SUSPECTED_AFTER)),
         ("a worker that does not answer is given up", format!("after P, at least {}", seconds(GIVEN_UP_MIN))),
-        ("a worker that hangs is given up", hung),
+        ("a worker whose current computation does not end is given up", hung),
         ("with --listen, the remaining workers take over the towers of a lost one", "after P".to_owned()),
         (
             "with --resume auto and --listen, a run continues without the workers that are missing",

@@ -48,7 +48,7 @@ pub enum JobError {
     OtherModel { path: PathBuf, own: String, asked: String },
     /// The test images that the checkpoint names have changed since.
     #[error(
-        "the test images differ from those of the job of {path}; now there are {origin}; to use them anyway, give --data"
+        "the test images are not those that the job of {path} used: they are now {origin}; to use them anyway, give --data"
     )]
     OtherTestImages { path: PathBuf, origin: String },
     /// The cluster.
@@ -109,7 +109,7 @@ pub enum JobError {
     NotMeasurable { what: String, path: PathBuf },
 }
 
-/// What helps against numbers that are not finite, after so many updates of the weights.
+/// What helps against numbers that are not finite, after `updates` updates of the weights.
 fn what_helps(updates: u64) -> &'static str {
     match updates {
         0 => {

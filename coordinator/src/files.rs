@@ -38,7 +38,7 @@ pub fn remove_temporary(folder: &Path, name: &str) {
     old.for_each(|entry| drop(fs::remove_file(entry.path())));
 }
 
-/// Removes what is at `path`, be it a folder, a file or a link. Nothing may be there.
+/// Removes what is at `path`, be it a folder, a file or a link. It is no error if nothing is there.
 ///
 /// # Errors
 /// When it can't be removed.

@@ -1,4 +1,5 @@
-//! The record of a fault: what, whom, when, how it was found, how it was repaired, and how long each part took.
+//! The record of a fault: what happened, to which worker, when, how it was detected, how it was repaired, and how long each part
+//! took.
 
 use std::time::{Duration, Instant};
 

@@ -39,7 +39,7 @@ pub mod defaults {
     pub const PATIENCE: Duration = Duration::from_secs(10);
 }
 
-/// A setting that can't be.
+/// A setting whose value is not allowed.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum SettingError {
@@ -224,7 +224,7 @@ impl Job {
             "--momentum",
             self.momentum,
             sound(self.momentum) && (self.momentum as f32) < 1.0,
-            "at least 0, and below 1 as f32",
+            "at least 0, and below 1 when rounded to f32",
         )?;
         check(
             "--weight-decay",

@@ -1,7 +1,8 @@
 //! Which worker is slow: the one that computes much longer than the others, step after step. Pure: the caller passes the times.
 //!
-//! In a step, a worker is *late* by the time that it computes longer than any other worker, because all others wait for it then. It is slow
-//! if it was late for a third of the time, in most of the recent steps. So a single long step does not make a worker slow.
+//! The *lateness* of a step's slowest worker is how much longer it computes than the second slowest one. The other workers wait for
+//! it during that time. A worker is slow if its lateness was more than a third of the step, in most of the recent steps. So a
+//! single long step does not make a worker slow.
 //!
 //! Not here: workers that do not answer (`silence`), and slow connections, which a trace shows (`trace`).
 
@@ -11,10 +12,10 @@ use convoy_common::index::{PerTower, PerWorker, WorkerIndex};
 use convoy_common::placement::Placement;
 use convoy_common::plan::Plan;
 
-/// A verdict takes at least so many steps, and so much time.
+/// A verdict takes at least this many steps, and at least [`TIME_MIN`].
 const STEPS_MIN: u32 = 10;
 const TIME_MIN: Duration = Duration::from_secs(5);
-/// In a slow step, a worker is late for more than one part in so many of the step.
+/// In a slow step, the lateness of a worker is more than the step divided by this number.
 const SLOW_SHARE: u32 = 3;
 
 /// The lateness of the workers of a generation.
@@ -49,7 +50,7 @@ impl Lateness {
         }
     }
 
-    /// A worker has computed for so long in the present step.
+    /// A worker has computed for `busy` in the present step.
     pub fn computed(&mut self, worker: WorkerIndex, busy: Duration) {
         self.busy[worker] = self.busy[worker].saturating_add(busy);
     }
@@ -111,7 +112,7 @@ mod tests {
         Lateness::starting(&Plan::new(network, workers, slots, None).unwrap())
     }
 
-    /// `steps` steps in which the workers compute for so many milliseconds, and a third more passes without any computation.
+    /// `steps` steps in which the workers compute for the milliseconds of `each`. Another third passes without any computation.
     fn verdicts(lateness: &mut Lateness, steps: u64, each: &[u64]) -> Vec<usize> {
         let mut found = Vec::new();
         for _ in 0..steps {

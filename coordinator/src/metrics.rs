@@ -92,7 +92,7 @@ impl Metrics {
         registry.register("suspicions", help, metrics.suspicions.clone());
         let help = "Number of times that a worker turned out to be slow: it computed much longer than the others";
         registry.register("slow_workers", help, metrics.slow_workers.clone());
-        registry.register("images", "Training images in those steps", metrics.images.clone());
+        registry.register("images", "Training images of the steps committed by this process", metrics.images.clone());
         let help = "Bytes of tensors that the coordinator or workers received from workers, up to the last step, without the state for snapshots";
         registry.register("received_bytes", help, metrics.received_bytes.clone());
         let help = "Duration of a step, from the previous commit to its own";

@@ -55,7 +55,8 @@ pub enum Event {
         lr: f64,
         /// Images in the batch.
         images: usize,
-        /// How long it took, from the previous commit to its own. After a measurement, or a wait for a snapshot, it counts from its images.
+        /// How long it took, from the previous commit to its own. After a measurement or a wait for a snapshot, it is counted from
+        /// when the coordinator begins to send the step's images.
         seconds: f64,
         /// Bytes of tensors received from workers since the previous step.
         received_bytes: u64,
@@ -112,7 +113,8 @@ pub enum Event {
         /// How long it was silent.
         seconds: f64,
     },
-    /// The other workers wait for this one more than a third of the time. Said once, until that is no longer so.
+    /// The other workers wait for this one more than a third of the time. Sent once, and again only if the worker has not been slow
+    /// meanwhile.
     Slow {
         /// Its number.
         worker: WorkerIndex,
@@ -136,7 +138,7 @@ pub enum Event {
     Snapshot {
         /// The step that it holds.
         step: u64,
-        /// What it cost: the time for which the job waited, and by which steps were longer.
+        /// What it cost: the time that the job waited, and the time by which steps took longer.
         seconds: f64,
     },
     /// A checkpoint was written.

@@ -92,7 +92,7 @@ pub struct RunningRecord {
     pub workers: usize,
     /// Replicas of the trunk.
     pub replicas: usize,
-    /// Compute threads of each embedded worker.
+    /// Compute threads of each local worker.
     pub threads: Option<usize>,
     /// The address that remote workers connect to, if there are any.
     pub listen: Option<String>,
@@ -100,7 +100,7 @@ pub struct RunningRecord {
     pub micro_batches: usize,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
-    /// Steps between snapshots. None: as often as costs at most 2 % of the time.
+    /// Steps between snapshots. None: chosen so that snapshots cost at most 2 % of the time, and are at least two seconds apart.
     pub snapshot_every: Option<u64>,
     /// The last step.
     pub last_step: u64,
@@ -297,8 +297,7 @@ impl RunFolder {
 
     /// Checks that the metrics are still in the folder.
     ///
-    /// # Errors
-    /// When the file was removed or replaced, or can't be found out about.
+    /// # Errors When the file was removed or replaced, or when that can't be determined.
     pub fn check_metrics(&self) -> Result<(), JobError> {
         let file = |found: Metadata| (found.dev(), found.ino());
         let own = self.metrics.get_ref().metadata().map(file).map_err(|source| self.wrong(source))?;

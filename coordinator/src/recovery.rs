@@ -11,7 +11,7 @@ use crate::deadlines::{FIRST_WORK, WORK_LONGER, WORK_MIN};
 use crate::error::JobError;
 use crate::fault::Fault;
 
-/// After so many generations without a committed step, the job ends.
+/// After this many generations without a committed step, the job ends.
 const FRUITLESS_MAX: u32 = 20;
 
 /// Counts generations.
@@ -54,19 +54,19 @@ impl Generations {
     }
 }
 
-/// Whether a worker's computation hangs: its current piece of work, a layer for example, has taken ten times as long as the
-/// longest one before it, and at least 30 seconds.
+/// Whether a worker's computation hangs: its current piece of work, a layer for example, takes more than ten times as long as the
+/// longest one before it. The limit is at least 30 and at most 240 seconds.
 pub fn hangs(doing: &Doing) -> bool {
     let allowed = if doing.longest.is_zero() { FIRST_WORK } else { (doing.longest * WORK_LONGER).max(WORK_MIN) };
     doing.busy > allowed.min(FIRST_WORK)
 }
 
-/// By default, snapshots may cost one part in so many of the time, as the job counts it. The count is not exact: by `benches/cost.py`, 60
-/// parts are 1.3 to 1.7 % of `alexnet`'s time. 50 parts would be up to 2.05 %.
+/// By default, snapshots may cost the time divided by this number, as the job counts the cost. The count is not exact:
+/// `benches/cost.py` measures that a sixtieth is 1.3 to 1.7 % of `alexnet`'s time. A fiftieth would be up to 2.05 %.
 const SHARE: u32 = 60;
 /// Steps whose median is the usual length of a step. The first step of a job, and one of another cause, can take far longer.
 const USUAL_STEPS: usize = 9;
-/// A step may be longer by so many times its usual length because a snapshot arrives.
+/// A step during which a snapshot arrives counts as longer by at most this many times its usual length.
 const EXCESS_MAX: u32 = 3;
 /// Snapshots are at least this far apart by default, however cheap they are. On a slow machine whose cores are all busy, a snapshot of
 /// `alexnet-fashion` cost 20 ms, which is 2 % of one second, and the job had counted 9 ms.
@@ -91,8 +91,8 @@ impl Pace {
         Self { last: now, cost: Duration::ZERO, steps: VecDeque::new(), excess: Duration::ZERO }
     }
 
-    /// Whether a snapshot is due after `step`: at every so many steps, if a number is given, and otherwise when training since the
-    /// last one has taken sixty times as long as the last one itself.
+    /// Whether a snapshot is due after `step`: every `every` steps, if that is given. Otherwise, when the time since the last
+    /// snapshot is sixty times what that one cost, and at least two seconds.
     pub fn is_due(&self, step: u64, every: Option<u64>, now: Instant) -> bool {
         match every {
             Some(every) => step.is_multiple_of(every.max(1)),
@@ -100,7 +100,7 @@ impl Pace {
         }
     }
 
-    /// A step took so long. A snapshot may have been arriving meanwhile.
+    /// A step took this long. A snapshot may have been arriving meanwhile.
     pub fn stepped(&mut self, took: Duration, snapshot_arrives: bool) {
         if snapshot_arrives {
             let usual = self.usual().unwrap_or(took);
@@ -119,7 +119,7 @@ impl Pace {
         sorted.get(sorted.len() / 2).copied()
     }
 
-    /// A snapshot was taken at `now`, for which the job waited so long. Returns what it cost.
+    /// A snapshot was taken at `now`, for which the job waited for `waited`. Returns what it cost.
     pub fn took(&mut self, waited: Duration, now: Instant) -> Duration {
         (self.last, self.cost) = (now, waited + std::mem::take(&mut self.excess));
         self.cost

@@ -23,13 +23,13 @@ use crate::trace::Sampling;
 pub struct Running {
     /// Worker processes. None: one per tower.
     pub workers: Option<usize>,
-    /// Replicas of the trunk. None: as few as give every worker something.
+    /// Replicas of the trunk. None: the smallest number that gives every worker something.
     pub replicas: Option<usize>,
     /// How workers send each other tensors.
     pub transport: Transport,
-    /// Compute threads of each embedded worker. None: the cores divided by the workers.
+    /// Compute threads of each local worker. None: the cores divided by the workers.
     pub threads: Option<usize>,
-    /// Instruction set of each embedded worker. None: the best that the machine has.
+    /// Instruction set of each local worker. None: the best that the machine has.
     pub isa: Option<String>,
     /// Address on which to wait for workers, instead of starting them.
     pub listen: Option<Address>,
@@ -41,7 +41,8 @@ pub struct Running {
     pub checkpoint_every: Option<u64>,
     /// Number of checkpoints to keep.
     pub keep: usize,
-    /// Steps between snapshots in memory. None: as often as costs at most 2 % of the time.
+    /// Steps between snapshots in memory. None: chosen so that snapshots cost at most 2 % of the time, and are at least two seconds
+    /// apart.
     pub snapshot_every: Option<u64>,
     /// How long to wait for another worker after a fault, before the remaining workers take the towers over.
     pub patience: Duration,
@@ -69,7 +70,7 @@ pub struct Rehearsal {
     pub no_fence: bool,
 }
 
-/// How to start an embedded worker.
+/// How to start a local worker.
 #[derive(Clone, Debug)]
 pub struct LocalProgram {
     /// The program's file.
@@ -90,8 +91,8 @@ impl Running {
         Plan::new(network, workers, slots, self.replicas)
     }
 
-    /// The plan of the same job on another number of workers. Where they are too many for the requested replicas, as few replicas as give
-    /// every worker something.
+    /// The plan of the same job on another number of workers. If they are too many for the requested replicas, the number of
+    /// replicas is the smallest one that gives every worker something.
     ///
     /// # Errors
     /// When a worker would have nothing to do.
@@ -109,7 +110,7 @@ impl Running {
         Ok(micro_batches)
     }
 
-    /// Compute threads of each embedded worker: as requested, or the machine's cores divided by the workers.
+    /// Compute threads of each local worker: as requested, or the machine's cores divided by the workers.
     ///
     /// # Errors
     /// When the requested number is out of range.

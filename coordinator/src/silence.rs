@@ -69,7 +69,7 @@ impl Quiet {
         std::mem::take(self).is_suspected
     }
 
-    /// The worker has not read for so long. Returns whether it is suspected from now on.
+    /// The worker has not read for `lasted`. Returns whether it is suspected from now on.
     fn has_not_read(&mut self, lasted: Duration) -> bool {
         self.lasted = self.lasted.max(lasted);
         lasted >= SUSPECTED_AFTER && !std::mem::replace(&mut self.is_suspected, true)
@@ -127,7 +127,7 @@ impl Silence {
         self.workers.get_mut(worker).is_some_and(Quiet::heard)
     }
 
-    /// A worker has not read for so long. Returns whether it is suspected from now on.
+    /// A worker has not read for `lasted`. Returns whether it is suspected from now on.
     pub fn has_not_read(&mut self, worker: WorkerIndex, lasted: Duration) -> bool {
         self.workers.get_mut(worker).is_some_and(|quiet| quiet.has_not_read(lasted))
     }
@@ -164,7 +164,7 @@ mod tests {
         Silence::starting(vec![Quiet::default(); workers].into(), now)
     }
 
-    /// Looks every 100 ms for so many milliseconds. Questions are sent, and answered by the workers in `answering`.
+    /// Looks every 100 ms for `milliseconds`. Questions are sent, and answered by the workers in `answering`.
     fn look(silence: &mut Silence, now: &mut Instant, milliseconds: u64, answering: &[WorkerIndex]) -> Vec<Found> {
         let mut found = Vec::new();
         for at in (100..=milliseconds).step_by(100) {

@@ -88,7 +88,7 @@ fn as_table(model: &str, asked: &Kernels, timings: &Timings) -> String {
     let plural = if threads == 1 { "" } else { "s" };
     let mut text = format!(
         "Tower 0 of {model}, {batch} images, {threads} thread{plural}, {}. The peak is {:.1} GFLOP/s, and {:.1} GB/s for \
-         copies (read and written). Both are the best of measurements between the layers, with as many threads.\n\n",
+         copies (read and written). Both are the best of several measurements with the same number of threads.\n\n",
         timings.isa, timings.yardstick.gflops, timings.yardstick.gigabytes
     );
     let head = ["layer", "pass", "ms", "best", "GFLOP/s", "of peak", "GB/s", "of peak GB/s"];

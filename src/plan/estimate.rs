@@ -20,8 +20,8 @@ const PAYS: f64 = 1.25;
 /// What machines and links do, as said on the command line.
 #[derive(clap::Args)]
 pub(super) struct Machines {
-    /// GFLOP/s of one worker, as `convoy bench --workers 1` measures it for the same model, batch and threads. With this flag, the output
-    /// also has estimates of the step on 1, 2, 4, ... workers, with as few replicas as possible
+    /// GFLOP/s of one worker, as `convoy bench --workers 1` measures it for the same model, batch and threads. With this flag, the
+    /// output also has estimates of the duration of a step on 1, 2, 4, ... workers, with as few replicas as possible
     #[arg(long, value_name = "N", value_parser = rate)]
     gflops: Option<f64>,
     /// For the estimate (--gflops): Mbit/s of the link of each worker and of the coordinator, in each direction [default: no limit]
@@ -79,8 +79,8 @@ impl Estimates {
         let Division { slots, micro_batches } = division;
         if slots.saturating_mul(micro_batches).min(batch) > MICRO_BATCHES_MAX {
             return Err(Misuse(format!(
-                "--slots {slots} times --micro-batches {micro_batches}: a step can be estimated (--gflops) with at most \
-                 {MICRO_BATCHES_MAX} micro-batches"
+                "--slots {slots} and --micro-batches {micro_batches} make more than {MICRO_BATCHES_MAX} micro-batches; \
+                 --gflops can estimate a step of at most {MICRO_BATCHES_MAX}"
             )));
         }
         let row = |plan: &Plan, is_usual| {

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// No run of these suites takes nearly as long.
-pub(crate) const LIMIT: Duration = Duration::from_secs(240);
+/// Ends a command that hangs. Commands of these suites take far less, also on a machine with many other processes.
+pub(crate) const LIMIT: Duration = Duration::from_secs(600);
 
 /// The built program, which hears of no setting by accident.
 pub(crate) fn convoy() -> Command {

@@ -1,5 +1,5 @@
-"""A receiver of the OpenTelemetry protocol that is nobody's of ours: grpcio and the protocol's own messages. Prints its port on
-a line, and then each span that comes as a line of JSON. Needs grpcio and opentelemetry-proto.
+"""A receiver of the OpenTelemetry protocol that shares no code with Convoy. It uses grpcio and the protocol's own messages.
+It prints its port on one line, and then each received span as one line of JSON. Needs grpcio and opentelemetry-proto.
 """
 
 import json

@@ -82,7 +82,7 @@ pub(crate) enum EngineError {
     #[error("cannot use the job's placement of towers")]
     Placement(#[from] PlacementError),
     /// The assignment names a worker that the placement does not have.
-    #[error("the coordinator assigned worker {worker}, but the job has {workers} workers, counted from 0")]
+    #[error("the coordinator made this process worker {worker}, but the workers of the job are 0 to {}", .workers.saturating_sub(1))]
     Worker { worker: WorkerIndex, workers: usize },
     /// The machine has too little memory.
     #[error(

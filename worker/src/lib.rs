@@ -1,6 +1,6 @@
 //! The worker: kernels, towers with their state and segments, and the service that computes for a coordinator.
 //!
-//! Not here: decisions. A worker does not know the data, the schedule or the other workers.
+//! Not here: decisions. A worker does not know the data set or the schedule, and does not choose the workers to which it connects.
 
 #![deny(unsafe_code)]
 

@@ -361,7 +361,7 @@ impl Network {
         check(self.head() > 0 || self.slices == self.towers, "the model", || {
             let (head, towers) = (self.slices, self.towers);
             format!(
-                "head = {head}; a model of linear layers alone is all head: must be {towers}, as towers is, or left out"
+                "head = {head}; a model with only linear layers has no trunk, so head must be equal to towers ({towers}), or be left out"
             )
         })?;
         for (index, layer) in self.layers.iter().enumerate() {

@@ -104,7 +104,10 @@ fn a_wrong_file_is_answered_with_the_place_the_value_and_what_would_be_right() {
         (with_head(11, &conv("")), "layer 2 (\"fc\"): units = 10; must be at least 11, one for each slice of the head"),
         (with_head(0, &conv("")), "head = 0; must be 1 to 1024"),
         (with_head(1025, &conv("")), "head = 1025; must be 1 to 1024"),
-        (with_head(3, LAST), "head = 3; a model of linear layers alone is all head: must be 2, as towers is"),
+        (
+            with_head(3, LAST),
+            "head = 3; a model with only linear layers has no trunk, so head must be equal to towers (2)",
+        ),
         (
             model(2, &conv("")).replace("towers = 2", "towers = 2\nhead = \"all\""),
             "head = \"all\"; must be a whole number",

@@ -448,7 +448,7 @@ fn placement_from(m: &v1::Assign, slots: usize) -> Result<Placement, WireError> 
     let towers = nonzero("towers", (*towers).into())? as usize;
     let workers = |held: &[u32]| held.iter().copied().map(WorkerIndex::from).collect();
     if !trunk.len().is_multiple_of(towers) {
-        let (value, expected) = (trunk.len().to_string(), "it must have \"towers\" workers for each replica");
+        let (value, expected) = (format!("a list of {}", trunk.len()), "its length must be a multiple of \"towers\"");
         return Err(WireError::Value { field: "trunk", value, expected });
     }
     Ok(Placement { slots, trunk: trunk.chunks(towers).map(workers).collect(), head: workers(head) })

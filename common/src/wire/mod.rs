@@ -55,7 +55,9 @@ pub enum WireError {
     #[error("a chunk of {key} at byte {offset} has checksum {found:#010x}; its header says {stated:#010x}")]
     Checksum { key: String, offset: u64, found: u32, stated: u32 },
     /// The chunk does not start where the previous one ended, or it exceeds the tensor.
-    #[error("a chunk of {key} has {length} bytes at byte {offset}; {expected} of {total} bytes had arrived")]
+    #[error(
+        "a chunk of {key} has {length} bytes at byte {offset}; must start at byte {expected} and end at byte {total} or before"
+    )]
     Offset { key: String, offset: u64, length: usize, expected: usize, total: usize },
     /// The tensor's shape differs from the plan's.
     #[error("{key} has shape {found:?}; the plan requires {expected:?}")]

@@ -374,7 +374,7 @@ fn broken(which: &str, status: &Status) -> String {
 
 /// A connection whose other end does not answer pings ends in the same way as one that it has closed.
 fn closed(which: &str, ping_timeout: Duration) -> String {
-    format!("its {which} connection closed: it ended, or it did not answer pings for {ping_timeout:?}")
+    format!("its {which} connection closed: the worker ended, or did not answer pings for {ping_timeout:?}")
 }
 
 fn late() -> Status {

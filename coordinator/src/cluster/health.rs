@@ -10,8 +10,8 @@ use convoy_proto::v1::coordinator_server::SERVICE_NAME;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-/// The thread that drives the job reports whenever it waits. It hangs if it reports nothing for longer than the job may make no progress,
-/// and for so long after that.
+/// The thread that drives the job reports whenever it waits. It counts as hanging if it reports nothing for the deadline of
+/// progress and this margin after it.
 const MARGIN: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 

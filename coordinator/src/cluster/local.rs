@@ -79,7 +79,7 @@ impl SocketFolder {
         let length = path.join(SOCKET).as_os_str().len();
         if length > SOCKET_PATH_BYTES_MAX {
             let why = format!(
-                "a socket's path may have {SOCKET_PATH_BYTES_MAX} bytes, and in {} it has {length}",
+                "a socket's path may have at most {SOCKET_PATH_BYTES_MAX} bytes, and in {} it has {length}",
                 place.display()
             );
             return Err(std::io::Error::other(why));

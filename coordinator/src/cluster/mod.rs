@@ -183,7 +183,8 @@ impl Cluster {
         deliver(&self.runtime, &member.frames, frame, (self.deadlines.given_up, waits), stop)
     }
 
-    /// Queues a control message for a worker. There are so few that a worker that does not read is noticed by its silence first.
+    /// Queues a control message for a worker. Control messages are few: a worker that does not read is noticed by its silence
+    /// before the queue is full.
     ///
     /// # Errors
     /// When it is gone, or does not read.

@@ -95,8 +95,7 @@ impl TestSet {
 }
 
 impl Split {
-    /// # Panics
-    /// If there isn't one label an image, or the images aren't in standard layout.
+    /// # Panics If there isn't one label per image, or the images aren't in standard layout.
     pub(super) fn new(images: Array4<u8>, labels: Vec<u16>) -> Self {
         assert_eq!(images.dim().0, labels.len(), "one label an image");
         assert!(images.is_standard_layout(), "images are contiguous, so that one is a slice");

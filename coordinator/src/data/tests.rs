@@ -1,5 +1,5 @@
-//! The data module's tests: files that are right, each way in which they can be wrong, and downloads from a server in
-//! a thread. Nothing here reaches for the network or for what lies on this machine.
+//! The data module's tests: files that are right, each way in which they can be wrong, and downloads from a server in a thread. No
+//! test uses another machine, or data sets of this machine.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,9 +1,9 @@
 //! The account of a trace: the time of each worker by what it was spent on, which adds up to the step; the critical path; the
-//! bottleneck; bytes and times beside the plan. Pure: it computes numbers from a trace.
+//! bottleneck; bytes and times compared with the plan. Pure: it computes numbers from a trace.
 //!
-//! A wait is attributed by when the tensor was computed and relayed. Until another worker has computed it, the wait is for that
-//! worker. After that it is for the sender's link, and once the coordinator has the whole tensor, for the receiver's link. Time
-//! that nobody recorded is a row of its own.
+//! What a wait is attributed to depends on when the tensor was computed and relayed. Until another worker has computed it, the wait
+//! is for that worker. After that it is for the sender's link, and once the coordinator has the whole tensor, for the receiver's
+//! link. Time that nobody recorded is a row of its own.
 
 use std::collections::BTreeMap;
 

@@ -215,7 +215,7 @@ impl Run {
             // Workers that are there try to connect every two seconds.
             let patience = cluster.deadlines().given_up;
             let text = format!(
-                "the run continues without the workers that are missing, {} s after the first one has connected",
+                "waiting for workers; {} s after the first one has connected, the run continues without those that are still missing",
                 patience.as_secs()
             );
             observer.on(Event::Notice { text });
@@ -301,7 +301,9 @@ impl Run {
                 let before = site.cluster.seats();
                 site.cluster.close_ranks();
                 let workers = site.cluster.seats();
-                let text = format!("no other worker connected in time; {workers} of {before} workers hold all towers");
+                let text = format!(
+                    "no other worker connected in time; the remaining workers ({workers} of {before}) hold all towers now"
+                );
                 observer.on(Event::Notice { text });
                 Ok(self.place(site, drive, observer)?)
             }

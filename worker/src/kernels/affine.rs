@@ -63,7 +63,7 @@ impl Affine {
         }
     }
 
-    /// Multiply-adds of each pass over so many samples.
+    /// Multiply-adds of each pass over `samples` samples.
     pub(crate) fn multiply_adds(&self, samples: usize) -> usize {
         let outputs = match self {
             Affine::Conv(g) => g.output(samples),

@@ -9,7 +9,7 @@ use super::memory::Tensor;
 use super::tile::UNIT;
 use super::{Compute, Maps};
 
-/// Lanes of a block of few channels, as an image's; other blocks have a [`UNIT`].
+/// Lanes of a block if a group has few channels, as in an image. Other blocks have [`UNIT`] lanes.
 const FEW: usize = 4;
 
 /// The layout of blocks of channels in memory.
@@ -23,7 +23,7 @@ pub(crate) struct Blocks {
     pub channels: usize,
     /// Blocks of a group.
     pub blocks: usize,
-    /// Floats of a block at one place: one a channel.
+    /// Floats of a block at one place: one per channel.
     pub lanes: usize,
     /// Rows, with those of the padding.
     pub lines: usize,
@@ -101,7 +101,8 @@ impl Blocks {
             + channel % self.lanes
     }
 
-    /// `x`, whose size is `maps`, in blocks; of a gradient behind ReLU only what lies where its output `y` is above zero.
+    /// Copies `x`, of size `maps`, into blocks. If `y` is given, `x` is the gradient behind a ReLU whose output is `y`, and becomes
+    /// zero where `y` is not above zero.
     pub(super) fn filled(&self, compute: &Compute, x: &[f32], y: Option<&[f32]>, maps: Maps) -> Tensor {
         let mut out = compute.tensor(self.len());
         self.fill(compute, x, y, maps, &mut out);

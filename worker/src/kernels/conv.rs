@@ -119,8 +119,8 @@ impl Geometry {
         first..end.max(first)
     }
 
-    /// The taps of a window, by the outputs for which they are not padding. Few channels leave too few taps to a tile if columns
-    /// are told apart too.
+    /// The taps of a window, by the outputs for which they are not padding. With few channels, columns are not distinguished: tiles
+    /// would have too few taps.
     fn terms_by_pixels(&self, blocks: &Blocks) -> Vec<Seen> {
         let are_many = self.group_channels() >= CHANNELS_MANY;
         let mut by_pixels: Vec<Seen> = Vec::new();
@@ -147,7 +147,7 @@ impl Geometry {
         self.outputs_of(kernel_column, self.width)
     }
 
-    /// The outputs along an axis of so many input pixels for which a line of the kernel is not padding.
+    /// The outputs along an axis of `pixels` input pixels for which a line of the kernel is not padding.
     fn outputs_of(&self, kernel_line: usize, pixels: usize) -> Range<usize> {
         let outputs = (pixels + 2 * self.pad - self.kernel) / self.stride + 1;
         let first = self.pad.saturating_sub(kernel_line).div_ceil(self.stride).min(outputs);

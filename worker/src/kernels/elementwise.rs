@@ -140,7 +140,7 @@ impl Dropout {
     }
 }
 
-/// Kept values times `scale`, and +0.0 for the others. Its own gradient too.
+/// Kept values times `scale`, and +0.0 for the others. The gradient is computed in the same way.
 pub(crate) fn drop_out(x: &mut [f32], kept: &[bool], scale: f32) {
     for (x, kept) in x.iter_mut().zip(kept) {
         *x = if *kept { *x * scale } else { 0.0 };

@@ -6,8 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// An instruction set with kernels of its own, which this machine has: outside of here there is no other way to one than
-/// [`FromStr`].
+/// An instruction set that has kernels of its own and that this machine has. Other modules get one only from functions that check
+/// the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
     /// Plain Rust, `f32::mul_add` for every term.
@@ -16,7 +16,7 @@ pub enum Isa {
     #[cfg(target_arch = "x86_64")]
     #[non_exhaustive]
     Avx2,
-    /// 512-bit vectors for products, and those of AVX2 for the rest, which waits for memory.
+    /// 512-bit vectors for products, and those of AVX2 for the rest, whose speed is limited by memory.
     #[cfg(target_arch = "x86_64")]
     #[non_exhaustive]
     Avx512,

@@ -69,7 +69,7 @@ impl<T: Element> Shelf<T> {
         Tensor { values, length, home: Some(Home { shelf: self.clone(), job }) }
     }
 
-    /// A commit has been: what has lain idle for long is given back.
+    /// To be called after each commit. Frees buffers that have been idle for long.
     pub(super) fn commit(&self) {
         self.with(|idle| {
             idle.commits += 1;
@@ -78,7 +78,7 @@ impl<T: Element> Shelf<T> {
         });
     }
 
-    /// The job is over: gives everything back, and what is still being sent as soon as it isn't.
+    /// To be called when the job is over. Frees all buffers. Those that are still being sent are freed when they have been sent.
     pub(super) fn clear(&self) {
         self.with(|idle| *idle = Idle { commits: idle.commits, jobs: idle.jobs + 1, ..Idle::default() });
     }

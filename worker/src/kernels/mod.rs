@@ -51,7 +51,7 @@ use memory::{Shelf, Tensor};
 
 /// What kernels run on: a pool of threads, one of which is the caller's, an instruction set, and memory.
 ///
-/// Work is divided over outputs, one part a thread; no sum crosses a part.
+/// Work is divided over outputs, one part per thread. Each sum is within one part.
 #[derive(Debug)]
 pub(crate) struct Compute {
     pool: rayon::ThreadPool,
@@ -95,7 +95,7 @@ impl Compute {
         self.indices.tensor(length)
     }
 
-    /// A commit has been: memory that no step has needed for long is given back.
+    /// To be called after each commit. Frees memory that no step has needed for long.
     pub(crate) fn committed(&self) {
         self.floats.commit();
         self.indices.commit();
@@ -117,7 +117,7 @@ impl Compute {
         self.threads
     }
 
-    /// Cuts `count` pieces of work into one run a thread, and hands each to `work`.
+    /// Cuts `count` pieces of work into one run per thread, and hands each to `work`.
     pub(crate) fn split(&self, count: usize, work: impl Fn(Range<usize>) + Sync) {
         let parts = self.threads.min(count);
         if parts <= 1 {
@@ -147,8 +147,8 @@ impl Compute {
         });
     }
 
-    /// Cuts `output`, `rows` rows of equal length, into one run of whole rows a thread, and hands each to `work` with the
-    /// rows that it holds.
+    /// Cuts `output`, `rows` rows of equal length, into one run of whole rows per thread, and hands each to `work` with the rows
+    /// that it holds.
     pub(crate) fn for_rows<T: Send>(
         &self,
         output: &mut [T],

@@ -43,7 +43,8 @@ impl Column<'_> {
 }
 
 impl Panels {
-    /// As few units as hold the columns. One panel has three where their number is odd: a tile of one is slow.
+    /// As few units as hold the columns. If the number of units is odd and above one, one panel has three units, because a tile of
+    /// one unit is slow.
     pub(super) fn tight(terms: usize, columns: usize) -> Self {
         let units = columns.div_ceil(UNIT);
         let first = match units {

@@ -1,5 +1,5 @@
-//! Max and average pooling over (sample, row, column, channel). Padding is never read: a maximum
-//! ignores minus infinity, and a sum ignores zero.
+//! Max and average pooling over (sample, row, column, channel). Padding is never read. It counts as minus infinity in a maximum and
+//! as zero in a sum, so it changes no result.
 
 use std::ops::Range;
 
@@ -50,7 +50,8 @@ impl Geometry {
         Windows { each, shapes: shapes.collect() }
     }
 
-    /// What each output along an axis of so many pixels sees of them, padding left out; and the kinds that there are.
+    /// For each output along an axis of `pixels` pixels: the lines of its window that are not padding. Also the distinct ranges of
+    /// such lines.
     fn spans(&self, outputs: usize, pixels: usize) -> (Vec<Span>, Vec<Range<usize>>) {
         let mut kinds: Vec<Range<usize>> = Vec::new();
         let span = |output: usize| {
@@ -179,8 +180,8 @@ pub(crate) fn max_backward(compute: &Compute, g: &Geometry, dy: &[f32], indices:
 }
 
 for_each_isa! {
-    /// One sample's gradient. Where a maximum was not it adds +0.0, which changes nothing: a sum that starts from +0.0 is
-    /// never -0.0.
+    /// One sample's gradient. At the places of a window that are not its maximum, it adds +0.0, which changes nothing: a sum that
+    /// starts from +0.0 is never -0.0.
     fn hand_back(windows: &Windows, channels: usize, dy: &[f32], indices: &[u32], dx: &mut [f32]) {
         dx.fill(0.0);
         for (window, places) in windows.iter() {

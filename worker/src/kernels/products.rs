@@ -11,14 +11,14 @@ use super::Compute;
 use super::panels::{Panel, Panels};
 use super::tile::{self, Chains, Outer, Pixels, ROWS_MAX, UNIT, UNITS_MAX};
 
-/// Terms whose weights are taken at once where a panel of all terms wouldn't stay in a second-level cache: 128 KiB of two
-/// units.
+/// Terms of one block, if a panel of all terms would not stay in a second-level cache. With two units, the weights of a block have
+/// 128 KiB.
 const BLOCK_TERMS: usize = 1024;
 /// Panels of up to this many floats are not split.
 pub(super) const WHOLE_MAX: usize = 160 * 1024;
-/// Terms that are taken at once where a tile of the source stays: the weights of all columns of as many stay in the cache.
+/// Terms of one block, if a tile of the source stays in the cache. The weights of these terms stay there too, for all columns.
 pub(super) const SOURCE_TERMS: usize = 512;
-/// Longer lines of terms leave out whole lines of padding alone.
+/// If a line has more terms than this, only whole lines of padding are skipped, and no single terms.
 const LINE_MAX: usize = 16;
 /// Floats of the gradient's operand that are gone through for one tile after another: they stay in a first-level cache.
 const NEAR_MAX: usize = 4 * 1024;
@@ -93,7 +93,7 @@ impl Terms {
         self.all.len()
     }
 
-    /// What a row of pixels takes of some terms. Lines are left out where all terms are taken at once.
+    /// Which of `terms` a row of pixels uses. Lines of padding are skipped only if `terms` are all terms.
     fn taken(&self, row: usize, terms: &Range<usize>) -> Taken {
         match self.seen.get(row).filter(|seen| **seen != (0..self.lines) && terms.len() == self.len()) {
             Some(seen) => {
@@ -146,7 +146,7 @@ impl Steps {
         self.first + sample * self.sample + row * self.row + column * self.column
     }
 
-    /// Where the last pixel of so many ends if it takes `width` floats, unless that can't be counted.
+    /// Where the last of these pixels ends if each takes `width` floats. None if that can't be counted.
     fn end(&self, (samples, rows, columns): (usize, usize, usize), width: usize) -> Option<usize> {
         let steps = [(samples - 1, self.sample), (rows - 1, self.row), (columns - 1, self.column)];
         steps
@@ -154,7 +154,7 @@ impl Steps {
             .try_fold(self.first.checked_add(width)?, |end, (count, step)| end.checked_add(count.checked_mul(*step)?))
     }
 
-    /// Whether no two of so many pixels share one of their `width` floats.
+    /// Whether no two of these pixels share one of their `width` floats.
     fn are_apart(&self, (samples, rows, columns): (usize, usize, usize), width: usize) -> bool {
         let row = (columns - 1) * self.column + width;
         let sample = (rows - 1) * self.row + row;
@@ -220,7 +220,7 @@ impl Correlation<'_> {
                 finite.store(false, Ordering::Relaxed);
             }
         };
-        // Threads share out lines, or columns of the one line, or panels: no two of them write the same float.
+        // Lines, or columns of the only line, or panels are divided among the threads: no two of them write the same float.
         let columns = 0..self.grid.columns;
         if lines >= compute.threads() {
             compute.split(lines, |lines| part(lines, columns.clone(), 0..panels));
@@ -407,7 +407,7 @@ impl Gradient<'_> {
         }
         self.check(c.len());
         let (c, finite) = (Shared(c.as_mut_ptr()), AtomicBool::new(true));
-        // Threads share out pieces of a panel: no two of them write the same float.
+        // Pieces of panels are divided among the threads: no two of them write the same float.
         let pieces: Vec<Piece> = (0..self.panels.count())
             .map(|index| self.panels.panel(index))
             .flat_map(|panel| self.terms.iter().map(move |these| (panel, these)))

@@ -14,7 +14,7 @@ use std::ops::Range;
 use super::isa::Isa;
 use super::vector::{Vector, prefetch};
 
-/// Columns are counted in units of so many, whatever the instruction set: weights lie in memory alike on all of them.
+/// Columns are counted in units of this many, so weights have the same layout for every instruction set.
 pub(super) const UNIT: usize = 16;
 /// The most units in a panel of columns.
 pub(super) const UNITS_MAX: usize = 3;
@@ -28,7 +28,8 @@ pub(super) struct Chains<'a> {
     pub a: *const f32,
     /// Where each term lies.
     pub terms: &'a [usize],
-    /// Those that are taken: `runs` of `run` terms, from the first one on, each `every` terms behind the one before it.
+    /// The terms that are used: `runs` runs of `run` terms. The first run begins at the first term, and each further run begins
+    /// `every` terms after the previous one.
     pub run: usize,
     pub runs: usize,
     pub every: usize,
@@ -45,7 +46,7 @@ pub(super) struct Chains<'a> {
     pub c_step: usize,
     /// Whether chains continue from the values in `c`, or start from +0.0.
     pub goes_on: bool,
-    /// What is added at the chains' end, a float a column; null if they aren't at their end.
+    /// What is added at the chains' end, one float per column; null if they aren't at their end.
     pub end: *const f32,
     /// Whether ReLU follows once the chains have ended.
     pub rectifies: bool,
@@ -174,8 +175,8 @@ unsafe fn add_term<V: Vector, const ROWS: usize, const VECTORS: usize, const STE
     }
 }
 
-/// A line of the next tile's rows, where rows are lines of weights that come from memory. The terms of a panel are neighbours:
-/// the o-th of them asks for the o-th [`UNIT`] behind the last row, so that all are there once the panel is through.
+/// A line of the next tile's rows, where rows are lines of weights that come from memory. The terms of a panel are neighbours. The
+/// o-th term prefetches the o-th [`UNIT`] behind the last row, so that all of them are in the cache when the panel is done.
 #[inline(always)]
 fn next_tile(term_of_first_row: *const f32, term: usize, rows: usize) -> *const f32 {
     let within = term % WIDE_STEP;
@@ -245,7 +246,7 @@ unsafe fn store<V: Vector, const ROWS: usize, const VECTORS: usize>(sums: &[[V; 
     }
 }
 
-/// Zero times what is finite is zero; times anything else it is not a number, and stays that.
+/// Zero times a finite number is zero. Zero times anything else is NaN, which stays NaN in every later sum.
 #[inline(always)]
 unsafe fn poison<V: Vector, const ROWS: usize, const VECTORS: usize>(sums: &[[V; VECTORS]; ROWS], into: *mut f32) {
     // SAFETY: the caller vouches for the address.
@@ -377,7 +378,7 @@ unsafe fn outer_of_each_unit(tile: &Outer, units: usize, run: OuterTile) {
 type ChainsTile = unsafe fn(&Chains);
 type OuterTile = unsafe fn(&Outer);
 
-/// Both kinds of tiles for one instruction set, one a height, so that a ragged edge costs no more than its rows.
+/// Both kinds of tiles for one instruction set, one for each height, so that a ragged edge costs no more than its rows.
 macro_rules! tiles {
     ($vector:ty, $($feature:literal)?) => {
         /// # Safety
@@ -398,7 +399,7 @@ macro_rules! tiles {
     };
 }
 
-/// An array of one tile a height.
+/// An array of one tile for each height.
 macro_rules! heights {
     ($tile:ident::<$vectors:literal>; $($rows:literal)*) => { [$($tile::<$rows, $vectors>),*] };
     ($tile:ident::<$vectors:literal, $step:literal>; $($rows:literal)*) => { [$($tile::<$rows, $vectors, $step>),*] };

@@ -22,8 +22,8 @@ use crate::rehearsal::Rehearsal;
 use crate::tower::{Means, Stopped};
 use crate::vitals::Vitals;
 
-/// During a job, this thread polls for so long before it sleeps. Most exchanges of a small network take less, and a sleeping
-/// core wakes up late, a virtual one above all. Other threads of the same control group take precedence.
+/// During a job, this thread polls for this long before it sleeps. Most exchanges of a small network take less, and a sleeping core
+/// wakes up late, a virtual one above all. Other threads of the same control group take precedence.
 const LOOK_MAX: Duration = Duration::from_micros(200);
 
 /// A message from the network thread.
@@ -143,7 +143,7 @@ enum Of {
     NoStep,
 }
 
-/// What a wait is counted as that `message` has ended. Waits of a measurement do not belong to a step.
+/// What the wait that `message` has ended is counted as. Waits of a measurement do not belong to a step.
 fn awaited(engine: &Engine, message: &Message) -> Of {
     match message {
         Message::Tensor(Received { key, .. }) => match key.training_step() {

@@ -1,4 +1,4 @@
-//! Connects to a coordinator over TCP or a Unix socket, with the same settings.
+//! Connects to a coordinator over TCP or a Unix socket, with the same settings for both.
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -1,6 +1,7 @@
-//! A connection between two workers, as messages that each follow their length. Before a peer has proved who it is, messages are short.
+//! A connection between two workers. Each message is preceded by its length. Before a peer has proved who it is, messages are
+//! short.
 //!
-//! A link does not use gRPC: it needs none of its features, and here every bound is one number.
+//! A link does not use gRPC: it needs none of its features, and each limit is one constant here.
 //!
 //! Not here: who may connect (`peers`), and what is sent (`session`).
 
@@ -22,7 +23,7 @@ use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 
 /// The largest message of a peer that has not proved who it is, in bytes.
 const GREETING_BYTES_MAX: usize = 128;
-/// Frames that wait are written together, up to about so many bytes.
+/// Frames that wait are written together, up to about this many bytes.
 const WRITTEN_TOGETHER: usize = 256 << 10;
 /// When the system asks a silent machine whether it is there, and how often after that.
 const ASK_AFTER: Duration = Duration::from_secs(2);
@@ -39,7 +40,7 @@ pub(super) enum LinkError {
     TooLong(usize),
     #[error("another process listens there")]
     Stranger,
-    #[error("it sent bytes that are no message")]
+    #[error("it sent bytes that are not a message")]
     NoMessage(#[source] prost::DecodeError),
 }
 

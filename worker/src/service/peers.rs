@@ -1,5 +1,5 @@
-//! Links to other workers: a door at which they arrive, and the opening of those to them. A peer proves with the secret of the pair who it
-//! is, and so does this worker.
+//! Links to other workers. A door accepts connections from other workers, and `connect` opens connections to them. A peer proves
+//! with the secret of the pair who it is, and so does this worker.
 //!
 //! Not here: what a link carries (`link`, `session`), and which workers are peers (the coordinator decides).
 

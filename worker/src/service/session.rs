@@ -82,7 +82,7 @@ pub(super) enum SessionError {
     Wire(#[from] WireError),
     #[error("unexpected message from the coordinator: {found}; expected {expected}")]
     OutOfTurn { found: &'static str, expected: &'static str },
-    #[error("{queued} bytes of tensors wait for the compute thread; a step has at most {limit}")]
+    #[error("{queued} bytes of tensors wait for the compute thread; the plan allows at most {limit}")]
     Flood { queued: usize, limit: usize },
     #[error("more than {BACKLOG_MAX} messages wait for the compute thread")]
     Backlog,

@@ -210,7 +210,7 @@ pub struct Account {
     pub path: Vec<PathShare>,
     /// The bottleneck.
     pub verdict: Verdict,
-    /// What was sent, beside the plan.
+    /// What was sent, compared with the plan.
     pub exchanges: Vec<ExchangeAccount>,
     /// What was computed, beside the plan.
     pub segments: Vec<SegmentAccount>,

@@ -1,4 +1,4 @@
-//! The path of each tensor of a step, from the worker that computed them to the worker that waited for them: which worker or link a
+//! The path of each tensor of a step, from the worker that computed it to the worker that waited for it: which worker or link a
 //! wait is attributed to, how the critical path goes from worker to worker, and what each exchange moved.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -134,7 +134,8 @@ impl<'a> Ways<'a> {
         Some(Origin { producer, had, sent, is_direct })
     }
 
-    /// The worker that sends a piece of a gradient: its owner sends the sum over all slots, and who holds the slots sends that over a node.
+    /// The worker that sends a piece of a gradient. The owner of the piece sends the sum over all slots. The worker that computes
+    /// the slots of a node sends the sum over this node.
     fn sender_of(&self, tensor: &TensorKey) -> Option<WorkerIndex> {
         let TensorKey::Gradient { name, tower, piece, node, .. } = tensor else { return None };
         let holds = |worker: &WorkerIndex, slot| self.plan.placement.slots_at(*worker, *tower).any(|held| held == slot);

@@ -102,7 +102,10 @@ fn about(line: &str) -> Result<(About, Plan), String> {
         serde_json::from_value(header["otherData"].clone()).map_err(|error| format!("invalid head: {error}"))?;
     about.hosts.iter_mut().for_each(|host| *host = printable(host));
     if about.format != FORMAT {
-        return Err(format!("it has format {}; this program reads format {FORMAT}", about.format));
+        return Err(format!(
+            "it is of another version, with format {}; this program reads format {FORMAT}",
+            about.format
+        ));
     }
     let network = Network::parse(&about.model).map_err(|error| format!("invalid model: {error}"))?;
     let plan = Plan::placed(network, about.placement.clone()).map_err(|error| error.to_string())?;
