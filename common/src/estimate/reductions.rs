@@ -15,13 +15,13 @@ pub(super) struct Reduction {
     pub(super) tower: TowerIndex,
     /// The workers that share the tower.
     pub(super) sharers: Vec<WorkerIndex>,
-    /// Where each one is in the lists.
+    /// The index of each worker in the lists.
     indices: PerWorker<Option<usize>>,
     /// Bytes of the piece that each one owns.
     pieces: Vec<u64>,
-    /// Partial sums that each one sends of each piece.
+    /// Number of partial sums that each worker sends of each piece.
     nodes: Vec<usize>,
-    /// What the owner of each piece waits for, and what each worker waits for then.
+    /// What the owner of each piece waits for, and what each worker waits for after that.
     partial: Vec<Awaited>,
     whole: Vec<Awaited>,
 }

@@ -41,7 +41,7 @@ pub struct Estimate {
     pub busiest: End,
 }
 
-/// What is sent. A micro-batch is its position in the step.
+/// A message. Micro-batches are named by their position in the step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Message {
     Images {
@@ -317,17 +317,24 @@ impl<'a> Simulation<'a> {
             match message {
                 // An event for each would be too many where hundreds of replicas sum.
                 Message::PartialSums(reduction) => {
-                    let (_, ends) = self.links.receive(End::Worker(worker), bytes, leaves);
-                    self.partial_sum_arrives(reduction, worker, ends);
+                    let arrives = self.receive_later(worker, bytes, leaves);
+                    self.partial_sum_arrives(reduction, worker, arrives);
                 }
                 Message::WholeSum(reduction) => {
-                    let (_, ends) = self.links.receive(End::Worker(worker), bytes, leaves);
-                    self.whole_sum_arrives(reduction, worker, ends);
+                    let arrives = self.receive_later(worker, bytes, leaves);
+                    self.whole_sum_arrives(reduction, worker, arrives);
                 }
                 message => self.events.add(leaves, Event::Reaches { worker, bytes, message }),
             }
             leaves = leaves.saturating_add(self.links.duration(bytes));
         }
+    }
+
+    /// When the last byte of a message arrives whose first byte will leave the sender at `leaves`. The receiver's link counts the message
+    /// from now on, so that it is never idle until `leaves` while other messages wait for it.
+    fn receive_later(&mut self, worker: WorkerIndex, bytes: u64, leaves: Time) -> Time {
+        let (_, ends) = self.links.receive(End::Worker(worker), bytes, self.now);
+        ends.max(leaves.saturating_add(self.links.duration(bytes)))
     }
 
     fn send(&mut self, from: End, to: Vec<WorkerIndex>, bytes: u64, message: Message) {

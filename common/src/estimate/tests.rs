@@ -1,3 +1,5 @@
+//! The estimate of a step, on plans and links for which the right duration is known.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -73,6 +75,33 @@ fn time_is_proportional_to_the_batch() {
         let plan = plan("alexnet-fashion", 2, 1);
         let [one, two] = [64, 128].map(|batch| estimated(&plan, batch, bits).seconds);
         assert!((1.9..2.1).contains(&(two / one)), "{one} and {two} at {bits}");
+    }
+}
+
+/// If only the gradients of the trunk matter, a step has three phases of equal length. In each, a link carries R - 1 of R pieces.
+/// First, the worker that holds the head sends its partial sums. It sends the gradients that the other replicas wait for after
+/// these, so then the others send their partial sums, all at the same time. At last, all workers send the sums of the pieces that
+/// they own. The estimate may be up to 15 % longer: a small message may arrive behind a large one of another worker, because a link
+/// receives one message after another.
+#[test]
+fn sums_over_replicas_keep_all_links_busy() {
+    let model = r#"
+        name = "weights-alone"
+        towers = 1
+        input = { channels = 1, height = 24, width = 24, mean = [0.0], std = [1.0] }
+        layer = [{ kind = "conv", filters = 768, kernel = 24 }, { kind = "linear", units = 2 }]
+    "#;
+    let bits = 1e6;
+    for replicas in [2, 3, 4, 8, 16] {
+        let network = Network::parse(model).unwrap();
+        let gradient =
+            (network.parameters_of(0).iter().map(|parameter| parameter.len()).sum::<usize>() * 32) as f64 / bits;
+        let plan = Plan::new(network, replicas, replicas, None).unwrap().linked(Links::direct());
+        let division = Division { slots: replicas, micro_batches: 1 };
+        let estimate = step(&plan, replicas, division, Rates { operations: 1e18, bits });
+        let expected = 3.0 * (replicas - 1) as f64 / replicas as f64 * gradient;
+        let ratio = estimate.seconds / expected;
+        assert!((0.99..1.15).contains(&ratio), "{replicas} replicas: {estimate:?}, not {expected}");
     }
 }
 
