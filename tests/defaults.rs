@@ -99,7 +99,7 @@ fn data_are_found_after_the_folder_of_the_run_is_renamed() {
 fn eval_refuses_data_that_are_gone_or_have_changed() {
     let trained = Trained::new();
     write_data(&trained.data, &images(100), &images(50));
-    trained.refused(2, &["differ from those", trained.data.to_str().unwrap(), "--data"]);
+    trained.refused(2, &["the test images are not those", trained.data.to_str().unwrap(), "--data"]);
     assert_eq!(trained.eval(&[("--data", &trained.data)])["images"], 50, "unless they are asked for by name");
     fs::rename(&trained.data, trained.folder.path().join("moved")).unwrap();
     trained.refused(1, &["that the checkpoint names", trained.data.to_str().unwrap(), "does not exist", "--data"]);

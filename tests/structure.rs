@@ -83,7 +83,7 @@ fn every_preset_loads_and_alexnet_costs_what_it_should() {
         "conv3",
         "exchanged: one group: each filter sees all channels",
         "local: each group is within a tower",
-        "each tower of the trunk: 26240, 26240; each slice of the head, without logits: 4096, 4096",
+        "by each tower of the trunk 26240, 26240; by each slice of the head, without logits, 4096, 4096",
     ] {
         assert!(table.contains(part), "no \"{part}\" in\n{table}");
     }
