@@ -111,7 +111,7 @@ fn an_impossible_storm_is_refused() {
     let cases = [
         ("{".to_owned(), "EOF"),
         (storm(json!([{ "kind": "quake" }])), "\"kind\" is \"quake\", and must be one of kill, stop, freeze"),
-        (storm(json!([fault("kill", json!(2), 3, "forward")])), "fault 1: \"worker\" is 2; the job has 2 workers"),
+        (storm(json!([fault("kill", json!(2), 3, "forward")])), "fault 1: \"worker\" is 2; must be from 0 to 1"),
         (storm(json!([fault("kill", json!(null), 3, "forward")])), "fault 1: \"worker\" is missing or null"),
         (storm(json!([fault("coordinator", json!(1), 3, "reported")])), "must be null"),
         (
@@ -123,7 +123,7 @@ fn an_impossible_storm_is_refused() {
             "fault 1: \"phase\" is reduce; the job has a single replica",
         ),
         (storm(json!([fault("stop", json!(1), 3, "forward")])), "fault 1: \"milliseconds\" is 0"),
-        (storm(json!([fault("kill", json!(1), 41, "forward")])), "fault 1: \"step\" is 41; the job has 40 steps"),
+        (storm(json!([fault("kill", json!(1), 41, "forward")])), "fault 1: \"step\" is 41; must be from 1 to 40"),
         (
             storm(json!([fault("kill", json!(1), 9, "forward"), fault("kill", json!(1), 3, "forward")])),
             "not in the order",

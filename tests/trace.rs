@@ -510,7 +510,10 @@ fn damaged_traces_are_named_and_read_as_far_as_possible() {
         ("{\"traceEvents\":[\n{\"name\":\"other\"}\n]}", "invalid head"),
         (&head.replace("\"format\":3", "\"format\":9"), "with format 9"),
         (head, "holds no step"),
-        (&head.replace("\"head\":[0,1]", "\"head\":[0,7]"), "a placement of [2]"),
+        (
+            &head.replace("\"head\":[0,1]", "\"head\":[0,7]"),
+            "a placement (towers of each replica: [2]; slices: 2; slots: 1; workers: 8)",
+        ),
         (&head.replace("\"hosts\":[", "\"hosts\":[\"more\","), "it names 3 workers for a plan of 2"),
         ("\u{0}\u{1}\u{2}", "is not the head of a trace"),
     ] {

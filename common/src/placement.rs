@@ -60,7 +60,7 @@ pub enum PlacementError {
     TooFewReplicas { replicas: usize, workers: usize, least: usize, towers: usize },
     /// A placement that doesn't fit the network.
     #[error(
-        "a placement with {trunk:?} towers per replica and {head} slices, for {slots} slots, on {workers} workers does not fit the model, which has \
+        "a placement (towers of each replica: {trunk:?}; slices: {head}; slots: {slots}; workers: {workers}) does not fit the model, which has \
          {towers} towers and {slices} slices"
     )]
     Unfit { trunk: Vec<usize>, head: usize, slots: usize, workers: usize, towers: usize, slices: usize },
