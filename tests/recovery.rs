@@ -421,7 +421,7 @@ fn the_remaining_worker_takes_the_towers_over() {
     let output = finish(child);
     ended_like_the_calm_one(&out, &output);
     assert!(
-        said(&output).contains("no other worker connected in time; remaining workers (1 of 2) hold all towers now"),
+        said(&output).contains("no other worker connected in time; the remaining workers (1 of 2) hold all towers now"),
         "{}",
         said(&output)
     );
