@@ -76,6 +76,7 @@ fn slips_of_the_command_line_are_answered_with_what_would_be_right() {
         ("worker --join 127.0.0.1:1 --token-file nowhere", &["the token in nowhere", "No such file"]),
         ("worker --join 127.0.0.1:1 --token-file /dev/zero", &["the token in /dev/zero", "1 to 1024 ASCII letters"]),
         ("train --data bundled --token-file nowhere", &["--listen"]),
+        ("train --data bundled --token-file nowhere --threads 1", &["--token-file", "cannot be used with '--threads"]),
         ("plan --workers 3", &["--workers 3", "at most 2"]),
         ("plan --model alexnot", &["alexnot", "alexnet"]),
         ("plan --batch 0", &["--batch", "0"]),
@@ -481,10 +482,12 @@ fn logits_replace_neither_devices_nor_weights() {
     let copy = folder.path().join("copy.safetensors");
     fs::copy(&weights, &copy).unwrap();
     let (records, images) = (out.join("run.json"), data.join("t10k-images-idx3-ubyte"));
+    let nowhere = folder.path().join("nowhere").join("logits.safetensors");
     let eval = format!("eval {}", out.display());
     for (target, part) in [
         (&weights, "is a checkpoint"),
         (&fifo, "not a plain file"),
+        (&nowhere, "its folder does not exist"),
         (&copy, "is not a file of logits"),
         (&records, "is not a file of logits"),
         (&images, "is not a file of logits"),
@@ -644,6 +647,12 @@ fn incomplete_and_misnamed_checkpoints_are_damaged() {
     fs::remove_dir_all(step("step-000006")).unwrap();
     fs::rename(step("step-000002"), step("step-000009")).unwrap();
     refused(&verify, &[], FAILED, &["step-000009 holds step 2, and must be named step-000002", "1 of 2"]);
+    let one = format!("verify {}", step("step-000009").display());
+    refused(&one, &[], FAILED, &["step-000009 holds step 2, and must be named step-000002", "1 of 1"]);
+    fs::rename(step("step-000009"), folder.path().join("copied")).unwrap();
+    let copied = format!("verify {}", folder.path().join("copied").display());
+    assert!(succeed(&copied, &[]).contains("sound"), "outside of a run, it may have any name");
+    fs::rename(folder.path().join("copied"), step("step-000009")).unwrap();
     let output = run("train", &[("--resume", &out), ("--data", &data)]);
     for part in ["step-000004 instead", "step-000009, which is later, is now called later-step-000009"] {
         assert!(output.status.success() && said(&output).contains(part), "no \"{part}\" in {}", said(&output));

@@ -23,7 +23,7 @@ use crate::data::DataSource;
 use crate::files::{
     folder_of, open_regular, put_in_place, quoted, remove_any, sync_folder, write_atomically, write_synced,
 };
-use crate::job::Job;
+use crate::job::{Job, SettingError, check};
 use crate::state::{JobState, Progress};
 
 /// Version of the manifest. Raise it when an older program would misread the manifest.
@@ -108,6 +108,9 @@ pub enum CheckpointError {
     /// The manifest has another version.
     #[error("{path} has format {found}; this program reads format {FORMAT}")]
     Format { path: PathBuf, found: u32 },
+    /// The manifest holds a value that no job has.
+    #[error("{path} is damaged")]
+    Job { path: PathBuf, source: SettingError },
     /// A tensor file isn't the one that the manifest names.
     #[error("{path} is damaged: its SHA-256 is {found}, but the manifest says {stated}")]
     Damaged { path: PathBuf, found: String, stated: String },
@@ -227,14 +230,14 @@ pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
         let file = path.join(name);
         let bytes = read_file(&file)?;
         let found = hex(&Sha256::digest(&bytes));
-        let stated = manifest.files.get(name).cloned().unwrap_or_default();
+        let stated = manifest.files.get(name).map_or_else(|| "nothing".to_owned(), |sum| shown(sum));
         if found != stated {
             return Err(CheckpointError::Damaged { path: file, found, stated });
         }
         deserialized(&file, &bytes, &network)
     };
     let state = JobState { weights: load(WEIGHTS)?, momentum: load(OPTIMIZER)? };
-    let (found, stated) = (sha256(&state.weights), manifest.weights_sha256.clone());
+    let (found, stated) = (sha256(&state.weights), shown(&manifest.weights_sha256));
     if found != stated {
         return Err(CheckpointError::OtherWeights { path: path.join(MANIFEST), found, stated });
     }
@@ -254,8 +257,7 @@ pub fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
     }
     let (found, stated) = (sha256_line(&bytes), String::from_utf8_lossy(&read_file(&sum)?).into_owned());
     if found != stated {
-        let [found, stated] = [found, stated].map(|line| line.trim_end().chars().take(SHOWN_MAX).collect::<String>());
-        let [found, stated] = [found, stated].map(|line| convoy_common::wire::printable(&line));
+        let [found, stated] = [found, stated].map(|line| shown(line.trim_end()));
         return Err(CheckpointError::DamagedManifest { path: file, found, sum, stated });
     }
     parse_manifest(file, &bytes)
@@ -275,9 +277,25 @@ fn parse_manifest(path: PathBuf, bytes: &[u8]) -> Result<Manifest, CheckpointErr
     let parsed = serde_json::from_slice::<Manifest>(bytes);
     let manifest = parsed.map_err(|source| CheckpointError::Manifest { path: path.clone(), source })?;
     match manifest.format {
-        FORMAT => Ok(manifest),
+        FORMAT => checked(path, manifest),
         found => Err(CheckpointError::Format { path, found }),
     }
+}
+
+/// A manifest whose sums are right may have been written by another program.
+fn checked(path: PathBuf, manifest: Manifest) -> Result<Manifest, CheckpointError> {
+    let Manifest { job, last_step, progress, .. } = &manifest;
+    let is_in_order = *last_step >= progress.step.max(1);
+    let ends = || check("last_step", last_step, is_in_order, format!("at least {}", progress.step.max(1)));
+    match job.check().and_then(|()| ends()) {
+        Ok(()) => Ok(manifest),
+        Err(source) => Err(CheckpointError::Job { path, source }),
+    }
+}
+
+/// The beginning of a text from a damaged file, as an error shows it.
+fn shown(text: &str) -> String {
+    convoy_common::wire::printable(&text.chars().take(SHOWN_MAX).collect::<String>())
 }
 
 /// The line of a manifest in its sum file.
@@ -324,12 +342,13 @@ pub fn write_logits(path: &Path, logits: ArrayD<f32>) -> Result<(), CheckpointEr
 /// Checks that a file of logits may be written to `path`: nothing is there, or an earlier file of logits.
 ///
 /// # Errors
-/// When something else is there, or its folder is a checkpoint.
+/// When something else is there, or its folder is a checkpoint or does not exist.
 pub fn check_logits_path(path: &Path) -> Result<(), CheckpointError> {
     let refused = match fs::symlink_metadata(path) {
         // Writing would replace a device or a link by a plain file.
         Ok(found) if !found.is_file() => Some("it exists and is not a plain file"),
         _ if folder_of(path).join(MANIFEST).exists() => Some("its folder is a checkpoint, whose files must not change"),
+        Err(_) if !folder_of(path).is_dir() => Some("its folder does not exist"),
         Ok(_) if !holds_only_logits(path) => Some("it exists and is not a file of logits"),
         _ => None,
     };

@@ -185,7 +185,7 @@ impl Asked {
         let last_step = before.map(|(_, last_step)| last_step);
         let before = before.map(|(job, _)| job);
         let batch = settle("batch", self.batch, before.map(|job| job.batch), defaults::BATCH)?;
-        check("--batch", batch, (1..=BATCH_MAX).contains(&batch), "1 to 1048576")?;
+        check_batch(batch)?;
         let steps_per_epoch = steps_per_epoch(batch);
         let length = self.length.unwrap_or(last_step.map_or(Length::Epochs(defaults::EPOCHS), Length::Steps));
         let end = length.steps(steps_per_epoch);
@@ -216,7 +216,15 @@ impl Asked {
 }
 
 impl Job {
-    fn check(&self) -> Result<(), SettingError> {
+    /// Checks that every setting has an allowed value.
+    ///
+    /// # Errors
+    /// Names the first that has not.
+    pub fn check(&self) -> Result<(), SettingError> {
+        check_batch(self.batch)?;
+        let Span { steps, steps_per_epoch } = self.span;
+        check("the length of the schedule in steps:", steps, steps >= 1, "at least 1")?;
+        check("the length of an epoch in steps:", steps_per_epoch, steps_per_epoch >= 1, "at least 1")?;
         // Workers compute with f32, where larger numbers are infinite.
         let sound = |value: f64| (value as f32).is_finite() && value >= 0.0;
         check("--lr", self.lr, sound(self.lr) && self.lr as f32 > 0.0, "a number above 0 that fits into f32")?;
@@ -284,6 +292,10 @@ pub(crate) fn check(
     }
 }
 
+fn check_batch(batch: usize) -> Result<(), SettingError> {
+    check("--batch", batch, (1..=BATCH_MAX).contains(&batch), "1 to 1048576")
+}
+
 /// Checks a number of slots, or of micro-batches per slot, for batches of `batch` images.
 ///
 /// # Errors
@@ -329,6 +341,24 @@ mod tests {
         for asked in cases {
             let error = asked.resolve(None, String::new(), None, |_| 10).unwrap_err().to_string();
             assert!(error.contains("must be"), "{error}");
+        }
+    }
+
+    /// A job that was read from a file may hold anything.
+    #[test]
+    fn a_job_with_a_value_that_is_not_allowed_is_not_sound() {
+        assert!(job().check().is_ok());
+        let Span { steps, steps_per_epoch } = job().span;
+        let cases = [
+            (Job { batch: 0, ..job() }, "--batch 0"),
+            (Job { slots: 0, ..job() }, "--slots 0"),
+            (Job { lr: 0.0, ..job() }, "--lr 0"),
+            (Job { span: Span { steps: 0, steps_per_epoch }, ..job() }, "the schedule in steps: 0"),
+            (Job { span: Span { steps, steps_per_epoch: 0 }, ..job() }, "an epoch in steps: 0"),
+        ];
+        for (job, part) in cases {
+            let error = job.check().unwrap_err().to_string();
+            assert!(error.contains(part) && error.contains("must be"), "{error}");
         }
     }
 }

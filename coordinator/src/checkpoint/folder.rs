@@ -95,7 +95,10 @@ fn newest<T>(
 pub fn verify(path: &Path) -> Result<Vec<(PathBuf, Checked)>, CheckpointError> {
     check_exists(path, FOLDERS)?;
     if path.join(MANIFEST).is_file() {
-        return Ok(vec![(path.to_owned(), read(path).map(hash_of))]);
+        // Outside of a run, it may have any name.
+        let whole = path.canonicalize().ok().filter(|_| run_of(path).is_some());
+        let checkpoint = whole.map_or_else(|| read(path), |whole| read_named(&whole));
+        return Ok(vec![(path.to_owned(), checkpoint.map(hash_of))]);
     }
     verify_run(path, |path| read_named(path).map(hash_of))
 }

@@ -51,6 +51,41 @@ fn each_single_byte_that_changes_is_found() {
     assert_eq!(read(&path).unwrap().manifest, whole.manifest);
 }
 
+/// The sums of the files are right, but no job has such a manifest.
+#[test]
+fn a_manifest_of_an_impossible_job_is_damaged_and_the_checkpoint_before_it_is_used() {
+    let run = TempDir::new().unwrap();
+    write_step(run.path(), 1, 9);
+    let path = write_step(run.path(), 2, 9);
+    let sound: serde_json::Value = serde_json::from_slice(&fs::read(path.join(MANIFEST)).unwrap()).unwrap();
+    let write = |key: &str, value: serde_json::Value| {
+        let mut manifest = sound.clone();
+        *manifest.pointer_mut(key).unwrap() = value;
+        let bytes = serde_json::to_vec_pretty(&manifest).unwrap();
+        fs::write(path.join(MANIFEST), &bytes).unwrap();
+        fs::write(path.join(MANIFEST_SHA256), sha256_line(&bytes)).unwrap();
+    };
+    write("/last_step", 8.into());
+    assert_eq!(read(&path).unwrap().manifest.last_step, 8, "another value that is allowed");
+    let cases = [
+        ("/job/batch", 0.into(), "--batch 0"),
+        ("/job/slots", 0.into(), "--slots 0"),
+        ("/job/slots", 65.into(), "--slots 65"),
+        ("/job/lr", 0.into(), "--lr 0"),
+        ("/job/span/steps", 0.into(), "in steps: 0"),
+        ("/last_step", 1.into(), "last_step 1: must be at least 2"),
+        ("/files", serde_json::json!({}), "the manifest says nothing"),
+        ("/weights_sha256", "\u{1b}[31mred".into(), "says that weights_sha256 is "),
+    ];
+    for (key, value, part) in cases {
+        write(key, value);
+        let error = convoy_common::chain::chain(&read(&path).unwrap_err());
+        assert!(error.contains("is damaged") && error.contains(part) && !error.contains('\u{1b}'), "{key}: {error}");
+        let Opened { checkpoint, damaged } = open(run.path()).unwrap();
+        assert_eq!((checkpoint.manifest.progress.step, damaged.len()), (1, 1), "{key}");
+    }
+}
+
 #[test]
 fn the_newest_sound_checkpoint_is_used_and_damaged_ones_are_reported() {
     let run = TempDir::new().unwrap();
