@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use clap::builder::NonEmptyStringValueParser;
-use convoy_chaos::compose::{self, Compose};
+use convoy_chaos::compose::{self, Compose, Tools};
 use convoy_chaos::conductor::{self, Fate, Finding, Ran};
 use convoy_chaos::error::ChaosError;
 use convoy_chaos::local::Local;
@@ -14,12 +14,14 @@ use convoy_chaos::storm::Storm;
 use convoy_common::batch::BATCH_MAX;
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
+use convoy_coordinator::data::{DataSource, Wanted, load};
 use convoy_coordinator::files::write_atomically;
+use convoy_coordinator::job::defaults;
 use convoy_coordinator::record::RunFolder;
 
 use crate::numbers::{ANY, AT_LEAST_1, whole};
 use crate::output::{complain, print, tell};
-use crate::settings::{Misuse, model_text, read_text};
+use crate::settings::{Misuse, model_text, places, read_text};
 use crate::table::aligned;
 use crate::{Outcome, signals};
 
@@ -70,10 +72,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let model = model_text(&arguments.model)?;
     let network = Network::parse(&model)?;
     let storm = arguments.storm(network.towers)?;
-    let slots = arguments.slots(network, &storm)?;
+    let slots = arguments.slots(network.clone(), &storm)?;
+    arguments.check_data(&network)?;
+    let project = arguments.project()?;
+    let tools = if arguments.compose.is_empty() { None } else { Some(Tools::find()?) };
+    // Nothing is written before all of this is known to be usable.
     let out = arguments.folder()?;
     write_json(&out.join("storm.json"), &storm)?;
-    let project = arguments.project()?;
     let farewell = if arguments.compose.is_empty() {
         "quit".to_owned()
     } else {
@@ -85,13 +90,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
         if !arguments.json {
             tell(&format!("{name}: {} steps, {} faults, in {}", storm.steps, storm.faults.len(), folder.display()));
         }
-        if arguments.compose.is_empty() {
+        let Some(tools) = tools else {
             let mut place = arguments.processes(storm, slots, &folder)?;
-            Ok((conductor::run(&mut place, storm, &stop)?, folder))
-        } else {
-            let mut place = arguments.containers((storm, slots), &model, (&out, name), format!("{project}-{name}"))?;
-            Ok((conductor::run(&mut place, storm, &stop)?, Compose::run_folder(&folder)))
-        }
+            return Ok((conductor::run(&mut place, storm, &stop)?, folder));
+        };
+        let setting = arguments.containers((storm, slots), &model, &out, format!("{project}-{name}"))?;
+        let mut place = Compose::new(tools, setting, std::path::absolute(&folder)?)?;
+        Ok((conductor::run(&mut place, storm, &stop)?, Compose::run_folder(&folder)))
     };
     let both = run("calm", &storm.calm()).and_then(|calm| Ok((calm, run("stormy", &storm)?)));
     let (calm, stormy) = match both {
@@ -116,7 +121,6 @@ impl Arguments {
     fn slots(&self, network: Network, storm: &Storm) -> Result<usize, Box<dyn Error>> {
         let (workers, towers) = (storm.workers, network.towers);
         let slots = workers.div_ceil(towers).max(1);
-        Plan::new(network, workers, slots, None)?;
         if slots > self.batch {
             let (most, batch) = (towers.saturating_mul(self.batch), self.batch);
             let origin = match &self.storm {
@@ -128,6 +132,7 @@ impl Arguments {
             );
             return Err(Misuse(text).into());
         }
+        Plan::new(network, workers, slots, None)?;
         Ok(slots)
     }
 
@@ -160,14 +165,14 @@ impl Arguments {
         Ok(Local::new(std::env::current_exe()?, job, out.to_owned()))
     }
 
-    /// The folder `out` has two that are mounted: `data` with the model file, and the runs.
+    /// Writes the model file into the folder `data` in `out`, which is mounted.
     fn containers(
         &self,
         (storm, slots): (&Storm, usize),
         model: &str,
-        (out, name): (&Path, &str),
+        out: &Path,
         project: String,
-    ) -> Result<Compose, Box<dyn Error>> {
+    ) -> Result<compose::Setting, Box<dyn Error>> {
         let out = std::path::absolute(out)?;
         let data = out.join("data");
         std::fs::create_dir_all(&data).map_err(|error| format!("cannot create {}: {error}", data.display()))?;
@@ -177,8 +182,18 @@ impl Arguments {
         job.push((variable("model"), "/data/model.toml".to_owned()));
         job.push((variable("mount-data"), data.display().to_string()));
         job.push((variable("json"), "1".to_owned()));
-        let setting = compose::Setting { files: self.compose.clone(), job, workers: storm.workers, project };
-        Ok(Compose::new(setting, out.join(name))?)
+        Ok(compose::Setting { files: self.compose.clone(), job, workers: storm.workers, project })
+    }
+
+    /// Checks that the images are there and fit the model.
+    fn check_data(&self, network: &Network) -> Result<(), Box<dyn Error>> {
+        let source: DataSource = self.data.parse()?;
+        if source == DataSource::Auto {
+            let text = "--data auto: must be bundled, synthetic or a folder, so that both runs use the same images";
+            return Err(Misuse(text.to_owned()).into());
+        }
+        load(&source, &Wanted::by(network, defaults::SEED), &places()?)?;
+        Ok(())
     }
 
     /// What the names of the two compose projects begin with.

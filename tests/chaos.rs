@@ -149,6 +149,7 @@ fn an_impossible_storm_is_refused() {
     for (arguments, expected) in [
         ("--compose nope.yml", "--compose nope.yml: there is no such file"),
         ("--compose docker-compose.yml --data ./pictures", "--data ./pictures: must be bundled or synthetic"),
+        ("--data auto", "--data auto: must be bundled, synthetic or a folder"),
         (
             "--workers 40",
             "--workers 40; it must be at most 32: the 2 towers times the 16 images of a batch; a larger --batch allows more",
@@ -163,6 +164,14 @@ fn an_impossible_storm_is_refused() {
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     let expected = "fault 1: kill at forward can't happen to a container; its \"kind\" must be one of [kill, stop, freeze, cut, coordinator], and its \"phase\" reported";
     assert!(said(&output).contains(expected), "no \"{expected}\" in {}", said(&output));
+    let output = chaos("--data ./pictures", &out);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("./pictures") && !said(&output).contains("calm"), "{}", said(&output));
+    let mut command = support::convoy();
+    command.args("chaos --compose docker-compose.yml --out".split_whitespace()).arg(&out);
+    let output = support::output_of(command.env("COMPOSE_PROJECT_NAME", "Mine"));
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("COMPOSE_PROJECT_NAME is \"Mine\""), "{}", said(&output));
     assert!(!out.exists());
     let output = chaos("--faults 1 --batch 4 --workers 9", &folder.path().join("nine"));
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));

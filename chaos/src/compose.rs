@@ -37,10 +37,34 @@ pub struct Setting {
     pub project: String,
 }
 
+/// The commands of a container engine that answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Tools {
+    /// The command for compose projects, in words.
+    compose: &'static [&'static str],
+}
+
+impl Tools {
+    /// Finds the commands. Nothing is started.
+    ///
+    /// # Errors
+    /// When there is no docker-compose, or the engine does not answer.
+    pub fn find() -> Result<Self, ChaosError> {
+        let compose = [&["docker-compose"][..], &["docker", "compose"]].into_iter().find(|words| {
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]).arg("version").stdin(Stdio::null());
+            command.output().is_ok_and(|output| output.status.success())
+        });
+        let compose = compose.ok_or(ChaosError::NoCompose)?;
+        docker(&["version", "--format", "{{.Server.Version}}"])?;
+        Ok(Self { compose })
+    }
+}
+
 /// Containers of a compose project.
 #[derive(Debug)]
 pub struct Compose {
-    program: &'static [&'static str],
+    tools: Tools,
     setting: Setting,
     /// The folder that is mounted as `/runs`.
     runs: PathBuf,
@@ -65,16 +89,10 @@ impl Compose {
     /// Containers whose runs go to `runs`. Nothing is started yet.
     ///
     /// # Errors
-    /// When there is no docker-compose, or a folder can't be made.
-    pub fn new(setting: Setting, runs: PathBuf) -> Result<Self, ChaosError> {
-        let program = [&["docker-compose"][..], &["docker", "compose"]].into_iter().find(|program| {
-            let mut command = Command::new(program[0]);
-            command.args(&program[1..]).arg("version").stdin(Stdio::null());
-            command.output().is_ok_and(|output| output.status.success())
-        });
-        let program = program.ok_or(ChaosError::NoCompose)?;
+    /// When a folder can't be made.
+    pub fn new(tools: Tools, setting: Setting, runs: PathBuf) -> Result<Self, ChaosError> {
         std::fs::create_dir_all(&runs).map_err(|source| ChaosError::Folder { path: runs.clone(), source })?;
-        Ok(Self { program, setting, runs, is_up: false, containers: BTreeMap::new() })
+        Ok(Self { tools, setting, runs, is_up: false, containers: BTreeMap::new() })
     }
 
     /// The folder of the coordinator's run.
@@ -83,8 +101,8 @@ impl Compose {
     }
 
     fn compose(&self, arguments: &[&str]) -> Result<String, ChaosError> {
-        let mut command = Command::new(self.program[0]);
-        command.args(&self.program[1..]);
+        let mut command = Command::new(self.tools.compose[0]);
+        command.args(&self.tools.compose[1..]);
         for file in &self.setting.files {
             command.arg("-f").arg(file);
         }

@@ -405,7 +405,8 @@ impl<'a> Conductor<'a> {
             return Ok(true);
         }
         if struck.is_none() || !end.was_killed {
-            let said = self.complaints.iter().cloned().collect::<Vec<_>>().join("; ");
+            let complaint = |line: &String| line.strip_prefix("error: ").unwrap_or(line).to_owned();
+            let said = self.complaints.iter().map(complaint).collect::<Vec<_>>().join("; ");
             return Err(ChaosError::Failed { status: end.status, said });
         }
         self.start(Role::Coordinator)?;
