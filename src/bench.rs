@@ -297,11 +297,12 @@ impl Measured {
             )
         };
         format!(
-            "{}, {} images per step, {} worker{} with {} thread{} in total, {}: {} steps\n\
+            "{}, {} image{} per step, {} worker{} with {} thread{} in total, {}: {} steps\n\
              A step needs {:.1} GFLOP. These threads reach at most {:.1} GFLOP/s, and copy {:.1} GB/s (read and written). \
              Both are the best of several measurements in this run.\n\n{}{}\n{}",
             self.model,
             self.batch,
+            plural(self.batch as usize),
             self.workers,
             plural(self.workers),
             self.threads,

@@ -52,7 +52,7 @@ pub(crate) struct Arguments {
     listen: Option<Address>,
     /// File with a shared secret. Workers must be started with the same secret (--token-file); others are refused. The secret is
     /// sent unencrypted
-    #[arg(long, value_name = "FILE", requires = "listen")]
+    #[arg(long, value_name = "FILE", requires = "listen", conflicts_with_all = ["threads", "isa"])]
     token_file: Option<PathBuf>,
     /// Write all logits to this safetensors file, as one tensor "logits" of shape (images, classes). If the file exists, it is replaced
     /// only if it holds logits; otherwise the command fails

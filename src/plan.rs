@@ -144,10 +144,11 @@ fn as_table(plan: &Plan, step: Step) -> String {
         format!(" and {}", counted(network.slices, "slice of the head", "slices of the head"))
     };
     let mut text = format!(
-        "{} in {}{head} on {}, {batch} images per step\n\n",
+        "{} in {}{head} on {}, {} per step\n\n",
         network.name,
         counted(network.towers, "tower", "towers"),
         counted(plan.workers, "worker", "workers"),
+        counted(batch, "image", "images"),
     );
     let is_alike = plan.placement.replicas() == 1 && network.slices == network.towers;
     if !is_alike {

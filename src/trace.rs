@@ -118,6 +118,7 @@ pub(crate) fn accounted(run: &Path, step: Option<u64>) -> Result<(Trace, Plan, A
 fn nothing_in(trace: &Trace, path: &Path, step: Option<u64>) -> Box<dyn Error> {
     let steps: Vec<_> = trace.steps.keys().map(u64::to_string).collect();
     let shown = match steps.as_slice() {
+        [only] => format!("step {only}"),
         [first, .., last] if steps.len() > 20 => format!("{} of steps {first} to {last}", steps.len()),
         _ => format!("steps {}", steps.join(", ")),
     };
@@ -157,13 +158,14 @@ fn summary(trace: &Trace, plan: &Plan, found: &Account) -> String {
         count => format!("the mean of {count} steps between {first} and {last}"),
     };
     format!(
-        "{}, {} tower{} on {} worker{}, {} images per step: {steps};\na step takes {:.2} ms, {:.0} images/s; the coordinator is idle {:.0} % of the time\n",
+        "{}, {} tower{} on {} worker{}, {} image{} per step: {steps};\na step takes {:.2} ms, {:.0} images/s; the coordinator is idle {:.0} % of the time\n",
         network.name,
         network.towers,
         s(network.towers),
         plan.workers,
         s(plan.workers),
         trace.about.batch,
+        s(trace.about.batch),
         found.step_ns / 1e6,
         found.images_per_second,
         found.coordinator_idle_ns / found.step_ns.max(1.0) * 100.0

@@ -105,7 +105,7 @@ pub(crate) struct Arguments {
     listen: Option<Address>,
     /// File with a shared secret. Workers must be started with the same secret (--token-file); others are refused. The secret is
     /// sent unencrypted
-    #[arg(long, value_name = "FILE", requires = "listen")]
+    #[arg(long, value_name = "FILE", requires = "listen", conflicts_with_all = ["threads", "isa"])]
     token_file: Option<PathBuf>,
     /// Safetensors file with the initial weights [default: random weights]
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]

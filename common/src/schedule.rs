@@ -45,7 +45,7 @@ pub enum ScheduleError {
     Unknown { given: String, hint: String },
     /// The values of a step schedule are not allowed.
     #[error(
-        "schedule \"{given}\" must be step:EPOCHS:FACTOR, with EPOCHS a whole number of at least 1, and FACTOR a number above 0"
+        "schedule \"{given}\" must be step:EPOCHS:FACTOR, with EPOCHS a whole number of at least 1, and FACTOR a finite number above 0; step alone means step:5:0.1"
     )]
     Step { given: String },
 }
