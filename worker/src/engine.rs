@@ -818,18 +818,31 @@ impl Engine {
         let mut dy = partials.next().expect("a gradient has at least one partial");
         partials.for_each(|partial| add(means.compute, &mut dy, &partial));
         let gradient = self.tower(segment, tower).backward(means, &plan, segment, &micro_batch, (dy, kept))?;
-        let mut out = Vec::new();
+        // Other workers wait for these gradients. Only the commit waits for the sums over replicas, so they are sent later.
+        let mut out = match gradient {
+            Some(whole) => self.share_input_gradient(means.compute, &micro_batch, segment, tower, &whole),
+            None => vec![Out::Say(FromWorker::BackwardDone { micro_batch: micro_batch.clone(), tower })],
+        };
         if is_last {
             out.extend(self.end_segment(means.compute, segment, tower, &micro_batch));
         }
-        let Some(whole) = gradient else {
-            out.push(Out::Say(FromWorker::BackwardDone { micro_batch, tower }));
-            return Ok(out);
-        };
+        Ok(out)
+    }
+
+    /// Sends the gradient of a segment's input to those who computed it, and keeps what is for this worker's own towers.
+    fn share_input_gradient(
+        &mut self,
+        compute: &Compute,
+        micro_batch: &MicroBatch,
+        segment: SegmentIndex,
+        tower: TowerIndex,
+        whole: &[f32],
+    ) -> Vec<Out> {
+        let (plan, mut out) = (self.plan.clone(), Vec::new());
         let exchange = segment.exchange_before().expect("the first segment has no gradient of its input");
         for to in plan.parts(exchange.segment_before()) {
             let channels = plan.exchanged(exchange).channels;
-            let values = channels_of(means.compute, &whole, channels, plan.contribution(exchange, to));
+            let values = channels_of(compute, whole, channels, plan.contribution(exchange, to));
             if self.computes(exchange.segment_before(), to, micro_batch.id) {
                 self.add_partial(micro_batch.clone(), exchange, tower, to, values)
                     .expect("each tower computes a partial once");
@@ -844,7 +857,7 @@ impl Engine {
                 out.push(self.payload(key, values));
             }
         }
-        Ok(out)
+        out
     }
 
     /// The last micro-batch of the step has passed a segment backward. In the head, the weight gradients can be formed. In the trunk, they

@@ -473,11 +473,6 @@ impl<'a> Simulation<'a> {
 
     /// A backward pass has ended: the gradient of its input goes to the parts that computed it.
     fn pass_back(&mut self, worker: WorkerIndex, micro_batch: usize, segment: SegmentIndex, part: TowerIndex) {
-        let left = self.left.entry((segment, part, worker)).or_default();
-        *left = left.saturating_sub(1);
-        if *left == 0 {
-            self.end_segment(worker, segment, part);
-        }
         if let Some(exchange) = segment.exchange_before() {
             for to in self.plan.parts(exchange.segment_before()) {
                 let owner = self.holder(exchange.segment_before(), to, micro_batch);
@@ -489,6 +484,11 @@ impl<'a> Simulation<'a> {
                     self.send(End::Worker(worker), vec![owner], bytes, message);
                 }
             }
+        }
+        let left = self.left.entry((segment, part, worker)).or_default();
+        *left = left.saturating_sub(1);
+        if *left == 0 {
+            self.end_segment(worker, segment, part);
         }
         self.settles(worker);
     }
