@@ -150,8 +150,7 @@ fn as_table(plan: &Plan, step: Step) -> String {
         counted(plan.workers, "worker", "workers"),
         counted(batch, "image", "images"),
     );
-    let is_alike = plan.placement.replicas() == 1 && network.slices == network.towers;
-    if !is_alike {
+    if !plan.placement.is_alike() {
         let each =
             plan.all_workers().map(|worker| format!("worker {worker} holds {}\n", plan.placement.described(worker)));
         if plan.placement.replicas() > 1 {

@@ -229,8 +229,13 @@ impl Placement {
         replicas.flat_map(|replica| self.slots_of(replica))
     }
 
-    /// What `worker` holds, for a person: "tower 0 of replica 1 and slice 0 of the head". If there is a single replica, and the
-    /// head is placed like the trunk, only the towers are named.
+    /// Whether there is a single replica, and the head is placed like the trunk: then a tower is all layers.
+    pub fn is_alike(&self) -> bool {
+        self.replicas() == 1 && self.head == self.trunk[0]
+    }
+
+    /// What `worker` holds, for a person: "tower 0 of replica 1 and slice 0 of the head". If [`is_alike`](Self::is_alike)
+    /// holds, only the towers are named.
     pub fn described(&self, worker: WorkerIndex) -> String {
         let of_trunk = self.trunk.iter().enumerate().flat_map(|(replica, held)| {
             let own = held.iter_enumerated().filter(move |(_, holder)| **holder == worker);
@@ -239,8 +244,8 @@ impl Placement {
                 _ => format!("tower {tower} of replica {replica}"),
             })
         });
-        let is_alike = self.replicas() == 1 && self.head == self.trunk[0];
-        let of_head = self.head.iter_enumerated().filter(|(_, holder)| !is_alike && **holder == worker);
+        let own = |(_, holder): &(TowerIndex, &WorkerIndex)| !self.is_alike() && **holder == worker;
+        let of_head = self.head.iter_enumerated().filter(own);
         let of_head = of_head.map(|(slice, _)| format!("slice {slice} of the head"));
         of_trunk.chain(of_head).collect::<Vec<_>>().join(" and ")
     }
