@@ -18,7 +18,7 @@ use crate::{Outcome, output};
 /// The command line of `convoy health`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Address of a worker's --health or a coordinator's --listen
+    /// Address of a worker's --health or a coordinator's --listen: HOST:PORT or unix:PATH
     #[arg(value_name = "HOST:PORT", env = "CONVOY_HEALTH", default_value = "127.0.0.1:7979")]
     address: Address,
     /// Check only that the process is alive. A coordinator that is still waiting for its first workers is alive but not ready

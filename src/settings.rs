@@ -70,10 +70,7 @@ struct ModelFile {
 pub(crate) fn token(file: Option<&Path>) -> Result<Option<Token>, Misuse> {
     let Some(path) = file else { return Ok(None) };
     let wrong = |why: String| Misuse(format!("cannot read the token in {}: {why}", path.display()));
-    let mut text = String::new();
-    let opened = File::open(path).map_err(|error| wrong(error.to_string()))?;
-    let read = opened.take(TOKEN_BYTES_MAX as u64 + 3).read_to_string(&mut text);
-    read.map_err(|error| wrong(error.to_string()))?;
+    let text = read_text(path, TOKEN_BYTES_MAX as u64 + 3).map_err(|error| wrong(error.to_string()))?;
     text.parse().map(Some).map_err(|error: TokenError| wrong(error.to_string()))
 }
 
