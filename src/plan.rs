@@ -125,7 +125,7 @@ fn as_json(plan: &Plan, step: Step) -> Value {
         "replicas": plan.placement.replicas(), "gradients": plan.reduction_traffic(batch),
         "holds": of_each(plan, |worker| plan.placement.described(worker)),
         "slots": step.division.slots, "micro_batches": step.division.micro_batches,
-        "memory_bytes_a_worker": bytes_of_each(plan, batch, |worker| worker_bytes(plan, worker, step)),
+        "memory_bytes_a_worker": memory_of_each(plan, step),
         "snapshot_bytes_a_worker": bytes_of_each(plan, batch, |worker| forecast::snapshot_bytes(plan, worker)),
         "snapshot_bytes_of_the_coordinator": snapshot_bytes(network),
         "exchanges": Value::Array(exchanges), "step": total,
@@ -192,7 +192,7 @@ fn as_table(plan: &Plan, step: Step) -> String {
         let each = bytes.into_iter_enumerated().map(|(worker, bytes)| format!("worker {worker} {}", mb(bytes)));
         each.collect::<Vec<_>>().join(", ")
     };
-    let held = listed(bytes_of_each(plan, batch, |worker| worker_bytes(plan, worker, step)));
+    let held = listed(memory_of_each(plan, step));
     let copied = listed(bytes_of_each(plan, batch, |worker| forecast::snapshot_bytes(plan, worker)));
     text += &format!("memory of each worker: {held}\n");
     text += &format!("additional memory of each worker while it sends a snapshot: {copied}\n");
@@ -215,9 +215,10 @@ fn of_each<T>(plan: &Plan, of: impl Fn(WorkerIndex) -> T) -> PerWorker<T> {
     plan.all_workers().map(of).collect()
 }
 
-/// Bytes that a worker will hold between snapshots.
-fn worker_bytes(plan: &Plan, worker: WorkerIndex, step: Step) -> u64 {
-    forecast::worker_bytes(plan, worker, step.batch, step.division)
+/// Bytes that each worker will hold between snapshots.
+fn memory_of_each(plan: &Plan, Step { batch, division }: Step) -> PerWorker<u64> {
+    let exchanged = forecast::exchanged_bytes(plan, batch, division);
+    bytes_of_each(plan, batch, |worker| forecast::worker_bytes(plan, worker, batch, division) + exchanged)
 }
 
 /// Bytes per step. A byte counts once for each socket that it crosses.

@@ -23,8 +23,16 @@ const PROGRAM_BYTES: u64 = 52_000_000;
 /// Steps to go through. The second one reuses memory.
 const STEPS: usize = 2;
 
-/// Bytes that `worker` will hold in a job with `batch` images per step, measurements on test images included. A snapshot needs
-/// [`snapshot_bytes`] more.
+/// Bytes of a worker for tensors that it receives or sends, in a job with `batch` images per step: the mean of all workers. They use memory
+/// outside the shelf, which the allocator keeps.
+pub fn exchanged_bytes(plan: &Plan, batch: usize, division: Division) -> u64 {
+    let measured = EVALUATIONS_UNDER_WAY * division.largest_micro_batch(batch);
+    let exchanged = plan.step_traffic(batch).max(plan.measurement_traffic(measured));
+    exchanged.total() / plan.workers as u64
+}
+
+/// Bytes that `worker` will hold in a job with `batch` images per step, measurements on test images included, without
+/// [`exchanged_bytes`]. A snapshot needs [`snapshot_bytes`] more.
 pub fn worker_bytes(plan: &Plan, worker: WorkerIndex, batch: usize, division: Division) -> u64 {
     let (in_trunk, in_head) = (weights_in(plan, Half::Trunk, worker), weights_in(plan, Half::Head, worker));
     let largest = division.largest_micro_batch(batch);
@@ -41,10 +49,7 @@ pub fn worker_bytes(plan: &Plan, worker: WorkerIndex, batch: usize, division: Di
     // Values, momentum and gradient; in the trunk, with several slots, also sums of completed slots, as many as the tree needs.
     let sums = division.slots.ilog2() as usize;
     let held = 3 * (in_trunk + in_head) + sums * in_trunk + floats.all() + indices.all();
-    // Tensors that are received or sent use memory outside the shelf, which the allocator keeps.
-    let exchanged = plan.step_traffic(batch).max(plan.measurement_traffic(EVALUATIONS_UNDER_WAY * largest));
-    let exchanged = exchanged.total() / plan.workers as u64;
-    PROGRAM_BYTES + (held * size_of::<f32>()) as u64 + exchanged
+    PROGRAM_BYTES + (held * size_of::<f32>()) as u64
 }
 
 /// Bytes that `worker` holds in addition while it sends a snapshot: a copy of its weights and their momentum.
