@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -497,7 +498,45 @@ fn the_instruction_set_changes_no_bits() {
     let other_seed = folder.path().join("other-seed");
     succeed("train --data bundled --batch 2 --lr 0.01 --steps 30 --seed 2", &[("--out", &other_seed)]);
     assert_ne!(found[0].0, hash(&other_seed), "another seed");
+    assert_eq!(found.len(), instruction_sets().len(), "each that the machine has was used");
+}
+
+/// The instruction sets of this machine.
+fn instruction_sets() -> Vec<&'static str> {
     let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let has = |flag: &str| usize::from(flags.split_whitespace().any(|word| word == flag));
-    assert_eq!(found.len(), 1 + has("avx2") + has("avx512f") + has("asimd"), "each that the machine has was used");
+    let has = |flag: &str| flag.is_empty() || flags.split_whitespace().any(|word| word == flag);
+    let all = [("scalar", ""), ("avx2", "avx2"), ("avx512", "avx512f"), ("neon", "asimd")];
+    all.into_iter().filter(|(_, flag)| has(flag)).map(|(name, _)| name).collect()
+}
+
+/// Two replicas of two towers on workers with different instruction sets: at least one gradient is summed over two of these.
+#[test]
+fn several_instruction_sets_in_one_job_change_no_bits() {
+    let sets = instruction_sets();
+    let Some(last) = sets.last().filter(|_| sets.len() > 1) else {
+        return support::skip("this machine has a single instruction set, so no job has two");
+    };
+    let folder = TempDir::new().unwrap();
+    let job = "train --data bundled --batch 8 --slots 2 --steps 20 --lr 0.01";
+    let [alone, mixed, other_seed] = ["alone", "mixed", "other-seed"].map(|name| folder.path().join(name));
+    succeed(&format!("{job} --workers 1"), &[("--out", &alone)]);
+    succeed(&format!("{job} --seed 2"), &[("--out", &other_seed)]);
+    assert_ne!(hash(&alone), hash(&other_seed), "another seed");
+    let mut command = support::convoy();
+    command.args(job.split_whitespace()).args(["--workers", "4", "--listen", "127.0.0.1:0", "--out"]).arg(&mixed);
+    let mut coordinator = command.stdout(Stdio::piped()).stderr(Stdio::piped()).start();
+    let address = support::listening_at(&mut coordinator);
+    let joining = |isa: &str| {
+        let mut command = support::convoy();
+        command.args(["worker", "--join", &address, "--threads", "1", "--isa", isa]).stderr(Stdio::null()).start()
+    };
+    let _workers: Vec<_> = sets.iter().chain(std::iter::repeat(last)).take(4).map(|isa| joining(isa)).collect();
+    let output = support::finish(coordinator);
+    assert!(output.status.success(), "{}", support::said(&output));
+    let record = record(&mixed);
+    assert_eq!(record["running"]["replicas"], 2);
+    let workers = record["workers"].as_array().unwrap().iter();
+    let used: BTreeSet<_> = workers.map(|worker| worker["instruction_set"].as_str().unwrap()).collect();
+    assert_eq!(used, sets.into_iter().collect(), "each was used");
+    assert_eq!((hash(&alone), losses(&alone)), (hash(&mixed), losses(&mixed)));
 }
