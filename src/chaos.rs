@@ -317,7 +317,7 @@ fn described(report: &Report, out: &Path) -> String {
         format!("{} at step {} (phase {}) {what}\n", name(&fault.kind), fault.step, name(&fault.phase))
     });
     let unexplained = report.unexplained.iter().map(|finding| {
-        let Finding { at, event, process, what } = finding;
+        let Finding { at, event, process, what, .. } = finding;
         format!("at {at:.1} s, the coordinator reported \"{event}\" for {process}, which had no fault: {what}\n")
     });
     let unplanned = report.unplanned.iter().map(|end| format!("ended unexpectedly: {end}\n"));

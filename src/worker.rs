@@ -51,8 +51,8 @@ pub(crate) struct Arguments {
     #[arg(long, hide = true, value_name = "LAYER:PASS:MS", value_parser = slow)]
     rehearse_slow: Option<Slow>,
     /// Cause these faults to test recovery, each once and in this order. DEED: kill, stop, limp:MS, double, flip, truncate, replay,
-    /// reorder, stale, oversize, unlink, cut. PHASE: join, assign, measure, or forward, exchange, backward, reduce, commit or state with
-    /// :STEP
+    /// reorder, stale, oversize, unlink, reconnect. PHASE: join, assign, measure, or forward, exchange, backward, reduce, commit or state
+    /// with :STEP
     #[arg(long, hide = true, value_name = "DEED@PHASE:STEP,...", value_delimiter = ',')]
     rehearse: Vec<Misdeed>,
     /// Set the clock of traces ahead, to test whether traces are aligned

@@ -110,6 +110,8 @@ fn an_impossible_storm_is_refused() {
     let storm = |faults: Value| json!({ "seed": 0, "steps": 40, "workers": 2, "faults": faults }).to_string();
     let cases = [
         ("{".to_owned(), "EOF"),
+        ("7".to_owned(), "expected an object with seed, steps, workers and faults"),
+        (storm(json!([7])), "expected an object with kind, worker, step, phase and milliseconds"),
         (storm(json!([{ "kind": "quake" }])), "\"kind\" is \"quake\", and must be one of kill, stop, freeze"),
         (storm(json!([fault("kill", json!(2), 3, "forward")])), "fault 1: \"worker\" is 2; must be from 0 to 1"),
         (storm(json!([fault("kill", json!(null), 3, "forward")])), "fault 1: \"worker\" is missing or null"),

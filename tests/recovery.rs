@@ -13,7 +13,7 @@ use std::process::{Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::{
     Process, Start as _, finish, free_address, hash, is_alive, line_with, listening_at, losses, newest_checkpoint,
     record, run, said, signal, succeed, wait_for, worker_processes,
@@ -205,8 +205,8 @@ fn a_worker_of_a_replica_may_be_killed() {
     }
 }
 
-/// Two replicas of two towers, on workers that are connected directly. One of them is killed, stopped until it is given up, cut from the
-/// coordinator or cut from the other workers, in every phase of a step.
+/// Two replicas of two towers, on workers that are connected directly. One of them is killed, stopped until it is given up, closes all its
+/// connections, or closes those to the other workers, in every phase of a step.
 fn a_worker_of_a_replica_at(phase: &str) {
     static CALM: OnceLock<(String, Vec<(u64, u64)>)> = OnceLock::new();
     let folder = TempDir::new().unwrap();
@@ -216,7 +216,7 @@ fn a_worker_of_a_replica_at(phase: &str) {
         succeed(&format!("{job} --workers 1"), &[("--out", &out)]);
         (hash(&out), losses(&out))
     });
-    for (deed, kind) in [("kill", "lost"), ("stop", "lost"), ("cut", "lost"), ("unlink", "link")] {
+    for (deed, kind) in [("kill", "lost"), ("stop", "lost"), ("reconnect", "lost"), ("unlink", "link")] {
         let out = folder.path().join(deed);
         let mut child = start_job(&format!("{job} --workers 4"), "--listen 127.0.0.1:0 --patience 2", &out);
         let join = listening_at(&mut child);
@@ -426,7 +426,7 @@ fn the_remaining_worker_takes_the_towers_over() {
         said(&output)
     );
     let workers = record(&out)["workers"].as_array().cloned().unwrap();
-    assert!(workers.len() == 1 && workers[0]["towers"] == serde_json::json!([0, 1]), "{workers:?}");
+    assert!(workers.len() == 1 && workers[0]["towers"] == json!([0, 1]), "{workers:?}");
     assert_eq!(wait_for_death(doomed).status.signal(), Some(9));
     end([other]);
 }
@@ -703,6 +703,8 @@ fn a_link_that_breaks_is_replaced_by_the_coordinator() {
         assert!(incidents.len() == 1 && incidents[0]["kind"] == "link", "{incidents:?}");
         let planned = &record(&out)["planned_step_traffic"];
         assert_eq!(planned["across"] == 0, exchange == "auto", "{exchange}: {planned}");
+        let direct = &record(&out)["workers"][0]["direct"];
+        assert_eq!(*direct, if exchange == "auto" { json!([]) } else { json!([1]) }, "{exchange}");
         let ends = said(&output).contains("the trace ends at step");
         assert_eq!(ends, exchange == "auto", "a trace is of one set of links: {}", said(&output));
         let traced: Value = serde_json::from_str(&succeed(&format!("trace --json {}", out.display()), &[])).unwrap();

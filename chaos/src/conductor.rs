@@ -53,6 +53,8 @@ pub struct Finding {
     pub event: String,
     /// The process, by name.
     pub process: String,
+    /// The process at the other end, if a connection between two workers failed. No process was lost then.
+    pub peer: Option<String>,
     /// What was said.
     pub what: String,
 }
@@ -64,6 +66,20 @@ pub struct Crew {
     pub at: f64,
     /// The workers' processes.
     pub processes: BTreeSet<String>,
+    /// Those that are connected to other workers directly.
+    pub linked: BTreeSet<String>,
+}
+
+impl Finding {
+    /// Whether it says that a process was lost.
+    pub(crate) fn is_loss(&self) -> bool {
+        self.peer.is_none() && LOST.contains(&self.event.as_str())
+    }
+
+    /// Whether it is about a process.
+    pub(crate) fn names(&self, process: &str) -> bool {
+        self.process == process || self.peer.as_deref() == Some(process)
+    }
 }
 
 /// A run that has ended well.
@@ -253,20 +269,24 @@ impl<'a> Conductor<'a> {
             "waiting" => self.place.on_listening(&text("address")),
             "step" => self.bring_about(event["step"].as_u64().unwrap_or(0))?,
             "started" | "regrouped" => {
-                let workers = event["workers"].as_array().into_iter().flatten();
-                let processes: BTreeSet<_> = workers.filter_map(|worker| self.place.named_in(worker)).collect();
+                let workers = || event["workers"].as_array().into_iter().flatten();
+                let is_linked = |worker: &&Value| worker["direct"].as_array().is_some_and(|direct| !direct.is_empty());
+                let named = |worker: &Value| self.place.named_in(worker);
+                let processes: BTreeSet<_> = workers().filter_map(named).collect();
+                let linked = workers().filter(is_linked).filter_map(named).collect();
                 let ours = (0..self.workers.len()).map(|worker| self.place.name(Role::Worker(worker)));
                 if processes.is_disjoint(&ours.collect()) {
                     return Err(ChaosError::Unknown { found: Vec::from_iter(processes).join(" and ") });
                 }
-                self.ran.crews.push(Crew { at, processes });
+                self.ran.crews.push(Crew { at, processes, linked });
             }
             "recovered" => self.ran.incidents.push(event),
             "ended" => self.ran.weights_sha256 = text("weights_sha256"),
             name if LOST.contains(&name) || name == SUSPECTED => {
                 if let Some(process) = self.place.named_in(&event) {
                     let what = if name == "gone" { text("why") } else { text("what") };
-                    self.ran.findings.push(Finding { at, event: name.to_owned(), process, what });
+                    let peer = self.place.named_in(&event["peer"]);
+                    self.ran.findings.push(Finding { at, event: name.to_owned(), process, peer, what });
                 }
             }
             _ => {}
@@ -317,9 +337,7 @@ impl<'a> Conductor<'a> {
     /// Whether a process holds towers, by the coordinator's word.
     fn holds_towers(&self, process: &str) -> bool {
         self.ran.crews.last().is_some_and(|crew| {
-            let is_lost = |finding: &Finding| {
-                finding.at >= crew.at && finding.process == process && LOST.contains(&finding.event.as_str())
-            };
+            let is_lost = |finding: &Finding| finding.at >= crew.at && finding.process == process && finding.is_loss();
             crew.processes.contains(process) && !self.ran.findings.iter().any(is_lost)
         })
     }

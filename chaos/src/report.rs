@@ -198,7 +198,7 @@ fn struck(storm: &Storm, ran: &Ran) -> (Vec<Struck>, Vec<Finding>) {
     let is_masked =
         |fault: &Planned, fate: &Fate, within: f64| deaths.iter().any(|death| is_within(*death, fault, fate, within));
     let struck = fates().enumerate().map(|(number, (fault, fate))| {
-        let found = match (fate.fired, wanted(fault), named[number]) {
+        let found = match (fate.fired, wanted(fault, fate, ran), named[number]) {
             (None, ..) => Found::Missed,
             (Some(_), None, _) => Found::Nothing,
             (Some(fired), _, Some(finding)) => {
@@ -218,7 +218,8 @@ fn struck(storm: &Storm, ran: &Ran) -> (Vec<Struck>, Vec<Finding>) {
 /// given up, for example, and a worker that is continued finds its connections closed.
 fn is_aftermath(finding: &Finding, storm: &Storm, ran: &Ran) -> bool {
     storm.faults.iter().zip(&ran.fates).any(|(fault, fate)| {
-        fate.process.as_deref() == Some(&finding.process) && is_within(finding.at, fault, fate, AFTERMATH)
+        fate.process.as_deref().is_some_and(|process| finding.names(process))
+            && is_within(finding.at, fault, fate, AFTERMATH)
     })
 }
 
@@ -241,9 +242,14 @@ fn end_of(fault: &Planned, fate: &Fate) -> f64 {
 fn cause_of(finding: &Finding, storm: &Storm, ran: &Ran, named: &[Option<&Finding>]) -> Option<usize> {
     let is_it = |number: &usize| {
         let (fault, fate) = (&storm.faults[*number], &ran.fates[*number]);
-        let Some((events, within)) = wanted(fault) else { return false };
+        let Some((events, within)) = wanted(fault, fate, ran) else { return false };
+        // Of a connection that fails, one end or the other may report it.
+        let is_about = |process| match fault.kind {
+            Kind::Unlink => finding.peer.is_some() && finding.names(process),
+            _ => finding.peer.is_none() && finding.process == process,
+        };
         named[*number].is_none()
-            && fate.process.as_deref() == Some(&finding.process)
+            && fate.process.as_deref().is_some_and(is_about)
             && is_within(finding.at, fault, fate, within)
             && events.contains(&finding.event.as_str())
     };
@@ -270,8 +276,8 @@ fn is_outside(fault: &Planned, fate: &Fate, storm: &Storm, ran: &Ran) -> bool {
         return false;
     }
     let (Some(fired), Some(process)) = (fate.fired, &fate.process) else { return false };
-    let losses = ran.findings.iter().filter(|finding| finding.process == *process && finding.at < fired);
-    let lost = losses.filter(|finding| LOST.contains(&finding.event.as_str())).map(|finding| finding.at);
+    let losses = ran.findings.iter().filter(|finding| finding.process == *process && finding.is_loss());
+    let lost = losses.map(|finding| finding.at).filter(|at| *at < fired);
     let Some(lost) = lost.max_by(f64::total_cmp) else { return false };
     let was_stopped = storm.faults.iter().zip(&ran.fates).any(|(fault, fate)| {
         matches!(fault.kind, Kind::Stop | Kind::Freeze)
@@ -283,8 +289,11 @@ fn is_outside(fault: &Planned, fate: &Fate, storm: &Storm, ran: &Ran) -> bool {
 }
 
 /// The events that say that a fault was found, and within how many seconds of its end. None if there is nothing to find.
-fn wanted(fault: &Planned) -> Option<(&'static [&'static str], f64)> {
+fn wanted(fault: &Planned, fate: &Fate, ran: &Ran) -> Option<(&'static [&'static str], f64)> {
     match fault.kind {
+        // The coordinator may relay all that this worker exchanges already.
+        Kind::Unlink if !had_links(fate, ran) => None,
+        Kind::Unlink => Some((LOST, 3.0)),
         // A worker that has no part in the job yet is no loss.
         Kind::Kill if fault.phase == Phase::Join => None,
         Kind::Kill => Some((LOST, 3.0)),
@@ -297,13 +306,21 @@ fn wanted(fault: &Planned) -> Option<(&'static [&'static str], f64)> {
     }
 }
 
+/// Whether the process of a fault was connected to other workers directly when the fault happened.
+fn had_links(fate: &Fate, ran: &Ran) -> bool {
+    let (Some(fired), Some(process)) = (fate.fired, &fate.process) else { return false };
+    let crew = ran.crews.iter().rfind(|crew| crew.at <= fired + SLACK);
+    crew.is_some_and(|crew| crew.linked.contains(process))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::conductor::Crew;
 
     fn finding(at: f64, event: &str, process: u32) -> Finding {
-        Finding { at, event: event.to_owned(), process: process.to_string(), what: "it said so".to_owned() }
+        let (event, process) = (event.to_owned(), process.to_string());
+        Finding { at, event, process, peer: None, what: "it said so".to_owned() }
     }
 
     fn planned(kind: Kind) -> Planned {
@@ -324,7 +341,31 @@ mod tests {
     }
 
     fn crew(at: f64, processes: &[u32]) -> Crew {
-        Crew { at, processes: processes.iter().map(ToString::to_string).collect() }
+        let processes: BTreeSet<_> = processes.iter().map(ToString::to_string).collect();
+        Crew { at, linked: processes.clone(), processes }
+    }
+
+    /// A worker that closes its links is named as one end of a broken one. Without links, there is nothing to find.
+    #[test]
+    fn closed_links_are_found_by_their_other_end_if_there_were_any() {
+        let storm = storm(&[Kind::Unlink, Kind::Unlink, Kind::Kill]);
+        let broken = |at: f64, process: u32, peer: u32| Finding {
+            peer: Some(peer.to_string()),
+            ..finding(at, "fault", process)
+        };
+        let relayed = Crew { linked: BTreeSet::new(), ..crew(1.5, &[7, 8]) };
+        let ran = Ran {
+            fates: vec![fate(1.0, 7), fate(2.0, 7), fate(30.0, 8)],
+            findings: vec![broken(1.1, 8, 7), broken(30.1, 7, 8)],
+            crews: vec![crew(0.5, &[7, 8]), relayed, crew(20.0, &[7, 8])],
+            ..Ran::default()
+        };
+        let (found, unexplained) = struck(&storm, &ran);
+        let found: Vec<_> = found.into_iter().map(|struck| struck.found).collect();
+        assert!(matches!(found[0], Found::Named { .. }) && unexplained.is_empty(), "{found:?} {unexplained:?}");
+        assert_eq!(found[1..], [Found::Nothing, Found::Missed], "a link that broke is not the loss of a worker");
+        let linked = Ran { crews: vec![crew(0.5, &[7, 8])], ..ran };
+        assert_eq!(struck(&storm, &linked).0[1].found, Found::Missed, "the links were there");
     }
 
     #[test]

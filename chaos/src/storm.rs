@@ -33,7 +33,7 @@ const STEPS_MAX: u64 = 10_000_000;
 
 /// A planned storm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with seed, steps, workers and faults")]
 pub struct Storm {
     /// The seed that it was made from.
     pub seed: u64,
@@ -47,7 +47,7 @@ pub struct Storm {
 
 /// A planned fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with kind, worker, step, phase and milliseconds")]
 pub struct Planned {
     /// What happens.
     pub kind: Kind,
@@ -75,6 +75,8 @@ pub enum Kind {
     Limp,
     /// The connections of a worker to the coordinator are cut.
     Cut,
+    /// A worker closes its connections to other workers.
+    Unlink,
     /// The bytes of a worker are held back for a while.
     Delay,
     /// A worker sends a message with a bit flipped.
@@ -119,12 +121,13 @@ pub enum Phase {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Kill,
         Kind::Stop,
         Kind::Freeze,
         Kind::Limp,
         Kind::Cut,
+        Kind::Unlink,
         Kind::Delay,
         Kind::Flip,
         Kind::Truncate,
@@ -143,6 +146,7 @@ impl Kind {
             Kind::Kill => Some(Deed::Kill),
             Kind::Stop | Kind::Freeze => Some(Deed::Stop),
             Kind::Limp => Some(Deed::Limp(milliseconds)),
+            Kind::Unlink => Some(Deed::Unlink),
             Kind::Flip => Some(Deed::Flip),
             Kind::Truncate => Some(Deed::Truncate),
             Kind::Replay => Some(Deed::Replay),
@@ -159,6 +163,7 @@ impl Kind {
             Kind::Kill => &[Forward, Exchange, Backward, Reduce, Commit, State, Assign, Join, Measure, Reported],
             Kind::Stop | Kind::Freeze => &[Forward, Exchange, Backward, Reduce, Commit, State, Reported],
             Kind::Limp => &[Forward, Backward, Commit],
+            Kind::Unlink => &[Forward, Exchange, Backward, Reduce, Commit],
             Kind::Flip | Kind::Truncate | Kind::Replay | Kind::Reorder | Kind::Oversize => &[Exchange, Reduce, State],
             Kind::Cut | Kind::Delay | Kind::Coordinator => &[Reported],
         }

@@ -58,7 +58,7 @@ pub enum Deed {
     /// It closes its connections to other workers.
     Unlink,
     /// It closes all its connections, and then connects to the coordinator again.
-    Cut,
+    Reconnect,
 }
 
 /// A moment of a worker's part in a job.
@@ -169,7 +169,7 @@ impl FromStr for Misdeed {
                 "\"{text}\": a worker sends tensors at exchange:STEP, reduce:STEP and state:STEP only"
             ));
         }
-        if matches!(deed, Deed::Unlink | Deed::Cut) && matches!(moment, Moment::Join | Moment::Assign) {
+        if matches!(deed, Deed::Unlink | Deed::Reconnect) && matches!(moment, Moment::Join | Moment::Assign) {
             return Err(format!("\"{text}\": a worker has no connections of a job at join and assign"));
         }
         if deed == Deed::Double && !matches!(moment, Moment::Commit(_)) {
@@ -180,7 +180,8 @@ impl FromStr for Misdeed {
 }
 
 /// All deeds, for errors.
-const DEEDS: &str = "kill, stop, limp:MS, double, flip, truncate, replay, reorder, stale, oversize, unlink or cut";
+const DEEDS: &str =
+    "kill, stop, limp:MS, double, flip, truncate, replay, reorder, stale, oversize, unlink or reconnect";
 /// The deeds that need no number.
 const PLAIN: [Deed; 11] = [
     Deed::Kill,
@@ -193,7 +194,7 @@ const PLAIN: [Deed; 11] = [
     Deed::Stale,
     Deed::Oversize,
     Deed::Unlink,
-    Deed::Cut,
+    Deed::Reconnect,
 ];
 
 impl fmt::Display for Deed {
@@ -210,7 +211,7 @@ impl fmt::Display for Deed {
             Deed::Stale => write!(f, "stale"),
             Deed::Oversize => write!(f, "oversize"),
             Deed::Unlink => write!(f, "unlink"),
-            Deed::Cut => write!(f, "cut"),
+            Deed::Reconnect => write!(f, "reconnect"),
         }
     }
 }
@@ -230,7 +231,7 @@ impl FromStr for Deed {
 impl Deed {
     /// Whether the worker does it to its own process or to its connections.
     pub fn is_about_itself(self) -> bool {
-        matches!(self, Deed::Kill | Deed::Stop | Deed::Limp(_) | Deed::Unlink | Deed::Cut)
+        matches!(self, Deed::Kill | Deed::Stop | Deed::Limp(_) | Deed::Unlink | Deed::Reconnect)
     }
 
     /// Whether the worker does it to a message.
@@ -270,7 +271,7 @@ mod tests {
             "limp@forward:1",
             "limp:x@forward:1",
             "flip@forward:1",
-            "cut@join",
+            "reconnect@join",
         ] {
             assert!(text.parse::<Misdeed>().is_err(), "{text}");
         }

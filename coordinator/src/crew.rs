@@ -382,8 +382,15 @@ impl<'a> Crew<'a> {
             busy_threads: None,
             instruction_set: member.hello.instruction_set.clone(),
             state_bytes: self.state_bytes[worker],
+            direct: self.direct_partners(worker),
         });
         each.collect()
+    }
+
+    /// The workers that `worker` is connected to directly.
+    fn direct_partners(&self, worker: WorkerIndex) -> Vec<WorkerIndex> {
+        let partners = self.plan.partners(worker).into_iter();
+        partners.filter(|partner| self.plan.links.is_direct(worker, *partner)).collect()
     }
 
     fn tell(&mut self, worker: WorkerIndex, message: ToWorker, step: u64) -> Result<(), Stop> {

@@ -50,6 +50,14 @@ impl Fault {
         }
     }
 
+    /// The other worker, if the connection between two workers failed.
+    pub fn peer(&self) -> Option<WorkerIndex> {
+        match self {
+            Fault::Link { peer, .. } => Some(*peer),
+            _ => None,
+        }
+    }
+
     /// Whether it concerns the connection between two workers, both of which are there.
     pub fn is_of_a_link(&self) -> bool {
         matches!(self, Fault::Link { .. } | Fault::InvalidToPeer { .. })

@@ -71,6 +71,8 @@ pub enum Event {
         process_id: Option<u32>,
         /// Its machine, if it was connected.
         host: Option<String>,
+        /// The other worker, if the connection between the two failed and both are there.
+        peer: Option<WorkerProcess>,
         /// What happened.
         what: String,
         /// The last committed step.
@@ -209,6 +211,19 @@ pub struct WorkerRecord {
     pub instruction_set: String,
     /// Bytes of weights and momentum that it was given.
     pub state_bytes: u64,
+    /// The workers that it sends tensors to directly, without the coordinator.
+    pub direct: Vec<WorkerIndex>,
+}
+
+/// A worker and its process.
+#[derive(Clone, Debug, Serialize)]
+pub struct WorkerProcess {
+    /// Its number.
+    pub worker: WorkerIndex,
+    /// Its process.
+    pub process_id: u32,
+    /// Its machine.
+    pub host: String,
 }
 
 /// An epoch, as `metrics.jsonl` records it.

@@ -99,7 +99,7 @@ impl Rehearsal {
             // A process may always signal itself. It does not return from SIGKILL.
             Some(Deed::Kill) => drop(kill_process(getpid(), Signal::KILL)),
             Some(Deed::Limp(milliseconds)) => std::thread::sleep(Duration::from_millis(milliseconds)),
-            Some(Deed::Cut) => self.to_close.coordinator.give(),
+            Some(Deed::Reconnect) => self.to_close.coordinator.give(),
             Some(Deed::Unlink) => self.to_close.peers.give(),
             _ => {}
         }
@@ -170,7 +170,7 @@ fn tampered(deed: Deed, frame: v1::Frame) -> (v1::Frame, Option<v1::Frame>) {
             let sum = crc32c::crc32c(&data);
             (with(chunk.offset, data, sum), None)
         }
-        Deed::Kill | Deed::Stop | Deed::Limp(_) | Deed::Double | Deed::Unlink | Deed::Cut => (frame, None),
+        Deed::Kill | Deed::Stop | Deed::Limp(_) | Deed::Double | Deed::Unlink | Deed::Reconnect => (frame, None),
     }
 }
 

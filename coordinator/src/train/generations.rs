@@ -17,7 +17,7 @@ use crate::error::JobError;
 use crate::fault::Fault;
 use crate::incident::Underway;
 use crate::links::{Transport, arranged};
-use crate::observe::{Event, Observer};
+use crate::observe::{Event, Observer, WorkerProcess};
 use crate::recovery::Generations;
 use crate::stop::Stop;
 use crate::trace::file::About;
@@ -87,9 +87,14 @@ impl Run {
                 // Fewer workers than requested may have too little memory. The next generation waits for all.
                 self.running.begins_with_fewer = false;
             }
-            let member = site.cluster.member(fault.worker());
-            let seated = member.map(|member| (member.hello.process_id, member.hello.host.clone()));
-            let (process_id, host) = fault.process().or(seated).unzip();
+            let seated = |worker| {
+                let hello = site.cluster.member(worker).map(|member| &member.hello);
+                hello.map(|hello| (hello.process_id, hello.host.clone()))
+            };
+            let (process_id, host) = fault.process().or_else(|| seated(fault.worker())).unzip();
+            let peer = fault
+                .peer()
+                .and_then(|worker| seated(worker).map(|(process_id, host)| WorkerProcess { worker, process_id, host }));
             // What can't be relayed must have been wrong when it was sent.
             let can_be_relayed = self.running.transport != Transport::Direct;
             let both_stay = matches!(fault, Fault::Link { .. }) || (fault.is_of_a_link() && can_be_relayed);
@@ -104,7 +109,7 @@ impl Run {
             let (step, rewound_to) = (self.progress.step, self.snapshot.progress.step);
             site.recorder.incident(&chain(&fault));
             let (worker, what) = (fault.worker(), chain(&fault));
-            observer.on(Event::Fault { worker, process_id, host, what, step, rewound_to });
+            observer.on(Event::Fault { worker, process_id, host, peer, what, step, rewound_to });
             let silence = std::mem::take(&mut drive.silence);
             drive.underway.push(Underway::begin(&fault, number, step, rewound_to, silence));
             self.rewind(site, drive);
