@@ -9,9 +9,10 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -87,11 +88,35 @@ fn only_what_ended_tests_made_is_left_behind() {
     assert!(!is_left_behind("postgres"));
 }
 
-/// The right to make this machine a swarm, or to end that: one process at a time has it, as a machine is in one swarm at most. The file may
-/// be another user's.
-fn swarm_lock() -> std::fs::File {
-    let path = std::env::temp_dir().join(format!("{MARK}-swarm.lock"));
-    std::fs::File::create(&path).or_else(|_| std::fs::File::open(&path)).unwrap()
+/// A file that processes of these tests lock. It may be another user's.
+fn lock_file(name: &str) -> File {
+    let path = std::env::temp_dir().join(format!("{MARK}-{name}.lock"));
+    File::create(&path).or_else(|_| File::open(&path)).unwrap()
+}
+
+/// Locked by every process of these tests as long as it runs, together with the others.
+fn engine_lock() -> &'static File {
+    static USED: OnceLock<File> = OnceLock::new();
+    USED.get_or_init(|| {
+        let file = lock_file("engine");
+        file.lock_shared().unwrap();
+        file
+    })
+}
+
+/// Ends the swarm that these tests have made this machine, if there is one, unless another process of them runs: an engine that leaves a
+/// swarm forgets the names of all containers, so that no container finds another one. The last process ends it.
+fn leave_swarm() {
+    let used = engine_lock();
+    // A lock can't be changed from one kind to the other.
+    used.unlock().unwrap();
+    if used.try_lock().is_ok() {
+        if is_our_swarm() {
+            runs("docker", &["swarm", "leave", "--force"]);
+        }
+        used.unlock().unwrap();
+    }
+    used.lock_shared().unwrap();
 }
 
 /// Removes what tests have left behind that were killed before they could. Once, before anything is made.
@@ -103,11 +128,7 @@ fn sweep() {
                 runs("docker", &["stack", "rm", &stack]);
             }
         }
-        let lock = swarm_lock();
-        if lock.try_lock().is_ok() && is_our_swarm() {
-            runs("docker", &["swarm", "leave", "--force"]);
-        }
-        drop(lock);
+        leave_swarm();
         let kinds: [(&[&str], &[&str]); 4] = [
             (&["ps", "--all", "--format", "{{.Names}}"], &["rm", "--force"]),
             (&["network", "ls", "--format", "{{.Name}}"], &["network", "rm"]),
@@ -150,6 +171,7 @@ impl Image {
 impl Drop for Image {
     fn drop(&mut self) {
         runs("docker", &["image", "rm", "--force", &self.0]);
+        leave_swarm();
     }
 }
 
@@ -744,16 +766,16 @@ fn is_our_swarm() -> bool {
     docker_or_nothing(&["node", "inspect", "self", "--format", &format]).trim() == MARK
 }
 
-/// A stack on a swarm of one node, which is this machine and is one only for this test.
+/// A stack on a swarm of one node, which is this machine. If it is none, these tests make it one, and end that later.
 struct Swarm {
     name: String,
-    founded: bool,
-    _lock: std::fs::File,
+    /// One process at a time, because a machine is in one swarm at most.
+    _lock: File,
 }
 
 impl Swarm {
     fn found() -> Self {
-        let lock = swarm_lock();
+        let lock = lock_file("swarm");
         lock.lock().unwrap();
         let active = docker(&["info", "--format", "{{.Swarm.LocalNodeState}}"]) == "active";
         if !active {
@@ -761,7 +783,7 @@ impl Swarm {
             let node = docker(&["node", "inspect", "self", "--format", "{{.ID}}"]);
             docker(&["node", "update", "--label-add", &format!("{MARK}={MARK}"), &node]);
         }
-        Self { name: format!("{MARK}{}x{}", std::process::id(), unique()), founded: !active, _lock: lock }
+        Self { name: format!("{MARK}{}x{}", std::process::id(), unique()), _lock: lock }
     }
 }
 
@@ -779,9 +801,6 @@ impl Drop for Swarm {
         }
         for volume in ["data", "runs"] {
             runs("docker", &["volume", "rm", "--force", &format!("{}_{volume}", self.name)]);
-        }
-        if self.founded {
-            runs("docker", &["swarm", "leave", "--force"]);
         }
     }
 }
