@@ -118,7 +118,7 @@ impl Rehearsal {
     }
 
     /// Completes when the connections to the coordinator are to be closed.
-    pub(crate) async fn cuts(&self) {
+    pub(crate) async fn reconnects(&self) {
         self.to_close.coordinator.taken().await;
     }
 

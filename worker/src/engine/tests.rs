@@ -223,6 +223,60 @@ fn gradients_that_come_before_their_commit_are_answered_after_it() {
     });
 }
 
+/// Another worker waits for the gradient of a segment's input. Only the commit waits for the sum of its weight gradients over replicas, so
+/// that is sent later.
+#[test]
+fn gradients_that_others_wait_for_are_sent_before_sums_over_replicas() {
+    on_a_pool(|compute| {
+        let second =
+            "[[layer]]\nkind = \"conv\"\nname = \"d\"\nfilters = 4\nkernel = 3\npad = 1\n[[layer]]\nkind = \"linear\"";
+        let held = |towers: [usize; 2]| towers.map(WorkerIndex).into_iter().collect::<PerTower<_>>();
+        let placement = Placement { slots: 2, trunk: vec![held([0, 1]), held([2, 2])], head: held([1, 1]) };
+        let assignment = Assignment {
+            model: MODEL.replace("[[layer]]\nkind = \"linear\"", second),
+            placement,
+            division: Division { slots: 2, micro_batches: 1 },
+            ..assignment(&[0, 0])
+        };
+        let mut engine = Engine::new(assignment, u64::MAX).unwrap();
+        let plan = engine.plan();
+        let mut get = |key: TensorKey| {
+            let shape = convoy_common::wire::expected_shape(&plan, usize::MAX, &key).unwrap();
+            engine.get(compute, key, Elements::Floats(vec![0.1; shape.iter().product()])).unwrap();
+            work_all(&mut engine, compute)
+        };
+        for parameter in plan.trunk_parameters() {
+            for state in [State::Weights, State::Momentum] {
+                get(TensorKey::Parameter { step: 0, name: parameter.name.clone(), tower: TowerIndex(0), state });
+            }
+        }
+        let exchanged = |exchange, direction, from_tower: usize| TensorKey::Activations {
+            micro_batch: micro_batch(1, 0),
+            exchange: ExchangeIndex(exchange),
+            direction,
+            from_tower: TowerIndex(from_tower),
+            to_tower: (direction == Direction::Backward).then_some(TowerIndex(0)),
+        };
+        get(exchanged(0, Direction::Forward, 1));
+        let (key, elements) = images(1, 0);
+        engine.get(compute, key, elements).unwrap();
+        work_all(&mut engine, compute);
+        let mut sent = Vec::new();
+        for slice in 0..2 {
+            let key = exchanged(1, Direction::Backward, slice);
+            let shape = convoy_common::wire::expected_shape(&plan, usize::MAX, &key).unwrap();
+            engine.get(compute, key, Elements::Floats(vec![0.1; shape.iter().product()])).unwrap();
+            sent.extend(work_all(&mut engine, compute));
+        }
+        let keys = sent.iter().filter_map(|out| match out {
+            Out::Tensor(payload) => Some(&payload.key),
+            _ => None,
+        });
+        let is_sum: Vec<bool> = keys.map(|key| matches!(key, TensorKey::Gradient { .. })).collect();
+        assert_eq!(is_sum, [false, true, true], "the weights and the bias of \"d\" come last");
+    });
+}
+
 /// The commit accepts the tensors that came before it. One of them is wrong: its sender is named, and not the coordinator.
 #[test]
 fn a_wrong_tensor_that_came_early_is_laid_on_its_sender() {

@@ -77,7 +77,7 @@ pub(super) enum SessionError {
     #[error("the coordinator closed the connection during a job")]
     Left,
     #[error("this worker closed its connections to rehearse a fault")]
-    Cut,
+    Reconnects,
     #[error("invalid message from the coordinator")]
     Wire(#[from] WireError),
     #[error("unexpected message from the coordinator: {found}; expected {expected}")]
@@ -387,7 +387,7 @@ impl<'a> Session<'a> {
             result = self.exchange(computed, outgoing, *door, &terms) => result,
             other = whereabouts.tell() => Err(SessionError::Moved(other)),
             result = self.take_leave() => result,
-            () = self.config.rehearsal.cuts() => Err(SessionError::Cut),
+            () = self.config.rehearsal.reconnects() => Err(SessionError::Reconnects),
         }
     }
 
