@@ -71,8 +71,8 @@ enum Command {
     Health(health::Arguments),
     /// Check that the checkpoints of a run are sound
     ///
-    /// A checkpoint is sound if each of its files still has the SHA-256 that was recorded when the checkpoint was written, its settings are
-    /// those of a job, and its tensors fit the model and have the recorded weights_sha256. A checkpoint in the folder of a run must also be named
+    /// A checkpoint is sound if each of its files still has the SHA-256 that was recorded when the checkpoint was written, its settings
+    /// have allowed values, and its tensors fit the model and have the recorded weights_sha256. A checkpoint in the folder of a run must also be named
     /// after its step, for example step-000632. The exit code is 0 if all checkpoints are sound, and 1 if not.
     Verify(verify::Arguments),
     /// Show what a training step will cost

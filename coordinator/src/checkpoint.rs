@@ -23,7 +23,7 @@ use crate::data::DataSource;
 use crate::files::{
     folder_of, open_regular, put_in_place, quoted, remove_any, sync_folder, write_atomically, write_synced,
 };
-use crate::job::{Job, SettingError, check};
+use crate::job::{Job, demand};
 use crate::state::{JobState, Progress};
 
 /// Version of the manifest. Raise it when an older program would misread the manifest.
@@ -109,8 +109,8 @@ pub enum CheckpointError {
     #[error("{path} has format {found}; this program reads format {FORMAT}")]
     Format { path: PathBuf, found: u32 },
     /// The manifest holds a value that no job has.
-    #[error("{path} is damaged")]
-    Job { path: PathBuf, source: SettingError },
+    #[error("{path} is damaged: {why}")]
+    Unsound { path: PathBuf, why: String },
     /// A tensor file isn't the one that the manifest names.
     #[error("{path} is damaged: its SHA-256 is {found}, but the manifest says {stated}")]
     Damaged { path: PathBuf, found: String, stated: String },
@@ -230,15 +230,17 @@ pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
         let file = path.join(name);
         let bytes = read_file(&file)?;
         let found = hex(&Sha256::digest(&bytes));
-        let stated = manifest.files.get(name).map_or_else(|| "nothing".to_owned(), |sum| shown(sum));
-        if found != stated {
+        let stated = manifest.files.get(name);
+        if stated != Some(&found) {
+            let stated = stated.map_or_else(|| "nothing".to_owned(), |sum| shown(sum));
             return Err(CheckpointError::Damaged { path: file, found, stated });
         }
         deserialized(&file, &bytes, &network)
     };
     let state = JobState { weights: load(WEIGHTS)?, momentum: load(OPTIMIZER)? };
-    let (found, stated) = (sha256(&state.weights), shown(&manifest.weights_sha256));
-    if found != stated {
+    let found = sha256(&state.weights);
+    if found != manifest.weights_sha256 {
+        let stated = shown(&manifest.weights_sha256);
         return Err(CheckpointError::OtherWeights { path: path.join(MANIFEST), found, stated });
     }
     Ok(Checkpoint { path: path.to_owned(), manifest, state })
@@ -282,14 +284,14 @@ fn parse_manifest(path: PathBuf, bytes: &[u8]) -> Result<Manifest, CheckpointErr
     }
 }
 
-/// A manifest whose sums are right may have been written by another program.
+/// Refuses a manifest with a value that no job has. Its sums may be right: another program may have written it.
 fn checked(path: PathBuf, manifest: Manifest) -> Result<Manifest, CheckpointError> {
     let Manifest { job, last_step, progress, .. } = &manifest;
-    let is_in_order = *last_step >= progress.step.max(1);
-    let ends = || check("last_step", last_step, is_in_order, format!("at least {}", progress.step.max(1)));
+    let first_end = progress.step.max(1);
+    let ends = || demand("last_step", last_step, *last_step >= first_end, format!("at least {first_end}"));
     match job.check().and_then(|()| ends()) {
         Ok(()) => Ok(manifest),
-        Err(source) => Err(CheckpointError::Job { path, source }),
+        Err(unsound) => Err(CheckpointError::Unsound { path, why: unsound.to_string() }),
     }
 }
 
@@ -348,7 +350,7 @@ pub fn check_logits_path(path: &Path) -> Result<(), CheckpointError> {
         // Writing would replace a device or a link by a plain file.
         Ok(found) if !found.is_file() => Some("it exists and is not a plain file"),
         _ if folder_of(path).join(MANIFEST).exists() => Some("its folder is a checkpoint, whose files must not change"),
-        Err(_) if !folder_of(path).is_dir() => Some("its folder does not exist"),
+        Err(_) if !folder_of(path).is_dir() => Some("its folder does not exist; create it first"),
         Ok(_) if !holds_only_logits(path) => Some("it exists and is not a file of logits"),
         _ => None,
     };

@@ -45,7 +45,7 @@ pub mod defaults {
 pub enum SettingError {
     /// It has an invalid value.
     #[error("{flag} {value}: must be {expected}")]
-    Invalid { flag: &'static str, value: String, expected: String },
+    Invalid { flag: String, value: String, expected: String },
     /// A resumed job must keep the settings that decide its result.
     #[error("{key} is {asked}, but the checkpoint's job has {before}; a resumed job must keep its {key}")]
     ResumeDiffers { key: &'static str, asked: String, before: String },
@@ -55,6 +55,22 @@ pub enum SettingError {
              the original files, or give --data with their folder"
     )]
     OtherData { asked: String, before: String },
+}
+
+/// A value in a job that no job may have.
+#[derive(Debug, thiserror::Error)]
+#[error("{key} is {value}; it must be {expected}")]
+pub(crate) struct Unsound {
+    key: &'static str,
+    value: String,
+    expected: String,
+}
+
+impl From<Unsound> for SettingError {
+    /// The flag of the same name was given a wrong value.
+    fn from(Unsound { key, value, expected }: Unsound) -> Self {
+        SettingError::Invalid { flag: format!("--{}", key.replace('_', "-")), value, expected }
+    }
 }
 
 /// The order of the images in an epoch.
@@ -220,27 +236,27 @@ impl Job {
     ///
     /// # Errors
     /// Names the first that has not.
-    pub fn check(&self) -> Result<(), SettingError> {
+    pub(crate) fn check(&self) -> Result<(), Unsound> {
         check_batch(self.batch)?;
         let Span { steps, steps_per_epoch } = self.span;
-        check("the length of the schedule in steps:", steps, steps >= 1, "at least 1")?;
-        check("the length of an epoch in steps:", steps_per_epoch, steps_per_epoch >= 1, "at least 1")?;
+        demand("span.steps", steps, steps >= 1, "at least 1")?;
+        demand("span.steps_per_epoch", steps_per_epoch, steps_per_epoch >= 1, "at least 1")?;
         // Workers compute with f32, where larger numbers are infinite.
         let sound = |value: f64| (value as f32).is_finite() && value >= 0.0;
-        check("--lr", self.lr, sound(self.lr) && self.lr as f32 > 0.0, "a number above 0 that fits into f32")?;
-        check(
-            "--momentum",
+        demand("lr", self.lr, sound(self.lr) && self.lr as f32 > 0.0, "a number above 0 that fits into f32")?;
+        demand(
+            "momentum",
             self.momentum,
             sound(self.momentum) && (self.momentum as f32) < 1.0,
             "at least 0, and below 1 when rounded to f32",
         )?;
-        check(
-            "--weight-decay",
+        demand(
+            "weight_decay",
             self.weight_decay,
             sound(self.weight_decay),
             "a number of at least 0 that fits into f32",
         )?;
-        check_parts("--slots", self.slots, self.batch)
+        demand("slots", self.slots, (1..=self.batch).contains(&self.slots), allowed_parts(self.batch))
     }
 
     /// Slots and micro-batches of a run of this job.
@@ -288,12 +304,22 @@ pub(crate) fn check(
     if sound {
         Ok(())
     } else {
-        Err(SettingError::Invalid { flag, value: value.to_string(), expected: expected.into() })
+        Err(SettingError::Invalid { flag: flag.to_owned(), value: value.to_string(), expected: expected.into() })
     }
 }
 
-fn check_batch(batch: usize) -> Result<(), SettingError> {
-    check("--batch", batch, (1..=BATCH_MAX).contains(&batch), "1 to 1048576")
+/// The same for a value in a job, by its key.
+pub(crate) fn demand(
+    key: &'static str,
+    value: impl std::fmt::Display,
+    sound: bool,
+    expected: impl Into<String>,
+) -> Result<(), Unsound> {
+    if sound { Ok(()) } else { Err(Unsound { key, value: value.to_string(), expected: expected.into() }) }
+}
+
+fn check_batch(batch: usize) -> Result<(), Unsound> {
+    demand("batch", batch, (1..=BATCH_MAX).contains(&batch), "1 to 1048576")
 }
 
 /// Checks a number of slots, or of micro-batches per slot, for batches of `batch` images.
@@ -301,8 +327,12 @@ fn check_batch(batch: usize) -> Result<(), SettingError> {
 /// # Errors
 /// When it is 0, or larger than the batch.
 pub fn check_parts(flag: &'static str, parts: usize, batch: usize) -> Result<(), SettingError> {
+    check(flag, parts, (1..=batch).contains(&parts), allowed_parts(batch))
+}
+
+fn allowed_parts(batch: usize) -> String {
     let allowed = if batch == 1 { "1".to_owned() } else { format!("1 to {batch}") };
-    check(flag, parts, (1..=batch).contains(&parts), format!("{allowed}, the size of a batch"))
+    format!("{allowed}, the size of a batch")
 }
 
 #[cfg(test)]
@@ -350,15 +380,17 @@ mod tests {
         assert!(job().check().is_ok());
         let Span { steps, steps_per_epoch } = job().span;
         let cases = [
-            (Job { batch: 0, ..job() }, "--batch 0"),
-            (Job { slots: 0, ..job() }, "--slots 0"),
-            (Job { lr: 0.0, ..job() }, "--lr 0"),
-            (Job { span: Span { steps: 0, steps_per_epoch }, ..job() }, "the schedule in steps: 0"),
-            (Job { span: Span { steps, steps_per_epoch: 0 }, ..job() }, "an epoch in steps: 0"),
+            (Job { batch: 0, ..job() }, "batch is 0"),
+            (Job { slots: 0, ..job() }, "slots is 0"),
+            (Job { lr: 0.0, ..job() }, "lr is 0"),
+            (Job { weight_decay: -1.0, ..job() }, "weight_decay is -1"),
+            (Job { span: Span { steps: 0, steps_per_epoch }, ..job() }, "span.steps is 0"),
+            (Job { span: Span { steps, steps_per_epoch: 0 }, ..job() }, "span.steps_per_epoch is 0"),
         ];
         for (job, part) in cases {
             let error = job.check().unwrap_err().to_string();
-            assert!(error.contains(part) && error.contains("must be"), "{error}");
+            // A flag in an error would be laid on the command line or the environment.
+            assert!(error.contains(part) && error.contains("must be") && !error.contains("--"), "{error}");
         }
     }
 }

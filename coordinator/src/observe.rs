@@ -211,7 +211,7 @@ pub struct WorkerRecord {
     pub instruction_set: String,
     /// Bytes of weights and momentum that it was given.
     pub state_bytes: u64,
-    /// The workers that it sends tensors to directly, without the coordinator.
+    /// The workers that it is connected to directly.
     pub direct: Vec<WorkerIndex>,
 }
 

@@ -441,7 +441,7 @@ impl Run {
 fn check_out(out: &Out) -> Result<(), JobError> {
     let (Out::Fresh(path) | Out::Continued(path)) = out else { return Ok(()) };
     if path.to_str().is_none() {
-        let (flag, value) = ("--out", path.display().to_string());
+        let (flag, value) = ("--out".to_owned(), path.display().to_string());
         return Err(SettingError::Invalid { flag, value, expected: "UTF-8, because records are".to_owned() }.into());
     }
     if matches!(out, Out::Fresh(_)) && folder::has_any(path)? {

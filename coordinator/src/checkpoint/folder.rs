@@ -34,7 +34,7 @@ pub type Checked = Result<String, CheckpointError>;
 pub fn open(path: &Path) -> Result<Opened, CheckpointError> {
     check_exists(path, FOLDERS)?;
     if path.join(MANIFEST).is_file() {
-        return Ok(Opened { checkpoint: read(path)?, damaged: Vec::new() });
+        return Ok(Opened { checkpoint: read_one(path)?, damaged: Vec::new() });
     }
     open_newest(path)?.ok_or_else(|| CheckpointError::None { path: path.to_owned() })
 }
@@ -95,10 +95,7 @@ fn newest<T>(
 pub fn verify(path: &Path) -> Result<Vec<(PathBuf, Checked)>, CheckpointError> {
     check_exists(path, FOLDERS)?;
     if path.join(MANIFEST).is_file() {
-        // Outside of a run, it may have any name.
-        let whole = path.canonicalize().ok().filter(|_| run_of(path).is_some());
-        let checkpoint = whole.map_or_else(|| read(path), |whole| read_named(&whole));
-        return Ok(vec![(path.to_owned(), checkpoint.map(hash_of))]);
+        return Ok(vec![(path.to_owned(), read_one(path).map(hash_of))]);
     }
     verify_run(path, |path| read_named(path).map(hash_of))
 }
@@ -133,8 +130,22 @@ fn was_deleted(path: &Path) -> bool {
 fn read_named(path: &Path) -> Result<Checkpoint, CheckpointError> {
     let checkpoint = read(path)?;
     let step = checkpoint.manifest.progress.step;
-    let is_named = path.file_name().is_some_and(|name| name == &*name_of(step));
-    if is_named { Ok(checkpoint) } else { Err(CheckpointError::Misnamed { path: path.to_owned(), step }) }
+    if is_named(path, step) { Ok(checkpoint) } else { Err(CheckpointError::Misnamed { path: path.to_owned(), step }) }
+}
+
+/// Reads the checkpoint that a user names. One that was copied out of its run may have any name, and so may a link.
+fn read_one(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    let checkpoint = read(path)?;
+    let step = checkpoint.manifest.progress.step;
+    let has_any_name = run_of(path).is_none();
+    match has_any_name || path.canonicalize().is_ok_and(|whole| is_named(&whole, step)) {
+        true => Ok(checkpoint),
+        false => Err(CheckpointError::Misnamed { path: path.to_owned(), step }),
+    }
+}
+
+fn is_named(path: &Path, step: u64) -> bool {
+    path.file_name().is_some_and(|name| name == &*name_of(step))
 }
 
 /// Renames the checkpoints of the run in `run` that come after `step`, so that they are no checkpoints of the run any more. Returns their

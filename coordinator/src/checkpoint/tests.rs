@@ -68,12 +68,12 @@ fn a_manifest_of_an_impossible_job_is_damaged_and_the_checkpoint_before_it_is_us
     write("/last_step", 8.into());
     assert_eq!(read(&path).unwrap().manifest.last_step, 8, "another value that is allowed");
     let cases = [
-        ("/job/batch", 0.into(), "--batch 0"),
-        ("/job/slots", 0.into(), "--slots 0"),
-        ("/job/slots", 65.into(), "--slots 65"),
-        ("/job/lr", 0.into(), "--lr 0"),
-        ("/job/span/steps", 0.into(), "in steps: 0"),
-        ("/last_step", 1.into(), "last_step 1: must be at least 2"),
+        ("/job/batch", 0.into(), "batch is 0"),
+        ("/job/slots", 0.into(), "slots is 0"),
+        ("/job/slots", 65.into(), "slots is 65"),
+        ("/job/lr", 0.into(), "lr is 0"),
+        ("/job/span/steps", 0.into(), "span.steps is 0"),
+        ("/last_step", 1.into(), "last_step is 1; it must be at least 2"),
         ("/files", serde_json::json!({}), "the manifest says nothing"),
         ("/weights_sha256", "\u{1b}[31mred".into(), "says that weights_sha256 is "),
     ];
