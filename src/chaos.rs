@@ -10,7 +10,7 @@ use convoy_chaos::conductor::{self, Fate, Finding, Ran};
 use convoy_chaos::error::ChaosError;
 use convoy_chaos::local::Local;
 use convoy_chaos::report::{Found, Report, Tally};
-use convoy_chaos::storm::Storm;
+use convoy_chaos::storm::{Kind, Storm};
 use convoy_common::batch::BATCH_MAX;
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
@@ -269,7 +269,7 @@ fn name(item: &impl std::fmt::Debug) -> String {
 fn described(report: &Report, out: &Path) -> String {
     let header = ["kind", "planned", "happened", "found", "missed", "median ms", "max ms"].map(str::to_owned);
     let rows = report.kinds.iter().map(|(kind, tally)| {
-        let Tally { planned, fired, named, missed, milliseconds, outside: _ } = tally;
+        let Tally { planned, fired, named, missed, milliseconds, .. } = tally;
         let at = |index: usize| milliseconds.get(index).map_or("-".to_owned(), |ms| format!("{ms:.0}"));
         let is_sought = named + missed > 0;
         let sought = [named, missed].map(|count| if is_sought { count.to_string() } else { "-".to_owned() });
@@ -281,6 +281,7 @@ fn described(report: &Report, out: &Path) -> String {
     let table = aligned(&std::iter::once(header.to_vec()).chain(rows).collect::<Vec<_>>(), &[0]);
     let phases: Vec<_> = report.phases.iter().map(name).collect();
     let outside: usize = report.kinds.values().map(|tally| tally.outside).sum();
+    let unlinked = report.kinds.get(&Kind::Unlink).map_or(0, |tally| tally.nothing);
     let equal = |equal| if equal { "equal" } else { "DIFFERENT" };
     let [coordinator, worker] = [report.coordinator_bytes, report.worker_bytes].map(|[calm, stormy]| match calm {
         // The engine is on another machine.
@@ -291,6 +292,7 @@ fn described(report: &Report, out: &Path) -> String {
         format!("phases       {}", phases.join(", ")),
         format!("recoveries   {}", report.recovered),
         format!("outside      {outside} (faults of workers that had been given up)"),
+        format!("no links     {unlinked} (unlink faults of workers without direct connections)"),
         format!(
             "goodput      {:.1} %: calm run {:.1} s, stormy run {:.1} s, a fault every {:.1} s",
             100.0 * report.goodput,
@@ -317,8 +319,9 @@ fn described(report: &Report, out: &Path) -> String {
         format!("{} at step {} (phase {}) {what}\n", name(&fault.kind), fault.step, name(&fault.phase))
     });
     let unexplained = report.unexplained.iter().map(|finding| {
-        let Finding { at, event, process, what, .. } = finding;
-        format!("at {at:.1} s, the coordinator reported \"{event}\" for {process}, which had no fault: {what}\n")
+        let Finding { at, event, process, peer, what } = finding;
+        let whom = peer.as_ref().map_or(process.clone(), |peer| format!("the connection of {process} and {peer}"));
+        format!("at {at:.1} s, the coordinator reported \"{event}\" for {whom}, which had no fault: {what}\n")
     });
     let unplanned = report.unplanned.iter().map(|end| format!("ended unexpectedly: {end}\n"));
     let wrong: String = missed.chain(unexplained).chain(unplanned).collect();

@@ -19,7 +19,7 @@ use crate::{Outcome, output};
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Address of a worker's --health or a coordinator's --listen: HOST:PORT or unix:PATH
-    #[arg(value_name = "HOST:PORT", env = "CONVOY_HEALTH", default_value = "127.0.0.1:7979")]
+    #[arg(value_name = "ADDRESS", env = "CONVOY_HEALTH", default_value = "127.0.0.1:7979")]
     address: Address,
     /// Check only that the process is alive. A coordinator that is still waiting for its first workers is alive but not ready
     #[arg(long)]

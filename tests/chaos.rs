@@ -57,13 +57,34 @@ fn a_short_storm_changes_no_bits_and_every_fault_is_found() {
     let report = report(&out);
     assert_eq!((&report["survived"], &report["flat_memory"]), (&true.into(), &true.into()), "{report:#}");
     let kinds = report["kinds"].as_object().unwrap();
-    assert_eq!(kinds.len(), 12, "{kinds:?}");
+    assert_eq!(kinds.len(), 13, "{kinds:?}");
     let sum = |key: &str| kinds.values().map(|tally| tally[key].as_u64().unwrap()).sum::<u64>();
     assert_eq!((sum("planned"), sum("fired"), sum("missed")), (20, 20, 0), "the faults fired: {kinds:?}");
     assert!(sum("named") >= 8, "{kinds:?}");
     assert_eq!(hash(&out.join("calm")), hash(&out.join("stormy")));
     assert_eq!(record(&out.join("calm"))["incidents"], json!([]));
     assert_eq!(remains(&out), Vec::<String>::new());
+}
+
+/// A worker closes its connections to the other one: that is found, nobody is given up, and the bits are those of the calm run. A second
+/// time, there is nothing to close.
+#[test]
+fn closed_connections_between_workers_are_found_once() {
+    let folder = TempDir::new().unwrap();
+    let (out, storm) = (folder.path().join("storm"), folder.path().join("storm.json"));
+    let fault =
+        |step: u64| json!({ "kind": "unlink", "worker": 1, "step": step, "phase": "exchange", "milliseconds": 0 });
+    let text = json!({ "seed": 0, "steps": 120, "workers": 2, "faults": [fault(30), fault(80)] }).to_string();
+    std::fs::write(&storm, text).unwrap();
+    let output = run("chaos", &[("--storm", &storm), ("--out", &out)]);
+    assert!(output.status.success(), "{}", said(&output));
+    let report = report(&out);
+    let tally = &report["kinds"]["unlink"];
+    let counts = ["fired", "named", "nothing", "missed"].map(|key| tally[key].as_u64().unwrap());
+    assert_eq!(counts, [2, 1, 1, 0], "{report:#}");
+    let incidents = record(&out.join("stormy"))["incidents"].as_array().unwrap().clone();
+    assert!(incidents.len() == 1 && incidents[0]["kind"] == "link", "{incidents:?}");
+    assert!(said(&output).contains("no links     1 "), "{}", said(&output));
 }
 
 /// Two replicas of two towers, each on a worker of its own.
@@ -174,6 +195,11 @@ fn an_impossible_storm_is_refused() {
     let output = support::output_of(command.env("COMPOSE_PROJECT_NAME", "Mine"));
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert!(said(&output).contains("COMPOSE_PROJECT_NAME is \"Mine\""), "{}", said(&output));
+    let mut command = support::convoy();
+    command.args("chaos --compose docker-compose.yml --out".split_whitespace()).arg(&out);
+    let output = support::output_of(command.env("PATH", folder.path()));
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("--compose needs a Docker Engine and docker-compose"), "{}", said(&output));
     assert!(!out.exists());
     let output = chaos("--faults 1 --batch 4 --workers 9", &folder.path().join("nine"));
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));

@@ -509,7 +509,8 @@ fn instruction_sets() -> Vec<&'static str> {
     all.into_iter().filter(|(_, flag)| has(flag)).map(|(name, _)| name).collect()
 }
 
-/// Two replicas of two towers on workers with different instruction sets: at least one gradient is summed over two of these.
+/// Two replicas of two towers on workers with different instruction sets: at least one gradient is
+/// summed by workers with different ones.
 #[test]
 fn several_instruction_sets_in_one_job_change_no_bits() {
     let sets = instruction_sets();

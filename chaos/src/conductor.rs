@@ -71,7 +71,8 @@ pub struct Crew {
 }
 
 impl Finding {
-    /// Whether it says that a process was lost.
+    /// Whether it says that a process was lost. After a damaged message between two workers, both may stay. That still counts until the
+    /// next crew is known.
     pub(crate) fn is_loss(&self) -> bool {
         self.peer.is_none() && LOST.contains(&self.event.as_str())
     }
@@ -641,6 +642,32 @@ mod tests {
         let ran = conduct(&mut place, &storm(&faults)).unwrap();
         assert_eq!(place.deeds, ["kill the coordinator", "kill the coordinator"]);
         assert!(ran.fates[0].fired.is_some() && ran.fates[1].fired.is_none(), "{:?}", ran.fates);
+    }
+
+    /// A connection between two workers that fails is the loss of neither. The events say who is connected directly.
+    #[test]
+    fn a_failed_connection_names_both_ends_and_nobody_is_lost() {
+        let worker = |number: usize, direct: Value| json!({ "host": format!("worker {number}"), "direct": direct });
+        let crew = |event: &str, direct: [Value; 2]| {
+            let [first, second] = direct;
+            json!({ "event": event, "workers": [worker(0, first), worker(1, second)] })
+        };
+        let broken =
+            json!({ "event": "fault", "host": "worker 0", "peer": { "host": "worker 1" }, "what": "it broke" });
+        let lines = vec![
+            crew("started", [json!([1]), json!([0])]),
+            broken,
+            step(1),
+            crew("regrouped", [json!([]), json!([])]),
+            step(2),
+            ended(),
+        ];
+        let mut place = Scripted { lives: VecDeque::from([(lines, "done")]), ..Scripted::default() };
+        let ran = conduct(&mut place, &storm(&[(Kind::Kill, Some(0), 1)])).unwrap();
+        assert_eq!(ran.findings[0].peer.as_deref(), Some("worker 1"));
+        let linked: Vec<_> = ran.crews.iter().map(|crew| crew.linked.len()).collect();
+        assert_eq!(linked, [2, 0]);
+        assert_eq!(place.deeds, ["kill"], "worker 0 still holds towers at step 1");
     }
 
     /// What is wrong with a place is said, and nothing is left of the run.

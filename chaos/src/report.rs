@@ -111,6 +111,8 @@ pub struct Tally {
     pub missed: usize,
     /// Number that happened in a process that had been given up before.
     pub outside: usize,
+    /// Number that happened where there was nothing to find.
+    pub nothing: usize,
     /// Milliseconds until each was found, ascending.
     pub milliseconds: Vec<f64>,
 }
@@ -129,6 +131,7 @@ impl Report {
             tally.fired += usize::from(fault.fate.fired.is_some());
             tally.missed += usize::from(fault.found == Found::Missed);
             tally.outside += usize::from(fault.found == Found::Outside);
+            tally.nothing += usize::from(fault.found == Found::Nothing);
             if fault.fate.fired.is_some() {
                 phases.insert(fault.phase);
             }
@@ -218,7 +221,10 @@ fn struck(storm: &Storm, ran: &Ran) -> (Vec<Struck>, Vec<Finding>) {
 /// given up, for example, and a worker that is continued finds its connections closed.
 fn is_aftermath(finding: &Finding, storm: &Storm, ran: &Ran) -> bool {
     storm.faults.iter().zip(&ran.fates).any(|(fault, fate)| {
-        fate.process.as_deref().is_some_and(|process| finding.names(process))
+        // These close no connection between workers.
+        let may_unlink = !matches!(fault.kind, Kind::Limp | Kind::Delay);
+        (finding.peer.is_none() || may_unlink)
+            && fate.process.as_deref().is_some_and(|process| finding.names(process))
             && is_within(finding.at, fault, fate, AFTERMATH)
     })
 }
@@ -309,7 +315,7 @@ fn wanted(fault: &Planned, fate: &Fate, ran: &Ran) -> Option<(&'static [&'static
 /// Whether the process of a fault was connected to other workers directly when the fault happened.
 fn had_links(fate: &Fate, ran: &Ran) -> bool {
     let (Some(fired), Some(process)) = (fate.fired, &fate.process) else { return false };
-    let crew = ran.crews.iter().rfind(|crew| crew.at <= fired + SLACK);
+    let crew = ran.crews.iter().rfind(|crew| crew.at <= fired);
     crew.is_some_and(|crew| crew.linked.contains(process))
 }
 
@@ -353,10 +359,10 @@ mod tests {
             peer: Some(peer.to_string()),
             ..finding(at, "fault", process)
         };
-        let relayed = Crew { linked: BTreeSet::new(), ..crew(1.5, &[7, 8]) };
+        let relayed = Crew { linked: BTreeSet::new(), ..crew(1.005, &[7, 8]) };
         let ran = Ran {
             fates: vec![fate(1.0, 7), fate(2.0, 7), fate(30.0, 8)],
-            findings: vec![broken(1.1, 8, 7), broken(30.1, 7, 8)],
+            findings: vec![broken(1.001, 8, 7), broken(30.1, 8, 7)],
             crews: vec![crew(0.5, &[7, 8]), relayed, crew(20.0, &[7, 8])],
             ..Ran::default()
         };
@@ -364,8 +370,11 @@ mod tests {
         let found: Vec<_> = found.into_iter().map(|struck| struck.found).collect();
         assert!(matches!(found[0], Found::Named { .. }) && unexplained.is_empty(), "{found:?} {unexplained:?}");
         assert_eq!(found[1..], [Found::Nothing, Found::Missed], "a link that broke is not the loss of a worker");
-        let linked = Ran { crews: vec![crew(0.5, &[7, 8])], ..ran };
+        let linked = Ran { crews: vec![crew(0.5, &[7, 8])], ..ran.clone() };
         assert_eq!(struck(&storm, &linked).0[1].found, Found::Missed, "the links were there");
+        let mut slow = storm;
+        slow.faults[0].kind = Kind::Limp;
+        assert_eq!(struck(&slow, &ran).1.len(), 1, "a slow worker closes no connection");
     }
 
     #[test]

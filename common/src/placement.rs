@@ -147,8 +147,8 @@ impl Placement {
             .collect();
         let trunk: Vec<PerTower<WorkerIndex>> =
             units.chunks(towers).map(|held| held.iter().copied().collect()).collect();
-        let is_alike = replicas == 1 && network.slices == towers;
-        let head = if is_alike { trunk[0].clone() } else { head_beside(network, &trunk, workers) };
+        let may_be_alike = replicas == 1 && network.slices == towers;
+        let head = if may_be_alike { trunk[0].clone() } else { head_beside(network, &trunk, workers) };
         Ok(Self { slots, trunk, head })
     }
 
