@@ -19,7 +19,7 @@ use convoy_coordinator::files::write_atomically;
 use convoy_coordinator::job::defaults;
 use convoy_coordinator::record::RunFolder;
 
-use crate::numbers::{ANY, AT_LEAST_1, whole};
+use crate::numbers::{ANY, AT_LEAST_1, counted, whole};
 use crate::output::{complain, print, tell};
 use crate::settings::{Misuse, model_text, places, read_text};
 use crate::table::aligned;
@@ -88,7 +88,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let run = |name: &str, storm: &Storm| -> Result<(Ran, PathBuf), Box<dyn Error>> {
         let folder = out.join(name);
         if !arguments.json {
-            tell(&format!("{name}: {} steps, {} faults, in {}", storm.steps, storm.faults.len(), folder.display()));
+            let faults = counted(storm.faults.len(), "fault", "faults");
+            tell(&format!("{name}: {} steps, {faults}, in {}", storm.steps, folder.display()));
         }
         let Some(tools) = tools else {
             let mut place = arguments.processes(storm, slots, &folder)?;
@@ -215,7 +216,8 @@ impl Arguments {
     fn storm(&self, towers: usize) -> Result<Storm, Box<dyn Error>> {
         let in_containers = !self.compose.is_empty();
         if let Some(missing) = self.compose.iter().find(|file| !file.is_file()) {
-            return Err(Misuse(format!("--compose {}: there is no such file", missing.display())).into());
+            let why = if missing.exists() { "it is not a file" } else { "there is no such file" };
+            return Err(Misuse(format!("--compose {}: {why}", missing.display())).into());
         }
         if in_containers && !["bundled", "synthetic"].contains(&&*self.data) {
             let text =

@@ -683,8 +683,12 @@ fn a_checkpoint_that_is_no_folder_and_a_file_that_is_no_file_are_damaged() {
     fs::remove_file(&weights).unwrap();
     assert!(std::process::Command::new("mkfifo").arg(&weights).status().unwrap().success());
     refused(&verify, &[], FAILED, &["step-000006", "it is not a regular file"]);
+    let record = out.join("run.json");
+    fs::remove_file(&record).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&record).status().unwrap().success());
     let output = run("train", &[("--resume", &out), ("--data", &data)]);
     assert!(output.status.success() && said(&output).contains("step-000004 instead"), "{}", said(&output));
+    assert!(said(&output).contains("run.json: it is not a regular file"), "{}", said(&output));
     assert_eq!(support::hash(&out), whole);
 }
 

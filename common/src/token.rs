@@ -25,6 +25,8 @@ impl FromStr for Token {
     fn from_str(text: &str) -> Result<Self, TokenError> {
         let word = text.trim_end_matches(['\r', '\n']);
         match word.len() {
+            // Whoever read it may have stopped here.
+            _ if text.len() > TOKEN_BYTES_MAX + "\r\n".len() => Err(TokenError("is too long")),
             0 => Err(TokenError("is empty")),
             1..=TOKEN_BYTES_MAX if word.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(Self(word.to_owned())),
             1..=TOKEN_BYTES_MAX => {

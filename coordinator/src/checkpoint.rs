@@ -21,9 +21,10 @@ use sha2::{Digest, Sha256};
 
 use crate::data::DataSource;
 use crate::files::{
-    folder_of, open_regular, put_in_place, quoted, remove_any, sync_folder, write_atomically, write_synced,
+    folder_of, open_regular, put_in_place, quoted, read_regular, remove_any, sync_folder, write_atomically,
+    write_synced,
 };
-use crate::job::{Job, demand};
+use crate::job::{Job, STEPS_MAX, Unsound, demand};
 use crate::state::{JobState, Progress};
 
 /// Version of the manifest. Raise it when an older program would misread the manifest.
@@ -38,7 +39,7 @@ const MANIFEST_SHA256: &str = "manifest.sha256";
 /// The names and shapes in a file of weights have at most this many bytes.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
 /// An error shows at most this many characters of a damaged file.
-const SHOWN_MAX: usize = 100;
+const SHOWN_MAX: usize = 200;
 /// The folder for checkpoints in a run's folder.
 pub const FOLDER: &str = "checkpoints";
 
@@ -103,8 +104,8 @@ pub enum CheckpointError {
     )]
     NoneSound { run: PathBuf, source: Box<CheckpointError> },
     /// The manifest can't be read.
-    #[error("{path} is not a manifest of format {FORMAT}")]
-    Manifest { path: PathBuf, source: serde_json::Error },
+    #[error("{path} is not a manifest of format {FORMAT}: {reason}")]
+    Manifest { path: PathBuf, reason: String },
     /// The manifest has another version.
     #[error("{path} has format {found}; this program reads format {FORMAT}")]
     Format { path: PathBuf, found: u32 },
@@ -277,7 +278,9 @@ fn peek_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
 
 fn parse_manifest(path: PathBuf, bytes: &[u8]) -> Result<Manifest, CheckpointError> {
     let parsed = serde_json::from_slice::<Manifest>(bytes);
-    let manifest = parsed.map_err(|source| CheckpointError::Manifest { path: path.clone(), source })?;
+    let wrong =
+        |error: serde_json::Error| CheckpointError::Manifest { path: path.clone(), reason: shown(&error.to_string()) };
+    let manifest = parsed.map_err(wrong)?;
     match manifest.format {
         FORMAT => checked(path, manifest),
         found => Err(CheckpointError::Format { path, found }),
@@ -287,12 +290,33 @@ fn parse_manifest(path: PathBuf, bytes: &[u8]) -> Result<Manifest, CheckpointErr
 /// Refuses a manifest with a value that no job has. Its sums may be right: another program may have written it.
 fn checked(path: PathBuf, manifest: Manifest) -> Result<Manifest, CheckpointError> {
     let Manifest { job, last_step, progress, .. } = &manifest;
-    let first_end = progress.step.max(1);
-    let ends = || demand("last_step", last_step, *last_step >= first_end, format!("at least {first_end}"));
-    match job.check().and_then(|()| ends()) {
+    match job.check().and_then(|()| check_progress(progress, job, *last_step)) {
         Ok(()) => Ok(manifest),
         Err(unsound) => Err(CheckpointError::Unsound { path, why: unsound.to_string() }),
     }
+}
+
+/// Checks that a job can have come as far as a manifest says.
+fn check_progress(progress: &Progress, job: &Job, last_step: u64) -> Result<(), Unsound> {
+    let Progress { step, epoch_loss_sum, epoch_images, train_loss, test_accuracy } = *progress;
+    demand("last_step", last_step, (1..=STEPS_MAX).contains(&last_step), format!("1 to {STEPS_MAX}"))?;
+    demand("progress.step", step, step <= last_step, format!("0 to {last_step}, which is last_step"))?;
+    let (batch, steps) = (job.batch as u64, step % job.span.steps_per_epoch);
+    if step > 0 && steps == 0 {
+        // The last batch of an epoch may be smaller. After the measurement, the next epoch begins.
+        let most = batch.saturating_mul(job.span.steps_per_epoch);
+        demand("progress.epoch_images", epoch_images, epoch_images <= most, format!("0 to {most}"))?;
+    } else {
+        let expected = batch.saturating_mul(steps);
+        let why = format!("{expected}: {steps} steps of the epoch with {batch} images each");
+        demand("progress.epoch_images", epoch_images, epoch_images == expected, why)?;
+    }
+    let is_loss = |loss: f64| loss.is_finite() && loss >= 0.0;
+    demand("progress.epoch_loss_sum", epoch_loss_sum, is_loss(epoch_loss_sum), "a number of at least 0")?;
+    let train_loss = train_loss.unwrap_or(0.0);
+    demand("progress.train_loss", train_loss, is_loss(train_loss), "a number of at least 0")?;
+    let test_accuracy = test_accuracy.unwrap_or(0.0);
+    demand("progress.test_accuracy", test_accuracy, (0.0..=1.0).contains(&test_accuracy), "a number from 0 to 1")
 }
 
 /// The beginning of a text from a damaged file, as an error shows it.
@@ -376,10 +400,7 @@ pub fn folder_of_weights(path: &Path) -> Option<PathBuf> {
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, CheckpointError> {
-    let mut bytes = Vec::new();
-    let read = open_regular(path).and_then(|mut file| file.read_to_end(&mut bytes));
-    read.map_err(|source| CheckpointError::Read { path: path.to_owned(), source })?;
-    Ok(bytes)
+    read_regular(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })
 }
 
 fn serialized(tensors: &Tensors) -> std::io::Result<Vec<u8>> {
@@ -413,13 +434,14 @@ impl View for Floats<'_> {
 fn deserialized(path: &Path, bytes: &[u8], network: &Network) -> Result<Tensors, CheckpointError> {
     let unreadable = |error: safetensors::SafeTensorError| CheckpointError::Tensors {
         path: path.to_owned(),
-        reason: error.to_string(),
+        reason: shown(&error.to_string()),
     };
     let file = SafeTensors::deserialize(bytes).map_err(unreadable)?;
     let parameters = network.parameters();
     if let Some(extra) = file.names().into_iter().find(|name| parameters.iter().all(|p| p.name != **name)) {
         let known: Vec<_> = parameters.iter().map(|p| p.name.as_str()).collect();
         let hint = convoy_common::suggest::hint(extra, &known);
+        let extra = shown(extra);
         return Err(fit(path, format!("unknown tensor \"{extra}\" for the model \"{}\"{hint}", network.name)));
     }
     let read = |name: &str, shape: &[usize]| {

@@ -2,7 +2,6 @@
 //!
 //! Not here: the records of the job itself (`record`).
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -10,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::checkpoint::CheckpointError;
+use crate::files::read_regular;
 use crate::incident::Incident;
 
 /// The file of a run's metrics.
@@ -43,7 +43,7 @@ impl Earlier {
     /// When the metrics exist but can't be read.
     pub fn read(run: &Path, kept: &EarlierMetrics) -> Result<Self, CheckpointError> {
         let path = run.join(METRICS);
-        let text = match fs::read(&path) {
+        let text = match read_regular(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             read => read.map_err(|source| CheckpointError::Read { path: path.clone(), source })?,
         };
@@ -72,7 +72,7 @@ fn incidents_of(run: &Path) -> Result<Vec<Incident>, String> {
         incidents: Vec<Incident>,
     }
     let path = run.join(RECORD);
-    let text = fs::read(&path).map_err(|error| error.to_string());
+    let text = read_regular(&path).map_err(|error| error.to_string());
     let record = text.and_then(|text| serde_json::from_slice::<Record>(&text).map_err(|error| error.to_string()));
     record.map(|record| record.incidents).map_err(|error| {
         format!("cannot read {}: {error}; the job continues without the earlier incidents", path.display())

@@ -3,7 +3,7 @@
 //! Not here: what the files hold.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
 use crate::unguessable::unguessable;
@@ -48,6 +48,16 @@ pub fn remove_any(path: &Path) -> std::io::Result<()> {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
         _ => fs::remove_file(path),
     }
+}
+
+/// Reads a file. See [`open_regular`].
+///
+/// # Errors
+/// When it can't be read, or is not a regular file.
+pub fn read_regular(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Opens a file for reading. A pipe or a device could keep the reader waiting, or never end.

@@ -39,6 +39,9 @@ pub mod defaults {
     pub const PATIENCE: Duration = Duration::from_secs(10);
 }
 
+/// The last step of a job is at most this. Larger whole numbers are not exact in every reader of JSON.
+pub(crate) const STEPS_MAX: u64 = 1 << 53;
+
 /// A setting whose value is not allowed.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each message says what its fields are")]
@@ -205,7 +208,7 @@ impl Asked {
         let steps_per_epoch = steps_per_epoch(batch);
         let length = self.length.unwrap_or(last_step.map_or(Length::Epochs(defaults::EPOCHS), Length::Steps));
         let end = length.steps(steps_per_epoch);
-        check("--epochs or --steps", end, end >= 1, "at least 1")?;
+        check("--epochs or --steps", end, (1..=STEPS_MAX).contains(&end), format!("1 to {STEPS_MAX} steps"))?;
         let span = before.map_or(Span { steps: end, steps_per_epoch }, |job| job.span);
         let job = Job {
             model: settle("model", self.model.clone(), before.map(|job| job.model.clone()), String::new())?,
@@ -239,7 +242,7 @@ impl Job {
     pub(crate) fn check(&self) -> Result<(), Unsound> {
         check_batch(self.batch)?;
         let Span { steps, steps_per_epoch } = self.span;
-        demand("span.steps", steps, steps >= 1, "at least 1")?;
+        demand("span.steps", steps, (1..=STEPS_MAX).contains(&steps), format!("1 to {STEPS_MAX}"))?;
         demand("span.steps_per_epoch", steps_per_epoch, steps_per_epoch >= 1, "at least 1")?;
         // Workers compute with f32, where larger numbers are infinite.
         let sound = |value: f64| (value as f32).is_finite() && value >= 0.0;
@@ -367,6 +370,7 @@ mod tests {
             Asked { slots: Some(0), ..Asked::default() },
             Asked { slots: Some(65), ..Asked::default() },
             Asked { length: Some(Length::Epochs(0)), ..Asked::default() },
+            Asked { length: Some(Length::Epochs(u64::MAX)), ..Asked::default() },
         ];
         for asked in cases {
             let error = asked.resolve(None, String::new(), None, |_| 10).unwrap_err().to_string();

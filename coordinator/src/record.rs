@@ -18,7 +18,7 @@ use crate::checkpoint::FOLDER;
 use crate::checkpoint::folder::has_any;
 use crate::earlier::{Earlier, METRICS, RECORD};
 use crate::error::JobError;
-use crate::files::{remove_temporary, write_atomically};
+use crate::files::{read_regular, remove_temporary, write_atomically};
 use crate::incident::Incident;
 use crate::job::Job;
 use crate::observe::{EpochRecord, WorkerRecord};
@@ -350,7 +350,7 @@ pub fn holds_run(folder: &Path) -> bool {
 
 /// `run.json` in `folder`; null if it can't be read.
 fn record_in(folder: &Path) -> Value {
-    let text = fs::read(folder.join(RECORD)).unwrap_or_default();
+    let text = read_regular(&folder.join(RECORD)).unwrap_or_default();
     serde_json::from_slice(&text).unwrap_or_default()
 }
 

@@ -15,7 +15,7 @@ fn write_step(run: &Path, step: u64, last_step: u64) -> PathBuf {
     let network = Network::parse(MODEL).unwrap();
     let asked = Asked { model: Some(MODEL.to_owned()), ..Asked::default() };
     let (job, _) = asked.resolve(None, "data".to_owned(), None, |_| 10).unwrap();
-    let progress = Progress { step, ..Progress::default() };
+    let progress = Progress { step, epoch_images: step * job.batch as u64, ..Progress::default() };
     let described = Described { job, last_step, progress, source: None, test_images: None };
     let state = JobState { weights: network.initial_weights(step), momentum: network.zeros() };
     fs::create_dir_all(run.join(FOLDER)).unwrap();
@@ -73,14 +73,23 @@ fn a_manifest_of_an_impossible_job_is_damaged_and_the_checkpoint_before_it_is_us
         ("/job/slots", 65.into(), "slots is 65"),
         ("/job/lr", 0.into(), "lr is 0"),
         ("/job/span/steps", 0.into(), "span.steps is 0"),
-        ("/last_step", 1.into(), "last_step is 1; it must be at least 2"),
+        ("/last_step", 1.into(), "progress.step is 2; it must be 0 to 1"),
+        ("/last_step", u64::MAX.into(), "last_step is 18446744073709551615"),
+        ("/progress/step", u64::MAX.into(), "progress.step is 18446744073709551615"),
+        ("/progress/step", 0.into(), "progress.epoch_images is 128; it must be 0"),
+        ("/progress/epoch_images", u64::MAX.into(), "it must be 128: 2 steps of the epoch with 64 images each"),
+        ("/progress/epoch_loss_sum", (-1).into(), "progress.epoch_loss_sum is -1"),
+        ("/progress/train_loss", (-4).into(), "progress.train_loss is -4"),
+        ("/progress/test_accuracy", 5.into(), "progress.test_accuracy is 5"),
         ("/files", serde_json::json!({}), "the manifest says nothing"),
+        ("/job/schedule", "one\u{1b}[31mcycle".into(), "unknown schedule"),
         ("/weights_sha256", "\u{1b}[31mred".into(), "says that weights_sha256 is "),
     ];
     for (key, value, part) in cases {
         write(key, value);
         let error = convoy_common::chain::chain(&read(&path).unwrap_err());
-        assert!(error.contains("is damaged") && error.contains(part) && !error.contains('\u{1b}'), "{key}: {error}");
+        let names_file = error.contains("is damaged") || error.contains("is not a manifest");
+        assert!(names_file && error.contains(part) && !error.contains('\u{1b}'), "{key}: {error}");
         let Opened { checkpoint, damaged } = open(run.path()).unwrap();
         assert_eq!((checkpoint.manifest.progress.step, damaged.len()), (1, 1), "{key}");
     }
