@@ -304,11 +304,8 @@ pub(crate) fn check(
     sound: bool,
     expected: impl Into<String>,
 ) -> Result<(), SettingError> {
-    if sound {
-        Ok(())
-    } else {
-        Err(SettingError::Invalid { flag: flag.to_owned(), value: value.to_string(), expected: expected.into() })
-    }
+    let wrong = |Unsound { key, value, expected }| SettingError::Invalid { flag: key.to_owned(), value, expected };
+    demand(flag, value, sound, expected).map_err(wrong)
 }
 
 /// The same for a value in a job, by its key.
