@@ -132,9 +132,10 @@ impl Observer for Console {
         match event {
             Event::Notice { text } => tell(&format!("note: {text}")),
             Event::Waiting { address, have, want } if have < want => tell(&format!(
-                "waiting for workers at {address}: {have} of {want} workers connected; start more with: convoy worker --join {address}"
+                "waiting for workers at {address}: {}; start more with: convoy worker --join {address}",
+                connected(have, want)
             )),
-            Event::Waiting { have, want, .. } => tell(&format!("{have} of {want} workers connected")),
+            Event::Waiting { have, want, .. } => tell(&connected(have, want)),
             Event::Elsewhere { .. } | Event::Refused { .. } => Self::peer(&event).iter().for_each(|line| tell(line)),
             Event::Started(started) => self.start(started),
             Event::Step { step, epoch, loss, images, .. } => self.step(step, epoch, loss, images),
@@ -193,6 +194,11 @@ fn recovered(incident: &Incident) -> String {
         "recovered in {sum:.0} ms from the fault of worker {worker} (found {detect_ms:.0} ms after its last message): {replace_ms:.0} ms to replace the \
          worker, {restore_ms:.0} ms to restore the weights{replayed}"
     )
+}
+
+/// How many of the workers that a job waits for have connected.
+pub(crate) fn connected(have: usize, want: usize) -> String {
+    format!("{have} of {want} worker{} connected", if want == 1 { "" } else { "s" })
 }
 
 /// The towers of a worker, and where it runs.

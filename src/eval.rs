@@ -16,7 +16,7 @@ use convoy_coordinator::trace::Sampling;
 
 use convoy_worker::Isa;
 
-use crate::console::Console;
+use crate::console::{Console, connected};
 use crate::log::Log;
 use crate::numbers::{AT_LEAST_1, whole};
 use crate::sockets::SocketFile;
@@ -125,7 +125,7 @@ impl Observer for Quiet {
         match event {
             Event::Notice { text } if self.json => output::complain(&format!("note: {text}")),
             Event::Waiting { address, have, want } if self.json => {
-                output::complain(&format!("{have} of {want} workers connected to {address}"))
+                output::complain(&format!("{} to {address}", connected(have, want)))
             }
             event @ (Event::Elsewhere { .. } | Event::Refused { .. }) if self.json => {
                 Console::peer(&event).iter().for_each(|line| output::complain(line));

@@ -76,7 +76,10 @@ pub enum JobError {
     #[error("cannot start a worker process with the program {program}")]
     Spawn { program: PathBuf, source: std::io::Error },
     /// Too few workers came in time.
-    #[error("{have} of {want} workers connected before the wait of {seconds} s was over; {advice}")]
+    #[error(
+        "{have} of {want} worker{} connected before the wait of {seconds} s was over; {advice}",
+        if *.want == 1 { "" } else { "s" }
+    )]
     TooFewWorkers { have: usize, want: usize, seconds: u64, advice: String },
     /// A fault, in a command that does not recover, or in the first formation of a cluster.
     #[error(transparent)]
