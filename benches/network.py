@@ -9,14 +9,15 @@ root, and the commands `ip` and `tc`.
 
 All processes share the cores of this machine, so the rate of a worker is that of the same run: the operations of its step, divided by the
 time in which its trace says that it computes. The estimate therefore shows whether the plan knows the links and the order of work, not
-how fast the cores are. With more workers than cores, workers wait for each other's cores, so only the bytes can fail. Bytes are those of
-the interfaces, headers included.
+how fast the cores are. With more workers than cores, a control group limits each worker to a share of a core, so that no worker waits for
+another one's core. Bytes are those of the interfaces, headers included.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import pathlib
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,10 @@ WARM_UP = 2
 WITHIN = 0.15
 NEVER = str(2**63)
 PORT = 7878
+# If there are more workers than cores, all of them together get this share of the cores. The coordinator and the system need the rest.
+SHARE_OF_WORKERS = 0.8
+# What a worker may compute before it pauses for its share, in microseconds. It is the least that Linux allows.
+QUOTA = 1000
 # Handing tensors to the network thread is left out: it waits where a link is slow.
 COMPUTING = {"layer", "segments", "taking", "committing"}
 
@@ -83,6 +88,39 @@ class Network:
         return link["stats64"]["tx"]["bytes"], link["stats64"]["rx"]["bytes"]
 
 
+class Share:
+    """A control group that limits its process to a share of a core. A whole core needs no limit, and no group."""
+
+    def __init__(self, name, share):
+        root = pathlib.Path("/sys/fs/cgroup")
+        # Whether Linux has the first version of control groups.
+        self.is_first = (root / "cpu").is_dir()
+        self.folder = (root / "cpu" if self.is_first else root) / name if share < 1 else None
+        self.period = int(QUOTA / share)
+
+    def __enter__(self):
+        if self.folder:
+            self.folder.mkdir()
+            settings = {"cpu.cfs_period_us": self.period, "cpu.cfs_quota_us": QUOTA} if self.is_first else {"cpu.max": f"{QUOTA} {self.period}"}
+            for file, value in settings.items():
+                (self.folder / file).write_text(str(value))
+        return self
+
+    def __exit__(self, *_):
+        if self.folder:
+            self.folder.rmdir()
+
+    def add(self, process):
+        if self.folder:
+            (self.folder / "cgroup.procs").write_text(str(process.pid))
+
+
+def share_of_each(workers):
+    """The share of a core that each worker gets."""
+    cores = os.cpu_count() or 1
+    return 1 if workers <= cores else SHARE_OF_WORKERS * cores / workers
+
+
 def measured(arguments, workers, mbit, exchange):
     """The median step in seconds, bytes per step that all ends send, and the account of the trace."""
     with tempfile.TemporaryDirectory() as folder, Network(workers, mbit) as network, contextlib.ExitStack() as stack:
@@ -97,8 +135,10 @@ def measured(arguments, workers, mbit, exchange):
         limit.start()
         stack.callback(limit.cancel)
         for index in range(1, workers + 1):
+            share = stack.enter_context(Share(f"{network.mark}w{index}", share_of_each(workers)))
             worker = network.start(index, arguments.convoy, "worker", "--threads", "1", "--join", listen, stderr=subprocess.DEVNULL)
             stack.callback(end, worker)
+            share.add(worker)
         steps, counted = [], {}
         for line in job.stdout:
             event = json.loads(line)
@@ -151,8 +191,7 @@ def compared(arguments, workers, mbit, exchange):
         f" ({ratios[1]:.2f})",
         flush=True,
     )
-    fits = [abs(ratio - 1) <= WITHIN for ratio in ratios]
-    return fits[1] and (fits[0] or workers > (os.cpu_count() or 1))
+    return all(abs(ratio - 1) <= WITHIN for ratio in ratios)
 
 
 def main():
