@@ -266,7 +266,7 @@ fn verdict(found: &Account) -> String {
 }
 
 fn exchange_table(plan: &Plan, found: &Account) -> String {
-    let head = ["exchange", "before", "pass", "MB planned", "MB sent", "ms per tensor", "max ms"];
+    let head = ["exchange", "before", "pass", "MB planned", "MB sent", "ms per tensor", "max ms", "% hidden"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for exchange in &found.exchanges {
         let (index, before) = match exchange.exchange {
@@ -285,6 +285,7 @@ fn exchange_table(plan: &Plan, found: &Account) -> String {
             format!("{:.3}", exchange.bytes / 1e6),
             ms(exchange.mean_ns),
             ms(exchange.max_ns as f64),
+            exchange.hidden_share.map(|share| format!("{:.0}", share * 100.0)).unwrap_or_default(),
         ]);
     }
     aligned(&rows, &[0, 1, 2])

@@ -234,19 +234,28 @@ impl Placement {
         self.replicas() == 1 && self.head == self.trunk[0]
     }
 
+    /// What a person calls a tower of the trunk, or a slice of the head: "slice 0 of the head". If [`is_alike`](Self::is_alike) holds, it
+    /// is a tower in both cases.
+    pub fn part(&self, half: Half, index: TowerIndex) -> String {
+        match half {
+            Half::Head if !self.is_alike() => format!("slice {index} of the head"),
+            _ => format!("tower {index}"),
+        }
+    }
+
     /// What `worker` holds, for a person: "tower 0 of replica 1 and slice 0 of the head". If [`is_alike`](Self::is_alike)
     /// holds, only the towers are named.
     pub fn described(&self, worker: WorkerIndex) -> String {
         let of_trunk = self.trunk.iter().enumerate().flat_map(|(replica, held)| {
             let own = held.iter_enumerated().filter(move |(_, holder)| **holder == worker);
             own.map(move |(tower, _)| match self.replicas() {
-                1 => format!("tower {tower}"),
+                1 => self.part(Half::Trunk, tower),
                 _ => format!("tower {tower} of replica {replica}"),
             })
         });
         let own = |(_, holder): &(TowerIndex, &WorkerIndex)| !self.is_alike() && **holder == worker;
         let of_head = self.head.iter_enumerated().filter(own);
-        let of_head = of_head.map(|(slice, _)| format!("slice {slice} of the head"));
+        let of_head = of_head.map(|(slice, _)| self.part(Half::Head, slice));
         of_trunk.chain(of_head).collect::<Vec<_>>().join(" and ")
     }
 

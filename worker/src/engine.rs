@@ -7,6 +7,7 @@
 //! others' channels -> gather -> (complete) forward segment i -> ... -> logits to the coordinator
 //! dlogits -> backward of the last segment -> partial gradients to other workers, and into the sums
 //! others' partials -> sum in tower order -> (complete) backward segment i -> ... -> BackwardDone
+//! a layer of the trunk, in the last backward pass of the step -> its sums to other replicas
 //! all of a step's samples are through a segment of the head -> weight gradients of its layers, when nothing else can be computed
 //! all passes of a step, and all weight gradients -> StepDone
 //! Commit -> SGD; then the images of the next step, which may have arrived before it
@@ -164,6 +165,14 @@ enum Task {
         tower: TowerIndex,
         partials: Vec<Tensor>,
     },
+    /// The rest of a backward pass that was interrupted to send sums: that of the layers that are left, from the gradient of their output.
+    RestOfBackward {
+        micro_batch: MicroBatch,
+        segment: SegmentIndex,
+        tower: TowerIndex,
+        dy: Tensor,
+        kept: SavedSegment,
+    },
     /// The gradients of a layer's weights, after the last micro-batch of the step.
     WeightGradients {
         micro_batch: MicroBatch,
@@ -178,10 +187,11 @@ impl Task {
     fn run(&self) -> SegmentRun {
         let (Task::Forward { micro_batch, segment, tower, .. }
         | Task::Backward { micro_batch, segment, tower, .. }
+        | Task::RestOfBackward { micro_batch, segment, tower, .. }
         | Task::WeightGradients { micro_batch, segment, tower, .. }) = self;
         let direction = match self {
             Task::Forward { .. } => Direction::Forward,
-            Task::Backward { .. } | Task::WeightGradients { .. } => Direction::Backward,
+            _ => Direction::Backward,
         };
         SegmentRun { micro_batch: micro_batch.id, segment: *segment, tower: *tower, direction }
     }
@@ -343,7 +353,12 @@ impl Engine {
                 self.forward(means, micro_batch, segment, tower, whole)
             }
             Task::Backward { micro_batch, segment, tower, partials } => {
-                self.backward(means, micro_batch, segment, tower, partials)
+                let dy = summed(means.compute, partials);
+                let kept = self.kept.remove(&(micro_batch.id, segment, tower)).expect("its forward pass has run");
+                self.backward(means, micro_batch, (segment, tower), dy, kept)
+            }
+            Task::RestOfBackward { micro_batch, segment, tower, dy, kept } => {
+                self.backward(means, micro_batch, (segment, tower), dy, kept)
             }
             Task::WeightGradients { micro_batch, segment, tower, layer } => {
                 self.tower(segment, tower).form_gradients(means, layer, &micro_batch)?;
@@ -801,32 +816,51 @@ impl Engine {
         }
     }
 
+    /// Computes the backward pass of the layers of a segment that are left. In the last micro-batch of a step, other replicas need the
+    /// gradients of each layer. So the pass ends after the next layer with weights, and the rest is the next task.
     fn backward(
         &mut self,
         means: Means,
         micro_batch: MicroBatch,
-        segment: SegmentIndex,
-        tower: TowerIndex,
-        partials: Vec<Tensor>,
+        (segment, tower): (SegmentIndex, TowerIndex),
+        dy: Tensor,
+        mut kept: SavedSegment,
     ) -> Result<Vec<Out>, EngineError> {
-        let plan = self.plan.clone();
         let passed = self.passed.get(&(segment, tower)).copied().unwrap_or(0);
         let is_last = self.own_micro_batches(segment, tower).count() == passed + 1;
+        let first = self.plan.segments[segment].layers.start;
+        let mut layers = first..first + kept.layers_left();
+        if is_last && self.is_shared(segment, tower) {
+            layers.start = self.last_with_weights(layers.clone()).unwrap_or(first);
+        }
+        let gradient = self.tower(segment, tower).backward(means, layers.clone(), &micro_batch, dy, &mut kept)?;
+        let sums = match is_last {
+            true => self.end_layers(means.compute, layers.clone(), (segment, tower), &micro_batch),
+            false => Vec::new(),
+        };
+        if layers.start > first
+            && let Some(dy) = gradient
+        {
+            self.tasks.push_front(Task::RestOfBackward { micro_batch, segment, tower, dy, kept });
+            return Ok(sums);
+        }
         self.passed.insert((segment, tower), passed + 1);
-        let kept = self.kept.remove(&(micro_batch.id, segment, tower)).expect("its forward pass has run");
-        let mut partials = partials.into_iter();
-        let mut dy = partials.next().expect("a gradient has at least one partial");
-        partials.for_each(|partial| add(means.compute, &mut dy, &partial));
-        let gradient = self.tower(segment, tower).backward(means, &plan, segment, &micro_batch, (dy, kept))?;
         // Other workers wait for these gradients. Only the commit waits for the sums over replicas, so they are sent later.
         let mut out = match gradient {
             Some(whole) => self.share_input_gradient(means.compute, &micro_batch, segment, tower, &whole),
-            None => vec![Out::Say(FromWorker::BackwardDone { micro_batch: micro_batch.clone(), tower })],
+            None => vec![Out::Say(FromWorker::BackwardDone { micro_batch, tower })],
         };
-        if is_last {
-            out.extend(self.end_segment(means.compute, segment, tower, &micro_batch));
-        }
+        out.extend(sums);
         Ok(out)
+    }
+
+    /// Whether a segment is in the trunk, and other workers hold its tower too.
+    fn is_shared(&self, segment: SegmentIndex, tower: TowerIndex) -> bool {
+        self.plan.segments[segment].half == Half::Trunk && self.reductions.keys().any(|(_, shared)| *shared == tower)
+    }
+
+    fn last_with_weights(&self, layers: Range<usize>) -> Option<usize> {
+        layers.rev().find(|layer| self.plan.network.layers[*layer].has_weights())
     }
 
     /// Sends the gradient of a segment's input to those who computed it, and keeps what is for this worker's own towers.
@@ -860,18 +894,17 @@ impl Engine {
         out
     }
 
-    /// The last micro-batch of the step has passed a segment backward. In the head, the weight gradients can be formed. In the trunk, they
-    /// are complete but for those of other replicas.
-    fn end_segment(
+    /// The last micro-batch of the step has passed layers of a segment backward. In the head, the weight gradients can be formed. In the
+    /// trunk, they are complete but for those of other replicas.
+    fn end_layers(
         &mut self,
         compute: &Compute,
-        segment: SegmentIndex,
-        tower: TowerIndex,
+        layers: Range<usize>,
+        (segment, tower): (SegmentIndex, TowerIndex),
         micro_batch: &MicroBatch,
     ) -> Vec<Out> {
         let plan = self.plan.clone();
-        let layers = plan.segments[segment].layers.clone().rev();
-        let with_weights = layers.filter(|layer| plan.network.layers[*layer].has_weights());
+        let with_weights = layers.rev().filter(|layer| plan.network.layers[*layer].has_weights());
         if plan.segments[segment].half == Half::Head {
             let task = |layer| Task::WeightGradients { micro_batch: micro_batch.clone(), segment, tower, layer };
             self.later.extend(with_weights.map(task));
@@ -977,6 +1010,14 @@ impl AsRef<[f32]> for Sent {
     fn as_ref(&self) -> &[f32] {
         &self.0
     }
+}
+
+/// The sum of partial gradients, in their order.
+fn summed(compute: &Compute, partials: Vec<Tensor>) -> Tensor {
+    let mut partials = partials.into_iter();
+    let mut sum = partials.next().expect("a gradient has at least one partial");
+    partials.for_each(|partial| add(compute, &mut sum, &partial));
+    sum
 }
 
 /// The states of a parameter that a worker holds.

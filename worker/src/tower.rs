@@ -9,6 +9,7 @@ pub mod forecast;
 mod layer;
 mod learnt;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use convoy_common::batch::{MicroBatch, Phase};
@@ -29,14 +30,16 @@ use learnt::Learnt;
 
 /// A NaN or infinity, and where it first appeared.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the {what} of layer \"{layer}\" are no longer finite at step {step} (tower {tower})")]
+#[error("the {what} of layer \"{layer}\" are no longer finite at step {step} ({part})")]
 pub(crate) struct NotFinite {
     /// Outputs, input gradients or weight gradients.
     pub what: &'static str,
     /// The first layer at which it appeared.
     pub layer: String,
-    /// The tower.
+    /// The tower, or the slice of the head.
     pub tower: TowerIndex,
+    /// What a person calls it.
+    pub part: String,
     /// The step.
     pub step: u64,
 }
@@ -52,9 +55,16 @@ pub(crate) enum Stopped {
     Dropped,
 }
 
-/// What the forward pass of a segment saves for the backward pass, per layer.
+/// What the forward pass of a segment saves for the backward pass, for each layer that has not been passed backward yet.
 #[derive(Debug)]
 pub(crate) struct SavedSegment(Vec<Saved>);
+
+impl SavedSegment {
+    /// The number of layers that have not been passed backward yet. They are the first ones of the segment.
+    pub(crate) fn layers_left(&self) -> usize {
+        self.0.len()
+    }
+}
 
 /// The resources that a tower computes with.
 #[derive(Clone, Copy)]
@@ -77,6 +87,8 @@ impl Means<'_> {
 #[derive(Debug)]
 pub(crate) struct Tower {
     index: TowerIndex,
+    /// What a person calls it.
+    part: String,
     seed: u64,
     /// Index of the first layer.
     first: usize,
@@ -92,7 +104,13 @@ impl Tower {
             Half::Head => plan.network.head()..plan.network.layers.len(),
         };
         let (first, make) = (layers.start, |layer| TowerLayer::new(plan, layer, index, tree, assignment.train));
-        Self { index, seed: assignment.seed, first, layers: layers.map(make).collect() }
+        Self {
+            index,
+            part: plan.placement.part(half, index),
+            seed: assignment.seed,
+            first,
+            layers: layers.map(make).collect(),
+        }
     }
 
     fn layer(&self, layer: usize) -> &TowerLayer {
@@ -159,20 +177,21 @@ impl Tower {
         Ok((x, SavedSegment(kept)))
     }
 
-    /// Computes the backward pass of a segment from the gradient of its output, and accumulates the gradients of its weights.
-    /// Returns this tower's partial gradient of the whole input, or nothing for the first segment, whose input is images.
+    /// Computes the backward pass of `layers`, the last ones of `kept`, from the gradient of their output, and accumulates the gradients
+    /// of their weights. Returns the gradient of the first one's input, or nothing for the first layer of the network, whose input is
+    /// images. At the start of a segment, it is this tower's partial gradient of the whole input.
     pub(crate) fn backward(
         &mut self,
         means: Means,
-        plan: &Plan,
-        segment: SegmentIndex,
+        layers: Range<usize>,
         micro_batch: &MicroBatch,
-        (dy, kept): (Tensor, SavedSegment),
+        dy: Tensor,
+        kept: &mut SavedSegment,
     ) -> Result<Option<Tensor>, Stopped> {
         let context = Context { compute: means.compute, seed: self.seed, micro_batch };
         let mut gradient = Some(dy);
-        for (layer, kept) in plan.segments[segment].layers.clone().zip(kept.0).rev() {
-            let Some(dy) = gradient else { break };
+        for layer in layers.rev() {
+            let (Some(dy), Some(kept)) = (gradient.take(), kept.0.pop()) else { break };
             means.end_if_dropped()?;
             let began = means.probe.layer_begins(layer, Direction::Backward);
             let result = self.layer_mut(layer).backward(&context, dy, kept, layer > 0);
@@ -212,7 +231,8 @@ impl Tower {
     }
 
     fn not_finite(&self, what: &'static str, layer: usize, micro_batch: &MicroBatch) -> NotFinite {
-        NotFinite { what, layer: self.layer(layer).name().to_owned(), tower: self.index, step: micro_batch.id.step }
+        let (tower, part, step) = (self.index, self.part.clone(), micro_batch.id.step);
+        NotFinite { what, layer: self.layer(layer).name().to_owned(), tower, part, step }
     }
 }
 

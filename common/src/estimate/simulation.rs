@@ -118,10 +118,12 @@ enum Task {
         segment: SegmentIndex,
         part: TowerIndex,
     },
+    /// The backward pass of the layers of a segment that are left: those before `end`.
     Backward {
         micro_batch: usize,
         segment: SegmentIndex,
         part: TowerIndex,
+        end: usize,
     },
     /// The weight gradients of a layer of the head, over all samples.
     WeightGradients {
@@ -391,7 +393,7 @@ impl<'a> Simulation<'a> {
             Message::Images { step, micro_batch } => drop(self.early.insert((step, micro_batch, worker))),
             Message::Output { micro_batch, exchange } => self.gather(worker, micro_batch, exchange),
             Message::Partial { micro_batch, exchange, to } if exchange == self.plan.logits_exchange() => {
-                self.queue(worker, Task::Backward { micro_batch, segment: exchange.segment_before(), part: to });
+                self.queue_backward(worker, micro_batch, exchange.segment_before(), to);
             }
             Message::Partial { micro_batch, exchange, to } => self.add_partial(worker, micro_batch, exchange, to),
             // They were counted when they were sent.
@@ -414,7 +416,7 @@ impl<'a> Simulation<'a> {
         let arrived = self.partials.entry((micro_batch, exchange, to)).or_default();
         *arrived += 1;
         if *arrived == all {
-            self.queue(worker, Task::Backward { micro_batch, segment: exchange.segment_before(), part: to });
+            self.queue_backward(worker, micro_batch, exchange.segment_before(), to);
         }
     }
 
@@ -424,6 +426,11 @@ impl<'a> Simulation<'a> {
                 self.queue(worker, Task::Forward { micro_batch, segment, part });
             }
         }
+    }
+
+    fn queue_backward(&mut self, worker: WorkerIndex, micro_batch: usize, segment: SegmentIndex, part: TowerIndex) {
+        let end = self.plan.segments[segment].layers.end;
+        self.queue(worker, Task::Backward { micro_batch, segment, part, end });
     }
 
     fn queue(&mut self, worker: WorkerIndex, task: Task) {
@@ -439,7 +446,7 @@ impl<'a> Simulation<'a> {
         }
         let Some(task) = held.tasks.pop_front().or_else(|| held.later.pop_front()) else { return };
         held.computes = Some(task);
-        let duration = time(2.0 * self.multiply_adds(task) as f64 * self.seconds_an_operation);
+        let duration = time(2.0 * self.multiply_adds(worker, task) as f64 * self.seconds_an_operation);
         self.workers[worker].computing = self.workers[worker].computing.saturating_add(duration);
         self.events.add(self.now.saturating_add(duration), Event::Computed { worker });
     }
@@ -447,7 +454,19 @@ impl<'a> Simulation<'a> {
     fn computed(&mut self, worker: WorkerIndex) {
         match self.workers[worker].computes.take() {
             Some(Task::Forward { micro_batch, segment, part }) => self.put_out(worker, micro_batch, segment, part),
-            Some(Task::Backward { micro_batch, segment, part }) => self.pass_back(worker, micro_batch, segment, part),
+            Some(Task::Backward { micro_batch, segment, part, end }) => {
+                let layers = self.at_once(worker, segment, part, end);
+                let is_last = self.is_last(worker, segment, part);
+                if layers.start == self.plan.segments[segment].layers.start {
+                    self.pass_back(worker, micro_batch, segment, part);
+                } else {
+                    let rest = Task::Backward { micro_batch, segment, part, end: layers.start };
+                    self.workers[worker].tasks.push_front(rest);
+                }
+                if is_last {
+                    self.end_layers(worker, segment, part, layers);
+                }
+            }
             Some(Task::WeightGradients { .. }) => self.settles(worker),
             None => {}
         }
@@ -473,6 +492,9 @@ impl<'a> Simulation<'a> {
 
     /// A backward pass has ended: the gradient of its input goes to the parts that computed it.
     fn pass_back(&mut self, worker: WorkerIndex, micro_batch: usize, segment: SegmentIndex, part: TowerIndex) {
+        // Counted first: the worker may begin its last pass when it gets its own gradient.
+        let left = self.left.entry((segment, part, worker)).or_default();
+        *left = left.saturating_sub(1);
         if let Some(exchange) = segment.exchange_before() {
             for to in self.plan.parts(exchange.segment_before()) {
                 let owner = self.holder(exchange.segment_before(), to, micro_batch);
@@ -485,23 +507,36 @@ impl<'a> Simulation<'a> {
                 }
             }
         }
-        let left = self.left.entry((segment, part, worker)).or_default();
-        *left = left.saturating_sub(1);
-        if *left == 0 {
-            self.end_segment(worker, segment, part);
-        }
         self.settles(worker);
     }
 
-    /// The last backward pass of a segment has ended: weight gradients of the head can be computed, those of the trunk can be summed.
-    fn end_segment(&mut self, worker: WorkerIndex, segment: SegmentIndex, part: TowerIndex) {
+    /// Whether a worker computes its last backward pass of a segment in this step.
+    fn is_last(&self, worker: WorkerIndex, segment: SegmentIndex, part: TowerIndex) -> bool {
+        self.left.get(&(segment, part, worker)) == Some(&1)
+    }
+
+    /// The layers of a backward pass that are computed at once. The last pass of a step is interrupted after each layer with weights, to send
+    /// sums to other replicas.
+    fn at_once(&self, worker: WorkerIndex, segment: SegmentIndex, part: TowerIndex, end: usize) -> Range<usize> {
+        let first = self.plan.segments[segment].layers.start;
+        let is_in_trunk = self.plan.segments[segment].half == Half::Trunk;
+        let is_interrupted = is_in_trunk && self.is_last(worker, segment, part) && self.is_shared(part);
+        let with_weights = (first..end).rev().find(|layer| self.plan.network.layers[*layer].has_weights());
+        with_weights.filter(|_| is_interrupted).unwrap_or(first)..end
+    }
+
+    fn is_shared(&self, tower: TowerIndex) -> bool {
+        self.reductions.iter().any(|reduction| reduction.tower == tower)
+    }
+
+    /// The last backward pass of these layers has ended: weight gradients of the head can be computed, those of the trunk can be summed.
+    fn end_layers(&mut self, worker: WorkerIndex, segment: SegmentIndex, part: TowerIndex, layers: Range<usize>) {
         if self.plan.segments[segment].half == Half::Head {
             let layers = self.layers_with_weights(segment).rev();
             let tasks = layers.map(|layer| Task::WeightGradients { layer, part });
             self.workers[worker].later.extend(tasks.collect::<Vec<_>>());
             return;
         }
-        let layers = self.plan.segments[segment].layers.clone();
         for reduction in (0..self.reductions.len()).rev() {
             let summed = &self.reductions[reduction];
             if !layers.contains(&summed.layer) || summed.tower != part {
@@ -552,7 +587,7 @@ impl<'a> Simulation<'a> {
     }
 
     /// Multiply-adds of a task.
-    fn multiply_adds(&self, task: Task) -> u64 {
+    fn multiply_adds(&self, worker: WorkerIndex, task: Task) -> u64 {
         let plan = self.plan;
         let of_layers =
             |layers: Range<usize>, part| layers.map(|layer| plan.network.multiply_adds_of(layer, part)).sum::<u64>();
@@ -561,9 +596,9 @@ impl<'a> Simulation<'a> {
                 let samples = self.micro_batches[micro_batch].samples.len() as u64;
                 of_layers(plan.segments[segment].layers.clone(), part) * samples
             }
-            Task::Backward { micro_batch, segment, part } => {
+            Task::Backward { micro_batch, segment, part, end } => {
                 let samples = self.micro_batches[micro_batch].samples.len() as u64;
-                let layers = plan.segments[segment].layers.clone();
+                let layers = self.at_once(worker, segment, part, end);
                 // The gradient of the images is not computed. Weight gradients of the head come later.
                 let inputs = of_layers(layers.start.max(1)..layers.end, part);
                 let weights = if plan.segments[segment].half == Half::Head { 0 } else { of_layers(layers, part) };

@@ -223,57 +223,96 @@ fn gradients_that_come_before_their_commit_are_answered_after_it() {
     });
 }
 
+/// Worker 0 of a job with two slots of one image. `layers` are those before the linear one, and all weights are zero.
+fn of_two_slots(compute: &Compute, layers: &str, trunk: [[usize; 2]; 2], head: [usize; 2]) -> Engine {
+    let held = |towers: [usize; 2]| towers.map(WorkerIndex).into_iter().collect::<PerTower<_>>();
+    let assignment = Assignment {
+        model: MODEL.replace("[[layer]]\nkind = \"linear\"", &format!("{layers}[[layer]]\nkind = \"linear\"")),
+        placement: Placement { slots: 2, trunk: trunk.map(held).into(), head: held(head) },
+        division: Division { slots: 2, micro_batches: 1 },
+        ..assignment(&[0, 0])
+    };
+    let mut engine = Engine::new(assignment, u64::MAX).unwrap();
+    let plan = engine.plan();
+    let own = plan.placement.held_by(WorkerIndex(0));
+    for (_, tower) in own.iter().filter(|(half, _)| *half == Half::Trunk) {
+        for parameter in plan.trunk_parameters() {
+            for state in [State::Weights, State::Momentum] {
+                let key = TensorKey::Parameter { step: 0, name: parameter.name.clone(), tower: *tower, state };
+                get_floats(&mut engine, compute, key);
+            }
+        }
+    }
+    engine
+}
+
+/// Accepts a tensor whose elements are all the same.
+fn get_floats(engine: &mut Engine, compute: &Compute, key: TensorKey) {
+    let shape = convoy_common::wire::expected_shape(&engine.plan(), usize::MAX, &key).unwrap();
+    engine.get(compute, key, Elements::Floats(vec![0.1; shape.iter().product()])).unwrap();
+}
+
+fn exchanged(exchange: usize, direction: Direction, from_tower: usize, to_tower: Option<usize>) -> TensorKey {
+    TensorKey::Activations {
+        micro_batch: micro_batch(1, 0),
+        exchange: ExchangeIndex(exchange),
+        direction,
+        from_tower: TowerIndex(from_tower),
+        to_tower: to_tower.map(TowerIndex),
+    }
+}
+
+/// What an engine sends, in short: the names of parameters whose gradients it sends, "input" for the gradient of a segment's input, and
+/// "done" for that of the images.
+fn sent(out: &[Out]) -> Vec<String> {
+    let name = |out: &Out| match out {
+        Out::Tensor(payload) => match &payload.key {
+            TensorKey::Gradient { name, .. } => Some(name.clone()),
+            _ => Some("input".to_owned()),
+        },
+        Out::Say(FromWorker::BackwardDone { .. }) => Some("done".to_owned()),
+        _ => None,
+    };
+    out.iter().filter_map(name).collect()
+}
+
 /// Another worker waits for the gradient of a segment's input. Only the commit waits for the sum of its weight gradients over replicas, so
 /// that is sent later.
 #[test]
 fn gradients_that_others_wait_for_are_sent_before_sums_over_replicas() {
     on_a_pool(|compute| {
-        let second =
-            "[[layer]]\nkind = \"conv\"\nname = \"d\"\nfilters = 4\nkernel = 3\npad = 1\n[[layer]]\nkind = \"linear\"";
-        let held = |towers: [usize; 2]| towers.map(WorkerIndex).into_iter().collect::<PerTower<_>>();
-        let placement = Placement { slots: 2, trunk: vec![held([0, 1]), held([2, 2])], head: held([1, 1]) };
-        let assignment = Assignment {
-            model: MODEL.replace("[[layer]]\nkind = \"linear\"", second),
-            placement,
-            division: Division { slots: 2, micro_batches: 1 },
-            ..assignment(&[0, 0])
-        };
-        let mut engine = Engine::new(assignment, u64::MAX).unwrap();
-        let plan = engine.plan();
-        let mut get = |key: TensorKey| {
-            let shape = convoy_common::wire::expected_shape(&plan, usize::MAX, &key).unwrap();
-            engine.get(compute, key, Elements::Floats(vec![0.1; shape.iter().product()])).unwrap();
-            work_all(&mut engine, compute)
-        };
-        for parameter in plan.trunk_parameters() {
-            for state in [State::Weights, State::Momentum] {
-                get(TensorKey::Parameter { step: 0, name: parameter.name.clone(), tower: TowerIndex(0), state });
-            }
-        }
-        let exchanged = |exchange, direction, from_tower: usize| TensorKey::Activations {
-            micro_batch: micro_batch(1, 0),
-            exchange: ExchangeIndex(exchange),
-            direction,
-            from_tower: TowerIndex(from_tower),
-            to_tower: (direction == Direction::Backward).then_some(TowerIndex(0)),
-        };
-        get(exchanged(0, Direction::Forward, 1));
+        let second = "[[layer]]\nkind = \"conv\"\nname = \"d\"\nfilters = 4\nkernel = 3\npad = 1\n";
+        let mut engine = of_two_slots(compute, second, [[0, 1], [2, 2]], [1, 1]);
+        get_floats(&mut engine, compute, exchanged(0, Direction::Forward, 1, None));
         let (key, elements) = images(1, 0);
         engine.get(compute, key, elements).unwrap();
         work_all(&mut engine, compute);
-        let mut sent = Vec::new();
         for slice in 0..2 {
-            let key = exchanged(1, Direction::Backward, slice);
-            let shape = convoy_common::wire::expected_shape(&plan, usize::MAX, &key).unwrap();
-            engine.get(compute, key, Elements::Floats(vec![0.1; shape.iter().product()])).unwrap();
-            sent.extend(work_all(&mut engine, compute));
+            get_floats(&mut engine, compute, exchanged(1, Direction::Backward, slice, Some(0)));
         }
-        let keys = sent.iter().filter_map(|out| match out {
-            Out::Tensor(payload) => Some(&payload.key),
-            _ => None,
-        });
-        let is_sum: Vec<bool> = keys.map(|key| matches!(key, TensorKey::Gradient { .. })).collect();
-        assert_eq!(is_sum, [false, true, true], "the weights and the bias of \"d\" come last");
+        assert_eq!(sent(&work_all(&mut engine, compute)), ["input", "d.weight", "d.bias"]);
+    });
+}
+
+/// A segment with two layers that have weights. The gradients of the second one travel while the first one is computed.
+#[test]
+fn gradients_of_a_layer_are_sent_before_the_layers_before_it_are_computed() {
+    on_a_pool(|compute| {
+        let second = "[[layer]]\nkind = \"conv\"\nname = \"d\"\nfilters = 4\nkernel = 3\npad = 1\ngroups = 2\n";
+        let mut engine = of_two_slots(compute, second, [[0, 0], [1, 1]], [1, 1]);
+        let (key, elements) = images(1, 0);
+        engine.get(compute, key, elements).unwrap();
+        work_all(&mut engine, compute);
+        let probe = Probe::new(None, None, None);
+        for tower in 0..2 {
+            for slice in 0..2 {
+                get_floats(&mut engine, compute, exchanged(0, Direction::Backward, slice, Some(tower)));
+            }
+            let mut next = || sent(&engine.work(means(compute, &probe)).unwrap().unwrap());
+            assert_eq!(next(), ["d.weight", "d.bias"]);
+            assert_eq!(next(), ["done", "c.weight", "c.bias"]);
+            assert!(!engine.has_work());
+        }
     });
 }
 

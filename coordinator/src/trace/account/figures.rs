@@ -128,6 +128,9 @@ pub struct ExchangeAccount {
     pub mean_ns: f64,
     /// The longest such time.
     pub max_ns: u64,
+    /// The share of these times during which the receiver computed. None for images and logits: images are sent one step ahead, and
+    /// logits go to the coordinator.
+    pub hidden_share: Option<f64>,
 }
 
 /// A segment of a worker in one direction, in the mean step.

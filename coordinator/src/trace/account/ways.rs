@@ -12,7 +12,7 @@ use convoy_common::wire::{Direction, TensorKey};
 
 use super::figures::{ExchangeAccount, Stretch, Use};
 use super::timeline::{Timeline, layer_use, plain_use};
-use crate::trace::file::{Source, StepTrace, sent_by, source_of, step_span};
+use crate::trace::file::{Part, Source, StepTrace, sent_by, source_of, step_span};
 
 /// No critical path has more stretches.
 const STRETCHES_MAX: usize = 100_000;
@@ -67,8 +67,12 @@ impl<'a> Ways<'a> {
                     sending.insert(transfer.tensor.clone(), (worker, span.start));
                 }
                 if let Activity::Segment(run) = span.activity {
-                    // The weight gradients of the head, which come later, count as the same run, and no tensor comes from them.
-                    computed.entry(run).or_insert((worker, span.end));
+                    match plan.segments[run.segment].half {
+                        // A backward pass is interrupted to send sums. The gradient of its input comes from the end of it.
+                        Half::Trunk => drop(computed.insert(run, (worker, span.end))),
+                        // The weight gradients of the head, which come later, count as the same run, and no tensor comes from them.
+                        Half::Head => drop(computed.entry(run).or_insert((worker, span.end))),
+                    }
                     if run.direction == Direction::Backward && last.is_none_or(|(_, end)| end < span.end) {
                         last = Some((worker, span.end));
                     }
@@ -281,8 +285,7 @@ pub(super) fn exchanges(steps: &[&StepTrace], plan: &Plan, batch: usize) -> Vec<
         let mut began: HashMap<TensorKey, u64> = HashMap::new();
         let sources: HashMap<_, _> = step.coordinator.spans.iter().filter_map(sent_by).collect();
         let relayed: HashSet<_> = step.coordinator.spans.iter().filter_map(relayed_tensor).collect();
-        let spans = || step.workers.iter().flat_map(|part| &part.spans);
-        for span in spans() {
+        for span in step.workers.iter().flat_map(|part| &part.spans) {
             if let Activity::Send(transfer) = &span.activity {
                 began.insert(transfer.tensor.clone(), span.start);
                 let moved = found.entry(exchange_of(&transfer.tensor)).or_default();
@@ -296,12 +299,17 @@ pub(super) fn exchanges(steps: &[&StepTrace], plan: &Plan, batch: usize) -> Vec<
                 }
             }
         }
-        for span in spans() {
-            if let Activity::Receive(transfer) = &span.activity {
-                let from = began.get(&transfer.tensor).or_else(|| sources.get(&source_of(&transfer.tensor)));
+        for part in &step.workers {
+            let computing = computing(part);
+            for span in &part.spans {
+                let Activity::Receive(transfer) = &span.activity else { continue };
                 let moved = found.entry(exchange_of(&transfer.tensor)).or_default();
                 moved.bytes = moved.bytes.saturating_add(transfer.bytes);
-                from.into_iter().for_each(|from| moved.took(span.end.saturating_sub(*from)));
+                let from = began.get(&transfer.tensor).or_else(|| sources.get(&source_of(&transfer.tensor)));
+                if let Some(from) = from {
+                    moved.took(span.end.saturating_sub(*from));
+                    moved.hidden = moved.hidden.saturating_add(time_within(&computing, *from, span.end));
+                }
             }
         }
     }
@@ -317,8 +325,25 @@ pub(super) fn exchanges(steps: &[&StepTrace], plan: &Plan, batch: usize) -> Vec<
         bytes: moved.bytes as f64 / steps.len() as f64,
         mean_ns: moved.total as f64 / moved.count.max(1) as f64,
         max_ns: moved.max,
+        hidden_share: (backward || exchange.is_some_and(|exchange| exchange != plan.logits_exchange()))
+            .then(|| moved.hidden as f64 / moved.total.max(1) as f64),
     };
     found.into_iter().map(account).collect()
+}
+
+/// When a worker computed, in order.
+fn computing(part: &Part) -> Vec<Between> {
+    let segments = part.spans.iter().filter(|span| matches!(span.activity, Activity::Segment(_)));
+    let mut all: Vec<_> = segments.map(|span| Between { from: span.start, to: span.end }).collect();
+    all.sort_by_key(|between| between.from);
+    all
+}
+
+/// How much of `all`, which are in order and do not overlap, lies between `start` and `end`.
+fn time_within(all: &[Between], start: u64, end: u64) -> u64 {
+    let first = all.partition_point(|between| between.to <= start);
+    let of_these = all[first..].iter().take_while(|between| between.from < end);
+    of_these.map(|between| between.within(start, end)).sum()
 }
 
 fn relayed_tensor(span: &Span) -> Option<&TensorKey> {
@@ -334,6 +359,8 @@ struct Moved {
     count: u64,
     total: u64,
     max: u64,
+    /// The part of `total` during which the receivers computed.
+    hidden: u64,
 }
 
 impl Moved {
