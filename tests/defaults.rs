@@ -169,15 +169,17 @@ fn a_temporary_folder_that_can_have_no_socket_stops_no_job() {
 fn workers_hold_as_much_memory_as_the_plan_says() {
     plan_predicts_memory("--batch 512 --slots 8", "--data bundled --steps 3");
     plan_predicts_memory("--batch 16 --model alexnet", "--data synthetic --steps 2");
+    // Replicas also hold sums of gradients.
+    plan_predicts_memory("--batch 16 --model alexnet --slots 2 --workers 4", "--data synthetic --steps 2");
 }
 
-/// Runs a job on two workers, and compares the most memory that each has held with the plan.
+/// Runs a job, and compares the most memory that each worker has held with the plan.
 fn plan_predicts_memory(job: &str, running: &str) {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
     let plan: Value = serde_json::from_str(&succeed(&format!("plan {job} --json"), &[])).unwrap();
     let join = support::free_address();
-    let workers: Vec<_> = (0..2)
+    let workers: Vec<_> = (0..plan["memory_bytes_a_worker"].as_array().unwrap().len())
         .map(|_| {
             let mut command = support::convoy();
             command.args(["worker", "--threads", "1", "--join", &join]).stderr(Stdio::null()).start()

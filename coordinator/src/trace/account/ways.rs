@@ -378,3 +378,17 @@ fn exchange_of(tensor: &TensorKey) -> (Option<ExchangeIndex>, bool) {
         TensorKey::Images(_) | TensorKey::Parameter { .. } => (None, false),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_within_a_stretch_counts_parts_of_what_overlaps_it() {
+        let all = [(10, 20), (20, 30), (40, 50)].map(|(from, to)| Between { from, to });
+        for (start, end, expected) in [(0, 10, 0), (0, 100, 30), (15, 45, 20), (30, 40, 0), (41, 42, 1), (50, 60, 0)] {
+            assert_eq!(time_within(&all, start, end), expected, "from {start} to {end}");
+        }
+        assert_eq!(time_within(&[], 0, 10), 0);
+    }
+}
