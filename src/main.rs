@@ -35,7 +35,7 @@ use output::{complain, fail};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Trains convolutional networks across several processes. A network is divided into towers: equal slices of every layer's channels.
+/// Trains convolutional networks across several processes. A network is divided into towers: slices of every layer's channels, as equal as possible.
 /// Worker processes compute towers. The result is the same to the bit for any number of workers.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
@@ -77,7 +77,7 @@ enum Command {
     Verify(verify::Arguments),
     /// Show what a training step will cost
     ///
-    /// The tables show the multiply-adds of each layer, the bytes of each exchange (where towers send each other channels), and the memory
+    /// The tables show the multiply-adds of each layer, the bytes of each exchange (where towers send channels to each other), and the memory
     /// that a job needs. With --gflops, they also show how long a step takes on 1, 2, 4, ... workers. Nothing is run.
     Plan(plan::Arguments),
     /// Show where a run spent its time

@@ -164,12 +164,17 @@ fn summary(trace: &Trace, plan: &Plan, found: &Account) -> String {
         s(network.towers),
         plan.workers,
         s(plan.workers),
-        trace.about.batch,
-        s(trace.about.batch),
+        images(found.images_a_step),
+        if found.images_a_step == 1.0 { "" } else { "s" },
         found.step_ns / 1e6,
         found.images_per_second,
         found.coordinator_idle_ns / found.step_ns.max(1.0) * 100.0
     )
+}
+
+/// The number of images per step, with a fraction only if steps differ.
+fn images(mean: f64) -> String {
+    if mean.fract() == 0.0 { format!("{mean:.0}") } else { format!("{mean:.1}") }
 }
 
 fn notes(trace: &Trace) -> Vec<String> {
@@ -281,7 +286,7 @@ fn exchange_table(plan: &Plan, found: &Account) -> String {
             index,
             before,
             pass(exchange.backward).to_owned(),
-            format!("{:.3}", exchange.planned_bytes as f64 / 1e6),
+            format!("{:.3}", exchange.planned_bytes / 1e6),
             format!("{:.3}", exchange.bytes / 1e6),
             ms(exchange.mean_ns),
             ms(exchange.max_ns as f64),
@@ -295,12 +300,12 @@ fn segment_table(found: &Account) -> String {
     let head = ["segment", "worker", "pass", "M multiply-adds planned", "ms", "GFLOP/s"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for segment in &found.segments {
-        let flops = 2.0 * segment.planned_multiply_adds as f64;
+        let flops = 2.0 * segment.planned_multiply_adds;
         rows.push(vec![
             segment.segment.to_string(),
             segment.worker.to_string(),
             pass(segment.backward).to_owned(),
-            format!("{:.1}", segment.planned_multiply_adds as f64 / 1e6),
+            format!("{:.1}", segment.planned_multiply_adds / 1e6),
             ms(segment.mean_ns),
             format!("{:.1}", flops / segment.mean_ns.max(1.0)),
         ]);

@@ -46,7 +46,7 @@ pub enum PlacementError {
     /// Some workers would have nothing to do.
     #[error(
         "--workers {workers}: must be at most {units}, one for each tower of each replica: \"{model}\" has {towers} tower{}, and {limit}",
-        if *.towers == 1 { "" } else { "s" }
+        s(*.towers)
     )]
     TooManyWorkers { workers: usize, units: usize, towers: usize, limit: Limit, model: String },
     /// No workers at all.
@@ -56,12 +56,15 @@ pub enum PlacementError {
     #[error("--replicas {replicas}: must be 1{}: {limit}", match .limit.replicas() { 1 => String::new(), most => format!(" to {most}") })]
     Replicas { replicas: usize, limit: Limit },
     /// Some workers would have nothing to do with that many replicas.
-    #[error("--replicas {replicas}: {workers} workers need at least {least} replicas of the {towers} towers")]
+    #[error(
+        "--replicas {replicas}: {workers} workers need at least {least} replicas of {}",
+        if *.towers == 1 { "the only tower".to_owned() } else { format!("the {towers} towers") }
+    )]
     TooFewReplicas { replicas: usize, workers: usize, least: usize, towers: usize },
     /// A placement that doesn't fit the network.
     #[error(
         "a placement (towers of each replica: {trunk:?}; slices: {head}; slots: {slots}; workers: {workers}) does not fit the model, which has \
-         {towers} towers and {slices} slices"
+         {towers} tower{} and {slices} slice{}", s(*.towers), s(*.slices)
     )]
     Unfit { trunk: Vec<usize>, head: usize, slots: usize, workers: usize, towers: usize, slices: usize },
 }
@@ -265,6 +268,11 @@ impl Placement {
         let all = of_trunk.chain(self.head.keys().map(|slice| (Half::Head, slice)));
         all.filter(|(half, tower)| self.sharers(*half, *tower).contains(&worker)).collect()
     }
+}
+
+/// The ending of a noun.
+fn s(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
 }
 
 /// The placement of the head's slices if it is not that of the trunk: each slice goes to the worker with the least to compute so

@@ -13,10 +13,12 @@ use convoy_common::trace::{Activity, Span};
 
 use super::file::{StepTrace, Trace, step_span};
 
+mod batches;
 mod figures;
 mod timeline;
 mod ways;
 
+use batches::Batches;
 pub use figures::{
     Account, ExchangeAccount, PathShare, SegmentAccount, SlowStep, Stretch, Use, Uses, Verdict, WorkerAccount,
 };
@@ -31,7 +33,8 @@ const SLOWEST: usize = 3;
 /// The account of all complete steps of a trace, or of only one. None if there is no complete step.
 pub fn account(trace: &Trace, plan: &Plan, only: Option<u64>) -> Option<Account> {
     let chosen = trace.steps.iter().filter(|(step, _)| only.is_none_or(|only| only == **step));
-    let all: Vec<_> = chosen.filter_map(|(step, traced)| StepAccount::of(*step, traced, plan)).collect();
+    let of_step = |(step, traced): (&u64, _)| StepAccount::of(*step, traced, plan, trace.about.batch);
+    let all: Vec<_> = chosen.filter_map(of_step).collect();
     // Steps that were kept because they were slow don't count for the mean, unless there are no others.
     let (slow, usual): (Vec<_>, Vec<_>) = all.into_iter().partition(|step| step.traced.is_slow);
     let (steps, slow) = if usual.is_empty() { (slow, usual) } else { (usual, slow) };
@@ -43,15 +46,17 @@ pub fn account(trace: &Trace, plan: &Plan, only: Option<u64>) -> Option<Account>
     let step_ns = mean(&|step| step.length);
     let workers: PerWorker<_> = plan.all_workers().map(|worker| worker_account(worker, &steps)).collect();
     let path = path_shares(&steps);
-    let images = steps.iter().fold(0_usize, |sum, step| sum.saturating_add(step.images));
+    let batches = Batches::of(steps.iter().map(|step| step.images));
+    let images = batches.mean(|images| images as u64) * count;
     Some(Account {
         steps: steps.iter().map(|step| step.step).collect(),
         step_ns,
         coordinator_idle_ns: mean(&|step| step.idle),
-        images_per_second: images as f64 * 1e9 / (step_ns * count).max(1.0),
+        images_a_step: images / count,
+        images_per_second: images * 1e9 / (step_ns * count).max(1.0),
         verdict: verdict(plan, &workers, &path, (trace.about.batch, step_ns)),
-        exchanges: ways::exchanges(&steps.iter().map(|step| step.traced).collect::<Vec<_>>(), plan, trace.about.batch),
-        segments: segments(&steps, plan, trace.about.batch),
+        exchanges: ways::exchanges(&steps.iter().map(|step| step.traced).collect::<Vec<_>>(), plan, &batches),
+        segments: segments(&steps, plan, &batches),
         slowest: slowest(steps.iter().chain(&slow), &workers, step_ns),
         layers: plan.network.layers.iter().map(|layer| layer.name.clone()).collect(),
         workers,
@@ -83,8 +88,8 @@ struct Share {
 }
 
 impl<'a> StepAccount<'a> {
-    /// None unless every process has committed the step.
-    fn of(step: u64, traced: &'a StepTrace, plan: &Plan) -> Option<Self> {
+    /// None unless every process has committed the step. `batch` is the number of images of a full batch.
+    fn of(step: u64, traced: &'a StepTrace, plan: &Plan, batch: usize) -> Option<Self> {
         let own = step_span(&traced.coordinator)?;
         let ways = Ways::of(traced, plan);
         let timelines =
@@ -108,7 +113,7 @@ impl<'a> StepAccount<'a> {
         });
         let workers = workers.collect();
         let path = ways.critical_path(&timelines, own);
-        let images = traced.figures.map_or(0, |figures| figures.images);
+        let images = traced.figures.map_or(batch, |figures| figures.images);
         Some(Self { step, length: own.length(), idle, images, workers, path, traced })
     }
 }
@@ -268,7 +273,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len().checked_sub(1)? / 2).copied()
 }
 
-fn segments(steps: &[StepAccount], plan: &Plan, batch: usize) -> Vec<SegmentAccount> {
+fn segments(steps: &[StepAccount], plan: &Plan, batches: &Batches) -> Vec<SegmentAccount> {
     let mut means: BTreeMap<(SegmentIndex, bool, WorkerIndex), f64> = BTreeMap::new();
     for step in steps {
         for (worker, share) in step.workers.iter_enumerated() {
@@ -278,7 +283,7 @@ fn segments(steps: &[StepAccount], plan: &Plan, batch: usize) -> Vec<SegmentAcco
         }
     }
     let account = |((segment, backward, worker), mean_ns)| {
-        let planned_multiply_adds = multiply_adds(plan, segment, (worker, batch), backward);
+        let planned_multiply_adds = batches.mean(|images| multiply_adds(plan, segment, (worker, images), backward));
         SegmentAccount { segment, worker, backward, planned_multiply_adds, mean_ns }
     };
     means.into_iter().map(account).collect()

@@ -120,8 +120,8 @@ pub struct ExchangeAccount {
     pub exchange: Option<ExchangeIndex>,
     /// Whether it moved gradients.
     pub backward: bool,
-    /// Planned bytes over sockets.
-    pub planned_bytes: u64,
+    /// Planned bytes over sockets, for the images of these steps.
+    pub planned_bytes: f64,
     /// Recorded bytes over sockets.
     pub bytes: f64,
     /// Mean time of a tensor, from when its sender begins to send until its receiver has all of it.
@@ -143,7 +143,7 @@ pub struct SegmentAccount {
     /// Whether it is the backward pass.
     pub backward: bool,
     /// Planned multiply-adds of its towers' layers. A backward pass has twice as many, except in the first layer.
-    pub planned_multiply_adds: u64,
+    pub planned_multiply_adds: f64,
     /// Mean time.
     pub mean_ns: f64,
 }
@@ -205,6 +205,8 @@ pub struct Account {
     pub step_ns: f64,
     /// The coordinator's waits in the mean step.
     pub coordinator_idle_ns: f64,
+    /// Images of the mean step. The last batch of an epoch may be smaller than the others.
+    pub images_a_step: f64,
     /// Images per second in those steps.
     pub images_per_second: f64,
     /// The workers.

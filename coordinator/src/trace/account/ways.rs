@@ -10,6 +10,7 @@ use convoy_common::plan::Plan;
 use convoy_common::trace::{Activity, SegmentRun, Span, Transfer};
 use convoy_common::wire::{Direction, TensorKey};
 
+use super::batches::Batches;
 use super::figures::{ExchangeAccount, Stretch, Use};
 use super::timeline::{Timeline, layer_use, plain_use};
 use crate::trace::file::{Part, Source, StepTrace, sent_by, source_of, step_span};
@@ -271,15 +272,20 @@ impl<'a> Ways<'a> {
                 }
             }
         }
-        // A step begins when the coordinator decides the previous commit, which workers still have to apply.
-        add(Stretch::Work { worker, doing: Use::Committing }, at.saturating_sub(step.start));
+        // A step begins when the coordinator decides the previous commit, which the worker still has to get and to apply. Its span belongs to
+        // the step before, so it counts with the length of this step's commit.
+        let rest = at.saturating_sub(step.start);
+        let commits = timelines[worker].main.iter().filter(|span| matches!(span.activity, Activity::Commit { .. }));
+        let committing = commits.map(|span| span.length()).max().unwrap_or(0).min(rest);
+        add(Stretch::Work { worker, doing: Use::Committing }, committing);
+        add(Stretch::Link { worker }, rest - committing);
         path.retain(|_, ns| *ns > 0);
         path
     }
 }
 
 /// What each exchange moved, and how long it took.
-pub(super) fn exchanges(steps: &[&StepTrace], plan: &Plan, batch: usize) -> Vec<ExchangeAccount> {
+pub(super) fn exchanges(steps: &[&StepTrace], plan: &Plan, batches: &Batches) -> Vec<ExchangeAccount> {
     let mut found: BTreeMap<(Option<ExchangeIndex>, bool), Moved> = BTreeMap::new();
     for step in steps {
         let mut began: HashMap<TensorKey, u64> = HashMap::new();
@@ -316,12 +322,12 @@ pub(super) fn exchanges(steps: &[&StepTrace], plan: &Plan, batch: usize) -> Vec<
     let account = |((exchange, backward), moved): ((Option<ExchangeIndex>, bool), Moved)| ExchangeAccount {
         exchange,
         backward,
-        planned_bytes: match exchange {
-            None if backward => plan.reduction_traffic(batch).total(),
-            None => plan.image_traffic(batch).total(),
-            Some(exchange) if backward => plan.backward_traffic(exchange, batch).total(),
-            Some(exchange) => plan.forward_traffic(exchange, batch).total(),
-        },
+        planned_bytes: batches.mean(|images| match exchange {
+            None if backward => plan.reduction_traffic(images).total(),
+            None => plan.image_traffic(images).total(),
+            Some(exchange) if backward => plan.backward_traffic(exchange, images).total(),
+            Some(exchange) => plan.forward_traffic(exchange, images).total(),
+        }),
         bytes: moved.bytes as f64 / steps.len() as f64,
         mean_ns: moved.total as f64 / moved.count.max(1) as f64,
         max_ns: moved.max,

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use convoy_common::batch::BATCH_MAX;
 use convoy_common::index::{ExchangeIndex, SegmentIndex, WorkerIndex};
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
@@ -102,10 +103,10 @@ fn about(line: &str) -> Result<(About, Plan), String> {
         serde_json::from_value(header["otherData"].clone()).map_err(|error| format!("invalid head: {error}"))?;
     about.hosts.iter_mut().for_each(|host| *host = printable(host));
     if about.format != FORMAT {
-        return Err(format!(
-            "it is of another version, with format {}; this program reads format {FORMAT}",
-            about.format
-        ));
+        return Err(format!("its format is {}, and this program reads format {FORMAT}", about.format));
+    }
+    if !(1..=BATCH_MAX).contains(&about.batch) {
+        return Err(format!("its batch is {}, but a job has 1 to {BATCH_MAX} images per step", about.batch));
     }
     let network = Network::parse(&about.model).map_err(|error| format!("invalid model: {error}"))?;
     let plan = Plan::placed(network, about.placement.clone()).map_err(|error| error.to_string())?;
@@ -161,6 +162,9 @@ impl Trace {
                 None => return false,
             },
         };
+        if args.images.is_some_and(|images| images > self.about.batch) {
+            return false;
+        }
         if event.cat == "step" {
             of_step.is_slow = args.is_slow.unwrap_or_default();
             part.resident_bytes = args.resident_bytes.unwrap_or_default();
@@ -176,7 +180,7 @@ impl Trace {
             part.resident_bytes = args.resident_bytes.unwrap_or_default();
         } else if let (Some(activity), Some(dur)) = (activity_of(&event.cat, args), event.dur) {
             let length = nanos(dur);
-            if !is_of(plan, &activity) || start.max(length) > TIME_MAX {
+            if !is_of(plan, &activity) || dur < 0.0 || start.max(length) > TIME_MAX {
                 return false;
             }
             part.spans.push(Span { start, end: start + length, activity });
