@@ -4,8 +4,8 @@
     sudo python benches/network.py [--model FILE] [--mbit 100 1000] [--workers 2 4] [--slots 2] [--batch 64] [--steps 8]
 
 The coordinator and each worker run in a network namespace of their own, on a bridge that exists only for this script. Token buckets (tc
-tbf) limit each link in both directions. Nothing outside these namespaces is changed, and they are removed at the end. It needs Linux,
-root, and the commands `ip` and `tc`.
+tbf) limit each link in both directions. Nothing outside these namespaces is changed, except for the control groups that are named below.
+All of this is removed at the end. It needs Linux, root, and the commands `ip` and `tc`.
 
 All processes share the cores of this machine, so the rate of a worker is that of the same run: the operations of its step, divided by the
 time in which its trace says that it computes. The estimate therefore shows whether the plan knows the links and the order of work, not
@@ -100,10 +100,15 @@ class Share:
 
     def __enter__(self):
         if self.folder:
-            self.folder.mkdir()
             settings = {"cpu.cfs_period_us": self.period, "cpu.cfs_quota_us": QUOTA} if self.is_first else {"cpu.max": f"{QUOTA} {self.period}"}
-            for file, value in settings.items():
-                (self.folder / file).write_text(str(value))
+            try:
+                self.folder.mkdir()
+                for file, value in settings.items():
+                    (self.folder / file).write_text(str(value))
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
+                raise SystemExit(f"more workers than cores need a control group with the cpu controller: {error}") from error
         return self
 
     def __exit__(self, *_):
@@ -169,6 +174,12 @@ def computing(account):
     return [sum(ns for use, ns in worker["uses"] if use["on"] in COMPUTING) / 1e9 for worker in account["workers"]]
 
 
+def hidden(account):
+    """The share of the time of the sums over replicas during which the receivers computed."""
+    shares = [row["hidden_share"] for row in account["exchanges"] if row["exchange"] is None and row["backward"]]
+    return f"  sums over replicas: {shares[0]:.0%} hidden" if shares else ""
+
+
 def planned(arguments, workers, exchange, *more):
     command = [arguments.convoy, "plan", "--json", "--model", arguments.model, "--batch", str(arguments.batch), "--exchange", exchange]
     return json.loads(run(*command, "--workers", str(workers), "--slots", str(arguments.slots), *more))
@@ -188,7 +199,7 @@ def compared(arguments, workers, mbit, exchange):
     print(
         f"{mbit:5} Mbit/s  {workers} workers  {exchange:6}  {gflops:6.1f} GFLOP/s each  step: {seconds * 1e3:8.1f} ms measured,"
         f" {row['step_ms']:8.1f} ms planned ({ratios[0]:.2f})  bytes: {sent / 1e6:7.1f} MB measured, {bytes_planned / 1e6:7.1f} MB planned"
-        f" ({ratios[1]:.2f})",
+        f" ({ratios[1]:.2f}){hidden(account)}",
         flush=True,
     )
     return all(abs(ratio - 1) <= WITHIN for ratio in ratios)

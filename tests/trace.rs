@@ -188,15 +188,15 @@ fn the_account_closes() {
         let path: f64 = found["path"].as_array().unwrap().iter().map(|part| part["mean_ns"].as_f64().unwrap()).sum();
         let ratio = path / found["step_ns"].as_f64().unwrap();
         assert!((0.95..1.05).contains(&ratio), "{model}: the critical path is {ratio} of the step");
-        for exchange in found["exchanges"].as_array().unwrap() {
+        let exchanges = found["exchanges"].as_array().unwrap();
+        let logits = exchanges.iter().filter_map(|exchange| exchange["exchange"].as_u64()).max();
+        for exchange in exchanges {
             assert_eq!(exchange["planned_bytes"].as_f64(), exchange["bytes"].as_f64(), "{exchange}");
             // No worker gets logits, and images come during the step before.
-            let logits =
-                found["exchanges"].as_array().unwrap().iter().filter_map(|other| other["exchange"].as_u64()).max();
-            let is_between_workers = exchange["backward"] == true
-                || exchange["exchange"].as_u64().is_some_and(|index| Some(index) != logits);
+            let index = exchange["exchange"].as_u64();
+            let has_share = exchange["backward"] == true || index.is_some_and(|index| Some(index) != logits);
             let hidden = exchange["hidden_share"].as_f64();
-            assert_eq!(hidden.is_some(), is_between_workers, "{exchange}");
+            assert_eq!(hidden.is_some(), has_share, "{exchange}");
             assert!(hidden.is_none_or(|share| (0.0..=1.0).contains(&share)), "{exchange}");
         }
     }

@@ -237,9 +237,9 @@ impl Placement {
         self.replicas() == 1 && self.head == self.trunk[0]
     }
 
-    /// What a person calls a tower of the trunk, or a slice of the head: "slice 0 of the head". If [`is_alike`](Self::is_alike) holds, it
-    /// is a tower in both cases.
-    pub fn part(&self, half: Half, index: TowerIndex) -> String {
+    /// The name of a tower of the trunk, or of a slice of the head, for a person: "slice 0 of the head". If [`is_alike`](Self::is_alike)
+    /// holds, it is a tower in both cases.
+    pub fn part_name(&self, half: Half, index: TowerIndex) -> String {
         match half {
             Half::Head if !self.is_alike() => format!("slice {index} of the head"),
             _ => format!("tower {index}"),
@@ -252,13 +252,13 @@ impl Placement {
         let of_trunk = self.trunk.iter().enumerate().flat_map(|(replica, held)| {
             let own = held.iter_enumerated().filter(move |(_, holder)| **holder == worker);
             own.map(move |(tower, _)| match self.replicas() {
-                1 => self.part(Half::Trunk, tower),
+                1 => self.part_name(Half::Trunk, tower),
                 _ => format!("tower {tower} of replica {replica}"),
             })
         });
         let own = |(_, holder): &(TowerIndex, &WorkerIndex)| !self.is_alike() && **holder == worker;
         let of_head = self.head.iter_enumerated().filter(own);
-        let of_head = of_head.map(|(slice, _)| self.part(Half::Head, slice));
+        let of_head = of_head.map(|(slice, _)| self.part_name(Half::Head, slice));
         of_trunk.chain(of_head).collect::<Vec<_>>().join(" and ")
     }
 

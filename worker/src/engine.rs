@@ -191,7 +191,7 @@ impl Task {
         | Task::WeightGradients { micro_batch, segment, tower, .. }) = self;
         let direction = match self {
             Task::Forward { .. } => Direction::Forward,
-            _ => Direction::Backward,
+            Task::Backward { .. } | Task::RestOfBackward { .. } | Task::WeightGradients { .. } => Direction::Backward,
         };
         SegmentRun { micro_batch: micro_batch.id, segment: *segment, tower: *tower, direction }
     }
@@ -834,18 +834,18 @@ impl Engine {
             layers.start = self.last_with_weights(layers.clone()).unwrap_or(first);
         }
         let gradient = self.tower(segment, tower).backward(means, layers.clone(), &micro_batch, dy, &mut kept)?;
-        let sums = match is_last {
-            true => self.end_layers(means.compute, layers.clone(), (segment, tower), &micro_batch),
-            false => Vec::new(),
-        };
-        if layers.start > first
-            && let Some(dy) = gradient
-        {
+        let mut sums = Vec::new();
+        if is_last {
+            sums = self.end_layers(means.compute, layers.clone(), (segment, tower), &micro_batch);
+        }
+        if layers.start > first {
+            let dy = gradient.expect("only images have no gradient");
             self.tasks.push_front(Task::RestOfBackward { micro_batch, segment, tower, dy, kept });
             return Ok(sums);
         }
         self.passed.insert((segment, tower), passed + 1);
-        // Other workers wait for these gradients. Only the commit waits for the sums over replicas, so they are sent later.
+        // Other workers wait for this gradient. Only the commit waits for the sums over replicas, so those of the layers that were computed just
+        // now are sent later. Those of later layers have been sent already: their link was idle, and `convoy plan` estimates shorter steps.
         let mut out = match gradient {
             Some(whole) => self.share_input_gradient(means.compute, &micro_batch, segment, tower, &whole),
             None => vec![Out::Say(FromWorker::BackwardDone { micro_batch, tower })],

@@ -30,7 +30,7 @@ use learnt::Learnt;
 
 /// A NaN or infinity, and where it first appeared.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the {what} of layer \"{layer}\" are no longer finite at step {step} ({part})")]
+#[error("the {what} of layer \"{layer}\" are no longer finite at step {step} ({name})")]
 pub(crate) struct NotFinite {
     /// Outputs, input gradients or weight gradients.
     pub what: &'static str,
@@ -38,8 +38,8 @@ pub(crate) struct NotFinite {
     pub layer: String,
     /// The tower, or the slice of the head.
     pub tower: TowerIndex,
-    /// What a person calls it.
-    pub part: String,
+    /// Its name for a person, such as "slice 0 of the head".
+    pub name: String,
     /// The step.
     pub step: u64,
 }
@@ -87,8 +87,8 @@ impl Means<'_> {
 #[derive(Debug)]
 pub(crate) struct Tower {
     index: TowerIndex,
-    /// What a person calls it.
-    part: String,
+    /// Its name for a person, such as "slice 0 of the head".
+    name: String,
     seed: u64,
     /// Index of the first layer.
     first: usize,
@@ -106,7 +106,7 @@ impl Tower {
         let (first, make) = (layers.start, |layer| TowerLayer::new(plan, layer, index, tree, assignment.train));
         Self {
             index,
-            part: plan.placement.part(half, index),
+            name: plan.placement.part_name(half, index),
             seed: assignment.seed,
             first,
             layers: layers.map(make).collect(),
@@ -191,7 +191,8 @@ impl Tower {
         let context = Context { compute: means.compute, seed: self.seed, micro_batch };
         let mut gradient = Some(dy);
         for layer in layers.rev() {
-            let (Some(dy), Some(kept)) = (gradient.take(), kept.0.pop()) else { break };
+            let Some(dy) = gradient else { break };
+            let kept = kept.0.pop().expect("the forward pass has saved something for each layer");
             means.end_if_dropped()?;
             let began = means.probe.layer_begins(layer, Direction::Backward);
             let result = self.layer_mut(layer).backward(&context, dy, kept, layer > 0);
@@ -231,8 +232,8 @@ impl Tower {
     }
 
     fn not_finite(&self, what: &'static str, layer: usize, micro_batch: &MicroBatch) -> NotFinite {
-        let (tower, part, step) = (self.index, self.part.clone(), micro_batch.id.step);
-        NotFinite { what, layer: self.layer(layer).name().to_owned(), tower, part, step }
+        let (tower, name, step) = (self.index, self.name.clone(), micro_batch.id.step);
+        NotFinite { what, layer: self.layer(layer).name().to_owned(), tower, name, step }
     }
 }
 

@@ -2,7 +2,7 @@
 //! has arrived, and computes in the order of arrival.
 //!
 //! Not here: that the engine keeps backward passes of the trunk in the order of their samples, that it looks at what has arrived only
-//! between two passes, and that a slow link blocks its compute thread when the queue of the network thread is full.
+//! between two tasks, and that a slow link blocks its compute thread when the queue of the network thread is full.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
@@ -492,7 +492,7 @@ impl<'a> Simulation<'a> {
 
     /// A backward pass has ended: the gradient of its input goes to the parts that computed it.
     fn pass_back(&mut self, worker: WorkerIndex, micro_batch: usize, segment: SegmentIndex, part: TowerIndex) {
-        // Counted first: the worker may begin its last pass when it gets its own gradient.
+        // Counted first, because `add_partial` may begin the next task. If that is the last pass of this segment, it must be known as such.
         let left = self.left.entry((segment, part, worker)).or_default();
         *left = left.saturating_sub(1);
         if let Some(exchange) = segment.exchange_before() {

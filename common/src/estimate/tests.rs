@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::index::WorkerIndex;
+use crate::index::{TowerIndex, WorkerIndex};
 use crate::links::Links;
 use crate::model::{Network, presets};
 
@@ -103,6 +103,34 @@ fn sums_over_replicas_keep_all_links_busy() {
         let ratio = estimate.seconds / expected;
         assert!((0.99..1.15).contains(&ratio), "{replicas} replicas: {estimate:?}, not {expected}");
     }
+}
+
+/// Two layers with weights in one segment. Almost all weights are in the second one, and their gradients are in transit while the worker
+/// computes the first one, which takes twice as long.
+#[test]
+fn the_gradients_of_a_layer_are_hidden_behind_the_layers_before_it() {
+    let model = r#"
+        name = "two-layers"
+        towers = 1
+        input = { channels = 1, height = 24, width = 24, mean = [0.0], std = [1.0] }
+        layer = [
+            { kind = "conv", filters = 8, kernel = 9, pad = 4 },
+            { kind = "conv", filters = 64, kernel = 24 },
+            { kind = "linear", units = 2 },
+        ]
+    "#;
+    let (samples, operations) = (64, 1e9);
+    let network = Network::parse(model).unwrap();
+    let gradient = network.parameters_of(1).iter().map(|parameter| parameter.len()).sum::<usize>() as f64 * 32.0;
+    let first_layer = (samples as u64 * network.multiply_adds_of(0, TowerIndex(0))) as f64 / operations;
+    let plan = Plan::new(network, 2, 2, None).unwrap().linked(Links::direct());
+    let step_with =
+        |bits| step(&plan, samples, Division { slots: 2, micro_batches: 1 }, Rates { operations, bits }).seconds;
+    // Half of it as partial sums, half as sums.
+    let transit = first_layer / 2.0;
+    let longer = step_with(gradient / transit) - step_with(f64::INFINITY);
+    assert!(longer < 0.25 * transit, "the step is {longer} s longer, and the transit takes {transit} s");
+    assert!(longer > 0.0, "links take time");
 }
 
 #[test]

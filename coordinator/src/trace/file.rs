@@ -131,7 +131,8 @@ pub(super) enum Source {
 pub(super) fn source_of(tensor: &TensorKey) -> Source {
     match tensor {
         TensorKey::Images(micro_batch) => Source::Images(micro_batch.id),
-        // A tower keeps its partial gradient for itself. What it receives under its own name is the gradient of its logits.
+        // A tower keeps its partial gradient for itself. What it receives under its own name is the gradient of its logits. With replicas,
+        // it may also come from the slice of the head with the same number, on another worker, which then has a span of sending it.
         TensorKey::Activations { micro_batch, from_tower, to_tower: Some(to), .. } if from_tower == to => {
             Source::Loss(micro_batch.id)
         }

@@ -223,8 +223,8 @@ fn gradients_that_come_before_their_commit_are_answered_after_it() {
     });
 }
 
-/// Worker 0 of a job with two slots of one image. `layers` are those before the linear one, and all weights are zero.
-fn of_two_slots(compute: &Compute, layers: &str, trunk: [[usize; 2]; 2], head: [usize; 2]) -> Engine {
+/// An engine of worker 0 in a job with two slots of one image. `layers` stand before the linear one. All weights and momentums are 0.1.
+fn engine_of_two_slots(compute: &Compute, layers: &str, trunk: [[usize; 2]; 2], head: [usize; 2]) -> Engine {
     let held = |towers: [usize; 2]| towers.map(WorkerIndex).into_iter().collect::<PerTower<_>>();
     let assignment = Assignment {
         model: MODEL.replace("[[layer]]\nkind = \"linear\"", &format!("{layers}[[layer]]\nkind = \"linear\"")),
@@ -239,15 +239,15 @@ fn of_two_slots(compute: &Compute, layers: &str, trunk: [[usize; 2]; 2], head: [
         for parameter in plan.trunk_parameters() {
             for state in [State::Weights, State::Momentum] {
                 let key = TensorKey::Parameter { step: 0, name: parameter.name.clone(), tower: *tower, state };
-                get_floats(&mut engine, compute, key);
+                get_filled(&mut engine, compute, key);
             }
         }
     }
     engine
 }
 
-/// Accepts a tensor whose elements are all the same.
-fn get_floats(engine: &mut Engine, compute: &Compute, key: TensorKey) {
+/// Lets an engine accept a tensor whose elements are all 0.1.
+fn get_filled(engine: &mut Engine, compute: &Compute, key: TensorKey) {
     let shape = convoy_common::wire::expected_shape(&engine.plan(), usize::MAX, &key).unwrap();
     engine.get(compute, key, Elements::Floats(vec![0.1; shape.iter().product()])).unwrap();
 }
@@ -282,13 +282,13 @@ fn sent(out: &[Out]) -> Vec<String> {
 fn gradients_that_others_wait_for_are_sent_before_sums_over_replicas() {
     on_a_pool(|compute| {
         let second = "[[layer]]\nkind = \"conv\"\nname = \"d\"\nfilters = 4\nkernel = 3\npad = 1\n";
-        let mut engine = of_two_slots(compute, second, [[0, 1], [2, 2]], [1, 1]);
-        get_floats(&mut engine, compute, exchanged(0, Direction::Forward, 1, None));
+        let mut engine = engine_of_two_slots(compute, second, [[0, 1], [2, 2]], [1, 1]);
+        get_filled(&mut engine, compute, exchanged(0, Direction::Forward, 1, None));
         let (key, elements) = images(1, 0);
         engine.get(compute, key, elements).unwrap();
         work_all(&mut engine, compute);
         for slice in 0..2 {
-            get_floats(&mut engine, compute, exchanged(1, Direction::Backward, slice, Some(0)));
+            get_filled(&mut engine, compute, exchanged(1, Direction::Backward, slice, Some(0)));
         }
         assert_eq!(sent(&work_all(&mut engine, compute)), ["input", "d.weight", "d.bias"]);
     });
@@ -299,14 +299,14 @@ fn gradients_that_others_wait_for_are_sent_before_sums_over_replicas() {
 fn gradients_of_a_layer_are_sent_before_the_layers_before_it_are_computed() {
     on_a_pool(|compute| {
         let second = "[[layer]]\nkind = \"conv\"\nname = \"d\"\nfilters = 4\nkernel = 3\npad = 1\ngroups = 2\n";
-        let mut engine = of_two_slots(compute, second, [[0, 0], [1, 1]], [1, 1]);
+        let mut engine = engine_of_two_slots(compute, second, [[0, 0], [1, 1]], [1, 1]);
         let (key, elements) = images(1, 0);
         engine.get(compute, key, elements).unwrap();
         work_all(&mut engine, compute);
         let probe = Probe::new(None, None, None);
         for tower in 0..2 {
             for slice in 0..2 {
-                get_floats(&mut engine, compute, exchanged(0, Direction::Backward, slice, Some(tower)));
+                get_filled(&mut engine, compute, exchanged(0, Direction::Backward, slice, Some(tower)));
             }
             let mut next = || sent(&engine.work(means(compute, &probe)).unwrap().unwrap());
             assert_eq!(next(), ["d.weight", "d.bias"]);

@@ -114,7 +114,8 @@ impl<'a> Ways<'a> {
                 is_direct,
             });
         }
-        let source = source_of(tensor);
+        // What a worker sent is a worker's, whatever its key looks like.
+        let source = if sender.is_some() { Source::Worker } else { source_of(tensor) };
         if source == Source::Worker {
             let TensorKey::Activations { micro_batch, exchange, direction, from_tower, .. } = tensor else {
                 return None;
@@ -331,8 +332,9 @@ pub(super) fn exchanges(steps: &[&StepTrace], plan: &Plan, batches: &Batches) ->
         bytes: moved.bytes as f64 / steps.len() as f64,
         mean_ns: moved.total as f64 / moved.count.max(1) as f64,
         max_ns: moved.max,
-        hidden_share: (backward || exchange.is_some_and(|exchange| exchange != plan.logits_exchange()))
-            .then(|| moved.hidden as f64 / moved.total.max(1) as f64),
+        hidden_share: (moved.total > 0)
+            .then(|| moved.hidden as f64 / moved.total as f64)
+            .filter(|_| backward || exchange.is_some_and(|exchange| exchange != plan.logits_exchange())),
     };
     found.into_iter().map(account).collect()
 }
@@ -387,7 +389,77 @@ fn exchange_of(tensor: &TensorKey) -> (Option<ExchangeIndex>, bool) {
 
 #[cfg(test)]
 mod tests {
+    use convoy_common::batch::{MicroBatch, Phase};
+    use convoy_common::index::TowerIndex;
+    use convoy_common::links::Links;
+    use convoy_common::model::{Network, presets};
+
     use super::*;
+
+    /// `alexnet-fashion` on four workers: workers 0 and 1 hold the head and replica 0, workers 2 and 3 hold replica 1.
+    fn plan() -> Plan {
+        let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
+        Plan::new(network, 4, 2, None).unwrap().linked(Links::direct())
+    }
+
+    fn id(slot: u32) -> MicroBatchId {
+        MicroBatchId { step: 1, phase: Phase::Train, slot, micro_batch: 0 }
+    }
+
+    fn traced(spans: Vec<(usize, u64, u64, Activity)>) -> StepTrace {
+        let mut workers: PerWorker<Part> = (0..4).map(|_| Part::default()).collect();
+        for (worker, start, end, activity) in spans {
+            workers[WorkerIndex(worker)].spans.push(Span { start, end, activity });
+        }
+        StepTrace { workers, ..StepTrace::default() }
+    }
+
+    /// In the trunk, the gradient of the input comes from the end of an interrupted pass. In the head, it comes from the pass itself, and the
+    /// weight gradients, which count as the same run, come later.
+    #[test]
+    fn the_gradient_of_an_input_comes_from_the_pass_that_computed_it() {
+        let plan = plan();
+        let run = |segment| SegmentRun {
+            micro_batch: id(0),
+            segment: SegmentIndex(segment),
+            tower: TowerIndex(0),
+            direction: Direction::Backward,
+        };
+        let head = plan.segments.len() - 1;
+        let twice = |run| [(0, 10, 20, Activity::Segment(run)), (0, 30, 40, Activity::Segment(run))];
+        let traced = traced([twice(run(1)), twice(run(head))].concat());
+        let ways = Ways::of(&traced, &plan);
+        assert_eq!(plan.segments[SegmentIndex(1)].half, Half::Trunk);
+        assert_eq!(ways.computed[&run(1)], (WorkerIndex(0), 40));
+        assert_eq!(ways.computed[&run(head)], (WorkerIndex(0), 20));
+    }
+
+    /// Slice 0 of the head sends the gradient of its input to tower 0 of another worker. It is no gradient of logits.
+    #[test]
+    fn a_gradient_from_the_slice_with_the_same_number_comes_from_its_worker() {
+        let plan = plan();
+        let (from, to) = (WorkerIndex(0), WorkerIndex(2));
+        let exchange =
+            plan.all_exchanges().find(|exchange| plan.segments[exchange.segment_after()].half == Half::Head).unwrap();
+        let tensor = TensorKey::Activations {
+            micro_batch: MicroBatch { id: id(1), samples: 0..1 },
+            exchange,
+            direction: Direction::Backward,
+            from_tower: TowerIndex(0),
+            to_tower: Some(TowerIndex(0)),
+        };
+        let run = SegmentRun {
+            micro_batch: id(1),
+            segment: exchange.segment_after(),
+            tower: TowerIndex(0),
+            direction: Direction::Backward,
+        };
+        let sending = Activity::Send(Transfer { tensor: tensor.clone(), bytes: 4, busy: 1 });
+        let mut traced = traced(vec![(0, 10, 20, Activity::Segment(run)), (0, 21, 22, sending)]);
+        traced.coordinator.spans.push(Span { start: 1, end: 2, activity: Activity::Loss(id(1)) });
+        let origin = Ways::of(&traced, &plan).origin(to, &tensor).unwrap();
+        assert_eq!((origin.producer, origin.is_direct), (Some((from, 20)), true));
+    }
 
     #[test]
     fn the_time_within_a_stretch_counts_parts_of_what_overlaps_it() {
