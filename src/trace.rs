@@ -54,7 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
         return write_page(
             arguments,
             file.as_deref(),
-            &page(&trace, &plan, &found, summary(&trace, &plan, &found).trim(), &verdict(&found)),
+            &page(&trace, &plan, &found, summary(&plan, &found).trim(), &verdict(&found)),
         );
     }
     let other = arguments.compare.as_deref().map(|run| accounted(run, None)).transpose()?;
@@ -133,7 +133,7 @@ fn nothing_in(trace: &Trace, path: &Path, step: Option<u64>) -> Box<dyn Error> {
 }
 
 fn described(trace: &Trace, plan: &Plan, found: &Account) -> String {
-    let mut text = summary(trace, plan, found);
+    let mut text = summary(plan, found);
     notes(trace).into_iter().for_each(|note| text += &format!("note: {note}\n"));
     text += "\n";
     text += &worker_table(found);
@@ -150,7 +150,7 @@ fn described(trace: &Trace, plan: &Plan, found: &Account) -> String {
     text
 }
 
-fn summary(trace: &Trace, plan: &Plan, found: &Account) -> String {
+fn summary(plan: &Plan, found: &Account) -> String {
     let network = &plan.network;
     let (first, last) = (found.steps.first().unwrap_or(&0), found.steps.last().unwrap_or(&0));
     let steps = match found.steps.len() {
