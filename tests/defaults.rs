@@ -186,7 +186,11 @@ fn plan_predicts_memory(job: &str, running: &str) {
         })
         .collect();
     succeed(&format!("train {job} {running} --listen {join}"), &[("--out", &out)]);
-    let held: Vec<f64> = workers.iter().map(|worker| peak_memory(worker.id())).collect();
+    // Workers are numbered in the order in which they connected.
+    let record: Value = serde_json::from_slice(&fs::read(out.join("run.json")).unwrap()).unwrap();
+    let processes = record["workers"].as_array().unwrap().iter().map(|worker| worker["process_id"].as_u64().unwrap());
+    let held: Vec<f64> = processes.map(|process| peak_memory(process as u32)).collect();
+    assert_eq!(held.len(), workers.len());
     for worker in workers {
         signal(worker.id(), "TERM");
         assert_eq!(finish(worker).status.code(), Some(0));
