@@ -153,8 +153,8 @@ fn the_account_closes() {
     for (case, (model, arguments)) in [
         ("alexnet", "--data synthetic --steps 4 --batch 16"),
         ("alexnet-fashion", "--data bundled --steps 40"),
-        // The last batch of an epoch has 1400 images.
-        ("alexnet-fashion", "--data bundled --steps 6 --batch 1800"),
+        // The last batch of the epoch has 200 images.
+        ("alexnet-fashion", "--data bundled --steps 5 --batch 1200"),
     ]
     .into_iter()
     .enumerate()
@@ -522,7 +522,7 @@ fn damaged_traces_are_named_and_read_as_far_as_possible() {
         ("", "the file is empty"),
         ("{}", "is not the head of a trace"),
         ("{\"traceEvents\":[\n{\"name\":\"other\"}\n]}", "invalid head"),
-        (&head.replace("\"format\":3", "\"format\":9"), "with format 9"),
+        (&head.replace("\"format\":3", "\"format\":9"), "its format is 9"),
         (head, "holds no step"),
         (
             &head.replace("\"head\":[0,1]", "\"head\":[0,7]"),
