@@ -15,7 +15,7 @@
 //!
 //! Not here: when other processes send tensors (the coordinator decides), and the arithmetic (`tower`).
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -36,8 +36,10 @@ use crate::tower::{Means, SavedSegment, Stopped, Tower};
 
 mod pixels;
 mod reduction;
+mod tasks;
 use pixels::Pixels;
 use reduction::Reduction;
+use tasks::{Task, Tasks, What};
 
 /// How many steps the coordinator may be ahead of this worker's last commit: it sends a step's images while the previous
 /// step is computed, and does not wait for commits to be confirmed.
@@ -120,9 +122,7 @@ pub(crate) struct Engine {
     awaited: HashSet<(String, TowerIndex, State)>,
     /// The last step that was applied. Before Ready, the step after which the weights were saved.
     committed: u64,
-    tasks: VecDeque<Task>,
-    /// Weight gradients of the head. No other worker waits for them, so other tasks come first.
-    later: VecDeque<Task>,
+    tasks: Tasks,
     /// Tensors that arrived before the commit that they follow, which uses another connection.
     early: Vec<Received>,
     /// The most bytes of them.
@@ -148,53 +148,6 @@ pub(crate) struct Engine {
     /// early for that order, with their partial gradients.
     queued: HashMap<(SegmentIndex, TowerIndex), usize>,
     too_early: HashMap<(SegmentIndex, TowerIndex, MicroBatchId), Vec<Tensor>>,
-}
-
-#[derive(Debug)]
-enum Task {
-    Forward {
-        micro_batch: MicroBatch,
-        segment: SegmentIndex,
-        tower: TowerIndex,
-        whole: Arc<Tensor>,
-    },
-    /// The gradient of the segment's output is the sum of `partials`, in this order.
-    Backward {
-        micro_batch: MicroBatch,
-        segment: SegmentIndex,
-        tower: TowerIndex,
-        partials: Vec<Tensor>,
-    },
-    /// The rest of a backward pass that was interrupted to send sums: that of the layers that are left, from the gradient of their output.
-    RestOfBackward {
-        micro_batch: MicroBatch,
-        segment: SegmentIndex,
-        tower: TowerIndex,
-        dy: Tensor,
-        kept: SavedSegment,
-    },
-    /// The gradients of a layer's weights, after the last micro-batch of the step.
-    WeightGradients {
-        micro_batch: MicroBatch,
-        segment: SegmentIndex,
-        tower: TowerIndex,
-        layer: usize,
-    },
-}
-
-impl Task {
-    /// The piece of work, for traces. Weight gradients count to the backward pass of the last micro-batch.
-    fn run(&self) -> SegmentRun {
-        let (Task::Forward { micro_batch, segment, tower, .. }
-        | Task::Backward { micro_batch, segment, tower, .. }
-        | Task::RestOfBackward { micro_batch, segment, tower, .. }
-        | Task::WeightGradients { micro_batch, segment, tower, .. }) = self;
-        let direction = match self {
-            Task::Forward { .. } => Direction::Forward,
-            Task::Backward { .. } | Task::RestOfBackward { .. } | Task::WeightGradients { .. } => Direction::Backward,
-        };
-        SegmentRun { micro_batch: micro_batch.id, segment: *segment, tower: *tower, direction }
-    }
 }
 
 /// A micro-batch of which something has arrived.
@@ -251,8 +204,7 @@ impl Engine {
             towers,
             plan: Arc::new(plan),
             committed: 0,
-            tasks: VecDeque::new(),
-            later: VecDeque::new(),
+            tasks: Tasks::default(),
             early: Vec::new(),
             in_progress: HashMap::new(),
             micro_batches: Vec::new(),
@@ -347,20 +299,16 @@ impl Engine {
     /// When a number is no longer finite, or the job was dropped meanwhile.
     pub(crate) fn work(&mut self, means: Means) -> Result<Option<Vec<Out>>, EngineError> {
         let is_backward = self.next_run().is_some_and(|run| run.direction == Direction::Backward);
-        let Some(task) = self.tasks.pop_front().or_else(|| self.later.pop_front()) else { return Ok(None) };
-        let mut out = match task {
-            Task::Forward { micro_batch, segment, tower, whole } => {
-                self.forward(means, micro_batch, segment, tower, whole)
-            }
-            Task::Backward { micro_batch, segment, tower, partials } => {
+        let Some(Task { micro_batch, segment, tower, what }) = self.tasks.next() else { return Ok(None) };
+        let mut out = match what {
+            What::Forward(whole) => self.forward(means, micro_batch, segment, tower, whole),
+            What::Backward(partials) => {
                 let dy = summed(means.compute, partials);
                 let kept = self.kept.remove(&(micro_batch.id, segment, tower)).expect("its forward pass has run");
                 self.backward(means, micro_batch, (segment, tower), dy, kept)
             }
-            Task::RestOfBackward { micro_batch, segment, tower, dy, kept } => {
-                self.backward(means, micro_batch, (segment, tower), dy, kept)
-            }
-            Task::WeightGradients { micro_batch, segment, tower, layer } => {
+            What::RestOfBackward(dy, kept) => self.backward(means, micro_batch, (segment, tower), dy, kept),
+            What::WeightGradients { layer } => {
                 self.tower(segment, tower).form_gradients(means, layer, &micro_batch)?;
                 Ok(Vec::new())
             }
@@ -373,7 +321,7 @@ impl Engine {
 
     /// The next task, if there is one.
     pub(crate) fn next_run(&self) -> Option<SegmentRun> {
-        self.tasks.front().or(self.later.front()).map(Task::run)
+        self.tasks.next_run()
     }
 
     /// Whether spans are recorded.
@@ -388,7 +336,7 @@ impl Engine {
 
     /// Whether there is a task to compute.
     pub(crate) fn has_work(&self) -> bool {
-        !self.tasks.is_empty() || !self.later.is_empty()
+        self.next_run().is_some()
     }
 
     /// What is said once, when the gradients of the step at hand are complete.
@@ -409,7 +357,7 @@ impl Engine {
         };
         let segments = self.plan.segments.iter_enumerated();
         let mut held = segments.flat_map(|(index, segment)| self.held(segment.half).map(move |tower| (index, tower)));
-        self.later.is_empty() && self.reductions.values().all(Reduction::is_done) && held.all(is_through)
+        !self.tasks.owes_weight_gradients() && self.reductions.values().all(Reduction::is_done) && held.all(is_through)
     }
 
     /// The towers of the trunk, or the slices of the head, that this worker holds.
@@ -631,9 +579,12 @@ impl Engine {
     fn queue_forward(&mut self, micro_batch: &MicroBatch, segment: SegmentIndex, whole: Arc<Tensor>) {
         let own = self.plan.parts(segment).filter(|tower| self.computes(segment, *tower, micro_batch.id));
         for tower in own.collect::<Vec<_>>() {
-            let (micro_batch, whole) = (micro_batch.clone(), whole.clone());
-            self.tasks.push_back(Task::Forward { micro_batch, segment, tower, whole });
+            self.queue(micro_batch.clone(), segment, tower, What::Forward(whole.clone()));
         }
+    }
+
+    fn queue(&mut self, micro_batch: MicroBatch, segment: SegmentIndex, tower: TowerIndex, what: What) {
+        self.tasks.add(self.plan.segments[segment].half, Task { micro_batch, segment, tower, what });
     }
 
     /// Adds another tower's channels at an exchange, and queues the next segment when the gather is complete.
@@ -748,7 +699,7 @@ impl Engine {
             return Err("it arrived before");
         }
         if self.plan.segments[segment].half == Half::Head {
-            self.tasks.push_back(Task::Backward { micro_batch, segment, tower, partials });
+            self.queue(micro_batch, segment, tower, What::Backward(partials));
             return Ok(());
         }
         self.too_early.insert((segment, tower, micro_batch.id), partials);
@@ -763,7 +714,7 @@ impl Engine {
         self.queued.insert((segment, tower), queued + ready.len());
         for micro_batch in ready {
             let partials = self.too_early.remove(&(segment, tower, micro_batch.id)).expect("it is there");
-            self.tasks.push_back(Task::Backward { micro_batch, segment, tower, partials });
+            self.queue(micro_batch, segment, tower, What::Backward(partials));
         }
         Ok(())
     }
@@ -816,8 +767,9 @@ impl Engine {
         }
     }
 
-    /// Computes the backward pass of the layers of a segment that are left. In the last micro-batch of a step, other replicas need the
-    /// gradients of each layer. So the pass ends after the next layer with weights, and the rest is the next task.
+    /// Computes the backward pass of the layers of a segment that are left. In the trunk, the pass ends after the next layer with weights,
+    /// and the rest is another task: tasks of the head come before it, and in the last micro-batch of a step, the gradients of the layer are
+    /// sent to other replicas.
     fn backward(
         &mut self,
         means: Means,
@@ -830,7 +782,7 @@ impl Engine {
         let is_last = self.own_micro_batches(segment, tower).count() == passed + 1;
         let first = self.plan.segments[segment].layers.start;
         let mut layers = first..first + kept.layers_left();
-        if is_last && self.is_shared(segment, tower) {
+        if self.plan.segments[segment].half == Half::Trunk {
             layers.start = self.last_with_weights(layers.clone()).unwrap_or(first);
         }
         let gradient = self.tower(segment, tower).backward(means, layers.clone(), &micro_batch, dy, &mut kept)?;
@@ -840,7 +792,7 @@ impl Engine {
         }
         if layers.start > first {
             let dy = gradient.expect("only images have no gradient");
-            self.tasks.push_front(Task::RestOfBackward { micro_batch, segment, tower, dy, kept });
+            self.tasks.add_rest(Task { micro_batch, segment, tower, what: What::RestOfBackward(dy, kept) });
             return Ok(sums);
         }
         self.passed.insert((segment, tower), passed + 1);
@@ -852,11 +804,6 @@ impl Engine {
         };
         out.extend(sums);
         Ok(out)
-    }
-
-    /// Whether a segment is in the trunk, and other workers hold its tower too.
-    fn is_shared(&self, segment: SegmentIndex, tower: TowerIndex) -> bool {
-        self.plan.segments[segment].half == Half::Trunk && self.reductions.keys().any(|(_, shared)| *shared == tower)
     }
 
     fn last_with_weights(&self, layers: Range<usize>) -> Option<usize> {
@@ -906,8 +853,9 @@ impl Engine {
         let plan = self.plan.clone();
         let with_weights = layers.rev().filter(|layer| plan.network.layers[*layer].has_weights());
         if plan.segments[segment].half == Half::Head {
-            let task = |layer| Task::WeightGradients { micro_batch: micro_batch.clone(), segment, tower, layer };
-            self.later.extend(with_weights.map(task));
+            for layer in with_weights {
+                self.queue(micro_batch.clone(), segment, tower, What::WeightGradients { layer });
+            }
             return Vec::new();
         }
         let parameters = with_weights.flat_map(|layer| plan.network.parameters_of(layer));

@@ -134,9 +134,10 @@ enum Task {
 
 #[derive(Debug, Default)]
 struct Worker {
-    tasks: VecDeque<Task>,
-    /// Weight gradients of the head, when there is nothing else to compute.
-    later: VecDeque<Task>,
+    /// Tasks of the head come before those of the trunk, and weight gradients of the head come last.
+    head: VecDeque<Task>,
+    trunk: VecDeque<Task>,
+    weight_gradients: VecDeque<Task>,
     computes: Option<Task>,
     computing: Time,
     /// Backward passes, weight gradients and reductions of the step that haven't ended.
@@ -423,18 +424,22 @@ impl<'a> Simulation<'a> {
     fn queue_forward(&mut self, worker: WorkerIndex, micro_batch: usize, segment: SegmentIndex) {
         for part in self.plan.parts(segment) {
             if self.holder(segment, part, micro_batch) == worker {
-                self.queue(worker, Task::Forward { micro_batch, segment, part });
+                self.queue(worker, segment, Task::Forward { micro_batch, segment, part });
             }
         }
     }
 
     fn queue_backward(&mut self, worker: WorkerIndex, micro_batch: usize, segment: SegmentIndex, part: TowerIndex) {
         let end = self.plan.segments[segment].layers.end;
-        self.queue(worker, Task::Backward { micro_batch, segment, part, end });
+        self.queue(worker, segment, Task::Backward { micro_batch, segment, part, end });
     }
 
-    fn queue(&mut self, worker: WorkerIndex, task: Task) {
-        self.workers[worker].tasks.push_back(task);
+    fn queue(&mut self, worker: WorkerIndex, segment: SegmentIndex, task: Task) {
+        let held = &mut self.workers[worker];
+        match self.plan.segments[segment].half {
+            Half::Head => held.head.push_back(task),
+            Half::Trunk => held.trunk.push_back(task),
+        }
         self.compute(worker);
     }
 
@@ -444,9 +449,10 @@ impl<'a> Simulation<'a> {
         if held.computes.is_some() {
             return;
         }
-        let Some(task) = held.tasks.pop_front().or_else(|| held.later.pop_front()) else { return };
+        let Worker { head, trunk, weight_gradients, .. } = held;
+        let Some(task) = [head, trunk, weight_gradients].into_iter().find_map(VecDeque::pop_front) else { return };
         held.computes = Some(task);
-        let duration = time(2.0 * self.multiply_adds(worker, task) as f64 * self.seconds_an_operation);
+        let duration = time(2.0 * self.multiply_adds(task) as f64 * self.seconds_an_operation);
         self.workers[worker].computing = self.workers[worker].computing.saturating_add(duration);
         self.events.add(self.now.saturating_add(duration), Event::Computed { worker });
     }
@@ -455,13 +461,13 @@ impl<'a> Simulation<'a> {
         match self.workers[worker].computes.take() {
             Some(Task::Forward { micro_batch, segment, part }) => self.put_out(worker, micro_batch, segment, part),
             Some(Task::Backward { micro_batch, segment, part, end }) => {
-                let layers = self.at_once(worker, segment, part, end);
+                let layers = self.at_once(segment, end);
                 let is_last = self.is_last(worker, segment, part);
                 if layers.start == self.plan.segments[segment].layers.start {
                     self.pass_back(worker, micro_batch, segment, part);
                 } else {
                     let rest = Task::Backward { micro_batch, segment, part, end: layers.start };
-                    self.workers[worker].tasks.push_front(rest);
+                    self.workers[worker].trunk.push_front(rest);
                 }
                 if is_last {
                     self.end_layers(worker, segment, part, layers);
@@ -515,18 +521,12 @@ impl<'a> Simulation<'a> {
         self.left.get(&(segment, part, worker)) == Some(&1)
     }
 
-    /// The layers of a backward pass that are computed at once. The last pass of a step is interrupted after each layer with weights, to send
-    /// sums to other replicas.
-    fn at_once(&self, worker: WorkerIndex, segment: SegmentIndex, part: TowerIndex, end: usize) -> Range<usize> {
+    /// The layers of a backward pass that are computed at once. In the trunk, the pass is interrupted after each layer with weights.
+    fn at_once(&self, segment: SegmentIndex, end: usize) -> Range<usize> {
         let first = self.plan.segments[segment].layers.start;
         let is_in_trunk = self.plan.segments[segment].half == Half::Trunk;
-        let is_interrupted = is_in_trunk && self.is_last(worker, segment, part) && self.is_shared(part);
         let with_weights = (first..end).rev().find(|layer| self.plan.network.layers[*layer].has_weights());
-        with_weights.filter(|_| is_interrupted).unwrap_or(first)..end
-    }
-
-    fn is_shared(&self, tower: TowerIndex) -> bool {
-        self.reductions.iter().any(|reduction| reduction.tower == tower)
+        with_weights.filter(|_| is_in_trunk).unwrap_or(first)..end
     }
 
     /// The last backward pass of these layers has ended: weight gradients of the head can be computed, those of the trunk can be summed.
@@ -534,7 +534,7 @@ impl<'a> Simulation<'a> {
         if self.plan.segments[segment].half == Half::Head {
             let layers = self.layers_with_weights(segment).rev();
             let tasks = layers.map(|layer| Task::WeightGradients { layer, part });
-            self.workers[worker].later.extend(tasks.collect::<Vec<_>>());
+            self.workers[worker].weight_gradients.extend(tasks.collect::<Vec<_>>());
             return;
         }
         for reduction in (0..self.reductions.len()).rev() {
@@ -587,7 +587,7 @@ impl<'a> Simulation<'a> {
     }
 
     /// Multiply-adds of a task.
-    fn multiply_adds(&self, worker: WorkerIndex, task: Task) -> u64 {
+    fn multiply_adds(&self, task: Task) -> u64 {
         let plan = self.plan;
         let of_layers =
             |layers: Range<usize>, part| layers.map(|layer| plan.network.multiply_adds_of(layer, part)).sum::<u64>();
@@ -598,7 +598,7 @@ impl<'a> Simulation<'a> {
             }
             Task::Backward { micro_batch, segment, part, end } => {
                 let samples = self.micro_batches[micro_batch].samples.len() as u64;
-                let layers = self.at_once(worker, segment, part, end);
+                let layers = self.at_once(segment, end);
                 // The gradient of the images is not computed. Weight gradients of the head come later.
                 let inputs = of_layers(layers.start.max(1)..layers.end, part);
                 let weights = if plan.segments[segment].half == Half::Head { 0 } else { of_layers(layers, part) };
