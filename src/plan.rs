@@ -13,7 +13,7 @@ use convoy_common::placement::Half;
 use convoy_common::plan::{Plan, Traffic};
 use convoy_coordinator::JobError;
 use convoy_coordinator::job::check_parts;
-use convoy_coordinator::job::defaults::{BATCH, MICRO_BATCHES, SLOTS};
+use convoy_coordinator::job::defaults::{self, BATCH};
 use convoy_coordinator::links::Transport;
 use convoy_coordinator::state::snapshot_bytes;
 use convoy_worker::forecast;
@@ -43,10 +43,10 @@ pub(crate) struct Arguments {
     /// Images per step
     #[arg(long, value_name = "N", default_value_t = BATCH, value_parser = whole::<usize>(1..=BATCH_MAX as u64))]
     batch: usize,
-    /// Slots per batch, as in `convoy train`
-    #[arg(long, value_name = "N", default_value_t = SLOTS, value_parser = whole::<usize>(AT_LEAST_1))]
-    slots: usize,
-    /// Micro-batches per slot, as in `convoy train` [default: 2]
+    /// Slots per batch, as in `convoy train` [default: 2]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
+    slots: Option<usize>,
+    /// Micro-batches per slot, as in `convoy train` [default: the fewest that give each replica two]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     micro_batches: Option<usize>,
     #[command(flatten)]
@@ -59,10 +59,12 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let network = Network::parse(&settings::model_text(&arguments.model)?)?;
     let workers = arguments.workers.unwrap_or(network.towers);
-    let step = Step { batch: arguments.batch, division: division(arguments)? };
+    let slots = slots(arguments)?;
     let links = if arguments.exchange == Transport::Relay { Links::relayed() } else { Links::direct() };
-    let plan = Plan::new(network, workers, arguments.slots, arguments.replicas)?.linked(links);
-    let estimates = Estimates::of(&plan, step.batch, step.division, &arguments.machines)?;
+    let plan = Plan::new(network, workers, slots, arguments.replicas)?.linked(links);
+    let divided = |plan: &Plan| division(arguments, plan);
+    let step = Step { batch: arguments.batch, division: divided(&plan) };
+    let estimates = Estimates::of(&plan, step.batch, divided, arguments.replicas.is_none(), &arguments.machines)?;
     let text = if arguments.json {
         let mut planned = as_json(&plan, step);
         if let Some(estimates) = estimates {
@@ -86,13 +88,20 @@ struct Step {
     division: Division,
 }
 
-/// Slots and micro-batches as a job would have them, refused as a job would refuse them.
-fn division(arguments: &Arguments) -> Result<Division, JobError> {
+/// The slots that a job would have. What a job would refuse, slots or micro-batches, is refused.
+fn slots(arguments: &Arguments) -> Result<usize, JobError> {
     let &Arguments { batch, slots, micro_batches, .. } = arguments;
-    let micro_batches = micro_batches.unwrap_or(MICRO_BATCHES.min(batch));
+    let slots = slots.unwrap_or(defaults::slots(batch));
     check_parts("--slots", slots, batch)?;
-    check_parts("--micro-batches", micro_batches, batch)?;
-    Ok(Division { slots, micro_batches })
+    micro_batches.map_or(Ok(()), |micro_batches| check_parts("--micro-batches", micro_batches, batch))?;
+    Ok(slots)
+}
+
+/// Slots and micro-batches as a job would have them.
+fn division(arguments: &Arguments, plan: &Plan) -> Division {
+    let (batch, slots) = (arguments.batch, plan.placement.slots);
+    let default = || defaults::micro_batches(batch, slots, plan.placement.replicas());
+    Division { slots, micro_batches: arguments.micro_batches.unwrap_or_else(default) }
 }
 
 fn as_json(plan: &Plan, step: Step) -> Value {

@@ -75,11 +75,11 @@ pub(crate) struct Arguments {
     seed: Option<u64>,
     /// Slots into which a batch is divided. Each replica of the trunk computes some of the slots. (The trunk is every layer before the final
     /// linear layers.) The trunk's weight gradients are summed within each slot, and then over the slots in a fixed order, so this number changes the
-    /// result [default: 1]
+    /// result [default: 2, or 1 if the batch is a single image]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     slots: Option<usize>,
     /// Micro-batches of each slot. Workers compute one while the tensors of another are sent. This number does not change the result
-    /// [default: 2]
+    /// [default: the fewest that give each replica two]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     micro_batches: Option<usize>,
     /// Worker processes, at most the number of towers times the number of slots [default: one per tower]

@@ -41,7 +41,7 @@ fn slips_of_the_command_line_are_answered_with_what_would_be_right() {
         ("train --model nowhere/net.toml", &["nowhere/net.toml", "No such file"]),
         ("train --schedule cosin", &["cosin", "cosine"]),
         ("train --order shufled", &["shufled", "shuffled"]),
-        ("train --data bundled --workers 3", &["--workers 3", "at most 2", "\"alexnet-fashion\" has 2 towers"]),
+        ("train --data bundled --workers 5", &["--workers 5", "at most 4", "\"alexnet-fashion\" has 2 towers"]),
         ("train --data bundled --workers 0", &["'0' for '--workers", "at least 1"]),
         ("train --data bundled --threads 0", &["'0' for '--threads", "from 1 to 1024"]),
         ("train --data bundled --steps 0", &["0", "at least 1"]),
@@ -67,7 +67,7 @@ fn slips_of_the_command_line_are_answered_with_what_would_be_right() {
         ("train --listen nowhere", &["nowhere", "HOST:PORT"]),
         ("bench --model alexnet-fashon", &["alexnet-fashon", "alexnet-fashion"]),
         ("bench --batch 0", &["--batch", "0", "from 1 to 1048576"]),
-        ("bench --model alexnet-fashion --workers 3", &["--workers 3", "at most 2"]),
+        ("bench --model alexnet-fashion --workers 5", &["--workers 5", "at most 4"]),
         ("bench --isa sse", &["sse", "scalar"]),
         ("bench kernels --repeats 0", &["--repeats", "0", "from 1 to 10000"]),
         ("bench --steps 3 kernels", &["--steps", "cannot be used"]),
@@ -77,7 +77,7 @@ fn slips_of_the_command_line_are_answered_with_what_would_be_right() {
         ("worker --join 127.0.0.1:1 --token-file /dev/zero", &["the token in /dev/zero", "1 to 1024 ASCII letters"]),
         ("train --data bundled --token-file nowhere", &["--listen"]),
         ("train --data bundled --token-file nowhere --threads 1", &["--token-file", "cannot be used with '--threads"]),
-        ("plan --workers 3", &["--workers 3", "at most 2"]),
+        ("plan --workers 5", &["--workers 5", "at most 4"]),
         ("plan --model alexnot", &["alexnot", "alexnet"]),
         ("plan --batch 0", &["--batch", "0"]),
         ("plan --gflops 0", &["--gflops", "from 0.1"]),
@@ -248,7 +248,7 @@ fn a_checkpoint_that_does_not_fit_or_is_damaged_is_refused_and_left_as_it_is() {
     refused("train --steps 8 --lr 0.5", resume, MISUSED, &["lr is 0.5", "0.02", "must keep its lr"]);
     refused("train --steps 8 --batch 6", resume, MISUSED, &["batch is 6", "has 5"]);
     refused("train --steps 8 --seed 2", resume, MISUSED, &["seed is 2", "has 1"]);
-    refused("train --steps 8 --slots 2", resume, MISUSED, &["slots is 2", "has 1"]);
+    refused("train --steps 8 --slots 1", resume, MISUSED, &["slots is 1", "has 2"]);
     refused("train --steps 8 --model alexnet-fashion", resume, MISUSED, &["alexnet-fashion", "small"]);
     refused("train --steps 3", resume, MISUSED, &["after step 3", "checkpoint's step 4", "larger --epochs or --steps"]);
     refused("train --steps 4 --batch 5", fitting, MISUSED, &["already holds a run", "--resume", "--out"]);
@@ -443,7 +443,7 @@ fn resuming_needs_no_other_word_and_changes_no_finished_run() {
     assert!(text.contains("has ended already") && text.contains(&hash(&out)), "{text}");
     assert_eq!(before, (fs::read(out.join("run.json")).unwrap(), fs::read(out.join("metrics.jsonl")).unwrap()));
     // What is asked for beside it is looked at all the same.
-    refused("train --workers 3", &[("--resume", &out)], MISUSED, &["--workers 3", "must be at most 2"]);
+    refused("train --workers 5", &[("--resume", &out)], MISUSED, &["--workers 5", "must be at most 4"]);
     refused("train --data synthetic", &[("--resume", &out)], MISUSED, &["the data are not those", "give --data"]);
     let text = succeed("train --steps 5", &[("--resume", &out)]);
     assert!(text.contains("schedule ends at step 3;"), "{text}");

@@ -571,7 +571,7 @@ fn four_workers_hold_four_towers_and_mistakes_are_named() {
     let model = folder.path().join("four.toml");
     std::fs::write(&model, support::FOUR_TOWERS).unwrap();
     let whole = embedded(folder.path(), &format!("--steps 12 --model {}", model.display()));
-    let of_replicas = embedded(folder.path(), "--steps 12 --slots 2");
+    let of_replicas = embedded(folder.path(), "--steps 12");
     for compose in &composes {
         let project = Project::new(compose, &image, folder.path());
         project.run(&["up", "-d", "--scale", "worker=4", "worker"]);
@@ -583,7 +583,7 @@ fn four_workers_hold_four_towers_and_mistakes_are_named() {
         assert_eq!(record(&runs.join("four"))["workers"].as_array().unwrap().len(), 4);
         assert_eq!(project.wait_healthy("worker", 4), ids, "the job took none of them away");
         let mut replicas = project.command(&[&JOB[..], &["--out", "/runs/replicas"]].concat());
-        let output = output_of(replicas.env("CONVOY_WORKERS", "4").env("CONVOY_SLOTS", "2"));
+        let output = output_of(replicas.env("CONVOY_WORKERS", "4"));
         assert!(output.status.success(), "{}", said(&output));
         let run = project.runs().join("replicas");
         assert_eq!((hash(&run), exchanges_directly(&run)), (of_replicas.clone(), true), "{}", said(&output));
@@ -606,7 +606,7 @@ fn four_workers_hold_four_towers_and_mistakes_are_named() {
             assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", said(&output));
             parts.iter().for_each(|part| assert!(said(&output).contains(part), "no \"{part}\" in {}", said(&output)));
         };
-        refused(&["--workers", "3"], 2, &["--workers 3", "must be at most 2"]);
+        refused(&["--workers", "5"], 2, &["--workers 5", "must be at most 4"]);
         refused(&["--out", "/runs/four"], 2, &["/runs/four", "--resume"]);
         refused(&["--model", "/data/five.toml"], 2, &["/data/five.toml", "No such file"]);
         refused(&["--data", "/data"], 1, &["/data", "train-images-idx3-ubyte"]);

@@ -67,6 +67,15 @@ fn the_plan_estimates_a_step_on_other_numbers_of_workers() {
     ] {
         assert!(table.contains(part), "no \"{part}\" in\n{table}");
     }
+    // By default, three workers hold two replicas of two towers, and one of them computes twice as much as the others.
+    let uneven = "plan --slots 3 --workers 3 --gflops 60 --link-mbit 1000";
+    let json = |command: &str| serde_json::from_str::<Value>(&support::succeed(command, &[])).unwrap();
+    let (table, planned) = (support::succeed(uneven, &[]), json(&format!("{uneven} --json")));
+    assert!(table.contains("; with --replicas 3, 3 workers take "), "{table}");
+    assert_eq!(planned["estimate"]["better_replicas"], 3, "{planned}");
+    let asked = json(&format!("{uneven} --replicas 2 --json"));
+    assert_eq!(asked["estimate"]["better_replicas"], serde_json::Value::Null, "{asked}");
+
     let thousand = support::succeed(
         "plan --model alexnet --workers 1000 --slots 500 --batch 1000 --gflops 50 --link-mbit 1000",
         &[],

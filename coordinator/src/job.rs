@@ -29,14 +29,27 @@ pub mod defaults {
     pub const SCHEDULE: Schedule = Schedule::OneCycle;
     /// The job's seed.
     pub const SEED: u64 = 1;
-    /// Slots per batch.
-    pub const SLOTS: usize = 1;
-    /// Micro-batches per slot.
-    pub const MICRO_BATCHES: usize = 2;
+    /// Slots per batch, unless it has fewer images: see [`slots`].
+    const SLOTS: usize = 2;
+    /// Micro-batches of each replica. Its worker computes one while tensors of another are sent.
+    const MICRO_BATCHES: usize = 2;
     /// Checkpoints to keep.
     pub const KEEP: usize = 3;
     /// How long to wait for another worker after a fault.
     pub const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// Slots of a batch of `batch` images: two, so that a network can have two replicas of each tower. docs/PERFORMANCE.md says what more of
+    /// them cost.
+    pub fn slots(batch: usize) -> usize {
+        SLOTS.min(batch)
+    }
+
+    /// Micro-batches per slot, for batches of `batch` images in `slots` slots, which `replicas` replicas compute: the fewest that give each
+    /// replica two, where it has the images.
+    pub fn micro_batches(batch: usize, slots: usize, replicas: usize) -> usize {
+        let slots_of_each = (slots / replicas).max(1);
+        MICRO_BATCHES.div_ceil(slots_of_each).min(batch)
+    }
 }
 
 /// The last step of a job is at most this. Larger whole numbers are not exact in every reader of JSON.
@@ -190,6 +203,21 @@ impl Asked {
         settle("model", self.model.clone(), before.map(|job| job.model.clone()), default)
     }
 
+    fn batch_of(&self, before: Option<&Job>) -> Result<usize, SettingError> {
+        let batch = settle("batch", self.batch, before.map(|job| job.batch), defaults::BATCH)?;
+        check_batch(batch)?;
+        Ok(batch)
+    }
+
+    /// The slots of a batch: as requested, those of the checkpoint's job, `before`, or else the default.
+    ///
+    /// # Errors
+    /// When the size of the batch is invalid, or a value differs from that of `before`.
+    pub fn slots_of(&self, before: Option<&Job>) -> Result<usize, SettingError> {
+        let default = defaults::slots(self.batch_of(before)?);
+        settle("slots", self.slots, before.map(|job| job.slots), default)
+    }
+
     /// The job and its last step, for data with `steps_per_epoch(batch)` steps per epoch.
     ///
     /// # Errors
@@ -203,8 +231,7 @@ impl Asked {
     ) -> Result<(Job, u64), SettingError> {
         let last_step = before.map(|(_, last_step)| last_step);
         let before = before.map(|(job, _)| job);
-        let batch = settle("batch", self.batch, before.map(|job| job.batch), defaults::BATCH)?;
-        check_batch(batch)?;
+        let batch = self.batch_of(before)?;
         let steps_per_epoch = steps_per_epoch(batch);
         let length = self.length.unwrap_or(last_step.map_or(Length::Epochs(defaults::EPOCHS), Length::Steps));
         let end = length.steps(steps_per_epoch);
@@ -226,7 +253,7 @@ impl Asked {
             span,
             order: settle("order", self.order, before.map(|job| job.order), Order::Shuffled)?,
             seed: settle("seed", self.seed, before.map(|job| job.seed), defaults::SEED)?,
-            slots: settle("slots", self.slots, before.map(|job| job.slots), defaults::SLOTS)?,
+            slots: self.slots_of(before)?,
             init: before.map_or(init, |job| job.init.clone()),
         };
         job.check()?;

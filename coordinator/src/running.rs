@@ -9,7 +9,7 @@ use std::time::Duration;
 use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
 use convoy_common::model::Network;
-use convoy_common::placement::PlacementError;
+use convoy_common::placement::{Placement, PlacementError};
 use convoy_common::plan::Plan;
 use convoy_common::token::Token;
 
@@ -35,7 +35,7 @@ pub struct Running {
     pub listen: Option<Address>,
     /// The secret that remote workers must present, if any.
     pub token: Option<Token>,
-    /// Micro-batches per slot. None: [`defaults::MICRO_BATCHES`], but no more than the batch has images.
+    /// Micro-batches per slot. None: [`defaults::micro_batches`].
     pub micro_batches: Option<usize>,
     /// Steps between checkpoints. None: the steps of one epoch.
     pub checkpoint_every: Option<u64>,
@@ -100,12 +100,13 @@ impl Running {
         Plan::new(network.clone(), workers, slots, self.replicas).or_else(|_| Plan::new(network, workers, slots, None))
     }
 
-    /// Micro-batches per slot, for batches of `batch` images.
+    /// Micro-batches per slot, for batches of `batch` images that are placed as in `placement`.
     ///
     /// # Errors
     /// When the requested number is 0, or larger than the batch.
-    pub fn micro_batches_of(&self, batch: usize) -> Result<usize, SettingError> {
-        let micro_batches = self.micro_batches.unwrap_or(defaults::MICRO_BATCHES.min(batch));
+    pub fn micro_batches_of(&self, batch: usize, placement: &Placement) -> Result<usize, SettingError> {
+        let default = || defaults::micro_batches(batch, placement.slots, placement.replicas());
+        let micro_batches = self.micro_batches.unwrap_or_else(default);
         check_parts("--micro-batches", micro_batches, batch)?;
         Ok(micro_batches)
     }

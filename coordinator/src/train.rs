@@ -129,8 +129,8 @@ fn ended_already(training: &Training) -> Result<Option<Ended>, JobError> {
     let steps_per_epoch = job.span.steps_per_epoch;
     let (job, end) = training.asked.resolve(Some((&job, last_step)), job.data.clone(), None, |_| steps_per_epoch)?;
     let network = Network::parse(&job.model)?;
-    training.running.micro_batches_of(job.batch)?;
-    training.running.plan(network, job.slots)?;
+    let plan = training.running.plan(network, job.slots)?;
+    training.running.micro_batches_of(job.batch, &plan.placement)?;
     Ok((progress.step == end).then(|| Ended {
         interrupted: false,
         steps: progress.step,
@@ -190,8 +190,7 @@ impl Run {
         let network = Network::parse(&text)?;
         asked.model = Some(text);
         let seed = asked.seed.or(before.map(|job| job.seed)).unwrap_or(crate::job::defaults::SEED);
-        let slots = asked.slots.or(before.map(|job| job.slots)).unwrap_or(crate::job::defaults::SLOTS);
-        let plan = running.plan(network.clone(), slots)?;
+        let plan = running.plan(network.clone(), asked.slots_of(before)?)?;
         let workers = plan.workers;
         let threads = running.threads_of_each(workers)?;
         let data = choice.load(&Wanted::by(&network, seed), &places)?;
@@ -221,7 +220,7 @@ impl Run {
         if last_step < progress.step {
             return Err(JobError::EndsBeforeItStarts { end: last_step, step: progress.step });
         }
-        let micro_batches = running.micro_batches_of(job.batch)?;
+        let micro_batches = running.micro_batches_of(job.batch, &plan.placement)?;
         let notices = [schedule_outrun(&job, last_step), nothing_kept(&running.trace, progress.step + 1, last_step)];
         notices.into_iter().flatten().for_each(|text| observer.on(Event::Notice { text }));
         let earlier = resumed.as_ref().and_then(|(path, _)| folder::run_of(path));

@@ -2,8 +2,6 @@
 
 use convoy_common::batch::Division;
 use convoy_common::estimate::{self, End, Estimate, Rates};
-use convoy_common::links::Links;
-use convoy_common::model::Network;
 use convoy_common::plan::Plan;
 use serde_json::{Value, json};
 
@@ -16,6 +14,12 @@ const MICRO_BATCHES_MAX: usize = 1024;
 
 /// Twice as many workers pay if a step becomes at least this many times as fast.
 const PAYS: f64 = 1.25;
+
+/// More replicas of the requested number of workers are worth a row if they make a step at least this many times as fast.
+const MORE_REPLICAS_PAY: f64 = 1.05;
+/// Numbers of replicas that are tried, and the most workers for which they are. Each takes an estimate of its own.
+const REPLICAS_TRIED: usize = 8;
+const WORKERS_TRIED: usize = 64;
 
 /// What machines and links do, as said on the command line.
 #[derive(clap::Args)]
@@ -64,7 +68,8 @@ struct Row {
 }
 
 impl Estimates {
-    /// Estimates a step of `plan`, and of the same network on 1, 2, 4, ... workers, up to one for each tower of each slot. None if no rate
+    /// Estimates a step of `plan`, and of the same network on 1, 2, 4, ... workers, up to one for each tower of each slot. `divided` divides
+    /// the batch for a plan. With `tries_replicas`, it also looks for a better number of replicas for the workers of `plan`. None if no rate
     /// is given.
     ///
     /// # Errors
@@ -72,30 +77,33 @@ impl Estimates {
     pub(super) fn of(
         plan: &Plan,
         batch: usize,
-        division: Division,
+        divided: impl Fn(&Plan) -> Division,
+        tries_replicas: bool,
         machines: &Machines,
     ) -> Result<Option<Self>, Misuse> {
         let Some(rates) = machines.rates()? else { return Ok(None) };
-        let Division { slots, micro_batches } = division;
-        if slots.saturating_mul(micro_batches).min(batch) > MICRO_BATCHES_MAX {
-            return Err(Misuse(format!(
-                "--slots {slots} and --micro-batches {micro_batches} make more than {MICRO_BATCHES_MAX} micro-batches; \
-                 --gflops can estimate a step of at most {MICRO_BATCHES_MAX}"
-            )));
-        }
         let row = |plan: &Plan, is_usual| {
+            let division = divided(plan);
+            check_division(division, batch)?;
             let step = estimate::step(plan, batch, division, rates);
-            Row { workers: plan.workers, replicas: plan.placement.replicas(), is_requested: false, is_usual, step }
+            Ok(Row { workers: plan.workers, replicas: plan.placement.replicas(), is_requested: false, is_usual, step })
         };
         let doubled = std::iter::successors(Some(1_usize), |workers| workers.checked_mul(2));
-        let usual = doubled.map_while(|workers| placed(&plan.network, workers, slots, &plan.links));
-        let mut rows: Vec<_> = usual.map(|usual| row(&usual, true)).collect();
+        let usual = doubled.map_while(|workers| placed(plan, workers));
+        let mut rows = usual.map(|usual| row(&usual, true)).collect::<Result<Vec<_>, Misuse>>()?;
         let is_it = |row: &Row| (row.workers, row.replicas) == (plan.workers, plan.placement.replicas());
         if !rows.iter().any(is_it) {
-            rows.push(row(plan, false));
+            rows.push(row(plan, false)?);
         }
         rows.iter_mut().for_each(|row| row.is_requested = is_it(row));
-        rows.sort_by_key(|row| row.workers);
+        if tries_replicas {
+            let more = with_more_replicas(plan).map(|plan| row(&plan, false)).collect::<Result<Vec<_>, Misuse>>()?;
+            let requested = rows.iter().find(|row| row.is_requested);
+            let pays =
+                |more: &Row| requested.is_some_and(|row| row.step.seconds >= MORE_REPLICAS_PAY * more.step.seconds);
+            rows.extend(fastest(more.into_iter().filter(pays)));
+        }
+        rows.sort_by_key(|row| (row.workers, row.replicas));
         Ok(Some(Self { rates, batch, rows }))
     }
 
@@ -156,7 +164,7 @@ impl Estimates {
 
     /// The row with the shortest step.
     fn fastest(&self) -> Option<&Row> {
-        self.rows.iter().min_by(|one, other| one.step.seconds.total_cmp(&other.step.seconds))
+        fastest(self.rows.iter())
     }
 
     fn verdict(&self) -> String {
@@ -164,12 +172,25 @@ impl Estimates {
             return "the job can use no more workers".to_owned();
         };
         let shortest = format!("the shortest step of the table has {}", counted(fastest.workers, "worker", "workers"));
-        match self.pays_up_to() {
-            1 => format!("two workers do not make a step {PAYS} times as fast as one; {shortest}"),
-            last => {
-                format!("each doubling up to {last} workers makes a step at least {PAYS} times as fast; {shortest}")
-            }
-        }
+        let pays = match self.pays_up_to() {
+            1 => format!("two workers do not make a step {PAYS} times as fast as one"),
+            last => format!("each doubling up to {last} workers makes a step at least {PAYS} times as fast"),
+        };
+        let replicas = self.better_replicas().map(|better| {
+            let workers = counted(better.workers, "worker", "workers");
+            format!(
+                "; with --replicas {}, {workers} take {:.1} ms per step",
+                better.replicas,
+                better.step.seconds * 1e3
+            )
+        });
+        format!("{pays}; {shortest}{}", replicas.unwrap_or_default())
+    }
+
+    /// The row of the requested number of workers with more replicas than requested, if there is one.
+    fn better_replicas(&self) -> Option<&Row> {
+        let requested = self.rows.iter().find(|row| row.is_requested)?;
+        self.rows.iter().find(|row| row.workers == requested.workers && row.replicas > requested.replicas)
     }
 
     pub(super) fn as_json(&self) -> Value {
@@ -189,12 +210,40 @@ impl Estimates {
             "gflops": self.rates.operations / 1e9,
             "link_mbit": if self.rates.bits.is_finite() { Some(self.rates.bits / 1e6) } else { None },
             "pays_up_to_workers": self.pays_up_to(), "fastest_workers": self.fastest().map(|row| row.workers),
+            "better_replicas": self.better_replicas().map(|row| row.replicas),
             "steps": rows.collect::<Vec<_>>(),
         })
     }
 }
 
-/// The network on `workers` workers. None if there are too many.
-fn placed(network: &Network, workers: usize, slots: usize, links: &Links) -> Option<Plan> {
-    Some(Plan::new(network.clone(), workers, slots, None).ok()?.linked(links.clone()))
+/// The row with the shortest step.
+fn fastest<R: std::borrow::Borrow<Row>>(rows: impl Iterator<Item = R>) -> Option<R> {
+    rows.min_by(|one, other| one.borrow().step.seconds.total_cmp(&other.borrow().step.seconds))
+}
+
+/// The same job on as many workers, with more replicas.
+fn with_more_replicas(plan: &Plan) -> impl Iterator<Item = Plan> {
+    let placement = &plan.placement;
+    let tried = if plan.workers <= WORKERS_TRIED { REPLICAS_TRIED } else { 0 };
+    (placement.replicas() + 1..=placement.slots).take(tried).filter_map(|replicas| {
+        let placed = Plan::new(plan.network.clone(), plan.workers, placement.slots, Some(replicas)).ok()?;
+        Some(placed.linked(plan.links.clone()))
+    })
+}
+
+/// Checks that a step has no more micro-batches than can be estimated.
+fn check_division(Division { slots, micro_batches }: Division, batch: usize) -> Result<(), Misuse> {
+    if slots.saturating_mul(micro_batches).min(batch) <= MICRO_BATCHES_MAX {
+        return Ok(());
+    }
+    Err(Misuse(format!(
+        "--slots {slots} and --micro-batches {micro_batches} make more than {MICRO_BATCHES_MAX} micro-batches; \
+         --gflops can estimate a step of at most {MICRO_BATCHES_MAX}"
+    )))
+}
+
+/// The same job on `workers` workers. None if there are too many.
+fn placed(plan: &Plan, workers: usize) -> Option<Plan> {
+    let placed = Plan::new(plan.network.clone(), workers, plan.placement.slots, None).ok()?;
+    Some(placed.linked(plan.links.clone()))
 }
