@@ -62,7 +62,7 @@ struct Steps {
     /// Worker processes, at most the number of towers times the number of slots [default: one per tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
-    /// Slots per batch, as in `convoy train` [default: 2]
+    /// Slots per batch, as in `convoy train` [default: 2, or 1 if the batch is a single image]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     slots: Option<usize>,
     /// How workers send each other tensors, as in `convoy train`: auto, direct or relay
@@ -71,7 +71,7 @@ struct Steps {
     /// Compute threads of each worker [default: the machine's cores divided by the workers]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
     threads: Option<usize>,
-    /// Micro-batches per slot, as in `convoy train` [default: the fewest that give each replica two]
+    /// Micro-batches per slot, as in `convoy train` [default: the fewest with which each replica has at least two]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     micro_batches: Option<usize>,
     /// Instruction set of the kernels: scalar, avx2, avx512 or neon [default: the best that the machine has]

@@ -19,7 +19,7 @@ use convoy_coordinator::state::snapshot_bytes;
 use convoy_worker::forecast;
 use serde_json::{Value, json};
 
-use self::estimate::{Estimates, Machines};
+use self::estimate::{Estimates, Machines, Planned};
 use crate::numbers::{AT_LEAST_1, counted, whole};
 use crate::settings;
 use crate::table::aligned;
@@ -43,10 +43,10 @@ pub(crate) struct Arguments {
     /// Images per step
     #[arg(long, value_name = "N", default_value_t = BATCH, value_parser = whole::<usize>(1..=BATCH_MAX as u64))]
     batch: usize,
-    /// Slots per batch, as in `convoy train` [default: 2]
+    /// Slots per batch, as in `convoy train` [default: 2, or 1 if the batch is a single image]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     slots: Option<usize>,
-    /// Micro-batches per slot, as in `convoy train` [default: the fewest that give each replica two]
+    /// Micro-batches per slot, as in `convoy train` [default: the fewest with which each replica has at least two]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     micro_batches: Option<usize>,
     #[command(flatten)]
@@ -64,7 +64,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let plan = Plan::new(network, workers, slots, arguments.replicas)?.linked(links);
     let divided = |plan: &Plan| division(arguments, plan);
     let step = Step { batch: arguments.batch, division: divided(&plan) };
-    let estimates = Estimates::of(&plan, step.batch, divided, arguments.replicas.is_none(), &arguments.machines)?;
+    let tries_replicas = arguments.replicas.is_none();
+    let planned = Planned { plan: &plan, batch: step.batch, divided: &divided, tries_replicas };
+    let estimates = Estimates::of(&planned, &arguments.machines)?;
     let text = if arguments.json {
         let mut planned = as_json(&plan, step);
         if let Some(estimates) = estimates {
@@ -93,7 +95,9 @@ fn slots(arguments: &Arguments) -> Result<usize, JobError> {
     let &Arguments { batch, slots, micro_batches, .. } = arguments;
     let slots = slots.unwrap_or(defaults::slots(batch));
     check_parts("--slots", slots, batch)?;
-    micro_batches.map_or(Ok(()), |micro_batches| check_parts("--micro-batches", micro_batches, batch))?;
+    if let Some(micro_batches) = micro_batches {
+        check_parts("--micro-batches", micro_batches, batch)?;
+    }
     Ok(slots)
 }
 

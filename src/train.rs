@@ -79,7 +79,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     slots: Option<usize>,
     /// Micro-batches of each slot. Workers compute one while the tensors of another are sent. This number does not change the result
-    /// [default: the fewest that give each replica two]
+    /// [default: the fewest with which each replica has at least two]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     micro_batches: Option<usize>,
     /// Worker processes, at most the number of towers times the number of slots [default: one per tower]

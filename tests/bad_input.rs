@@ -524,7 +524,7 @@ fn a_wrong_value_from_the_environment_is_named_as_such() {
         let output = support::output_of(command.args(arguments.split_whitespace()).env("CONVOY_WORKERS", "9"));
         assert_eq!(output.status.code(), Some(MISUSED), "{}", said(&output));
         let text = said(&output);
-        assert!(text.contains("--workers 9: must be at most 2"), "{text}");
+        assert!(text.contains("--workers 9: must be at most 4"), "{text}");
         assert_eq!(text.contains("the environment variable CONVOY_WORKERS=9"), note, "{text}");
     }
     let mut command = support::convoy();

@@ -130,11 +130,36 @@ fn jobs_that_start_at_once_claim_a_folder_each() {
     assert_eq!((runs.len(), seeds), (6, (1..=6).collect()), "{runs:?}");
 }
 
+/// Slots belong to the job, and follow from the batch. Micro-batches belong to the run, and follow from the replicas.
+#[test]
+fn slots_and_micro_batches_follow_from_the_batch_and_the_replicas() {
+    let folder = TempDir::new().unwrap();
+    let divided = |job: &str, name: &str, more: &[(&str, &Path)]| {
+        let out = folder.path().join(name);
+        succeed(&format!("train --data bundled {job}"), &[&[("--out", out.as_path())], more].concat());
+        let record = support::record(&out);
+        let number = |value: &Value| value.as_u64().unwrap();
+        let running = &record["running"];
+        [number(&record["configuration"]["slots"]), number(&running["replicas"]), number(&running["micro_batches"])]
+    };
+    assert_eq!(divided("--batch 1 --steps 2", "single", &[]), [1, 1, 1]);
+    assert_eq!(divided("--batch 8 --steps 2", "usual", &[]), [2, 1, 1]);
+    assert_eq!(divided("--batch 8 --steps 2 --workers 4", "replicas", &[]), [2, 2, 2]);
+    assert_eq!(divided("--batch 8 --steps 2 --slots 1", "one", &[]), [1, 1, 2]);
+    for (before, slots, workers, expected) in
+        [("one", "", 2, [1, 1, 2]), ("usual", "--slots 2", 4, [2, 2, 2]), ("replicas", "", 1, [2, 1, 1])]
+    {
+        let run = folder.path().join(before);
+        let job = format!("--steps 3 {slots} --workers {workers}");
+        assert_eq!(divided(&job, &format!("{before}-more"), &[("--resume", &run)]), expected, "{before}");
+    }
+}
+
 /// A job that is refused claims no folder.
 #[test]
 fn a_job_that_is_refused_leaves_no_folder() {
     let folder = TempDir::new().unwrap();
-    for arguments in ["train --data ./nowhere", "train --data bundled --lr nan", "train --data bundled --workers 3"] {
+    for arguments in ["train --data ./nowhere", "train --data bundled --lr nan", "train --data bundled --workers 5"] {
         let mut command = support::convoy();
         let output = output_of(command.args(arguments.split_whitespace()).current_dir(folder.path()));
         assert!(!output.status.success(), "{arguments}");
@@ -167,7 +192,7 @@ fn a_temporary_folder_that_can_have_no_socket_stops_no_job() {
 /// copy for a snapshot counts.
 #[test]
 fn workers_hold_as_much_memory_as_the_plan_says() {
-    plan_predicts_memory("--batch 512 --slots 8", "--data bundled --steps 3");
+    plan_predicts_memory("--batch 512 --slots 8 --micro-batches 2", "--data bundled --steps 3");
     plan_predicts_memory("--batch 16 --model alexnet", "--data synthetic --steps 2");
     // Replicas also hold sums of gradients.
     plan_predicts_memory("--batch 16 --model alexnet --slots 2 --workers 4", "--data synthetic --steps 2");

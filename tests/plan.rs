@@ -44,7 +44,7 @@ fn the_plan_estimates_a_step_on_other_numbers_of_workers() {
         serde_json::from_str::<Value>(&text).unwrap()["estimate"].clone()
     };
     assert_eq!(estimate(""), Value::Null, "without a rate there is nothing to estimate");
-    let (fast, slow) = (estimate("--gflops 100"), estimate("--gflops 100 --link-mbit 100"));
+    let (fast, slow) = (estimate("--replicas 1 --gflops 100"), estimate("--replicas 1 --gflops 100 --link-mbit 100"));
     let workers = |estimate: &Value| -> Vec<u64> {
         estimate["steps"].as_array().unwrap().iter().map(|row| row["workers"].as_u64().unwrap()).collect()
     };
@@ -67,14 +67,18 @@ fn the_plan_estimates_a_step_on_other_numbers_of_workers() {
     ] {
         assert!(table.contains(part), "no \"{part}\" in\n{table}");
     }
-    // By default, three workers hold two replicas of two towers, and one of them computes twice as much as the others.
+    // By default, three workers hold two replicas of two towers, and one of them computes four times as much of the trunk as each of the others.
     let uneven = "plan --slots 3 --workers 3 --gflops 60 --link-mbit 1000";
     let json = |command: &str| serde_json::from_str::<Value>(&support::succeed(command, &[])).unwrap();
     let (table, planned) = (support::succeed(uneven, &[]), json(&format!("{uneven} --json")));
-    assert!(table.contains("; with --replicas 3, 3 workers take "), "{table}");
+    assert!(table.contains("\nwith --replicas 3, a step on 3 workers takes "), "{table}");
     assert_eq!(planned["estimate"]["better_replicas"], 3, "{planned}");
     let asked = json(&format!("{uneven} --replicas 2 --json"));
     assert_eq!(asked["estimate"]["better_replicas"], serde_json::Value::Null, "{asked}");
+
+    // The estimates of other numbers of workers, which have more micro-batches, are left out.
+    let most = json("plan --slots 600 --batch 1200 --gflops 50 --json");
+    assert_eq!(most["estimate"]["steps"].as_array().unwrap().last().unwrap()["workers"], 512, "{most}");
 
     let thousand = support::succeed(
         "plan --model alexnet --workers 1000 --slots 500 --batch 1000 --gflops 50 --link-mbit 1000",

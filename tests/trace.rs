@@ -48,6 +48,11 @@ fn account(run: &Path) -> Value {
     serde_json::from_str(&succeed(&format!("trace --json {}", run.display()), &[])).unwrap()
 }
 
+/// Spans of segments of a worker and step, for AlexNet's five convolutions and three linear layers in two towers. Each of the two
+/// micro-batches passes five segments forward. Backward, its pass of the trunk is interrupted after each convolution, and three segments are
+/// left. The weight gradients of the linear layers are formed once a step.
+const SEGMENT_SPANS: usize = 2 * (5 + 5 + 3) + 3;
+
 /// Slices of a category, with all that is around them.
 const SLICES: &str = "select s.id, s.ts, s.ts + s.dur, s.category, p.pid, s.parent_id, extract_arg(s.arg_set_id, 'args.step') \
     from slice s join thread_track t on s.track_id = t.id join thread using(utid) join process p using(upid)";
@@ -129,8 +134,7 @@ fn perfetto_finds_every_exchange_and_no_fault(exchange: &str) {
     }
     let plan: Value = serde_json::from_str(&succeed("plan --model alexnet --json", &[])).unwrap();
     let layers = plan["layers"].as_array().unwrap().len();
-    // The weight gradients of the three linear layers are formed once a step.
-    let expected = [2 * 2 * layers + 3, 2 * 2 * 5 + 3].map(|of_worker| steps * 2 * of_worker);
+    let expected = [2 * 2 * layers + 3, SEGMENT_SPANS].map(|of_worker| steps * 2 * of_worker);
     assert_eq!(seen, expected, "every layer and segment, there and back");
     assert_eq!(answers[4][0][0].as_u64(), Some(steps as u64));
 }
@@ -474,12 +478,7 @@ fn a_receiver_of_otlp_gets_a_trace_a_step() {
                 segments += 1;
             }
         }
-        // The weight gradients of the three linear layers are formed once a step, after the backward passes of their segments.
-        let expected = 2 * (2 * 2 * 5 + 3);
-        assert_eq!(
-            segments, expected,
-            "two workers: two micro-batches, there and back, five segments; three weight gradients"
-        );
+        assert_eq!(segments, 2 * SEGMENT_SPANS, "two workers");
         for name in ["loss", "send images"] {
             let found = of_step.iter().find(|span| span["name"] == name).unwrap();
             assert_eq!((&found["parent"], &found["service"]), (&root["span"], &"convoy-coordinator".into()));
@@ -526,7 +525,7 @@ fn damaged_traces_are_named_and_read_as_far_as_possible() {
         (head, "holds no step"),
         (
             &head.replace("\"head\":[0,1]", "\"head\":[0,7]"),
-            "a placement (towers of each replica: [2]; slices: 2; slots: 1; workers: 8)",
+            "a placement (towers of each replica: [2]; slices: 2; slots: 2; workers: 8)",
         ),
         (&head.replace("\"hosts\":[", "\"hosts\":[\"more\","), "it names 3 workers for a plan of 2"),
         ("\u{0}\u{1}\u{2}", "is not the head of a trace"),

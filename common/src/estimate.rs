@@ -1,4 +1,4 @@
-//! How long a step takes: the plan of a job, executed on paper. Every worker computes at a given rate, in the order of arrival, and every
+//! How long a step takes: the plan of a job, executed on paper. Every worker computes at a given rate, in the order of a real worker, and every
 //! link carries a given number of bits per second in each direction. Pure.
 //!
 //! Not here: the latency of a link, the time of the loss and of a commit, layers without multiply-adds, measurements and snapshots. A rate

@@ -31,6 +31,7 @@ pub mod defaults {
     pub const SEED: u64 = 1;
     /// Slots per batch, unless it has fewer images: see [`slots`].
     const SLOTS: usize = 2;
+    const _: () = assert!(SLOTS == 2, "the help texts of --slots say so");
     /// Micro-batches of each replica. Its worker computes one while tensors of another are sent.
     const MICRO_BATCHES: usize = 2;
     /// Checkpoints to keep.
@@ -44,11 +45,39 @@ pub mod defaults {
         SLOTS.min(batch)
     }
 
-    /// Micro-batches per slot, for batches of `batch` images in `slots` slots, which `replicas` replicas compute: the fewest that give each
-    /// replica two, where it has the images.
+    /// Micro-batches per slot, for batches of `batch` images in `slots` slots, which at most as many replicas compute: the fewest with which
+    /// each replica has at least two, if a slot has as many images.
     pub fn micro_batches(batch: usize, slots: usize, replicas: usize) -> usize {
-        let slots_of_each = (slots / replicas).max(1);
-        MICRO_BATCHES.div_ceil(slots_of_each).min(batch)
+        debug_assert!((1..=slots).contains(&replicas), "{replicas} replicas of {slots} slots");
+        MICRO_BATCHES.div_ceil(slots / replicas).min(batch.div_ceil(slots))
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn each_replica_has_two_micro_batches_where_it_has_the_images() {
+            assert_eq!([1, 2, 3, 64].map(slots), [1, 2, 2, 2]);
+            for ([batch, slots, replicas], expected) in [
+                ([1, 1, 1], 1),
+                ([64, 1, 1], 2),
+                ([64, 2, 1], 1),
+                ([64, 2, 2], 2),
+                ([64, 3, 2], 2),
+                ([64, 8, 1], 1),
+                ([64, 8, 4], 1),
+                ([64, 8, 8], 2),
+                ([3, 3, 3], 1),
+                ([4, 3, 3], 2),
+            ] {
+                assert_eq!(
+                    micro_batches(batch, slots, replicas),
+                    expected,
+                    "{batch} images, {slots} slots, {replicas} replicas"
+                );
+            }
+        }
     }
 }
 

@@ -178,7 +178,9 @@ fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
         let Checkpoint { path: found, manifest, state } = checkpoint;
         let (data, test_images) = (manifest.data_source(), manifest.test_images);
         let batch = manifest.job.batch;
-        let division = manifest.job.division(defaults::micro_batches(batch, manifest.job.slots, 1));
+        // Replicas may have trained with micro-batches as small as these.
+        let slots = manifest.job.slots;
+        let division = manifest.job.division(defaults::micro_batches(batch, slots, slots));
         let micro_batch = division.largest_micro_batch(batch).min(MICRO_BATCH);
         let Job { model: own, seed, .. } = manifest.job;
         if model.as_ref().is_some_and(|model| *model != own) {

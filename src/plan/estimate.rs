@@ -1,5 +1,7 @@
 //! The part of `convoy plan` that estimates a step on other numbers of workers, and says where more workers stop paying.
 
+use std::cmp::Ordering;
+
 use convoy_common::batch::Division;
 use convoy_common::estimate::{self, End, Estimate, Rates};
 use convoy_common::plan::Plan;
@@ -15,17 +17,18 @@ const MICRO_BATCHES_MAX: usize = 1024;
 /// Twice as many workers pay if a step becomes at least this many times as fast.
 const PAYS: f64 = 1.25;
 
-/// More replicas of the requested number of workers are worth a row if they make a step at least this many times as fast.
+/// More replicas of the requested workers get a row if they make a step at least this many times as fast.
 const MORE_REPLICAS_PAY: f64 = 1.05;
-/// Numbers of replicas that are tried, and the most workers for which they are. Each takes an estimate of its own.
-const REPLICAS_TRIED: usize = 8;
-const WORKERS_TRIED: usize = 64;
+
+/// The most workers for which more replicas are tried, and the most numbers of replicas that are tried. Each needs an estimate of its own.
+const TRIED_MAX: usize = 32;
 
 /// What machines and links do, as said on the command line.
 #[derive(clap::Args)]
 pub(super) struct Machines {
     /// GFLOP/s of one worker, as `convoy bench --workers 1` measures it for the same model, batch and threads. With this flag, the
-    /// output also has estimates of the duration of a step on 1, 2, 4, ... workers, with as few replicas as possible
+    /// output also has estimates of the duration of a step on 1, 2, 4, ... workers, with as few replicas as possible, and says whether more
+    /// replicas make a step on the requested workers shorter
     #[arg(long, value_name = "N", value_parser = rate)]
     gflops: Option<f64>,
     /// For the estimate (--gflops): Mbit/s of the link of each worker and of the coordinator, in each direction [default: no limit]
@@ -67,44 +70,67 @@ struct Row {
     step: Estimate,
 }
 
-impl Estimates {
-    /// Estimates a step of `plan`, and of the same network on 1, 2, 4, ... workers, up to one for each tower of each slot. `divided` divides
-    /// the batch for a plan. With `tries_replicas`, it also looks for a better number of replicas for the workers of `plan`. None if no rate
-    /// is given.
+/// The job whose step is estimated.
+pub(super) struct Planned<'a> {
+    pub(super) plan: &'a Plan,
+    /// Images per step.
+    pub(super) batch: usize,
+    /// Divides a batch for a plan.
+    pub(super) divided: &'a dyn Fn(&Plan) -> Division,
+    /// Whether more replicas of the plan's workers are tried.
+    pub(super) tries_replicas: bool,
+}
+
+impl Planned<'_> {
+    /// The estimate for `plan`.
     ///
     /// # Errors
-    /// When a rate is missing, or the step has too many micro-batches.
-    pub(super) fn of(
-        plan: &Plan,
-        batch: usize,
-        divided: impl Fn(&Plan) -> Division,
-        tries_replicas: bool,
-        machines: &Machines,
-    ) -> Result<Option<Self>, Misuse> {
+    /// When the step has too many micro-batches.
+    fn row(&self, plan: &Plan, rates: Rates) -> Result<Row, Misuse> {
+        let division = (self.divided)(plan);
+        check_division(division, self.batch)?;
+        let step = estimate::step(plan, self.batch, division, rates);
+        let (workers, replicas) = (plan.workers, plan.placement.replicas());
+        Ok(Row { workers, replicas, is_requested: false, is_usual: false, step })
+    }
+
+    /// The same job on `workers` workers. None if they, or the replicas, are too many.
+    fn placed(&self, workers: usize, replicas: Option<usize>) -> Option<Plan> {
+        let placed = Plan::new(self.plan.network.clone(), workers, self.plan.placement.slots, replicas).ok()?;
+        Some(placed.linked(self.plan.links.clone()))
+    }
+
+    /// The best number of replicas for the requested workers, if it is larger than that of `requested` and pays.
+    fn better_replicas(&self, requested: &Row, rates: Rates) -> Option<Row> {
+        let more = requested.replicas + 1..=self.plan.placement.slots;
+        let tried = if self.tries_replicas && requested.workers <= TRIED_MAX { TRIED_MAX } else { 0 };
+        let placed = more.take(tried).filter_map(|replicas| self.placed(requested.workers, Some(replicas)));
+        let best = placed.filter_map(|plan| self.row(&plan, rates).ok()).min_by(by_duration)?;
+        (requested.step.seconds >= MORE_REPLICAS_PAY * best.step.seconds).then_some(best)
+    }
+}
+
+impl Estimates {
+    /// Estimates a step of a plan, and of the same network on 1, 2, 4, ... workers, up to one for each tower of each slot. A number of workers
+    /// for which the step has too many micro-batches is left out. None if no rate is given.
+    ///
+    /// # Errors
+    /// When a rate is missing, or the step of the plan has too many micro-batches.
+    pub(super) fn of(planned: &Planned<'_>, machines: &Machines) -> Result<Option<Self>, Misuse> {
         let Some(rates) = machines.rates()? else { return Ok(None) };
-        let row = |plan: &Plan, is_usual| {
-            let division = divided(plan);
-            check_division(division, batch)?;
-            let step = estimate::step(plan, batch, division, rates);
-            Ok(Row { workers: plan.workers, replicas: plan.placement.replicas(), is_requested: false, is_usual, step })
-        };
+        let mut requested = planned.row(planned.plan, rates)?;
+        requested.is_requested = true;
         let doubled = std::iter::successors(Some(1_usize), |workers| workers.checked_mul(2));
-        let usual = doubled.map_while(|workers| placed(plan, workers));
-        let mut rows = usual.map(|usual| row(&usual, true)).collect::<Result<Vec<_>, Misuse>>()?;
-        let is_it = |row: &Row| (row.workers, row.replicas) == (plan.workers, plan.placement.replicas());
-        if !rows.iter().any(is_it) {
-            rows.push(row(plan, false)?);
-        }
-        rows.iter_mut().for_each(|row| row.is_requested = is_it(row));
-        if tries_replicas {
-            let more = with_more_replicas(plan).map(|plan| row(&plan, false)).collect::<Result<Vec<_>, Misuse>>()?;
-            let requested = rows.iter().find(|row| row.is_requested);
-            let pays =
-                |more: &Row| requested.is_some_and(|row| row.step.seconds >= MORE_REPLICAS_PAY * more.step.seconds);
-            rows.extend(fastest(more.into_iter().filter(pays)));
+        let usual = doubled.map_while(|workers| planned.placed(workers, None));
+        let mut rows: Vec<_> = usual.filter_map(|plan| planned.row(&plan, rates).ok()).collect();
+        rows.iter_mut().for_each(|row| row.is_usual = true);
+        rows.extend(planned.better_replicas(&requested, rates));
+        match rows.iter_mut().find(|row| (row.workers, row.replicas) == (requested.workers, requested.replicas)) {
+            Some(row) => row.is_requested = true,
+            None => rows.push(requested),
         }
         rows.sort_by_key(|row| (row.workers, row.replicas));
-        Ok(Some(Self { rates, batch, rows }))
+        Ok(Some(Self { rates, batch: planned.batch, rows }))
     }
 
     /// A table, and a sentence about the number of workers up to which more of them pay.
@@ -164,7 +190,7 @@ impl Estimates {
 
     /// The row with the shortest step.
     fn fastest(&self) -> Option<&Row> {
-        fastest(self.rows.iter())
+        self.rows.iter().min_by(|one, other| by_duration(one, other))
     }
 
     fn verdict(&self) -> String {
@@ -176,21 +202,22 @@ impl Estimates {
             1 => format!("two workers do not make a step {PAYS} times as fast as one"),
             last => format!("each doubling up to {last} workers makes a step at least {PAYS} times as fast"),
         };
-        let replicas = self.better_replicas().map(|better| {
+        let replicas = self.better_replicas().map(|(requested, better)| {
+            let [ms, ms_requested] = [better, requested].map(|row| row.step.seconds * 1e3);
             let workers = counted(better.workers, "worker", "workers");
             format!(
-                "; with --replicas {}, {workers} take {:.1} ms per step",
-                better.replicas,
-                better.step.seconds * 1e3
+                "\nwith --replicas {}, a step on {workers} takes {ms:.1} ms instead of {ms_requested:.1}",
+                better.replicas
             )
         });
         format!("{pays}; {shortest}{}", replicas.unwrap_or_default())
     }
 
-    /// The row of the requested number of workers with more replicas than requested, if there is one.
-    fn better_replicas(&self) -> Option<&Row> {
+    /// The requested row, and that of as many workers with more replicas, if there is one.
+    fn better_replicas(&self) -> Option<(&Row, &Row)> {
         let requested = self.rows.iter().find(|row| row.is_requested)?;
-        self.rows.iter().find(|row| row.workers == requested.workers && row.replicas > requested.replicas)
+        let is_better = |row: &&Row| row.workers == requested.workers && row.replicas > requested.replicas;
+        Some((requested, self.rows.iter().find(is_better)?))
     }
 
     pub(super) fn as_json(&self) -> Value {
@@ -210,25 +237,14 @@ impl Estimates {
             "gflops": self.rates.operations / 1e9,
             "link_mbit": if self.rates.bits.is_finite() { Some(self.rates.bits / 1e6) } else { None },
             "pays_up_to_workers": self.pays_up_to(), "fastest_workers": self.fastest().map(|row| row.workers),
-            "better_replicas": self.better_replicas().map(|row| row.replicas),
+            "better_replicas": self.better_replicas().map(|(_, better)| better.replicas),
             "steps": rows.collect::<Vec<_>>(),
         })
     }
 }
 
-/// The row with the shortest step.
-fn fastest<R: std::borrow::Borrow<Row>>(rows: impl Iterator<Item = R>) -> Option<R> {
-    rows.min_by(|one, other| one.borrow().step.seconds.total_cmp(&other.borrow().step.seconds))
-}
-
-/// The same job on as many workers, with more replicas.
-fn with_more_replicas(plan: &Plan) -> impl Iterator<Item = Plan> {
-    let placement = &plan.placement;
-    let tried = if plan.workers <= WORKERS_TRIED { REPLICAS_TRIED } else { 0 };
-    (placement.replicas() + 1..=placement.slots).take(tried).filter_map(|replicas| {
-        let placed = Plan::new(plan.network.clone(), plan.workers, placement.slots, Some(replicas)).ok()?;
-        Some(placed.linked(plan.links.clone()))
-    })
+fn by_duration(one: &Row, other: &Row) -> Ordering {
+    one.step.seconds.total_cmp(&other.step.seconds)
 }
 
 /// Checks that a step has no more micro-batches than can be estimated.
@@ -240,10 +256,4 @@ fn check_division(Division { slots, micro_batches }: Division, batch: usize) -> 
         "--slots {slots} and --micro-batches {micro_batches} make more than {MICRO_BATCHES_MAX} micro-batches; \
          --gflops can estimate a step of at most {MICRO_BATCHES_MAX}"
     )))
-}
-
-/// The same job on `workers` workers. None if there are too many.
-fn placed(plan: &Plan, workers: usize) -> Option<Plan> {
-    let placed = Plan::new(plan.network.clone(), workers, plan.placement.slots, None).ok()?;
-    Some(placed.linked(plan.links.clone()))
 }

@@ -1,5 +1,5 @@
-//! A worker's part in a job, as a pure state machine. It accepts tensors, computes what has become possible in a fixed
-//! order, and puts out tensors and messages. It uses no socket and no clock.
+//! A worker's part in a job, as a pure state machine. It accepts tensors, computes what has become possible, in the
+//! order of `tasks`, and puts out tensors and messages. It uses no socket and no clock.
 //!
 //! ```text
 //! parameters -> (complete) Ready
@@ -39,7 +39,7 @@ mod reduction;
 mod tasks;
 use pixels::Pixels;
 use reduction::Reduction;
-use tasks::{Task, Tasks, What};
+use tasks::{Task, Tasks, Work};
 
 /// How many steps the coordinator may be ahead of this worker's last commit: it sends a step's images while the previous
 /// step is computed, and does not wait for commits to be confirmed.
@@ -90,7 +90,7 @@ pub(crate) enum EngineError {
     /// The machine has too little memory.
     #[error(
         "the job needs at least {needed} bytes of memory on this machine, which has {memory}; use more workers{}",
-        if *.trains { ", a smaller --batch or more --slots" } else { "" }
+        if *.trains { ", a smaller --batch or more --micro-batches" } else { "" }
     )]
     Memory { needed: u64, memory: u64, trains: bool },
     /// A tensor that another worker sent directly, and that the engine cannot use.
@@ -298,17 +298,18 @@ impl Engine {
     /// # Errors
     /// When a number is no longer finite, or the job was dropped meanwhile.
     pub(crate) fn work(&mut self, means: Means) -> Result<Option<Vec<Out>>, EngineError> {
-        let is_backward = self.next_run().is_some_and(|run| run.direction == Direction::Backward);
-        let Some(Task { micro_batch, segment, tower, what }) = self.tasks.next() else { return Ok(None) };
-        let mut out = match what {
-            What::Forward(whole) => self.forward(means, micro_batch, segment, tower, whole),
-            What::Backward(partials) => {
+        let Some(task) = self.tasks.next() else { return Ok(None) };
+        let is_backward = task.run().direction == Direction::Backward;
+        let Task { micro_batch, segment, tower, work } = task;
+        let mut out = match work {
+            Work::Forward(whole) => self.forward(means, micro_batch, segment, tower, whole),
+            Work::Backward(partials) => {
                 let dy = summed(means.compute, partials);
                 let kept = self.kept.remove(&(micro_batch.id, segment, tower)).expect("its forward pass has run");
                 self.backward(means, micro_batch, (segment, tower), dy, kept)
             }
-            What::RestOfBackward(dy, kept) => self.backward(means, micro_batch, (segment, tower), dy, kept),
-            What::WeightGradients { layer } => {
+            Work::RestOfBackward(dy, kept) => self.backward(means, micro_batch, (segment, tower), dy, kept),
+            Work::WeightGradients { layer } => {
                 self.tower(segment, tower).form_gradients(means, layer, &micro_batch)?;
                 Ok(Vec::new())
             }
@@ -579,12 +580,12 @@ impl Engine {
     fn queue_forward(&mut self, micro_batch: &MicroBatch, segment: SegmentIndex, whole: Arc<Tensor>) {
         let own = self.plan.parts(segment).filter(|tower| self.computes(segment, *tower, micro_batch.id));
         for tower in own.collect::<Vec<_>>() {
-            self.queue(micro_batch.clone(), segment, tower, What::Forward(whole.clone()));
+            self.queue(micro_batch.clone(), segment, tower, Work::Forward(whole.clone()));
         }
     }
 
-    fn queue(&mut self, micro_batch: MicroBatch, segment: SegmentIndex, tower: TowerIndex, what: What) {
-        self.tasks.add(self.plan.segments[segment].half, Task { micro_batch, segment, tower, what });
+    fn queue(&mut self, micro_batch: MicroBatch, segment: SegmentIndex, tower: TowerIndex, work: Work) {
+        self.tasks.add(self.plan.segments[segment].half, Task { micro_batch, segment, tower, work });
     }
 
     /// Adds another tower's channels at an exchange, and queues the next segment when the gather is complete.
@@ -699,7 +700,7 @@ impl Engine {
             return Err("it arrived before");
         }
         if self.plan.segments[segment].half == Half::Head {
-            self.queue(micro_batch, segment, tower, What::Backward(partials));
+            self.queue(micro_batch, segment, tower, Work::Backward(partials));
             return Ok(());
         }
         self.too_early.insert((segment, tower, micro_batch.id), partials);
@@ -714,7 +715,7 @@ impl Engine {
         self.queued.insert((segment, tower), queued + ready.len());
         for micro_batch in ready {
             let partials = self.too_early.remove(&(segment, tower, micro_batch.id)).expect("it is there");
-            self.queue(micro_batch, segment, tower, What::Backward(partials));
+            self.queue(micro_batch, segment, tower, Work::Backward(partials));
         }
         Ok(())
     }
@@ -792,7 +793,7 @@ impl Engine {
         }
         if layers.start > first {
             let dy = gradient.expect("only images have no gradient");
-            self.tasks.add_rest(Task { micro_batch, segment, tower, what: What::RestOfBackward(dy, kept) });
+            self.queue(micro_batch, segment, tower, Work::RestOfBackward(dy, kept));
             return Ok(sums);
         }
         self.passed.insert((segment, tower), passed + 1);
@@ -854,7 +855,7 @@ impl Engine {
         let with_weights = layers.rev().filter(|layer| plan.network.layers[*layer].has_weights());
         if plan.segments[segment].half == Half::Head {
             for layer in with_weights {
-                self.queue(micro_batch.clone(), segment, tower, What::WeightGradients { layer });
+                self.queue(micro_batch.clone(), segment, tower, Work::WeightGradients { layer });
             }
             return Vec::new();
         }

@@ -56,7 +56,7 @@ pub(crate) enum Stopped {
 }
 
 /// What the forward pass of a segment saves for the backward pass, for each layer that has not been passed backward yet.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct SavedSegment(Vec<Saved>);
 
 impl SavedSegment {

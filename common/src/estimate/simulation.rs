@@ -1,5 +1,5 @@
 //! A few steps, event by event: tensors that arrive, passes that end, commits. It follows a worker's engine, without values: it counts what
-//! has arrived, and computes in the order of arrival.
+//! has arrived, and computes in the same order (`worker/src/engine/tasks.rs`).
 //!
 //! Not here: that the engine keeps backward passes of the trunk in the order of their samples, that it looks at what has arrived only
 //! between two tasks, and that a slow link blocks its compute thread when the queue of the network thread is full.
@@ -134,9 +134,10 @@ enum Task {
 
 #[derive(Debug, Default)]
 struct Worker {
-    /// Tasks of the head come before those of the trunk, and weight gradients of the head come last.
+    /// Tasks of the head, which come first.
     head: VecDeque<Task>,
     trunk: VecDeque<Task>,
+    /// Those of the head, which come last.
     weight_gradients: VecDeque<Task>,
     computes: Option<Task>,
     computing: Time,

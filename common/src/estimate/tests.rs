@@ -68,6 +68,18 @@ fn links_carry_the_bytes_of_the_plan() {
     }
 }
 
+/// Each of two replicas waits for both slices of the head. If a worker finished its pass of the trunk first, the other one would wait for
+/// most of it, and the step would take 0.8 times as long as with one worker.
+#[test]
+fn replicas_hardly_wait_for_a_fast_network() {
+    let text = presets::text("alexnet-fashion").unwrap().replace("towers = 2", "towers = 1\nhead = 2");
+    let plan = Plan::new(Network::parse(&text).unwrap(), 2, 2, None).unwrap().linked(Links::direct());
+    let division = Division { slots: 2, micro_batches: 1 };
+    let two = step(&plan, 64, division, Rates { operations: OPERATIONS, bits: 1e10 });
+    let one = operations(&plan, 64) / OPERATIONS;
+    assert!((0.5 * one..0.6 * one).contains(&two.seconds), "{two:?}, and {one} s on one worker");
+}
+
 /// Twice the images take twice as long, whatever limits them.
 #[test]
 fn time_is_proportional_to_the_batch() {

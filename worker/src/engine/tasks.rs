@@ -1,8 +1,9 @@
 //! What a worker can compute now, and the order in which it does.
 //!
 //! Tasks of the head come before those of the trunk: every replica waits for the head, but only one for a pass of the trunk. Within each of
-//! the two, tasks go in the order in which they became possible. No other worker waits for the weight gradients of the head, so they come
-//! last.
+//! the two, tasks go in the order in which they became possible. The rest of an interrupted pass of the trunk comes before other passes of
+//! the trunk, so that the chains of weight gradients stay in the order of the samples. No other worker waits for the weight gradients of the
+//! head, so they come last.
 //!
 //! Not here: when a task becomes possible, and how it is computed (`engine`).
 
@@ -24,11 +25,11 @@ pub(super) struct Task {
     pub(super) micro_batch: MicroBatch,
     pub(super) segment: SegmentIndex,
     pub(super) tower: TowerIndex,
-    pub(super) what: What,
+    pub(super) work: Work,
 }
 
 #[derive(Debug)]
-pub(super) enum What {
+pub(super) enum Work {
     /// The forward pass, from the whole input of the segment.
     Forward(Arc<Tensor>),
     /// The backward pass. The gradient of the segment's output is the sum of these, in this order.
@@ -40,11 +41,12 @@ pub(super) enum What {
 }
 
 impl Task {
-    /// The piece of work, for traces. Weight gradients count to the backward pass of the last micro-batch.
-    fn run(&self) -> SegmentRun {
-        let direction = match self.what {
-            What::Forward(_) => Direction::Forward,
-            What::Backward(_) | What::RestOfBackward(..) | What::WeightGradients { .. } => Direction::Backward,
+    /// The piece of work, for traces. Weight gradients count as part of the backward pass of the micro-batch that
+    /// came last.
+    pub(super) fn run(&self) -> SegmentRun {
+        let direction = match self.work {
+            Work::Forward(_) => Direction::Forward,
+            Work::Backward(_) | Work::RestOfBackward(..) | Work::WeightGradients { .. } => Direction::Backward,
         };
         SegmentRun { micro_batch: self.micro_batch.id, segment: self.segment, tower: self.tower, direction }
     }
@@ -61,17 +63,12 @@ pub(super) struct Tasks {
 impl Tasks {
     /// Adds a task of one half of the network.
     pub(super) fn add(&mut self, half: Half, task: Task) {
-        let queue = match (&task.what, half) {
-            (What::WeightGradients { .. }, _) => &mut self.weight_gradients,
-            (_, Half::Head) => &mut self.head,
-            (_, Half::Trunk) => &mut self.trunk,
-        };
-        queue.push_back(task);
-    }
-
-    /// Adds the rest of an interrupted pass of the trunk. It comes before other tasks of the trunk.
-    pub(super) fn add_rest(&mut self, task: Task) {
-        self.trunk.push_front(task);
+        match (&task.work, half) {
+            (Work::WeightGradients { .. }, _) => self.weight_gradients.push_back(task),
+            (Work::RestOfBackward(..), _) => self.trunk.push_front(task),
+            (_, Half::Head) => self.head.push_back(task),
+            (_, Half::Trunk) => self.trunk.push_back(task),
+        }
     }
 
     /// Takes the next task.
@@ -98,22 +95,22 @@ mod tests {
 
     use super::*;
 
-    fn task(segment: usize, what: What) -> Task {
+    fn task(segment: usize, work: Work) -> Task {
         let id = MicroBatchId { step: 1, phase: Phase::Train, slot: 0, micro_batch: 0 };
         let micro_batch = MicroBatch { id, samples: 0..1 };
-        Task { micro_batch, segment: SegmentIndex(segment), tower: TowerIndex(0), what }
+        Task { micro_batch, segment: SegmentIndex(segment), tower: TowerIndex(0), work }
     }
 
     #[test]
     fn the_head_comes_first_and_its_weight_gradients_last() {
         let mut tasks = Tasks::default();
-        let backward = || What::Backward(Vec::new());
-        tasks.add(Half::Head, task(9, What::WeightGradients { layer: 3 }));
+        let backward = || Work::Backward(Vec::new());
+        tasks.add(Half::Head, task(9, Work::WeightGradients { layer: 3 }));
         tasks.add(Half::Trunk, task(1, backward()));
         tasks.add(Half::Trunk, task(2, backward()));
         assert_eq!(tasks.next().map(|task| task.segment), Some(SegmentIndex(1)));
         // A pass of the trunk was interrupted, and meanwhile two of the head became possible.
-        tasks.add_rest(task(1, backward()));
+        tasks.add(Half::Trunk, task(1, Work::RestOfBackward(vec![].into(), SavedSegment::default())));
         tasks.add(Half::Head, task(3, backward()));
         tasks.add(Half::Head, task(4, backward()));
         let mut order = Vec::new();

@@ -65,7 +65,11 @@ impl Engine {
 
 /// An engine with its weights: those of the job's seed.
 fn ready(compute: &Compute, placement: &[usize]) -> Engine {
-    let mut engine = Engine::new(assignment(placement), u64::MAX).unwrap();
+    ready_for(compute, assignment(placement))
+}
+
+fn ready_for(compute: &Compute, assignment: Assignment) -> Engine {
+    let mut engine = Engine::new(assignment, u64::MAX).unwrap();
     let plan = engine.plan();
     let mut last = Vec::new();
     for tower in plan.towers_of(WorkerIndex(0)) {
@@ -313,6 +317,47 @@ fn gradients_of_a_layer_are_sent_before_the_layers_before_it_are_computed() {
             assert_eq!(next(), ["done", "c.weight", "c.bias"]);
             assert!(!engine.has_work());
         }
+    });
+}
+
+/// A pass of the trunk is under way when passes of the head become possible. They are computed after its next layer with weights, and the
+/// rest of it after them.
+#[test]
+fn a_backward_pass_of_the_trunk_gives_way_to_the_head() {
+    on_a_pool(|compute| {
+        let second = "[[layer]]\nkind = \"conv\"\nname = \"d\"\nfilters = 4\nkernel = 3\npad = 1\ngroups = 2\n";
+        let model = MODEL.replace("[[layer]]\nkind = \"linear\"", &format!("{second}[[layer]]\nkind = \"linear\""));
+        let mut engine = ready_for(compute, Assignment { model, ..assignment(&[0, 0]) });
+        for index in 0..2 {
+            let (key, elements) = images(1, index);
+            engine.get(compute, key, elements).unwrap();
+        }
+        work_all(&mut engine, compute);
+        let get_gradients = |engine: &mut Engine, index| {
+            for slice in 0..2 {
+                let (key, elements) = gradient(1, index, TowerIndex(slice));
+                engine.get(compute, key, elements).unwrap();
+            }
+        };
+        let probe = Probe::new(None, None, None);
+        let work = |engine: &mut Engine| {
+            let run = engine.next_run().unwrap();
+            engine.work(means(compute, &probe)).unwrap();
+            (engine.plan.segments[run.segment].half, run.tower.0, run.micro_batch.micro_batch)
+        };
+        get_gradients(&mut engine, 0);
+        let head = |micro_batch| [(Half::Head, 0, micro_batch), (Half::Head, 1, micro_batch)];
+        assert_eq!([work(&mut engine), work(&mut engine)], head(0));
+        assert_eq!(work(&mut engine), (Half::Trunk, 0, 0), "the second convolution");
+        get_gradients(&mut engine, 1);
+        assert_eq!([work(&mut engine), work(&mut engine)], head(1));
+        let rest = [(); 7].map(|()| work(&mut engine));
+        let pass = |tower, micro_batch| (Half::Trunk, tower, micro_batch);
+        assert_eq!(rest[..3], [pass(0, 0), pass(1, 0), pass(1, 0)]);
+        assert_eq!(rest[3..], [pass(0, 1), pass(0, 1), pass(1, 1), pass(1, 1)]);
+        let weight_gradients = [work(&mut engine), work(&mut engine)];
+        assert_eq!(weight_gradients, head(1), "of the linear layer");
+        assert!(!engine.has_work());
     });
 }
 

@@ -69,7 +69,7 @@ impl<'a> Ways<'a> {
                 }
                 if let Activity::Segment(run) = span.activity {
                     match plan.segments[run.segment].half {
-                        // A backward pass is interrupted to send sums. The gradient of its input comes from the end of it.
+                        // A backward pass is interrupted after each layer with weights. The gradient of its input comes from the end of it.
                         Half::Trunk => drop(computed.insert(run, (worker, span.end))),
                         // The weight gradients of the head, which come later, count as the same run, and no tensor comes from them.
                         Half::Head => drop(computed.entry(run).or_insert((worker, span.end))),
