@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use convoy_common::batch::{BATCH_MAX, THREADS_MAX};
+use convoy_common::batch::{BATCH_MAX, Division, THREADS_MAX};
 use convoy_common::model::Network;
 use convoy_coordinator::data::DataSource;
 use convoy_coordinator::job::{Asked, Length, defaults};
@@ -24,7 +24,7 @@ use convoy_worker::bench::Yardstick;
 use serde_json::{Value, json};
 
 use crate::log::Log;
-use crate::numbers::{AT_LEAST_1, whole};
+use crate::numbers::{AT_LEAST_1, counted, whole};
 use crate::{Outcome, output, settings, signals, trace};
 
 /// The command line of `convoy bench`. Its help text is at `Command`.
@@ -50,7 +50,7 @@ struct Steps {
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file
     #[arg(long, value_name = "NAME|FILE", default_value = "alexnet")]
     model: String,
-    /// Images per step
+    /// Images per step, at most 1048576
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = whole::<u32>(1..=BATCH_MAX as u64))]
     batch: u32,
     /// Steps to measure
@@ -65,6 +65,9 @@ struct Steps {
     /// Slots per batch, as in `convoy train` [default: 2, or 1 if the batch is a single image]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     slots: Option<usize>,
+    /// Replicas of the trunk, as in `convoy train` [default: the smallest number that gives every worker a tower]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
+    replicas: Option<usize>,
     /// How workers send each other tensors, as in `convoy train`: auto, direct or relay
     #[arg(long, value_name = "HOW", default_value_t = Transport::Auto)]
     exchange: Transport,
@@ -121,7 +124,7 @@ fn job(asked: &Steps, model: String, out: &Path, log: &Log) -> Result<Training, 
     Ok(Training {
         running: Running {
             workers: asked.workers,
-            replicas: None,
+            replicas: asked.replicas,
             transport: asked.exchange,
             threads: asked.threads,
             isa: asked.isa.map(|isa| isa.to_string()),
@@ -168,6 +171,8 @@ struct Watch {
     warm_up: u64,
     last_step: u64,
     seconds: Vec<f64>,
+    division: Division,
+    replicas: usize,
     /// Threads and instruction set of each worker.
     workers: Vec<(usize, String)>,
     yardstick: Yardstick,
@@ -178,9 +183,19 @@ impl Watch {
     fn new(asked: &Steps, stop: Arc<AtomicBool>) -> Self {
         let warm_up = u64::from(asked.warm_up);
         let last_step = warm_up + u64::from(asked.steps);
-        let (seconds, workers, yardstick) = (Vec::new(), Vec::new(), Yardstick::default());
-        let batch = asked.batch as usize;
-        Self { isa: asked.isa, batch, fewer_images: None, stop, warm_up, last_step, seconds, workers, yardstick }
+        Self {
+            isa: asked.isa,
+            batch: asked.batch as usize,
+            fewer_images: None,
+            stop,
+            warm_up,
+            last_step,
+            seconds: Vec::new(),
+            division: Division { slots: 1, micro_batches: 1 },
+            replicas: 1,
+            workers: Vec::new(),
+            yardstick: Yardstick::default(),
+        }
     }
 
     fn threads(&self) -> usize {
@@ -200,6 +215,8 @@ impl Observer for Watch {
                 self.stop.store(true, Ordering::Relaxed);
             }
             Event::Started(started) => {
+                self.division = Division { slots: started.slots, micro_batches: started.micro_batches };
+                self.replicas = started.replicas;
                 self.workers = started.workers.into_iter().map(|w| (w.threads, w.instruction_set)).collect();
                 self.measure();
             }
@@ -224,6 +241,8 @@ struct Measured {
     model: String,
     batch: u32,
     isa: String,
+    division: Division,
+    replicas: usize,
     workers: usize,
     threads: usize,
     /// Sorted.
@@ -243,6 +262,8 @@ impl Measured {
             model: network.name.clone(),
             batch: asked.batch,
             isa: watch.workers.first().map_or_else(String::new, |worker| worker.1.clone()),
+            division: watch.division,
+            replicas: watch.replicas,
             workers: watch.workers.len(),
             threads: watch.threads(),
             gflop: 2.0 * passes.sum::<u64>() as f64 * f64::from(asked.batch) / 1e9,
@@ -277,7 +298,8 @@ impl Measured {
             })
         };
         Ok(json!({
-            "model": self.model, "batch": self.batch, "workers": self.workers, "threads": self.threads, "isa": self.isa,
+            "model": self.model, "batch": self.batch, "slots": self.division.slots, "micro_batches": self.division.micro_batches,
+            "replicas": self.replicas, "workers": self.workers, "threads": self.threads, "isa": self.isa,
             "steps_ms": self.seconds.iter().map(|seconds| seconds * 1e3).collect::<Vec<_>>(),
             "best": figures(self.best()), "median": figures(self.median()),
             "gflop_a_step": self.gflop, "peak_gflops": self.yardstick.gflops, "memory_gb_per_second": self.yardstick.gigabytes,
@@ -286,7 +308,6 @@ impl Measured {
     }
 
     fn as_text(&self) -> String {
-        let plural = |count: usize| if count == 1 { "" } else { "s" };
         let line = |name: &str, seconds: f64| {
             format!(
                 "{name:<6} {:10.1} ms per step  {:8.1} images/s  {:7.1} GFLOP/s  {:5.1} % of the peak\n",
@@ -297,18 +318,18 @@ impl Measured {
             )
         };
         format!(
-            "{}, {} image{} per step, {} worker{} with {} thread{} in total, {}: {} steps\n\
+            "{}, {} per step in {} of {}, {} on {} with {} in total, {}: {}\n\
              A step needs {:.1} GFLOP. These threads reach at most {:.1} GFLOP/s, and copy {:.1} GB/s (read and written). \
              Both are the best of several measurements in this run.\n\n{}{}\n{}",
             self.model,
-            self.batch,
-            plural(self.batch as usize),
-            self.workers,
-            plural(self.workers),
-            self.threads,
-            plural(self.threads),
+            counted(self.batch as usize, "image", "images"),
+            counted(self.division.slots, "slot", "slots"),
+            counted(self.division.micro_batches, "micro-batch", "micro-batches"),
+            counted(self.replicas, "replica", "replicas"),
+            counted(self.workers, "worker", "workers"),
+            counted(self.threads, "thread", "threads"),
             self.isa,
-            self.seconds.len(),
+            counted(self.seconds.len(), "step", "steps"),
             self.gflop,
             self.yardstick.gflops,
             self.yardstick.gigabytes,

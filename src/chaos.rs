@@ -50,7 +50,7 @@ pub(crate) struct Arguments {
     /// Images: bundled, synthetic, or a folder of IDX files. With --compose, only bundled or synthetic
     #[arg(long, value_name = "bundled|synthetic|DIR", default_value = "bundled", value_parser = NonEmptyStringValueParser::new())]
     data: String,
-    /// Images per step
+    /// Images per step, at most 1048576
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole::<usize>(1..=BATCH_MAX as u64))]
     batch: usize,
     /// Run in containers. FILE is a compose file with the services coordinator and worker, such as docker-compose.yml. The flag may be

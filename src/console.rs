@@ -230,11 +230,12 @@ fn described(started: &Started) -> String {
                 format!("steps    none: the job is already at its last step, {}", started.last_step)
             }
             steps => format!(
-                "steps    {} to {}, {} images each, {} steps per epoch, {:.2} MB over sockets per step",
+                "steps    {} to {}, {} each ({}), {} per epoch, {:.2} MB over sockets per step",
                 steps.start(),
                 steps.end(),
-                started.batch,
-                started.steps_per_epoch,
+                counted(started.batch, "image", "images"),
+                counted(started.slots, "slot", "slots"),
+                counted(started.steps_per_epoch as usize, "step", "steps"),
                 started.step_bytes as f64 / 1e6
             ),
         },

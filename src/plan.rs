@@ -12,8 +12,8 @@ use convoy_common::model::Network;
 use convoy_common::placement::Half;
 use convoy_common::plan::{Plan, Traffic};
 use convoy_coordinator::JobError;
-use convoy_coordinator::job::check_parts;
-use convoy_coordinator::job::defaults::{self, BATCH};
+use convoy_coordinator::job::defaults::BATCH;
+use convoy_coordinator::job::{Asked, micro_batches};
 use convoy_coordinator::links::Transport;
 use convoy_coordinator::state::snapshot_bytes;
 use convoy_worker::forecast;
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use self::estimate::{Estimates, Machines, Planned};
 use crate::numbers::{AT_LEAST_1, counted, whole};
-use crate::settings;
+use crate::settings::{self, Misuse};
 use crate::table::aligned;
 use crate::{Outcome, output};
 
@@ -40,7 +40,7 @@ pub(crate) struct Arguments {
     /// How workers send each other tensors, as in `convoy train`: auto, direct or relay. Here, auto and direct are the same
     #[arg(long, value_name = "HOW", default_value_t = Transport::Auto)]
     exchange: Transport,
-    /// Images per step
+    /// Images per step, at most 1048576
     #[arg(long, value_name = "N", default_value_t = BATCH, value_parser = whole::<usize>(1..=BATCH_MAX as u64))]
     batch: usize,
     /// Slots per batch, as in `convoy train` [default: 2, or 1 if the batch is a single image]
@@ -59,11 +59,13 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let network = Network::parse(&settings::model_text(&arguments.model)?)?;
     let workers = arguments.workers.unwrap_or(network.towers);
-    let slots = slots(arguments)?;
+    let asked = Asked { batch: Some(arguments.batch), slots: arguments.slots, ..Asked::default() };
+    let slots = asked.slots_of(None).map_err(JobError::from)?;
     let links = if arguments.exchange == Transport::Relay { Links::relayed() } else { Links::direct() };
     let plan = Plan::new(network, workers, slots, arguments.replicas)?.linked(links);
     let divided = |plan: &Plan| division(arguments, plan);
-    let step = Step { batch: arguments.batch, division: divided(&plan) };
+    let step = Step { batch: arguments.batch, division: divided(&plan)? };
+    check_division(step.division, step.batch, MICRO_BATCHES_MAX, "convoy plan can go through")?;
     let tries_replicas = arguments.replicas.is_none();
     let planned = Planned { plan: &plan, batch: step.batch, divided: &divided, tries_replicas };
     let estimates = Estimates::of(&planned, &arguments.machines)?;
@@ -83,6 +85,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
 /// The most workers of a table with a column for each.
 const COLUMNS_MAX: usize = 12;
 
+/// The most micro-batches of a step. The forecast of memory goes through all of them, and more would take many seconds.
+const MICRO_BATCHES_MAX: usize = 1 << 14;
+
 /// A step's images, and how they are divided.
 #[derive(Clone, Copy)]
 struct Step {
@@ -90,22 +95,25 @@ struct Step {
     division: Division,
 }
 
-/// The slots that a job would have. What a job would refuse, slots or micro-batches, is refused.
-fn slots(arguments: &Arguments) -> Result<usize, JobError> {
-    let &Arguments { batch, slots, micro_batches, .. } = arguments;
-    let slots = slots.unwrap_or(defaults::slots(batch));
-    check_parts("--slots", slots, batch)?;
-    if let Some(micro_batches) = micro_batches {
-        check_parts("--micro-batches", micro_batches, batch)?;
-    }
-    Ok(slots)
+/// Slots and micro-batches as a job would have them.
+fn division(arguments: &Arguments, plan: &Plan) -> Result<Division, JobError> {
+    let micro_batches = micro_batches(arguments.micro_batches, arguments.batch, &plan.placement)?;
+    Ok(Division { slots: plan.placement.slots, micro_batches })
 }
 
-/// Slots and micro-batches as a job would have them.
-fn division(arguments: &Arguments, plan: &Plan) -> Division {
-    let (batch, slots) = (arguments.batch, plan.placement.slots);
-    let default = || defaults::micro_batches(batch, slots, plan.placement.replicas());
-    Division { slots, micro_batches: arguments.micro_batches.unwrap_or_else(default) }
+/// Checks that a step has at most `most` micro-batches.
+fn check_division(
+    Division { slots, micro_batches }: Division,
+    batch: usize,
+    most: usize,
+    what: &str,
+) -> Result<(), Misuse> {
+    if slots.saturating_mul(micro_batches).min(batch) <= most {
+        return Ok(());
+    }
+    Err(Misuse(format!(
+        "--slots {slots} and --micro-batches {micro_batches} make more than {most} micro-batches; {what} a step of at most {most}"
+    )))
 }
 
 fn as_json(plan: &Plan, step: Step) -> Value {

@@ -26,7 +26,7 @@ use crate::{Outcome, output};
 pub(crate) struct Arguments {
     /// Folder of a run, or a trace file
     run: PathBuf,
-    /// Show only this step
+    /// Show only this step. Not with --compare or --html
     #[arg(long, value_name = "N", value_parser = whole::<u64>(AT_LEAST_1))]
     step: Option<u64>,
     /// Compare with another run or trace file, and show the activities whose time differs, and by how much
@@ -35,7 +35,7 @@ pub(crate) struct Arguments {
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
-    /// Write an HTML page with the same tables, and the timelines of some steps. It works offline
+    /// Write an HTML page with the same tables, and the timelines of some steps. It works offline. Not with --json, --compare or --step
     /// [default file: trace.html in the run's folder; for a trace file, the same name with .html]
     #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with_all = ["json", "compare", "step"])]
     html: Option<Option<PathBuf>>,
@@ -62,7 +62,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
         (None, true) => format!("{:#}\n", serde_json::to_value(&found)?),
         (Some((_, _, other)), true) => format!("{:#}\n", serde_json::json!({ "run": found, "other": other })),
         (None, false) => described(&trace, &plan, &found),
-        (Some((_, _, other)), false) => compared(&found, other),
+        (Some((_, other_plan, other)), false) => {
+            unlike([&plan, other_plan], [&found, other]) + &compared(&found, other)
+        }
     };
     output::print(&text)?;
     Ok(Outcome::Done)
@@ -326,6 +328,23 @@ fn slowest(found: &Account) -> String {
         let _ = writeln!(text, "  step {} took {took:.2} ms, {more:.2} ms more than the mean: {longer}", slow.step);
     }
     text
+}
+
+/// A note about each respect in which two jobs differ, so that their steps cannot be compared as they are.
+fn unlike(plans: [&Plan; 2], accounts: [&Account; 2]) -> String {
+    let different = |what: &str, values: [String; 2]| {
+        let [here, other] = values;
+        (here != other).then(|| format!("note: the runs differ in {what}: {here} here, {other} in the other\n"))
+    };
+    let of_plans = |value: &dyn Fn(&Plan) -> String| plans.map(value);
+    let notes = [
+        different("the model", of_plans(&|plan| plan.network.name.clone())),
+        different("workers", of_plans(&|plan| plan.workers.to_string())),
+        different("replicas", of_plans(&|plan| plan.placement.replicas().to_string())),
+        different("slots", of_plans(&|plan| plan.placement.slots.to_string())),
+        different("images per step", accounts.map(|account| images(account.images_a_step))),
+    ];
+    notes.into_iter().flatten().collect()
 }
 
 /// What takes longer in `found` than in `other`, and what takes less.

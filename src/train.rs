@@ -51,7 +51,7 @@ pub(crate) struct Arguments {
     /// Number of steps (weight updates), instead of epochs
     #[arg(long, value_name = "N", value_parser = whole::<u64>(AT_LEAST_1))]
     steps: Option<u64>,
-    /// Images per step [default: 64]
+    /// Images per step, at most 1048576 [default: 64]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=BATCH_MAX as u64))]
     batch: Option<usize>,
     /// Base learning rate [default: 0.02]

@@ -52,8 +52,12 @@ fn slips_of_the_command_line_are_answered_with_what_would_be_right() {
         ("train --data bundled --seed -1", &["'-1' for '--seed", "whole number of at least 0"]),
         ("train --data bundled --lr fast", &["'fast' for '--lr", "must be a number, such as 0.01"]),
         ("train --data bundled --slots 65", &["--slots 65", "1 to 64"]),
+        ("train --data bundled --slots 4 --micro-batches 17", &["--micro-batches 17", "1 to 16, the size of a slot"]),
+        ("plan --slots 4 --micro-batches 17", &["--micro-batches 17", "1 to 16, the size of a slot"]),
+        ("plan --batch 20000 --slots 20000", &["--slots 20000", "at most 16384"]),
+        ("train --data bundled --batch 1 --workers 3", &["--workers 3", "at most one for each image of a batch"]),
         ("train --data bundled --micro-batches 0", &["--micro-batches", "0", "at least 1"]),
-        ("train --data bundled --micro-batches 65", &["--micro-batches 65", "1 to 64"]),
+        ("train --data bundled --micro-batches 65", &["--micro-batches 65", "1 to 32, the size of a slot"]),
         ("train --data bundled --lr=-1", &["--lr -1", "above 0"]),
         ("train --data bundled --lr nan", &["--lr NaN", "above 0"]),
         ("train --data bundled --lr 1e39", &["--lr", "fits into f32"]),
@@ -245,10 +249,10 @@ fn a_checkpoint_that_does_not_fit_or_is_damaged_is_refused_and_left_as_it_is() {
     succeed("train --steps 4 --batch 5 --checkpoint-every 2", fitting);
     let before = hash(&run);
     let resume: &[(&str, &Path)] = &[("--resume", &run), ("--data", &data)];
-    refused("train --steps 8 --lr 0.5", resume, MISUSED, &["lr is 0.5", "0.02", "must keep its lr"]);
+    refused("train --steps 8 --lr 0.5", resume, MISUSED, &["--lr is 0.5", "0.02", "must keep it"]);
     refused("train --steps 8 --batch 6", resume, MISUSED, &["batch is 6", "has 5"]);
     refused("train --steps 8 --seed 2", resume, MISUSED, &["seed is 2", "has 1"]);
-    refused("train --steps 8 --slots 1", resume, MISUSED, &["slots is 1", "has 2"]);
+    refused("train --steps 8 --slots 1", resume, MISUSED, &["--slots is 1", "has 2", "must keep it"]);
     refused("train --steps 8 --model alexnet-fashion", resume, MISUSED, &["alexnet-fashion", "small"]);
     refused("train --steps 3", resume, MISUSED, &["after step 3", "checkpoint's step 4", "larger --epochs or --steps"]);
     refused("train --steps 4 --batch 5", fitting, MISUSED, &["already holds a run", "--resume", "--out"]);
@@ -500,6 +504,19 @@ fn logits_replace_neither_devices_nor_weights() {
     for _ in 0..2 {
         succeed(&eval, &[("--data", &data), ("--logits", &folder.path().join("logits.safetensors"))]);
     }
+}
+
+/// Workers beyond those would have no images.
+#[test]
+fn a_measurement_has_at_most_as_many_replicas_as_micro_batches() {
+    let (folder, model, data) = sound();
+    let out = folder.path().join("run");
+    // A replica's slot of four images has two micro-batches, so the nine test images are five.
+    succeed("train --steps 1 --batch 8", &[("--model", &model), ("--data", &data), ("--out", &out)]);
+    let eval = |workers: usize| format!("eval {} --workers {workers}", out.display());
+    let most = "at most 10: 2 towers times 5 micro-batches of test images";
+    refused(&eval(11), &[("--data", &data)], MISUSED, &["--workers 11", most]);
+    succeed(&eval(10), &[("--data", &data)]);
 }
 
 /// Weights that overflow are not the fault of a job's settings.

@@ -50,6 +50,7 @@ fn whole_steps_are_timed_and_nothing_is_left_behind() {
     assert!(output.status.success(), "{}", said(&output));
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(found["steps_ms"].as_array().unwrap().len(), 3);
+    assert_eq!(["slots", "micro_batches", "replicas"].map(|what| found[what].as_u64()), [2, 1, 1].map(Some));
     assert_eq!(
         found["account"]["steps"],
         serde_json::json!([2, 3, 4]),

@@ -562,6 +562,8 @@ fn damaged_traces_are_named_and_read_as_far_as_possible() {
     finish(child);
     let text = succeed(&format!("trace {} --compare {}", out.display(), going.display()), &[]);
     assert!(text.contains("difference") && text.contains("the step"), "{text}");
+    let unlike = "note: the runs differ in images per step: 16 here, ";
+    assert!(text.contains(unlike) && !text.contains("differ in workers"), "{text}");
 }
 
 /// What a killed worker had handed over is kept, and the incident stands in the trace.

@@ -104,10 +104,12 @@ impl Limit {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Slots(1) => f.write_str("--slots 1 allows 1 replica; more --slots allow more, and change the result"),
-            Self::Slots(slots) => {
-                write!(f, "--slots {slots} allows {slots} replicas; more --slots allow more, and change the result")
-            }
+            Self::Slots(slots) => write!(
+                f,
+                "--slots {slots} allows {slots} replica{}; a new job can have more --slots, at most one for each image of a batch, which changes \
+                 the result",
+                s(*slots)
+            ),
             Self::NoTrunk => f.write_str("a network of final linear layers alone can have only 1 replica"),
             Self::Most(1) => f.write_str("a job can have 1 replica of this network"),
             Self::Most(most) => write!(f, "a job can have at most {most} replicas of this network"),

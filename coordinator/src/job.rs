@@ -5,6 +5,7 @@
 use std::str::FromStr;
 
 use convoy_common::batch::{BATCH_MAX, Division};
+use convoy_common::placement::Placement;
 use convoy_common::schedule::{Schedule, Span};
 use convoy_common::suggest;
 use serde::{Deserialize, Serialize};
@@ -41,13 +42,13 @@ pub mod defaults {
 
     /// Slots of a batch of `batch` images: two, so that a network can have two replicas of each tower. docs/PERFORMANCE.md says what more of
     /// them cost.
-    pub fn slots(batch: usize) -> usize {
+    pub(super) fn slots(batch: usize) -> usize {
         SLOTS.min(batch)
     }
 
     /// Micro-batches per slot, for batches of `batch` images in `slots` slots, which at most as many replicas compute: the fewest with which
     /// each replica has at least two, if a slot has as many images.
-    pub fn micro_batches(batch: usize, slots: usize, replicas: usize) -> usize {
+    pub(crate) fn micro_batches(batch: usize, slots: usize, replicas: usize) -> usize {
         debug_assert!((1..=slots).contains(&replicas), "{replicas} replicas of {slots} slots");
         MICRO_BATCHES.div_ceil(slots / replicas).min(batch.div_ceil(slots))
     }
@@ -92,7 +93,7 @@ pub enum SettingError {
     #[error("{flag} {value}: must be {expected}")]
     Invalid { flag: String, value: String, expected: String },
     /// A resumed job must keep the settings that decide its result.
-    #[error("{key} is {asked}, but the checkpoint's job has {before}; a resumed job must keep its {key}")]
+    #[error("--{key} is {asked}, but the checkpoint's job has {before}; a resumed job must keep it")]
     ResumeDiffers { key: &'static str, asked: String, before: String },
     /// The training data differ from those of the checkpoint's job.
     #[error(
@@ -241,10 +242,12 @@ impl Asked {
     /// The slots of a batch: as requested, those of the checkpoint's job, `before`, or else the default.
     ///
     /// # Errors
-    /// When the size of the batch is invalid, or a value differs from that of `before`.
+    /// When the size of the batch or the number is invalid, or one differs from that of `before`.
     pub fn slots_of(&self, before: Option<&Job>) -> Result<usize, SettingError> {
-        let default = defaults::slots(self.batch_of(before)?);
-        settle("slots", self.slots, before.map(|job| job.slots), default)
+        let batch = self.batch_of(before)?;
+        let slots = settle("slots", self.slots, before.map(|job| job.slots), defaults::slots(batch))?;
+        check_slots(slots, batch)?;
+        Ok(slots)
     }
 
     /// The job and its last step, for data with `steps_per_epoch(batch)` steps per epoch.
@@ -315,7 +318,7 @@ impl Job {
             sound(self.weight_decay),
             "a number of at least 0 that fits into f32",
         )?;
-        demand("slots", self.slots, (1..=self.batch).contains(&self.slots), allowed_parts(self.batch))
+        check_slots(self.slots, self.batch)
     }
 
     /// Slots and micro-batches of a run of this job.
@@ -378,17 +381,26 @@ fn check_batch(batch: usize) -> Result<(), Unsound> {
     demand("batch", batch, (1..=BATCH_MAX).contains(&batch), "1 to 1048576")
 }
 
-/// Checks a number of slots, or of micro-batches per slot, for batches of `batch` images.
-///
-/// # Errors
-/// When it is 0, or larger than the batch.
-pub fn check_parts(flag: &'static str, parts: usize, batch: usize) -> Result<(), SettingError> {
-    check(flag, parts, (1..=batch).contains(&parts), allowed_parts(batch))
+fn check_slots(slots: usize, batch: usize) -> Result<(), Unsound> {
+    demand("slots", slots, (1..=batch).contains(&slots), format!("{}, the size of a batch", up_to(batch)))
 }
 
-fn allowed_parts(batch: usize) -> String {
-    let allowed = if batch == 1 { "1".to_owned() } else { format!("1 to {batch}") };
-    format!("{allowed}, the size of a batch")
+/// Micro-batches per slot of batches of `batch` images that are placed as in `placement`: as requested, or else the default.
+///
+/// # Errors
+/// When the requested number is 0, or larger than a slot.
+pub fn micro_batches(requested: Option<usize>, batch: usize, placement: &Placement) -> Result<usize, SettingError> {
+    let largest_slot = batch.div_ceil(placement.slots);
+    let micro_batches =
+        requested.unwrap_or_else(|| defaults::micro_batches(batch, placement.slots, placement.replicas()));
+    let expected = format!("{}, the size of a slot", up_to(largest_slot));
+    check("--micro-batches", micro_batches, (1..=largest_slot).contains(&micro_batches), expected)?;
+    Ok(micro_batches)
+}
+
+/// The numbers from 1 to `most`, for an error message.
+fn up_to(most: usize) -> String {
+    if most == 1 { "1".to_owned() } else { format!("1 to {most}") }
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use crate::crew::Crew;
 use crate::data::{DataChoice, DataSource, Places, Wanted};
 use crate::error::JobError;
 use crate::evaluate::{Measured, evaluate};
-use crate::job::{Job, defaults};
+use crate::job::{Job, check, defaults};
 use crate::observe::{Event, Observer};
 use crate::running::Running;
 use crate::state::JobState;
@@ -97,6 +97,10 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     if !is_given && is_other {
         return Err(JobError::OtherTestImages { path: weights_path, origin: data.origin });
     }
+    let parts = data.images.len().div_ceil(micro_batch);
+    let most = network.towers.saturating_mul(parts);
+    let expected = format!("at most {most}: {} towers times {parts} micro-batches of test images", network.towers);
+    check("--workers", workers, workers <= most, expected)?;
     let job = unguessable().max(1);
     let threads = running.threads_of_each(workers)?;
     let assignment = Assignment {

@@ -177,6 +177,12 @@ pub struct Started {
     pub steps_per_epoch: u64,
     /// Images per step.
     pub batch: usize,
+    /// Slots per batch.
+    pub slots: usize,
+    /// Micro-batches per slot.
+    pub micro_batches: usize,
+    /// Replicas of the trunk.
+    pub replicas: usize,
     /// Bytes over sockets per step.
     pub step_bytes: u64,
     /// The workers.

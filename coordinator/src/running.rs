@@ -9,11 +9,11 @@ use std::time::Duration;
 use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
 use convoy_common::model::Network;
-use convoy_common::placement::{Placement, PlacementError};
+use convoy_common::placement::PlacementError;
 use convoy_common::plan::Plan;
 use convoy_common::token::Token;
 
-use crate::job::{SettingError, check, check_parts, defaults};
+use crate::job::{SettingError, check};
 use crate::links::Transport;
 use crate::metrics::Metrics;
 use crate::trace::Sampling;
@@ -35,7 +35,7 @@ pub struct Running {
     pub listen: Option<Address>,
     /// The secret that remote workers must present, if any.
     pub token: Option<Token>,
-    /// Micro-batches per slot. None: [`defaults::micro_batches`].
+    /// Micro-batches per slot. None: the default (see [`crate::job::micro_batches`]).
     pub micro_batches: Option<usize>,
     /// Steps between checkpoints. None: the steps of one epoch.
     pub checkpoint_every: Option<u64>,
@@ -98,17 +98,6 @@ impl Running {
     /// When a worker would have nothing to do.
     pub fn plan_on(&self, network: Network, slots: usize, workers: usize) -> Result<Plan, PlacementError> {
         Plan::new(network.clone(), workers, slots, self.replicas).or_else(|_| Plan::new(network, workers, slots, None))
-    }
-
-    /// Micro-batches per slot, for batches of `batch` images that are placed as in `placement`.
-    ///
-    /// # Errors
-    /// When the requested number is 0, or larger than the batch.
-    pub fn micro_batches_of(&self, batch: usize, placement: &Placement) -> Result<usize, SettingError> {
-        let default = || defaults::micro_batches(batch, placement.slots, placement.replicas());
-        let micro_batches = self.micro_batches.unwrap_or_else(default);
-        check_parts("--micro-batches", micro_batches, batch)?;
-        Ok(micro_batches)
     }
 
     /// Compute threads of each local worker: as requested, or the machine's cores divided by the workers.

@@ -34,7 +34,7 @@ use crate::earlier::{Earlier, EarlierMetrics};
 use crate::error::JobError;
 use crate::exchange::Counted;
 use crate::files::{quoted, same_place};
-use crate::job::{Asked, Job, SettingError};
+use crate::job::{Asked, Job, SettingError, micro_batches};
 use crate::metrics::Metered;
 use crate::observe::{Ended, Event, Observer, Started};
 use crate::order::DataOrder;
@@ -130,7 +130,7 @@ fn ended_already(training: &Training) -> Result<Option<Ended>, JobError> {
     let (job, end) = training.asked.resolve(Some((&job, last_step)), job.data.clone(), None, |_| steps_per_epoch)?;
     let network = Network::parse(&job.model)?;
     let plan = training.running.plan(network, job.slots)?;
-    training.running.micro_batches_of(job.batch, &plan.placement)?;
+    micro_batches(training.running.micro_batches, job.batch, &plan.placement)?;
     Ok((progress.step == end).then(|| Ended {
         interrupted: false,
         steps: progress.step,
@@ -220,7 +220,7 @@ impl Run {
         if last_step < progress.step {
             return Err(JobError::EndsBeforeItStarts { end: last_step, step: progress.step });
         }
-        let micro_batches = running.micro_batches_of(job.batch, &plan.placement)?;
+        let micro_batches = micro_batches(running.micro_batches, job.batch, &plan.placement)?;
         let notices = [schedule_outrun(&job, last_step), nothing_kept(&running.trace, progress.step + 1, last_step)];
         notices.into_iter().flatten().for_each(|text| observer.on(Event::Notice { text }));
         let earlier = resumed.as_ref().and_then(|(path, _)| folder::run_of(path));
@@ -429,6 +429,9 @@ impl Run {
             last_step: self.last_step,
             steps_per_epoch: self.batches().steps_per_epoch(),
             batch: self.step_images(),
+            slots: self.job.slots,
+            micro_batches: self.record.running.micro_batches,
+            replicas: self.plan.placement.replicas(),
             step_bytes: self.step_traffic().total(),
             workers: self.record.workers.clone(),
             out: self.folder.path().to_owned(),

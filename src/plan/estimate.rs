@@ -1,17 +1,20 @@
 //! The part of `convoy plan` that estimates a step on other numbers of workers, and says where more workers stop paying.
 
 use std::cmp::Ordering;
+use std::error::Error;
 
 use convoy_common::batch::Division;
 use convoy_common::estimate::{self, End, Estimate, Rates};
 use convoy_common::plan::Plan;
+use convoy_coordinator::JobError;
 use serde_json::{Value, json};
 
+use super::check_division;
 use crate::numbers::{counted, rate};
 use crate::settings::Misuse;
 use crate::table::aligned;
 
-/// The most micro-batches of a step that is estimated. More would take minutes.
+/// The most micro-batches of a step whose duration is estimated. More would take minutes.
 const MICRO_BATCHES_MAX: usize = 1024;
 
 /// Twice as many workers pay if a step becomes at least this many times as fast.
@@ -76,7 +79,7 @@ pub(super) struct Planned<'a> {
     /// Images per step.
     pub(super) batch: usize,
     /// Divides a batch for a plan.
-    pub(super) divided: &'a dyn Fn(&Plan) -> Division,
+    pub(super) divided: &'a dyn Fn(&Plan) -> Result<Division, JobError>,
     /// Whether more replicas of the plan's workers are tried.
     pub(super) tries_replicas: bool,
 }
@@ -86,9 +89,9 @@ impl Planned<'_> {
     ///
     /// # Errors
     /// When the step has too many micro-batches.
-    fn row(&self, plan: &Plan, rates: Rates) -> Result<Row, Misuse> {
-        let division = (self.divided)(plan);
-        check_division(division, self.batch)?;
+    fn row(&self, plan: &Plan, rates: Rates) -> Result<Row, Box<dyn Error>> {
+        let division = (self.divided)(plan)?;
+        check_division(division, self.batch, MICRO_BATCHES_MAX, "--gflops can estimate")?;
         let step = estimate::step(plan, self.batch, division, rates);
         let (workers, replicas) = (plan.workers, plan.placement.replicas());
         Ok(Row { workers, replicas, is_requested: false, is_usual: false, step })
@@ -116,7 +119,7 @@ impl Estimates {
     ///
     /// # Errors
     /// When a rate is missing, or the step of the plan has too many micro-batches.
-    pub(super) fn of(planned: &Planned<'_>, machines: &Machines) -> Result<Option<Self>, Misuse> {
+    pub(super) fn of(planned: &Planned<'_>, machines: &Machines) -> Result<Option<Self>, Box<dyn Error>> {
         let Some(rates) = machines.rates()? else { return Ok(None) };
         let mut requested = planned.row(planned.plan, rates)?;
         requested.is_requested = true;
@@ -202,7 +205,10 @@ impl Estimates {
             1 => format!("two workers do not make a step {PAYS} times as fast as one"),
             last => format!("each doubling up to {last} workers makes a step at least {PAYS} times as fast"),
         };
-        let replicas = self.better_replicas().map(|(requested, better)| {
+        let better = self.better_replicas();
+        // The row with more replicas is not part of the comparison.
+        let pays = if better.is_some() { format!("with as few replicas as possible, {pays}") } else { pays };
+        let replicas = better.map(|(requested, better)| {
             let [ms, ms_requested] = [better, requested].map(|row| row.step.seconds * 1e3);
             let workers = counted(better.workers, "worker", "workers");
             format!(
@@ -245,15 +251,4 @@ impl Estimates {
 
 fn by_duration(one: &Row, other: &Row) -> Ordering {
     one.step.seconds.total_cmp(&other.step.seconds)
-}
-
-/// Checks that a step has no more micro-batches than can be estimated.
-fn check_division(Division { slots, micro_batches }: Division, batch: usize) -> Result<(), Misuse> {
-    if slots.saturating_mul(micro_batches).min(batch) <= MICRO_BATCHES_MAX {
-        return Ok(());
-    }
-    Err(Misuse(format!(
-        "--slots {slots} and --micro-batches {micro_batches} make more than {MICRO_BATCHES_MAX} micro-batches; \
-         --gflops can estimate a step of at most {MICRO_BATCHES_MAX}"
-    )))
 }
