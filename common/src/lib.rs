@@ -7,6 +7,7 @@
 
 pub mod address;
 pub mod batch;
+pub mod bundles;
 pub mod chain;
 pub mod estimate;
 pub mod index;

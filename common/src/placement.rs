@@ -351,7 +351,7 @@ mod tests {
         ] {
             assert!(capped.contains(part), "no \"{part}\" in {capped}");
         }
-        assert!(error(&network(), 1023).contains("more --slots allow more"));
+        assert!(error(&network(), 1023).contains("a new job can have more --slots"));
         let text = r#"
             name = "flat"
             towers = 2

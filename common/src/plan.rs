@@ -9,6 +9,7 @@ use std::ops::Range;
 use serde::Serialize;
 
 use crate::batch::{MicroBatchId, Phase, part};
+use crate::bundles::Bundle;
 use crate::index::{ExchangeIndex, PerSegment, SegmentIndex, TowerIndex, WorkerIndex};
 use crate::links::Links;
 use crate::model::{Network, Shape};
@@ -24,6 +25,8 @@ pub struct Plan {
     pub network: Network,
     /// The segments, first to last.
     pub segments: PerSegment<Segment>,
+    /// The parameters of the trunk, in bundles whose gradients are summed together.
+    pub bundles: Vec<Bundle>,
     /// Which worker holds what.
     pub placement: Placement,
     /// Number of workers.
@@ -47,12 +50,12 @@ pub struct Segment {
     pub half: Half,
 }
 
-/// A piece of a tower's gradient of a parameter. Worker `owner` sums it over the replicas.
+/// A piece of a tower's gradients of a bundle. Worker `owner` sums it over the replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// The worker that sums it.
     pub owner: WorkerIndex,
-    /// Its range of floats in a tower's gradient of the parameter, in the layout of panels.
+    /// Its range of floats in a tower's gradients of the bundle, one parameter after the other, in the layout of panels.
     pub floats: Range<usize>,
 }
 
@@ -142,8 +145,8 @@ impl Plan {
     /// When the placement does not fit the network, or when a worker gets nothing.
     pub fn placed(network: Network, placement: Placement) -> Result<Self, PlacementError> {
         let workers = placement.check(&network)?;
-        let segments = segments(&network);
-        Ok(Self { network, segments, placement, workers, links: Links::relayed() })
+        let (segments, bundles) = (segments(&network), Bundle::all(&network));
+        Ok(Self { network, segments, bundles, placement, workers, links: Links::relayed() })
     }
 
     /// The same plan with these links between workers.
@@ -266,13 +269,28 @@ impl Plan {
         }
     }
 
-    /// The pieces into which the workers that share a tower cut its gradient of a parameter of the trunk. None if one worker holds all.
-    pub fn pieces(&self, parameter: &Parameter, tower: TowerIndex) -> Vec<Piece> {
+    /// The bundle of this name.
+    pub fn bundle(&self, name: &str) -> Option<&Bundle> {
+        self.bundles.iter().find(|bundle| bundle.name == name)
+    }
+
+    /// The range of each parameter in a tower's gradients of a bundle.
+    pub fn ranges(&self, bundle: &Bundle, tower: TowerIndex) -> Vec<Range<usize>> {
+        let floats = bundle.parameters.iter().map(|parameter| self.gradient_floats(parameter, tower));
+        let range = |end: &mut usize, floats| {
+            let start = std::mem::replace(end, *end + floats);
+            Some(start..*end)
+        };
+        floats.scan(0, range).collect()
+    }
+
+    /// The pieces into which the workers that share a tower cut its gradients of a bundle. None if one worker holds all.
+    pub fn pieces(&self, bundle: &Bundle, tower: TowerIndex) -> Vec<Piece> {
         let sharers = self.placement.sharers(Half::Trunk, tower);
         if sharers.len() < 2 {
             return Vec::new();
         }
-        let floats = self.gradient_floats(parameter, tower);
+        let floats = bundle.parameters.iter().map(|parameter| self.gradient_floats(parameter, tower)).sum();
         let count = sharers.len();
         let piece = |(index, owner)| Piece { owner, floats: part(floats, count, index) };
         sharers.into_iter().enumerate().map(piece).collect()
@@ -287,8 +305,8 @@ impl Plan {
     }
 
     /// The parameters of the trunk.
-    pub fn trunk_parameters(&self) -> impl Iterator<Item = Parameter> {
-        (0..self.network.head()).flat_map(|layer| self.network.parameters_of(layer))
+    pub fn trunk_parameters(&self) -> impl Iterator<Item = &Parameter> {
+        self.bundles.iter().flat_map(|bundle| &bundle.parameters)
     }
 
     /// The last exchange, which carries logits.
@@ -368,7 +386,7 @@ impl Plan {
             let sharers = self.placement.sharers(Half::Trunk, tower);
             let nodes = sharers.iter().map(|worker| (*worker, self.nodes(*worker, tower, samples).len()));
             let nodes: Vec<_> = nodes.collect();
-            for piece in self.trunk_parameters().flat_map(|parameter| self.pieces(&parameter, tower)) {
+            for piece in self.bundles.iter().flat_map(|bundle| self.pieces(bundle, tower)) {
                 let (owner, floats) = (piece.owner, piece.floats.len());
                 for (from, nodes) in nodes.iter().filter(|(worker, _)| *worker != owner) {
                     each(Sent { from: *from, to: &[owner], floats: floats * nodes });
@@ -544,10 +562,8 @@ mod tests {
     fn two_replicas_exchange_the_gradients_of_the_trunk_alone() {
         let network = Network::parse(presets::text("alexnet").unwrap()).unwrap();
         let plan = Plan::new(network, 4, 2, None).unwrap();
-        let floats: usize = plan
-            .trunk_parameters()
-            .map(|p| plan.all_towers().map(|t| plan.gradient_floats(&p, t)).sum::<usize>())
-            .sum();
+        let floats: usize =
+            plan.trunk_parameters().map(|p| plan.all_towers().map(|t| plan.gradient_floats(p, t)).sum::<usize>()).sum();
         let exact: usize = plan.trunk_parameters().map(|parameter| parameter.len()).sum();
         assert_eq!((exact, floats), (2_334_080, 2_334_080), "all panels of AlexNet are full");
         // Of each float, one partial sum and one whole sum cross the coordinator.

@@ -71,8 +71,8 @@ pub fn route(plan: &Plan, samples: usize, key: &TensorKey) -> Result<Route, Wire
         }
         TensorKey::Gradient { name, tower, piece, node, .. } => {
             let nothing = || unfit("tensor", key, "the plan has no such piece");
-            let parameter = plan.network.parameter(name).ok_or_else(nothing)?;
-            let owner = plan.pieces(&parameter, *tower).get(*piece).ok_or_else(nothing)?.owner;
+            let bundle = plan.bundle(name).ok_or_else(nothing)?;
+            let owner = plan.pieces(bundle, *tower).get(*piece).ok_or_else(nothing)?.owner;
             let sharers = plan.placement.sharers(Half::Trunk, *tower);
             let Some(node) = node else {
                 return Ok(Route { from: owner, to: without(owner, sharers), moved: Moved::Gradients });

@@ -23,11 +23,14 @@ fn of_replicas() -> Exchanges {
     exchanges
 }
 
-/// A piece of the bias gradient of the first convolution of tower 0, which has 16 filters.
+/// A piece of the gradients of the first two convolutions of tower 0. They have 16 filters of 25 weights and 32 filters of 400 weights, with a bias
+/// each.
 fn piece(piece: usize, node: Option<std::ops::Range<usize>>) -> Chunk {
-    let (name, tower) = ("conv1.bias".to_owned(), TowerIndex(0));
+    let (name, tower) = ("conv1 to conv2".to_owned(), TowerIndex(0));
     let key = TensorKey::Gradient { step: 1, name, tower, piece, node };
-    Chunk { key, shape: vec![8], data: Bytes::from(vec![0; 32]), ..chunk(0, Direction::Forward, 0, None, [1, 1, 1, 8]) }
+    let floats = (16 * 26 + 32 * 401) / 2;
+    let of_a_pixel = chunk(0, Direction::Forward, 0, None, [1, 1, 1, 8]);
+    Chunk { key, shape: vec![floats], data: Bytes::from(vec![0; 4 * floats]), ..of_a_pixel }
 }
 
 #[test]
@@ -64,7 +67,7 @@ fn gradients_that_nobody_owes_are_refused() {
         (0, piece(7, Some(0..1)), "has no such piece"),
         (0, of(&|chunk| chunk.shape = vec![9]), "the plan requires [8]"),
         (0, key(&|step, _, _| *step = 2), "this step is not being computed"),
-        (0, key(&|_, name, _| *name = "fc6.bias".to_owned()), "a parameter of the trunk"),
+        (0, key(&|_, name, _| *name = "fc6".to_owned()), "a bundle of the plan"),
         (0, key(&|_, _, tower| *tower = TowerIndex(9)), "out of range"),
     ];
     for (worker, chunk, why) in refused {

@@ -20,11 +20,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use convoy_common::batch::{MicroBatch, MicroBatchId, Phase};
+use convoy_common::bundles::Bundle;
 use convoy_common::index::{ExchangeIndex, PerTower, SegmentIndex, TowerIndex, WorkerIndex};
 use convoy_common::model::{ModelError, Network};
 use convoy_common::parameters::Parameter;
 use convoy_common::placement::{Half, PlacementError};
 use convoy_common::plan::Plan;
+use convoy_common::slots::Node;
 use convoy_common::trace::SegmentRun;
 use convoy_common::wire::{Assignment, Direction, Elements, FromWorker, Payload, State, Tally, TensorKey};
 
@@ -474,11 +476,11 @@ impl Engine {
         self.has_said_done = false;
         let (plan, worker) = (&self.plan, self.assignment.worker);
         let shared = self.held(Half::Trunk).flat_map(|tower| {
-            let of = move |parameter: Parameter| {
-                let reduction = Reduction::new(plan, &parameter, tower, worker, samples)?;
-                Some(((parameter.name, tower), reduction))
+            let of = move |bundle: &Bundle| {
+                let reduction = Reduction::new(plan, bundle, tower, worker, samples)?;
+                Some(((bundle.name.clone(), tower), reduction))
             };
-            plan.trunk_parameters().filter_map(of)
+            plan.bundles.iter().filter_map(of)
         });
         self.reductions = shared.collect();
     }
@@ -852,45 +854,53 @@ impl Engine {
         micro_batch: &MicroBatch,
     ) -> Vec<Out> {
         let plan = self.plan.clone();
-        let with_weights = layers.rev().filter(|layer| plan.network.layers[*layer].has_weights());
         if plan.segments[segment].half == Half::Head {
-            for layer in with_weights {
+            for layer in layers.rev().filter(|layer| plan.network.layers[*layer].has_weights()) {
                 self.queue(micro_batch.clone(), segment, tower, Work::WeightGradients { layer });
             }
             return Vec::new();
         }
-        let parameters = with_weights.flat_map(|layer| plan.network.parameters_of(layer));
-        parameters.flat_map(|parameter| self.share_gradient(compute, &parameter, tower)).collect()
+        let complete = plan.bundles.iter().rev().filter(|bundle| layers.contains(&bundle.layers.start));
+        complete.flat_map(|bundle| self.share_gradients(compute, bundle, tower)).collect()
     }
 
-    /// Sends the pieces of a gradient to their owners, and keeps this worker's own one.
-    fn share_gradient(&mut self, compute: &Compute, parameter: &Parameter, tower: TowerIndex) -> Vec<Out> {
-        let Self { plan, towers, reductions, committed, .. } = self;
-        let Some(reduction) = reductions.get_mut(&(parameter.name.clone(), tower)) else { return Vec::new() };
-        let holder = towers.get_mut(&(Half::Trunk, tower)).expect("it has computed the gradient");
+    /// Sends the pieces of a bundle's gradients to their owners, and keeps this worker's own one.
+    fn share_gradients(&mut self, compute: &Compute, bundle: &Bundle, tower: TowerIndex) -> Vec<Out> {
+        let Some(reduction) = self.reductions.get_mut(&(bundle.name.clone(), tower)) else { return Vec::new() };
+        let holder = self.towers.get_mut(&(Half::Trunk, tower)).expect("it has computed the gradients");
         let (mut out, mut complete) = (Vec::new(), None);
-        let key = |piece, node| {
-            let (step, name) = (*committed + 1, parameter.name.clone());
-            TensorKey::Gradient { step, name, tower, piece, node }
-        };
-        for (node, sum) in holder.take_sums(compute, parameter) {
+        let step = self.committed + 1;
+        let key = |piece, node| TensorKey::Gradient { step, name: bundle.name.clone(), tower, piece, node };
+        let sums = bundle.parameters.iter().map(|parameter| holder.take_sums(compute, parameter));
+        for (node, sums) in by_node(sums).into_values() {
             for (index, piece) in reduction.of_others() {
                 let mut values = compute.tensor(piece.floats.len());
-                values.copy_from_slice(&sum[piece.floats.clone()]);
+                copy_joined(&sums, piece.floats.start, &mut values);
                 out.push(Out::Tensor(Payload::floats(key(index, Some(node.clone())), vec![values.len()], values)));
             }
-            let own = reduction.own().map(|(_, piece)| sum[piece.floats.clone()].to_vec());
+            let own = reduction.own().map(|(_, piece)| {
+                let mut values = vec![0.0; piece.floats.len()];
+                copy_joined(&sums, piece.floats.start, &mut values);
+                values
+            });
             if let Some(own) = own {
                 complete = reduction.add_own(compute, &node, own).expect("a worker forms each of its sums once");
             }
-            holder.give_back(parameter, sum);
+            bundle.parameters.iter().zip(sums).for_each(|(parameter, sum)| holder.give_back(parameter, sum));
         }
         out.extend(complete.map(|(piece, sum)| Out::Tensor(Payload::floats(key(piece, None), vec![sum.len()], sum))));
-        if let Some(sum) = reduction.finish() {
-            holder.set_sum(parameter, sum);
-        }
-        debug_assert!(plan.half_of(parameter.layer) == Half::Trunk);
+        self.finish_reduction(&bundle.name, tower);
         out
+    }
+
+    /// Takes over the sums of a bundle's gradients over all slots, once all pieces are there.
+    fn finish_reduction(&mut self, name: &str, tower: TowerIndex) {
+        let sum = self.reductions.get_mut(&(name.to_owned(), tower)).and_then(Reduction::finish);
+        let Some((sum, bundle)) = sum.zip(self.plan.bundle(name)) else { return };
+        let holder = self.towers.get_mut(&(Half::Trunk, tower)).expect("it has a reduction");
+        for (parameter, range) in bundle.parameters.iter().zip(self.plan.ranges(bundle, tower)) {
+            holder.set_sum(parameter, sum[range].to_vec());
+        }
     }
 
     /// Accepts another worker's sum of a piece: over a node, for this worker's own piece, or over all slots, from its owner.
@@ -917,11 +927,7 @@ impl Engine {
                 ));
             }
         };
-        if let Some(sum) = reduction.finish() {
-            let parameter = self.plan.network.parameter(name).expect("it has a reduction");
-            let tower = self.towers.get_mut(&(Half::Trunk, *tower)).expect("it has a reduction");
-            tower.set_sum(&parameter, sum);
-        }
+        self.finish_reduction(name, *tower);
         Ok(complete.into_iter().map(|(_, sum)| self.payload_of_sum(key, sum)).collect())
     }
 
@@ -967,6 +973,26 @@ fn summed(compute: &Compute, partials: Vec<Tensor>) -> Tensor {
     let mut sum = partials.next().expect("a gradient has at least one partial");
     partials.for_each(|partial| add(compute, &mut sum, &partial));
     sum
+}
+
+/// The sums of several parameters over each node. All have sums over the same nodes.
+fn by_node(of_parameters: impl Iterator<Item = Vec<(Node, Vec<f32>)>>) -> BTreeMap<usize, (Node, Vec<Vec<f32>>)> {
+    let mut by_node = BTreeMap::new();
+    for (node, sum) in of_parameters.flatten() {
+        by_node.entry(node.start).or_insert_with(|| (node, Vec::new())).1.push(sum);
+    }
+    by_node
+}
+
+/// Copies floats of `parts`, one after the other, into `into`, beginning with float `start` of them all.
+fn copy_joined(parts: &[Vec<f32>], start: usize, into: &mut [f32]) {
+    let (mut skipped, mut filled) = (start, 0);
+    for part in parts {
+        let own = &part[skipped.min(part.len())..];
+        let own = &own[..own.len().min(into.len() - filled)];
+        into[filled..filled + own.len()].copy_from_slice(own);
+        (skipped, filled) = (skipped.saturating_sub(part.len()), filled + own.len());
+    }
 }
 
 /// The states of a parameter that a worker holds.

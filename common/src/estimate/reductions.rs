@@ -2,14 +2,14 @@
 //! all others.
 
 use super::events::Time;
+use crate::bundles::Bundle;
 use crate::index::{PerWorker, TowerIndex, WorkerIndex};
-use crate::parameters::Parameter;
 use crate::plan::Plan;
 
-/// The sum of one parameter's gradient of one tower.
+/// The sum of one tower's gradients of a bundle.
 #[derive(Debug)]
 pub(super) struct Reduction {
-    /// The layer of the parameter.
+    /// The first layer of the bundle. The gradients are complete after its backward pass.
     pub(super) layer: usize,
     /// The tower.
     pub(super) tower: TowerIndex,
@@ -43,13 +43,14 @@ impl Awaited {
 }
 
 impl Reduction {
-    /// All sums of a step over `samples` samples, in the order of the parameters.
+    /// All sums of a step over `samples` samples, in the order of the bundles.
     pub(super) fn all(plan: &Plan, samples: usize) -> Vec<Self> {
-        let of = |parameter: Parameter| {
-            let shared = plan.all_towers().map(move |tower| (tower, plan.pieces(&parameter, tower), parameter.layer));
+        let of = |bundle: &'_ Bundle| {
+            let (bundle, layer) = (bundle.clone(), bundle.layers.start);
+            let shared = plan.all_towers().map(move |tower| (tower, plan.pieces(&bundle, tower), layer));
             shared.filter(|(_, pieces, _)| !pieces.is_empty())
         };
-        let all = plan.trunk_parameters().flat_map(of);
+        let all = plan.bundles.iter().flat_map(of);
         all.map(|(tower, pieces, layer)| {
             let sharers: Vec<_> = pieces.iter().map(|piece| piece.owner).collect();
             let nodes: Vec<_> = sharers.iter().map(|worker| plan.nodes(*worker, tower, samples).len()).collect();

@@ -41,9 +41,9 @@ pub fn expected_shape(plan: &Plan, samples_max: usize, key: &TensorKey) -> Resul
         }
         TensorKey::Gradient { name, tower, piece, .. } => {
             below("tower", tower.0, plan.network.towers)?;
-            let parameter = plan.trunk_parameters().find(|parameter| parameter.name == *name);
-            let parameter = parameter.ok_or_else(|| unfit("name", name, "it must be a parameter of the trunk"))?;
-            let pieces = plan.pieces(&parameter, *tower);
+            let bundle = plan.bundle(name);
+            let bundle = bundle.ok_or_else(|| unfit("name", name, "it must be a bundle of the plan"))?;
+            let pieces = plan.pieces(bundle, *tower);
             let piece = pieces.get(*piece).filter(|piece| !piece.floats.is_empty());
             let piece = piece.ok_or_else(|| unfit("piece", &key, "the plan has no such piece"))?;
             Ok(vec![piece.floats.len()])

@@ -52,11 +52,11 @@ pub enum TensorKey {
         /// Weights or momentum.
         state: State,
     },
-    /// A piece of a tower's gradient of a parameter of the trunk, in the layout of panels.
+    /// A piece of a tower's gradients of a bundle of parameters of the trunk, in the layout of panels.
     Gradient {
         /// The step.
         step: u64,
-        /// The parameter's name.
+        /// The bundle's name.
         name: String,
         /// The tower.
         tower: TowerIndex,
@@ -252,7 +252,7 @@ impl fmt::Display for TensorKey {
                 write!(f, "{what} {name} of tower {tower} at step {step}")
             }
             TensorKey::Gradient { step, name, tower, piece, node } => {
-                write!(f, "piece {piece} of the gradient of {name} of tower {tower} at step {step}, over ")?;
+                write!(f, "piece {piece} of the gradients of {name} of tower {tower} at step {step}, over ")?;
                 match node {
                     Some(node) => write!(f, "slots {} to {}", node.start, node.end - 1),
                     None => f.write_str("all slots"),

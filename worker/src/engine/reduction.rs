@@ -1,12 +1,12 @@
-//! The sum of a tower's gradient of one parameter over the workers that hold the tower. Each of them owns a piece: it gets the others' sums
+//! The sum of a tower's gradients of a bundle over the workers that hold the tower. Each of them owns a piece: it gets the others' sums
 //! over nodes of the slot tree, adds them along the tree, and sends the sum to the others. The order of arrival changes nothing.
 //!
 //! Not here: when gradients are complete, and the tensors that carry them (`engine`).
 
 use std::collections::HashSet;
 
+use convoy_common::bundles::Bundle;
 use convoy_common::index::{TowerIndex, WorkerIndex};
-use convoy_common::parameters::Parameter;
 use convoy_common::placement::Half;
 use convoy_common::plan::{Piece, Plan};
 use convoy_common::slots::{Node, NodeSums, SlotTree};
@@ -31,15 +31,15 @@ pub(super) struct Reduction {
 }
 
 impl Reduction {
-    /// The reduction of a parameter of the trunk at `worker`, in a step over `samples` samples. None if no other worker holds the tower.
+    /// The reduction of a bundle at `worker`, in a step over `samples` samples. None if no other worker holds the tower.
     pub(super) fn new(
         plan: &Plan,
-        parameter: &Parameter,
+        bundle: &Bundle,
         tower: TowerIndex,
         worker: WorkerIndex,
         samples: usize,
     ) -> Option<Self> {
-        let pieces = plan.pieces(parameter, tower);
+        let pieces = plan.pieces(bundle, tower);
         if pieces.is_empty() {
             return None;
         }

@@ -208,11 +208,11 @@ fn gradients_that_come_before_their_commit_are_answered_after_it() {
         // The first step is over for this worker, by hand.
         engine.micro_batches.clear();
         engine.reductions.clear();
-        for parameter in plan.trunk_parameters() {
+        for bundle in &plan.bundles {
             for tower in plan.all_towers() {
-                for (piece, described) in plan.pieces(&parameter, tower).into_iter().enumerate() {
+                for (piece, described) in plan.pieces(bundle, tower).into_iter().enumerate() {
                     let node = (described.owner == WorkerIndex(1)).then_some(0..1);
-                    let key = TensorKey::Gradient { step: 2, name: parameter.name.clone(), tower, piece, node };
+                    let key = TensorKey::Gradient { step: 2, name: bundle.name.clone(), tower, piece, node };
                     let values = Elements::Floats(vec![0.5; described.floats.len()]);
                     if !described.floats.is_empty() {
                         assert!(engine.get(compute, key, values).unwrap().is_empty(), "it is early");
@@ -222,7 +222,7 @@ fn gradients_that_come_before_their_commit_are_answered_after_it() {
         }
         let out = engine.commit(compute, 1, 0.1).unwrap();
         let sums = out.iter().filter(|out| matches!(out, Out::Tensor(_))).count();
-        assert_eq!(sums, 4, "pieces of the weights and biases of two towers: {out:?}");
+        assert_eq!(sums, 2, "pieces of two towers: {out:?}");
         assert!(matches!(out.last(), Some(Out::Say(FromWorker::StepDone { step: 2, .. }))), "{out:?}");
     });
 }
@@ -266,7 +266,7 @@ fn exchanged(exchange: usize, direction: Direction, from_tower: usize, to_tower:
     }
 }
 
-/// What an engine sends, in short: the names of parameters whose gradients it sends, "input" for the gradient of a segment's input, and
+/// What an engine sends, in short: the names of bundles whose gradients it sends, "input" for the gradient of a segment's input, and
 /// "done" for that of the images.
 fn sent(out: &[Out]) -> Vec<String> {
     let name = |out: &Out| match out {
@@ -285,7 +285,8 @@ fn sent(out: &[Out]) -> Vec<String> {
 #[test]
 fn gradients_that_others_wait_for_are_sent_before_sums_over_replicas() {
     on_a_pool(|compute| {
-        let second = "[[layer]]\nkind = \"conv\"\nname = \"d\"\nfilters = 4\nkernel = 3\npad = 1\n";
+        // Large enough for a bundle of its own.
+        let second = "[[layer]]\nkind = \"conv\"\nname = \"d\"\nfilters = 1312\nkernel = 5\npad = 2\n";
         let mut engine = engine_of_two_slots(compute, second, [[0, 1], [2, 2]], [1, 1]);
         get_filled(&mut engine, compute, exchanged(0, Direction::Forward, 1, None));
         let (key, elements) = images(1, 0);
@@ -294,7 +295,7 @@ fn gradients_that_others_wait_for_are_sent_before_sums_over_replicas() {
         for slice in 0..2 {
             get_filled(&mut engine, compute, exchanged(1, Direction::Backward, slice, Some(0)));
         }
-        assert_eq!(sent(&work_all(&mut engine, compute)), ["input", "d.weight", "d.bias"]);
+        assert_eq!(sent(&work_all(&mut engine, compute)), ["input", "d"]);
     });
 }
 
@@ -302,7 +303,8 @@ fn gradients_that_others_wait_for_are_sent_before_sums_over_replicas() {
 #[test]
 fn gradients_of_a_layer_are_sent_before_the_layers_before_it_are_computed() {
     on_a_pool(|compute| {
-        let second = "[[layer]]\nkind = \"conv\"\nname = \"d\"\nfilters = 4\nkernel = 3\npad = 1\ngroups = 2\n";
+        // Large enough for a bundle of its own.
+        let second = "[[layer]]\nkind = \"conv\"\nname = \"d\"\nfilters = 2624\nkernel = 5\npad = 2\ngroups = 2\n";
         let mut engine = engine_of_two_slots(compute, second, [[0, 0], [1, 1]], [1, 1]);
         let (key, elements) = images(1, 0);
         engine.get(compute, key, elements).unwrap();
@@ -313,8 +315,8 @@ fn gradients_of_a_layer_are_sent_before_the_layers_before_it_are_computed() {
                 get_filled(&mut engine, compute, exchanged(0, Direction::Backward, slice, Some(tower)));
             }
             let mut next = || sent(&engine.work(means(compute, &probe)).unwrap().unwrap());
-            assert_eq!(next(), ["d.weight", "d.bias"]);
-            assert_eq!(next(), ["done", "c.weight", "c.bias"]);
+            assert_eq!(next(), ["d"]);
+            assert_eq!(next(), ["done", "c"]);
             assert!(!engine.has_work());
         }
     });

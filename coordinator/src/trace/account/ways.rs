@@ -151,8 +151,8 @@ impl<'a> Ways<'a> {
                 sharers.into_iter().find(|worker| holds(worker, node.start))
             }
             None => {
-                let parameter = self.plan.trunk_parameters().find(|parameter| parameter.name == *name)?;
-                self.plan.pieces(&parameter, *tower).get(*piece).map(|piece| piece.owner)
+                let bundle = self.plan.bundle(name)?;
+                self.plan.pieces(bundle, *tower).get(*piece).map(|piece| piece.owner)
             }
         }
     }
