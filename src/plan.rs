@@ -19,9 +19,9 @@ use convoy_coordinator::state::snapshot_bytes;
 use convoy_worker::forecast;
 use serde_json::{Value, json};
 
-use self::estimate::{Estimates, Machines, Planned};
+use self::estimate::{Estimates, Machines, Planned, check_division};
 use crate::numbers::{AT_LEAST_1, counted, whole};
-use crate::settings::{self, Misuse};
+use crate::settings;
 use crate::table::aligned;
 use crate::{Outcome, output};
 
@@ -99,21 +99,6 @@ struct Step {
 fn division(arguments: &Arguments, plan: &Plan) -> Result<Division, JobError> {
     let micro_batches = micro_batches(arguments.micro_batches, arguments.batch, &plan.placement)?;
     Ok(Division { slots: plan.placement.slots, micro_batches })
-}
-
-/// Checks that a step has at most `most` micro-batches.
-fn check_division(
-    Division { slots, micro_batches }: Division,
-    batch: usize,
-    most: usize,
-    what: &str,
-) -> Result<(), Misuse> {
-    if slots.saturating_mul(micro_batches).min(batch) <= most {
-        return Ok(());
-    }
-    Err(Misuse(format!(
-        "--slots {slots} and --micro-batches {micro_batches} make more than {most} micro-batches; {what} a step of at most {most}"
-    )))
 }
 
 fn as_json(plan: &Plan, step: Step) -> Value {

@@ -508,15 +508,15 @@ fn logits_replace_neither_devices_nor_weights() {
 
 /// Workers beyond those would have no images.
 #[test]
-fn a_measurement_has_at_most_as_many_replicas_as_micro_batches() {
+fn a_measurement_has_at_most_as_many_replicas_as_images() {
     let (folder, model, data) = sound();
     let out = folder.path().join("run");
-    // A replica's slot of four images has two micro-batches, so the nine test images are five.
     succeed("train --steps 1 --batch 8", &[("--model", &model), ("--data", &data), ("--out", &out)]);
     let eval = |workers: usize| format!("eval {} --workers {workers}", out.display());
-    let most = "at most 10: 2 towers times 5 micro-batches of test images";
-    refused(&eval(11), &[("--data", &data)], MISUSED, &["--workers 11", most]);
-    succeed(&eval(10), &[("--data", &data)]);
+    let most = "at most 18: 2 towers times 9 test images";
+    refused(&eval(19), &[("--data", &data)], MISUSED, &["--workers 19", most]);
+    let [one, many] = [1, 18].map(|workers| succeed(&eval(workers), &[("--data", &data)]));
+    assert_eq!(one, many);
 }
 
 /// Weights that overflow are not the fault of a job's settings.

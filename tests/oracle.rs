@@ -124,8 +124,8 @@ fn uneven_and_empty_slots() {
 #[test]
 fn trees_of_slots_over_replicas() {
     assert_equal(Case { slots: 4, workers: 8, micro_batches: 1, ..CASE });
-    assert_equal(Case { slots: 6, workers: 5, ..SEQUENTIAL });
-    assert_equal(Case { slots: 8, workers: 3, ..SEQUENTIAL });
+    assert_equal(Case { slots: 6, micro_batches: 2, workers: 5, ..SEQUENTIAL });
+    assert_equal(Case { slots: 8, micro_batches: 2, workers: 3, ..SEQUENTIAL });
     assert_equal(Case { towers: 4, slices: 4, slots: 3, workers: 7, ..SEQUENTIAL });
 }
 

@@ -23,14 +23,15 @@ fn of_replicas() -> Exchanges {
     exchanges
 }
 
-/// A piece of the gradients of the first two convolutions of tower 0. They have 16 filters of 25 weights and 32 filters of 400 weights, with a bias
-/// each.
+/// Half of the gradients of the first two convolutions of a tower: 16 filters of 25 weights and 32 filters of 400 weights, with a bias each.
+const PIECE: usize = (16 * 26 + 32 * 401) / 2;
+
+/// A piece of the gradients of the first two convolutions of tower 0.
 fn piece(piece: usize, node: Option<std::ops::Range<usize>>) -> Chunk {
     let (name, tower) = ("conv1 to conv2".to_owned(), TowerIndex(0));
     let key = TensorKey::Gradient { step: 1, name, tower, piece, node };
-    let floats = (16 * 26 + 32 * 401) / 2;
     let of_a_pixel = chunk(0, Direction::Forward, 0, None, [1, 1, 1, 8]);
-    Chunk { key, shape: vec![floats], data: Bytes::from(vec![0; 4 * floats]), ..of_a_pixel }
+    Chunk { key, shape: vec![PIECE], data: Bytes::from(vec![0; 4 * PIECE]), ..of_a_pixel }
 }
 
 #[test]
@@ -41,7 +42,7 @@ fn sums_over_nodes_go_to_the_owner_of_a_piece_and_whole_sums_to_all_others() {
     assert!(matches!(to_owner, Routed::Relay { to, .. } if to == [WorkerIndex(2)]));
     let to_others = exchanges.route(WorkerIndex(2), piece(1, None)).unwrap();
     assert!(matches!(to_others, Routed::Relay { to, .. } if to == [WorkerIndex(0)]));
-    assert_eq!(exchanges.counted().moved[&Moved::Gradients], Counted { tensors: 2, bytes: 64 });
+    assert_eq!(exchanges.counted().moved[&Moved::Gradients], Counted { tensors: 2, bytes: 2 * 4 * PIECE as u64 });
 }
 
 #[test]
@@ -65,7 +66,7 @@ fn gradients_that_nobody_owes_are_refused() {
         (0, piece(1, Some(0..2)), "no worker has such a sum"),
         (0, piece(1, None), "does not own this piece"),
         (0, piece(7, Some(0..1)), "has no such piece"),
-        (0, of(&|chunk| chunk.shape = vec![9]), "the plan requires [8]"),
+        (0, of(&|chunk| chunk.shape = vec![PIECE + 1]), "the plan requires [6624]"),
         (0, key(&|step, _, _| *step = 2), "this step is not being computed"),
         (0, key(&|_, name, _| *name = "fc6".to_owned()), "a bundle of the plan"),
         (0, key(&|_, _, tower| *tower = TowerIndex(9)), "out of range"),

@@ -97,10 +97,12 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     if !is_given && is_other {
         return Err(JobError::OtherTestImages { path: weights_path, origin: data.origin });
     }
-    let parts = data.images.len().div_ceil(micro_batch);
-    let most = network.towers.saturating_mul(parts);
-    let expected = format!("at most {most}: {} towers times {parts} micro-batches of test images", network.towers);
+    let images = data.images.len();
+    let most = network.towers.saturating_mul(images);
+    let expected = format!("at most {most}: {} towers times {images} test images", network.towers);
     check("--workers", workers, workers <= most, expected)?;
+    // Each replica gets some of the images, if there are enough.
+    let micro_batch = micro_batch.min(images.div_ceil(slots)).max(1);
     let job = unguessable().max(1);
     let threads = running.threads_of_each(workers)?;
     let assignment = Assignment {

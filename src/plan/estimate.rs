@@ -9,7 +9,6 @@ use convoy_common::plan::Plan;
 use convoy_coordinator::JobError;
 use serde_json::{Value, json};
 
-use super::check_division;
 use crate::numbers::{counted, rate};
 use crate::settings::Misuse;
 use crate::table::aligned;
@@ -247,6 +246,21 @@ impl Estimates {
             "steps": rows.collect::<Vec<_>>(),
         })
     }
+}
+
+/// Checks that a step over `batch` images has at most `most` micro-batches.
+pub(super) fn check_division(
+    Division { slots, micro_batches }: Division,
+    batch: usize,
+    most: usize,
+    what: &str,
+) -> Result<(), Misuse> {
+    if slots.saturating_mul(micro_batches).min(batch) <= most {
+        return Ok(());
+    }
+    Err(Misuse(format!(
+        "--slots {slots} and --micro-batches {micro_batches} make more than {most} micro-batches; {what} a step of at most {most}"
+    )))
 }
 
 fn by_duration(one: &Row, other: &Row) -> Ordering {
