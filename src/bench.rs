@@ -171,8 +171,8 @@ struct Watch {
     warm_up: u64,
     last_step: u64,
     seconds: Vec<f64>,
-    division: Division,
-    replicas: usize,
+    /// How the job divides a batch, and its replicas, once it has begun.
+    division: Option<(Division, usize)>,
     /// Threads and instruction set of each worker.
     workers: Vec<(usize, String)>,
     yardstick: Yardstick,
@@ -191,8 +191,7 @@ impl Watch {
             warm_up,
             last_step,
             seconds: Vec::new(),
-            division: Division { slots: 1, micro_batches: 1 },
-            replicas: 1,
+            division: None,
             workers: Vec::new(),
             yardstick: Yardstick::default(),
         }
@@ -215,8 +214,8 @@ impl Observer for Watch {
                 self.stop.store(true, Ordering::Relaxed);
             }
             Event::Started(started) => {
-                self.division = Division { slots: started.slots, micro_batches: started.micro_batches };
-                self.replicas = started.replicas;
+                let division = Division { slots: started.slots, micro_batches: started.micro_batches };
+                self.division = Some((division, started.replicas));
                 self.workers = started.workers.into_iter().map(|w| (w.threads, w.instruction_set)).collect();
                 self.measure();
             }
@@ -255,6 +254,7 @@ struct Measured {
 impl Measured {
     fn new(network: &Network, asked: &Steps, mut seconds: Vec<f64>, watch: &Watch, account: Account) -> Self {
         seconds.sort_by(f64::total_cmp);
+        let (division, replicas) = watch.division.expect("a job that has ended has begun");
         // Forward, the gradient of the weights, and that of the input, which the first layer doesn't need.
         let passes =
             network.layers.iter().enumerate().map(|(index, layer)| layer.multiply_adds() * (3 - u64::from(index == 0)));
@@ -262,8 +262,8 @@ impl Measured {
             model: network.name.clone(),
             batch: asked.batch,
             isa: watch.workers.first().map_or_else(String::new, |worker| worker.1.clone()),
-            division: watch.division,
-            replicas: watch.replicas,
+            division,
+            replicas,
             workers: watch.workers.len(),
             threads: watch.threads(),
             gflop: 2.0 * passes.sum::<u64>() as f64 * f64::from(asked.batch) / 1e9,

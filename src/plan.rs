@@ -65,7 +65,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let plan = Plan::new(network, workers, slots, arguments.replicas)?.linked(links);
     let divided = |plan: &Plan| division(arguments, plan);
     let step = Step { batch: arguments.batch, division: divided(&plan)? };
-    check_division(step.division, step.batch, MICRO_BATCHES_MAX, "convoy plan can go through")?;
+    check_division(step.division, step.batch, FORECAST_MICRO_BATCHES_MAX, "convoy plan can go through")?;
     let tries_replicas = arguments.replicas.is_none();
     let planned = Planned { plan: &plan, batch: step.batch, divided: &divided, tries_replicas };
     let estimates = Estimates::of(&planned, &arguments.machines)?;
@@ -86,7 +86,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
 const COLUMNS_MAX: usize = 12;
 
 /// The most micro-batches of a step. The forecast of memory goes through all of them, and more would take many seconds.
-const MICRO_BATCHES_MAX: usize = 1 << 14;
+const FORECAST_MICRO_BATCHES_MAX: usize = 1 << 14;
 
 /// A step's images, and how they are divided.
 #[derive(Clone, Copy)]

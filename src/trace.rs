@@ -62,8 +62,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
         (None, true) => format!("{:#}\n", serde_json::to_value(&found)?),
         (Some((_, _, other)), true) => format!("{:#}\n", serde_json::json!({ "run": found, "other": other })),
         (None, false) => described(&trace, &plan, &found),
-        (Some((_, other_plan, other)), false) => {
-            unlike([&plan, other_plan], [&found, other]) + &compared(&found, other)
+        (Some((other_trace, other_plan, other)), false) => {
+            unlike([(&trace, &plan), (other_trace, other_plan)]) + &compared(&found, other)
         }
     };
     output::print(&text)?;
@@ -330,19 +330,26 @@ fn slowest(found: &Account) -> String {
     text
 }
 
-/// A note about each respect in which two jobs differ, so that their steps cannot be compared as they are.
-fn unlike(plans: [&Plan; 2], accounts: [&Account; 2]) -> String {
-    let different = |what: &str, values: [String; 2]| {
-        let [here, other] = values;
+/// A note about each setting in which two runs differ.
+fn unlike(runs: [(&Trace, &Plan); 2]) -> String {
+    let different = |what: &str, value: &dyn Fn(&Trace, &Plan) -> String| {
+        let [here, other] = runs.map(|(trace, plan)| value(trace, plan));
         (here != other).then(|| format!("note: the runs differ in {what}: {here} here, {other} in the other\n"))
     };
-    let of_plans = |value: &dyn Fn(&Plan) -> String| plans.map(value);
+    let [model, other_model] = runs.map(|(trace, _)| &trace.about.model);
+    let [name, other_name] = runs.map(|(_, plan)| &plan.network.name);
+    let is_edited = (model != other_model && name == other_name)
+        .then(|| format!("note: the runs differ in the model file, although both models are called {name}\n"));
     let notes = [
-        different("the model", of_plans(&|plan| plan.network.name.clone())),
-        different("workers", of_plans(&|plan| plan.workers.to_string())),
-        different("replicas", of_plans(&|plan| plan.placement.replicas().to_string())),
-        different("slots", of_plans(&|plan| plan.placement.slots.to_string())),
-        different("images per step", accounts.map(|account| images(account.images_a_step))),
+        different("the model", &|_, plan| plan.network.name.clone()),
+        is_edited,
+        different("workers", &|_, plan| plan.workers.to_string()),
+        different("replicas", &|_, plan| plan.placement.replicas().to_string()),
+        different("slots", &|_, plan| plan.placement.slots.to_string()),
+        different("images per step", &|trace, _| trace.about.batch.to_string()),
+        different("bytes from worker to worker without the coordinator", &|trace, plan| {
+            plan.step_traffic(trace.about.batch).across.to_string()
+        }),
     ];
     notes.into_iter().flatten().collect()
 }

@@ -524,6 +524,8 @@ async fn a_worker_survives_a_coordinator_that_talks_nonsense() {
         let name = name.to_owned();
         v1::chunk::Tensor::Gradient(v1::Gradient { step: 1, name, tower: 0, piece, first_slot: 0, slots })
     };
+    // Half of the gradients of 16 filters of 25 weights and 32 filters of 400 weights, with a bias each.
+    const PIECE: u32 = (16 * 26 + 32 * 401) / 2;
     let tower_0 = |offset: u64| frame(5, parameter(0, "conv1.weight", 0), &[16, 1, 5, 5], offset, &[0; 8]);
     let scripts = [
         Script::Say(vec![v1::ToWorker { generation: 1, message: None }], vec![]),
@@ -551,10 +553,16 @@ async fn a_worker_survives_a_coordinator_that_talks_nonsense() {
         Script::Say(sound(), vec![tower_0(4)]),
         Script::Say(sound(), vec![frame(5, parameter(0, "conv9.weight", 0), &[1], 0, &[0; 4])]),
         // No other worker holds this worker's tower; and in a job with replicas, a piece that it must not get, and one that comes too soon.
-        Script::Say(sound(), vec![frame(5, gradient("conv1.bias", 0, 1), &[8], 0, &[0; 32])]),
-        Script::Say(replicated(), vec![frame(5, gradient("fc6.bias", 0, 1), &[8], 0, &[0; 32])]),
-        Script::Say(replicated(), vec![frame(5, gradient("conv1.bias", 9, 1), &[8], 0, &[0; 32])]),
-        Script::Say(replicated(), vec![frame(5, gradient("conv1.bias", 1, 1), &[8], 0, &[0; 32])]),
+        Script::Say(sound(), vec![frame(5, gradient("conv1 to conv2", 0, 1), &[PIECE], 0, &[0; 4 * PIECE as usize])]),
+        Script::Say(replicated(), vec![frame(5, gradient("fc6", 0, 1), &[PIECE], 0, &[0; 4 * PIECE as usize])]),
+        Script::Say(
+            replicated(),
+            vec![frame(5, gradient("conv1 to conv2", 9, 1), &[PIECE], 0, &[0; 4 * PIECE as usize])],
+        ),
+        Script::Say(
+            replicated(),
+            vec![frame(5, gradient("conv1 to conv2", 1, 1), &[PIECE], 0, &[0; 4 * PIECE as usize])],
+        ),
         Script::Say(sound(), vec![frame(5, parameter(0, "conv1.weight", 1), &[16, 1, 5, 5], 0, &[0; 1600])]),
         // Thousands of tensors begun and never finished: what may be under way has a limit.
         Script::Say(

@@ -5,12 +5,13 @@
 
 use std::ops::Range;
 
+use crate::index::TowerIndex;
 use crate::model::Network;
 use crate::parameters::Parameter;
 
-/// The most parameters of a bundle of several layers. In 32 bits, they are 512 KiB, which a link of 1,000 Mbit/s carries in 4 ms. Larger
-/// layers are bundles of their own, so that their gradients travel while the layers before them are computed.
-const PARAMETERS_MAX: usize = 1 << 17;
+/// The most floats of a bundle of several layers, as the gradients of all towers lie in panels. They are 512 KiB, which a link of 1,000 Mbit/s
+/// carries in 4 ms. Larger layers are bundles of their own, so that their gradients travel while the layers before them are computed.
+const FLOATS_MAX: usize = 1 << 17;
 
 /// Parameters of neighbouring layers of the trunk.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,29 +27,32 @@ pub struct Bundle {
 impl Bundle {
     /// The bundles of a network, in the order of their layers. They follow from the network alone, so that all processes have the same ones.
     pub(crate) fn all(network: &Network) -> Vec<Self> {
-        let mut bundles: Vec<Vec<Parameter>> = Vec::new();
-        let count = |parameters: &[Parameter]| parameters.iter().map(Parameter::len).sum::<usize>();
-        // In the order of the backward pass, because the first gradients should travel first.
+        // In the order of the backward pass: a layer joins the layers after it, whose gradients are complete earlier.
+        let mut ranges: Vec<(Range<usize>, usize)> = Vec::new();
         for layer in (0..network.head()).rev().filter(|layer| network.layers[*layer].has_weights()) {
-            let mut parameters = network.parameters_of(layer);
-            match bundles.last_mut() {
-                Some(last) if count(last) + count(&parameters) <= PARAMETERS_MAX => {
-                    parameters.append(last);
-                    *last = parameters;
-                }
-                _ => bundles.push(parameters),
+            let floats = floats_of(network, layer);
+            match ranges.last_mut() {
+                Some((layers, all)) if *all + floats <= FLOATS_MAX => (layers.start, *all) = (layer, *all + floats),
+                _ => ranges.push((layer..layer + 1, floats)),
             }
         }
-        bundles.into_iter().rev().map(|parameters| Self::of(network, parameters)).collect()
+        ranges.into_iter().rev().map(|(layers, _)| Self::of(network, layers)).collect()
     }
 
-    fn of(network: &Network, parameters: Vec<Parameter>) -> Self {
-        let all = || parameters.iter().map(|parameter| parameter.layer);
-        let (first, last) = (all().min().unwrap_or(0), all().max().unwrap_or(0));
-        let [from, to] = [first, last].map(|layer| network.layers[layer].name.as_str());
-        let name = if first == last { from.to_owned() } else { format!("{from} to {to}") };
-        Self { name, layers: first..last + 1, parameters }
+    fn of(network: &Network, layers: Range<usize>) -> Self {
+        let [first, last] = [layers.start, layers.end - 1].map(|layer| network.layers[layer].name.as_str());
+        let name = if first == last { first.to_owned() } else { format!("{first} to {last}") };
+        let parameters = layers.clone().flat_map(|layer| network.parameters_of(layer)).collect();
+        Self { name, layers, parameters }
     }
+}
+
+/// Floats of the gradients of a layer, of all towers.
+fn floats_of(network: &Network, layer: usize) -> usize {
+    let of = |parameter: &Parameter| {
+        TowerIndex::all(network.towers).map(|tower| parameter.gradient_floats(network, tower)).sum::<usize>()
+    };
+    network.parameters_of(layer).iter().map(of).sum()
 }
 
 #[cfg(test)]
@@ -77,6 +81,9 @@ mod tests {
             let held: Vec<_> = bundles.iter().flat_map(|bundle| bundle.parameters.clone()).collect();
             assert_eq!(held, trunk.collect::<Vec<_>>(), "{preset}");
             for Bundle { layers, parameters, .. } in &bundles {
+                let with_weights = layers.clone().filter(|layer| network.layers[*layer].has_weights());
+                let floats: usize = layers.clone().map(|layer| floats_of(&network, layer)).sum();
+                assert!(with_weights.count() == 1 || floats <= FLOATS_MAX, "{layers:?} have {floats}");
                 assert!(parameters.iter().all(|parameter| layers.contains(&parameter.layer)));
                 assert!(network.layers[layers.start].has_weights());
             }

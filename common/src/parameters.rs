@@ -55,6 +55,24 @@ impl Parameter {
         network.slice(self.layer, tower)
     }
 
+    /// Floats of `tower`'s gradient of a parameter of the trunk, as it lies in panels: columns in units of 16, group by group.
+    pub fn gradient_floats(&self, network: &Network, tower: TowerIndex) -> usize {
+        let outputs = self.slice(network, tower).len();
+        let terms: usize = self.shape[1..].iter().product();
+        if self.shape.len() == 1 {
+            return outputs;
+        }
+        let layer = &network.layers[self.layer];
+        match layer.kind_name() {
+            // Linear layers have panels of two units.
+            "linear" => outputs.div_ceil(32) * 32 * terms,
+            _ => {
+                let groups = (layer.groups() / network.towers).max(1);
+                groups * (outputs / groups).div_ceil(16) * 16 * terms
+            }
+        }
+    }
+
     /// The shape of `tower`'s part.
     pub fn slice_shape(&self, network: &Network, tower: TowerIndex) -> Vec<usize> {
         let mut shape = self.shape.clone();

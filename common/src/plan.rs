@@ -13,7 +13,6 @@ use crate::bundles::Bundle;
 use crate::index::{ExchangeIndex, PerSegment, SegmentIndex, TowerIndex, WorkerIndex};
 use crate::links::Links;
 use crate::model::{Network, Shape};
-use crate::parameters::Parameter;
 use crate::placement::{Half, Placement, PlacementError};
 use crate::slots::{Node, SlotTree};
 use crate::wire::Direction;
@@ -251,24 +250,6 @@ impl Plan {
         held.filter(|(of, _)| *of == half).map(|(_, tower)| tower).collect()
     }
 
-    /// Floats of a tower's gradient of a parameter of the trunk, as it lies in panels: columns in units of 16, group by group.
-    pub fn gradient_floats(&self, parameter: &Parameter, tower: TowerIndex) -> usize {
-        let outputs = parameter.slice(&self.network, tower).len();
-        let terms: usize = parameter.shape[1..].iter().product();
-        if parameter.shape.len() == 1 {
-            return outputs;
-        }
-        let layer = &self.network.layers[parameter.layer];
-        match layer.kind_name() {
-            // Linear layers have panels of two units.
-            "linear" => outputs.div_ceil(32) * 32 * terms,
-            _ => {
-                let groups = (layer.groups() / self.network.towers).max(1);
-                groups * (outputs / groups).div_ceil(16) * 16 * terms
-            }
-        }
-    }
-
     /// The bundle of this name.
     pub fn bundle(&self, name: &str) -> Option<&Bundle> {
         self.bundles.iter().find(|bundle| bundle.name == name)
@@ -276,7 +257,7 @@ impl Plan {
 
     /// The range of each parameter in a tower's gradients of a bundle.
     pub fn ranges(&self, bundle: &Bundle, tower: TowerIndex) -> Vec<Range<usize>> {
-        let floats = bundle.parameters.iter().map(|parameter| self.gradient_floats(parameter, tower));
+        let floats = bundle.parameters.iter().map(|parameter| parameter.gradient_floats(&self.network, tower));
         let range = |end: &mut usize, floats| {
             let start = std::mem::replace(end, *end + floats);
             Some(start..*end)
@@ -290,7 +271,7 @@ impl Plan {
         if sharers.len() < 2 {
             return Vec::new();
         }
-        let floats = bundle.parameters.iter().map(|parameter| self.gradient_floats(parameter, tower)).sum();
+        let floats = bundle.parameters.iter().map(|parameter| parameter.gradient_floats(&self.network, tower)).sum();
         let count = sharers.len();
         let piece = |(index, owner)| Piece { owner, floats: part(floats, count, index) };
         sharers.into_iter().enumerate().map(piece).collect()
@@ -302,11 +283,6 @@ impl Plan {
         // Only the first slots have samples, and slots ascend.
         let slots = self.placement.slots_at(worker, tower).take_while(|slot| *slot < samples);
         SlotTree::new(self.placement.slots).nodes(slots)
-    }
-
-    /// The parameters of the trunk.
-    pub fn trunk_parameters(&self) -> impl Iterator<Item = &Parameter> {
-        self.bundles.iter().flat_map(|bundle| &bundle.parameters)
     }
 
     /// The last exchange, which carries logits.
@@ -562,9 +538,10 @@ mod tests {
     fn two_replicas_exchange_the_gradients_of_the_trunk_alone() {
         let network = Network::parse(presets::text("alexnet").unwrap()).unwrap();
         let plan = Plan::new(network, 4, 2, None).unwrap();
+        let parameters = || plan.bundles.iter().flat_map(|bundle| &bundle.parameters);
         let floats: usize =
-            plan.trunk_parameters().map(|p| plan.all_towers().map(|t| plan.gradient_floats(p, t)).sum::<usize>()).sum();
-        let exact: usize = plan.trunk_parameters().map(|parameter| parameter.len()).sum();
+            parameters().map(|p| plan.all_towers().map(|t| p.gradient_floats(&plan.network, t)).sum::<usize>()).sum();
+        let exact: usize = parameters().map(|parameter| parameter.len()).sum();
         assert_eq!((exact, floats), (2_334_080, 2_334_080), "all panels of AlexNet are full");
         // Of each float, one partial sum and one whole sum cross the coordinator.
         let bytes = 2 * floats as u64 * 4;

@@ -101,8 +101,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     let most = network.towers.saturating_mul(images);
     let expected = format!("at most {most}: {} towers times {images} test images", network.towers);
     check("--workers", workers, workers <= most, expected)?;
-    // Each replica gets some of the images, if there are enough.
-    let micro_batch = micro_batch.min(images.div_ceil(slots)).max(1);
+    let micro_batch = micro_batch_for(slots, images, micro_batch);
     let job = unguessable().max(1);
     let threads = running.threads_of_each(workers)?;
     let assignment = Assignment {
@@ -155,6 +154,11 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         accuracy,
         loss: measured.loss,
     })
+}
+
+/// Images per micro-batch, at most `most`, so that each of `replicas` gets a micro-batch if there are as many images.
+fn micro_batch_for(replicas: usize, images: usize, most: usize) -> usize {
+    most.min(images / replicas).max(1)
 }
 
 /// Weights, and what is known about their job.
@@ -224,4 +228,20 @@ fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
 
 fn name_of(text: &str) -> String {
     Network::parse(text).map_or_else(|_| "unreadable".to_owned(), |network| network.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_replica_gets_a_micro_batch() {
+        for (replicas, images, most, expected) in
+            [(9, 10, 64, 1), (1, 1000, 64, 64), (8, 1000, 160, 125), (3, 2, 64, 1)]
+        {
+            let micro_batch = micro_batch_for(replicas, images, most);
+            assert_eq!(micro_batch, expected);
+            assert!(images.div_ceil(micro_batch) >= replicas.min(images));
+        }
+    }
 }

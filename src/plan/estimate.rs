@@ -14,7 +14,7 @@ use crate::settings::Misuse;
 use crate::table::aligned;
 
 /// The most micro-batches of a step whose duration is estimated. More would take minutes.
-const MICRO_BATCHES_MAX: usize = 1024;
+const ESTIMATE_MICRO_BATCHES_MAX: usize = 1024;
 
 /// Twice as many workers pay if a step becomes at least this many times as fast.
 const PAYS: f64 = 1.25;
@@ -90,7 +90,7 @@ impl Planned<'_> {
     /// When the step has too many micro-batches.
     fn row(&self, plan: &Plan, rates: Rates) -> Result<Row, Box<dyn Error>> {
         let division = (self.divided)(plan)?;
-        check_division(division, self.batch, MICRO_BATCHES_MAX, "--gflops can estimate")?;
+        check_division(division, self.batch, ESTIMATE_MICRO_BATCHES_MAX, "--gflops can estimate")?;
         let step = estimate::step(plan, self.batch, division, rates);
         let (workers, replicas) = (plan.workers, plan.placement.replicas());
         Ok(Row { workers, replicas, is_requested: false, is_usual: false, step })

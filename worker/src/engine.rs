@@ -26,7 +26,6 @@ use convoy_common::model::{ModelError, Network};
 use convoy_common::parameters::Parameter;
 use convoy_common::placement::{Half, PlacementError};
 use convoy_common::plan::Plan;
-use convoy_common::slots::Node;
 use convoy_common::trace::SegmentRun;
 use convoy_common::wire::{Assignment, Direction, Elements, FromWorker, Payload, State, Tally, TensorKey};
 
@@ -40,7 +39,7 @@ mod pixels;
 mod reduction;
 mod tasks;
 use pixels::Pixels;
-use reduction::Reduction;
+use reduction::{Reduction, by_node, copy_joined};
 use tasks::{Task, Tasks, Work};
 
 /// How many steps the coordinator may be ahead of this worker's last commit: it sends a step's images while the previous
@@ -771,7 +770,7 @@ impl Engine {
     }
 
     /// Computes the backward pass of the layers of a segment that are left. In the trunk, the pass ends after the next layer with weights,
-    /// and the rest is another task: tasks of the head come before it, and in the last micro-batch of a step, the gradients of the layer are
+    /// and the rest is another task: tasks of the head come before it, and in the last micro-batch of a step, the bundles that are complete are
     /// sent to other replicas.
     fn backward(
         &mut self,
@@ -799,8 +798,8 @@ impl Engine {
             return Ok(sums);
         }
         self.passed.insert((segment, tower), passed + 1);
-        // Other workers wait for this gradient. Only the commit waits for the sums over replicas, so those of the layers that were computed just
-        // now are sent later. Those of later layers have been sent already: their link was idle, and `convoy plan` estimates shorter steps.
+        // Other workers wait for this gradient. Only the commit waits for the sums over replicas, so those of bundles that were completed just
+        // now are sent later. Those of later bundles have been sent already: their link was idle, and `convoy plan` estimates shorter steps.
         let mut out = match gradient {
             Some(whole) => self.share_input_gradient(means.compute, &micro_batch, segment, tower, &whole),
             None => vec![Out::Say(FromWorker::BackwardDone { micro_batch, tower })],
@@ -872,7 +871,8 @@ impl Engine {
         let step = self.committed + 1;
         let key = |piece, node| TensorKey::Gradient { step, name: bundle.name.clone(), tower, piece, node };
         let sums = bundle.parameters.iter().map(|parameter| holder.take_sums(compute, parameter));
-        for (node, sums) in by_node(sums).into_values() {
+        for (node, sums) in by_node(sums) {
+            assert_eq!(sums.len(), bundle.parameters.len(), "every parameter has sums over the same nodes");
             for (index, piece) in reduction.of_others() {
                 let mut values = compute.tensor(piece.floats.len());
                 copy_joined(&sums, piece.floats.start, &mut values);
@@ -899,7 +899,7 @@ impl Engine {
         let Some((sum, bundle)) = sum.zip(self.plan.bundle(name)) else { return };
         let holder = self.towers.get_mut(&(Half::Trunk, tower)).expect("it has a reduction");
         for (parameter, range) in bundle.parameters.iter().zip(self.plan.ranges(bundle, tower)) {
-            holder.set_sum(parameter, sum[range].to_vec());
+            holder.set_sum(parameter, &sum[range]);
         }
     }
 
@@ -973,26 +973,6 @@ fn summed(compute: &Compute, partials: Vec<Tensor>) -> Tensor {
     let mut sum = partials.next().expect("a gradient has at least one partial");
     partials.for_each(|partial| add(compute, &mut sum, &partial));
     sum
-}
-
-/// The sums of several parameters over each node. All have sums over the same nodes.
-fn by_node(of_parameters: impl Iterator<Item = Vec<(Node, Vec<f32>)>>) -> BTreeMap<usize, (Node, Vec<Vec<f32>>)> {
-    let mut by_node = BTreeMap::new();
-    for (node, sum) in of_parameters.flatten() {
-        by_node.entry(node.start).or_insert_with(|| (node, Vec::new())).1.push(sum);
-    }
-    by_node
-}
-
-/// Copies floats of `parts`, one after the other, into `into`, beginning with float `start` of them all.
-fn copy_joined(parts: &[Vec<f32>], start: usize, into: &mut [f32]) {
-    let (mut skipped, mut filled) = (start, 0);
-    for part in parts {
-        let own = &part[skipped.min(part.len())..];
-        let own = &own[..own.len().min(into.len() - filled)];
-        into[filled..filled + own.len()].copy_from_slice(own);
-        (skipped, filled) = (skipped.saturating_sub(part.len()), filled + own.len());
-    }
 }
 
 /// The states of a parameter that a worker holds.

@@ -127,7 +127,7 @@ impl Tower {
     }
 
     /// Sets a parameter's gradient to its sum over all slots.
-    pub(crate) fn set_sum(&mut self, parameter: &Parameter, sum: Vec<f32>) {
+    pub(crate) fn set_sum(&mut self, parameter: &Parameter, sum: &[f32]) {
         self.learnt(parameter).set_sum(is_bias(parameter), sum);
     }
 

@@ -2,7 +2,6 @@
 //! all others.
 
 use super::events::Time;
-use crate::bundles::Bundle;
 use crate::index::{PerWorker, TowerIndex, WorkerIndex};
 use crate::plan::Plan;
 
@@ -45,24 +44,21 @@ impl Awaited {
 impl Reduction {
     /// All sums of a step over `samples` samples, in the order of the bundles.
     pub(super) fn all(plan: &Plan, samples: usize) -> Vec<Self> {
-        let of = |bundle: &'_ Bundle| {
-            let (bundle, layer) = (bundle.clone(), bundle.layers.start);
-            let shared = plan.all_towers().map(move |tower| (tower, plan.pieces(&bundle, tower), layer));
-            shared.filter(|(_, pieces, _)| !pieces.is_empty())
-        };
-        let all = plan.bundles.iter().flat_map(of);
-        all.map(|(tower, pieces, layer)| {
-            let sharers: Vec<_> = pieces.iter().map(|piece| piece.owner).collect();
-            let nodes: Vec<_> = sharers.iter().map(|worker| plan.nodes(*worker, tower, samples).len()).collect();
-            let count = nodes.iter().filter(|nodes| **nodes > 0).count();
-            let pieces = pieces.iter().map(|piece| (piece.floats.len() * size_of::<f32>()) as u64).collect();
-            let partial = vec![Awaited { count, last: 0 }; sharers.len()];
-            let whole = vec![Awaited { count: sharers.len(), last: 0 }; sharers.len()];
-            let mut indices: PerWorker<_> = vec![None; plan.workers].into();
-            sharers.iter().enumerate().for_each(|(index, worker)| indices[*worker] = Some(index));
-            Self { layer, tower, sharers, indices, pieces, nodes, partial, whole }
-        })
-        .collect()
+        let of = |bundle| plan.all_towers().map(move |tower| (tower, plan.pieces(bundle, tower), bundle.layers.start));
+        let shared = plan.bundles.iter().flat_map(of).filter(|(_, pieces, _)| !pieces.is_empty());
+        shared
+            .map(|(tower, pieces, layer)| {
+                let sharers: Vec<_> = pieces.iter().map(|piece| piece.owner).collect();
+                let nodes: Vec<_> = sharers.iter().map(|worker| plan.nodes(*worker, tower, samples).len()).collect();
+                let count = nodes.iter().filter(|nodes| **nodes > 0).count();
+                let pieces = pieces.iter().map(|piece| (piece.floats.len() * size_of::<f32>()) as u64).collect();
+                let partial = vec![Awaited { count, last: 0 }; sharers.len()];
+                let whole = vec![Awaited { count: sharers.len(), last: 0 }; sharers.len()];
+                let mut indices: PerWorker<_> = vec![None; plan.workers].into();
+                sharers.iter().enumerate().for_each(|(index, worker)| indices[*worker] = Some(index));
+                Self { layer, tower, sharers, indices, pieces, nodes, partial, whole }
+            })
+            .collect()
     }
 
     /// What `worker`, which shares the tower, sends to the owners of the other pieces: to whom, and how many bytes.

@@ -52,7 +52,7 @@ pub enum TensorKey {
         /// Weights or momentum.
         state: State,
     },
-    /// A piece of a tower's gradients of a bundle of parameters of the trunk, in the layout of panels.
+    /// A piece of a tower's gradients of a bundle, one parameter after the other, in the layout of panels.
     Gradient {
         /// The step.
         step: u64,

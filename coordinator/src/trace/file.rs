@@ -27,7 +27,7 @@ pub use reader::{TraceError, read};
 pub use writer::Writer;
 
 /// Version of the file's format. Raise it when an older reader would misread the file.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 /// Process numbers. Perfetto needs small ones, and 0 is special.
 const COORDINATOR: u64 = 1;
 const FIRST_WORKER: u64 = 2;

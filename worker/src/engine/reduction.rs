@@ -3,7 +3,7 @@
 //!
 //! Not here: when gradients are complete, and the tensors that carry them (`engine`).
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use convoy_common::bundles::Bundle;
 use convoy_common::index::{TowerIndex, WorkerIndex};
@@ -144,5 +144,56 @@ impl Reduction {
     /// Whether all pieces are there.
     pub(super) fn is_done(&self) -> bool {
         self.open.is_empty()
+    }
+}
+
+/// The sums of several parameters over each node, in the order of the parameters.
+pub(super) fn by_node(of_parameters: impl Iterator<Item = Vec<(Node, Vec<f32>)>>) -> Vec<(Node, Vec<Vec<f32>>)> {
+    let mut by_start: BTreeMap<usize, (Node, Vec<Vec<f32>>)> = BTreeMap::new();
+    for (node, sum) in of_parameters.flatten() {
+        by_start.entry(node.start).or_insert_with(|| (node, Vec::new())).1.push(sum);
+    }
+    by_start.into_values().collect()
+}
+
+/// Fills `into` with floats of `parts`, one part after the other, beginning with float `start` of them all.
+///
+/// # Panics
+/// When the parts are too short.
+pub(super) fn copy_joined(parts: &[Vec<f32>], start: usize, into: &mut [f32]) {
+    let (mut skipped, mut filled) = (start, 0);
+    for part in parts {
+        let own = &part[skipped.min(part.len())..];
+        let own = &own[..own.len().min(into.len() - filled)];
+        into[filled..filled + own.len()].copy_from_slice(own);
+        (skipped, filled) = (skipped.saturating_sub(part.len()), filled + own.len());
+    }
+    assert_eq!(filled, into.len(), "a piece is longer than the gradients of its bundle");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_is_cut_from_parts_of_any_length() {
+        let parts = [vec![0.0, 1.0, 2.0], vec![], vec![3.0], vec![4.0, 5.0, 6.0, 7.0]];
+        for start in 0..8 {
+            for length in 0..=8 - start {
+                let mut piece = vec![-1.0; length];
+                copy_joined(&parts, start, &mut piece);
+                let expected: Vec<f32> = (start..start + length).map(|value| value as f32).collect();
+                assert_eq!(piece, expected);
+            }
+        }
+        let too_long = std::panic::catch_unwind(|| copy_joined(&parts, 2, &mut [0.0; 7]));
+        assert!(too_long.is_err());
+    }
+
+    #[test]
+    fn sums_are_grouped_by_their_nodes() {
+        let sums = |value: f32| vec![(4..6, vec![value]), (0..4, vec![-value])];
+        let grouped = by_node([sums(1.0), sums(2.0)].into_iter());
+        assert_eq!(grouped, [(0..4, vec![vec![-1.0], vec![-2.0]]), (4..6, vec![vec![1.0], vec![2.0]])]);
     }
 }

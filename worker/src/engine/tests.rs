@@ -194,7 +194,7 @@ fn gradients_that_come_before_their_commit_are_answered_after_it() {
         };
         let mut engine = Engine::new(assignment, u64::MAX).unwrap();
         let plan = engine.plan();
-        for parameter in plan.trunk_parameters() {
+        for parameter in plan.bundles.iter().flat_map(|bundle| &bundle.parameters) {
             for tower in plan.all_towers() {
                 for state in [State::Weights, State::Momentum] {
                     let name = parameter.name.clone();
@@ -240,7 +240,7 @@ fn engine_of_two_slots(compute: &Compute, layers: &str, trunk: [[usize; 2]; 2], 
     let plan = engine.plan();
     let own = plan.placement.held_by(WorkerIndex(0));
     for (_, tower) in own.iter().filter(|(half, _)| *half == Half::Trunk) {
-        for parameter in plan.trunk_parameters() {
+        for parameter in plan.bundles.iter().flat_map(|bundle| &bundle.parameters) {
             for state in [State::Weights, State::Momentum] {
                 let key = TensorKey::Parameter { step: 0, name: parameter.name.clone(), tower: *tower, state };
                 get_filled(&mut engine, compute, key);

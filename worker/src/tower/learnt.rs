@@ -118,7 +118,7 @@ impl Values {
     fn commit(&mut self, compute: &Compute, rates: Rates) {
         if let Some(gradient) = self.gradient.finish(compute) {
             elementwise::sgd(compute, rates, &gradient, &mut self.momentum, &mut self.values);
-            // A sum over replicas comes from elsewhere, and must not pile up here.
+            // A worker without samples takes no memory from here for the sum over replicas. It must not pile up.
             self.gradient.idle.truncate(self.gradient.tree.root().len().ilog2() as usize);
             self.gradient.idle.push(gradient);
         }
@@ -207,9 +207,12 @@ impl Learnt {
     }
 
     /// Sets the gradient of the weights, or of the biases, to its sum over all slots.
-    pub(super) fn set_sum(&mut self, bias: bool, sum: Vec<f32>) {
+    pub(super) fn set_sum(&mut self, bias: bool, sum: &[f32]) {
         let gradient = &mut self.values_of(bias).gradient;
-        gradient.sums.insert(gradient.tree.root(), sum);
+        let mut own = gradient.idle.pop().unwrap_or_default();
+        own.clear();
+        own.extend_from_slice(sum);
+        gradient.sums.insert(gradient.tree.root(), own);
     }
 
     /// Memory for later slots.
