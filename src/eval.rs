@@ -36,8 +36,8 @@ pub(crate) struct Arguments {
     /// synthetic is noise, for measuring speed [default: the data of the checkpoint, or auto for a safetensors file outside a checkpoint]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
-    /// Worker processes. With more workers than towers, several workers hold the same tower, and each computes some of the images [default: one per
-    /// tower]
+    /// Worker processes. With more workers than towers, several workers hold the same tower, and each computes some of the images. At most the number
+    /// of towers times the number of test images [default: one per tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
     workers: Option<usize>,
     /// Compute threads of each worker that this command starts [default: the machine's cores divided by the workers]

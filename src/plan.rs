@@ -150,11 +150,13 @@ fn as_table(plan: &Plan, step: Step) -> String {
         format!(" and {}", counted(network.slices, "slice of the head", "slices of the head"))
     };
     let mut text = format!(
-        "{} in {}{head} on {}, {} per step\n\n",
+        "{} in {}{head} on {}, {} per step in {} of {}\n\n",
         network.name,
         counted(network.towers, "tower", "towers"),
         counted(plan.workers, "worker", "workers"),
         counted(batch, "image", "images"),
+        counted(step.division.slots, "slot", "slots"),
+        counted(step.division.micro_batches, "micro-batch", "micro-batches"),
     );
     if !plan.placement.is_alike() {
         let each =

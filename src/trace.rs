@@ -113,23 +113,24 @@ pub(crate) fn accounted(run: &Path, step: Option<u64>) -> Result<(Trace, Plan, A
     let trace = file::read(&path)?;
     let plan = Plan::placed(Network::parse(&trace.about.model)?, trace.about.placement.clone())?;
     let plan = plan.linked(trace.about.links.clone());
-    let found = account(&trace, &plan, step).ok_or_else(|| nothing_in(&trace, &path, step))?;
+    let found = account(&trace, &plan, step).ok_or_else(|| nothing_in(&trace, &plan, &path, step))?;
     Ok((trace, plan, found))
 }
 
-fn nothing_in(trace: &Trace, path: &Path, step: Option<u64>) -> Box<dyn Error> {
-    let steps: Vec<_> = trace.steps.keys().map(u64::to_string).collect();
+fn nothing_in(trace: &Trace, plan: &Plan, path: &Path, step: Option<u64>) -> Box<dyn Error> {
+    let is_whole = |step: u64| account(trace, plan, Some(step)).is_some();
+    // Without --step, no step is whole.
+    let listed = trace.steps.keys().copied().filter(|found| step.is_none() || is_whole(*found));
+    let steps: Vec<_> = listed.map(|step| step.to_string()).collect();
     let shown = match steps.as_slice() {
         [only] => format!("step {only}"),
+        [] => "no whole step".to_owned(),
         [first, .., last] if steps.len() > 20 => format!("{} of steps {first} to {last}", steps.len()),
         _ => format!("steps {}", steps.join(", ")),
     };
     let path = path.display();
     match step {
-        Some(step) => Misuse(format!(
-            "--step {step}: {path} does not hold all of this step; it holds {shown}, some perhaps only in part"
-        ))
-        .into(),
+        Some(step) => Misuse(format!("--step {step}: {path} does not hold all of this step; it holds {shown}")).into(),
         None => format!("no step is complete in {path}, which holds parts of {shown}").into(),
     }
 }

@@ -63,16 +63,17 @@ fn the_plan_estimates_a_step_on_other_numbers_of_workers() {
     for part in [
         "estimate of a step with 50 GFLOP/s per worker and links of 100 Mbit/s",
         "4 *",
-        "the shortest step of the table has",
+        "the shortest step of the table is on 4 workers with 2 replicas",
     ] {
         assert!(table.contains(part), "no \"{part}\" in\n{table}");
     }
-    // By default, three workers hold two replicas of two towers, and one of them computes four times as much of the trunk as each of the others.
-    let uneven = "plan --slots 3 --workers 3 --gflops 60 --link-mbit 1000";
+    // By default, three workers hold two replicas of two towers, and one of them computes twice as much of the trunk as each of the others. Of four
+    // replicas, each computes the same.
+    let uneven = "plan --slots 6 --workers 3 --gflops 60 --link-mbit 1000";
     let json = |command: &str| serde_json::from_str::<Value>(&support::succeed(command, &[])).unwrap();
     let (table, planned) = (support::succeed(uneven, &[]), json(&format!("{uneven} --json")));
-    assert!(table.contains("\nwith --replicas 3, a step on 3 workers takes "), "{table}");
-    assert_eq!(planned["estimate"]["better_replicas"], 3, "{planned}");
+    assert!(table.contains("\nwith --replicas 4, a step on 3 workers takes "), "{table}");
+    assert_eq!(planned["estimate"]["better_replicas"], 4, "{planned}");
     let asked = json(&format!("{uneven} --replicas 2 --json"));
     assert_eq!(asked["estimate"]["better_replicas"], serde_json::Value::Null, "{asked}");
 

@@ -543,6 +543,7 @@ fn damaged_traces_are_named_and_read_as_far_as_possible() {
     assert!(code == 0 && text.contains("invalid lines of the trace, which were ignored: 10"), "{text}");
     let output = run(&format!("trace {} --step 77", out.display()), &[]);
     assert!(output.status.code() == Some(2) && said(&output).contains("--step 77: "), "{}", said(&output));
+    assert!(said(&output).ends_with("it holds steps 1, 2, 3, 4, 5, 6\n"), "{}", said(&output));
     let off = folder.path().join("off");
     succeed("train --data bundled --steps 1 --batch 16 --trace off", &[("--out", &off)]);
     let output = run(&format!("trace {}", off.display()), &[]);

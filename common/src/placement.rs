@@ -106,8 +106,8 @@ impl fmt::Display for Limit {
         match self {
             Self::Slots(slots) => write!(
                 f,
-                "--slots {slots} allows {slots} replica{}; a new job can have more --slots, at most one for each image of a batch, which changes \
-                 the result",
+                "--slots {slots} allows {slots} replica{}. A new job can have up to one slot for each image of a batch (--slots, --batch); other \
+                 numbers change the result",
                 s(*slots)
             ),
             Self::NoTrunk => f.write_str("a network of final linear layers alone can have only 1 replica"),
@@ -118,8 +118,8 @@ impl fmt::Display for Limit {
 }
 
 impl Placement {
-    /// Deals the towers of `replicas` replicas and the slices of the head to `workers` workers as evenly as possible. Neighbouring
-    /// towers stay together. If no number of replicas is given, it is the smallest one that gives every worker something.
+    /// Deals the towers of `replicas` replicas and the slices of the head to `workers` workers as evenly as possible, by what they cost.
+    /// Neighbouring towers stay together. If no number of replicas is given, it is the smallest one that gives every worker something.
     ///
     /// # Errors
     /// When a worker would have nothing to do, or a number is out of range.
@@ -147,13 +147,13 @@ impl Placement {
         if replicas < least {
             return Err(PlacementError::TooFewReplicas { replicas, workers, least, towers });
         }
-        let units: Vec<WorkerIndex> = WorkerIndex::all(workers)
-            .flat_map(|worker| part(replicas * towers, workers, worker.0).map(move |_| worker))
-            .collect();
+        // A tower of a replica costs as much as the replica has slots.
+        let costs = (0..replicas).flat_map(|replica| vec![part(slots, replicas, replica).len(); towers]);
+        let units = neighbours_dealt(&costs.collect::<Vec<_>>(), workers);
         let trunk: Vec<PerTower<WorkerIndex>> =
             units.chunks(towers).map(|held| held.iter().copied().collect()).collect();
         let may_be_alike = replicas == 1 && network.slices == towers;
-        let head = if may_be_alike { trunk[0].clone() } else { head_beside(network, &trunk, workers) };
+        let head = if may_be_alike { trunk[0].clone() } else { head_beside(network, (&trunk, slots), workers) };
         Ok(Self { slots, trunk, head })
     }
 
@@ -277,17 +277,56 @@ fn s(count: usize) -> &'static str {
     if count == 1 { "" } else { "s" }
 }
 
+/// The worker of each unit. Each of `workers` workers, of which there are at most as many as units, gets neighbouring units, and the one with the
+/// most to compute gets as little as possible. If all units cost the same, the first workers get one more.
+fn neighbours_dealt(costs: &[usize], workers: usize) -> Vec<WorkerIndex> {
+    let each = |worker: WorkerIndex| part(costs.len(), workers, worker.0).map(move |_| worker);
+    if costs.iter().all(|cost| *cost == costs[0]) {
+        return WorkerIndex::all(workers).flat_map(each).collect();
+    }
+    let [mut least, mut most] = [costs.iter().copied().max().unwrap_or(0), costs.iter().sum()];
+    while least < most {
+        let middle = least + (most - least) / 2;
+        let needed = filled(costs, middle, workers).last().map_or(0, |last| last.0 + 1);
+        if needed <= workers { most = middle } else { least = middle + 1 }
+    }
+    filled(costs, least, workers)
+}
+
+/// The worker of each unit if workers are filled one after the other, up to `capacity`. A unit is left for each of the later ones of `workers`. If
+/// the capacity is too small, more workers are needed.
+fn filled(costs: &[usize], capacity: usize, workers: usize) -> Vec<WorkerIndex> {
+    let (mut worker, mut load) = (0, 0);
+    let dealt = costs.iter().enumerate().map(|(index, cost)| {
+        let is_left_for_later = costs.len() - index < workers.saturating_sub(worker);
+        if index > 0 && (load + cost > capacity || is_left_for_later) {
+            (worker, load) = (worker + 1, 0);
+        }
+        load += cost;
+        WorkerIndex(worker)
+    });
+    dealt.collect()
+}
+
 /// The placement of the head's slices if it is not that of the trunk: each slice goes to the worker with the least to compute so
 /// far.
-fn head_beside(network: &Network, trunk: &[PerTower<WorkerIndex>], workers: usize) -> PerTower<WorkerIndex> {
+fn head_beside(
+    network: &Network,
+    (trunk, slots): (&[PerTower<WorkerIndex>], usize),
+    workers: usize,
+) -> PerTower<WorkerIndex> {
     let cost = |layers: Range<usize>| network.layers[layers].iter().map(|layer| layer.multiply_adds()).sum::<u64>();
     let head = network.head();
-    // A unit of the trunk is one of `towers` parts, for the images of one replica. A slice is one of `slices` parts, for all images. Both
-    // costs are multiplied by towers, slices and replicas, to be whole numbers.
-    let of_unit = cost(0..head).saturating_mul(network.slices as u64);
-    let of_slice = cost(head..network.layers.len()).saturating_mul((network.towers * trunk.len()) as u64);
+    // A unit of the trunk is one of `towers` parts, for the slots of one replica. A slice is one of `slices` parts, for all slots. Both costs are
+    // multiplied by towers, slices and slots, to be whole numbers.
+    let of_slot = cost(0..head).saturating_mul(network.slices as u64);
+    let of_slice =
+        cost(head..network.layers.len()).saturating_mul((network.towers as u64).saturating_mul(slots as u64));
     let mut load: PerWorker<u64> = vec![0; workers].into();
-    trunk.iter().flatten().for_each(|worker| load[*worker] = load[*worker].saturating_add(of_unit));
+    for (replica, held) in trunk.iter().enumerate() {
+        let of_unit = of_slot.saturating_mul(part(slots, trunk.len(), replica).len() as u64);
+        held.iter().for_each(|worker| load[*worker] = load[*worker].saturating_add(of_unit));
+    }
     let deal = |_| {
         let worker = WorkerIndex::all(workers).min_by_key(|worker| load[*worker]).expect("there are workers");
         load[worker] = load[worker].saturating_add(of_slice);
@@ -321,11 +360,45 @@ mod tests {
     fn slices_are_dealt_by_what_they_cost() {
         let text = presets::text("alexnet").unwrap().replace("towers = 2", "towers = 1\nhead = 4");
         let network = Network::parse(&text).unwrap();
-        let head = |workers, replicas| Placement::dealt(&network, workers, 4, Some(replicas)).unwrap().head;
+        let head = |slots, replicas| Placement::dealt(&network, 2, slots, Some(replicas)).unwrap().head;
         let held = |workers: [usize; 4]| workers.into_iter().map(WorkerIndex).collect::<PerTower<_>>();
-        assert_eq!(head(2, 2), held([0, 1, 0, 1]));
+        assert_eq!(head(4, 2), held([0, 1, 0, 1]));
         // Worker 0 has two replicas, worker 1 has one: all four slices are less than a replica.
-        assert_eq!(head(2, 3), held([1, 1, 1, 1]));
+        assert_eq!(head(3, 3), held([1, 1, 1, 1]));
+        // Worker 0 has one replica of two slots, worker 1 has two of one slot each.
+        assert_eq!(head(4, 3), held([0, 1, 0, 1]));
+    }
+
+    /// Of three slots, the first of two replicas has two. The worker with two towers is one of the other replica.
+    #[test]
+    fn replicas_with_more_slots_cost_more() {
+        let trunk = |workers, slots, replicas| {
+            let placement = Placement::dealt(&network(), workers, slots, Some(replicas)).unwrap();
+            placement.trunk.iter().flatten().map(|worker| worker.0).collect::<Vec<_>>()
+        };
+        assert_eq!(trunk(3, 3, 2), [0, 1, 2, 2]);
+        assert_eq!(trunk(5, 4, 3), [0, 1, 2, 2, 3, 4]);
+        assert_eq!(trunk(3, 4, 2), [0, 0, 1, 2], "all cost the same");
+    }
+
+    proptest! {
+        /// Compared with the best of all ways to cut a row of units, found by trying each capacity.
+        #[test]
+        fn the_most_loaded_worker_gets_as_little_as_possible(costs in proptest::collection::vec(1..5_usize, 1..12), workers in 1..12_usize) {
+            let workers = workers.min(costs.len());
+            let dealt = neighbours_dealt(&costs, workers);
+            let mut loads = vec![0; workers];
+            dealt.iter().zip(&costs).for_each(|(worker, cost)| loads[worker.0] += cost);
+            prop_assert!(dealt.is_sorted() && loads.iter().all(|load| *load > 0), "{dealt:?}");
+            let needed = |capacity: usize| {
+                let step = |(count, load), cost: &usize| {
+                    if load + cost > capacity { (count + 1, *cost) } else { (count, load + cost) }
+                };
+                costs.iter().fold((1, 0), step).0
+            };
+            let best = (*costs.iter().max().unwrap()..).find(|capacity| needed(*capacity) <= workers).unwrap();
+            prop_assert_eq!(*loads.iter().max().unwrap(), best);
+        }
     }
 
     #[test]
@@ -351,7 +424,7 @@ mod tests {
         ] {
             assert!(capped.contains(part), "no \"{part}\" in {capped}");
         }
-        assert!(error(&network(), 1023).contains("a new job can have more --slots"));
+        assert!(error(&network(), 1023).contains("A new job can have up to one slot for each image"));
         let text = r#"
             name = "flat"
             towers = 2
@@ -378,7 +451,8 @@ mod tests {
             prop_assert_eq!(placement.replicas(), replicas);
             let units = |worker| placement.trunk.iter().flatten().filter(|holder| **holder == worker).count();
             let counts: Vec<usize> = WorkerIndex::all(workers).map(units).collect();
-            prop_assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1, "{counts:?}");
+            let are_even = counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1;
+            prop_assert!(are_even || !slots.is_multiple_of(replicas), "{counts:?}");
             for micro_batch in (Division { slots, micro_batches: 1 }).of(1, 64) {
                 let (id, slot) = (micro_batch.id, micro_batch.id.slot as usize);
                 prop_assert!(placement.slots_of(placement.replica_of(id)).contains(&slot));

@@ -441,14 +441,16 @@ impl Plan {
         forward.fold(self.image_traffic(samples), Traffic::plus)
     }
 
-    /// Floats per image that leave a tower, or a slice of the head, over a socket, forward, without logits. For the images of the first
-    /// replica.
+    /// Floats per image that leave a tower, or a slice of the head, over a socket, forward, without logits. If replicas differ, those of the one
+    /// with the most.
     pub fn floats_leaving(&self, half: Half, tower: TowerIndex) -> usize {
-        let Some((id, _)) = self.shares(1).next() else { return 0 };
         let of_half = |exchange: &ExchangeIndex| self.segments[exchange.segment_before()].half == half;
-        let leaves = |exchange: &ExchangeIndex| !self.receivers(*exchange, tower, id).is_empty();
-        let leaving = self.all_exchanges().filter(|exchange| of_half(exchange) && leaves(exchange));
-        leaving.map(|exchange| self.slice_floats(exchange, tower)).sum()
+        let of_replica = |(id, _)| -> usize {
+            let leaves = |exchange: &ExchangeIndex| !self.receivers(*exchange, tower, id).is_empty();
+            let leaving = self.all_exchanges().filter(|exchange| of_half(exchange) && leaves(exchange));
+            leaving.map(|exchange| self.slice_floats(exchange, tower)).sum()
+        };
+        self.shares(self.placement.slots).map(of_replica).max().unwrap_or(0)
     }
 
     /// Why a layer starts a segment, or why it doesn't need to.
@@ -463,11 +465,19 @@ impl Plan {
                 _ => "one group: each filter sees all channels",
             }
         } else if self.network.parts(layer) == 1 {
-            "the only tower holds all channels"
+            if self.network.is_in_head(layer) {
+                "the only slice holds all channels"
+            } else {
+                "the only tower holds all channels"
+            }
         } else if described.groups() > 1 {
             "each group is within a tower"
         } else {
-            "it stays within a tower's channels"
+            if self.network.is_in_head(layer) {
+                "it stays within a slice's channels"
+            } else {
+                "it stays within a tower's channels"
+            }
         }
     }
 

@@ -199,15 +199,16 @@ impl Estimates {
         let Some(fastest) = self.fastest().filter(|_| self.rows.len() > 1) else {
             return "the job can use no more workers".to_owned();
         };
-        let shortest = format!("the shortest step of the table has {}", counted(fastest.workers, "worker", "workers"));
+        let shortest = format!(
+            "the shortest step of the table is on {} with {}",
+            counted(fastest.workers, "worker", "workers"),
+            counted(fastest.replicas, "replica", "replicas")
+        );
         let pays = match self.pays_up_to() {
             1 => format!("two workers do not make a step {PAYS} times as fast as one"),
             last => format!("each doubling up to {last} workers makes a step at least {PAYS} times as fast"),
         };
-        let better = self.better_replicas();
-        // The row with more replicas is not part of the comparison.
-        let pays = if better.is_some() { format!("with as few replicas as possible, {pays}") } else { pays };
-        let replicas = better.map(|(requested, better)| {
+        let replicas = self.better_replicas().map(|(requested, better)| {
             let [ms, ms_requested] = [better, requested].map(|row| row.step.seconds * 1e3);
             let workers = counted(better.workers, "worker", "workers");
             format!(
@@ -215,7 +216,8 @@ impl Estimates {
                 better.replicas
             )
         });
-        format!("{pays}; {shortest}{}", replicas.unwrap_or_default())
+        // A row with more replicas is not part of the comparison.
+        format!("with as few replicas as possible, {pays}\n{shortest}{}", replicas.unwrap_or_default())
     }
 
     /// The requested row, and that of as many workers with more replicas, if there is one.
