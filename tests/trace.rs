@@ -521,7 +521,7 @@ fn damaged_traces_are_named_and_read_as_far_as_possible() {
         ("", "the file is empty"),
         ("{}", "is not the head of a trace"),
         ("{\"traceEvents\":[\n{\"name\":\"other\"}\n]}", "invalid head"),
-        (&head.replace("\"format\":3", "\"format\":9"), "its format is 9"),
+        (&head.replace("\"format\":4", "\"format\":9"), "its format is 9"),
         (head, "holds no step"),
         (
             &head.replace("\"head\":[0,1]", "\"head\":[0,7]"),
