@@ -193,7 +193,7 @@ def compared(arguments, workers, mbit, exchange):
     operations = 2 * arguments.batch * (3 * plan["multiply_adds"] - layers[0]["multiply_adds"])
     gflops = operations / sum(computing(account)) / 1e9
     estimate = planned(arguments, workers, exchange, "--gflops", f"{gflops:.6}", "--link-mbit", str(mbit))["estimate"]
-    [row] = [row for row in estimate["steps"] if row["workers"] == workers]
+    [row] = [row for row in estimate["steps"] if row["requested"]]
     bytes_planned = sum(plan["step"].values())
     ratios = [row["step_ms"] / 1e3 / seconds, bytes_planned / sent]
     print(
