@@ -55,7 +55,7 @@ fn slips_of_the_command_line_are_answered_with_what_would_be_right() {
         ("train --data bundled --slots 4 --micro-batches 17", &["--micro-batches 17", "1 to 16, the size of a slot"]),
         ("plan --slots 4 --micro-batches 17", &["--micro-batches 17", "1 to 16, the size of a slot"]),
         ("plan --batch 20000 --slots 20000", &["--slots 20000", "at most 16384"]),
-        ("train --data bundled --batch 1 --workers 3", &["--workers 3", "at most one for each image of a batch"]),
+        ("train --data bundled --batch 1 --workers 3", &["--workers 3", "up to one slot for each image of a batch"]),
         ("train --data bundled --micro-batches 0", &["--micro-batches", "0", "at least 1"]),
         ("train --data bundled --micro-batches 65", &["--micro-batches 65", "1 to 32, the size of a slot"]),
         ("train --data bundled --lr=-1", &["--lr -1", "above 0"]),
