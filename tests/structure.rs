@@ -24,7 +24,17 @@ fn dependencies_point_one_way() {
     };
     let found: BTreeMap<_, _> = metadata["packages"].as_array().unwrap().iter().map(ours).collect();
     let allowed = [
-        ("convoy", vec!["convoy-chaos", "convoy-common", "convoy-coordinator", "convoy-proto", "convoy-study", "convoy-worker"]),
+        (
+            "convoy",
+            vec![
+                "convoy-chaos",
+                "convoy-common",
+                "convoy-coordinator",
+                "convoy-proto",
+                "convoy-study",
+                "convoy-worker",
+            ],
+        ),
         ("convoy-chaos", vec!["convoy-common"]),
         ("convoy-common", vec!["convoy-proto"]),
         ("convoy-coordinator", vec!["convoy-common", "convoy-proto"]),
@@ -42,9 +52,10 @@ fn dependencies_point_one_way() {
 /// Only `unsafe` inside the kernels.
 #[test]
 fn unsafe_code_is_in_the_kernels_alone() {
-    let mut folders: Vec<_> = ["src", "proto/src", "common/src", "worker/src", "coordinator/src", "chaos/src", "study/src"]
-        .map(std::path::PathBuf::from)
-        .into();
+    let mut folders: Vec<_> =
+        ["src", "proto/src", "common/src", "worker/src", "coordinator/src", "chaos/src", "study/src"]
+            .map(std::path::PathBuf::from)
+            .into();
     let mut looked_at = 0;
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {

@@ -10,6 +10,7 @@ pub mod batch;
 pub mod bundles;
 pub mod chain;
 pub mod estimate;
+pub mod fields;
 pub mod index;
 pub mod links;
 pub mod misdeed;

@@ -4,8 +4,8 @@
 use toml::{Table, Value};
 
 use super::error::ModelError;
+use crate::fields::{FieldError, Fields, shown};
 use crate::suggest;
-use crate::wire::printable;
 
 /// The file's top level.
 pub(crate) struct RawModel {
@@ -106,14 +106,9 @@ const LRN: RawLrn = RawLrn { size: 5, alpha: 1e-4, beta: 0.75, k: 2.0 };
 
 /// Reads the text of a model file.
 pub(crate) fn parse(text: &str) -> Result<RawModel, ModelError> {
-    let table: Table = text.parse().map_err(|error| ModelError::Syntax(syntax(&error)))?;
-    let mut model = Fields { table, place: "the model".to_owned() };
+    let mut model = Fields::parse(text, "the model")?;
     model.check_keys(&["name", "towers", "head", "input", "layer"])?;
-    let layers = match model.table.remove("layer") {
-        None => return Err(ModelError::NoLayers),
-        Some(Value::Array(layers)) => layers,
-        Some(other) => return Err(model.wrong("layer", &other, "a list of tables, each under [[layer]]")),
-    };
+    let layers = model.list("layer", "a list of tables, each under [[layer]]")?.ok_or(ModelError::NoLayers)?;
     let mut input = model.required("input", Fields::table)?;
     input.check_keys(&["channels", "height", "width", "mean", "std"])?;
     Ok(RawModel {
@@ -131,31 +126,19 @@ pub(crate) fn parse(text: &str) -> Result<RawModel, ModelError> {
     })
 }
 
-/// What the TOML parser says of an integer that is out of range. Most of these texts name a Rust type.
-const TOO_LARGE: [&str; 4] = ["u64 value was too large", "as i128", "as u128", "integer number overflowed"];
-
-/// An error of the TOML parser, in words. It shows a line of the file.
-fn syntax(error: &toml::de::Error) -> String {
-    let (mut text, message) = (error.to_string(), error.message());
-    if TOO_LARGE.iter().any(|part| message.contains(part)) {
-        text = text.replace(message, "the integer is out of range; must be from -2^63 to 2^63 - 1");
-    }
-    text.lines().map(printable).collect::<Vec<_>>().join("\n")
-}
-
 fn parse_layer(position: usize, layer: Value) -> Result<RawLayer, ModelError> {
     let mut place = format!("layer {position}");
     let Value::Table(table) = layer else {
-        return Err(Fields { table: Table::new(), place }.wrong("layer", &layer, "a table under [[layer]]"));
+        return Err(Fields::new(Table::new(), place).wrong("layer", &layer, "a table under [[layer]]").into());
     };
     if let Some(name) = table.get("name").and_then(Value::as_str) {
         place += &format!(" ({})", shown(&name.into()));
     }
-    let mut layer = Fields { table, place };
+    let mut layer = Fields::new(table, place);
     let kind = layer.required("kind", Fields::text)?;
     let Some((_, keys)) = KINDS.iter().find(|(known, _)| *known == kind) else {
         let hint = suggest::hint(&kind, &KINDS.map(|(known, _)| known));
-        return Err(ModelError::UnknownKind { place: layer.place, kind: shown(&kind.into()), hint });
+        return Err(ModelError::UnknownKind { place: layer.place().to_owned(), kind: shown(&kind.into()), hint });
     };
     layer.check_keys(&[&["name"], *keys].concat())?;
     let name = layer.text("name")?;
@@ -167,12 +150,12 @@ fn parse_layer(position: usize, layer: Value) -> Result<RawLayer, ModelError> {
             pad: layer.count("pad")?.unwrap_or(0),
             groups: layer.count("groups")?.unwrap_or(1),
             bias: layer.flag("bias")?.unwrap_or(true),
-            init: layer.init()?,
+            init: init(&mut layer)?,
         }),
         "linear" => RawKind::Linear(RawLinear {
             units: layer.required("units", Fields::count)?,
             bias: layer.flag("bias")?.unwrap_or(true),
-            init: layer.init()?,
+            init: init(&mut layer)?,
         }),
         "lrn" => RawKind::Lrn(RawLrn {
             size: layer.count("size")?.unwrap_or(LRN.size),
@@ -180,8 +163,8 @@ fn parse_layer(position: usize, layer: Value) -> Result<RawLayer, ModelError> {
             beta: layer.number("beta")?.unwrap_or(LRN.beta),
             k: layer.number("k")?.unwrap_or(LRN.k),
         }),
-        "max_pool" => RawKind::MaxPool(layer.pool()?),
-        "avg_pool" => RawKind::AvgPool(layer.pool()?),
+        "max_pool" => RawKind::MaxPool(pool(&mut layer)?),
+        "avg_pool" => RawKind::AvgPool(pool(&mut layer)?),
         "dropout" => RawKind::Dropout { p: layer.required("p", Fields::number)? },
         "relu" => RawKind::Relu,
         other => unreachable!("{other} is listed in KINDS"),
@@ -189,113 +172,14 @@ fn parse_layer(position: usize, layer: Value) -> Result<RawLayer, ModelError> {
     Ok(RawLayer { position, name, kind })
 }
 
-/// The keys of one table, and what errors call the table. Reading a key removes it.
-struct Fields {
-    table: Table,
-    place: String,
+fn init(layer: &mut Fields) -> Result<RawInit, FieldError> {
+    let Some(mut init) = layer.table("init")? else { return Ok(RawInit { std: None, bias: None }) };
+    init.check_keys(&["std", "bias"])?;
+    Ok(RawInit { std: init.number("std")?, bias: init.number("bias")? })
 }
 
-impl Fields {
-    fn check_keys(&self, known: &[&str]) -> Result<(), ModelError> {
-        match self.table.keys().find(|key| !known.contains(&key.as_str())) {
-            None => Ok(()),
-            Some(key) => Err(ModelError::UnknownKey {
-                place: self.place.clone(),
-                key: shown(&key.as_str().into()),
-                hint: suggest::hint(key, known),
-            }),
-        }
-    }
-
-    fn required<T>(
-        &mut self,
-        key: &str,
-        read: impl FnOnce(&mut Self, &str) -> Result<Option<T>, ModelError>,
-    ) -> Result<T, ModelError> {
-        let value = read(self, key)?;
-        let missing = || format!("the key \"{key}\" is missing");
-        value.ok_or_else(|| ModelError::Value { place: self.place.clone(), reason: missing() })
-    }
-
-    fn count(&mut self, key: &str) -> Result<Option<usize>, ModelError> {
-        let count = |value: &Value| usize::try_from(value.as_integer()?).ok();
-        let expected = match key {
-            "pad" => "a whole number, at least 0, for rows and columns alike",
-            "kernel" | "stride" => "a whole number, at least 1, for rows and columns alike",
-            _ => "a whole number, at least 1",
-        };
-        self.read(key, expected, count)
-    }
-
-    fn number(&mut self, key: &str) -> Result<Option<f64>, ModelError> {
-        self.read(key, "a number in the range of f32", as_number)
-    }
-
-    fn numbers(&mut self, key: &str) -> Result<Option<Vec<f64>>, ModelError> {
-        let numbers = |value: &Value| value.as_array()?.iter().map(as_number).collect();
-        self.read(key, "a list of numbers in the range of f32, one for each channel", numbers)
-    }
-
-    fn flag(&mut self, key: &str) -> Result<Option<bool>, ModelError> {
-        self.read(key, "true or false", Value::as_bool)
-    }
-
-    fn text(&mut self, key: &str) -> Result<Option<String>, ModelError> {
-        self.read(key, "text in quotes", |value| value.as_str().map(str::to_owned))
-    }
-
-    fn table(&mut self, key: &str) -> Result<Option<Fields>, ModelError> {
-        let table = self.read(key, "a table", |value| value.as_table().cloned())?;
-        let is_whole = self.place == "the model";
-        let place = if is_whole { key.to_owned() } else { format!("{}, {key}", self.place) };
-        Ok(table.map(|table| Fields { table, place }))
-    }
-
-    fn init(&mut self) -> Result<RawInit, ModelError> {
-        let Some(mut init) = self.table("init")? else { return Ok(RawInit { std: None, bias: None }) };
-        init.check_keys(&["std", "bias"])?;
-        Ok(RawInit { std: init.number("std")?, bias: init.number("bias")? })
-    }
-
-    /// Windows lie side by side where no stride is given, as in PyTorch.
-    fn pool(&mut self) -> Result<RawPool, ModelError> {
-        let kernel = self.required("kernel", Fields::count)?;
-        Ok(RawPool { kernel, stride: self.count("stride")?.unwrap_or(kernel), pad: self.count("pad")?.unwrap_or(0) })
-    }
-
-    fn read<T>(
-        &mut self,
-        key: &str,
-        expected: &str,
-        read: impl FnOnce(&Value) -> Option<T>,
-    ) -> Result<Option<T>, ModelError> {
-        let Some(value) = self.table.remove(key) else { return Ok(None) };
-        read(&value).map(Some).ok_or_else(|| self.wrong(key, &value, expected))
-    }
-
-    fn wrong(&self, key: &str, value: &Value, expected: &str) -> ModelError {
-        let reason = format!("{key} = {}; must be {expected}", shown(value));
-        ModelError::Value { place: self.place.clone(), reason }
-    }
-}
-
-/// A number, which becomes an f32 in training.
-fn as_number(value: &Value) -> Option<f64> {
-    let number = value.as_float().or_else(|| value.as_integer().map(|whole| whole as f64))?;
-    let is_in_range = number == 0.0 || (f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX)).contains(&number.abs());
-    (is_in_range || !number.is_finite()).then_some(number)
-}
-
-/// A value as TOML writes it, cut where it is long.
-pub(crate) fn shown(value: &Value) -> String {
-    const CHARACTERS_MAX: usize = 60;
-    // TOML escapes the control characters of ASCII alone.
-    let text = match value {
-        Value::Table(_) => "{ ... }".to_owned(),
-        other => printable(&other.to_string()),
-    };
-    match text.char_indices().nth(CHARACTERS_MAX) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
+/// Windows lie side by side where no stride is given, as in PyTorch.
+fn pool(layer: &mut Fields) -> Result<RawPool, FieldError> {
+    let kernel = layer.required("kernel", Fields::count)?;
+    Ok(RawPool { kernel, stride: layer.count("stride")?.unwrap_or(kernel), pad: layer.count("pad")?.unwrap_or(0) })
 }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::error::ModelError;
 use super::file::{self, RawInit, RawInput, RawKind, RawLayer, RawModel};
 use crate::batch::part;
+use crate::fields::{FieldError, shown};
 use crate::index::TowerIndex;
 
 /// The largest side, number of channels, kernel or number of units. Models also arrive over the network, so all is limited.
@@ -323,7 +324,7 @@ impl Network {
 
     fn push(&mut self, raw: RawLayer) -> Result<(), ModelError> {
         let name = self.name_of(&raw);
-        let place = format!("layer {} ({})", raw.position, file::shown(&name.as_str().into()));
+        let place = format!("layer {} ({})", raw.position, shown(&name.as_str().into()));
         check(!self.layers.iter().any(|l| l.name == name), &place, || "another layer has this name".to_owned())?;
         check(is_sound_name(&name), &place, || {
             "its name must be 1 to 100 letters, digits, \"_\" and \"-\"".to_owned()
@@ -536,7 +537,7 @@ fn is_sound_name(name: &str) -> bool {
 }
 
 fn check(sound: bool, place: &str, reason: impl FnOnce() -> String) -> Result<(), ModelError> {
-    if sound { Ok(()) } else { Err(ModelError::Value { place: place.to_owned(), reason: reason() }) }
+    if sound { Ok(()) } else { Err(FieldError::Value { place: place.to_owned(), reason: reason() }.into()) }
 }
 
 #[cfg(test)]

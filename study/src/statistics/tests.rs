@@ -150,8 +150,10 @@ fn planned_runs_find_what_they_were_planned_for() {
     let fewer = runs - 1;
     assert!(planning::detectable(fewer, 0.28, 0.05) > 0.2 || planning::provable_margin(fewer, 0.28, 0.05) > 0.2);
     let found = (0..2_000).filter(|number| {
-        let differences: Vec<f64> =
-            simulated(*number, runs as u64).into_iter().map(|d| 0.28 * d + planning::detectable(runs, 0.28, 0.05)).collect();
+        let differences: Vec<f64> = simulated(*number, runs as u64)
+            .into_iter()
+            .map(|d| 0.28 * d + planning::detectable(runs, 0.28, 0.05))
+            .collect();
         StudentT::of_pairs(&differences).p() <= 0.05
     });
     let power = found.count() as f64 / 2_000.0;
