@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
-use convoy_coordinator::data::DataSource;
+use convoy_coordinator::data::{DataSource, Part};
 use convoy_coordinator::job::defaults;
 use convoy_coordinator::links::Transport;
 use convoy_coordinator::measure::{Measurement, Measuring, measure};
@@ -36,6 +36,9 @@ pub(crate) struct Arguments {
     /// synthetic is noise, for measuring speed [default: the data of the checkpoint, or auto for a safetensors file outside a checkpoint]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
+    /// Images to measure: test or train
+    #[arg(long, value_name = "test|train", default_value = "test")]
+    part: Part,
     /// Worker processes. With more workers than towers, several workers hold the same tower, and each computes some of the images. At most the number
     /// of towers times the number of test images [default: one per tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
@@ -58,6 +61,10 @@ pub(crate) struct Arguments {
     /// only if it holds logits; otherwise the command fails
     #[arg(long, value_name = "FILE")]
     logits: Option<PathBuf>,
+    /// Write a list of the wrongly classified images to this file: the place of each image in the set, its label, and the predicted class. If
+    /// the file exists, it is replaced only if it holds such a list; otherwise the command fails
+    #[arg(long, value_name = "FILE")]
+    wrong: Option<PathBuf>,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -68,6 +75,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         path: arguments.path,
         model: arguments.model.as_deref().map(settings::model_text).transpose()?,
         data: arguments.data,
+        part: arguments.part,
         places: settings::places()?,
         running: Running {
             workers: arguments.workers,
@@ -90,19 +98,28 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
             metrics: Metrics::default(),
         },
         logits: arguments.logits,
+        wrong: arguments.wrong,
     };
     let mut console = Quiet { console: Console::new(false), json: arguments.json };
     let stop = signals::stop_flag("stopping", "quit".to_owned())?;
     let _socket = SocketFile::at(measuring.running.listen.as_ref())?;
     let result = measure(measuring, &mut console, &stop)?;
-    let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&result)?) } else { described(&result) };
+    let text = if arguments.json {
+        format!("{:#}\n", serde_json::to_value(&result)?)
+    } else {
+        described(&result, arguments.part)
+    };
     output::print(&text)?;
     Ok(Outcome::Done)
 }
 
-fn described(result: &Measurement) -> String {
+fn described(result: &Measurement, part: Part) -> String {
+    let accuracy = match part {
+        Part::Test => "test accuracy",
+        Part::Train => "train accuracy",
+    };
     format!(
-        "model           {}\nweights         {} ({})\ndata            {}\ntest accuracy   {:.2} %: {} of {} images\nloss            {:.4}\n",
+        "model           {}\nweights         {} ({})\ndata            {}\n{accuracy:<16}{:.2} %: {} of {} images\nloss            {:.4}\n",
         result.model,
         result.weights.display(),
         result.weights_sha256,

@@ -15,6 +15,7 @@ mod plan;
 mod settings;
 mod signals;
 mod sockets;
+mod study;
 mod table;
 mod trace;
 mod train;
@@ -96,6 +97,12 @@ enum Command {
     /// them send damaged messages, or kills the coordinator. The exit code is 1 if the results differ, if the job fails or hangs, if a
     /// planned fault did not happen, or if a fault that must be detected was missed. docs/RELIABILITY.md lists all reasons.
     Chaos(Box<chaos::Arguments>),
+    /// Compare networks over many runs, and report what came out and how sure it is
+    ///
+    /// A study's file names arms (a network each), images, seeds and a margin. Each run is an ordinary job in the study's folder. The same
+    /// command continues a study that was interrupted. The report says, for each arm, whether it is better than the control, the
+    /// same within the margin, or whether the runs can't tell. docs/STUDIES.md explains the file and the statistics.
+    Study(study::Arguments),
 }
 
 /// How a command ended, if without an error.
@@ -153,6 +160,7 @@ fn carry_out(command: Command, log: &Log) -> Result<Outcome, Box<dyn Error>> {
         Command::Trace(arguments) => trace::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments, log),
         Command::Chaos(arguments) => chaos::run(&arguments),
+        Command::Study(arguments) => study::run(&arguments),
     }
 }
 

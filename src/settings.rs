@@ -10,6 +10,7 @@ use convoy_common::placement::PlacementError;
 use convoy_common::token::{TOKEN_BYTES_MAX, Token, TokenError};
 use convoy_coordinator::JobError;
 use convoy_coordinator::data::Places;
+use convoy_study::error::StudyError;
 
 /// The command was used wrongly: exit code 2.
 #[derive(Debug)]
@@ -26,7 +27,11 @@ impl Error for Misuse {}
 /// Whether an error means that the command was used wrongly.
 pub(crate) fn is_misuse(error: &(dyn Error + 'static)) -> bool {
     let job = error.downcast_ref::<JobError>();
-    error.is::<Misuse>() || error.is::<PlacementError>() || job.is_some_and(JobError::is_misuse)
+    let study = error.downcast_ref::<StudyError>();
+    study.is_some_and(StudyError::is_misuse)
+        || error.is::<Misuse>()
+        || error.is::<PlacementError>()
+        || job.is_some_and(JobError::is_misuse)
 }
 
 /// The text of a model, which is known to parse. `name` is a preset or the path of a file.

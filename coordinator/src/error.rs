@@ -6,7 +6,7 @@ use convoy_common::model::ModelError;
 use convoy_common::placement::PlacementError;
 
 use crate::checkpoint::CheckpointError;
-use crate::data::DataError;
+use crate::data::{DataError, Part};
 use crate::fault::Fault;
 use crate::files::quoted;
 use crate::job::SettingError;
@@ -48,9 +48,9 @@ pub enum JobError {
     OtherModel { path: PathBuf, own: String, asked: String },
     /// The test images that the checkpoint names have changed since.
     #[error(
-        "the test images are not those that the job of {path} used: they are now {origin}; to use them anyway, give --data"
+        "the {part} images are not those that the job of {path} used: they are now {origin}; to use them anyway, give --data"
     )]
-    OtherTestImages { path: PathBuf, origin: String },
+    OtherImages { part: Part, path: PathBuf, origin: String },
     /// The cluster.
     #[error(transparent)]
     Placement(#[from] PlacementError),
@@ -144,7 +144,7 @@ impl JobError {
                 | JobError::OutBusy { .. }
                 | JobError::ModelWanted { .. }
                 | JobError::OtherModel { .. }
-                | JobError::OtherTestImages { .. }
+                | JobError::OtherImages { .. }
                 | JobError::Otlp(_)
                 | JobError::Placement(_)
         )

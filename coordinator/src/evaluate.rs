@@ -21,6 +21,8 @@ pub struct Measured {
     pub loss: f64,
     /// Logits, (image, class).
     pub logits: Vec<f32>,
+    /// The class of the highest logit of each image.
+    pub predicted: Vec<u16>,
 }
 
 impl Measured {
@@ -36,8 +38,9 @@ impl Measured {
 /// When a worker is lost, fails, or sends an invalid message, or when `stop` is set.
 pub fn evaluate(crew: &mut Crew, split: &Split, step: u64, size: usize, stop: &AtomicBool) -> Result<Measured, Stop> {
     let classes = crew.plan.network.classes();
+    let images = split.len();
     let mut measured =
-        Measured { correct: 0, images: split.len(), loss: 0.0, logits: vec![0.0; split.len() * classes] };
+        Measured { correct: 0, images, loss: 0.0, logits: vec![0.0; images * classes], predicted: vec![0; images] };
     let mut losses = vec![0.0; split.len()];
     let mut waiting = micro_batches(split.len(), size, step);
     let mut under_way = 0;
@@ -55,7 +58,7 @@ pub fn evaluate(crew: &mut Crew, split: &Split, step: u64, size: usize, stop: &A
             return Err(Stop::InOrder);
         }
         crew.check_all_stay(step)?;
-        let (worker, received) = crew.next(step, || "logits of test images".to_owned())?;
+        let (worker, received) = crew.next(step, || "logits of images to measure".to_owned())?;
         let chunk = match received {
             Received::Chunk(chunk, _) => chunk,
             Received::State => continue,
@@ -72,6 +75,7 @@ pub fn evaluate(crew: &mut Crew, split: &Split, step: u64, size: usize, stop: &A
                     let verdict = cross_entropy(logits, label, 1, &mut vec![0.0; classes]);
                     measured.correct += usize::from(verdict.predicted == label);
                     losses[image] = verdict.loss;
+                    measured.predicted[image] = verdict.predicted as u16;
                     measured.logits[image * classes..][..classes].copy_from_slice(logits);
                 }
             }

@@ -34,5 +34,6 @@ pub mod stop;
 pub mod trace;
 pub mod train;
 mod unguessable;
+pub mod wrong;
 
 pub use error::JobError;

@@ -1,4 +1,4 @@
-//! `convoy eval`: loads weights and test images, forms a cluster, and measures once.
+//! `convoy eval`: loads weights and images, forms a cluster, and measures once.
 //!
 //! Not here: the measurement itself, which jobs use too (`evaluate`), and printing.
 
@@ -20,7 +20,7 @@ use crate::checkpoint::folder::{self, Opened};
 use crate::checkpoint::{self, Checkpoint, CheckpointError};
 use crate::cluster::Cluster;
 use crate::crew::Crew;
-use crate::data::{DataChoice, DataSource, Places, Wanted};
+use crate::data::{DataChoice, DataSource, Part, Places, Wanted};
 use crate::error::JobError;
 use crate::evaluate::{Measured, evaluate};
 use crate::job::{Job, check, defaults};
@@ -30,6 +30,7 @@ use crate::state::JobState;
 use crate::stop::Stop;
 use crate::trace::Recorder;
 use crate::unguessable::unguessable;
+use crate::wrong;
 
 /// The most images per micro-batch. A checkpoint of a job with smaller micro-batches is measured with those, because its workers
 /// may have less memory.
@@ -43,12 +44,16 @@ pub struct Measuring {
     pub model: Option<String>,
     /// Where the images come from. Left out: where the checkpoint says, or [`DataSource::Auto`] for a weights file.
     pub data: Option<DataSource>,
+    /// Which of its images are measured.
+    pub part: Part,
     /// Where Fashion-MNIST may be.
     pub places: Places,
     /// How to run.
     pub running: Running,
     /// File for the logits, (image, class), if they are wanted.
     pub logits: Option<PathBuf>,
+    /// File for the list of wrongly classified images, if it is wanted.
+    pub wrong: Option<PathBuf>,
 }
 
 /// The result.
@@ -77,11 +82,21 @@ pub struct Measurement {
 /// # Errors
 /// When weights, data or workers can't be had or don't fit, or when `stop` is set.
 pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Measurement, JobError> {
-    let Measuring { path, model, data, places, running, logits } = measuring;
+    let Measuring { path, model, data, part, places, running, logits, wrong } = measuring;
     // Before the work, and again when the file is written.
     logits.as_deref().map_or(Ok(()), checkpoint::check_logits_path)?;
-    let Loaded { text, path: weights_path, weights, seed, data: remembered, test_images, micro_batch, damaged } =
-        load(&path, model)?;
+    wrong.as_deref().map_or(Ok(()), wrong::check_path)?;
+    let Loaded {
+        text,
+        path: weights_path,
+        weights,
+        seed,
+        data: remembered,
+        test_images,
+        whole_set,
+        micro_batch,
+        damaged,
+    } = load(&path, model)?;
     damaged.iter().for_each(|error| observer.on(Event::Notice { text: chain(error) }));
     let network = Network::parse(&text)?;
     let classes = network.classes();
@@ -91,15 +106,18 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     let plan = Arc::new(Plan::new(network.clone(), workers, slots, None)?);
     let is_given = data.is_some();
     let choice = DataChoice::of(data, remembered);
-    let data = choice.load_test(&Wanted::by(&network, seed), &places)?;
+    let data = choice.load_part(part, &Wanted::by(&network, seed), &places)?;
     data.notices.iter().cloned().for_each(|text| observer.on(Event::Notice { text }));
-    let is_other = test_images.is_some_and(|known| known != data.images.fingerprint());
+    let is_other = match part {
+        Part::Test => test_images.is_some_and(|known| known != data.images.fingerprint()),
+        Part::Train => whole_set.is_some_and(|known| data.fingerprint.as_ref() != Some(&known)),
+    };
     if !is_given && is_other {
-        return Err(JobError::OtherTestImages { path: weights_path, origin: data.origin });
+        return Err(JobError::OtherImages { part, path: weights_path, origin: data.origin });
     }
     let images = data.images.len();
     let most = network.towers.saturating_mul(images);
-    let expected = format!("at most {most}: {} towers times {images} test images", network.towers);
+    let expected = format!("at most {most}: {} towers times {images} {part} images", network.towers);
     check("--workers", workers, workers <= most, expected)?;
     let micro_batch = micro_batch_for(slots, images, micro_batch);
     let job = unguessable().max(1);
@@ -144,6 +162,9 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         let logits = logits.expect("a row of logits for each image");
         checkpoint::write_logits(&path, logits)?;
     }
+    if let Some(path) = wrong {
+        wrong::write(&path, data.images.labels(), &measured.predicted)?;
+    }
     Ok(Measurement {
         model: network.name,
         weights: weights_path,
@@ -174,6 +195,8 @@ struct Loaded {
     data: Option<DataSource>,
     /// SHA-256 over the job's test images, if a checkpoint says so.
     test_images: Option<String>,
+    /// SHA-256 over all of the job's images, if a checkpoint says so.
+    whole_set: Option<String>,
     /// Images per micro-batch.
     micro_batch: usize,
     /// Newer checkpoints that are damaged.
@@ -192,7 +215,7 @@ fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
         let slots = manifest.job.slots;
         let division = manifest.job.division(defaults::micro_batches(batch, slots, slots));
         let micro_batch = division.largest_micro_batch(batch).min(MICRO_BATCH);
-        let Job { model: own, seed, .. } = manifest.job;
+        let Job { model: own, seed, data: whole_set, .. } = manifest.job;
         if model.as_ref().is_some_and(|model| *model != own) {
             return Err(JobError::OtherModel {
                 path: found,
@@ -207,6 +230,7 @@ fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
             seed,
             data,
             test_images,
+            whole_set: Some(whole_set),
             micro_batch,
             damaged,
         });
@@ -221,6 +245,7 @@ fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
         seed: defaults::SEED,
         data: None,
         test_images: None,
+        whole_set: None,
         micro_batch: MICRO_BATCH,
         damaged: Vec::new(),
     })

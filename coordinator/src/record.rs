@@ -36,6 +36,9 @@ pub struct RunRecord {
     /// Why it failed, if it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Number of steps after which numbers were no longer finite, if that is why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diverged_after: Option<u64>,
     /// The model's name.
     pub model: String,
     /// Everything that decides the result.
@@ -69,6 +72,7 @@ impl RunRecord {
         Self {
             status: "running",
             error: None,
+            diverged_after: None,
             model: plan.network.name.clone(),
             configuration: job.clone(),
             running,

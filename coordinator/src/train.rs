@@ -367,6 +367,9 @@ impl Run {
     fn record_failure(&mut self, error: &JobError) {
         self.record.status = if matches!(error, JobError::Interrupted) { "interrupted" } else { "failed" };
         self.record.error = Some(chain(error));
+        if let JobError::NotFinite { updates, .. } = error {
+            self.record.diverged_after = Some(*updates);
+        }
         if self.keeps_earlier_records {
             return;
         }

@@ -4,4 +4,16 @@
 //! Not here: training (the coordinator and its workers), and printing (the program).
 #![forbid(unsafe_code)]
 
+pub mod builtin;
+pub mod conduct;
+pub mod design;
+pub mod error;
+pub mod file;
+pub mod folder;
+pub mod images;
+pub mod measured;
+mod model;
+pub mod perform;
+pub mod report;
+mod run;
 pub mod statistics;

@@ -16,7 +16,7 @@ use super::download::{self, Remote};
 use super::error::DataError;
 use super::folder::{self, Parsed};
 use super::idx;
-use super::set::{DataSet, Splits, TestSet, Wanted};
+use super::set::{DataSet, PartSet, Splits, Wanted};
 
 /// The name of its folder in each place.
 const FOLDER: &str = "fashion-mnist";
@@ -68,13 +68,13 @@ pub(super) fn auto(wanted: &Wanted, places: &Places, remote: &Remote) -> Result<
 }
 
 /// The test images of the set that [`auto`] would take, without the training images.
-pub(super) fn auto_test(wanted: &Wanted, places: &Places, remote: &Remote) -> Result<TestSet, DataError> {
+pub(super) fn auto_test(wanted: &Wanted, places: &Places, remote: &Remote) -> Result<PartSet, DataError> {
     check_model(wanted)?;
     match locate(places, remote, folder::find_test)? {
         Located::In(folder, files) => {
             let images = folder::read_split(files, wanted)?;
             check_count(&folder, images.len() == TEST_COUNT, || format!("{} test images", images.len()))?;
-            Ok(TestSet::new(images, &format!("Fashion-MNIST in {}", folder.display()), Vec::new()))
+            Ok(PartSet::new(images, &format!("Fashion-MNIST in {}", folder.display()), Vec::new()))
         }
         Located::Nowhere { why } => subset_test(wanted, Some(&why)),
     }
@@ -87,7 +87,7 @@ pub(super) fn bundled(wanted: &Wanted) -> Result<DataSet, DataError> {
 }
 
 /// The test images of the subset in the binary.
-pub(super) fn bundled_test(wanted: &Wanted) -> Result<TestSet, DataError> {
+pub(super) fn bundled_test(wanted: &Wanted) -> Result<PartSet, DataError> {
     check_model(wanted)?;
     subset_test(wanted, None)
 }
@@ -169,10 +169,10 @@ fn subset(wanted: &Wanted, why: Option<&str>) -> Result<DataSet, DataError> {
     Ok(DataSet::new(Splits { train, test }, SUBSET, vec![notice]))
 }
 
-fn subset_test(wanted: &Wanted, why: Option<&str>) -> Result<TestSet, DataError> {
+fn subset_test(wanted: &Wanted, why: Option<&str>) -> Result<PartSet, DataError> {
     let images = folder::check(BUNDLED_TEST.parse()?, wanted)?;
     let notice = notice_of_subset(&format!("{} of Fashion-MNIST's {TEST_COUNT} test", images.len()), why);
-    Ok(TestSet::new(images, SUBSET, vec![notice]))
+    Ok(PartSet::new(images, SUBSET, vec![notice]))
 }
 
 fn notice_of_subset(which: &str, why: Option<&str>) -> String {

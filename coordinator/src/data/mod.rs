@@ -17,10 +17,21 @@ use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
+use convoy_common::suggest;
+
 pub use error::DataError;
 pub use fashion::Places;
 pub use fashion::facts::CLASS_NAMES;
-pub use set::{DataSet, ImageShape, Split, TestSet, Wanted};
+pub use set::{DataSet, ImageShape, PartSet, Split, Wanted};
+
+/// A part of a data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The training images.
+    Train,
+    /// The test images.
+    Test,
+}
 
 /// Where images come from, as the user says it: `--data auto|DIR|bundled|synthetic`.
 ///
@@ -62,12 +73,22 @@ impl DataChoice {
         load(&self.source, wanted, places).map_err(|error| self.blamed(error))
     }
 
-    /// As [`load_test`].
+    /// The images of one part alone.
     ///
     /// # Errors
-    /// As [`load_test`], and says so where a checkpoint named the source.
-    pub fn load_test(&self, wanted: &Wanted, places: &Places) -> Result<TestSet, DataError> {
-        load_test(&self.source, wanted, places).map_err(|error| self.blamed(error))
+    /// As [`load`], and says so where a checkpoint named the source.
+    pub fn load_part(&self, part: Part, wanted: &Wanted, places: &Places) -> Result<PartSet, DataError> {
+        match part {
+            Part::Test => load_test(&self.source, wanted, places).map_err(|error| self.blamed(error)),
+            Part::Train => {
+                self.load(wanted, places).map(|DataSet { train: images, origin, notices, fingerprint, .. }| PartSet {
+                    images,
+                    fingerprint: Some(fingerprint),
+                    origin,
+                    notices,
+                })
+            }
+        }
     }
 
     fn blamed(&self, error: DataError) -> DataError {
@@ -96,7 +117,7 @@ pub fn load(source: &DataSource, wanted: &Wanted, places: &Places) -> Result<Dat
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_test(source: &DataSource, wanted: &Wanted, places: &Places) -> Result<TestSet, DataError> {
+pub fn load_test(source: &DataSource, wanted: &Wanted, places: &Places) -> Result<PartSet, DataError> {
     match source {
         DataSource::Auto => fashion::auto_test(wanted, places, &download::Remote::fashion_mnist().test_files()),
         DataSource::Folder(folder) => test_from_folder(folder, wanted),
@@ -111,9 +132,9 @@ fn from_folder(folder: &Path, wanted: &Wanted) -> Result<DataSet, DataError> {
     Ok(DataSet::new(splits, &format!("IDX files in {}", folder.display()), notices))
 }
 
-fn test_from_folder(folder: &Path, wanted: &Wanted) -> Result<TestSet, DataError> {
+fn test_from_folder(folder: &Path, wanted: &Wanted) -> Result<PartSet, DataError> {
     let images = folder::read_split(folder::find_test(folder)?, wanted)?;
-    Ok(TestSet::new(images, &format!("IDX files in {}", folder.display()), Vec::new()))
+    Ok(PartSet::new(images, &format!("IDX files in {}", folder.display()), Vec::new()))
 }
 
 impl DataSource {
@@ -142,6 +163,27 @@ impl FromStr for DataSource {
             "synthetic" => Ok(DataSource::Synthetic),
             folder => Ok(DataSource::Folder(PathBuf::from(folder))),
         }
+    }
+}
+
+impl FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "train" => Ok(Part::Train),
+            "test" => Ok(Part::Test),
+            _ => Err(format!("unknown part \"{text}\"{}", suggest::hint(text, &["train", "test"]))),
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Part::Train => "training",
+            Part::Test => "test",
+        })
     }
 }
 

@@ -64,11 +64,13 @@ pub struct DataSet {
     pub fingerprint: String,
 }
 
-/// The test images of a data set, loaded without its training images.
+/// The training images or the test images of a data set.
 #[derive(Debug, Clone)]
-pub struct TestSet {
+pub struct PartSet {
     /// The images.
     pub images: Split,
+    /// SHA-256 over the whole set, if it was loaded.
+    pub fingerprint: Option<String>,
     /// What the data are and where they come from, in one line for people.
     pub origin: String,
     /// What people should know, one line each.
@@ -86,11 +88,11 @@ impl DataSet {
     }
 }
 
-impl TestSet {
+impl PartSet {
     /// The test images of a data set, with its name for people.
     pub(super) fn new(images: Split, name: &str, notices: Vec<String>) -> Self {
         let origin = format!("{name}: {} test images of {}", images.len(), images.shape());
-        TestSet { images, origin, notices }
+        PartSet { images, fingerprint: None, origin, notices }
     }
 }
 

@@ -7,7 +7,7 @@ use ndarray::Array4;
 use sha2::{Digest, Sha256};
 
 use super::error::DataError;
-use super::set::{DataSet, Split, TestSet, Wanted};
+use super::set::{DataSet, PartSet, Split, Wanted};
 use convoy_common::parameters::hex;
 
 /// The most bytes of both splits together.
@@ -42,10 +42,10 @@ pub(super) fn make(wanted: &Wanted) -> Result<DataSet, DataError> {
 }
 
 /// Makes the test split alone.
-pub(super) fn make_test(wanted: &Wanted) -> Result<TestSet, DataError> {
+pub(super) fn make_test(wanted: &Wanted) -> Result<PartSet, DataError> {
     let counts = fitting_counts(wanted)?;
     let name = format!("synthetic noise of seed {}", wanted.seed);
-    Ok(TestSet::new(split(wanted, TEST, counts.test), &name, Vec::new()))
+    Ok(PartSet::new(split(wanted, TEST, counts.test), &name, Vec::new()))
 }
 
 /// The purposes of the random numbers that the splits are made of.

@@ -1,0 +1,93 @@
+//! The list of wrongly classified images: a text file with a line for each, whose values are separated by tabs.
+
+use std::fs;
+use std::path::Path;
+
+use crate::error::JobError;
+use crate::files::{folder_of, open_regular, read_regular, write_atomically};
+
+/// The first line of the file. Images are counted from 0.
+const HEADER: &str = "image\tlabel\tpredicted";
+
+/// A wrongly classified image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wrong {
+    /// Its place in the set, counted from 0.
+    pub image: usize,
+    /// Its class.
+    pub label: u16,
+    /// The class with the highest logit.
+    pub predicted: u16,
+}
+
+/// Checks that the list may be written to `path`: nothing is there, or an earlier list.
+///
+/// # Errors
+/// When something else is there, or its folder does not exist.
+pub(crate) fn check_path(path: &Path) -> Result<(), JobError> {
+    let is_list = || {
+        use std::io::Read;
+        let mut start = Vec::new();
+        let read = open_regular(path).and_then(|file| file.take(HEADER.len() as u64).read_to_end(&mut start));
+        read.is_ok() && start == HEADER.as_bytes()
+    };
+    let refused = match fs::symlink_metadata(path) {
+        Err(_) if !folder_of(path).is_dir() => "its folder does not exist; create it first",
+        Ok(found) if !found.is_file() || !is_list() => "it exists and is not a list of wrongly classified images",
+        _ => return Ok(()),
+    };
+    Err(JobError::Write { path: path.to_owned(), source: std::io::Error::other(refused) })
+}
+
+/// Writes the list, whole or not at all.
+pub(crate) fn write(path: &Path, labels: &[u16], predicted: &[u16]) -> Result<(), JobError> {
+    check_path(path)?;
+    let pairs = labels.iter().zip(predicted).enumerate().filter(|(_, (label, predicted))| label != predicted);
+    let lines: String = pairs.map(|(image, (label, predicted))| format!("{image}\t{label}\t{predicted}\n")).collect();
+    let text = format!("{HEADER}\n{lines}");
+    write_atomically(path, text.as_bytes()).map_err(|source| JobError::Write { path: path.to_owned(), source })
+}
+
+/// Reads a list.
+///
+/// # Errors
+/// Says what is wrong with the file.
+pub fn read(path: &Path) -> std::io::Result<Vec<Wrong>> {
+    let text = String::from_utf8(read_regular(path)?).map_err(std::io::Error::other)?;
+    let mut lines = text.lines();
+    if lines.next() != Some(HEADER) {
+        return Err(std::io::Error::other("it does not begin with the names of its columns"));
+    }
+    let parse = |line: &str| {
+        let mut values = line.split('\t').map(str::parse);
+        let mut next = || values.next()?.ok();
+        let (image, label, predicted): (u64, u64, u64) = (next()?, next()?, next()?);
+        let class = |class: u64| u16::try_from(class).ok();
+        Some(Wrong { image: usize::try_from(image).ok()?, label: class(label)?, predicted: class(predicted)? })
+    };
+    let wrong = |line: &str| std::io::Error::other(format!("it has the line {line:?}"));
+    lines.map(|line| parse(line).ok_or_else(|| wrong(line))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_reads_back_and_replaces_nothing_else() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("wrong.tsv");
+        for predicted in [[3, 1, 2, 9], [3, 1, 4, 9]] {
+            write(&path, &[3, 1, 4, 1], &predicted).unwrap();
+        }
+        assert_eq!(read(&path).unwrap(), [Wrong { image: 3, label: 1, predicted: 9 }]);
+        for text in ["", "notes", "image\tlabel\tpredicte"] {
+            fs::write(&path, text).unwrap();
+            assert!(check_path(&path).is_err() && read(&path).is_err(), "{text}");
+        }
+        fs::write(&path, format!("{HEADER}\n1\t2\tx\n")).unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("1\\t2\\tx"));
+        assert!(check_path(&place.path().join("none/wrong.tsv")).is_err());
+        assert!(check_path(place.path()).is_err());
+    }
+}

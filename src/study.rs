@@ -1,0 +1,137 @@
+//! `convoy study`: parses the command line, carries the study out, and prints progress and the report.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use clap::builder::NonEmptyStringValueParser;
+use convoy_common::batch::THREADS_MAX;
+use convoy_coordinator::data::DataSource;
+use convoy_study::conduct::{Place, Progress};
+use convoy_study::design::Design;
+use convoy_study::error::StudyError;
+use convoy_study::file::Study;
+use convoy_study::images::Images;
+use convoy_study::measured::{Measured, Outcome};
+use convoy_study::perform::{PAGE, REPORT, perform};
+
+use crate::numbers::{AT_LEAST_1, counted, whole};
+use crate::output::{complain, print, tell};
+use crate::settings::places;
+use crate::{Outcome as Ended, signals};
+
+/// The command line of `convoy study`. Its help text is at `Command`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Built-in study (quick, asker) or path of a study's file
+    #[arg(value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
+    study: String,
+    /// Images: auto, a folder of IDX files, bundled, or synthetic [default: as the study says]
+    #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
+    data: Option<DataSource>,
+    /// Runs at a time, each with a worker of its own [default: the machine's cores divided by --threads]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
+    at_once: Option<usize>,
+    /// Compute threads of each run's worker
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
+    threads: usize,
+    /// Folder of the study [default: studies/NAME]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Check the study, and show what its design can find, without running it
+    #[arg(long)]
+    plan: bool,
+    /// Print the report as one JSON object instead of text, and progress to standard error
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<Ended, Box<dyn Error>> {
+    let study = Study::open(&arguments.study)?;
+    let design = Design::of(&study);
+    let say = |line: &str| if arguments.json { complain(line) } else { tell(line) };
+    say(&described(&study, &design));
+    if arguments.plan {
+        return Ok(Ended::Done);
+    }
+    design.check(&study)?;
+    let images = Images::load(&study, arguments.data.as_ref(), &places()?)?;
+    let out = arguments.out.clone().unwrap_or_else(|| Path::new("studies").join(&study.name));
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let place = Place {
+        program: std::env::current_exe()?,
+        at_once: arguments.at_once.unwrap_or_else(|| (cores / arguments.threads).max(1)),
+        threads: arguments.threads,
+    };
+    say(&format!("images    {}", images.origin));
+    say(&format!("folder    {}", out.display()));
+    let stop = signals::stop_flag(
+        "stopping; runs write a checkpoint first, and the same command continues the study",
+        "quit; the same command continues the study".to_owned(),
+    )?;
+    let mut progress = |event: Progress| said(&event).iter().for_each(|line| say(line));
+    let report = match perform(&study, &images, &out, &place, &stop, &mut progress) {
+        Err(StudyError::Interrupted) => {
+            complain(&format!("interrupted; to continue, run: convoy study {}", arguments.study));
+            return Ok(Ended::Interrupted);
+        }
+        report => report?,
+    };
+    let files = format!("report    {}\nfigures   {}\n", out.join(PAGE).display(), out.join(REPORT).display());
+    print(&if arguments.json {
+        format!("{:#}\n", serde_json::to_value(&report)?)
+    } else {
+        format!("\n{}{files}", report.text())
+    })?;
+    if report.is_broken() {
+        return Err(
+            "the control differs from itself, so the study's method is broken; see the line BROKEN above".into()
+        );
+    }
+    Ok(Ended::Done)
+}
+
+fn described(study: &Study, design: &Design) -> String {
+    let arms: Vec<String> = study.arms.iter().map(|arm| format!("{} ({})", arm.name, arm.seeds.len())).collect();
+    let epochs = counted(study.epochs as usize, "epoch", "epochs");
+    format!(
+        "study     {}: {}\narms      {}, of {epochs} each\ndesign    {}",
+        study.name,
+        study.question,
+        arms.join(", "),
+        design.described()
+    )
+}
+
+/// The line about an event, if it has one.
+fn said(event: &Progress) -> Option<String> {
+    Some(match event {
+        Progress::Begun { ended: 0, .. } => return None,
+        Progress::Begun { ended, all } => format!("continuing: {ended} of {all} runs have ended"),
+        Progress::Ended { measured, ended, all, seconds_left } => {
+            let left = if ended == all { String::new() } else { format!(", about {} left", lasting(*seconds_left)) };
+            format!("{}  ({ended} of {all} runs{left})", result(measured))
+        }
+        Progress::Lost { arm, seed, why } => {
+            format!("the run of {arm} with seed {seed} was lost, and continues: {why}")
+        }
+    })
+}
+
+fn result(measured: &Measured) -> String {
+    let Measured { arm, seed, outcome, .. } = measured;
+    match outcome {
+        Outcome::Trained(trained) => {
+            format!("{arm}, seed {seed}: test accuracy {:.2} %", trained.test.accuracy() * 100.0)
+        }
+        Outcome::DivergedAfter(steps) => format!("{arm}, seed {seed}: diverged after step {steps}"),
+    }
+}
+
+/// A time for a person.
+fn lasting(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.0} s"),
+        s if s < 5400.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}

@@ -1,0 +1,28 @@
+//! The studies that are part of the program: the files of the folder `builtin`.
+
+const STUDIES: [(&str, &str); 2] =
+    [("quick", include_str!("../builtin/quick.toml")), ("asker", include_str!("../builtin/asker.toml"))];
+
+const MODELS: [(&str, &str); 2] = [
+    ("models/tiny.toml", include_str!("../builtin/models/tiny.toml")),
+    ("models/pair.toml", include_str!("../builtin/models/pair.toml")),
+];
+
+/// The names of the built-in studies.
+pub fn names() -> [&'static str; STUDIES.len()] {
+    STUDIES.map(|(name, _)| name)
+}
+
+/// The file of a built-in study.
+pub(crate) fn study(name: &str) -> Option<&'static str> {
+    find(&STUDIES, name)
+}
+
+/// A model file that a built-in study names.
+pub(crate) fn model(path: &str) -> Option<&'static str> {
+    find(&MODELS, path)
+}
+
+fn find(files: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
+    files.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
+}

@@ -1,0 +1,82 @@
+//! What can go wrong with a study, in words for the person who runs it.
+
+use std::path::PathBuf;
+
+use convoy_common::fields::FieldError;
+use convoy_common::model::ModelError;
+use convoy_coordinator::data::DataError;
+
+/// Why a study can't be run or reported.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each message says what its fields are")]
+pub enum StudyError {
+    /// A key of the study's file or its value.
+    #[error("{file}")]
+    File { file: String, source: Box<FieldError> },
+    /// A value of the study's file that does not fit the others.
+    #[error("{file}: {reason}")]
+    Value { file: String, reason: String },
+    /// A file that the study names, or its own file.
+    #[error("cannot read {}: {why}", path.display())]
+    Unreadable { path: PathBuf, why: String },
+    /// The model of an arm.
+    #[error("{file}: the model of arm \"{arm}\"")]
+    Model { file: String, arm: String, source: Box<ModelError> },
+    /// The design can't show anything.
+    #[error("{0}")]
+    Weak(String),
+    /// The images.
+    #[error(transparent)]
+    Data(Box<DataError>),
+    /// There are other images than the study needs.
+    #[error("the study needs {wanted} training images, but there are {found}: {origin}; {help}")]
+    OtherData { wanted: usize, found: usize, origin: String, help: String },
+    /// The images changed while the study ran.
+    #[error(
+        "the images changed while the study ran: their SHA-256 was {before}, and is {now}; restore them, and run the study again"
+    )]
+    ChangedData { before: String, now: String },
+    /// The folder holds a study that differs.
+    #[error(
+        "{} holds a study that differs: {what}; to run another study, give it another name or --out, or remove the folder",
+        folder.display()
+    )]
+    Changed { folder: PathBuf, what: String },
+    /// The folder holds something else.
+    #[error("{} holds files, but no study; give an empty folder, or one that does not exist", folder.display())]
+    Occupied { folder: PathBuf },
+    /// Another process runs the study.
+    #[error("another process uses {}", folder.display())]
+    Busy { folder: PathBuf },
+    /// A file of the study's folder can't be written.
+    #[error("cannot write {}", path.display())]
+    Write { path: PathBuf, source: std::io::Error },
+    /// A file of the study's folder is damaged.
+    #[error("{} is damaged: {why}; remove it, and run the study again", path.display())]
+    Damaged { path: PathBuf, why: String },
+    /// A run can't be carried out.
+    #[error("the run of arm \"{arm}\" with seed {seed} failed {attempts} times without progress: {why}; its folder is {}", folder.display())]
+    Run { arm: String, seed: u64, attempts: usize, why: String, folder: PathBuf },
+    /// A process can't be started.
+    #[error("cannot start {what}")]
+    Start { what: String, source: std::io::Error },
+    /// It was asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl StudyError {
+    /// Whether the command was used wrongly: exit code 2.
+    pub fn is_misuse(&self) -> bool {
+        !matches!(
+            self,
+            StudyError::Write { .. } | StudyError::Run { .. } | StudyError::Start { .. } | StudyError::Interrupted
+        )
+    }
+}
+
+impl From<DataError> for StudyError {
+    fn from(error: DataError) -> Self {
+        Self::Data(Box::new(error))
+    }
+}

@@ -1,0 +1,209 @@
+//! The folder of a study: what it says about the study, its runs, and the reports. One process uses it at a time.
+//!
+//! Not here: what the files mean (`design`, `measured`, `report`).
+
+use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use convoy_coordinator::files::{read_regular, write_atomically};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::design::RunId;
+use crate::error::StudyError;
+use crate::file::Study;
+use crate::measured::{MEASURED, Measured};
+
+/// The file that says which study the folder holds.
+const STUDY: &str = "study.json";
+
+/// A study's folder, locked.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// The file of the study.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    /// SHA-256 over all that decides the study.
+    sha256: String,
+    /// SHA-256 over its images.
+    images: String,
+    /// The study itself.
+    study: Value,
+}
+
+impl Folder {
+    /// Opens or creates the folder of a study on images with this fingerprint, and locks it.
+    ///
+    /// # Errors
+    /// When it holds a study that differs, or something else; when another process uses it; when it can't be written.
+    pub fn open(path: &Path, study: &Study, images: &str) -> Result<Self, StudyError> {
+        fs::create_dir_all(path).map_err(wrong(path))?;
+        let lock = File::open(path).map_err(wrong(path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StudyError::Busy { folder: path.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(wrong(path)(source)),
+        }
+        let folder = Self { path: path.to_owned(), _lock: lock };
+        let asked = serde_json::to_value(study).unwrap_or_default();
+        match folder.read::<Kept>(&folder.path.join(STUDY))? {
+            Some(kept) => {
+                let images = (kept.images != images).then(|| "it was begun with other images".to_owned());
+                if let Some(what) = difference(&kept.study, &asked, "").or(images) {
+                    return Err(StudyError::Changed { folder: path.to_owned(), what });
+                }
+            }
+            None => {
+                let mut entries = fs::read_dir(path).map_err(wrong(path))?.flatten();
+                if entries.any(|entry| !entry.file_name().to_string_lossy().starts_with('.')) {
+                    return Err(StudyError::Occupied { folder: path.to_owned() });
+                }
+                let kept = Kept { sha256: study.sha256(images), images: images.to_owned(), study: asked };
+                folder.write_json(STUDY, &kept)?;
+            }
+        }
+        folder.write_models(study)?;
+        Ok(folder)
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The model file of an arm.
+    pub fn model(&self, arm: &str) -> PathBuf {
+        self.path.join("models").join(format!("{arm}.toml"))
+    }
+
+    /// The folder of a run.
+    pub fn run(&self, study: &Study, id: RunId) -> PathBuf {
+        let arm = &study.arms[id.arm];
+        self.path.join("runs").join(&arm.name).join(format!("seed-{}", arm.seeds[id.pair]))
+    }
+
+    /// What was measured in a run, if it has ended. Files of other studies are ignored.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub fn measured(&self, study: &Study, id: RunId, study_sha256: &str) -> Result<Option<Measured>, StudyError> {
+        let measured: Option<Measured> = self.read(&self.run(study, id).join(MEASURED))?;
+        let arm = &study.arms[id.arm];
+        let is_it = |found: &Measured| {
+            found.study_sha256 == study_sha256 && found.arm == arm.name && found.seed == arm.seeds[id.pair]
+        };
+        Ok(measured.filter(is_it))
+    }
+
+    /// Writes a file as JSON, whole or not at all. `name` may begin with folders.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), StudyError> {
+        write_json(&self.path.join(name), value)
+    }
+
+    /// Writes a text, likewise.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write_text(&self, name: &str, text: &str) -> Result<(), StudyError> {
+        let path = self.path.join(name);
+        write_atomically(&path, text.as_bytes()).map_err(wrong(&path))
+    }
+
+    /// A JSON file. None if there is none.
+    pub(crate) fn read<T: for<'a> Deserialize<'a>>(&self, path: &Path) -> Result<Option<T>, StudyError> {
+        let damaged = |why: String| StudyError::Damaged { path: path.to_owned(), why };
+        match read_regular(path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| damaged(error.to_string())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(damaged(error.to_string())),
+        }
+    }
+
+    fn write_models(&self, study: &Study) -> Result<(), StudyError> {
+        let models = self.path.join("models");
+        fs::create_dir_all(&models).map_err(wrong(&models))?;
+        for arm in &study.arms {
+            let path = self.model(&arm.name);
+            write_atomically(&path, arm.model.as_bytes()).map_err(wrong(&path))?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes a JSON file, whole or not at all.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StudyError> {
+    let text = serde_json::to_string_pretty(value).map_err(std::io::Error::other);
+    text.and_then(|text| write_atomically(path, (text + "\n").as_bytes())).map_err(wrong(path))
+}
+
+fn wrong(at: &Path) -> impl FnOnce(std::io::Error) -> StudyError {
+    let path = at.to_owned();
+    move |source| StudyError::Write { path, source }
+}
+
+/// The first place at which two studies differ, and how. None if they are equal.
+fn difference(before: &Value, now: &Value, place: &str) -> Option<String> {
+    match (before, now) {
+        (Value::Object(a), Value::Object(b)) => {
+            let keys = a.keys().chain(b.keys().filter(|key| !a.contains_key(*key)));
+            keys.into_iter().find_map(|key| {
+                let place = if place.is_empty() { key.clone() } else { format!("{place}, {key}") };
+                difference(a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null), &place)
+            })
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            a.iter().zip(b).enumerate().find_map(|(index, (a, b))| {
+                let name = a["name"].as_str().map_or_else(|| (index + 1).to_string(), |name| format!("\"{name}\""));
+                difference(a, b, &format!("{place} {name}"))
+            })
+        }
+        (a, b) if a == b => None,
+        (Value::Array(a), Value::Array(b)) => Some(format!("{place}: it has {} of them, not {}", a.len(), b.len())),
+        (a, b) => Some(format!("{place}: it has {}, not {}", shown(a), shown(b))),
+    }
+}
+
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    if text.len() > 80 { "another text".to_owned() } else { text }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_study_under_the_same_name_is_refused_and_the_difference_is_named() {
+        let study = Study::open("quick").unwrap();
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("quick");
+        drop(Folder::open(&path, &study, "images").unwrap());
+        let open = |study: &Study, images: &str| Folder::open(&path, study, images).map(drop);
+        open(&study, "images").unwrap();
+        let refused = |study: &Study, images: &str| open(study, images).unwrap_err().to_string();
+        let epochs = Study { epochs: 7, ..study.clone() };
+        assert!(refused(&epochs, "images").contains("epochs: it has 6, not 7"));
+        let mut runs = study.clone();
+        runs.arms[2].seeds.push(99);
+        assert!(refused(&runs, "images").contains("arms \"grouped\", seeds: it has 8 of them, not 9"));
+        let mut model = study.clone();
+        model.arms[0].model.push('\n');
+        assert!(refused(&model, "images").contains("arms \"dense\", model"));
+        let margin = Study { margin: 0.5, ..study.clone() };
+        assert!(refused(&margin, "images").contains("margin"));
+        assert!(refused(&study, "other images").contains("other images"));
+        let _held = Folder::open(&path, &study, "images").unwrap();
+        assert!(refused(&study, "images").contains("another process uses"));
+        std::fs::write(place.path().join("notes"), "mine").unwrap();
+        assert!(Folder::open(place.path(), &study, "images").is_err_and(|e| e.to_string().contains("but no study")));
+    }
+}

@@ -1,0 +1,47 @@
+//! The images of a study: loaded once before it runs, so that a missing or a wrong set is found at once.
+
+use convoy_coordinator::data::{DataSource, Places, Wanted, load};
+
+use crate::error::StudyError;
+use crate::file::Study;
+
+/// The images of a study.
+#[derive(Clone, Debug)]
+pub struct Images {
+    /// Where they come from, as for `--data`.
+    pub source: String,
+    /// SHA-256 over all of them.
+    pub sha256: String,
+    /// What they are, in one line for people.
+    pub origin: String,
+}
+
+impl Images {
+    /// Loads the images of a study from where its file says, or from `instead`.
+    ///
+    /// # Errors
+    /// When they can't be read, don't fit the models, or are another number than the study needs.
+    pub fn load(study: &Study, instead: Option<&DataSource>, places: &Places) -> Result<Self, StudyError> {
+        let source = match instead {
+            Some(source) => source.clone(),
+            None => study.data.parse()?,
+        };
+        let seed = study.control().seeds.first().copied().unwrap_or(1);
+        let set = load(&source, &Wanted::by(&study.control().network, seed), places)?;
+        let found = set.train.len();
+        match study.train_images {
+            Some(wanted) if wanted != found => {
+                let (origin, help) = (set.origin, set.notices.join("; "));
+                let help =
+                    if help.is_empty() { "give --data with the folder of the right ones".to_owned() } else { help };
+                Err(StudyError::OtherData { wanted, found, origin, help })
+            }
+            _ => Ok(Self { source: source.remembered()?, sha256: set.fingerprint, origin: set.origin }),
+        }
+    }
+
+    /// SHA-256 over the images, if runs with different seeds use the same ones.
+    pub(crate) fn of_all_seeds(&self) -> Option<&str> {
+        (self.source != DataSource::Synthetic.to_string()).then_some(&self.sha256)
+    }
+}

@@ -1,0 +1,206 @@
+//! Pictures as inline SVG: scales, ticks, and the marks of charts. Every text has a place of its own, so texts don't overlap. Arms differ
+//! in colour and in shape, so the pictures can be read without colours.
+//!
+//! Not here: which charts a report has (`page`).
+
+use std::fmt::Write;
+
+/// Colours that people with a colour vision deficiency can tell apart (Okabe and Ito 2008).
+const COLOURS: [&str; 7] = ["#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
+
+/// A linear scale from values to pixels.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scale {
+    values: (f64, f64),
+    pixels: (f64, f64),
+    /// Distance between ticks.
+    step: f64,
+}
+
+impl Scale {
+    /// A scale that shows all `values`, with about `ticks` ticks, and ends at ticks.
+    pub(super) fn around(values: impl IntoIterator<Item = f64>, pixels: (f64, f64), ticks: f64) -> Self {
+        let finite = values.into_iter().filter(|value| value.is_finite());
+        let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
+        let (low, high) = match (low.is_finite(), low < high) {
+            (true, true) => (low, high),
+            // A single value has room on one side.
+            (true, false) => (low.min(0.0), low.max(0.0) + 1.0),
+            (false, _) => (0.0, 1.0),
+        };
+        let rough = (high - low) / ticks;
+        let power = libm::pow(10.0, libm::floor(libm::log10(rough)));
+        let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|step| *step >= rough).unwrap_or(power);
+        let values = (libm::floor(low / step) * step, libm::ceil(high / step) * step);
+        Self { values, pixels, step }
+    }
+
+    /// The pixel of a value.
+    pub(super) fn at(&self, value: f64) -> f64 {
+        let share = (value - self.values.0) / (self.values.1 - self.values.0);
+        self.pixels.0 + share * (self.pixels.1 - self.pixels.0)
+    }
+
+    /// The values of ticks, and their texts.
+    pub(super) fn ticks(&self) -> Vec<(f64, String)> {
+        let count = libm::round((self.values.1 - self.values.0) / self.step) as usize;
+        let digits = (0..6).find(|digits| {
+            let scaled = self.step * libm::pow(10.0, f64::from(*digits));
+            (scaled - libm::round(scaled)).abs() < 1e-6
+        });
+        let digits = digits.unwrap_or(6) as usize;
+        let value = |index: usize| self.values.0 + self.step * index as f64;
+        // A zero has no sign.
+        (0..=count).map(|index| (value(index), format!("{:.digits$}", value(index) + 0.0))).collect()
+    }
+}
+
+/// A picture that is being drawn.
+pub(super) struct Picture {
+    body: String,
+    width: f64,
+    height: f64,
+    about: String,
+}
+
+impl Picture {
+    /// An empty picture of this size in pixels. `about` is read to those who can't see it.
+    pub(super) fn new(width: f64, height: f64, about: &str) -> Self {
+        Self { body: String::new(), width, height, about: escaped(about) }
+    }
+
+    /// The element.
+    pub(super) fn finish(self) -> String {
+        let Self { body, width, height, about } = self;
+        format!(
+            "<svg viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" role=\"img\" aria-label=\"{about}\">\n{body}</svg>\n"
+        )
+    }
+
+    fn add(&mut self, arguments: std::fmt::Arguments) {
+        // Writing to a string does not fail.
+        let _ = self.body.write_fmt(arguments);
+        self.body.push('\n');
+    }
+
+    /// A text. `anchor` is start, middle or end.
+    pub(super) fn text(&mut self, x: f64, y: f64, anchor: &str, text: &str) {
+        self.add(format_args!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{}</text>", escaped(text)));
+    }
+
+    /// A text that is read from the bottom to the top.
+    pub(super) fn upright_text(&mut self, x: f64, y: f64, text: &str) {
+        self.add(format_args!(
+            "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\" transform=\"rotate(-90 {x:.1} {y:.1})\">{}</text>",
+            escaped(text)
+        ));
+    }
+
+    /// A straight line of a class of the page's style.
+    pub(super) fn line(&mut self, class: &str, from: (f64, f64), to: (f64, f64), colour: &str) {
+        let ((x1, y1), (x2, y2)) = (from, to);
+        self.add(format_args!(
+            "<line class=\"{class}\" x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" stroke=\"{colour}\"/>"
+        ));
+    }
+
+    /// A filled area.
+    pub(super) fn area(&mut self, class: &str, corners: &[(f64, f64)], colour: &str) {
+        self.add(format_args!("<polygon class=\"{class}\" points=\"{}\" fill=\"{colour}\"/>", points(corners)));
+    }
+
+    /// A line through points.
+    pub(super) fn path(&mut self, class: &str, through: &[(f64, f64)], colour: &str) {
+        self.add(format_args!(
+            "<polyline class=\"{class}\" points=\"{}\" fill=\"none\" stroke=\"{colour}\"/>",
+            points(through)
+        ));
+    }
+
+    /// The mark of an arm. `title` is shown when the pointer is over it.
+    pub(super) fn mark(&mut self, arm: usize, class: &str, (x, y): (f64, f64), size: f64, title: &str) {
+        let (colour, r) = (colour(arm), size);
+        let title = escaped(title);
+        let polygon = |corners: &[(f64, f64)]| {
+            let corners: Vec<_> = corners.iter().map(|(dx, dy)| (x + dx * r, y + dy * r)).collect();
+            format!("polygon points=\"{}\"", points(&corners))
+        };
+        let shape = match arm % 4 {
+            0 => format!("circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{r:.1}\""),
+            1 => polygon(&[(0.0, -1.25), (1.15, 0.85), (-1.15, 0.85)]),
+            2 => polygon(&[(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]),
+            _ => polygon(&[(0.0, -1.3), (1.3, 0.0), (0.0, 1.3), (-1.3, 0.0)]),
+        };
+        let element = shape.split(' ').next().unwrap_or_default().to_owned();
+        self.add(format_args!("<{shape} class=\"{class}\" fill=\"{colour}\"><title>{title}</title></{element}>"));
+    }
+
+    /// A horizontal axis at the bottom of an area, with grid lines up to its top.
+    pub(super) fn axis_below(&mut self, scale: &Scale, top: f64, bottom: f64, name: &str) {
+        for (value, text) in scale.ticks() {
+            let x = scale.at(value);
+            self.line("grid", (x, top), (x, bottom), "#ccc");
+            self.text(x, bottom + 16.0, "middle", &text);
+        }
+        self.text((scale.pixels.0 + scale.pixels.1) / 2.0, bottom + 34.0, "middle", name);
+    }
+
+    /// A vertical axis at the left of an area, with grid lines up to its right.
+    pub(super) fn axis_left(&mut self, scale: &Scale, left: f64, right: f64, name: &str) {
+        for (value, text) in scale.ticks() {
+            let y = scale.at(value);
+            self.line("grid", (left, y), (right, y), "#ccc");
+            self.text(left - 6.0, y + 4.0, "end", &text);
+        }
+        self.upright_text(left - 52.0, (scale.pixels.0 + scale.pixels.1) / 2.0, name);
+    }
+}
+
+/// The colour of an arm.
+pub(super) fn colour(arm: usize) -> &'static str {
+    COLOURS[arm % COLOURS.len()]
+}
+
+fn points(corners: &[(f64, f64)]) -> String {
+    corners.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect::<Vec<_>>().join(" ")
+}
+
+/// A text in HTML.
+pub(super) fn escaped(text: &str) -> String {
+    let escape = |c: char| match c {
+        '&' => "&amp;".to_owned(),
+        '<' => "&lt;".to_owned(),
+        '>' => "&gt;".to_owned(),
+        '"' => "&quot;".to_owned(),
+        other => other.to_string(),
+    };
+    text.chars().map(escape).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_round_numbers_that_enclose_all_values() {
+        let scale = Scale::around([0.913, 0.926], (0.0, 100.0), 5.0);
+        let ticks: Vec<String> = scale.ticks().into_iter().map(|(_, text)| text).collect();
+        assert_eq!(ticks, ["0.910", "0.915", "0.920", "0.925", "0.930"]);
+        assert_eq!((scale.at(0.91), scale.at(0.93)), (0.0, 100.0));
+        for values in [vec![], vec![f64::NAN], vec![3.0], vec![-2.0], vec![0.0, 1e-7]] {
+            let scale = Scale::around(values.clone(), (0.0, 1.0), 5.0);
+            let count = scale.ticks().len();
+            assert!((2..=12).contains(&count), "{values:?}: {count} ticks");
+            assert!(values.iter().all(|v| v.is_nan() || (-1e-9..=1.0 + 1e-9).contains(&scale.at(*v))), "{values:?}");
+        }
+    }
+
+    #[test]
+    fn texts_cannot_leave_their_element() {
+        let mut picture = Picture::new(1.0, 1.0, "a\"b");
+        picture.text(0.0, 0.0, "start", "</text><script>");
+        let text = picture.finish();
+        assert!(!text.contains("<script>") && text.contains("aria-label=\"a&quot;b\""));
+    }
+}

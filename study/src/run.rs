@@ -1,0 +1,341 @@
+//! A run of a study: `convoy train` in a process of its own, and then `convoy eval` on the test images and on the training images. What
+//! was measured is written into the run's folder last, so a run that has that file has ended.
+//!
+//! Not here: the queue of runs (`conduct`).
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use convoy_coordinator::files::read_regular;
+use convoy_coordinator::wrong;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::error::StudyError;
+use crate::file::{Arm, Study};
+use crate::folder::write_json;
+use crate::measured::{Epoch, MEASURED, Measured, Outcome, Right, Score, TIMES, Times, Trained};
+
+/// Attempts without progress after which a run is given up.
+const ATTEMPTS_MAX: usize = 3;
+/// How often a lane looks whether it was stopped.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long a process that was asked to stop may take: it writes a checkpoint.
+const STOP_MAX: Duration = Duration::from_secs(60);
+/// The most lines of a process's errors that are kept for a message.
+const ERRORS_MAX: usize = 20;
+/// The most bytes of a process's output that are kept. Those of `convoy eval` are far fewer.
+const OUTPUT_MAX: usize = 1 << 20;
+/// The list of wrongly classified test images, in the folder of a run.
+const WRONG: &str = "wrong.tsv";
+
+/// The program and what all runs tell it.
+pub(crate) struct Program<'a> {
+    pub(crate) path: &'a Path,
+    /// The value of `--data`.
+    pub(crate) data: &'a str,
+    /// Compute threads.
+    pub(crate) threads: usize,
+}
+
+/// A run to carry out.
+pub(crate) struct Run<'a> {
+    pub(crate) study: &'a Study,
+    pub(crate) study_sha256: &'a str,
+    /// SHA-256 over the images. None if each seed has images of its own.
+    pub(crate) images: Option<&'a str>,
+    pub(crate) arm: &'a Arm,
+    pub(crate) seed: u64,
+    pub(crate) program: Program<'a>,
+}
+
+/// What is heard of a run.
+pub(crate) enum Heard {
+    /// This share of its steps is done.
+    Stepped(f64),
+    /// A process of it was lost, and starts again.
+    Lost(String),
+}
+
+/// How a process ended.
+struct End {
+    status: ExitStatus,
+    /// Its last errors.
+    errors: String,
+    /// Its standard output, if it was kept.
+    output: String,
+}
+
+impl Run<'_> {
+    /// Trains to the end, whatever happens to its processes, and measures.
+    ///
+    /// # Errors
+    /// When it fails several times without progress, when its files can't be read, or when `is_over`.
+    pub(crate) fn carry_out(
+        &self,
+        folder: &Path,
+        model: &Path,
+        is_over: &dyn Fn() -> bool,
+        hear: &mut dyn FnMut(Heard),
+    ) -> Result<Measured, StudyError> {
+        let outcome = match self.train(folder, model, is_over, hear)? {
+            Some(steps) => Outcome::DivergedAfter(steps),
+            None => Outcome::Trained(self.measure(folder, is_over, hear)?),
+        };
+        let (arm, study_sha256) = (self.arm.name.clone(), self.study_sha256.to_owned());
+        let measured = Measured { arm, seed: self.seed, study_sha256, outcome };
+        write_json(&folder.join(MEASURED), &measured)?;
+        Ok(measured)
+    }
+
+    /// Trains. Returns the number of steps after which numbers were no longer finite, if that happened.
+    fn train(
+        &self,
+        folder: &Path,
+        model: &Path,
+        is_over: &dyn Fn() -> bool,
+        hear: &mut dyn FnMut(Heard),
+    ) -> Result<Option<u64>, StudyError> {
+        let (mut attempts, mut furthest) = (0, 0);
+        loop {
+            let (mut step, mut last_step) = (0, 1);
+            let mut seconds = Vec::new();
+            let mut on_event = |event: &Value| match event["event"].as_str() {
+                Some("started") => last_step = event["last_step"].as_u64().unwrap_or(1).max(1),
+                Some("step") => {
+                    step = event["step"].as_u64().unwrap_or(0);
+                    seconds.extend(event["seconds"].as_f64());
+                    hear(Heard::Stepped(step as f64 / last_step as f64));
+                }
+                _ => {}
+            };
+            let end = run(&mut self.training(folder, model), is_over, &mut on_event)?;
+            let record = record(folder);
+            if end.status.success() {
+                self.check_images(&record)?;
+                self.write_times(folder, &record, seconds)?;
+                return Ok(None);
+            }
+            if let Some(steps) = record["diverged_after"].as_u64().filter(|_| record["status"] == "failed") {
+                return Ok(Some(steps));
+            }
+            attempts = if step > furthest { 1 } else { attempts + 1 };
+            furthest = furthest.max(step);
+            self.lost(end, attempts, folder, hear)?;
+        }
+    }
+
+    fn check_images(&self, record: &Value) -> Result<(), StudyError> {
+        let now = record["configuration"]["data"].as_str().unwrap_or_default();
+        match self.images {
+            Some(before) if before != now => {
+                Err(StudyError::ChangedData { before: before.to_owned(), now: now.to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells of a process that ended with an error.
+    ///
+    /// # Errors
+    /// When it happened too often.
+    fn lost(&self, end: End, attempts: usize, folder: &Path, hear: &mut dyn FnMut(Heard)) -> Result<(), StudyError> {
+        let why = if end.errors.is_empty() { end.status.to_string() } else { end.errors };
+        if attempts >= ATTEMPTS_MAX {
+            let (arm, seed, folder) = (self.arm.name.clone(), self.seed, folder.to_owned());
+            return Err(StudyError::Run { arm, seed, attempts, why, folder });
+        }
+        hear(Heard::Lost(why));
+        Ok(())
+    }
+
+    fn training(&self, folder: &Path, model: &Path) -> Command {
+        let settings = &self.study.settings;
+        let mut command = self.command("train");
+        command.args(["--json", "--lifeline", "--resume", "auto", "--keep", "1", "--trace", "off"]);
+        command.arg("--out").arg(folder).arg("--model").arg(model);
+        let numbers = [
+            ("--epochs", Some(self.study.epochs as f64)),
+            ("--seed", Some(self.seed as f64)),
+            ("--batch", settings.batch.map(|batch| batch as f64)),
+            ("--lr", self.arm.lr.or(settings.lr)),
+            ("--momentum", settings.momentum),
+            ("--weight-decay", settings.weight_decay),
+            ("--slots", settings.slots.map(|slots| slots as f64)),
+        ];
+        for (flag, value) in numbers {
+            // The shortest text of a number reads back to the same number.
+            command.args(value.map(|value| format!("{flag}={value}")));
+        }
+        command.args(settings.schedule.as_ref().map(|schedule| format!("--schedule={schedule}")));
+        command
+    }
+
+    /// A command with one worker.
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(self.program.path);
+        for (variable, _) in std::env::vars_os() {
+            if variable.as_encoded_bytes().starts_with(b"CONVOY_") && variable != "CONVOY_OFFLINE" {
+                command.env_remove(variable);
+            }
+        }
+        command.env("RUST_LOG", "warn").env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
+        command.arg(name).args(["--data", self.program.data, "--workers", "1"]);
+        command.args(["--threads", &self.program.threads.to_string()]);
+        command
+    }
+
+    fn write_times(&self, folder: &Path, record: &Value, mut seconds: Vec<f64>) -> Result<(), StudyError> {
+        seconds.sort_by(f64::total_cmp);
+        let step_ms = 1e3 * seconds.get(seconds.len() / 2).copied().unwrap_or(0.0);
+        let images_per_second = record["images_per_second"].as_f64().unwrap_or(0.0);
+        let instruction_set = record["workers"][0]["instruction_set"].as_str().unwrap_or_default().to_owned();
+        // A run that had ended already took no time now.
+        if step_ms == 0.0 {
+            return Ok(());
+        }
+        write_json(&folder.join(TIMES), &Times { step_ms, images_per_second, instruction_set })
+    }
+
+    /// Measures the final weights on the test images and on the training images.
+    fn measure(
+        &self,
+        folder: &Path,
+        is_over: &dyn Fn() -> bool,
+        hear: &mut dyn FnMut(Heard),
+    ) -> Result<Trained, StudyError> {
+        let list = folder.join(WRONG);
+        let test = self.score(folder, "test", Some(&list), is_over, hear)?;
+        let train = self.score(folder, "train", None, is_over, hear)?;
+        let damaged = |path: PathBuf, why: String| StudyError::Damaged { path, why };
+        let wrong = wrong::read(&list).map_err(|error| damaged(list.clone(), error.to_string()))?;
+        let mut right = vec![true; test.images];
+        let known = wrong
+            .iter()
+            .filter(|wrong| right.get_mut(wrong.image).is_some_and(|right| std::mem::replace(right, false)));
+        if known.count() != wrong.len() || wrong.len() + test.correct != test.images {
+            let why = format!("it lists {} images, but {} of {} are right", wrong.len(), test.correct, test.images);
+            return Err(damaged(list, why));
+        }
+        let metrics = folder.join("metrics.jsonl");
+        let epochs = epochs(&metrics).map_err(|why| damaged(metrics, why))?;
+        let weights_sha256 = record(folder)["final"]["weights_sha256"].as_str().unwrap_or_default().to_owned();
+        Ok(Trained { weights_sha256, epochs, test, train, right: Right(right) })
+    }
+
+    fn score(
+        &self,
+        folder: &Path,
+        part: &str,
+        list: Option<&Path>,
+        is_over: &dyn Fn() -> bool,
+        hear: &mut dyn FnMut(Heard),
+    ) -> Result<Score, StudyError> {
+        let mut attempts = 0;
+        loop {
+            let mut command = self.command("eval");
+            command.args(["--json", "--part", part]).arg(folder);
+            if let Some(list) = list {
+                command.arg("--wrong").arg(list);
+            }
+            let end = run(&mut command, is_over, &mut |_| {})?;
+            let score = serde_json::from_str::<Score>(&end.output);
+            match score {
+                Ok(score) if end.status.success() => return Ok(score),
+                _ => attempts += 1,
+            }
+            self.lost(end, attempts, folder, hear)?;
+        }
+    }
+}
+
+/// `run.json` in a folder; null if it can't be read.
+fn record(folder: &Path) -> Value {
+    let text = read_regular(&folder.join("run.json")).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
+}
+
+/// The epochs in a file of metrics.
+fn epochs(metrics: &Path) -> Result<Vec<Epoch>, String> {
+    let text = fs::read_to_string(metrics).map_err(|error| error.to_string())?;
+    let lines = text.lines().filter(|line| line.contains("\"test_accuracy\""));
+    lines.map(|line| serde_json::from_str(line).map_err(|error| error.to_string())).collect()
+}
+
+/// Runs a process to its end. Each line of its output that is a JSON object goes to `on_event`.
+///
+/// # Errors
+/// When it can't be started, or when `is_over`: then it was asked to stop, and has ended.
+fn run(command: &mut Command, is_over: &dyn Fn() -> bool, on_event: &mut dyn FnMut(&Value)) -> Result<End, StudyError> {
+    let failed = |source| StudyError::Start { what: "a process for a run".to_owned(), source };
+    // It ends with this process, even if this one is killed: its standard input closes. Ctrl-C reaches only this process.
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().map_err(failed)?;
+    let (Some(output), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
+        return Err(failed(std::io::Error::other("it has no pipes")));
+    };
+    let errors = thread::spawn(move || last_lines(errors));
+    let (said, lines) = channel();
+    let reader = thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if said.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    let (mut text, mut stopped) = (String::new(), None);
+    loop {
+        match lines.recv_timeout(LOOK_EVERY) {
+            Ok(line) => {
+                serde_json::from_str::<Value>(&line).iter().for_each(&mut *on_event);
+                text = text + &line + "\n";
+                if text.len() > OUTPUT_MAX {
+                    text.clear();
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        if is_over() && stopped.is_none() {
+            stopped = Some(Instant::now());
+            signal(&child, Signal::TERM);
+        }
+        if stopped.is_some_and(|since: Instant| since.elapsed() > STOP_MAX) {
+            // What it did since its last checkpoint is computed again.
+            let _ = child.kill();
+        }
+    }
+    let status = child.wait().map_err(failed)?;
+    // Both have seen the end of their pipes.
+    let _ = reader.join();
+    let errors = errors.join().unwrap_or_default();
+    if stopped.is_some() {
+        return Err(StudyError::Interrupted);
+    }
+    Ok(End { status, errors, output: text })
+}
+
+/// The last lines that a process says on standard error.
+fn last_lines(errors: impl Read) -> String {
+    let mut kept = std::collections::VecDeque::new();
+    for line in BufReader::new(errors).lines().map_while(Result::ok) {
+        kept.push_back(line);
+        if kept.len() > ERRORS_MAX {
+            kept.pop_front();
+        }
+    }
+    Vec::from(kept).join("\n")
+}
+
+fn signal(child: &Child, signal: Signal) {
+    // A process that has ended, and was not waited for, keeps its number.
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, signal);
+    }
+}
