@@ -84,10 +84,9 @@ pub fn conduct(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Measured>, StudyError> {
     let runs = study.runs();
-    let study_sha256 = &study.sha256(&images.sha256);
     let mut ended = BTreeMap::new();
     for id in &runs {
-        if let Some(measured) = folder.measured(study, *id, study_sha256)? {
+        if let Some(measured) = folder.measured(study, *id, &images.sha256)? {
             ended.insert(*id, measured);
         }
     }
@@ -104,8 +103,8 @@ pub fn conduct(
             let Some(id) = next else { break };
             let arm = &study.arms[id.arm];
             let program = Program { path: &place.program, data: &images.source, threads: place.threads };
-            let run =
-                Run { study, study_sha256, images: images.of_all_seeds(), arm, seed: arm.seeds[id.pair], program };
+            let job_sha256 = study.job_sha256(id, &images.sha256);
+            let run = Run { study, job_sha256, images: images.of_all_seeds(), arm, seed: arm.seeds[id.pair], program };
             let mut hear = |heard: Heard| {
                 let told = match heard {
                     Heard::Stepped(share) => told.send(Told::Stepped(id, share)),

@@ -113,8 +113,19 @@ impl Study {
 
     /// SHA-256 over everything that decides what is run and what is claimed, and over the images.
     pub fn sha256(&self, images: &str) -> String {
-        // Keys of JSON objects are in the order of the struct's fields.
-        let text = serde_json::to_string(&(self, images)).unwrap_or_default();
-        hex(&Sha256::digest(text.as_bytes()))
+        sha256_of(&(self, images))
     }
+
+    /// SHA-256 over everything that decides the result of a run: it is the same in every study that has the run.
+    pub fn job_sha256(&self, id: RunId, images: &str) -> String {
+        let arm = &self.arms[id.arm];
+        sha256_of(&(&arm.model, images, self.epochs, &self.settings, arm.lr, arm.seeds[id.pair]))
+    }
+}
+
+/// SHA-256 over the JSON form of a value.
+fn sha256_of(value: &impl Serialize) -> String {
+    // Keys of JSON objects are in the order of the struct's fields, so the text is always the same.
+    let text = serde_json::to_string(value).unwrap_or_default();
+    hex(&Sha256::digest(text.as_bytes()))
 }

@@ -30,13 +30,16 @@ const AGAIN: u64 = 1_000_000;
 pub struct Study {
     /// Its name, after which its folder is named.
     pub name: String,
-    /// The question that it answers, for people.
+    /// The question that it answers, for people. Texts may change without making it another study.
+    #[serde(skip)]
     pub question: String,
     /// What a reader needs to know to understand the question, in paragraphs.
+    #[serde(skip)]
     pub background: String,
     /// Where the images come from, as for `--data`.
     pub data: String,
     /// The number of training images that there must be.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub train_images: Option<usize>,
     /// Passes over the training images.
     pub epochs: u64,
@@ -54,20 +57,27 @@ pub struct Study {
     pub exploratory: bool,
 }
 
-/// Settings of runs that decide their result. None: the default of `convoy train`.
+/// Settings of runs that decide their result. None: the default of `convoy train`. Those that are left out are not part of a study's hash,
+/// so a later version may have more of them.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Settings {
     /// Images per step.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<usize>,
     /// The base learning rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
     /// Momentum.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub momentum: Option<f64>,
     /// Weight decay.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub weight_decay: Option<f64>,
     /// The learning-rate schedule.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,
     /// Slots per batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub slots: Option<usize>,
 }
 
@@ -77,10 +87,12 @@ pub struct Arm {
     /// Its name.
     pub name: String,
     /// What it is, for people.
+    #[serde(skip)]
     pub about: String,
     /// The model's text.
     pub model: String,
     /// The learning rate, if it is not that of all arms.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
     /// The seed of each run. Runs of different arms with the same place in these lists form a pair.
     pub seeds: Vec<u64>,

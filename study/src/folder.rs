@@ -87,17 +87,14 @@ impl Folder {
         self.path.join("runs").join(&arm.name).join(format!("seed-{}", arm.seeds[id.pair]))
     }
 
-    /// What was measured in a run, if it has ended. Files of other studies are ignored.
+    /// What was measured in a run, if it has ended.
     ///
     /// # Errors
     /// When the file is damaged.
-    pub fn measured(&self, study: &Study, id: RunId, study_sha256: &str) -> Result<Option<Measured>, StudyError> {
+    pub fn measured(&self, study: &Study, id: RunId, images: &str) -> Result<Option<Measured>, StudyError> {
         let measured: Option<Measured> = self.read(&self.run(study, id).join(MEASURED))?;
-        let arm = &study.arms[id.arm];
-        let is_it = |found: &Measured| {
-            found.study_sha256 == study_sha256 && found.arm == arm.name && found.seed == arm.seeds[id.pair]
-        };
-        Ok(measured.filter(is_it))
+        let expected = study.job_sha256(id, images);
+        Ok(measured.filter(|found| found.job_sha256 == expected && found.arm == study.arms[id.arm].name))
     }
 
     /// Writes a file as JSON, whole or not at all. `name` may begin with folders.

@@ -17,8 +17,8 @@ pub struct Measured {
     pub arm: String,
     /// Its seed.
     pub seed: u64,
-    /// SHA-256 of its study, which decides the run.
-    pub study_sha256: String,
+    /// SHA-256 over all that decides its result.
+    pub job_sha256: String,
     /// How it ended.
     #[serde(flatten)]
     pub outcome: Outcome,
@@ -156,9 +156,9 @@ mod tests {
     #[test]
     fn an_outcome_is_one_key_of_the_file() {
         let measured =
-            Measured { arm: "a".to_owned(), seed: 3, study_sha256: "0".to_owned(), outcome: Outcome::DivergedAfter(7) };
+            Measured { arm: "a".to_owned(), seed: 3, job_sha256: "0".to_owned(), outcome: Outcome::DivergedAfter(7) };
         let text = serde_json::to_string(&measured).unwrap();
-        assert_eq!(text, r#"{"arm":"a","seed":3,"study_sha256":"0","diverged_after":7}"#);
+        assert_eq!(text, r#"{"arm":"a","seed":3,"job_sha256":"0","diverged_after":7}"#);
         assert_eq!(serde_json::from_str::<Measured>(&text).unwrap(), measured);
     }
 }

@@ -47,7 +47,8 @@ pub(crate) struct Program<'a> {
 /// A run to carry out.
 pub(crate) struct Run<'a> {
     pub(crate) study: &'a Study,
-    pub(crate) study_sha256: &'a str,
+    /// SHA-256 over all that decides its result.
+    pub(crate) job_sha256: String,
     /// SHA-256 over the images. None if each seed has images of its own.
     pub(crate) images: Option<&'a str>,
     pub(crate) arm: &'a Arm,
@@ -88,8 +89,8 @@ impl Run<'_> {
             Some(steps) => Outcome::DivergedAfter(steps),
             None => Outcome::Trained(self.measure(folder, is_over, hear)?),
         };
-        let (arm, study_sha256) = (self.arm.name.clone(), self.study_sha256.to_owned());
-        let measured = Measured { arm, seed: self.seed, study_sha256, outcome };
+        let (arm, job_sha256) = (self.arm.name.clone(), self.job_sha256.clone());
+        let measured = Measured { arm, seed: self.seed, job_sha256, outcome };
         write_json(&folder.join(MEASURED), &measured)?;
         Ok(measured)
     }

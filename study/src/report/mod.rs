@@ -26,6 +26,11 @@ pub use verdict::{Tested, Verdict};
 /// The report.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
+    /// The question.
+    pub question: String,
+    /// What a reader needs to know to understand it.
+    #[serde(skip)]
+    background: String,
     /// The study.
     pub study: Study,
     /// SHA-256 over all that decides the study.
@@ -235,6 +240,8 @@ impl Report {
             .first()
             .map(|tested| tested.judged(strictest(tested.sign_flip), strictest(tested.equivalence), study));
         Self {
+            question: study.question.clone(),
+            background: study.background.clone(),
             study: study.clone(),
             study_sha256: study.sha256(images_sha256),
             images_sha256: images_sha256.to_owned(),

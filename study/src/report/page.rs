@@ -18,7 +18,7 @@ const ROW: f64 = 44.0;
 impl Report {
     /// The page.
     pub fn page(&self) -> String {
-        let title = format!("{}: {}", self.study.name, self.study.question);
+        let title = format!("{}: {}", self.study.name, self.question);
         let sections = [
             self.answer(),
             self.arms_section(),
@@ -33,7 +33,7 @@ impl Report {
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
              <title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{}</h1>\n{}</main>\n</body>\n</html>\n",
             escaped(&title),
-            escaped(&self.study.question),
+            escaped(&self.question),
             sections.join("\n")
         )
     }
@@ -54,7 +54,7 @@ impl Report {
             let text = check.split_once(' ').map_or(check.as_str(), |(_, text)| text.trim_start());
             format!("<p class=\"{class}\">{}.</p>\n", escaped(&sentence(text)))
         });
-        let background = self.study.background.split("\n\n").filter(|text| !text.trim().is_empty());
+        let background = self.background.split("\n\n").filter(|text| !text.trim().is_empty());
         let background: String = background.map(|text| format!("<p>{}</p>\n", escaped(text.trim()))).collect();
         let design = format!("<p>{}.</p>\n", escaped(&sentence(&self.design.described())));
         let limits = if self.design.can_reject() { String::new() } else { design };

@@ -5,7 +5,7 @@ use super::{ArmReport, Comparison, Report};
 impl Report {
     /// The verdicts, and the figures behind them.
     pub fn text(&self) -> String {
-        let mut lines = vec![format!("question  {}", self.study.question)];
+        let mut lines = vec![format!("question  {}", self.question)];
         lines.push(format!("design    {}", self.design.described()));
         lines.push(String::new());
         let names = self.arms.iter().map(|arm| arm.name.len()).max().unwrap_or(0);
