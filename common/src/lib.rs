@@ -13,6 +13,7 @@ pub mod estimate;
 pub mod fields;
 pub mod index;
 pub mod links;
+pub mod mask;
 pub mod misdeed;
 pub mod model;
 pub mod parameters;

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::index::TowerIndex;
+use crate::mask::Mask;
 use crate::model::{LayerKind, Network};
 use crate::random::Source;
 
@@ -28,6 +29,8 @@ pub struct Parameter {
     pub shape: Vec<usize>,
     /// Its initial values.
     pub start: Start,
+    /// Which of its values are zero and stay so.
+    pub mask: Option<Mask>,
 }
 
 /// The initial values of a parameter.
@@ -95,8 +98,32 @@ impl Parameter {
         whole.slice_axis_mut(Axis(0), Slice::from(self.slice(network, tower)))
     }
 
+    /// Whether each value of the rows `outputs` is kept, in a job with this seed. The others are zero. None if all are kept.
+    pub fn kept(&self, seed: u64, outputs: Range<usize>) -> Option<Vec<bool>> {
+        let mask = self.mask?;
+        let (rows, inputs) = (self.shape[0], self.shape[1]);
+        let terms: usize = self.shape[2..].iter().product();
+        let layer = self.name.rsplit_once('.').map_or(self.name.as_str(), |(layer, _)| layer);
+        let kept = mask.kept(seed, layer, rows, inputs);
+        let kept = &kept[outputs.start * inputs..outputs.end * inputs];
+        Some(kept.iter().flat_map(|kept| std::iter::repeat_n(*kept, terms)).collect())
+    }
+
+    /// Sets the values to zero that the mask does not keep. Returns the number of values that were not zero before.
+    pub fn apply_mask(&self, seed: u64, whole: &mut ArrayD<f32>) -> usize {
+        let Some(kept) = self.kept(seed, 0..self.shape[0]) else { return 0 };
+        let lost = whole.iter_mut().zip(kept).filter(|(_, kept)| !kept);
+        lost.map(|(value, _)| usize::from(std::mem::replace(value, 0.0) != 0.0)).sum()
+    }
+
     /// The whole tensor before the first step.
     pub fn initial(&self, seed: u64) -> ArrayD<f32> {
+        let mut whole = self.unmasked(seed);
+        self.apply_mask(seed, &mut whole);
+        whole
+    }
+
+    fn unmasked(&self, seed: u64) -> ArrayD<f32> {
         let values = match self.start {
             Start::Constant(value) => vec![value as f32; self.len()],
             Start::Normal(std) => {
@@ -132,14 +159,36 @@ impl Network {
         };
         let name = &described.name;
         let bias_shape = vec![shape[0]];
-        let weight = Parameter { name: format!("{name}.weight"), layer, shape, start: Start::Normal(init.std) };
+        let weight = Parameter {
+            name: format!("{name}.weight"),
+            layer,
+            shape,
+            start: Start::Normal(init.std),
+            mask: described.mask(),
+        };
         let bias = bias.then(|| Parameter {
             name: format!("{name}.bias"),
             layer,
             shape: bias_shape,
             start: Start::Constant(init.bias),
+            mask: None,
         });
         std::iter::once(weight).chain(bias).collect()
+    }
+
+    /// Sets the values to zero that masks do not keep. Returns how many were not zero before, for each parameter with some.
+    pub fn apply_masks(&self, seed: u64, tensors: &mut Tensors) -> Vec<(String, usize)> {
+        let lost = |parameter: Parameter| {
+            let tensor = tensors.get_mut(&parameter.name)?;
+            Some((parameter.name.clone(), parameter.apply_mask(seed, tensor)))
+        };
+        self.parameters().into_iter().filter_map(lost).filter(|(_, lost)| *lost > 0).collect()
+    }
+
+    /// Number of values of all parameters that can differ from zero.
+    pub fn free_values(&self) -> usize {
+        let free = |parameter: &Parameter| parameter.len() / parameter.mask.map_or(1, |mask| mask.groups());
+        self.parameters().iter().map(free).sum()
     }
 
     /// All parameters before the first step.

@@ -211,6 +211,13 @@ impl Run {
         let snapshot = match resume {
             Some(checkpoint) => Snapshot { progress: checkpoint.manifest.progress, state: checkpoint.state },
             None => {
+                let weights = weights.map(|mut weights| {
+                    for (name, lost) in network.apply_masks(job.seed, &mut weights) {
+                        let text = format!("the mask of {name} sets {lost} values of --init to zero");
+                        observer.on(Event::Notice { text });
+                    }
+                    weights
+                });
                 let weights = weights.unwrap_or_else(|| network.initial_weights(job.seed));
                 let state = JobState { weights, momentum: network.zeros() };
                 Snapshot { progress: Progress::default(), state }

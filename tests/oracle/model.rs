@@ -66,12 +66,20 @@ pub(crate) struct Init {
     pub(crate) bias: f64,
 }
 
+/// Each output reads one in `groups` inputs.
+#[derive(Clone, Copy)]
+pub(crate) struct Mask {
+    pub(crate) kind: &'static str,
+    pub(crate) groups: usize,
+}
+
 #[derive(Clone, Copy)]
 pub(crate) struct Conv {
     pub(crate) name: &'static str,
     pub(crate) filters: usize,
     pub(crate) window: Window,
     pub(crate) groups: usize,
+    pub(crate) mask: Option<Mask>,
     pub(crate) bias: bool,
     pub(crate) init: Option<Init>,
 }
@@ -88,6 +96,7 @@ pub(crate) struct Lrn {
 pub(crate) struct Linear {
     pub(crate) name: &'static str,
     pub(crate) units: usize,
+    pub(crate) mask: Option<Mask>,
     pub(crate) init: Option<Init>,
 }
 
@@ -144,9 +153,15 @@ impl Net {
 fn layers(towers: usize) -> Vec<Layer> {
     use Layer as L;
     let window = |kernel, stride, pad| Window { kernel, stride, pad };
-    let conv = |name, filters, window, groups| Conv { name, filters, window, groups, bias: true, init: None };
+    let mask = |kind, groups| Some(Mask { kind, groups });
+    let conv =
+        |name, filters, window, groups| Conv { name, filters, window, groups, mask: None, bias: true, init: None };
     let stem = Conv { init: Some(Init { std: 0.25, bias: 0.1 }), ..conv("stem", 8, window(3, 1, 1), 1) };
-    let mixed = Conv { bias: false, ..conv("mixed", 16, window(2, 1, 1), 1) };
+    let mixed = Conv { bias: false, mask: mask("blocks", 2), ..conv("mixed", 16, window(2, 1, 1), 1) };
+    let halved = Conv { mask: mask("random", 2), ..conv("halved", 16, window(3, 2, 1), 1) };
+    let hidden =
+        Linear { name: "hidden", units: 13, mask: mask("random", 2), init: Some(Init { std: 0.3, bias: 0.2 }) };
+    let classes = Linear { name: "classes", units: CLASSES, mask: None, init: Some(Init { std: 0.25, bias: 0.0 }) };
     vec![
         L::Conv(stem), // the images are whole: no exchange, no input gradient
         L::Relu,
@@ -155,18 +170,18 @@ fn layers(towers: usize) -> Vec<Layer> {
         L::Conv(conv("paired", 8, window(3, 1, 1), towers)),      // a group a tower
         L::Relu,
         L::Dropout { name: "drop_map", p: 0.1 }, // on a feature map
-        L::Conv(mixed),                          // needs an exchange; an even kernel; no bias; 7 x 6 to 8 x 7
+        L::Conv(mixed),                          // needs an exchange; an even kernel; no bias; a mask; 7 x 6 to 8 x 7
         L::Relu,
         L::Lrn(Lrn { size: 4, alpha: 0.07, beta: 0.6, k: 1.1 }), // an even size, and pow instead of roots
         L::Conv(conv("fourfold", 16, window(3, 2, 0), 2 * towers)), // two groups a tower; strided; leaves out a row
         L::Relu,
         L::AvgPool(window(3, 1, 1)), // overlapping and padded: 3 x 3 stays
-        L::Conv(conv("halved", 16, window(3, 2, 1), 1)), // an exchange, strided: 3 x 3 to 2 x 2
+        L::Conv(halved),             // an exchange, strided: 3 x 3 to 2 x 2; a random mask
         L::Relu,
-        L::Linear(Linear { name: "hidden", units: 13, init: Some(Init { std: 0.3, bias: 0.2 }) }), // 7 + 6 units
+        L::Linear(hidden), // 7 + 6 units; a random mask
         L::Relu,
         L::Dropout { name: "drop_units", p: 0.15 }, // on units
-        L::Linear(Linear { name: "classes", units: CLASSES, init: Some(Init { std: 0.25, bias: 0.0 }) }), // 3 + 2 units
+        L::Linear(classes),                         // 3 + 2 units
     ]
 }
 
@@ -180,6 +195,9 @@ pub(crate) fn model_file(net: &Net) -> String {
     let init = |init: Option<Init>| {
         init.map_or(String::new(), |i| format!("init = {{ std = {:?}, bias = {:?} }}\n", i.std, i.bias))
     };
+    let masked = |mask: Option<Mask>| {
+        mask.map_or(String::new(), |m| format!("mask = {{ kind = {:?}, groups = {} }}\n", m.kind, m.groups))
+    };
     let slide = |w: Window| format!("kernel = {}\nstride = {}\npad = {}\n", w.kernel, w.stride, w.pad);
     let Map { channels, rows, columns } = INPUT;
     let mut toml = format!("name = \"oracle\"\ntowers = {}\n", net.towers);
@@ -192,12 +210,13 @@ pub(crate) fn model_file(net: &Net) -> String {
     for layer in &net.layers {
         let text = match *layer {
             Layer::Conv(c) => format!(
-                "kind = \"conv\"\nname = {:?}\nfilters = {}\ngroups = {}\nbias = {}\n{}{}",
+                "kind = \"conv\"\nname = {:?}\nfilters = {}\ngroups = {}\nbias = {}\n{}{}{}",
                 c.name,
                 c.filters,
                 c.groups,
                 c.bias,
                 slide(c.window),
+                masked(c.mask),
                 init(c.init)
             ),
             Layer::Relu => "kind = \"relu\"\n".into(),
@@ -208,7 +227,8 @@ pub(crate) fn model_file(net: &Net) -> String {
             Layer::AvgPool(window) => format!("kind = \"avg_pool\"\n{}", slide(window)),
             Layer::Dropout { name, p } => format!("kind = \"dropout\"\nname = {name:?}\np = {p:?}\n"),
             Layer::Linear(l) => {
-                format!("kind = \"linear\"\nname = {:?}\nunits = {}\n{}", l.name, l.units, init(l.init))
+                let (mask, init) = (masked(l.mask), init(l.init));
+                format!("kind = \"linear\"\nname = {:?}\nunits = {}\n{mask}{init}", l.name, l.units)
             }
         };
         write!(toml, "\n[[layer]]\n{text}").unwrap();

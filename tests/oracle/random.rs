@@ -1,5 +1,7 @@
 //! "Random numbers" of docs/NUMERICS.md.
 
+use super::model::Mask;
+
 pub(crate) fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for round in 0..10 {
         if round > 0 {
@@ -44,6 +46,25 @@ pub(crate) fn shuffled(seed: u64, epoch: usize, n: usize) -> Vec<usize> {
         order.swap(i, j as usize);
     }
     order
+}
+
+/// Whether the weight between an output and an input is kept, in the order (output, input).
+pub(crate) fn mask(mask: Mask, seed: u64, layer: &str, outputs: usize, inputs: usize) -> Vec<bool> {
+    let read = inputs / mask.groups;
+    let mut kept = Vec::new();
+    for output in 0..outputs {
+        let lot = |input: usize| {
+            let index = (output * inputs + input) as u64;
+            (words(seed, &format!("mask:{layer}"), index / 4)[(index % 4) as usize], input)
+        };
+        for input in 0..inputs {
+            kept.push(match mask.kind {
+                "blocks" => output * mask.groups / outputs == input * mask.groups / inputs,
+                _ => (0..inputs).filter(|&other| lot(other) < lot(input)).count() < read,
+            });
+        }
+    }
+    kept
 }
 
 /// Where a sample stands, which is what its dropout masks depend on. In evaluation there is no such place.

@@ -3,8 +3,8 @@
 use sha2::{Digest, Sha256};
 
 use super::layers::first_maximum;
-use super::model::{Init, Layer, Net, Split, Tensors, pixels, test_data, training_data};
-use super::random::{Place, dropout, normal, shuffled};
+use super::model::{Conv, Init, Layer, Linear, Net, Split, Tensors, pixels, test_data, training_data};
+use super::random::{self, Place, dropout, normal, shuffled};
 
 /// One job, in the words of the command line. Micro-batches and workers are convoy's alone: they mustn't matter.
 #[derive(Clone, Copy)]
@@ -29,14 +29,16 @@ pub(crate) const WEIGHT_DECAY: f64 = 0.01;
 pub(crate) fn initial_weights(net: &Net, seed: u64) -> Tensors {
     let mut weights = Tensors::new();
     for (layer, before) in net.layers.iter().zip(&net.shapes) {
-        let (name, outputs, fan_in, bias, init) = match *layer {
+        let (name, outputs, fan_in, bias, mask, init) = match *layer {
             Layer::Conv(c) => {
-                (c.name, c.filters, before.channels / c.groups * c.window.kernel * c.window.kernel, c.bias, c.init)
+                let fan_in = before.channels / c.groups * c.window.kernel * c.window.kernel;
+                (c.name, c.filters, fan_in, c.bias, c.mask, c.init)
             }
-            Layer::Linear(l) => (l.name, l.units, before.len(), true, l.init),
+            Layer::Linear(l) => (l.name, l.units, before.len(), true, l.mask, l.init),
             _ => continue,
         };
-        let init = init.unwrap_or(Init { std: libm::sqrt(2.0 / fan_in as f64), bias: 0.0 });
+        let read = fan_in / mask.map_or(1, |mask| mask.groups);
+        let init = init.unwrap_or(Init { std: libm::sqrt(2.0 / read as f64), bias: 0.0 });
         let purpose = format!("init:{name}.weight");
         let weight = (0..outputs * fan_in).map(|i| (normal(seed, &purpose, i) * init.std) as f32).collect();
         weights.insert(format!("{name}.weight"), weight);
@@ -44,7 +46,27 @@ pub(crate) fn initial_weights(net: &Net, seed: u64) -> Tensors {
             weights.insert(format!("{name}.bias"), vec![init.bias as f32; outputs]);
         }
     }
+    clear_masked(net, seed, &mut weights);
     weights
+}
+
+/// Sets the values to zero that masks do not keep.
+fn clear_masked(net: &Net, seed: u64, tensors: &mut Tensors) {
+    for (layer, before) in net.layers.iter().zip(&net.shapes) {
+        let (name, mask, outputs, inputs, taps) = match *layer {
+            Layer::Conv(Conv { name, mask: Some(mask), filters, window, .. }) => {
+                (name, mask, filters, before.channels, window.kernel * window.kernel)
+            }
+            Layer::Linear(Linear { name, mask: Some(mask), units, .. }) => (name, mask, units, before.len(), 1),
+            _ => continue,
+        };
+        let tensor = tensors.get_mut(&format!("{name}.weight")).unwrap();
+        for (index, kept) in random::mask(mask, seed, name, outputs, inputs).into_iter().enumerate() {
+            if !kept {
+                tensor[index * taps..(index + 1) * taps].fill(0.0);
+            }
+        }
+    }
 }
 
 fn zeros(weights: &Tensors) -> Tensors {
@@ -232,7 +254,8 @@ pub(crate) fn train(case: Case) -> Run {
         let order = if case.order == "shuffled" { shuffled(case.seed, epoch, n) } else { (0..n).collect() };
         for batch in order.chunks(BATCH) {
             let step = steps.len() + 1;
-            let (loss, gradients) = gradients(&net, &weights, &data, batch, (case.seed, step), case.slots);
+            let (loss, mut gradients) = gradients(&net, &weights, &data, batch, (case.seed, step), case.slots);
+            clear_masked(&net, case.seed, &mut gradients);
             let rate = rate(case.schedule, step, n.div_ceil(BATCH));
             for (name, weight) in &mut weights {
                 let (g, v) = (&gradients[name], velocities.get_mut(name).unwrap());

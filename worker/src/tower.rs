@@ -103,7 +103,8 @@ impl Tower {
             Half::Trunk => 0..plan.network.head(),
             Half::Head => plan.network.head()..plan.network.layers.len(),
         };
-        let (first, make) = (layers.start, |layer| TowerLayer::new(plan, layer, index, tree, assignment.train));
+        let (train, seed) = (assignment.train, assignment.seed);
+        let (first, make) = (layers.start, |layer| TowerLayer::new(plan, layer, index, tree, train, seed));
         Self {
             index,
             name: plan.placement.part_name(half, index),

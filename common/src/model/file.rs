@@ -5,6 +5,7 @@ use toml::{Table, Value};
 
 use super::error::ModelError;
 use crate::fields::{FieldError, Fields, shown};
+use crate::mask::Mask;
 use crate::suggest;
 
 /// The file's top level.
@@ -62,12 +63,14 @@ pub(crate) struct RawConv {
     pub(crate) stride: usize,
     pub(crate) pad: usize,
     pub(crate) groups: usize,
+    pub(crate) mask: Option<Mask>,
     pub(crate) bias: bool,
     pub(crate) init: RawInit,
 }
 
 pub(crate) struct RawLinear {
     pub(crate) units: usize,
+    pub(crate) mask: Option<Mask>,
     pub(crate) bias: bool,
     pub(crate) init: RawInit,
 }
@@ -92,8 +95,8 @@ pub(crate) struct RawPool {
 
 /// The kinds of layers, and the keys of each beside `kind` and `name`.
 const KINDS: [(&str, &[&str]); 7] = [
-    ("conv", &["filters", "kernel", "stride", "pad", "groups", "bias", "init"]),
-    ("linear", &["units", "bias", "init"]),
+    ("conv", &["filters", "kernel", "stride", "pad", "groups", "mask", "bias", "init"]),
+    ("linear", &["units", "mask", "bias", "init"]),
     ("relu", &[]),
     ("lrn", &["size", "alpha", "beta", "k"]),
     ("max_pool", &["kernel", "stride", "pad"]),
@@ -149,11 +152,13 @@ fn parse_layer(position: usize, layer: Value) -> Result<RawLayer, ModelError> {
             stride: layer.count("stride")?.unwrap_or(1),
             pad: layer.count("pad")?.unwrap_or(0),
             groups: layer.count("groups")?.unwrap_or(1),
+            mask: mask(&mut layer)?,
             bias: layer.flag("bias")?.unwrap_or(true),
             init: init(&mut layer)?,
         }),
         "linear" => RawKind::Linear(RawLinear {
             units: layer.required("units", Fields::count)?,
+            mask: mask(&mut layer)?,
             bias: layer.flag("bias")?.unwrap_or(true),
             init: init(&mut layer)?,
         }),
@@ -170,6 +175,22 @@ fn parse_layer(position: usize, layer: Value) -> Result<RawLayer, ModelError> {
         other => unreachable!("{other} is listed in KINDS"),
     };
     Ok(RawLayer { position, name, kind })
+}
+
+fn mask(layer: &mut Fields) -> Result<Option<Mask>, FieldError> {
+    let Some(mut mask) = layer.table("mask")? else { return Ok(None) };
+    mask.check_keys(&["kind", "groups"])?;
+    let groups = mask.required("groups", Fields::count)?;
+    let kind = mask.required("kind", Fields::text)?;
+    match kind.as_str() {
+        "blocks" => Ok(Some(Mask::Blocks { groups })),
+        "random" => Ok(Some(Mask::Random { groups })),
+        _ => {
+            let hint = suggest::hint(&kind, &Mask::KINDS);
+            let reason = format!("unknown kind of mask {}{hint}", shown(&kind.into()));
+            Err(FieldError::Value { place: mask.place().to_owned(), reason })
+        }
+    }
 }
 
 fn init(layer: &mut Fields) -> Result<RawInit, FieldError> {

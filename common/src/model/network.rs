@@ -8,6 +8,7 @@ use super::file::{self, RawInit, RawInput, RawKind, RawLayer, RawModel};
 use crate::batch::part;
 use crate::fields::{FieldError, shown};
 use crate::index::TowerIndex;
+use crate::mask::Mask;
 
 /// The largest side, number of channels, kernel or number of units. Models also arrive over the network, so all is limited.
 const LENGTH_MAX: usize = 1 << 20;
@@ -107,6 +108,8 @@ pub struct Conv {
     pub pad: usize,
     /// Number of groups. Each filter sees `channels / groups` input channels.
     pub groups: usize,
+    /// Which input channels each filter reads, if not all of its group.
+    pub mask: Option<Mask>,
     /// Whether it has a bias.
     pub bias: bool,
     /// Its initial parameters.
@@ -118,6 +121,8 @@ pub struct Conv {
 pub struct Linear {
     /// Number of output units.
     pub units: usize,
+    /// Which input units each unit reads, if not all.
+    pub mask: Option<Mask>,
     /// Whether it has a bias.
     pub bias: bool,
     /// Its initial parameters.
@@ -212,6 +217,15 @@ impl Layer {
         match &self.kind {
             LayerKind::Conv(conv) => conv.groups,
             _ => 1,
+        }
+    }
+
+    /// The mask of its weights, if it has one.
+    pub fn mask(&self) -> Option<Mask> {
+        match &self.kind {
+            LayerKind::Conv(conv) => conv.mask,
+            LayerKind::Linear(linear) => linear.mask,
+            _ => None,
         }
     }
 
@@ -433,19 +447,26 @@ impl Builder<'_> {
             )
         })?;
         let output = self.window(raw.kernel, raw.stride, raw.pad)?.with_channels(filters);
-        let fan_in = channels / groups * raw.kernel * raw.kernel;
-        let init = self.init(raw.init, fan_in, filters)?;
+        self.check(raw.mask.is_none() || groups == 1, || {
+            format!("groups = {groups}; a layer with a mask must have groups = 1")
+        })?;
+        let read = self.check_mask(raw.mask, channels, filters)?;
+        let (kernel, stride, pad, mask, bias) = (raw.kernel, raw.stride, raw.pad, raw.mask, raw.bias);
+        self.check_weights(channels / groups * kernel * kernel, filters)?;
+        let init = self.init(raw.init, read / groups * kernel * kernel)?;
         self.check_size(output)?;
-        let conv = Conv { filters, kernel: raw.kernel, stride: raw.stride, pad: raw.pad, groups, bias: raw.bias, init };
+        let conv = Conv { filters, kernel, stride, pad, groups, mask, bias, init };
         Ok((LayerKind::Conv(conv), output))
     }
 
     fn linear(&self, raw: file::RawLinear) -> Result<(LayerKind, Shape), ModelError> {
         let units = raw.units;
         self.check((1..=LENGTH_MAX).contains(&units), || format!("units = {units}; must be 1 to {LENGTH_MAX}"))?;
-        let init = self.init(raw.init, self.input.len(), units)?;
+        let read = self.check_mask(raw.mask, self.input.len(), units)?;
+        self.check_weights(self.input.len(), units)?;
+        let init = self.init(raw.init, read)?;
         let output = Shape { channels: units, height: 1, width: 1 };
-        Ok((LayerKind::Linear(Linear { units, bias: raw.bias, init }), output))
+        Ok((LayerKind::Linear(Linear { units, mask: raw.mask, bias: raw.bias, init }), output))
     }
 
     fn lrn(&self, raw: &file::RawLrn) -> Result<(LayerKind, Shape), ModelError> {
@@ -483,10 +504,30 @@ impl Builder<'_> {
         Ok(Shape { channels, height: side(height), width: side(width) })
     }
 
-    fn init(&self, raw: RawInit, fan_in: usize, outputs: usize) -> Result<Init, ModelError> {
+    fn check_weights(&self, fan_in: usize, outputs: usize) -> Result<(), ModelError> {
         self.check(fan_in.checked_mul(outputs).is_some_and(|n| n <= ELEMENTS_MAX), || {
             format!("it has {fan_in} x {outputs} weights; must have at most {ELEMENTS_MAX}")
-        })?;
+        })
+    }
+
+    /// The number of inputs that each output reads.
+    fn check_mask(&self, mask: Option<Mask>, inputs: usize, outputs: usize) -> Result<usize, ModelError> {
+        let Some(mask) = mask else { return Ok(inputs) };
+        let groups = mask.groups();
+        let divides = |count: usize| groups >= 1 && count.is_multiple_of(groups);
+        match mask {
+            Mask::Blocks { .. } => self.check(divides(inputs) && divides(outputs), || {
+                format!("mask: groups = {groups}; must divide its {inputs} inputs and its {outputs} outputs")
+            }),
+            Mask::Random { .. } => {
+                self.check(divides(inputs), || format!("mask: groups = {groups}; must divide its {inputs} inputs"))
+            }
+        }?;
+        Ok(inputs / groups)
+    }
+
+    /// `fan_in` is the number of weights of an output that can differ from zero.
+    fn init(&self, raw: RawInit, fan_in: usize) -> Result<Init, ModelError> {
         let he = libm::sqrt(2.0 / fan_in as f64);
         let Init { std, bias } = Init { std: raw.std.unwrap_or(he), bias: raw.bias.unwrap_or(0.0) };
         self.check(std.is_finite() && std >= 0.0, || format!("init.std = {std}; must be finite and at least 0"))?;

@@ -84,8 +84,8 @@ impl Panels {
     }
 
     /// From (group, column, term) into panels, a group after the other.
-    pub(crate) fn pack(&self, groups: usize, natural: &[f32]) -> Vec<f32> {
-        let mut packed = vec![0.0; groups * self.len()];
+    pub(crate) fn pack<T: Copy + Default>(&self, groups: usize, natural: &[T]) -> Vec<T> {
+        let mut packed = vec![T::default(); groups * self.len()];
         self.for_places(groups, |place, within| packed[place] = natural[within]);
         packed
     }

@@ -144,7 +144,7 @@ pub fn kernels(bench: KernelBench, mut told: impl FnMut(&str)) -> Result<Timings
     let (mut passes, mut yardstick) = (Vec::new(), measured());
     for index in 0..plan.network.layers.len() {
         told(&plan.network.layers[index].name);
-        let mut layer = TowerLayer::new(&plan, index, TowerIndex(0), SlotTree::new(1), true);
+        let mut layer = TowerLayer::new(&plan, index, TowerIndex(0), SlotTree::new(1), true, 1);
         let mut clock = Clock { bench: &bench, layer: layer.name().to_owned(), passes: &mut passes };
         time_layer(&mut clock, &compute, &mut layer, index > 0);
         yardstick = yardstick.or(measured());

@@ -49,7 +49,7 @@ pub fn worker_bytes(plan: &Plan, worker: WorkerIndex, batch: usize, division: Di
     // Values, momentum and gradient; in the trunk, with several slots, also sums of completed slots, as many as the tree needs.
     let sums = division.slots.ilog2() as usize;
     let held = 3 * (in_trunk + in_head) + sums * in_trunk + floats.all() + indices.all();
-    PROGRAM_BYTES + (held * size_of::<f32>()) as u64
+    PROGRAM_BYTES + (held * size_of::<f32>()) as u64 + masked_in(plan, worker) as u64
 }
 
 /// Bytes that `worker` holds in addition while it sends a snapshot: a copy of its weights and their momentum.
@@ -78,6 +78,17 @@ pub(crate) fn least_bytes(plan: &Plan, worker: WorkerIndex, samples: usize, trai
     let widest = layers().map(of_layer).max().unwrap_or(0);
     let floats = learnt.saturating_mul(if trains { 3 } else { 1 }).saturating_add(widest);
     (floats as u64).saturating_mul(size_of::<f32>() as u64)
+}
+
+/// Weights of a worker in layers with a mask: its mask has a byte for each.
+fn masked_in(plan: &Plan, worker: WorkerIndex) -> usize {
+    let of = |half, tower| {
+        let layers = 0..plan.network.layers.len();
+        let masked =
+            layers.filter(move |layer| plan.half_of(*layer) == half && plan.network.layers[*layer].mask().is_some());
+        masked.filter_map(move |layer| passes(plan, layer, tower)).map(|passes| passes.groups() * passes.panels().len())
+    };
+    plan.placement.held_by(worker).into_iter().flat_map(|(half, tower)| of(half, tower)).sum()
 }
 
 /// Floats of the weights of a worker's towers, or of its slices of the head.

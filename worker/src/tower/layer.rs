@@ -90,14 +90,17 @@ pub(super) enum Work {
 }
 
 impl TowerLayer {
-    pub(super) fn new(plan: &Plan, index: usize, tower: TowerIndex, tree: SlotTree, train: bool) -> Self {
+    /// Layer `index` of a tower, in a job with this seed.
+    pub(super) fn new(plan: &Plan, index: usize, tower: TowerIndex, tree: SlotTree, train: bool, seed: u64) -> Self {
         let layer = &plan.network.layers[index];
         let Shapes { input, output, picks } = Shapes::of(plan, index, tower);
         let work = match &layer.kind {
             LayerKind::Conv(Conv { bias, .. }) | LayerKind::Linear(Linear { bias, .. }) => {
                 let passes = passes(plan, index, tower).expect("a layer of weights has passes");
                 let summed = if plan.network.is_in_head(index) { Summed::AtOnce } else { Summed::BySlot(tree) };
-                let learnt = Learnt::new(&passes, bias.then_some(output.channels), summed, train);
+                let weight = plan.network.parameters_of(index).into_iter().next();
+                let kept = weight.and_then(|weight| weight.kept(seed, plan.network.slice(index, tower)));
+                let learnt = Learnt::new(&passes, bias.then_some(output.channels), kept, summed, train);
                 Work::Affine { passes, learnt: Box::new(learnt), rectifies: rectifies(plan, index) }
             }
             LayerKind::Relu => Work::Relu { is_done: is_rectified(plan, index) },

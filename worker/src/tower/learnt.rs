@@ -25,6 +25,8 @@ pub(super) struct Learnt {
     groups: usize,
     weight: Values,
     bias: Option<Values>,
+    /// In training: which weights the layer's mask keeps, if it has one.
+    kept: Option<Vec<bool>>,
     /// In the head: the operands of the step's samples so far, by the position of their first sample.
     operands: Option<BTreeMap<usize, Operands>>,
 }
@@ -115,8 +117,12 @@ impl Values {
         Self { values: vec![0.0; length], momentum: vec![0.0; learnt], gradient: Gradient::new(learnt, tree) }
     }
 
-    fn commit(&mut self, compute: &Compute, rates: Rates) {
-        if let Some(gradient) = self.gradient.finish(compute) {
+    fn commit(&mut self, compute: &Compute, rates: Rates, kept: Option<&[bool]>) {
+        if let Some(mut gradient) = self.gradient.finish(compute) {
+            if let Some(kept) = kept {
+                // Weights and momentum are zero there, and so they stay.
+                gradient.iter_mut().zip(kept).filter(|(_, kept)| !**kept).for_each(|(value, _)| *value = 0.0);
+            }
             elementwise::sgd(compute, rates, &gradient, &mut self.momentum, &mut self.values);
             // A worker without samples takes no memory from here for the sum over replicas. It must not pile up.
             self.gradient.idle.truncate(self.gradient.tree.root().len().ilog2() as usize);
@@ -127,13 +133,21 @@ impl Values {
 
 impl Learnt {
     /// Zeros, until the values arrive. `bias` is the number of biases.
-    pub(super) fn new(passes: &Affine, bias: Option<usize>, summed: Summed, train: bool) -> Self {
+    /// `kept` is which weights the layer's mask keeps, in their natural order.
+    pub(super) fn new(
+        passes: &Affine,
+        bias: Option<usize>,
+        kept: Option<Vec<bool>>,
+        summed: Summed,
+        train: bool,
+    ) -> Self {
         let (panels, groups) = (passes.panels(), passes.groups());
         Self {
             panels,
             groups,
             weight: Values::new(groups * panels.len(), summed, train),
             bias: bias.map(|length| Values::new(length, summed, train)),
+            kept: kept.filter(|_| train).map(|kept| panels.pack(groups, &kept)),
             operands: matches!(summed, Summed::AtOnce).then(BTreeMap::new),
         }
     }
@@ -222,9 +236,9 @@ impl Learnt {
 
     /// Applies the step's gradients.
     pub(super) fn commit(&mut self, compute: &Compute, rates: Rates) {
-        self.weight.commit(compute, rates);
+        self.weight.commit(compute, rates, self.kept.as_deref());
         if let Some(bias) = &mut self.bias {
-            bias.commit(compute, rates);
+            bias.commit(compute, rates, None);
         }
     }
 
