@@ -1,9 +1,13 @@
 //! The studies that are part of the program: the files of the folder `builtin`.
 
-const STUDIES: [(&str, &str); 2] =
-    [("quick", include_str!("../builtin/quick.toml")), ("asker", include_str!("../builtin/asker.toml"))];
+const STUDIES: [(&str, &str); 3] = [
+    ("quick", include_str!("../builtin/quick.toml")),
+    ("asker", include_str!("../builtin/asker.toml")),
+    ("groups", include_str!("../builtin/groups.toml")),
+];
 
-const MODELS: [(&str, &str); 2] = [
+const MODELS: [(&str, &str); 3] = [
+    ("models/four.toml", include_str!("../builtin/models/four.toml")),
     ("models/tiny.toml", include_str!("../builtin/models/tiny.toml")),
     ("models/pair.toml", include_str!("../builtin/models/pair.toml")),
 ];

@@ -56,7 +56,7 @@ pub struct ArmReport {
     pub name: String,
     /// What it is.
     pub about: String,
-    /// Number of parameters.
+    /// Number of parameters, without those that masks keep at zero.
     pub parameters: usize,
     /// Multiply-adds of one image, forward.
     pub multiply_adds: u64,
@@ -262,7 +262,7 @@ impl Report {
 impl ArmReport {
     fn new(runs: &Runs, study: &Study) -> Self {
         let arm = runs.arm;
-        let parameters = arm.network.parameters().iter().map(convoy_common::parameters::Parameter::len).sum();
+        let parameters = arm.network.free_values();
         let reported = runs.all.iter().enumerate().map(|(index, measured)| RunReport {
             seed: measured.seed,
             correct: trained(measured).map(|trained| trained.test.correct),
