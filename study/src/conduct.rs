@@ -84,12 +84,7 @@ pub fn conduct(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Measured>, StudyError> {
     let runs = study.runs();
-    let mut ended = BTreeMap::new();
-    for id in &runs {
-        if let Some(measured) = folder.measured(study, *id, &images.sha256)? {
-            ended.insert(*id, measured);
-        }
-    }
+    let mut ended = folder.all_measured(study, &images.sha256)?;
     progress(Progress::Begun { ended: ended.len(), all: runs.len() });
     let queue: VecDeque<RunId> = runs.iter().copied().filter(|id| !ended.contains_key(id)).collect();
     let mut pace = Pace::new(study, &queue);

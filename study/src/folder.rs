@@ -2,6 +2,7 @@
 //!
 //! Not here: what the files mean (`design`, `measured`, `report`).
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use serde_json::Value;
 use crate::design::RunId;
 use crate::error::StudyError;
 use crate::file::Study;
-use crate::measured::{MEASURED, Measured};
+use crate::measured::{MEASURED, MEASUREMENTS, Measured};
 
 /// The file that says which study the folder holds.
 const STUDY: &str = "study.json";
@@ -87,11 +88,25 @@ impl Folder {
         self.path.join("runs").join(&arm.name).join(format!("seed-{}", arm.seeds[id.pair]))
     }
 
-    /// What was measured in a run, if it has ended.
+    /// What was measured in the runs of a study that have ended, by their own files or by the file of all measurements, which remains useful
+    /// without the folders of runs.
     ///
     /// # Errors
-    /// When the file is damaged.
-    pub fn measured(&self, study: &Study, id: RunId, images: &str) -> Result<Option<Measured>, StudyError> {
+    /// When a file is damaged.
+    pub fn all_measured(&self, study: &Study, images: &str) -> Result<BTreeMap<RunId, Measured>, StudyError> {
+        let kept: Vec<Measured> = self.read(&self.path.join(MEASUREMENTS))?.unwrap_or_default();
+        let mut ended = BTreeMap::new();
+        for id in study.runs() {
+            let expected = study.job_sha256(id, images);
+            let own = self.measured(study, id, images)?;
+            let found = own.or_else(|| kept.iter().find(|kept| kept.job_sha256 == expected).cloned());
+            ended.extend(found.map(|measured| (id, measured)));
+        }
+        Ok(ended)
+    }
+
+    /// What was measured in a run, by its own file.
+    fn measured(&self, study: &Study, id: RunId, images: &str) -> Result<Option<Measured>, StudyError> {
         let measured: Option<Measured> = self.read(&self.run(study, id).join(MEASURED))?;
         let expected = study.job_sha256(id, images);
         Ok(measured.filter(|found| found.job_sha256 == expected && found.arm == study.arms[id.arm].name))

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// A run's file.
 pub const MEASURED: &str = "measured.json";
+/// The file of all runs, in the study's folder.
+pub const MEASUREMENTS: &str = "measurements.json";
 /// A run's file with its times.
 pub const TIMES: &str = "times.json";
 

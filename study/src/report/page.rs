@@ -104,7 +104,7 @@ impl Report {
         let compared: Vec<(usize, &Comparison)> = self.all_comparisons();
         let height = ROW * compared.len() as f64;
         let mut picture =
-            Picture::new(WIDTH, height + 70.0, "Differences of accuracy from the control, with intervals");
+            Picture::new(WIDTH, height + 74.0, "Differences of accuracy from the control, with intervals");
         let margin = self.study.margin * 100.0;
         let points = |share: f64| share * 100.0;
         let values = compared.iter().flat_map(|(_, comparison)| {
@@ -182,7 +182,7 @@ impl Report {
 
     fn runs_section(&self) -> String {
         let height = ROW * self.arms.len() as f64;
-        let mut picture = Picture::new(WIDTH, height + 70.0, "The test accuracy of every run");
+        let mut picture = Picture::new(WIDTH, height + 74.0, "The test accuracy of every run");
         let accuracies = self.arms.iter().flat_map(|arm| arm.runs.iter().map(|run| run.test_accuracy * 100.0));
         let scale = Scale::around(accuracies, ROWS, 8.0);
         let (top, bottom) = (16.0, 16.0 + height);
@@ -208,7 +208,7 @@ impl Report {
     fn curves_section(&self) -> String {
         let chart = |name: &str, about: &str, value: &dyn Fn(&super::CurvePoint) -> (f64, f64, f64)| {
             let (left, right, top, bottom) = (80.0, WIDTH - 30.0, 16.0, 300.0);
-            let mut picture = Picture::new(WIDTH, 350.0, about);
+            let mut picture = Picture::new(WIDTH, 352.0, about);
             let all = || self.arms.iter().flat_map(|arm| arm.curve.iter().map(value));
             let vertical = Scale::around(all().flat_map(|(mean, low, high)| [mean, low, high]), (bottom, top), 6.0);
             let epochs = (1.0, (self.study.epochs as f64).max(2.0));
@@ -242,7 +242,7 @@ impl Report {
 
     fn cost_section(&self) -> String {
         let (left, right, top, bottom) = (80.0, WIDTH - 30.0, 16.0, 300.0);
-        let mut picture = Picture::new(WIDTH, 350.0, "Accuracy against cost");
+        let mut picture = Picture::new(WIDTH, 352.0, "Accuracy against cost");
         let millions = |arm: &ArmReport| arm.multiply_adds as f64 / 1e6;
         let reach = |arm: &ArmReport| {
             let super::Summary { mean, deviation, .. } = arm.test_accuracy;

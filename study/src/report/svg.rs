@@ -140,9 +140,9 @@ impl Picture {
         for (value, text) in scale.ticks() {
             let x = scale.at(value);
             self.line("grid", (x, top), (x, bottom), "#ccc");
-            self.text(x, bottom + 16.0, "middle", &text);
+            self.text(x, bottom + 24.0, "middle", &text);
         }
-        self.text((scale.pixels.0 + scale.pixels.1) / 2.0, bottom + 34.0, "middle", name);
+        self.text((scale.pixels.0 + scale.pixels.1) / 2.0, bottom + 42.0, "middle", name);
     }
 
     /// A vertical axis at the left of an area, with grid lines up to its right.

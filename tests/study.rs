@@ -1,0 +1,321 @@
+//! Studies, end to end: the built-in `quick`, its numbers and its page in a browser; studies whose processes are killed; and studies that
+//! must be refused.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use support::{Process, Start, convoy, output_of, said, signal, skip, succeed, wait_for};
+use tempfile::TempDir;
+
+/// A study of nine short runs.
+const SMALL: &str = r#"
+name = "small"
+question = "Is a linear net as good as one with a hidden layer?"
+data = "bundled"
+epochs = 1
+runs = 3
+exploratory = true
+train = { batch = 50, slots = 1 }
+
+[[arm]]
+name = "hidden"
+model = "hidden.toml"
+
+[[arm]]
+name = "masked"
+model = "hidden.toml"
+changes = { fc1 = { mask = { kind = "random", groups = 2 } } }
+"#;
+
+const HIDDEN: &str = r#"
+name = "hidden"
+towers = 2
+input = { channels = 1, height = 28, width = 28 }
+layer = [
+  { kind = "conv", name = "conv1", filters = 4, kernel = 5, stride = 2 },
+  { kind = "relu" },
+  { kind = "linear", name = "fc1", units = 64 },
+  { kind = "relu" },
+  { kind = "linear", name = "fc2", units = 10 },
+]
+"#;
+
+/// A folder with the file of a study, which replaces parts of [`SMALL`].
+fn files(replaced: &[(&str, &str)]) -> (TempDir, PathBuf) {
+    let folder = TempDir::new().unwrap();
+    let mut text = SMALL.to_owned();
+    for (old, new) in replaced {
+        assert!(text.contains(old), "{old}");
+        text = text.replace(old, new);
+    }
+    let file = folder.path().join("small.toml");
+    std::fs::write(&file, text).unwrap();
+    std::fs::write(folder.path().join("hidden.toml"), HIDDEN).unwrap();
+    (folder, file)
+}
+
+fn study(file: &Path, out: &Path, more: &[&str]) -> Command {
+    let mut command = convoy();
+    command.arg("study").arg(file).arg("--out").arg(out).args(more);
+    command
+}
+
+fn json_in(path: &Path) -> Value {
+    serde_json::from_slice(&read(path)).unwrap()
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn quick_has_its_numbers_and_its_page() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("quick");
+    let text = succeed("study quick", &[("--out", &out)]);
+    let report = json_in(&out.join("report.json"));
+    let correct = |arm: usize| -> Vec<u64> {
+        let runs = report["arms"][arm]["runs"].as_array().unwrap();
+        runs.iter().map(|run| run["correct"].as_u64().unwrap()).collect()
+    };
+    // Of 1,000 test images. The same on every machine.
+    assert_eq!(correct(0), [865, 877, 863, 869, 855, 864, 870, 864], "dense");
+    assert_eq!(correct(1), [873, 871, 866, 868, 868, 860, 878, 867], "dense, with other seeds");
+    assert_eq!(correct(2), [867, 873, 853, 855, 863, 864, 857, 861], "grouped");
+    assert_eq!(correct(3), [879, 862, 845, 839, 864, 864, 857, 857], "narrow");
+    let said = |index: usize| report["comparisons"][index]["said"].as_str().unwrap().to_owned();
+    assert_eq!(said(0), "these 8 pairs of runs can't tell grouped from dense; a study with more pairs could");
+    assert!(said(1).starts_with("these 8 pairs of runs can't tell narrow from dense"), "{}", said(1));
+    for part in [said(0), said(1), "dense with other seeds is not found to differ".to_owned()] {
+        assert!(text.contains(&part), "{text}");
+    }
+    // A run is an ordinary run.
+    let run = out.join("runs/grouped/seed-3");
+    assert!(output_of(convoy().arg("verify").arg(&run)).status.success());
+    let hash = json_in(&run.join("run.json"))["final"]["weights_sha256"].clone();
+    assert_eq!(hash, report["arms"][2]["runs"][2]["weights_sha256"]);
+    page(&out.join("report.html"), 2);
+}
+
+/// Looks at a page in a real browser.
+fn page(path: &Path, verdicts: usize) {
+    let python = std::env::var("CONVOY_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let has = |program: &str, arguments: &[&str]| {
+        Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
+    };
+    if !has(&python, &["-c", "import selenium"]) || !has("chromedriver", &["--version"]) {
+        return skip(&format!("{python} has no selenium, or there is no chromedriver"));
+    }
+    let output = output_of(Command::new(&python).arg("tests/study/page.py").arg(path));
+    assert!(output.status.success(), "{}", said(&output));
+    let seen: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(seen["log"], Value::Array(Vec::new()));
+    for screen in [&seen["wide"], &seen["narrow"]] {
+        assert_eq!(screen["overlaps"], Value::Array(Vec::new()));
+        assert_eq!(screen["requests"], Value::Array(Vec::new()), "the page needs no network");
+        assert_eq!(screen["wider_than_screen"], false);
+        assert_eq!(screen["verdicts"].as_array().unwrap().len(), verdicts);
+        assert_eq!(screen["pictures"], 5);
+        let all = |key: &str, least: f64| screen[key].as_array().unwrap().iter().all(|v| v.as_f64().unwrap() >= least);
+        assert!(all("marks", 3.0) && all("heights", 50.0), "{screen}");
+    }
+}
+
+/// A process that was started by `parent`, and whose command line has this argument.
+fn child(parent: u32, argument: &str) -> u32 {
+    let is_child = |id: &u32| {
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+        let line = std::fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        status.lines().any(|line| line == format!("PPid:\t{parent}")) && line.split('\0').any(|part| part == argument)
+    };
+    wait_for(&format!("a process with the argument {argument}"), || {
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(is_child)
+    })
+}
+
+/// Starts a study, and waits for the first line with `part`.
+fn started(command: &mut Command, part: &str) -> (Process, BufReader<std::process::ChildStdout>) {
+    let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).start();
+    let mut lines = BufReader::new(process.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains(part) {
+        line.clear();
+        assert_ne!(lines.read_line(&mut line).unwrap(), 0, "the study ended without a line with {part:?}");
+    }
+    (process, lines)
+}
+
+#[test]
+fn a_study_whose_processes_are_killed_ends_in_the_same_report() {
+    let (folder, file) = files(&[("epochs = 1", "epochs = 4")]);
+    let [calm, stormy] = ["calm", "stormy"].map(|name| folder.path().join(name));
+    let output = output_of(&mut study(&file, &calm, &[]));
+    assert!(output.status.success(), "{}", said(&output));
+
+    // First a run, and then a worker of a run, and then the study itself.
+    let (process, mut lines) = started(&mut study(&file, &stormy, &["--at-once", "1"]), "folder");
+    signal(child(process.id(), "train"), "KILL");
+    let mut line = String::new();
+    while !line.contains("was lost, and continues") {
+        line.clear();
+        assert_ne!(lines.read_line(&mut line).unwrap(), 0, "nothing was lost");
+    }
+    signal(child(child(process.id(), "train"), "worker"), "KILL");
+    while !line.contains("of 9 runs") {
+        line.clear();
+        assert_ne!(lines.read_line(&mut line).unwrap(), 0, "no run has ended");
+    }
+    drop(process);
+    assert!(!stormy.join("report.json").exists(), "it was killed before its end");
+
+    let output = output_of(&mut study(&file, &stormy, &[]));
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("of 9 runs have ended"), "it continues: {}", said(&output));
+    for name in ["report.json", "report.html", "measurements.json"] {
+        assert!(read(&calm.join(name)) == read(&stormy.join(name)), "{name} differs");
+    }
+    // Measurements are enough for the report, without any run.
+    std::fs::remove_dir_all(stormy.join("runs")).unwrap();
+    std::fs::remove_file(stormy.join("report.html")).unwrap();
+    let output = output_of(&mut study(&file, &stormy, &[]));
+    assert!(said(&output).contains("9 of 9 runs have ended"), "{}", said(&output));
+    assert!(read(&calm.join("report.html")) == read(&stormy.join("report.html")));
+    // The control: another seed is another report.
+    let (_other, file) = files(&[("epochs = 1", "epochs = 4\nfirst_seed = 2")]);
+    let other = folder.path().join("other");
+    assert!(output_of(&mut study(&file, &other, &[])).status.success());
+    assert!(read(&calm.join("report.json")) != read(&other.join("report.json")));
+}
+
+#[test]
+fn a_run_that_diverges_is_reported_and_kept() {
+    let (folder, file) = files(&[("name = \"masked\"", "name = \"masked\"\nlr = 1e30")]);
+    let out = folder.path().join("out");
+    let output = output_of(&mut study(&file, &out, &[]));
+    assert!(output.status.success(), "{}", said(&output));
+    let text = said(&output);
+    assert!(text.contains("masked, seed 1: diverged after step") && text.contains("3 runs diverged"), "{text}");
+    let report = json_in(&out.join("report.json"));
+    let masked = &report["arms"][2];
+    assert_eq!((&masked["diverged"], &masked["runs"][0]["test_accuracy"]), (&Value::from(3), &Value::from(0.1)));
+    assert!(masked["runs"][0]["diverged_after"].is_u64() && masked["train_accuracy"].is_null());
+    let html = String::from_utf8(read(&out.join("report.html"))).unwrap();
+    assert!(html.contains("3 diverged") && html.contains("diverged after step") && !html.contains("NaN"));
+}
+
+#[test]
+fn two_studies_at_once_and_the_same_study_twice() {
+    let ((folder, file), (_other, other)) = (files(&[]), files(&[("name = \"small\"", "name = \"other\"")]));
+    let outs = ["a", "b"].map(|name| folder.path().join(name));
+    let (mut first, _lines) = started(&mut study(&file, &outs[0], &[]), "folder");
+    let twice = output_of(&mut study(&file, &outs[0], &[]));
+    assert_eq!(twice.status.code(), Some(2), "{}", said(&twice));
+    assert!(said(&twice).contains("another process uses"), "{}", said(&twice));
+    assert!(output_of(&mut study(&other, &outs[1], &[])).status.success());
+    assert!(first.wait().unwrap().success());
+    let [a, b] = outs.map(|out| json_in(&out.join("report.json")));
+    assert_eq!(a["arms"], b["arms"]);
+}
+
+#[test]
+fn what_is_wrong_with_a_study_is_said_before_anything_runs() {
+    let cases: &[(&str, &str, &[&str])] = &[
+        ("epochs = 1", "epoch = 1", &["unknown key \"epoch\"", "did you mean \"epochs\"?"]),
+        ("epochs = 1", "epochs = 0", &["epochs = 0", "1 to"]),
+        ("epochs = 1", "epochs = \"many\"", &["epochs = \"many\"", "a whole number"]),
+        ("runs = 3", "runs = 1", &["runs = 1", "must be 2 to"]),
+        (
+            "exploratory = true",
+            "exploratory = false",
+            &["can't show a difference", "needs 6 pairs", "exploratory = true"],
+        ),
+        ("name = \"small\"", "name = \"../small\"", &["name = \"../small\"", "letters"]),
+        ("name = \"masked\"", "name = \"hidden\"", &["two arms are named \"hidden\""]),
+        ("name = \"masked\"", "name = \"masked\"\nruns = 9", &["arm \"masked\"", "runs = 9", "at most 3"]),
+        ("fc1 = {", "fc9 = {", &["arm \"masked\"", "no layer named \"fc9\"", "conv1, fc1, fc2"]),
+        ("groups = 2 } }", "groups = 5 } }", &["arm \"masked\"", "groups = 5", "must divide"]),
+        ("kind = \"random\"", "kind = \"block\"", &["unknown kind of mask \"block\"", "did you mean \"blocks\"?"]),
+        ("model = \"hidden.toml\"", "model = \"none.toml\"", &["cannot read", "none.toml"]),
+        ("data = \"bundled\"", "data = \"nowhere\"", &["nowhere"]),
+        ("data = \"bundled\"", "data = \"bundled\"\ntrain_images = 60000", &["needs 60000", "there are 5000"]),
+        ("batch = 50", "schedule = \"cosin\"", &["schedule", "did you mean \"cosine\"?"]),
+        ("epochs = 1", "margin = -1\nepochs = 1", &["margin = -1", "above 0"]),
+        ("question", "question = ", &["is not valid TOML"]),
+    ];
+    for (old, new, expected) in cases {
+        let (folder, file) = files(&[(old, new)]);
+        let out = folder.path().join("out");
+        let output = output_of(&mut study(&file, &out, &[]));
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{new}: {text}");
+        expected.iter().for_each(|part| assert!(text.contains(part), "{new}: {text}"));
+        assert!(!out.exists(), "{new}: nothing is written");
+    }
+    for (name, expected) in
+        [("quik", "did you mean \"quick\"?"), ("none.toml", "cannot read"), ("/dev/zero", "regular")]
+    {
+        let output = output_of(convoy().args(["study", name]));
+        assert_eq!(output.status.code(), Some(2));
+        assert!(said(&output).contains(expected), "{}", said(&output));
+    }
+}
+
+#[test]
+fn a_study_that_changed_is_refused_under_its_old_name() {
+    let (folder, file) = files(&[]);
+    let out = folder.path().join("out");
+    assert!(output_of(&mut study(&file, &out, &[])).status.success());
+    let before = read(&out.join("report.json"));
+    for (old, new, part) in [
+        ("runs = 3", "runs = 4", "seeds: it has 3 of them, not 4"),
+        ("groups = 2", "groups = 4", "arms \"masked\", model"),
+        ("epochs = 1", "margin = 0.5\nepochs = 1", "margin"),
+    ] {
+        let (_folder, changed) = files(&[(old, new)]);
+        let output = output_of(&mut study(&changed, &out, &[]));
+        assert_eq!(output.status.code(), Some(2));
+        assert!(said(&output).contains(part) && said(&output).contains("another name"), "{}", said(&output));
+    }
+    assert!(read(&out.join("report.json")) == before);
+    let (_folder, reworded) = files(&[("Is a linear", "Is any linear")]);
+    let output = output_of(&mut study(&reworded, &out, &[]));
+    assert!(output.status.success(), "a text may change: {}", said(&output));
+}
+
+/// The reports in the documentation are those of the studies that are part of the program.
+#[test]
+fn reports_in_the_documentation_follow_from_their_measurements() {
+    let whole = Path::new("/usr/share/datasets/fashion-mnist");
+    if !whole.exists() {
+        return skip("the package dataset-fashion-mnist is not installed");
+    }
+    let names: BTreeSet<String> = std::fs::read_dir("docs/studies")
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.path().join("report.json").exists())
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    assert!(names.contains("asker"));
+    for name in names {
+        let (folder, kept) = (TempDir::new().unwrap(), Path::new("docs/studies").join(&name));
+        let out = folder.path().join("again");
+        std::fs::create_dir(&out).unwrap();
+        for file in ["study.json", "measurements.json"] {
+            std::fs::copy(kept.join(file), out.join(file)).unwrap();
+        }
+        succeed(&format!("study {name}"), &[("--data", whole), ("--out", &out)]);
+        for file in ["report.json", "report.html"] {
+            assert!(
+                read(&kept.join(file)) == read(&out.join(file)),
+                "docs/studies/{name}/{file} is not what the program writes"
+            );
+        }
+    }
+}
