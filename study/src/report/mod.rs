@@ -164,6 +164,8 @@ pub struct Comparison {
     pub verdict: Verdict,
     /// The verdict in words.
     pub said: String,
+    /// How many pairs the arm wins, and how often chance alone does as much, in words.
+    pub luck: String,
 }
 
 impl Summary {

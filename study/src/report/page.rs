@@ -46,7 +46,8 @@ impl Report {
                 Verdict::Same => "same",
                 Verdict::Unclear => "unclear",
             };
-            format!("<li class=\"{kind}\">{}</li>\n", escaped(&sentence(&comparison.said)))
+            let (said, luck) = (escaped(&sentence(&comparison.said)), escaped(&sentence(&comparison.luck)));
+            format!("<li class=\"{kind}\">{said}.<br><small>{luck}.</small></li>\n")
         });
         let check = self.check().map(|check| {
             let class = if self.is_broken() { "broken" } else { "check" };

@@ -18,6 +18,7 @@ impl Report {
         }
         lines.push(String::new());
         lines.extend(self.comparisons.iter().map(|comparison| format!("verdict   {}", comparison.said)));
+        lines.extend(self.comparisons.iter().map(|comparison| format!("luck      {}", comparison.luck)));
         lines.extend(self.check());
         lines.join("\n") + "\n"
     }
@@ -32,7 +33,12 @@ impl Report {
                 again.said
             )
         } else {
-            format!("check     {control} with other seeds is not found to differ from {control}, as it should be")
+            let largest = again.differences.iter().fold(0.0, |largest: f64, d| largest.max(d.abs()));
+            format!(
+                "check     {control} with other seeds is not found to differ from {control}, as it should be; their pairs differ by up to {:.2} \
+                 points",
+                largest * 100.0
+            )
         })
     }
 }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::Comparison;
 use crate::file::Study;
 use crate::statistics::Interval;
+use crate::statistics::planning::chance_of_wins;
 
 /// What follows from a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -64,6 +65,7 @@ impl Tested {
         let tested = self.clone();
         Comparison {
             said: self.said(verdict, is_same, study),
+            luck: self.luck(study),
             arm: tested.arm,
             pairs: tested.differences.len(),
             differences: tested.differences,
@@ -85,6 +87,20 @@ impl Tested {
             pairs_needed: tested.pairs_needed,
             verdict,
         }
+    }
+
+    fn luck(&self, study: &Study) -> String {
+        let count = |sign: f64| self.differences.iter().filter(|difference| **difference * sign > 0.0).count();
+        let (wins, losses, pairs) = (count(1.0), count(-1.0), self.differences.len());
+        let (winner, loser, most) = match wins >= losses {
+            true => (&self.arm, &study.control().name, wins),
+            false => (&study.control().name, &self.arm, losses),
+        };
+        let chance = 100.0 * chance_of_wins(most, pairs);
+        format!(
+            "{winner} wins {most} of {pairs} pairs against {loser}; a net wins at least {most} of {pairs} against its equal with a chance of \
+             {chance:.0} %"
+        )
     }
 
     fn said(&self, verdict: Verdict, is_same: bool, study: &Study) -> String {

@@ -1,4 +1,4 @@
-//! The number of paired runs that a claim needs, and what a given number of runs can show.
+//! The number of paired runs that a claim needs, what a given number of runs can show, and what chance alone does.
 
 use super::distributions::t_quantile;
 
@@ -37,4 +37,16 @@ pub fn runs_for(margin: f64, deviation: f64, alpha: f64) -> Option<usize> {
         if is_enough(middle) { high = middle } else { low = middle }
     }
     Some(high)
+}
+
+/// The chance that a net wins at least `wins` of `pairs` pairs against a net that is as good: a binomial tail.
+pub fn chance_of_wins(wins: usize, pairs: usize) -> f64 {
+    let mut share = libm::pow(0.5, pairs as f64);
+    let mut sum = 0.0;
+    // From all pairs down: each coefficient follows from the one before.
+    for won in (wins..=pairs).rev() {
+        sum += share;
+        share = share * won as f64 / (pairs - won + 1) as f64;
+    }
+    sum
 }

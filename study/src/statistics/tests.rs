@@ -159,4 +159,7 @@ fn planned_runs_find_what_they_were_planned_for() {
     let power = found.count() as f64 / 2_000.0;
     assert!((0.77..=0.83).contains(&power), "{power}");
     assert!(planning::runs_for(1e-9, 1.0, 0.05).is_none());
+    // The chance that the question's author met.
+    assert_eq!(planning::chance_of_wins(3, 4), 0.3125);
+    assert_eq!([planning::chance_of_wins(0, 9), planning::chance_of_wins(9, 9)], [1.0, 1.0 / 512.0]);
 }
