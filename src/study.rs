@@ -111,6 +111,7 @@ fn said(event: &Progress) -> Option<String> {
             let left = if ended == all { String::new() } else { format!(", about {} left", lasting(*seconds_left)) };
             format!("{}  ({ended} of {all} runs{left})", result(measured))
         }
+        Progress::Representing => "comparing what the runs represent".to_owned(),
         Progress::Lost { arm, seed, why } => {
             format!("the run of {arm} with seed {seed} was lost, and continues: {why}")
         }

@@ -39,7 +39,7 @@ fn dependencies_point_one_way() {
         ("convoy-common", vec!["convoy-proto"]),
         ("convoy-coordinator", vec!["convoy-common", "convoy-proto"]),
         ("convoy-proto", vec![]),
-        ("convoy-study", vec!["convoy-common", "convoy-coordinator"]),
+        ("convoy-study", vec!["convoy-common", "convoy-coordinator", "convoy-worker"]),
         ("convoy-worker", vec!["convoy-common", "convoy-proto"]),
     ];
     assert_eq!(found.keys().map(String::as_str).collect::<Vec<_>>(), allowed.iter().map(|a| a.0).collect::<Vec<_>>());

@@ -9,8 +9,13 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use convoy_common::model::Network;
+use convoy_coordinator::checkpoint::read_weights;
+use convoy_coordinator::data::{DataSource, Places, Wanted, load};
+use convoy_worker::activations::activations;
 use serde_json::Value;
 use support::{Process, Start, convoy, output_of, said, signal, skip, succeed, wait_for};
+use support::{newest_checkpoint, read_tensor};
 use tempfile::TempDir;
 
 /// A study of nine short runs.
@@ -103,6 +108,23 @@ fn quick_has_its_numbers_and_its_page() {
     let hash = json_in(&run.join("run.json"))["final"]["weights_sha256"].clone();
     assert_eq!(hash, report["arms"][2]["runs"][2]["weights_sha256"]);
     page(&out.join("report.html"), 2);
+    outputs_are_those_of_a_job(&run);
+}
+
+/// What a study looks at has the same bits as what workers compute.
+fn outputs_are_those_of_a_job(run: &Path) {
+    let logits = run.join("logits.safetensors");
+    succeed("eval", &[("--logits", &logits), ("--", run)]);
+    let network = Network::parse(&std::fs::read_to_string(run.join("../../../models/grouped.toml")).unwrap()).unwrap();
+    let set = load(&DataSource::Bundled, &Wanted::by(&network, 1), &Places::of_this_machine(true)).unwrap();
+    let bytes: Vec<u8> = (0..set.test.len()).flat_map(|image| set.test.image(image).to_vec()).collect();
+    let weights = read_weights(&newest_checkpoint(run).unwrap().join("weights.safetensors"), &network).unwrap();
+    let last = network.layers.len() - 1;
+    let ours = std::thread::spawn(move || activations(&network, &weights, &bytes, &[0, last]).unwrap()).join().unwrap();
+    let (shape, theirs) = read_tensor(&logits, "logits");
+    assert_eq!(shape, [set.test.len(), 10]);
+    assert!(ours[&last] == theirs, "the logits differ");
+    assert_eq!(ours[&0].len(), set.test.len() * 28 * 28 * 16);
 }
 
 /// Looks at a page in a real browser.
@@ -123,7 +145,8 @@ fn page(path: &Path, verdicts: usize) {
         assert_eq!(screen["requests"], Value::Array(Vec::new()), "the page needs no network");
         assert_eq!(screen["wider_than_screen"], false);
         assert_eq!(screen["verdicts"].as_array().unwrap().len(), verdicts);
-        assert_eq!(screen["pictures"], 5);
+        assert_eq!(screen["pictures"], 15, "five of the study, and a figure and four histograms of each of two layers");
+        assert_eq!(screen["images"], 8, "the correlations of four arms in two layers");
         let all = |key: &str, least: f64| screen[key].as_array().unwrap().iter().all(|v| v.as_f64().unwrap() >= least);
         assert!(all("marks", 3.0) && all("heights", 50.0), "{screen}");
     }

@@ -127,6 +127,38 @@ def main():
                 "interval": bca(a.astype(float) - b.astype(float), draws, 0.95),
             }
         )
+    out["representation"] = []
+    for channels, samples in ((6, 50), (16, 400)):
+        base = rng.normal(size=(samples, 3))
+        a, b = (
+            np.maximum(base @ rng.normal(size=(3, channels)) + rng.normal(size=(samples, channels)), 0).astype(np.float32)
+            for _ in range(2)
+        )
+        r = np.corrcoef(a.astype(float), rowvar=False)
+        group = np.arange(channels) * 2 // channels
+        upper = np.triu_indices(channels, 1)
+        same = (group[:, None] == group[None, :])[upper]
+        shares = np.linalg.eigvalsh(r).clip(0)
+        shares = shares[shares > 0] / shares.sum()
+
+        def cka(x, y):
+            x, y = (v.astype(float) - v.astype(float).mean(axis=0) for v in (x, y))
+            return np.linalg.norm(y.T @ x) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
+
+        half = channels // 2
+        out["representation"].append(
+            {
+                "channels": channels,
+                "a": a.ravel().tolist(),
+                "b": b.ravel().tolist(),
+                "all": np.abs(r[upper]).mean(),
+                "within": np.abs(r[upper])[same].mean(),
+                "between": np.abs(r[upper])[~same].mean(),
+                "effective_rank": np.exp(-(shares * np.log(shares)).sum()),
+                "halves": cka(a[:, :half], a[:, half:]),
+                "both": cka(a, b),
+            }
+        )
     print(json.dumps(out, indent=1, default=float))
 
 

@@ -51,6 +51,8 @@ pub enum Progress<'a> {
         /// How long the rest will take, in seconds.
         seconds_left: f64,
     },
+    /// All runs have ended, and their layers are compared.
+    Representing,
     /// A run was lost, and continues from its last checkpoint.
     Lost {
         /// The name of its arm.

@@ -57,6 +57,9 @@ pub enum StudyError {
     /// A run can't be carried out.
     #[error("the run of arm \"{arm}\" with seed {seed} failed {attempts} times without progress: {why}; its folder is {}", folder.display())]
     Run { arm: String, seed: u64, attempts: usize, why: String, folder: PathBuf },
+    /// The outputs of layers can't be computed.
+    #[error("cannot compute the outputs of the layers of arm \"{arm}\": {why}")]
+    Outputs { arm: String, why: String },
     /// A process can't be started.
     #[error("cannot start {what}")]
     Start { what: String, source: std::io::Error },
@@ -70,7 +73,11 @@ impl StudyError {
     pub fn is_misuse(&self) -> bool {
         !matches!(
             self,
-            StudyError::Write { .. } | StudyError::Run { .. } | StudyError::Start { .. } | StudyError::Interrupted
+            StudyError::Write { .. }
+                | StudyError::Run { .. }
+                | StudyError::Outputs { .. }
+                | StudyError::Start { .. }
+                | StudyError::Interrupted
         )
     }
 }

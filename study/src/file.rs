@@ -22,6 +22,14 @@ const ARMS_MAX: usize = 32;
 const RUNS_MAX: u64 = 1000;
 /// The most epochs of a run.
 const EPOCHS_MAX: u64 = 100_000;
+/// Test images whose outputs are compared, unless the file says otherwise.
+const IMAGES: usize = 500;
+/// The most of them.
+const IMAGES_MAX: usize = 10_000;
+/// The most groups into which channels are divided.
+const GROUPS_MAX: usize = 64;
+/// The most channels of a layer that are compared.
+const CHANNELS_MAX: usize = 512;
 /// How far the seeds of the control's second series lie from those of the first.
 const AGAIN: u64 = 1_000_000;
 
@@ -55,6 +63,20 @@ pub struct Study {
     pub expected_deviation: f64,
     /// Whether it may run although its design can't reject anything.
     pub exploratory: bool,
+    /// Layers whose channels are compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub represent: Option<Represent>,
+}
+
+/// Layers whose channels are compared, in all runs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Represent {
+    /// The names of the layers. Arms without such a layer have no result for it.
+    pub layers: Vec<String>,
+    /// Groups into which the channels are divided, in all arms alike.
+    pub groups: usize,
+    /// Test images, from the first one on.
+    pub images: usize,
 }
 
 /// Settings of runs that decide their result. None: the default of `convoy train`. Those that are left out are not part of a study's hash,
@@ -139,6 +161,7 @@ impl Study {
         }
         let control = arms[0].clone();
         check_arms(&arms).map_err(refused)?;
+        raw.represent.as_ref().map_or(Ok(()), |represent| represent.check(&control)).map_err(refused)?;
         if raw.again {
             let name = format!("{}-again", control.name);
             let about = format!("{}, with other seeds", control.about);
@@ -158,6 +181,7 @@ impl Study {
             confidence: raw.confidence,
             expected_deviation: raw.expected_deviation / 100.0,
             exploratory: raw.exploratory,
+            represent: raw.represent,
         })
     }
 
@@ -200,6 +224,7 @@ struct Raw {
     confidence: f64,
     expected_deviation: f64,
     exploratory: bool,
+    represent: Option<Represent>,
     model: Option<String>,
     arms: Vec<RawArm>,
 }
@@ -229,6 +254,7 @@ impl Raw {
             "confidence",
             "expected_deviation",
             "exploratory",
+            "represent",
             "model",
             "train",
             "arm",
@@ -253,6 +279,7 @@ impl Raw {
             confidence: study.number("confidence")?.unwrap_or(0.95),
             expected_deviation: study.number("expected_deviation")?.unwrap_or(0.3),
             exploratory: study.flag("exploratory")?.unwrap_or(false),
+            represent: study.table("represent")?.map(|mut represent| Represent::read(&mut represent)).transpose()?,
             model: study.text("model")?,
             arms: arms.into_iter().enumerate().map(|(i, arm)| RawArm::read(i + 1, arm)).collect::<Result<_, _>>()?,
         })
@@ -284,6 +311,43 @@ impl Raw {
         self.data.parse::<DataSource>().map_err(|error| format!("data = \"{}\": {error}", self.data))?;
         if let Some(schedule) = &self.settings.schedule {
             schedule.parse::<Schedule>().map_err(|error| format!("train, schedule: {error}"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Represent {
+    fn read(represent: &mut Fields) -> Result<Self, FieldError> {
+        represent.check_keys(&["layers", "groups", "images"])?;
+        let texts = |value: &Value| value.as_array()?.iter().map(|text| text.as_str().map(str::to_owned)).collect();
+        let expected = "a list of names of layers";
+        Ok(Self {
+            layers: represent.required("layers", |fields, key| fields.read(key, expected, texts))?,
+            groups: represent.count("groups")?.unwrap_or(2),
+            images: represent.count("images")?.unwrap_or(IMAGES),
+        })
+    }
+
+    /// The control has each layer, and its channels can be divided.
+    fn check(&self, control: &Arm) -> Result<(), String> {
+        check((2..=GROUPS_MAX).contains(&self.groups), || {
+            format!("represent, groups = {}; must be 2 to {GROUPS_MAX}", self.groups)
+        })?;
+        check((1..=IMAGES_MAX).contains(&self.images), || {
+            format!("represent, images = {}; must be 1 to {IMAGES_MAX}", self.images)
+        })?;
+        for name in &self.layers {
+            let layers = &control.network.layers;
+            let found = layers.iter().find(|layer| layer.name == *name);
+            let names = || layers.iter().map(|layer| layer.name.as_str()).collect::<Vec<_>>().join(", ");
+            check(found.is_some(), || {
+                format!("represent, layers: the control has no layer named \"{name}\"; its layers are {}", names())
+            })?;
+            check(found.is_some_and(|layer| layer.output.channels <= CHANNELS_MAX), || {
+                format!(
+                    "represent, layers: \"{name}\" has more than {CHANNELS_MAX} channels, the most that are compared"
+                )
+            })?;
         }
         Ok(())
     }

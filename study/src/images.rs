@@ -1,6 +1,6 @@
 //! The images of a study: loaded once before it runs, so that a missing or a wrong set is found at once.
 
-use convoy_coordinator::data::{DataSource, Places, Wanted, load};
+use convoy_coordinator::data::{DataSource, Places, Split, Wanted, load};
 
 use crate::error::StudyError;
 use crate::file::Study;
@@ -14,6 +14,7 @@ pub struct Images {
     pub sha256: String,
     /// What they are, in one line for people.
     pub origin: String,
+    test: Split,
 }
 
 impl Images {
@@ -36,8 +37,13 @@ impl Images {
                     if help.is_empty() { "give --data with the folder of the right ones".to_owned() } else { help };
                 Err(StudyError::OtherData { wanted, found, origin, help })
             }
-            _ => Ok(Self { source: source.remembered()?, sha256: set.fingerprint, origin: set.origin }),
+            _ => Ok(Self { source: source.remembered()?, sha256: set.fingerprint, origin: set.origin, test: set.test }),
         }
+    }
+
+    /// The bytes of the first `count` test images, or of all if there are fewer, one after the other.
+    pub(crate) fn first_test_images(&self, count: usize) -> Vec<u8> {
+        (0..count.min(self.test.len())).flat_map(|image| self.test.image(image).iter().copied()).collect()
     }
 
     /// SHA-256 over the images, if runs with different seeds use the same ones.

@@ -15,5 +15,7 @@ pub mod measured;
 mod model;
 pub mod perform;
 pub mod report;
+pub mod represent;
+pub mod representation;
 mod run;
 pub mod statistics;

@@ -10,11 +10,15 @@ use crate::folder::Folder;
 use crate::images::Images;
 use crate::measured::MEASUREMENTS;
 use crate::report::Report;
+use crate::represent::{Represented, represent};
 
 /// The report as JSON, in the study's folder.
 pub const REPORT: &str = "report.json";
 /// The report as a page.
 pub const PAGE: &str = "report.html";
+
+/// What the runs represent.
+const REPRESENTATIONS: &str = "representations.json";
 
 /// Carries out what is left of a study in the folder `out`, and writes its reports.
 ///
@@ -34,7 +38,19 @@ pub fn perform(
     let known: Vec<_> = folder.all_measured(study, &images.sha256)?.into_values().collect();
     folder.write_json(MEASUREMENTS, &known)?;
     let measured = conducted?;
-    let report = Report::new(study, &images.sha256, &measured);
+    let represented = match &study.represent {
+        None => Vec::new(),
+        Some(what) => {
+            let known: Vec<Represented> = folder.read(&out.join(REPRESENTATIONS))?.unwrap_or_default();
+            progress(Progress::Representing);
+            let all = folder.all_measured(study, &images.sha256)?;
+            represent(study, what, images, &folder, &all, &known)?
+        }
+    };
+    if !represented.is_empty() {
+        folder.write_json(REPRESENTATIONS, &represented)?;
+    }
+    let report = Report::new(study, &images.sha256, &measured, &represented);
     folder.write_json(REPORT, &report)?;
     folder.write_text(PAGE, &report.page())?;
     Ok(report)

@@ -13,8 +13,9 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 LOOK = """
+const pictures = [...document.querySelectorAll('figure svg')].filter(svg => !svg.closest('.key'));
 const overlaps = [];
-for (const svg of document.querySelectorAll('figure svg')) {
+for (const svg of pictures) {
   const area = svg.getBoundingClientRect();
   const texts = [...svg.querySelectorAll('text')].map(text => [text.getBoundingClientRect(), text.textContent]);
   texts.forEach(([a, name], index) => {
@@ -29,9 +30,10 @@ return {
   title: document.querySelector('h1').textContent,
   headings: all('h2').map(h => h.textContent),
   verdicts: all('.verdicts li').map(li => li.textContent),
-  pictures: all('figure svg').length,
-  marks: all('figure svg').map(svg => svg.querySelectorAll('circle, polygon.run, polygon.mean').length),
-  heights: all('figure svg').map(svg => svg.getBoundingClientRect().height),
+  pictures: pictures.length,
+  images: all('figure img').filter(img => img.complete && img.naturalWidth > 1).length,
+  marks: pictures.map(svg => svg.querySelectorAll('circle, polygon.run, polygon.mean, polygon.bar').length),
+  heights: pictures.map(svg => svg.getBoundingClientRect().height),
   overlaps,
   wider_than_screen: document.documentElement.scrollWidth > window.innerWidth,
   requests: performance.getEntriesByType('resource').map(entry => entry.name),

@@ -32,13 +32,12 @@ use convoy_common::wire::{Assignment, Direction, Elements, FromWorker, Payload, 
 use crate::kernels::Compute;
 use crate::kernels::elementwise::{Rates, add};
 use crate::kernels::memory::Tensor;
+use crate::pixels::Pixels;
 use crate::tower::forecast::least_bytes;
 use crate::tower::{Means, SavedSegment, Stopped, Tower};
 
-mod pixels;
 mod reduction;
 mod tasks;
-use pixels::Pixels;
 use reduction::{Reduction, by_node, copy_joined};
 use tasks::{Task, Tasks, Work};
 

@@ -4,6 +4,7 @@
 //! Feature maps are (sample, row, column, channel). They hold only the tower's own channels unless a name says `whole`.
 //! Not here: the order of passes, and where tensors come from (`engine`).
 
+pub mod activations;
 pub mod bench;
 pub mod forecast;
 mod layer;

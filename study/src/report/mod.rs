@@ -3,7 +3,10 @@
 //!
 //! Not here: running (`conduct`), and what the report looks like (`text`, `page`).
 
+pub mod layers;
+mod layers_page;
 pub mod page;
+mod raster;
 mod svg;
 pub mod text;
 mod verdict;
@@ -17,10 +20,12 @@ use serde::Serialize;
 use crate::design::{Design, RESAMPLES};
 use crate::file::{Arm, Study};
 use crate::measured::{Measured, Outcome, Trained};
+use crate::represent::Represented;
 use crate::statistics::bootstrap::Differences;
 use crate::statistics::paired::{StudentT, superiority};
 use crate::statistics::{Interval, correlation, deviation, holm, mean, planning, sign_flip, variance};
 
+pub use layers::LayerReport;
 pub use verdict::{Tested, Verdict};
 
 /// The report.
@@ -47,6 +52,9 @@ pub struct Report {
     pub comparisons: Vec<Comparison>,
     /// The control with other seeds against the control, if the study has that arm.
     pub again: Option<Comparison>,
+    /// What the channels of layers represent, if the study looks at any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerReport>,
 }
 
 /// An arm and its results.
@@ -219,8 +227,9 @@ fn trained(measured: &Measured) -> Option<&Trained> {
 }
 
 impl Report {
-    /// The report of a study whose runs have all ended. `measured` holds all of them.
-    pub fn new(study: &Study, images_sha256: &str, measured: &[Measured]) -> Self {
+    /// The report of a study whose runs have all ended. `measured` holds all of them, and `represented`
+    /// what they represent.
+    pub fn new(study: &Study, images_sha256: &str, measured: &[Measured], represented: &[Represented]) -> Self {
         let design = Design::of(study);
         let guess = 1.0 / study.control().network.classes() as f64;
         let all: BTreeMap<(&str, u64), &Measured> =
@@ -252,6 +261,7 @@ impl Report {
             arms: runs.iter().map(|runs| ArmReport::new(runs, study)).collect(),
             comparisons,
             again,
+            layers: LayerReport::all(study, represented),
         }
     }
 

@@ -9,11 +9,11 @@ use crate::statistics::Interval;
 const STYLE: &str = include_str!("page.css");
 
 /// Width of all pictures.
-const WIDTH: f64 = 860.0;
+pub(super) const WIDTH: f64 = 860.0;
 /// Where the area of a chart with rows begins, and where it ends.
-const ROWS: (f64, f64) = (170.0, WIDTH - 30.0);
+pub(super) const ROWS: (f64, f64) = (170.0, WIDTH - 30.0);
 /// Height of a row.
-const ROW: f64 = 44.0;
+pub(super) const ROW: f64 = 44.0;
 
 impl Report {
     /// The page.
@@ -26,6 +26,7 @@ impl Report {
             self.runs_section(),
             self.curves_section(),
             self.cost_section(),
+            self.layers_section(),
             self.method_section(),
             self.hashes_section(),
         ];
@@ -322,7 +323,7 @@ impl Report {
 }
 
 /// The mark and the name of an arm.
-fn key(arm: usize, name: &str) -> String {
+pub(super) fn key(arm: usize, name: &str) -> String {
     let mut picture = Picture::new(16.0, 16.0, "");
     picture.mark(arm, "mean", (8.0, 8.5), 5.0, name);
     format!("<span class=\"key\">{}{}</span>", picture.finish(), escaped(name))
