@@ -17,7 +17,8 @@ use crate::file::Study;
 use crate::folder::Folder;
 use crate::images::Images;
 use crate::measured::Measured;
-use crate::run::{Heard, Program, Run};
+use crate::process::Program;
+use crate::run::{Heard, Run};
 
 /// Where and how runs are carried out. Nothing here changes a result.
 #[derive(Clone, Debug)]

@@ -14,6 +14,7 @@ pub mod images;
 pub mod measured;
 mod model;
 pub mod perform;
+mod process;
 pub mod report;
 pub mod represent;
 pub mod representation;

@@ -4,45 +4,23 @@
 //! Not here: the queue of runs (`conduct`).
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use convoy_coordinator::files::read_regular;
 use convoy_coordinator::wrong;
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::error::StudyError;
 use crate::file::{Arm, Study};
 use crate::folder::write_json;
 use crate::measured::{Epoch, MEASURED, Measured, Outcome, Right, Score, TIMES, Times, Trained};
+use crate::process::{End, Program, run};
 
 /// Attempts without progress after which a run is given up.
 const ATTEMPTS_MAX: usize = 3;
-/// How often a lane looks whether it was stopped.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How long a process that was asked to stop may take: it writes a checkpoint.
-const STOP_MAX: Duration = Duration::from_secs(60);
-/// The most lines of a process's errors that are kept for a message.
-const ERRORS_MAX: usize = 20;
-/// The most bytes of a process's output that are kept. Those of `convoy eval` are far fewer.
-const OUTPUT_MAX: usize = 1 << 20;
 /// The list of wrongly classified test images, in the folder of a run.
 const WRONG: &str = "wrong.tsv";
-
-/// The program and what all runs tell it.
-pub(crate) struct Program<'a> {
-    pub(crate) path: &'a Path,
-    /// The value of `--data`.
-    pub(crate) data: &'a str,
-    /// Compute threads.
-    pub(crate) threads: usize,
-}
 
 /// A run to carry out.
 pub(crate) struct Run<'a> {
@@ -62,15 +40,6 @@ pub(crate) enum Heard {
     Stepped(f64),
     /// A process of it was lost, and starts again.
     Lost(String),
-}
-
-/// How a process ended.
-struct End {
-    status: ExitStatus,
-    /// Its last errors.
-    errors: String,
-    /// Its standard output, if it was kept.
-    output: String,
 }
 
 impl Run<'_> {
@@ -158,7 +127,7 @@ impl Run<'_> {
 
     fn training(&self, folder: &Path, model: &Path) -> Command {
         let settings = &self.study.settings;
-        let mut command = self.command("train");
+        let mut command = self.program.command("train");
         command.args(["--json", "--lifeline", "--resume", "auto", "--keep", "1", "--trace", "off"]);
         command.arg("--out").arg(folder).arg("--model").arg(model);
         let numbers = [
@@ -175,20 +144,6 @@ impl Run<'_> {
             command.args(value.map(|value| format!("{flag}={value}")));
         }
         command.args(settings.schedule.as_ref().map(|schedule| format!("--schedule={schedule}")));
-        command
-    }
-
-    /// A command with one worker.
-    fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(self.program.path);
-        for (variable, _) in std::env::vars_os() {
-            if variable.as_encoded_bytes().starts_with(b"CONVOY_") && variable != "CONVOY_OFFLINE" {
-                command.env_remove(variable);
-            }
-        }
-        command.env("RUST_LOG", "warn").env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
-        command.arg(name).args(["--data", self.program.data, "--workers", "1"]);
-        command.args(["--threads", &self.program.threads.to_string()]);
         command
     }
 
@@ -240,7 +195,7 @@ impl Run<'_> {
     ) -> Result<Score, StudyError> {
         let mut attempts = 0;
         loop {
-            let mut command = self.command("eval");
+            let mut command = self.program.command("eval");
             command.args(["--json", "--part", part]).arg(folder);
             if let Some(list) = list {
                 command.arg("--wrong").arg(list);
@@ -267,76 +222,4 @@ fn epochs(metrics: &Path) -> Result<Vec<Epoch>, String> {
     let text = fs::read_to_string(metrics).map_err(|error| error.to_string())?;
     let lines = text.lines().filter(|line| line.contains("\"test_accuracy\""));
     lines.map(|line| serde_json::from_str(line).map_err(|error| error.to_string())).collect()
-}
-
-/// Runs a process to its end. Each line of its output that is a JSON object goes to `on_event`.
-///
-/// # Errors
-/// When it can't be started, or when `is_over`: then it was asked to stop, and has ended.
-fn run(command: &mut Command, is_over: &dyn Fn() -> bool, on_event: &mut dyn FnMut(&Value)) -> Result<End, StudyError> {
-    let failed = |source| StudyError::Start { what: "a process for a run".to_owned(), source };
-    // It ends with this process, even if this one is killed: its standard input closes. Ctrl-C reaches only this process.
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let mut child = command.spawn().map_err(failed)?;
-    let (Some(output), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
-        return Err(failed(std::io::Error::other("it has no pipes")));
-    };
-    let errors = thread::spawn(move || last_lines(errors));
-    let (said, lines) = channel();
-    let reader = thread::spawn(move || {
-        for line in BufReader::new(output).lines().map_while(Result::ok) {
-            if said.send(line).is_err() {
-                break;
-            }
-        }
-    });
-    let (mut text, mut stopped) = (String::new(), None);
-    loop {
-        match lines.recv_timeout(LOOK_EVERY) {
-            Ok(line) => {
-                serde_json::from_str::<Value>(&line).iter().for_each(&mut *on_event);
-                text = text + &line + "\n";
-                if text.len() > OUTPUT_MAX {
-                    text.clear();
-                }
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-        if is_over() && stopped.is_none() {
-            stopped = Some(Instant::now());
-            signal(&child, Signal::TERM);
-        }
-        if stopped.is_some_and(|since: Instant| since.elapsed() > STOP_MAX) {
-            // What it did since its last checkpoint is computed again.
-            let _ = child.kill();
-        }
-    }
-    let status = child.wait().map_err(failed)?;
-    // Both have seen the end of their pipes.
-    let _ = reader.join();
-    let errors = errors.join().unwrap_or_default();
-    if stopped.is_some() {
-        return Err(StudyError::Interrupted);
-    }
-    Ok(End { status, errors, output: text })
-}
-
-/// The last lines that a process says on standard error.
-fn last_lines(errors: impl Read) -> String {
-    let mut kept = std::collections::VecDeque::new();
-    for line in BufReader::new(errors).lines().map_while(Result::ok) {
-        kept.push_back(line);
-        if kept.len() > ERRORS_MAX {
-            kept.pop_front();
-        }
-    }
-    Vec::from(kept).join("\n")
-}
-
-fn signal(child: &Child, signal: Signal) {
-    // A process that has ended, and was not waited for, keeps its number.
-    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        let _ = kill_process(pid, signal);
-    }
 }
