@@ -10,19 +10,23 @@ use convoy_study::conduct::{Place, Progress};
 use convoy_study::design::Design;
 use convoy_study::error::StudyError;
 use convoy_study::file::Study;
+use convoy_study::identity::{self, Models};
 use convoy_study::images::Images;
 use convoy_study::measured::{Measured, Outcome};
 use convoy_study::perform::{PAGE, REPORT, perform};
 
 use crate::numbers::{AT_LEAST_1, counted, whole};
 use crate::output::{complain, print, tell};
-use crate::settings::places;
+use crate::settings::{Misuse, model_text, places};
 use crate::{Outcome as Ended, signals};
+
+/// The study that checks claims instead of comparing runs.
+const IDENTITY: &str = "identity";
 
 /// The command line of `convoy study`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Built-in study (quick, asker, groups) or path of a study's file
+    /// Built-in study (identity, quick, asker, groups) or path of a study's file
     #[arg(value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
     study: String,
     /// Images: auto, a folder of IDX files, bundled, or synthetic [default: as the study says]
@@ -37,6 +41,10 @@ pub(crate) struct Arguments {
     /// Folder of the study [default: studies/NAME]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// For identity: a model with groups, and the same model without (presets or model files) [default: alexnet-fashion
+    /// alexnet-fashion-dense]
+    #[arg(long, num_args = 2, value_names = ["GROUPED", "DENSE"])]
+    models: Vec<String>,
     /// Check the study, and show what its design can find, without running it
     #[arg(long)]
     plan: bool,
@@ -46,6 +54,12 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Ended, Box<dyn Error>> {
+    if arguments.study == IDENTITY {
+        return identity(arguments);
+    }
+    if !arguments.models.is_empty() {
+        return Err(Misuse("--models: only the study identity takes models".to_owned()).into());
+    }
     let study = Study::open(&arguments.study)?;
     let design = Design::of(&study);
     let say = |line: &str| if arguments.json { complain(line) } else { tell(line) };
@@ -56,12 +70,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Ended, Box<dyn Error>> {
     design.check(&study)?;
     let images = Images::load(&study, arguments.data.as_ref(), &places()?)?;
     let out = arguments.out.clone().unwrap_or_else(|| Path::new("studies").join(&study.name));
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let place = Place {
-        program: std::env::current_exe()?,
-        at_once: arguments.at_once.unwrap_or_else(|| (cores / arguments.threads).max(1)),
-        threads: arguments.threads,
-    };
+    let place = arguments.place()?;
     say(&format!("images    {}", images.origin));
     say(&format!("folder    {}", out.display()));
     let stop = signals::stop_flag(
@@ -88,6 +97,36 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Ended, Box<dyn Error>> {
         );
     }
     Ok(Ended::Done)
+}
+
+impl Arguments {
+    fn place(&self) -> std::io::Result<Place> {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let at_once = self.at_once.unwrap_or_else(|| (cores / self.threads).max(1));
+        Ok(Place { program: std::env::current_exe()?, at_once, threads: self.threads })
+    }
+}
+
+/// Checks what a grouped convolution is the same as.
+fn identity(arguments: &Arguments) -> Result<Ended, Box<dyn Error>> {
+    let named = |index: usize, default: &str| -> Result<(String, String), Box<dyn Error>> {
+        let name = arguments.models.get(index).map_or(default, String::as_str);
+        Ok((name.to_owned(), model_text(name)?))
+    };
+    let models = Models { grouped: named(0, "alexnet-fashion")?, dense: named(1, "alexnet-fashion-dense")? };
+    let out = arguments.out.clone().unwrap_or_else(|| Path::new("studies").join(IDENTITY));
+    let data = arguments.data.clone().unwrap_or(DataSource::Bundled);
+    let stop = signals::stop_flag("stopping", "quit".to_owned())?;
+    let found = match identity::check(&models, &data, &places()?, &out, &arguments.place()?, &stop) {
+        Err(StudyError::Interrupted) => return Ok(Ended::Interrupted),
+        found => found?,
+    };
+    print(&if arguments.json {
+        format!("{:#}\n", serde_json::to_value(&found)?)
+    } else {
+        format!("{}page   {}\n", found.text(), out.join(identity::PAGE).display())
+    })?;
+    if found.holds() { Ok(Ended::Done) } else { Err("a claim does not hold; see the lines above".into()) }
 }
 
 fn described(study: &Study, design: &Design) -> String {

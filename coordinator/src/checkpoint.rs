@@ -354,6 +354,15 @@ pub fn read_weights(path: &Path, network: &Network) -> Result<Tensors, Checkpoin
     deserialized(path, &read_file(path)?, network)
 }
 
+/// Writes a weights file, atomically.
+///
+/// # Errors
+/// When it can't be written.
+pub fn write_weights(path: &Path, weights: &Tensors) -> Result<(), CheckpointError> {
+    let wrong = |source| CheckpointError::Write { path: path.to_owned(), source };
+    write_atomically(path, &serialized(weights).map_err(wrong)?).map_err(wrong)
+}
+
 /// Writes a file with the tensor `logits`, atomically.
 ///
 /// # Errors

@@ -10,6 +10,7 @@ pub mod design;
 pub mod error;
 pub mod file;
 pub mod folder;
+pub mod identity;
 pub mod images;
 pub mod measured;
 mod model;

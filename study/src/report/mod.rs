@@ -3,6 +3,7 @@
 //!
 //! Not here: running (`conduct`), and what the report looks like (`text`, `page`).
 
+pub(crate) mod html;
 pub mod layers;
 mod layers_page;
 pub mod page;

@@ -2,11 +2,10 @@
 //!
 //! Not here: what is in the report, and drawing (`svg`).
 
+use super::html;
 use super::svg::{Picture, Scale, colour, escaped};
 use super::{ArmReport, Comparison, Report, Verdict};
 use crate::statistics::Interval;
-
-const STYLE: &str = include_str!("page.css");
 
 /// Width of all pictures.
 pub(super) const WIDTH: f64 = 860.0;
@@ -18,7 +17,6 @@ pub(super) const ROW: f64 = 44.0;
 impl Report {
     /// The page.
     pub fn page(&self) -> String {
-        let title = format!("{}: {}", self.study.name, self.question);
         let sections = [
             self.answer(),
             self.arms_section(),
@@ -30,13 +28,7 @@ impl Report {
             self.method_section(),
             self.hashes_section(),
         ];
-        format!(
-            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
-             <title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{}</h1>\n{}</main>\n</body>\n</html>\n",
-            escaped(&title),
-            escaped(&self.question),
-            sections.join("\n")
-        )
+        html::page(&format!("{}: {}", self.study.name, self.question), &sections.join("\n"))
     }
 
     fn answer(&self) -> String {

@@ -166,7 +166,7 @@ fn points(corners: &[(f64, f64)]) -> String {
 }
 
 /// A text in HTML.
-pub(super) fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let escape = |c: char| match c {
         '&' => "&amp;".to_owned(),
         '<' => "&lt;".to_owned(),

@@ -1,0 +1,15 @@
+//! The frame of a page, and what pages share: one file, which needs no network and no script.
+
+pub(crate) use super::raster::Raster;
+pub(crate) use super::svg::escaped;
+
+const STYLE: &str = include_str!("page.css");
+
+/// A page with a title, which is also its first heading.
+pub(crate) fn page(title: &str, body: &str) -> String {
+    let title = escaped(title);
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
+         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n{body}</main>\n</body>\n</html>\n"
+    )
+}
