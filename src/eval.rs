@@ -65,12 +65,18 @@ pub(crate) struct Arguments {
     /// the file exists, it is replaced only if it holds such a list; otherwise the command fails
     #[arg(long, value_name = "FILE")]
     wrong: Option<PathBuf>,
+    /// Exit when standard input closes, as if killed. For commands that another process starts
+    #[arg(long, hide = true)]
+    lifeline: bool,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Error>> {
+    if arguments.lifeline {
+        signals::end_with_input()?;
+    }
     let measuring = Measuring {
         path: arguments.path,
         model: arguments.model.as_deref().map(settings::model_text).transpose()?,

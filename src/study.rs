@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::builder::NonEmptyStringValueParser;
 use convoy_common::batch::THREADS_MAX;
 use convoy_coordinator::data::DataSource;
+use convoy_coordinator::files::quoted;
 use convoy_study::conduct::{Place, Progress};
 use convoy_study::design::Design;
 use convoy_study::error::StudyError;
@@ -80,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Ended, Box<dyn Error>> {
     let mut progress = |event: Progress| said(&event).iter().for_each(|line| say(line));
     let report = match perform(&study, &images, &out, &place, &stop, &mut progress) {
         Err(StudyError::Interrupted) => {
-            complain(&format!("interrupted; to continue, run: convoy study {}", arguments.study));
+            complain(&format!("interrupted; to continue, run: convoy study {}", arguments.again(&out)));
             return Ok(Ended::Interrupted);
         }
         report => report?,
@@ -92,14 +93,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Ended, Box<dyn Error>> {
         format!("\n{}{files}", report.text())
     })?;
     if report.is_broken() {
-        return Err(
-            "the control differs from itself, so the study's method is broken; see the line BROKEN above".into()
-        );
+        return Err("the control differs from itself, so the study's method may be broken; the report says more".into());
     }
     Ok(Ended::Done)
 }
 
 impl Arguments {
+    /// What continues the study, after the name of the command.
+    fn again(&self, out: &Path) -> String {
+        let data = |data: &DataSource| format!(" --data {}", quoted(Path::new(&data.to_string())));
+        let data = self.data.as_ref().map_or(String::new(), data);
+        format!("{}{data} --out {}", quoted(Path::new(&self.study)), quoted(out))
+    }
+
     fn place(&self) -> std::io::Result<Place> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let at_once = self.at_once.unwrap_or_else(|| (cores / self.threads).max(1));

@@ -95,11 +95,14 @@ fn quick_has_its_numbers_and_its_page() {
     assert_eq!(correct(2), [867, 873, 853, 855, 863, 864, 857, 861], "grouped");
     assert_eq!(correct(3), [879, 862, 845, 839, 864, 864, 857, 857], "narrow");
     let said = |index: usize| report["comparisons"][index]["said"].as_str().unwrap().to_owned();
-    assert_eq!(said(0), "these 8 pairs of runs can't tell grouped from dense; a study with more pairs could");
+    assert_eq!(said(0), "XX");
     assert!(said(1).starts_with("these 8 pairs of runs can't tell narrow from dense"), "{}", said(1));
-    for part in
-        [said(0), said(1), "dense with other seeds is not found to differ".to_owned(), "against its equal".to_owned()]
-    {
+    for part in [
+        said(0),
+        said(1),
+        "dense with other seeds is not found to differ".to_owned(),
+        "one of two equal nets wins".to_owned(),
+    ] {
         assert!(text.contains(&part), "{text}");
     }
     // A run is an ordinary run.

@@ -104,8 +104,7 @@ impl Parameter {
         let (rows, inputs) = (self.shape[0], self.shape[1]);
         let terms: usize = self.shape[2..].iter().product();
         let layer = self.name.rsplit_once('.').map_or(self.name.as_str(), |(layer, _)| layer);
-        let kept = mask.kept(seed, layer, rows, inputs);
-        let kept = &kept[outputs.start * inputs..outputs.end * inputs];
+        let kept = mask.kept(seed, layer, outputs, [rows, inputs]);
         Some(kept.iter().flat_map(|kept| std::iter::repeat_n(*kept, terms)).collect())
     }
 

@@ -74,7 +74,7 @@ enum Told {
     Failed(StudyError),
 }
 
-/// Carries out all runs that have not ended, and returns what was measured in all of them, in order.
+/// Carries out all runs that have not ended, and returns what was measured in all of them.
 ///
 /// # Errors
 /// When a run fails for another reason than numbers that are no longer finite, or when `stop` is set. What has ended stays.
@@ -85,9 +85,9 @@ pub fn conduct(
     place: &Place,
     stop: &AtomicBool,
     progress: &mut dyn FnMut(Progress),
-) -> Result<Vec<Measured>, StudyError> {
+) -> Result<BTreeMap<RunId, Measured>, StudyError> {
     let runs = study.runs();
-    let mut ended = folder.all_measured(study, &images.sha256)?;
+    let mut ended = folder.all_measured(study, images)?;
     progress(Progress::Begun { ended: ended.len(), all: runs.len() });
     let queue: VecDeque<RunId> = runs.iter().copied().filter(|id| !ended.contains_key(id)).collect();
     let mut pace = Pace::new(study, &queue);
@@ -101,7 +101,7 @@ pub fn conduct(
             let Some(id) = next else { break };
             let arm = &study.arms[id.arm];
             let program = Program { path: &place.program, data: &images.source, threads: place.threads };
-            let job_sha256 = study.job_sha256(id, &images.sha256);
+            let job_sha256 = study.job_sha256(id, images);
             let run = Run { study, job_sha256, images: images.of_all_seeds(), arm, seed: arm.seeds[id.pair], program };
             let mut hear = |heard: Heard| {
                 let told = match heard {
@@ -158,7 +158,7 @@ pub fn conduct(
     match error {
         Some(error) => Err(error),
         None if ended.len() < runs.len() => Err(StudyError::Interrupted),
-        None => Ok(ended.into_values().collect()),
+        None => Ok(ended),
     }
 }
 

@@ -2,14 +2,18 @@
 //!
 //! Not here: results.
 
+use convoy_common::batch::Batches;
 use convoy_common::parameters::hex;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::error::StudyError;
 use crate::file::Study;
+use crate::images::Images;
 use crate::statistics::{planning, sign_flip};
 
+/// The version of the arithmetic: it changes when docs/NUMERICS.md changes the bits of a job.
+const NUMERICS: u32 = 1;
 /// The number of resamples of an interval over seeds and test images.
 pub const RESAMPLES: usize = 10_000;
 
@@ -36,9 +40,10 @@ pub struct Design {
     pub alpha: f64,
     /// The number of pairs from which the sign-flip test can reject.
     pub pairs_to_reject: usize,
-    /// The smallest difference of accuracy that is found with a chance of 80 %, as a share, if the expected deviation is right.
+    /// The smallest difference of accuracy that is found with a chance of 80 %, in points, if the expected deviation is right. The test is
+    /// corrected as for the first of all comparisons.
     pub detectable: f64,
-    /// The smallest margin within which equal arms are shown to be equal with a chance of 80 %, as a share.
+    /// The smallest margin within which equal arms are shown to be equal with a chance of 80 %, in points, likewise.
     pub provable_margin: f64,
 }
 
@@ -56,8 +61,8 @@ impl Design {
             smallest_p: corrected(pairs),
             alpha,
             pairs_to_reject: (1..).find(|pairs| corrected(*pairs) <= alpha).unwrap_or(usize::MAX),
-            detectable: planning::detectable(pairs, study.expected_deviation, alpha),
-            provable_margin: planning::provable_margin(pairs, study.expected_deviation, alpha),
+            detectable: planning::detectable(pairs, study.expected_deviation, alpha / comparisons as f64),
+            provable_margin: planning::provable_margin(pairs, study.expected_deviation, alpha / comparisons as f64),
         }
     }
 
@@ -69,15 +74,12 @@ impl Design {
     /// What the design can show, in a sentence or two.
     pub fn described(&self) -> String {
         let Self { pairs, comparisons, pairs_to_reject, detectable, provable_margin, .. } = self;
-        let points = |share: &f64| format!("{:.2}", share * 100.0);
         let corrected =
             if *comparisons > 1 { format!(", corrected for {comparisons} comparisons") } else { String::new() };
         if self.can_reject() {
             return format!(
-                "{pairs} pairs of runs can find a difference of {} points, or show that arms are the same within {} points, each with a \
-                 chance of 80 %",
-                points(detectable),
-                points(provable_margin)
+                "{pairs} pairs of runs can find a difference of {detectable:.2} points, or show that arms are the same within {provable_margin:.2} \
+                 points, each with a chance of about 80 %{corrected}"
             );
         }
         format!(
@@ -116,10 +118,12 @@ impl Study {
         sha256_of(&(self, images))
     }
 
-    /// SHA-256 over everything that decides the result of a run: it is the same in every study that has the run.
-    pub fn job_sha256(&self, id: RunId, images: &str) -> String {
+    /// SHA-256 over everything that decides the result of a run, defaults included: it is the same in every study that has the run.
+    pub fn job_sha256(&self, id: RunId, images: &Images) -> String {
         let arm = &self.arms[id.arm];
-        sha256_of(&(&arm.model, images, self.epochs, &self.settings, arm.lr, arm.seeds[id.pair]))
+        let steps = |batch| Batches { images: images.train, batch }.steps_per_epoch();
+        let job = self.settings.job(arm, self.epochs, arm.seeds[id.pair], images.sha256.clone(), steps);
+        sha256_of(&(NUMERICS, job.ok()))
     }
 }
 

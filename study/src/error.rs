@@ -55,7 +55,7 @@ pub enum StudyError {
     #[error("{} is damaged: {why}; remove it, and run the study again", path.display())]
     Damaged { path: PathBuf, why: String },
     /// A run can't be carried out.
-    #[error("the run of arm \"{arm}\" with seed {seed} failed {attempts} times without progress: {why}; its folder is {}", folder.display())]
+    #[error("the run of arm \"{arm}\" with seed {seed} failed ({attempts} of at most 3 attempts without progress): {why}; its folder is {}", folder.display())]
     Run { arm: String, seed: u64, attempts: usize, why: String, folder: PathBuf },
     /// The outputs of layers can't be computed.
     #[error("cannot compute the outputs of the layers of arm \"{arm}\": {why}")]

@@ -9,6 +9,7 @@ use convoy_common::model::{Network, TEXT_BYTES_MAX, presets};
 use convoy_common::schedule::Schedule;
 use convoy_common::suggest;
 use convoy_coordinator::data::DataSource;
+use convoy_coordinator::job::{Asked, Job, Length, SettingError};
 use serde::Serialize;
 use toml::{Table, Value};
 
@@ -55,11 +56,11 @@ pub struct Study {
     pub settings: Settings,
     /// The arms. The first one is the control, and the second one the control with other seeds, if the study has such an arm.
     pub arms: Vec<Arm>,
-    /// Arms whose accuracies differ by less than this share count as equal.
+    /// Arms whose accuracies differ by less than this many points count as equal.
     pub margin: f64,
     /// Confidence of all intervals. One minus this is the level of all tests.
     pub confidence: f64,
-    /// The expected standard deviation of differences of accuracy, as a share, for the plan.
+    /// The expected standard deviation of differences of accuracy, in points, for the plan.
     pub expected_deviation: f64,
     /// Whether it may run although its design can't reject anything.
     pub exploratory: bool,
@@ -161,6 +162,7 @@ impl Study {
         }
         let control = arms[0].clone();
         check_arms(&arms).map_err(refused)?;
+        raw.settings.check(raw.epochs, &arms).map_err(refused)?;
         raw.represent.as_ref().map_or(Ok(()), |represent| represent.check(&control)).map_err(refused)?;
         if raw.again {
             let name = format!("{}-again", control.name);
@@ -177,12 +179,17 @@ impl Study {
             epochs: raw.epochs,
             settings: raw.settings,
             arms,
-            margin: raw.margin / 100.0,
+            margin: raw.margin,
             confidence: raw.confidence,
-            expected_deviation: raw.expected_deviation / 100.0,
+            expected_deviation: raw.expected_deviation,
             exploratory: raw.exploratory,
             represent: raw.represent,
         })
+    }
+
+    /// The margin as a share of images.
+    pub(crate) fn margin_share(&self) -> f64 {
+        self.margin / 100.0
     }
 
     /// The arm that the others are compared with.
@@ -354,6 +361,41 @@ impl Represent {
 }
 
 impl Settings {
+    /// Each arm has a job with allowed values.
+    fn check(&self, epochs: u64, arms: &[Arm]) -> Result<(), String> {
+        for arm in arms {
+            // The number of images is not known yet.
+            let job = self.job(arm, epochs, 1, String::new(), |_| 1);
+            job.map_err(|error| format!("arm \"{}\": {error}", arm.name))?;
+        }
+        Ok(())
+    }
+
+    /// The job of a run.
+    pub(crate) fn job(
+        &self,
+        arm: &Arm,
+        epochs: u64,
+        seed: u64,
+        images: String,
+        steps_per_epoch: impl Fn(usize) -> u64,
+    ) -> Result<Job, SettingError> {
+        let asked = Asked {
+            model: Some(arm.model.clone()),
+            length: Some(Length::Epochs(epochs)),
+            batch: self.batch,
+            lr: arm.lr.or(self.lr),
+            momentum: self.momentum,
+            weight_decay: self.weight_decay,
+            // It is known to be one.
+            schedule: self.schedule.as_ref().and_then(|text| text.parse().ok()),
+            order: None,
+            seed: Some(seed),
+            slots: self.slots,
+        };
+        asked.resolve(None, images, None, steps_per_epoch).map(|(job, _)| job)
+    }
+
     fn read(train: &mut Fields) -> Result<Self, FieldError> {
         train.check_keys(&["batch", "lr", "momentum", "weight_decay", "schedule", "slots"])?;
         Ok(Self {
@@ -458,10 +500,10 @@ fn check_arms(arms: &[Arm]) -> Result<(), String> {
 
 fn check_name(key: &str, name: &str) -> Result<(), String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let is_sound = (1..=60).contains(&name.len()) && name.chars().all(is_plain) && !name.starts_with(['.', '-']);
+    let is_sound = (1..=24).contains(&name.len()) && name.chars().all(is_plain) && !name.starts_with(['.', '-']);
     check(is_sound, || {
         format!(
-            "{key} = {name:?}; must be 1 to 60 letters, digits, \"-\", \"_\" and \".\", and begin with a letter, a digit or \"_\", because \
+            "{key} = {name:?}; must be 1 to 24 letters, digits, \"-\", \"_\" and \".\", and begin with a letter, a digit or \"_\", because \
              folders are named after it"
         )
     })

@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::design::RunId;
 use crate::error::StudyError;
 use crate::file::Study;
+use crate::images::Images;
 use crate::measured::{MEASURED, MEASUREMENTS, Measured};
 
 /// The file that says which study the folder holds.
@@ -93,23 +94,18 @@ impl Folder {
     ///
     /// # Errors
     /// When a file is damaged.
-    pub fn all_measured(&self, study: &Study, images: &str) -> Result<BTreeMap<RunId, Measured>, StudyError> {
+    pub fn all_measured(&self, study: &Study, images: &Images) -> Result<BTreeMap<RunId, Measured>, StudyError> {
         let kept: Vec<Measured> = self.read(&self.path.join(MEASUREMENTS))?.unwrap_or_default();
         let mut ended = BTreeMap::new();
         for id in study.runs() {
             let expected = study.job_sha256(id, images);
-            let own = self.measured(study, id, images)?;
-            let found = own.or_else(|| kept.iter().find(|kept| kept.job_sha256 == expected).cloned());
-            ended.extend(found.map(|measured| (id, measured)));
+            let own: Option<Measured> = self.read(&self.run(study, id).join(MEASURED))?;
+            let found = own.iter().chain(&kept).find(|found| found.job_sha256 == expected);
+            // Two arms may have the same job.
+            let arm = study.arms[id.arm].name.clone();
+            ended.extend(found.map(|found| (id, Measured { arm, ..found.clone() })));
         }
         Ok(ended)
-    }
-
-    /// What was measured in a run, by its own file.
-    fn measured(&self, study: &Study, id: RunId, images: &str) -> Result<Option<Measured>, StudyError> {
-        let measured: Option<Measured> = self.read(&self.run(study, id).join(MEASURED))?;
-        let expected = study.job_sha256(id, images);
-        Ok(measured.filter(|found| found.job_sha256 == expected && found.arm == study.arms[id.arm].name))
     }
 
     /// Writes a file as JSON, whole or not at all. `name` may begin with folders.

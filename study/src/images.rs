@@ -14,6 +14,8 @@ pub struct Images {
     pub sha256: String,
     /// What they are, in one line for people.
     pub origin: String,
+    /// Number of training images.
+    pub(crate) train: usize,
     test: Split,
 }
 
@@ -37,7 +39,13 @@ impl Images {
                     if help.is_empty() { "give --data with the folder of the right ones".to_owned() } else { help };
                 Err(StudyError::OtherData { wanted, found, origin, help })
             }
-            _ => Ok(Self { source: source.remembered()?, sha256: set.fingerprint, origin: set.origin, test: set.test }),
+            _ => Ok(Self {
+                source: source.remembered()?,
+                sha256: set.fingerprint,
+                origin: set.origin,
+                train: found,
+                test: set.test,
+            }),
         }
     }
 

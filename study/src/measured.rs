@@ -1,7 +1,7 @@
-//! What was measured in a run, as its file in the run's folder says it. Everything in it is the same to the bit when the run is repeated;
-//! times are in a file of their own.
+//! What was measured in a run, as its file in the run's folder says it. Everything in it is the same to the bit when the run is repeated,
+//! so it has no times.
 //!
-//! Not here: measuring (`conduct`), and what follows from it (`report`).
+//! Not here: measuring (`run`), and what follows from it (`report`).
 
 use serde::{Deserialize, Serialize};
 
@@ -9,8 +9,6 @@ use serde::{Deserialize, Serialize};
 pub const MEASURED: &str = "measured.json";
 /// The file of all runs, in the study's folder.
 pub const MEASUREMENTS: &str = "measurements.json";
-/// A run's file with its times.
-pub const TIMES: &str = "times.json";
 
 /// A run that has ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,17 +78,6 @@ impl Score {
     pub fn accuracy(&self) -> f64 {
         self.correct as f64 / self.images.max(1) as f64
     }
-}
-
-/// The times of a run on the machine where it ran.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Times {
-    /// Median time of a training step, in milliseconds.
-    pub step_ms: f64,
-    /// Training images per second.
-    pub images_per_second: f64,
-    /// The instruction set of its worker.
-    pub instruction_set: String,
 }
 
 /// A list of yes or no, written as hexadecimal digits of four each, the first one in the highest bit.

@@ -35,7 +35,7 @@ pub fn perform(
     let folder = Folder::open(out, study, &images.sha256)?;
     let conducted = conduct(study, images, &folder, place, stop, progress);
     // Also if some runs are missing: what was measured can be kept without the folders of runs.
-    let known: Vec<_> = folder.all_measured(study, &images.sha256)?.into_values().collect();
+    let known: Vec<_> = folder.all_measured(study, images)?.into_values().collect();
     folder.write_json(MEASUREMENTS, &known)?;
     let measured = conducted?;
     let represented = match &study.represent {
@@ -43,8 +43,7 @@ pub fn perform(
         Some(what) => {
             let known: Vec<Represented> = folder.read(&out.join(REPRESENTATIONS))?.unwrap_or_default();
             progress(Progress::Representing);
-            let all = folder.all_measured(study, &images.sha256)?;
-            represent(study, what, images, &folder, &all, &known)?
+            represent(study, what, images, &folder, &measured, &known)?
         }
     };
     if !represented.is_empty() {

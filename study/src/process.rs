@@ -44,7 +44,7 @@ impl Program<'_> {
             }
         }
         command.env("RUST_LOG", "warn").env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
-        command.arg(name).args(["--data", self.data, "--workers", "1"]);
+        command.args([name, "--lifeline", "--workers", "1"]);
         command.args(["--threads", &self.threads.to_string()]);
         command
     }

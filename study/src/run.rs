@@ -14,11 +14,13 @@ use serde_json::Value;
 use crate::error::StudyError;
 use crate::file::{Arm, Study};
 use crate::folder::write_json;
-use crate::measured::{Epoch, MEASURED, Measured, Outcome, Right, Score, TIMES, Times, Trained};
+use crate::measured::{Epoch, MEASURED, Measured, Outcome, Right, Score, Trained};
 use crate::process::{End, Program, run};
 
 /// Attempts without progress after which a run is given up.
 const ATTEMPTS_MAX: usize = 3;
+/// Exit code of a command that was used wrongly.
+const MISUSED: i32 = 2;
 /// The list of wrongly classified test images, in the folder of a run.
 const WRONG: &str = "wrong.tsv";
 
@@ -75,12 +77,10 @@ impl Run<'_> {
         let (mut attempts, mut furthest) = (0, 0);
         loop {
             let (mut step, mut last_step) = (0, 1);
-            let mut seconds = Vec::new();
             let mut on_event = |event: &Value| match event["event"].as_str() {
                 Some("started") => last_step = event["last_step"].as_u64().unwrap_or(1).max(1),
                 Some("step") => {
                     step = event["step"].as_u64().unwrap_or(0);
-                    seconds.extend(event["seconds"].as_f64());
                     hear(Heard::Stepped(step as f64 / last_step as f64));
                 }
                 _ => {}
@@ -89,10 +89,10 @@ impl Run<'_> {
             let record = record(folder);
             if end.status.success() {
                 self.check_images(&record)?;
-                self.write_times(folder, &record, seconds)?;
                 return Ok(None);
             }
             if let Some(steps) = record["diverged_after"].as_u64().filter(|_| record["status"] == "failed") {
+                self.check_images(&record)?;
                 return Ok(Some(steps));
             }
             attempts = if step > furthest { 1 } else { attempts + 1 };
@@ -117,7 +117,8 @@ impl Run<'_> {
     /// When it happened too often.
     fn lost(&self, end: End, attempts: usize, folder: &Path, hear: &mut dyn FnMut(Heard)) -> Result<(), StudyError> {
         let why = if end.errors.is_empty() { end.status.to_string() } else { end.errors };
-        if attempts >= ATTEMPTS_MAX {
+        // A command that was used wrongly is used wrongly again.
+        if attempts >= ATTEMPTS_MAX || end.status.code() == Some(MISUSED) {
             let (arm, seed, folder) = (self.arm.name.clone(), self.seed, folder.to_owned());
             return Err(StudyError::Run { arm, seed, attempts, why, folder });
         }
@@ -128,7 +129,7 @@ impl Run<'_> {
     fn training(&self, folder: &Path, model: &Path) -> Command {
         let settings = &self.study.settings;
         let mut command = self.program.command("train");
-        command.args(["--json", "--lifeline", "--resume", "auto", "--keep", "1", "--trace", "off"]);
+        command.args(["--json", "--resume", "auto", "--keep", "1", "--trace", "off", "--data", self.program.data]);
         command.arg("--out").arg(folder).arg("--model").arg(model);
         let numbers = [
             ("--epochs", Some(self.study.epochs as f64)),
@@ -145,18 +146,6 @@ impl Run<'_> {
         }
         command.args(settings.schedule.as_ref().map(|schedule| format!("--schedule={schedule}")));
         command
-    }
-
-    fn write_times(&self, folder: &Path, record: &Value, mut seconds: Vec<f64>) -> Result<(), StudyError> {
-        seconds.sort_by(f64::total_cmp);
-        let step_ms = 1e3 * seconds.get(seconds.len() / 2).copied().unwrap_or(0.0);
-        let images_per_second = record["images_per_second"].as_f64().unwrap_or(0.0);
-        let instruction_set = record["workers"][0]["instruction_set"].as_str().unwrap_or_default().to_owned();
-        // A run that had ended already took no time now.
-        if step_ms == 0.0 {
-            return Ok(());
-        }
-        write_json(&folder.join(TIMES), &Times { step_ms, images_per_second, instruction_set })
     }
 
     /// Measures the final weights on the test images and on the training images.
@@ -196,6 +185,7 @@ impl Run<'_> {
         let mut attempts = 0;
         loop {
             let mut command = self.program.command("eval");
+            // Without --data, it refuses images that are not those of the job.
             command.args(["--json", "--part", part]).arg(folder);
             if let Some(list) = list {
                 command.arg("--wrong").arg(list);

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use convoy_coordinator::data::{DataSource, Places};
-use convoy_coordinator::files::write_atomically;
+use convoy_coordinator::files::{remove_any, write_atomically};
 use serde::Serialize;
 
 use crate::conduct::Place;
@@ -23,6 +23,8 @@ pub use training::Models;
 
 /// The claims as JSON, in the folder.
 pub const CLAIMS: &str = "identity.json";
+/// The file that says whose folder it is.
+const MARK: &str = "study.json";
 /// The page.
 pub const PAGE: &str = "identity.html";
 
@@ -111,6 +113,7 @@ pub fn check(
     stop: &AtomicBool,
 ) -> Result<Identity, StudyError> {
     models.check_data(data, places)?;
+    claim(out)?;
     let (layer, of_layer) = layer::check()?;
     let (facts, of_models) = training::check(models, data, out, place, stop)?;
     let identity = Identity { layer, models: facts, claims: [of_layer, of_models].concat() };
@@ -119,6 +122,18 @@ pub fn check(
     let written = write_atomically(&path, identity.page().as_bytes());
     written.map_err(|source| StudyError::Write { path, source })?;
     Ok(identity)
+}
+
+/// Makes sure that the folder is this study's own: what earlier jobs left there is removed.
+fn claim(out: &Path) -> Result<(), StudyError> {
+    let failed = |source| StudyError::Write { path: out.to_owned(), source };
+    std::fs::create_dir_all(out).map_err(failed)?;
+    let is_empty = std::fs::read_dir(out).map_err(failed)?.next().is_none();
+    if !is_empty && !out.join(MARK).is_file() {
+        return Err(StudyError::Occupied { folder: out.to_owned() });
+    }
+    write_json(&out.join(MARK), &"identity")?;
+    remove_any(&out.join(training::RUNS)).map_err(failed)
 }
 
 /// How many values are equal to the bit.

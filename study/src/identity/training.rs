@@ -19,6 +19,8 @@ use crate::error::StudyError;
 use crate::model::changed;
 use crate::process::{Program, run};
 
+/// The folder of the jobs.
+pub(super) const RUNS: &str = "runs";
 /// Steps of the longer jobs.
 const STEPS: u64 = 5;
 /// Seed of the weights.
@@ -34,7 +36,7 @@ pub struct Models {
 }
 
 impl Models {
-    fn networks(&self) -> Result<(Network, Network, Vec<(String, usize)>), StudyError> {
+    fn fitting(&self) -> Result<Fitting, StudyError> {
         let parse = |(name, text): &(String, String)| {
             let wrong = |source| StudyError::Model { file: name.clone(), arm: name.clone(), source: Box::new(source) };
             Network::parse(text).map_err(wrong)
@@ -45,15 +47,23 @@ impl Models {
             StudyError::Value { file, reason: format!("{reason}; the two models must differ in their groups alone") }
         };
         let layers = differing(&grouped, &dense).map_err(unlike)?;
-        Ok((grouped, dense, layers))
+        Ok(Fitting { grouped, dense, layers })
     }
 
     /// Checks that the models fit each other, and the images fit them.
     pub(super) fn check_data(&self, data: &DataSource, places: &Places) -> Result<(), StudyError> {
-        let (grouped, _, _) = self.networks()?;
+        let Fitting { grouped, .. } = self.fitting()?;
         load(data, &Wanted::by(&grouped, SEED), places)?;
         Ok(())
     }
+}
+
+/// Two networks that differ in their groups alone.
+struct Fitting {
+    grouped: Network,
+    dense: Network,
+    /// The layers that differ, with the number of groups.
+    layers: Vec<(String, usize)>,
 }
 
 /// A job to run.
@@ -88,7 +98,7 @@ pub(super) fn check(
     place: &Place,
     stop: &AtomicBool,
 ) -> Result<(ModelFacts, Vec<Claim>), StudyError> {
-    let (grouped, dense, layers) = models.networks()?;
+    let Fitting { grouped, dense, layers } = models.fitting()?;
     let mask = |(name, groups): &(String, usize)| {
         let mask: Table = [("kind".to_owned(), "blocks".into()), ("groups".to_owned(), (*groups as i64).into())]
             .into_iter()
@@ -162,9 +172,9 @@ fn ratios(layers: &[(String, usize)], gradients: &[[f64; 2]]) -> String {
 }
 
 impl Site<'_> {
-    /// Runs a job to its end. One that has ended is not run again.
+    /// Runs a job to its end.
     fn run(&self, job: &Job) -> Result<Came, StudyError> {
-        let folder = self.out.join("runs").join(job.name);
+        let folder = self.out.join(RUNS).join(job.name);
         std::fs::create_dir_all(&folder).map_err(|source| StudyError::Write { path: folder.clone(), source })?;
         let (model, init) = (folder.join("model.toml"), folder.join("init.safetensors"));
         let written = write_atomically(&model, job.model.as_bytes());
@@ -173,7 +183,7 @@ impl Site<'_> {
         write_weights(&init, job.init).map_err(|error| damaged(convoy_common::chain::chain(&error)))?;
         let program = Program { path: &self.place.program, data: &self.data, threads: self.place.threads };
         let mut command = program.command("train");
-        command.args(["--json", "--lifeline", "--resume", "auto", "--trace", "off", "--batch", "16", "--seed", "1"]);
+        command.args(["--json", "--trace", "off", "--batch", "16", "--seed", "1", "--data", &self.data]);
         command.args(job.flags).arg("--model").arg(&model).arg("--init").arg(&init).arg("--out").arg(&folder);
         let end = run(&mut command, &|| self.stop.load(Ordering::Relaxed), &mut |_| {})?;
         if !end.status.success() {

@@ -18,13 +18,13 @@ use convoy_common::plan::Plan;
 use convoy_coordinator::job::Asked;
 use serde::Serialize;
 
-use crate::design::{Design, RESAMPLES};
+use crate::design::{Design, RESAMPLES, RunId};
 use crate::file::{Arm, Study};
 use crate::measured::{Measured, Outcome, Trained};
 use crate::represent::Represented;
 use crate::statistics::bootstrap::Differences;
 use crate::statistics::paired::{StudentT, superiority};
-use crate::statistics::{Interval, correlation, deviation, holm, mean, planning, sign_flip, variance};
+use crate::statistics::{correlation, deviation, holm, mean, planning, sign_flip, variance};
 
 pub use layers::LayerReport;
 pub use verdict::{Tested, Verdict};
@@ -131,44 +131,14 @@ pub struct CurvePoint {
 /// An arm against the control.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
-    /// The arm.
-    pub arm: String,
-    /// Number of pairs.
-    pub pairs: usize,
-    /// The difference of each pair.
-    pub differences: Vec<f64>,
-    /// The mean difference.
-    pub mean: f64,
-    /// The standard deviation of differences.
-    pub deviation: f64,
-    /// The interval of the mean, by Student's t.
-    pub interval: Interval,
-    /// The interval of the mean over seeds and test images, by the BCa bootstrap.
-    pub bootstrap: Interval,
-    /// The p-value of the exact sign-flip test.
-    pub sign_flip: f64,
-    /// The same, corrected over all comparisons by Holm's method.
-    pub sign_flip_holm: f64,
-    /// The p-value of two one-sided tests of equivalence within the margin.
-    pub equivalence: f64,
-    /// The same, corrected over all comparisons.
-    pub equivalence_holm: f64,
-    /// The share of pairs in which the arm is better.
-    pub superiority: f64,
-    /// Its interval.
-    pub superiority_interval: Interval,
-    /// Welch's test, which ignores pairs: its p-value.
-    pub welch: f64,
-    /// Its interval.
-    pub welch_interval: Interval,
-    /// The correlation of paired accuracies. None if an arm's accuracy never varies.
-    pub correlation: Option<f64>,
-    /// The number of pairs without which unpaired runs would be as precise: pairs times the ratio of variances.
-    pub effective_runs: Option<f64>,
-    /// Runs of either arm that diverged, in pairs that are compared.
-    pub diverged: usize,
-    /// The number of pairs that the margin needs with the observed deviation. None if it is beyond reason.
-    pub pairs_needed: Option<usize>,
+    /// What was tested.
+    #[serde(flatten)]
+    pub tested: Tested,
+    /// The p-value of the sign-flip test, corrected over all comparisons by Holm's method. That of the control with other seeds is multiplied
+    /// by the number of comparisons.
+    pub sign_flip_corrected: f64,
+    /// That of equivalence, corrected likewise.
+    pub equivalence_corrected: f64,
     /// What follows.
     pub verdict: Verdict,
     /// The verdict in words.
@@ -190,12 +160,14 @@ impl Summary {
     }
 }
 
-/// The runs of an arm, in the order of seeds, and the results of those that did not diverge.
+/// The runs of an arm, in the order of seeds.
 struct Runs<'a> {
     arm: &'a Arm,
     all: Vec<&'a Measured>,
-    /// The accuracy of guessing.
-    guess: f64,
+    /// Number of test images.
+    images: usize,
+    /// How many of them are right by guessing. That counts for a run that diverged.
+    guessed: usize,
 }
 
 impl<'a> Runs<'a> {
@@ -209,13 +181,17 @@ impl<'a> Runs<'a> {
         (!values.is_empty()).then(|| Summary::of(&values))
     }
 
-    fn accuracy(&self, run: usize) -> f64 {
-        trained(self.all[run]).map_or(self.guess, |trained| trained.test.accuracy())
+    fn correct(&self, run: usize) -> usize {
+        trained(self.all[run]).map_or(self.guessed, |trained| trained.test.correct)
     }
 
-    /// Which test images a run got right. A run that diverged gets the first ones right, as many as guessing would.
-    fn right(&self, run: usize, images: usize) -> Vec<bool> {
-        let guessed = || (0..images).map(|image| image < (self.guess * images as f64) as usize).collect();
+    fn accuracy(&self, run: usize) -> f64 {
+        self.correct(run) as f64 / self.images.max(1) as f64
+    }
+
+    /// Which test images a run got right. A run that diverged gets the first ones right.
+    fn right(&self, run: usize) -> Vec<bool> {
+        let guessed = || (0..self.images).map(|image| image < self.guessed).collect();
         trained(self.all[run]).map_or_else(guessed, |trained| trained.right.0.clone())
     }
 }
@@ -228,36 +204,41 @@ fn trained(measured: &Measured) -> Option<&Trained> {
 }
 
 impl Report {
-    /// The report of a study whose runs have all ended. `measured` holds all of them, and `represented`
-    /// what they represent.
-    pub fn new(study: &Study, images_sha256: &str, measured: &[Measured], represented: &[Represented]) -> Self {
+    /// The report of a study whose runs have all ended. `measured` holds all of them, and `represented` what they represent.
+    pub fn new(
+        study: &Study,
+        images_sha256: &str,
+        measured: &BTreeMap<RunId, Measured>,
+        represented: &[Represented],
+    ) -> Self {
         let design = Design::of(study);
-        let guess = 1.0 / study.control().network.classes() as f64;
-        let all: BTreeMap<(&str, u64), &Measured> =
-            measured.iter().map(|measured| ((measured.arm.as_str(), measured.seed), measured)).collect();
-        let runs_of = |arm: &'_ Arm| -> Vec<&Measured> {
-            arm.seeds.iter().filter_map(|seed| all.get(&(arm.name.as_str(), *seed)).copied()).collect()
+        let images = measured.values().find_map(trained).map_or(0, |trained| trained.test.images);
+        let guessed = images / study.control().network.classes().max(1);
+        let runs_of = |(arm, described): (usize, &'_ Arm)| {
+            (0..described.seeds.len()).map(|pair| &measured[&RunId { pair, arm }]).collect::<Vec<_>>()
         };
-        let runs: Vec<Runs> = study.arms.iter().map(|arm| Runs { arm, all: runs_of(arm), guess }).collect();
-        let test_images = measured.iter().find_map(trained).map_or(0, |trained| trained.test.images);
-        let tested: Vec<Tested> = runs[1..].iter().map(|arm| Tested::new(arm, &runs[0], test_images, study)).collect();
-        let (again, others): (Vec<Tested>, Vec<Tested>) = tested.into_iter().partition(|tested| tested.is_again);
+        let arms = study.arms.iter().enumerate();
+        let runs: Vec<Runs> =
+            arms.map(|(index, arm)| Runs { arm, all: runs_of((index, arm)), images, guessed }).collect();
+        let tested = runs[1..].iter().map(|arm| Tested::new(arm, &runs[0], &design, study));
+        let (again, others): (Vec<Tested>, Vec<Tested>) = tested.partition(|tested| tested.is_again);
         let corrected = |p: fn(&Tested) -> f64| holm(&others.iter().map(p).collect::<Vec<_>>());
         let (differs, equals) = (corrected(|tested| tested.sign_flip), corrected(|tested| tested.equivalence));
-        let compared = others.iter().zip(differs.iter().zip(&equals));
-        let comparisons = compared.map(|(tested, (differs, equals))| tested.judged(*differs, *equals, study)).collect();
+        let compared = others.into_iter().zip(differs.into_iter().zip(equals));
+        let comparisons = compared.map(|(tested, (differs, equals))| tested.judged(differs, equals, study)).collect();
         // It must pass the strictest test that another arm must pass.
         let strictest = |p: f64| (p * design.comparisons as f64).min(1.0);
-        let again = again
-            .first()
-            .map(|tested| tested.judged(strictest(tested.sign_flip), strictest(tested.equivalence), study));
+        let again = again.into_iter().next().map(|tested| {
+            let (differs, equals) = (strictest(tested.sign_flip), strictest(tested.equivalence));
+            tested.judged(differs, equals, study)
+        });
         Self {
             question: study.question.clone(),
             background: study.background.clone(),
             study: study.clone(),
             study_sha256: study.sha256(images_sha256),
             images_sha256: images_sha256.to_owned(),
-            test_images,
+            test_images: images,
             design,
             arms: runs.iter().map(|runs| ArmReport::new(runs, study)).collect(),
             comparisons,
@@ -332,41 +313,59 @@ fn step_bytes(arm: &Arm, study: &Study) -> u64 {
 }
 
 impl Tested {
-    fn new(arm: &Runs, control: &Runs, images: usize, study: &Study) -> Self {
+    fn new(arm: &Runs, control: &Runs, design: &Design, study: &Study) -> Self {
         let pairs = arm.all.len().min(control.all.len());
         let accuracies = |runs: &Runs| (0..pairs).map(|pair| runs.accuracy(pair)).collect::<Vec<f64>>();
-        let right = |runs: &Runs| (0..pairs).map(|pair| runs.right(pair, images)).collect::<Vec<_>>();
+        let right = |runs: &Runs| (0..pairs).map(|pair| runs.right(pair)).collect::<Vec<_>>();
+        let diverged = |runs: &Runs| runs.all[..pairs].iter().filter(|run| trained(run).is_none()).count();
         let (ours, theirs) = (accuracies(arm), accuracies(control));
-        let differences: Vec<f64> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours - theirs).collect();
-        let (of_arm, of_control) = (right(arm), right(control));
-        let count = |right: &Vec<bool>| right.iter().filter(|right| **right).count() as i64;
-        let in_images: Vec<i64> = of_arm.iter().zip(&of_control).map(|(a, b)| count(a) - count(b)).collect();
+        let in_images: Vec<i64> =
+            (0..pairs).map(|pair| arm.correct(pair) as i64 - control.correct(pair) as i64).collect();
+        let differences: Vec<f64> = in_images.iter().map(|d| *d as f64 / arm.images.max(1) as f64).collect();
         let paired = StudentT::of_pairs(&differences);
         let welch = StudentT::welch(&ours, &theirs);
         let (superiority, superiority_interval) = superiority(&differences, study.confidence);
-        let unpaired = variance(&ours) + variance(&theirs);
-        let of_pairs = variance(&differences);
+        let varies = in_images.iter().any(|d| *d != in_images[0]);
+        let resampled = Differences::new(&right(arm), &right(control)).resampled(RESAMPLES);
         Self {
             arm: arm.arm.name.clone(),
             is_again: arm.arm.is_again,
             mean: paired.mean,
             deviation: deviation(&differences),
             interval: paired.interval(study.confidence),
-            bootstrap: Differences::new(&of_arm, &of_control).interval(RESAMPLES, study.confidence),
+            bootstrap: resampled.interval(study.confidence),
+            bootstrap_of_equivalence: resampled.interval((2.0 * study.confidence - 1.0).max(0.0)),
+            // Nothing is rejected if the test can't be computed.
             sign_flip: sign_flip::p(&in_images).unwrap_or(1.0),
-            equivalence: paired.equivalence(study.margin),
+            equivalence: paired.equivalence(study.margin_share()),
             superiority,
             superiority_interval,
             welch: welch.p(),
             welch_interval: welch.interval(study.confidence),
             correlation: correlation(&ours, &theirs),
-            effective_runs: (of_pairs > 0.0).then(|| pairs as f64 * unpaired / of_pairs),
-            diverged: [arm, control]
-                .into_iter()
-                .map(|runs| runs.all[..pairs].iter().filter(|run| trained(run).is_none()).count())
-                .sum(),
-            pairs_needed: planning::runs_for(study.margin, deviation(&differences), 1.0 - study.confidence),
+            effective_runs: varies
+                .then(|| pairs as f64 * (variance(&ours) + variance(&theirs)) / variance(&differences)),
+            diverged: [diverged(arm), diverged(control)],
+            pairs_needed: planning::runs_for(
+                study.margin_share(),
+                deviation(&differences),
+                design.alpha / design.comparisons as f64,
+            ),
             differences,
         }
     }
+}
+
+/// A probability for people, with two digits that matter.
+fn chance(p: f64) -> String {
+    match p {
+        p if p < 1e-4 => "less than 0.01 %".to_owned(),
+        p if p < 0.1 => format!("{:.2} %", p * 100.0),
+        p => format!("{:.0} %", p * 100.0),
+    }
+}
+
+/// A share as a percentage, without needless digits.
+fn percent(share: f64) -> String {
+    format!("{} %", libm::round(share * 1e4) / 1e2)
 }

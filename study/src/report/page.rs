@@ -4,7 +4,7 @@
 
 use super::html;
 use super::svg::{Picture, Scale, colour, escaped};
-use super::{ArmReport, Comparison, Report, Verdict};
+use super::{ArmReport, Comparison, Report, Tested, Verdict, chance, percent};
 use crate::statistics::Interval;
 
 /// Width of all pictures.
@@ -83,7 +83,8 @@ impl Report {
         let rows: String = self.arms.iter().enumerate().map(row).collect();
         format!(
             "<h2>What was compared</h2>\n<p>Each arm is a network. Its runs differ in their seed, which decides the initial weights and the \
-             order of the images; runs of different arms with the same seed form a pair. Each run takes {} over the training images. The \
+             order of the images; runs of different arms with the same seed form a pair (the series of the \
+             control with other seeds is paired in order). Each run takes {} over the training images. The \
              accuracy is that on {} test images after the last epoch, and its ± is the standard deviation of runs. The gap is the accuracy on \
              the training images minus that on the test images.</p>\n<div class=\"wide\"><table>\n<tr><th>arm</th><th>network</th>\
              <th>parameters</th><th>multiply-adds per image</th><th>bytes sent per step</th><th>test accuracy</th>\
@@ -99,10 +100,10 @@ impl Report {
         let height = ROW * compared.len() as f64;
         let mut picture =
             Picture::new(WIDTH, height + 74.0, "Differences of accuracy from the control, with intervals");
-        let margin = self.study.margin * 100.0;
+        let margin = self.study.margin;
         let points = |share: f64| share * 100.0;
         let values = compared.iter().flat_map(|(_, comparison)| {
-            let Comparison { differences, interval, bootstrap, .. } = comparison;
+            let Tested { differences, interval, bootstrap, .. } = &comparison.tested;
             let ends = [interval.low, interval.high, bootstrap.low, bootstrap.high].map(points);
             differences.iter().map(|d| points(*d)).chain(ends).collect::<Vec<_>>()
         });
@@ -114,21 +115,27 @@ impl Report {
         picture.line("zero", (scale.at(0.0), top), (scale.at(0.0), bottom), "#000");
         for (row, (arm, comparison)) in compared.iter().enumerate() {
             let y = top + ROW * (row as f64 + 0.5);
-            picture.text(ROWS.0 - 12.0, y + 4.0, "end", &comparison.arm);
-            for (pair, difference) in comparison.differences.iter().enumerate() {
-                let title = format!("{}, pair {}: {:+.2} points", comparison.arm, pair + 1, points(*difference));
+            picture.text(ROWS.0 - 12.0, y + 4.0, "end", &comparison.tested.arm);
+            for (pair, difference) in comparison.tested.differences.iter().enumerate() {
+                let title = format!("{}, pair {}: {:+.2} points", comparison.tested.arm, pair + 1, points(*difference));
                 picture.mark(*arm, "run", (scale.at(points(*difference)), y + 11.0), 3.0, &title);
             }
-            let Interval { low, high } = comparison.bootstrap.scaled(100.0);
+            let Interval { low, high } = comparison.tested.bootstrap.scaled(100.0);
             picture.line("thin", (scale.at(low), y - 7.0), (scale.at(high), y - 7.0), colour(*arm));
-            let Interval { low, high } = comparison.interval.scaled(100.0);
+            let Interval { low, high } = comparison.tested.interval.scaled(100.0);
             picture.line("thick", (scale.at(low), y - 7.0), (scale.at(high), y - 7.0), colour(*arm));
-            picture.mark(*arm, "mean", (scale.at(points(comparison.mean)), y - 7.0), 5.5, &sentence(&comparison.said));
+            picture.mark(
+                *arm,
+                "mean",
+                (scale.at(points(comparison.tested.mean)), y - 7.0),
+                5.5,
+                &sentence(&comparison.said),
+            );
         }
-        let confidence = self.study.confidence * 100.0;
+        let confidence = percent(self.study.confidence);
         format!(
             "<h2>What came out, and how sure it is</h2>\n<figure>\n{}<figcaption>The difference of each arm from {}: the large mark is the \
-             mean of all pairs, and small marks are single pairs. The thick line is the {confidence:.0} % interval of the mean over seeds. The \
+             mean of all pairs, and small marks are single pairs. The thick line is the {confidence} interval of the mean over seeds. The \
              thin line is the interval over seeds and test images: it would also hold for other test images of the same kind. Arms whose \
              difference is within the green area ({margin} points) count as the same.</figcaption>\n</figure>\n{}",
             picture.finish(),
@@ -139,38 +146,42 @@ impl Report {
 
     fn comparison_table(&self) -> String {
         let row = |(arm, comparison): (usize, &Comparison)| {
+            let tested = &comparison.tested;
             let interval = |interval: Interval| {
                 let Interval { low, high } = interval.scaled(100.0);
                 format!("{low:+.2} to {high:+.2}")
             };
-            let share = comparison.superiority_interval.scaled(100.0);
-            let correlation =
-                comparison.correlation.map_or("none".to_owned(), |correlation| format!("{correlation:+.2}"));
-            let effective = comparison.effective_runs.map_or("-".to_owned(), |runs| format!("{runs:.1}"));
+            let share = tested.superiority_interval.scaled(100.0);
+            let correlation = tested.correlation.map_or("none".to_owned(), |correlation| format!("{correlation:+.2}"));
+            let effective = tested.effective_runs.map_or("-".to_owned(), |runs| format!("{runs:.1}"));
             format!(
-                "<tr><td>{}</td><td>{:+.3}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.0} % ({:.0} to {:.0} %)</td>\
-                 <td>{correlation}</td><td>{effective} of {}</td></tr>\n",
-                key(arm, &comparison.arm),
-                comparison.mean * 100.0,
-                interval(comparison.interval),
-                interval(comparison.bootstrap),
-                interval(comparison.welch_interval),
-                probability(comparison.sign_flip_holm),
-                probability(comparison.equivalence_holm),
-                comparison.superiority * 100.0,
+                "<tr><td>{}</td><td>{:+.3}</td><td>{}</td><td>{}</td><td>{}</td><td>{}; {}</td><td>{}; {}</td>\
+                 <td>{:.0} % ({:.0} to {:.0} %)</td><td>{correlation}</td><td>{effective}</td></tr>\n",
+                key(arm, &tested.arm),
+                tested.mean * 100.0,
+                interval(tested.interval),
+                interval(tested.bootstrap),
+                interval(tested.welch_interval),
+                chance(tested.sign_flip),
+                chance(comparison.sign_flip_corrected),
+                chance(tested.equivalence),
+                chance(comparison.equivalence_corrected),
+                tested.superiority * 100.0,
                 share.low,
                 share.high,
-                comparison.pairs,
             )
         };
         let rows: String = self.all_comparisons().into_iter().map(row).collect();
         format!(
             "<div class=\"wide\"><table>\n<tr><th>arm</th><th>difference, points</th><th>interval over seeds (t)</th>\
              <th>interval over seeds and images (BCa)</th><th>interval without pairs (Welch)</th>\
-             <th>chance of so large a difference between equal arms (exact sign-flip test, Holm)</th>\
-             <th>chance of so small a difference if it is really {} points (TOST, Holm)</th><th>pairs in which it is better</th>\
-             <th>correlation of pairs</th><th>pairs are worth</th></tr>\n{rows}</table></div>\n",
-            self.study.margin * 100.0
+             <th>chance of at least this difference between equal arms (exact sign-flip test); corrected for {}</th>\
+             <th>chance of so small a difference if it is really {} points (TOST); corrected likewise</th>\
+             <th>pairs in which it is better (a tie counts half)</th><th>correlation of pairs</th><th>unpaired runs as precise as these pairs</th>\
+             </tr>\n{rows}</table></div>\n<p><small>The intervals are not corrected for the number of arms; the tests are, and a verdict needs \
+             both.</small></p>\n",
+            plural(self.design.comparisons, "comparison", "comparisons"),
+            self.study.margin
         )
     }
 
@@ -266,17 +277,24 @@ impl Report {
             Some(images) => format!("{} training images (--data {})", grouped(images as u64), escaped(&study.data)),
             None => format!("--data {}", escaped(&study.data)),
         };
-        let design = escaped(&sentence(&self.design.described()));
-        let expected = study.expected_deviation * 100.0;
+        let again = if self.again.is_some() {
+            format!(
+                "<li>The control is compared with itself, with other seeds. If that finds a difference, the method may be broken; a sound one finds \
+                 one in at most {} of all studies.</li>\n",
+                percent(self.design.alpha / self.design.comparisons as f64)
+            )
+        } else {
+            String::new()
+        };
         format!(
-            "<h2>Method</h2>\n<ul>\n<li>Images: {data}.</li>\n<li>Before the study ran, it was expected that differences of pairs have a \
-             standard deviation of {expected} points. With that, {}.</li>\n<li>An arm counts as better or worse if three things hold: the exact \
-             sign-flip test rejects, corrected over {} by Holm's method; the t interval excludes zero; and the bootstrap interval over seeds \
-             and test images excludes zero. It counts as the same if two one-sided tests show that the difference is within the margin, \
-             corrected likewise. Otherwise these runs can't tell.</li>\n<li>The number of runs and the margin are part of the study's hash. They \
-             were fixed before it ran.</li>\n<li>A run that diverges is kept, and counts as guessing.</li>\n<li>The control is compared with \
-             itself, with other seeds. If that finds a difference, the method is broken.</li>\n</ul>\n",
-            design.trim_end_matches('.').to_owned().replacen(char::is_uppercase, &design[..1].to_lowercase(), 1),
+            "<h2>Method</h2>\n<ul>\n<li>Images: {data}.</li>\n<li>The study expects that differences of pairs have a standard deviation of {} \
+             points. Then {}.</li>\n<li>An arm counts as better or worse if three things hold: the exact sign-flip test rejects, corrected over {} \
+             by Holm's method; the t interval excludes zero; and the bootstrap interval over seeds and test images excludes zero. It counts as \
+             the same if two one-sided tests show that the difference is within the margin, corrected likewise, and the bootstrap agrees. \
+             Otherwise these runs can't tell.</li>\n<li>The number of runs and the margin are part of the study's hash: another number of runs is \
+             another study.</li>\n<li>A run that diverges is kept, and counts as guessing.</li>\n{again}</ul>\n",
+            study.expected_deviation,
+            escaped(&self.design.described()),
             plural(self.design.comparisons, "comparison", "comparisons"),
         )
     }
@@ -309,7 +327,8 @@ impl Report {
     /// All comparisons, each with the index of its arm.
     fn all_comparisons(&self) -> Vec<(usize, &Comparison)> {
         let all = self.comparisons.iter().chain(&self.again);
-        let index = |comparison: &Comparison| self.arms.iter().position(|arm| arm.name == comparison.arm).unwrap_or(0);
+        let index =
+            |comparison: &Comparison| self.arms.iter().position(|arm| arm.name == comparison.tested.arm).unwrap_or(0);
         all.map(|comparison| (index(comparison), comparison)).collect()
     }
 }
@@ -339,13 +358,4 @@ fn grouped(number: u64) -> String {
     let rest: Vec<String> =
         rest.as_bytes().chunks(3).map(|three| String::from_utf8_lossy(three).into_owned()).collect();
     std::iter::once(head.to_owned()).chain(rest).collect::<Vec<_>>().join("\u{202f}")
-}
-
-/// A probability, with two digits that matter.
-fn probability(p: f64) -> String {
-    match p {
-        p if p < 1e-4 => "below 0.01 %".to_owned(),
-        p if p < 0.1 => format!("{:.2} %", p * 100.0),
-        p => format!("{:.0} %", p * 100.0),
-    }
 }

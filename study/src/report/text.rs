@@ -1,6 +1,7 @@
 //! The report for a terminal.
 
-use super::{ArmReport, Comparison, Report};
+use super::{ArmReport, Comparison, Report, Tested, percent};
+use crate::statistics::sign_flip;
 
 impl Report {
     /// The verdicts, and the figures behind them.
@@ -26,18 +27,23 @@ impl Report {
     /// What the control's second series says about the method.
     pub(super) fn check(&self) -> Option<String> {
         let again = self.again.as_ref()?;
-        let control = &self.study.control().name;
+        let (control, pairs) = (&self.study.control().name, again.tested.differences.len());
+        let rate = percent(self.design.alpha / self.design.comparisons as f64);
+        let largest = again.tested.differences.iter().fold(0.0, |largest: f64, d| largest.max(d.abs()));
+        let apart = format!("their pairs differ by up to {:.2} points", largest * 100.0);
         Some(if self.is_broken() {
             format!(
-                "BROKEN    {control} with other seeds came out as different from {control}, so nothing above can be believed: {}",
+                "BROKEN    {control} with other seeds came out as different from {control}: {}. A sound method does that in at most {rate} of all \
+                 studies, so do not believe the verdicts above",
                 again.said
             )
-        } else {
-            let largest = again.differences.iter().fold(0.0, |largest: f64, d| largest.max(d.abs()));
+        } else if sign_flip::smallest(pairs) * self.design.comparisons as f64 > self.design.alpha {
             format!(
-                "check     {control} with other seeds is not found to differ from {control}, as it should be; their pairs differ by up to {:.2} \
-                 points",
-                largest * 100.0
+                "check     {pairs} pairs are too few to check the method; {control} with other seeds and {control}: {apart}"
+            )
+        } else {
+            format!(
+                "check     {control} with other seeds is not found to differ from {control}, as it should be; {apart}"
             )
         })
     }
@@ -65,18 +71,18 @@ impl ArmReport {
 
 impl Comparison {
     fn line(&self, names: usize) -> String {
-        let (t, bootstrap) = (self.interval.scaled(100.0), self.bootstrap.scaled(100.0));
+        let Tested { arm, mean, interval, bootstrap, superiority, differences, .. } = &self.tested;
+        let (t, bootstrap) = (interval.scaled(100.0), bootstrap.scaled(100.0));
         format!(
-            "{:<names$}  {:+.2} points, from {:+.2} to {:+.2} over seeds, and from {:+.2} to {:+.2} over seeds and test images; better in {:.0} % \
+            "{arm:<names$}  {:+.2} points, from {:+.2} to {:+.2} over seeds, and from {:+.2} to {:+.2} over seeds and test images; better in {:.0} % \
              of {} pairs",
-            self.arm,
-            self.mean * 100.0,
+            mean * 100.0,
             t.low,
             t.high,
             bootstrap.low,
             bootstrap.high,
-            self.superiority * 100.0,
-            self.pairs
+            superiority * 100.0,
+            differences.len()
         )
     }
 }

@@ -38,7 +38,8 @@ impl Differences {
         };
         let drawn = self.pairs.iter().zip(pairs).filter(|(_, weight)| **weight > 0);
         let sum: i64 = drawn.map(|(pair, weight)| i64::from(*weight) * of_pair(pair)).sum();
-        sum as f64 / (self.pairs.len() as f64 * self.images as f64)
+        // Without images there is no difference.
+        sum as f64 / (self.pairs.len() * self.images).max(1) as f64
     }
 
     /// The mean difference of accuracy.
@@ -58,7 +59,7 @@ impl Differences {
             }
         }
         let centred = |sums: Vec<i64>, each: usize| {
-            let means: Vec<f64> = sums.into_iter().map(|sum| sum as f64 / each as f64).collect();
+            let means: Vec<f64> = sums.into_iter().map(|sum| sum as f64 / each.max(1) as f64).collect();
             let (centre, count) = (mean(&means), means.len() as f64);
             means.into_iter().map(|value| (value - centre) / count).collect()
         };
@@ -75,18 +76,39 @@ impl Differences {
         if squares > 0.0 { power_sum(3) / (6.0 * squares * libm::sqrt(squares)) } else { 0.0 }
     }
 
-    /// The means of `draws` resamples, in order of the draws.
-    fn resampled(&self, draws: usize) -> Vec<f64> {
+    /// The means of `draws` resamples.
+    pub fn resampled(&self, draws: usize) -> Resampled {
         let (pairs, images) = (Source::new(SEED, "bootstrap seeds"), Source::new(SEED, "bootstrap images"));
-        (0..draws as u64)
+        let mut means: Vec<f64> = (0..draws as u64)
             .into_par_iter()
             .map(|draw| self.weighted(&weights(&pairs, draw, self.pairs.len()), &weights(&images, draw, self.images)))
-            .collect()
+            .collect();
+        means.sort_by(f64::total_cmp);
+        Resampled { means, observed: self.mean(), acceleration: self.acceleration() }
     }
+}
 
-    /// The BCa interval of the mean difference, from `draws` resamples.
-    pub fn interval(&self, draws: usize, confidence: f64) -> Interval {
-        bca(self.resampled(draws), self.mean(), self.acceleration(), confidence)
+/// The means of resamples.
+#[derive(Clone, Debug)]
+pub struct Resampled {
+    /// In ascending order.
+    means: Vec<f64>,
+    observed: f64,
+    acceleration: f64,
+}
+
+impl Resampled {
+    /// The BCa interval of the mean difference.
+    pub fn interval(&self, confidence: f64) -> Interval {
+        let below = self.means.iter().filter(|value| **value < self.observed).count();
+        let equal = self.means.iter().filter(|value| **value == self.observed).count();
+        let draws = self.means.len() as f64;
+        // If all resamples lie on one side, the correction would be infinite.
+        let share = ((below as f64 + equal as f64 / 2.0) / draws).clamp(0.5 / draws, 1.0 - 0.5 / draws);
+        let bias = normal_quantile(share);
+        let level = |z: f64| normal_cdf(bias + (bias + z) / (1.0 - self.acceleration * (bias + z)));
+        let z = normal_quantile(0.5 + confidence / 2.0);
+        Interval { low: interpolated(&self.means, level(-z)), high: interpolated(&self.means, level(z)) }
     }
 }
 
@@ -103,20 +125,6 @@ fn weights(source: &Source, draw: u64, count: usize) -> Vec<u32> {
         weights[((word * count as u64) >> 32) as usize] += 1;
     }
     weights
-}
-
-/// The interval with bias correction and acceleration, from the values of a statistic on resamples.
-fn bca(mut resampled: Vec<f64>, observed: f64, acceleration: f64, confidence: f64) -> Interval {
-    resampled.sort_by(f64::total_cmp);
-    let below = resampled.iter().filter(|value| **value < observed).count();
-    let equal = resampled.iter().filter(|value| **value == observed).count();
-    let draws = resampled.len() as f64;
-    // If all resamples lie on one side, the correction would be infinite.
-    let share = ((below as f64 + equal as f64 / 2.0) / draws).clamp(0.5 / draws, 1.0 - 0.5 / draws);
-    let bias = normal_quantile(share);
-    let level = |z: f64| normal_cdf(bias + (bias + z) / (1.0 - acceleration * (bias + z)));
-    let z = normal_quantile(0.5 + confidence / 2.0);
-    Interval { low: interpolated(&resampled, level(-z)), high: interpolated(&resampled, level(z)) }
 }
 
 /// A quantile of sorted values, with linear interpolation (the default of NumPy).

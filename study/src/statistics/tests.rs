@@ -101,7 +101,7 @@ fn the_bootstrap_agrees_with_numpy_on_the_same_draws() {
     for case in golden()["bca"].as_array().unwrap() {
         let differences = Differences::new(&rows(&case["a"]), &rows(&case["b"]));
         let draws = case["draws"].as_u64().unwrap() as usize;
-        assert_interval(differences.interval(draws, 0.95), &case["interval"], "BCa");
+        assert_interval(differences.resampled(draws).interval(0.95), &case["interval"], "BCa");
     }
 }
 
@@ -145,21 +145,23 @@ fn the_sign_flip_test_keeps_its_level() {
 
 #[test]
 fn planned_runs_find_what_they_were_planned_for() {
+    // The rule of a study with this many comparisons, on other draws than those of the plan.
+    for (pairs, comparisons) in [(8, 1), (8, 6), (10, 6), (20, 2), (40, 3)] {
+        let alpha = 0.05 / f64::from(comparisons);
+        let difference = planning::detectable(pairs, 1.0, alpha);
+        let found = (0..2_000).filter(|number| {
+            let differences: Vec<f64> = simulated(*number, pairs as u64).into_iter().map(|d| d + difference).collect();
+            let whole: Vec<i64> = differences.iter().map(|d| (d * 100.0) as i64).collect();
+            StudentT::of_pairs(&differences).p() <= alpha && sign_flip::p(&whole).unwrap() <= alpha
+        });
+        let power = found.count() as f64 / 2_000.0;
+        assert!((0.75..=0.85).contains(&power), "{pairs} pairs, {comparisons} comparisons: {power}");
+    }
+    assert!(planning::detectable(4, 1.0, 0.05).is_infinite());
     let runs = planning::runs_for(0.2, 0.28, 0.05).unwrap();
-    assert!(planning::detectable(runs, 0.28, 0.05) <= 0.2 && planning::provable_margin(runs, 0.28, 0.05) <= 0.2);
-    let fewer = runs - 1;
-    assert!(planning::detectable(fewer, 0.28, 0.05) > 0.2 || planning::provable_margin(fewer, 0.28, 0.05) > 0.2);
-    let found = (0..2_000).filter(|number| {
-        let differences: Vec<f64> = simulated(*number, runs as u64)
-            .into_iter()
-            .map(|d| 0.28 * d + planning::detectable(runs, 0.28, 0.05))
-            .collect();
-        StudentT::of_pairs(&differences).p() <= 0.05
-    });
-    let power = found.count() as f64 / 2_000.0;
-    assert!((0.77..=0.83).contains(&power), "{power}");
+    assert!(planning::provable_margin(runs, 0.28, 0.05) <= 0.2 && planning::runs_for(0.4, 0.28, 0.05).unwrap() < runs);
     assert!(planning::runs_for(1e-9, 1.0, 0.05).is_none());
-    // The chance that the question's author met.
-    assert_eq!(planning::chance_of_wins(3, 4), 0.3125);
-    assert_eq!([planning::chance_of_wins(0, 9), planning::chance_of_wins(9, 9)], [1.0, 1.0 / 512.0]);
+    // Either of two equal nets wins at least three of four.
+    assert_eq!(planning::chance_of_wins(3, 4), 0.625);
+    assert_eq!([planning::chance_of_wins(0, 9), planning::chance_of_wins(9, 9)], [1.0, 2.0 / 512.0]);
 }

@@ -98,7 +98,7 @@ impl TowerLayer {
             LayerKind::Conv(Conv { bias, .. }) | LayerKind::Linear(Linear { bias, .. }) => {
                 let passes = passes(plan, index, tower).expect("a layer of weights has passes");
                 let summed = if plan.network.is_in_head(index) { Summed::AtOnce } else { Summed::BySlot(tree) };
-                let weight = plan.network.parameters_of(index).into_iter().next();
+                let weight = plan.network.parameters_of(index).into_iter().next().filter(|_| train);
                 let kept = weight.and_then(|weight| weight.kept(seed, plan.network.slice(index, tower)));
                 let learnt = Learnt::new(&passes, bias.then_some(output.channels), kept, summed, train);
                 Work::Affine { passes, learnt: Box::new(learnt), rectifies: rectifies(plan, index) }

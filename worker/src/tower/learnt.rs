@@ -133,7 +133,7 @@ impl Values {
 
 impl Learnt {
     /// Zeros, until the values arrive. `bias` is the number of biases.
-    /// `kept` is which weights the layer's mask keeps, in their natural order.
+    /// `kept` is which weights the layer's mask keeps, in their natural order, in training.
     pub(super) fn new(
         passes: &Affine,
         bias: Option<usize>,
@@ -147,7 +147,7 @@ impl Learnt {
             groups,
             weight: Values::new(groups * panels.len(), summed, train),
             bias: bias.map(|length| Values::new(length, summed, train)),
-            kept: kept.filter(|_| train).map(|kept| panels.pack(groups, &kept)),
+            kept: kept.map(|kept| panels.pack(groups, &kept)),
             operands: matches!(summed, Summed::AtOnce).then(BTreeMap::new),
         }
     }
