@@ -361,7 +361,7 @@ fn chance(p: f64) -> String {
     match p {
         p if p < 1e-4 => "less than 0.01 %".to_owned(),
         p if p < 0.1 => format!("{:.2} %", p * 100.0),
-        p => format!("{:.0} %", p * 100.0),
+        p => format!("{} %", libm::round(p * 1e3) / 10.0),
     }
 }
 

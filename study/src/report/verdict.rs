@@ -130,6 +130,7 @@ impl Tested {
             }
             Verdict::Unclear => {
                 let more = match self.pairs_needed {
+                    Some(needed) if needed == pairs + 1 => "about one more pair would".to_owned(),
                     Some(needed) if needed > pairs => format!("about {} more pairs would", needed - pairs),
                     Some(_) => "a study with more pairs could".to_owned(),
                     None => "no reasonable number of pairs would".to_owned(),
