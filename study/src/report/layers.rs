@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use super::Summary;
+use super::summary::Summary;
 use crate::file::Study;
 use crate::represent::{Layer, Represented};
 use crate::representation::{Correlated, Picture};

@@ -8,9 +8,11 @@ pub mod layers;
 mod layers_page;
 pub mod page;
 mod raster;
+mod summary;
 mod svg;
 pub mod text;
 mod verdict;
+mod words;
 
 use std::collections::BTreeMap;
 
@@ -24,10 +26,11 @@ use crate::measured::{Measured, Outcome, Trained};
 use crate::represent::Represented;
 use crate::statistics::bootstrap::Differences;
 use crate::statistics::paired::{StudentT, superiority};
-use crate::statistics::{correlation, deviation, holm, mean, planning, sign_flip, variance};
+use crate::statistics::{correlation, deviation, holm, planning, sign_flip, variance};
 
 pub use layers::LayerReport;
-pub use verdict::{Tested, Verdict};
+pub use summary::Summary;
+pub use verdict::{Comparison, Tested, Verdict};
 
 /// The report.
 #[derive(Clone, Debug, Serialize)]
@@ -102,21 +105,6 @@ pub struct RunReport {
     pub diverged_after: Option<u64>,
 }
 
-/// The mean of some runs and how they vary.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Summary {
-    /// Number of runs.
-    pub runs: usize,
-    /// Their mean.
-    pub mean: f64,
-    /// Their standard deviation.
-    pub deviation: f64,
-    /// The smallest.
-    pub min: f64,
-    /// The largest.
-    pub max: f64,
-}
-
 /// A point of a learning curve.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct CurvePoint {
@@ -126,38 +114,6 @@ pub struct CurvePoint {
     pub test_accuracy: Summary,
     /// Loss on the training images, during training.
     pub train_loss: Summary,
-}
-
-/// An arm against the control.
-#[derive(Clone, Debug, Serialize)]
-pub struct Comparison {
-    /// What was tested.
-    #[serde(flatten)]
-    pub tested: Tested,
-    /// The p-value of the sign-flip test, corrected over all comparisons by Holm's method. That of the control with other seeds is multiplied
-    /// by the number of comparisons.
-    pub sign_flip_corrected: f64,
-    /// That of equivalence, corrected likewise.
-    pub equivalence_corrected: f64,
-    /// What follows.
-    pub verdict: Verdict,
-    /// The verdict in words.
-    pub said: String,
-    /// How many pairs the arm wins, and how often chance alone does as much, in words.
-    pub luck: String,
-}
-
-impl Summary {
-    /// Of at least one value.
-    fn of(values: &[f64]) -> Self {
-        Self {
-            runs: values.len(),
-            mean: mean(values),
-            deviation: if values.len() > 1 { deviation(values) } else { 0.0 },
-            min: values.iter().copied().fold(f64::INFINITY, f64::min),
-            max: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-        }
-    }
 }
 
 /// The runs of an arm, in the order of seeds.
@@ -354,18 +310,4 @@ impl Tested {
             differences,
         }
     }
-}
-
-/// A probability for people, with two digits that matter.
-fn chance(p: f64) -> String {
-    match p {
-        p if p < 1e-4 => "less than 0.01 %".to_owned(),
-        p if p < 0.1 => format!("{:.2} %", p * 100.0),
-        p => format!("{} %", libm::round(p * 1e3) / 10.0),
-    }
-}
-
-/// A share as a percentage, without needless digits.
-fn percent(share: f64) -> String {
-    format!("{} %", libm::round(share * 1e4) / 1e2)
 }

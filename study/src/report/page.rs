@@ -4,7 +4,8 @@
 
 use super::html;
 use super::svg::{Picture, Scale, colour, escaped};
-use super::{ArmReport, Comparison, Report, Tested, Verdict, chance, percent};
+use super::words::{chance, percent};
+use super::{ArmReport, Comparison, Report, Tested, Verdict};
 use crate::statistics::Interval;
 
 /// Width of all pictures.

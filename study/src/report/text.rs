@@ -1,6 +1,7 @@
 //! The report for a terminal.
 
-use super::{ArmReport, Comparison, Report, Tested, percent};
+use super::words::percent;
+use super::{ArmReport, Comparison, Report, Tested};
 use crate::statistics::sign_flip;
 
 impl Report {

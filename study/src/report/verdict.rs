@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Comparison, chance};
+use super::words::chance;
 use crate::file::Study;
 use crate::statistics::Interval;
 use crate::statistics::planning::chance_of_wins;
@@ -62,6 +62,25 @@ pub struct Tested {
     pub diverged: [usize; 2],
     /// About the number of pairs that the margin needs with the observed deviation. None if it is beyond reason.
     pub pairs_needed: Option<usize>,
+}
+
+/// An arm against the control.
+#[derive(Clone, Debug, Serialize)]
+pub struct Comparison {
+    /// What was tested.
+    #[serde(flatten)]
+    pub tested: Tested,
+    /// The p-value of the sign-flip test, corrected over all comparisons by Holm's method. That of the control with other seeds is multiplied
+    /// by the number of comparisons.
+    pub sign_flip_corrected: f64,
+    /// That of equivalence, corrected likewise.
+    pub equivalence_corrected: f64,
+    /// What follows.
+    pub verdict: Verdict,
+    /// The verdict in words.
+    pub said: String,
+    /// How many pairs the arm wins, and how often chance alone does as much, in words.
+    pub luck: String,
 }
 
 impl Tested {

@@ -7,7 +7,6 @@
 pub mod matrix;
 mod partition;
 
-use convoy_common::random::Source;
 use serde::{Deserialize, Serialize};
 
 use crate::statistics::Interval;
@@ -126,20 +125,10 @@ fn histogram(sorted: &[f64], observed: f64) -> (Interval, Vec<usize>) {
     (Interval { low, high }, bars)
 }
 
-/// A permutation of `count` items: draw number `draw` of a purpose.
-fn shuffled(purpose: &str, draw: u64, count: usize) -> Vec<usize> {
-    let source = Source::new(SEED, purpose);
-    let mut order: Vec<usize> = (0..count).collect();
-    for place in (1..count).rev() {
-        let word = u64::from(source.word(draw * count as u64 + place as u64));
-        order.swap(place, ((word * (place as u64 + 1)) >> 32) as usize);
-    }
-    order
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use convoy_common::random::Source;
     use serde_json::Value;
 
     use super::matrix::cross;

@@ -1,7 +1,8 @@
 //! Partitions of channels into groups, and the one under which channels correlate most within groups.
 
+use convoy_common::random::Source;
+
 use super::matrix::Square;
-use super::shuffled;
 
 /// Random partitions from which the search for the best one starts, beside the observed one.
 const STARTS: u64 = 8;
@@ -55,7 +56,7 @@ impl Partition {
 
     /// Groups of the same sizes with other channels: draw number `draw`.
     pub(super) fn permuted(&self, seed: u64, draw: u64) -> Self {
-        let order = shuffled(&format!("partition:{seed}"), draw, self.groups_of.len());
+        let order = shuffled(seed, draw, self.groups_of.len());
         Self { groups_of: order.into_iter().map(|from| self.groups_of[from]).collect(), groups: self.groups }
     }
 
@@ -95,6 +96,17 @@ pub(super) fn best(observed: &Partition, values: &Square, seed: u64) -> Partitio
     let ends = starts.chain([observed.clone()]).map(|start| start.climbed(values));
     let better = |a: &Partition, b: &Partition| a.difference(values).total_cmp(&b.difference(values));
     ends.max_by(better).unwrap_or_else(|| observed.clone())
+}
+
+/// A permutation of `count` items: draw number `draw` of a seed.
+fn shuffled(seed: u64, draw: u64, count: usize) -> Vec<usize> {
+    let source = Source::new(seed, "partition");
+    let mut order: Vec<usize> = (0..count).collect();
+    for place in (1..count).rev() {
+        let word = u64::from(source.word(draw * count as u64 + place as u64));
+        order.swap(place, ((word * (place as u64 + 1)) >> 32) as usize);
+    }
+    order
 }
 
 #[cfg(test)]
