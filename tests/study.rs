@@ -334,7 +334,7 @@ fn what_is_wrong_with_a_study_is_said_before_anything_runs() {
         ("model = \"hidden.toml\"", "model = \"none.toml\"", &["cannot read", "none.toml"]),
         ("data = \"bundled\"", "data = \"nowhere\"", &["nowhere"]),
         ("data = \"bundled\"", "data = \"bundled\"\ntrain_images = 60000", &["needs 60000", "there are 5000"]),
-        ("batch = 50", "lr = inf", &["lr = inf"]),
+        ("batch = 50", "lr = inf", &["arm \"hidden\"", "--lr inf", "above 0"]),
         ("batch = 50", "momentum = 1.5", &["arm \"hidden\"", "momentum 1.5", "below 1"]),
         ("slots = 1", "slots = 51", &["slots 51", "1 to 50"]),
         ("batch = 50", "schedule = \"cosin\"", &["schedule", "did you mean \"cosine\"?"]),
