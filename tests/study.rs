@@ -222,6 +222,13 @@ fn a_study_whose_processes_are_killed_ends_in_the_same_report() {
     let output = output_of(&mut study(&file, &stormy, &[]));
     assert!(said(&output).contains("9 of 9 runs have ended"), "{}", said(&output));
     assert!(read(&calm.join("report.html")) == read(&stormy.join("report.html")));
+    // Measurements that contradict themselves are refused.
+    let mut measured: Value = serde_json::from_slice(&read(&stormy.join("measurements.json"))).unwrap();
+    measured[0]["trained"]["test"]["correct"] = Value::from(2000);
+    std::fs::write(stormy.join("measurements.json"), measured.to_string()).unwrap();
+    let output = output_of(&mut study(&file, &stormy, &["--at-once", "1000000000"]));
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("is damaged") && said(&output).contains("2000 of 1000"), "{}", said(&output));
     // The control: another seed is another report.
     let (_other, file) = files(&[("epochs = 1", "epochs = 4\nfirst_seed = 2")]);
     let other = folder.path().join("other");

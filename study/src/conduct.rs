@@ -124,7 +124,8 @@ pub fn conduct(
     };
     let mut error = None;
     thread::scope(|scope| {
-        for _ in 0..place.at_once {
+        // More lanes than runs would have nothing to do.
+        for _ in 0..place.at_once.min(runs.len()) {
             let told = told.clone();
             scope.spawn(|| lane(told));
         }

@@ -33,9 +33,11 @@ pub enum StudyError {
     OtherData { wanted: usize, found: usize, origin: String, help: String },
     /// The images changed while the study ran.
     #[error(
-        "the images changed while the study ran: their SHA-256 was {before}, and is {now}; restore them, and run the study again"
+        "the images changed while the study ran: their SHA-256 was {before}, and in the run in {} it is {now}; restore the images, remove that \
+         folder, and run the study again",
+        folder.display()
     )]
-    ChangedData { before: String, now: String },
+    ChangedData { before: String, now: String, folder: PathBuf },
     /// The folder holds a study that differs.
     #[error(
         "{} holds a study that differs: {what}; to run another study, give it another name or --out, or remove the folder",

@@ -99,8 +99,14 @@ impl Folder {
         let mut ended = BTreeMap::new();
         for id in study.runs() {
             let expected = study.job_sha256(id, images);
-            let own: Option<Measured> = self.read(&self.run(study, id).join(MEASURED))?;
-            let found = own.iter().chain(&kept).find(|found| found.job_sha256 == expected);
+            let (own, all) = (self.run(study, id).join(MEASURED), self.path.join(MEASUREMENTS));
+            let of_run: Option<Measured> = self.read(&own)?;
+            let mut known = of_run.iter().map(|found| (&own, found)).chain(kept.iter().map(|found| (&all, found)));
+            let found = known.find(|(_, found)| found.job_sha256 == expected);
+            if let Some((path, found)) = found {
+                found.check().map_err(|why| StudyError::Damaged { path: path.clone(), why })?;
+            }
+            let found = found.map(|(_, found)| found);
             // Two arms may have the same job.
             let arm = study.arms[id.arm].name.clone();
             ended.extend(found.map(|found| (id, Measured { arm, ..found.clone() })));

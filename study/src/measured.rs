@@ -24,6 +24,34 @@ pub struct Measured {
     pub outcome: Outcome,
 }
 
+impl Measured {
+    /// Checks that its figures agree with each other.
+    ///
+    /// # Errors
+    /// Says which do not.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let Outcome::Trained(Trained { test, train, right, .. }) = &self.outcome else { return Ok(()) };
+        let counted = right.0.iter().filter(|right| **right).count();
+        if right.0.len() != test.images || counted != test.correct {
+            return Err(format!(
+                "in the run of arm \"{}\" with seed {}, \"right\" has {counted} of {} images, and \"test\" {} of {}",
+                self.arm,
+                self.seed,
+                right.0.len(),
+                test.correct,
+                test.images
+            ));
+        }
+        if test.images == 0 || train.correct > train.images {
+            return Err(format!(
+                "the run of arm \"{}\" with seed {} has impossible counts of images",
+                self.arm, self.seed
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -120,6 +120,10 @@ pub(crate) fn run(
 fn last_lines(errors: impl Read) -> String {
     let mut kept = VecDeque::new();
     for line in BufReader::new(errors).lines().map_while(Result::ok) {
+        // A note is not why a process ends.
+        if line.starts_with("note: ") {
+            continue;
+        }
         kept.push_back(line);
         if kept.len() > ERRORS_MAX {
             kept.pop_front();

@@ -88,11 +88,11 @@ impl Run<'_> {
             let end = run(&mut self.training(folder, model), is_over, &mut on_event)?;
             let record = record(folder);
             if end.status.success() {
-                self.check_images(&record)?;
+                self.check_images(&record, folder)?;
                 return Ok(None);
             }
             if let Some(steps) = record["diverged_after"].as_u64().filter(|_| record["status"] == "failed") {
-                self.check_images(&record)?;
+                self.check_images(&record, folder)?;
                 return Ok(Some(steps));
             }
             attempts = if step > furthest { 1 } else { attempts + 1 };
@@ -101,11 +101,12 @@ impl Run<'_> {
         }
     }
 
-    fn check_images(&self, record: &Value) -> Result<(), StudyError> {
+    fn check_images(&self, record: &Value, folder: &Path) -> Result<(), StudyError> {
         let now = record["configuration"]["data"].as_str().unwrap_or_default();
         match self.images {
             Some(before) if before != now => {
-                Err(StudyError::ChangedData { before: before.to_owned(), now: now.to_owned() })
+                let (before, now) = (before.to_owned(), now.to_owned());
+                Err(StudyError::ChangedData { before, now, folder: folder.to_owned() })
             }
             _ => Ok(()),
         }
