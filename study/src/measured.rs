@@ -149,7 +149,6 @@ impl TryFrom<String> for Right {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use proptest::prelude::*;
 

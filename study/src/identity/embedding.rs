@@ -82,7 +82,6 @@ fn block(outputs: usize, seen: usize, groups: usize, group: usize) -> (Slice, Sl
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -126,7 +126,6 @@ fn histogram(sorted: &[f64], observed: f64) -> (Interval, Vec<usize>) {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use convoy_common::random::Source;
     use serde_json::Value;

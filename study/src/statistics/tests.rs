@@ -1,5 +1,4 @@
 //! The statistics against SciPy, statsmodels and NumPy (`golden/statistics.json`), and simulations of their error rates.
-#![allow(clippy::unwrap_used)]
 
 use convoy_common::random::Source;
 use serde_json::Value;
