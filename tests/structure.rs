@@ -9,7 +9,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// `proto <- common <- {worker, coordinator, chaos} <- study <- convoy`: worker and coordinator never see each other.
+/// `proto <- common <- {worker, coordinator, chaos} <- report <- study <- convoy`: worker and coordinator never see each other.
 #[test]
 fn dependencies_point_one_way() {
     let mut command = Command::new(env!("CARGO"));
@@ -31,6 +31,7 @@ fn dependencies_point_one_way() {
                 "convoy-common",
                 "convoy-coordinator",
                 "convoy-proto",
+                "convoy-report",
                 "convoy-study",
                 "convoy-worker",
             ],
@@ -39,7 +40,8 @@ fn dependencies_point_one_way() {
         ("convoy-common", vec!["convoy-proto"]),
         ("convoy-coordinator", vec!["convoy-common", "convoy-proto"]),
         ("convoy-proto", vec![]),
-        ("convoy-study", vec!["convoy-common", "convoy-coordinator", "convoy-worker"]),
+        ("convoy-report", vec!["convoy-common", "convoy-coordinator", "convoy-worker"]),
+        ("convoy-study", vec!["convoy-common", "convoy-coordinator", "convoy-report", "convoy-worker"]),
         ("convoy-worker", vec!["convoy-common", "convoy-proto"]),
     ];
     assert_eq!(found.keys().map(String::as_str).collect::<Vec<_>>(), allowed.iter().map(|a| a.0).collect::<Vec<_>>());
@@ -53,7 +55,7 @@ fn dependencies_point_one_way() {
 #[test]
 fn unsafe_code_is_in_the_kernels_alone() {
     let mut folders: Vec<_> =
-        ["src", "proto/src", "common/src", "worker/src", "coordinator/src", "chaos/src", "study/src"]
+        ["src", "proto/src", "common/src", "worker/src", "coordinator/src", "chaos/src", "report/src", "study/src"]
             .map(std::path::PathBuf::from)
             .into();
     let mut looked_at = 0;
@@ -189,7 +191,7 @@ fn circle(uses: &BTreeMap<Vec<String>, BTreeSet<Vec<String>>>) -> Option<Vec<Str
 #[test]
 fn no_circle_of_files_in_a_crate() {
     let mut files = 0;
-    for source in ["src", "proto/src", "common/src", "worker/src", "coordinator/src", "chaos/src", "study/src"] {
+    for source in ["src", "proto/src", "common/src", "worker/src", "coordinator/src", "chaos/src", "report/src", "study/src"] {
         let mut uses = uses(&modules(Path::new(source)));
         // The root declares the modules, and uses what it likes of them.
         uses.remove(&Vec::new());

@@ -156,7 +156,7 @@ fn page(path: &Path, verdicts: usize) {
         assert_eq!(screen["wider_than_screen"], false);
         assert_eq!(screen["verdicts"].as_array().unwrap().len(), verdicts);
         assert_eq!(screen["pictures"], 15, "five of the study, and a figure and four histograms of each of two layers");
-        assert_eq!(screen["images"], 8, "the correlations of four arms in two layers");
+        assert_eq!(screen["images"], 16, "the correlations of four arms in two layers, and the filters of two groups");
         let all = |key: &str, least: f64| screen[key].as_array().unwrap().iter().all(|v| v.as_f64().unwrap() >= least);
         assert!(all("marks", 3.0) && all("heights", 50.0), "{screen}");
     }

@@ -74,6 +74,9 @@ pub struct Study {
 pub struct Represent {
     /// The names of the layers. Arms without such a layer have no result for it.
     pub layers: Vec<String>,
+    /// The names of layers whose filters are shown, and compared in how colourful they are.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<String>,
     /// Groups into which the channels are divided, in all arms alike.
     pub groups: usize,
     /// Test images, from the first one on.
@@ -325,11 +328,12 @@ impl Raw {
 
 impl Represent {
     fn read(represent: &mut Fields) -> Result<Self, FieldError> {
-        represent.check_keys(&["layers", "groups", "images"])?;
+        represent.check_keys(&["layers", "filters", "groups", "images"])?;
         let texts = |value: &Value| value.as_array()?.iter().map(|text| text.as_str().map(str::to_owned)).collect();
         let expected = "a list of names of layers";
         Ok(Self {
-            layers: represent.required("layers", |fields, key| fields.read(key, expected, texts))?,
+            layers: represent.read("layers", expected, texts)?.unwrap_or_default(),
+            filters: represent.read("filters", expected, texts)?.unwrap_or_default(),
             groups: represent.count("groups")?.unwrap_or(2),
             images: represent.count("images")?.unwrap_or(IMAGES),
         })
@@ -343,17 +347,24 @@ impl Represent {
         check((1..=IMAGES_MAX).contains(&self.images), || {
             format!("represent, images = {}; must be 1 to {IMAGES_MAX}", self.images)
         })?;
-        for name in &self.layers {
+        check(!self.layers.is_empty() || !self.filters.is_empty(), || {
+            "represent: it names neither layers nor filters; must name at least one layer".to_owned()
+        })?;
+        for name in self.layers.iter().chain(&self.filters) {
             let layers = &control.network.layers;
             let found = layers.iter().find(|layer| layer.name == *name);
             let names = || layers.iter().map(|layer| layer.name.as_str()).collect::<Vec<_>>().join(", ");
             check(found.is_some(), || {
-                format!("represent, layers: the control has no layer named \"{name}\"; its layers are {}", names())
+                format!("represent: the control has no layer named \"{name}\"; its layers are {}", names())
             })?;
             check(found.is_some_and(|layer| layer.output.channels <= CHANNELS_MAX), || {
-                format!(
-                    "represent, layers: \"{name}\" has more than {CHANNELS_MAX} channels, the most that are compared"
-                )
+                format!("represent: \"{name}\" has more than {CHANNELS_MAX} channels, the most that are compared")
+            })?;
+        }
+        for name in &self.filters {
+            let layer = control.network.layers.iter().find(|layer| layer.name == *name);
+            check(layer.is_some_and(|layer| layer.kind_name() == "conv" && layer.output.channels >= self.groups), || {
+                format!("represent, filters: \"{name}\" is not a convolution with at least {} filters", self.groups)
             })?;
         }
         Ok(())

@@ -18,6 +18,7 @@ use crate::file::{Arm, Represent, Study};
 use crate::folder::Folder;
 use crate::images::Images;
 use crate::measured::{Measured, Outcome};
+use crate::representation::filters::{Filters, filters};
 use crate::representation::matrix::{Covariance, cross, similarity};
 use crate::representation::{Correlated, Picture, correlated};
 
@@ -32,6 +33,9 @@ pub struct Represented {
     pub of: String,
     /// Each layer that was looked at.
     pub layers: Vec<Layer>,
+    /// Each layer whose filters were looked at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<Filters>,
 }
 
 /// A layer of a run.
@@ -72,13 +76,15 @@ pub fn represent(
             continue;
         }
         let looker = Looker { what, arm: &study.arms[id.arm], bytes: &bytes };
-        let own = looker.outputs(&load(study, folder, *id, weights)?)?;
+        let weights = load(study, folder, *id, weights)?;
+        let own = looker.outputs(&weights)?;
         let other = next.map(|(next, hash)| looker.outputs(&load(study, folder, next, hash)?)).transpose()?;
         all.push(Represented {
             arm: run.arm.clone(),
             seed: run.seed,
             of,
             layers: looker.layers(&own, other.as_ref(), id.pair == 0),
+            filters: looker.filters(&weights, id.pair == 0),
         });
     }
     Ok(all)
@@ -100,9 +106,11 @@ fn next_of<'a>(study: &Study, id: RunId, measured: &'a BTreeMap<RunId, Measured>
 
 /// What decides the result.
 fn key(what: &Represent, images: &Images, weights: &str, next: Option<&str>) -> String {
-    let Represent { layers, groups, images: count } = what;
+    let Represent { layers, filters, groups, images: count } = what;
     let next = next.unwrap_or("none");
-    format!("{weights} and {next}, {} in {groups} groups on {count} images of {}", layers.join(" and "), images.sha256)
+    let filters = if filters.is_empty() { String::new() } else { format!(", and filters of {}", filters.join(" and ")) };
+    let layers = layers.join(" and ");
+    format!("{weights} and {next}, {layers} in {groups} groups on {count} images of {}{filters}", images.sha256)
 }
 
 /// The weights of a run, which must be those that were measured.
@@ -130,6 +138,9 @@ struct Looker<'a> {
 
 impl Looker<'_> {
     fn outputs(&self, weights: &Tensors) -> Result<Outputs, StudyError> {
+        if self.what.layers.is_empty() {
+            return Ok(Outputs::new());
+        }
         let network = &self.arm.network;
         let layers: Vec<usize> = self.what.layers.iter().filter_map(|name| index_of(network, name)).collect();
         // Each computation needs a thread of its own.
@@ -153,6 +164,11 @@ impl Looker<'_> {
             Some(Layer { name: name.clone(), correlated, with_next_seed, picture: picture.filter(|_| pictured) })
         };
         self.what.layers.iter().filter_map(layer).collect()
+    }
+
+    fn filters(&self, weights: &Tensors, pictured: bool) -> Vec<Filters> {
+        let of = |name: &String| filters(name, weights.get(&format!("{name}.weight"))?, self.what.groups, pictured);
+        self.what.filters.iter().filter_map(of).collect()
     }
 
     fn channels(&self, name: &str) -> Option<usize> {

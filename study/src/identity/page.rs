@@ -1,7 +1,10 @@
 //! The page about identity, with a picture of the blocks.
 
+use convoy_report::html;
+use convoy_report::raster::Raster;
+use convoy_report::svg::escaped;
+
 use super::Identity;
-use crate::report::html;
 
 /// Size of a kernel in the picture.
 const CELL: usize = 5;
@@ -10,7 +13,7 @@ impl Identity {
     pub(super) fn page(&self) -> String {
         let claims = self.claims.iter().map(|claim| {
             let (class, word) = if claim.holds { ("same", "Holds") } else { ("broken", "Does not hold") };
-            let (text, found) = (html::escaped(&claim.claim), html::escaped(&claim.found));
+            let (text, found) = (escaped(&claim.claim), escaped(&claim.found));
             format!("<li class=\"{class}\">{text}<br><small>{word}: {found}.</small></li>\n")
         });
         let layer = &self.layer;
@@ -36,9 +39,9 @@ impl Identity {
             layer.groups,
             channels / layer.groups,
             self.blocks(),
-            html::escaped(&models.grouped),
-            html::escaped(&models.dense),
-            html::escaped(&layers.join(", ")),
+            escaped(&models.grouped),
+            escaped(&models.dense),
+            escaped(&layers.join(", ")),
             models.steps,
             models.weights_sha256,
         );
@@ -56,7 +59,7 @@ impl Identity {
             }
             if is_within(row / CELL, column / CELL) { [0, 114, 178] } else { [225, 225, 225] }
         };
-        html::Raster::of(channels * CELL, filters * CELL, colour)
+        Raster::of(channels * CELL, filters * CELL, colour)
             .image("kernels of the layer, with two blocks in colour", channels * CELL * 2)
     }
 }

@@ -57,7 +57,7 @@ pub struct ArmLayer {
 }
 
 /// The share of random partitions that may have as large a difference as the observed one.
-const LEVEL: f64 = 0.05;
+pub(super) const LEVEL: f64 = 0.05;
 
 impl LayerReport {
     /// All layers of a study.

@@ -1,10 +1,11 @@
 //! The section of the page about what the channels of layers represent.
 
+use convoy_report::raster::{Raster, diverging};
+use convoy_report::svg::{Picture, Scale, colour, escaped, key};
+
 use super::Report;
 use super::layers::{ArmLayer, LayerReport};
-use super::page::{ROW, ROWS, WIDTH, key};
-use super::raster::{Raster, diverging};
-use super::svg::{Picture, Scale, colour, escaped};
+use super::page::{ROW, ROWS, WIDTH};
 use crate::representation::Picture as Pictured;
 
 /// Size of a histogram.
@@ -38,7 +39,7 @@ impl Report {
         )
     }
 
-    fn index_of(&self, arm: &str) -> usize {
+    pub(super) fn index_of(&self, arm: &str) -> usize {
         self.arms.iter().position(|other| other.name == arm).unwrap_or(0)
     }
 

@@ -3,16 +3,14 @@
 //!
 //! Not here: running (`conduct`), and what the report looks like (`text`, `page`).
 
-pub(crate) mod html;
+mod filters;
+mod filters_page;
 pub mod layers;
 mod layers_page;
 pub mod page;
-mod raster;
 mod summary;
-mod svg;
 pub mod text;
 mod verdict;
-mod words;
 
 use std::collections::BTreeMap;
 
@@ -28,6 +26,7 @@ use crate::statistics::bootstrap::Differences;
 use crate::statistics::paired::{StudentT, superiority};
 use crate::statistics::{correlation, deviation, holm, planning, sign_flip, variance};
 
+pub use filters::FiltersReport;
 pub use layers::LayerReport;
 pub use summary::Summary;
 pub use verdict::{Comparison, Tested, Verdict};
@@ -59,6 +58,9 @@ pub struct Report {
     /// What the channels of layers represent, if the study looks at any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<LayerReport>,
+    /// The filters of layers, if the study looks at any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<FiltersReport>,
 }
 
 /// An arm and its results.
@@ -200,6 +202,7 @@ impl Report {
             comparisons,
             again,
             layers: LayerReport::all(study, represented),
+            filters: FiltersReport::all(study, represented),
         }
     }
 

@@ -2,9 +2,10 @@
 //!
 //! Not here: what is in the report, and drawing (`svg`).
 
-use super::html;
-use super::svg::{Picture, Scale, colour, escaped};
-use super::words::{chance, percent};
+use convoy_report::html;
+use convoy_report::svg::{Picture, Scale, colour, escaped, key};
+use convoy_report::words::{chance, grouped, percent, plural, sentence};
+
 use super::{ArmReport, Comparison, Report, Tested, Verdict};
 use crate::statistics::Interval;
 
@@ -26,6 +27,7 @@ impl Report {
             self.curves_section(),
             self.cost_section(),
             self.layers_section(),
+            self.filters_section(),
             self.method_section(),
             self.hashes_section(),
         ];
@@ -332,31 +334,4 @@ impl Report {
             |comparison: &Comparison| self.arms.iter().position(|arm| arm.name == comparison.tested.arm).unwrap_or(0);
         all.map(|comparison| (index(comparison), comparison)).collect()
     }
-}
-
-/// The mark and the name of an arm.
-pub(super) fn key(arm: usize, name: &str) -> String {
-    let mut picture = Picture::new(16.0, 16.0, "");
-    picture.mark(arm, "mean", (8.0, 8.5), 5.0, name);
-    format!("<span class=\"key\">{}{}</span>", picture.finish(), escaped(name))
-}
-
-/// A text that begins with a capital letter.
-fn sentence(text: &str) -> String {
-    let mut characters = text.chars();
-    characters.next().map_or(String::new(), |first| first.to_uppercase().chain(characters).collect())
-}
-
-fn plural(count: usize, one: &str, many: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { many })
-}
-
-/// A number with a thin space between every three digits.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let first = (digits.len() - 1) % 3 + 1;
-    let (head, rest) = digits.split_at(first);
-    let rest: Vec<String> =
-        rest.as_bytes().chunks(3).map(|three| String::from_utf8_lossy(three).into_owned()).collect();
-    std::iter::once(head.to_owned()).chain(rest).collect::<Vec<_>>().join("\u{202f}")
 }

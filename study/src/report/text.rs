@@ -1,6 +1,7 @@
 //! The report for a terminal.
 
-use super::words::percent;
+use convoy_report::words::percent;
+
 use super::{ArmReport, Comparison, Report, Tested};
 use crate::statistics::sign_flip;
 
@@ -21,6 +22,8 @@ impl Report {
         lines.push(String::new());
         lines.extend(self.comparisons.iter().map(|comparison| format!("verdict   {}", comparison.said)));
         lines.extend(self.comparisons.iter().map(|comparison| format!("luck      {}", comparison.luck)));
+        let coloured = self.filters.iter().flat_map(|layer| &layer.arms).filter_map(|arm| arm.colours.as_ref());
+        lines.extend(coloured.map(|colours| format!("colour    {}", colours.said)));
         lines.extend(self.check());
         lines.join("\n") + "\n"
     }

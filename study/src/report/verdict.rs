@@ -1,8 +1,8 @@
 //! What follows from the tests of an arm against the control, in plain words. Never a p-value alone.
 
+use convoy_report::words::chance;
 use serde::Serialize;
 
-use super::words::chance;
 use crate::file::Study;
 use crate::statistics::Interval;
 use crate::statistics::planning::chance_of_wins;

@@ -1,9 +1,10 @@
 //! What the channels of a layer represent: how they correlate within groups and between them, against the chance of other partitions; how
-//! similar the halves are, and two seeds; and how many independent channels there are.
+//! similar the halves are, and two seeds; how many independent channels there are; and how colourful filters are.
 //!
 //! A *sample* here is a place of an image: the outputs of all channels at one row and column. Not here: computing outputs (the worker), and
 //! which runs are looked at (`represent`).
 
+pub mod filters;
 pub mod matrix;
 mod partition;
 

@@ -54,6 +54,17 @@ impl Partition {
         within - between
     }
 
+    /// The largest mean of a group minus the smallest one, of a value for each item. Groups must not be empty.
+    pub(super) fn spread(&self, values: &[f64]) -> f64 {
+        let mean = |group: usize| {
+            let of_group = || self.groups_of.iter().zip(values).filter(move |(of, _)| **of == group);
+            of_group().map(|(_, value)| value).sum::<f64>() / of_group().count() as f64
+        };
+        let means = (0..self.groups).map(mean);
+        let (low, high) = means.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), m| (low.min(m), high.max(m)));
+        high - low
+    }
+
     /// Groups of the same sizes with other channels: draw number `draw`.
     pub(super) fn permuted(&self, seed: u64, draw: u64) -> Self {
         let order = shuffled(seed, draw, self.groups_of.len());

@@ -3,10 +3,10 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::svg::escaped;
+use crate::svg::escaped;
 
 /// A picture.
-pub(crate) struct Raster {
+pub struct Raster {
     width: usize,
     height: usize,
     /// Red, green and blue of each pixel.
@@ -15,13 +15,13 @@ pub(crate) struct Raster {
 
 impl Raster {
     /// A picture whose pixel in each row and column has the colour that `of` says.
-    pub(crate) fn of(width: usize, height: usize, of: impl Fn(usize, usize) -> [u8; 3]) -> Self {
+    pub fn of(width: usize, height: usize, of: impl Fn(usize, usize) -> [u8; 3]) -> Self {
         let pixels = (0..width * height).flat_map(|index| of(index / width, index % width)).collect();
         Self { width, height, pixels }
     }
 
     /// The element, `shown` pixels wide. Empty if the picture is.
-    pub(crate) fn image(&self, about: &str, shown: usize) -> String {
+    pub fn image(&self, about: &str, shown: usize) -> String {
         let Some(bytes) = self.png() else { return String::new() };
         let (about, data) = (escaped(about), STANDARD.encode(bytes));
         format!("<img class=\"pixels\" width=\"{shown}\" alt=\"{about}\" src=\"data:image/png;base64,{data}\">")
@@ -40,7 +40,7 @@ impl Raster {
 }
 
 /// The colour of a value between -1 (blue) and 1 (orange); 0 is white.
-pub(crate) fn diverging(value: f64) -> [u8; 3] {
+pub fn diverging(value: f64) -> [u8; 3] {
     let end = if value < 0.0 { [0.0, 114.0, 178.0] } else { [213.0, 94.0, 0.0] };
     let share = value.abs().min(1.0);
     end.map(|end| libm::round(255.0 + (end - 255.0) * share) as u8)

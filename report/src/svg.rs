@@ -1,7 +1,7 @@
-//! Pictures as inline SVG: scales, ticks, and the marks of charts. Every text has a place of its own, so texts don't overlap. Arms differ
-//! in colour and in shape, so the pictures can be read without colours.
+//! Pictures as inline SVG: scales, ticks, and the marks of charts. Every text has a place of its own, so texts don't overlap. Series
+//! differ in colour and in shape, so the pictures can be read without colours.
 //!
-//! Not here: which charts a report has (`page`).
+//! Not here: which charts a report has.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ const COLOURS: [&str; 7] = ["#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7
 
 /// A linear scale from values to pixels.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Scale {
+pub struct Scale {
     values: (f64, f64),
     pixels: (f64, f64),
     /// Distance between ticks.
@@ -19,7 +19,7 @@ pub(super) struct Scale {
 
 impl Scale {
     /// A scale that shows all `values`, with about `ticks` ticks, and ends at ticks.
-    pub(super) fn around(values: impl IntoIterator<Item = f64>, pixels: (f64, f64), ticks: f64) -> Self {
+    pub fn around(values: impl IntoIterator<Item = f64>, pixels: (f64, f64), ticks: f64) -> Self {
         let finite = values.into_iter().filter(|value| value.is_finite());
         let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
         let (low, high) = match (low.is_finite(), low < high) {
@@ -36,13 +36,13 @@ impl Scale {
     }
 
     /// The pixel of a value.
-    pub(super) fn at(&self, value: f64) -> f64 {
+    pub fn at(&self, value: f64) -> f64 {
         let share = (value - self.values.0) / (self.values.1 - self.values.0);
         self.pixels.0 + share * (self.pixels.1 - self.pixels.0)
     }
 
     /// The values of ticks, and their texts.
-    pub(super) fn ticks(&self) -> Vec<(f64, String)> {
+    pub fn ticks(&self) -> Vec<(f64, String)> {
         let count = libm::round((self.values.1 - self.values.0) / self.step) as usize;
         let digits = (0..6).find(|digits| {
             let scaled = self.step * libm::pow(10.0, f64::from(*digits));
@@ -56,7 +56,7 @@ impl Scale {
 }
 
 /// A picture that is being drawn.
-pub(super) struct Picture {
+pub struct Picture {
     body: String,
     width: f64,
     height: f64,
@@ -65,12 +65,12 @@ pub(super) struct Picture {
 
 impl Picture {
     /// An empty picture of this size in pixels. `about` is read to those who can't see it.
-    pub(super) fn new(width: f64, height: f64, about: &str) -> Self {
+    pub fn new(width: f64, height: f64, about: &str) -> Self {
         Self { body: String::new(), width, height, about: escaped(about) }
     }
 
     /// The element.
-    pub(super) fn finish(self) -> String {
+    pub fn finish(self) -> String {
         let Self { body, width, height, about } = self;
         format!(
             "<svg viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" role=\"img\" aria-label=\"{about}\">\n{body}</svg>\n"
@@ -84,12 +84,12 @@ impl Picture {
     }
 
     /// A text. `anchor` is start, middle or end.
-    pub(super) fn text(&mut self, x: f64, y: f64, anchor: &str, text: &str) {
+    pub fn text(&mut self, x: f64, y: f64, anchor: &str, text: &str) {
         self.add(format_args!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{}</text>", escaped(text)));
     }
 
     /// A text that is read from the bottom to the top.
-    pub(super) fn upright_text(&mut self, x: f64, y: f64, text: &str) {
+    pub fn upright_text(&mut self, x: f64, y: f64, text: &str) {
         self.add(format_args!(
             "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\" transform=\"rotate(-90 {x:.1} {y:.1})\">{}</text>",
             escaped(text)
@@ -97,7 +97,7 @@ impl Picture {
     }
 
     /// A straight line of a class of the page's style.
-    pub(super) fn line(&mut self, class: &str, from: (f64, f64), to: (f64, f64), colour: &str) {
+    pub fn line(&mut self, class: &str, from: (f64, f64), to: (f64, f64), colour: &str) {
         let ((x1, y1), (x2, y2)) = (from, to);
         self.add(format_args!(
             "<line class=\"{class}\" x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" stroke=\"{colour}\"/>"
@@ -105,27 +105,27 @@ impl Picture {
     }
 
     /// A filled area.
-    pub(super) fn area(&mut self, class: &str, corners: &[(f64, f64)], colour: &str) {
+    pub fn area(&mut self, class: &str, corners: &[(f64, f64)], colour: &str) {
         self.add(format_args!("<polygon class=\"{class}\" points=\"{}\" fill=\"{colour}\"/>", points(corners)));
     }
 
     /// A line through points.
-    pub(super) fn path(&mut self, class: &str, through: &[(f64, f64)], colour: &str) {
+    pub fn path(&mut self, class: &str, through: &[(f64, f64)], colour: &str) {
         self.add(format_args!(
             "<polyline class=\"{class}\" points=\"{}\" fill=\"none\" stroke=\"{colour}\"/>",
             points(through)
         ));
     }
 
-    /// The mark of an arm. `title` is shown when the pointer is over it.
-    pub(super) fn mark(&mut self, arm: usize, class: &str, (x, y): (f64, f64), size: f64, title: &str) {
-        let (colour, r) = (colour(arm), size);
+    /// The mark of a series. `title` is shown when the pointer is over it.
+    pub fn mark(&mut self, series: usize, class: &str, (x, y): (f64, f64), size: f64, title: &str) {
+        let (colour, r) = (colour(series), size);
         let title = escaped(title);
         let polygon = |corners: &[(f64, f64)]| {
             let corners: Vec<_> = corners.iter().map(|(dx, dy)| (x + dx * r, y + dy * r)).collect();
             format!("polygon points=\"{}\"", points(&corners))
         };
-        let shape = match arm % 4 {
+        let shape = match series % 4 {
             0 => format!("circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{r:.1}\""),
             1 => polygon(&[(0.0, -1.25), (1.15, 0.85), (-1.15, 0.85)]),
             2 => polygon(&[(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]),
@@ -136,7 +136,7 @@ impl Picture {
     }
 
     /// A horizontal axis at the bottom of an area, with grid lines up to its top.
-    pub(super) fn axis_below(&mut self, scale: &Scale, top: f64, bottom: f64, name: &str) {
+    pub fn axis_below(&mut self, scale: &Scale, top: f64, bottom: f64, name: &str) {
         for (value, text) in scale.ticks() {
             let x = scale.at(value);
             self.line("grid", (x, top), (x, bottom), "#ccc");
@@ -146,7 +146,7 @@ impl Picture {
     }
 
     /// A vertical axis at the left of an area, with grid lines up to its right.
-    pub(super) fn axis_left(&mut self, scale: &Scale, left: f64, right: f64, name: &str) {
+    pub fn axis_left(&mut self, scale: &Scale, left: f64, right: f64, name: &str) {
         for (value, text) in scale.ticks() {
             let y = scale.at(value);
             self.line("grid", (left, y), (right, y), "#ccc");
@@ -156,9 +156,16 @@ impl Picture {
     }
 }
 
-/// The colour of an arm.
-pub(super) fn colour(arm: usize) -> &'static str {
-    COLOURS[arm % COLOURS.len()]
+/// The colour of a series.
+pub fn colour(series: usize) -> &'static str {
+    COLOURS[series % COLOURS.len()]
+}
+
+/// The mark and the name of a series, as an element of a page.
+pub fn key(series: usize, name: &str) -> String {
+    let mut picture = Picture::new(16.0, 16.0, "");
+    picture.mark(series, "mean", (8.0, 8.5), 5.0, name);
+    format!("<span class=\"key\">{}{}</span>", picture.finish(), escaped(name))
 }
 
 fn points(corners: &[(f64, f64)]) -> String {
@@ -166,7 +173,7 @@ fn points(corners: &[(f64, f64)]) -> String {
 }
 
 /// A text in HTML.
-pub(crate) fn escaped(text: &str) -> String {
+pub fn escaped(text: &str) -> String {
     let escape = |c: char| match c {
         '&' => "&amp;".to_owned(),
         '<' => "&lt;".to_owned(),

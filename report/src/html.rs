@@ -1,12 +1,11 @@
 //! The frame of a page, and what pages share: one file, which needs no network and no script.
 
-pub(crate) use super::raster::Raster;
-pub(crate) use super::svg::escaped;
+use crate::svg::escaped;
 
 const STYLE: &str = include_str!("page.css");
 
 /// A page with a title, which is also its first heading.
-pub(crate) fn page(title: &str, body: &str) -> String {
+pub fn page(title: &str, body: &str) -> String {
     let title = escaped(title);
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
