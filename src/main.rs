@@ -6,6 +6,7 @@ mod chaos;
 mod console;
 mod environment;
 mod eval;
+mod export;
 mod health;
 mod log;
 mod metrics;
@@ -65,6 +66,11 @@ enum Command {
     ///
     /// The network is divided into the same towers as in training.
     Eval(Box<eval::Arguments>),
+    /// Write trained weights as a file for other programs
+    ///
+    /// The file has the format ONNX, which onnxruntime and other programs run. Its input is named images: bytes of shape (N, channels, height, width), as
+    /// in the data set. Its output is named logits: floats of shape (N, classes).
+    Export(export::Arguments),
     /// Check the health of a worker or a coordinator
     ///
     /// Health checks of containers can use this command. A coordinator is ready when its job has its workers. A worker is ready unless its
@@ -154,6 +160,7 @@ fn carry_out(command: Command, log: &Log) -> Result<Outcome, Box<dyn Error>> {
         Command::Train(arguments) => train::run(*arguments, log),
         Command::Worker(arguments) => worker::run(&arguments),
         Command::Eval(arguments) => eval::run(*arguments, log),
+        Command::Export(arguments) => export::run(&arguments),
         Command::Health(arguments) => health::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),

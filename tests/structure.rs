@@ -30,6 +30,7 @@ fn dependencies_point_one_way() {
                 "convoy-chaos",
                 "convoy-common",
                 "convoy-coordinator",
+                "convoy-onnx",
                 "convoy-proto",
                 "convoy-report",
                 "convoy-study",
@@ -39,6 +40,7 @@ fn dependencies_point_one_way() {
         ("convoy-chaos", vec!["convoy-common"]),
         ("convoy-common", vec!["convoy-proto"]),
         ("convoy-coordinator", vec!["convoy-common", "convoy-proto"]),
+        ("convoy-onnx", vec!["convoy-common"]),
         ("convoy-proto", vec![]),
         ("convoy-report", vec!["convoy-common", "convoy-coordinator", "convoy-worker"]),
         ("convoy-study", vec!["convoy-common", "convoy-coordinator", "convoy-report", "convoy-worker"]),
@@ -54,10 +56,19 @@ fn dependencies_point_one_way() {
 /// Only `unsafe` inside the kernels.
 #[test]
 fn unsafe_code_is_in_the_kernels_alone() {
-    let mut folders: Vec<_> =
-        ["src", "proto/src", "common/src", "worker/src", "coordinator/src", "chaos/src", "report/src", "study/src"]
-            .map(std::path::PathBuf::from)
-            .into();
+    let mut folders: Vec<_> = [
+        "src",
+        "proto/src",
+        "common/src",
+        "worker/src",
+        "coordinator/src",
+        "chaos/src",
+        "onnx/src",
+        "report/src",
+        "study/src",
+    ]
+    .map(std::path::PathBuf::from)
+    .into();
     let mut looked_at = 0;
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -191,7 +202,17 @@ fn circle(uses: &BTreeMap<Vec<String>, BTreeSet<Vec<String>>>) -> Option<Vec<Str
 #[test]
 fn no_circle_of_files_in_a_crate() {
     let mut files = 0;
-    for source in ["src", "proto/src", "common/src", "worker/src", "coordinator/src", "chaos/src", "report/src", "study/src"] {
+    for source in [
+        "src",
+        "proto/src",
+        "common/src",
+        "worker/src",
+        "coordinator/src",
+        "chaos/src",
+        "onnx/src",
+        "report/src",
+        "study/src",
+    ] {
         let mut uses = uses(&modules(Path::new(source)));
         // The root declares the modules, and uses what it likes of them.
         uses.remove(&Vec::new());

@@ -34,6 +34,7 @@ pub mod stop;
 pub mod trace;
 pub mod train;
 mod unguessable;
+pub mod weights;
 pub mod wrong;
 
 pub use error::JobError;

@@ -2,7 +2,7 @@
 //!
 //! Not here: the measurement itself, which jobs use too (`evaluate`), and printing.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -16,25 +16,21 @@ use convoy_common::wire::{Assignment, Generation};
 use ndarray::{ArrayD, IxDyn};
 use serde::Serialize;
 
-use crate::checkpoint::folder::{self, Opened};
-use crate::checkpoint::{self, Checkpoint, CheckpointError};
+use crate::checkpoint;
 use crate::cluster::Cluster;
 use crate::crew::Crew;
 use crate::data::{DataChoice, DataSource, Part, Places, Wanted};
 use crate::error::JobError;
 use crate::evaluate::{Measured, evaluate};
-use crate::job::{Job, check, defaults};
+use crate::job::check;
 use crate::observe::{Event, Observer};
 use crate::running::Running;
 use crate::state::JobState;
 use crate::stop::Stop;
 use crate::trace::Recorder;
 use crate::unguessable::unguessable;
+use crate::weights::{Loaded, load};
 use crate::wrong;
-
-/// The most images per micro-batch. A checkpoint of a job with smaller micro-batches is measured with those, because its workers
-/// may have less memory.
-const MICRO_BATCH: usize = 64;
 
 /// A request to measure.
 pub struct Measuring {
@@ -180,79 +176,6 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
 /// Images per micro-batch, at most `most`, so that each of `replicas` gets a micro-batch if there are as many images.
 fn micro_batch_for(replicas: usize, images: usize, most: usize) -> usize {
     most.min(images / replicas).max(1)
-}
-
-/// Weights, and what is known about their job.
-struct Loaded {
-    /// The model's text.
-    text: String,
-    /// The weights' file or folder.
-    path: PathBuf,
-    weights: Tensors,
-    /// The job's seed, which decides synthetic images.
-    seed: u64,
-    /// Where the job's data came from, if a checkpoint says so.
-    data: Option<DataSource>,
-    /// SHA-256 over the job's test images, if a checkpoint says so.
-    test_images: Option<String>,
-    /// SHA-256 over all of the job's images, if a checkpoint says so.
-    whole_set: Option<String>,
-    /// Images per micro-batch.
-    micro_batch: usize,
-    /// Newer checkpoints that are damaged.
-    damaged: Vec<CheckpointError>,
-}
-
-fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
-    // A weights file of a checkpoint is measured as that checkpoint.
-    let of_checkpoint = checkpoint::folder_of_weights(path);
-    if path.is_dir() || of_checkpoint.is_some() {
-        let Opened { checkpoint, damaged } = folder::open(of_checkpoint.as_deref().unwrap_or(path))?;
-        let Checkpoint { path: found, manifest, state } = checkpoint;
-        let (data, test_images) = (manifest.data_source(), manifest.test_images);
-        let batch = manifest.job.batch;
-        // Replicas may have trained with micro-batches as small as these.
-        let slots = manifest.job.slots;
-        let division = manifest.job.division(defaults::micro_batches(batch, slots, slots));
-        let micro_batch = division.largest_micro_batch(batch).min(MICRO_BATCH);
-        let Job { model: own, seed, data: whole_set, .. } = manifest.job;
-        if model.as_ref().is_some_and(|model| *model != own) {
-            return Err(JobError::OtherModel {
-                path: found,
-                own: name_of(&own),
-                asked: name_of(&model.unwrap_or_default()),
-            });
-        }
-        return Ok(Loaded {
-            text: own,
-            path: found,
-            weights: state.weights,
-            seed,
-            data,
-            test_images,
-            whole_set: Some(whole_set),
-            micro_batch,
-            damaged,
-        });
-    }
-    folder::check_exists(path, "the folder of a run or of a checkpoint, or a safetensors file")?;
-    let text = model.ok_or_else(|| JobError::ModelWanted { path: path.to_owned() })?;
-    let weights = checkpoint::read_weights(path, &Network::parse(&text)?)?;
-    Ok(Loaded {
-        text,
-        path: path.to_owned(),
-        weights,
-        seed: defaults::SEED,
-        data: None,
-        test_images: None,
-        whole_set: None,
-        micro_batch: MICRO_BATCH,
-        damaged: Vec::new(),
-    })
-}
-
-fn name_of(text: &str) -> String {
-    Network::parse(text).map_or_else(|_| "unreadable".to_owned(), |network| network.name)
 }
 
 #[cfg(test)]

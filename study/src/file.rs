@@ -363,9 +363,10 @@ impl Represent {
         }
         for name in &self.filters {
             let layer = control.network.layers.iter().find(|layer| layer.name == *name);
-            check(layer.is_some_and(|layer| layer.kind_name() == "conv" && layer.output.channels >= self.groups), || {
-                format!("represent, filters: \"{name}\" is not a convolution with at least {} filters", self.groups)
-            })?;
+            check(
+                layer.is_some_and(|layer| layer.kind_name() == "conv" && layer.output.channels >= self.groups),
+                || format!("represent, filters: \"{name}\" is not a convolution with at least {} filters", self.groups),
+            )?;
         }
         Ok(())
     }

@@ -108,7 +108,8 @@ fn next_of<'a>(study: &Study, id: RunId, measured: &'a BTreeMap<RunId, Measured>
 fn key(what: &Represent, images: &Images, weights: &str, next: Option<&str>) -> String {
     let Represent { layers, filters, groups, images: count } = what;
     let next = next.unwrap_or("none");
-    let filters = if filters.is_empty() { String::new() } else { format!(", and filters of {}", filters.join(" and ")) };
+    let filters =
+        if filters.is_empty() { String::new() } else { format!(", and filters of {}", filters.join(" and ")) };
     let layers = layers.join(" and ");
     format!("{weights} and {next}, {layers} in {groups} groups on {count} images of {}{filters}", images.sha256)
 }

@@ -67,12 +67,19 @@ impl FiltersReport {
         let layer = |name: &String| {
             let of_arm = |arm: &str| -> Vec<(u64, &Filters)> {
                 let runs = represented.iter().filter(|run| run.arm == arm);
-                runs.flat_map(|run| run.filters.iter().filter(|filters| filters.name == *name).map(|f| (run.seed, f))).collect()
+                runs.flat_map(|run| run.filters.iter().filter(|filters| filters.name == *name).map(|f| (run.seed, f)))
+                    .collect()
             };
             let control = of_arm(&study.control().name);
             let arms = study.arms.iter().filter_map(|arm| {
                 let is_control = arm.name == study.control().name;
-                ArmFilters::new(&arm.name, name, &of_arm(&arm.name), (!is_control).then_some(&control), study.confidence)
+                ArmFilters::new(
+                    &arm.name,
+                    name,
+                    &of_arm(&arm.name),
+                    (!is_control).then_some(&control),
+                    study.confidence,
+                )
             });
             FiltersReport { layer: name.clone(), arms: arms.collect() }
         };
@@ -93,7 +100,8 @@ impl ArmFilters {
         let control = control.map(|runs| coloured(runs));
         (!runs.is_empty()).then(|| Self {
             arm: arm.to_owned(),
-            colours: (!colours.is_empty()).then(|| ArmColours::new(arm, layer, &colours, control.as_deref(), confidence)),
+            colours: (!colours.is_empty())
+                .then(|| ArmColours::new(arm, layer, &colours, control.as_deref(), confidence)),
             picture,
         })
     }
@@ -104,7 +112,13 @@ fn coloured<'a>(runs: &[(u64, &'a Filters)]) -> Vec<(u64, &'a Colours)> {
 }
 
 impl ArmColours {
-    fn new(arm: &str, layer: &str, runs: &[(u64, &Colours)], control: Option<&[(u64, &Colours)]>, confidence: f64) -> Self {
+    fn new(
+        arm: &str,
+        layer: &str,
+        runs: &[(u64, &Colours)],
+        control: Option<&[(u64, &Colours)]>,
+        confidence: f64,
+    ) -> Self {
         let of = |value: fn(&Colours) -> f64| runs.iter().map(|(_, run)| value(run)).collect::<Vec<f64>>();
         let differences = of(|run| run.difference);
         let interval = |values: &[f64]| (values.len() > 1).then(|| StudentT::of_pairs(values).interval(confidence));

@@ -36,7 +36,8 @@ impl Report {
             return String::new();
         }
         let groups = self.study.represent.as_ref().map_or(2, |what| what.groups);
-        let said: String = coloured.iter().map(|(_, colours)| format!("<li>{}.</li>\n", escaped(&colours.said))).collect();
+        let said: String =
+            coloured.iter().map(|(_, colours)| format!("<li>{}.</li>\n", escaped(&colours.said))).collect();
         format!(
             "<p>The colour index of a filter is the share of its squared weights that red, green and blue do not have in common: 0 for a filter that \
              sees brightness alone, and 1 for one that sees colour alone. In all arms, the filters are divided into the same {groups} groups of \

@@ -113,7 +113,8 @@ mod tests {
 
     #[test]
     fn the_index_is_the_share_of_what_channels_do_not_have_in_common() {
-        let filter = |values: [f32; 3]| colour_index(ArrayD::from_shape_vec(IxDyn(&[3, 1, 1]), values.to_vec()).unwrap().view());
+        let filter =
+            |values: [f32; 3]| colour_index(ArrayD::from_shape_vec(IxDyn(&[3, 1, 1]), values.to_vec()).unwrap().view());
         assert_eq!(filter([2.0, 2.0, 2.0]), 0.0);
         assert_eq!(filter([1.0, -1.0, 0.0]), 1.0);
         assert_eq!(filter([0.0; 3]), 0.0);

@@ -1,0 +1,57 @@
+//! Trained networks as ONNX files, which other programs run. A file takes images as bytes, as data sets have them, and gives logits.
+//!
+//! Not here: reading ONNX files, and writing the file to a disk.
+#![forbid(unsafe_code)]
+
+mod graph;
+mod messages;
+
+use convoy_common::model::Network;
+use convoy_common::parameters::{Tensors, sha256};
+use messages::{Model, OperatorSet, Property};
+use prost::Message;
+
+/// Version of the file format: 8 goes with operator set 17.
+const IR_VERSION: i64 = 8;
+/// Version of the operators. Later ones change nothing that is used here, and older runtimes refuse them.
+const OPERATOR_SET: i64 = 17;
+/// Messages of protocol buffers are smaller than this.
+const FILE_BYTES_MAX: usize = (1 << 31) - (1 << 20);
+
+/// The name of the input: bytes (image, channel, row, column).
+pub const IMAGES: &str = "images";
+/// The name of the output: floats (image, class).
+pub const LOGITS: &str = "logits";
+
+/// Why a network can't be an ONNX file.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each message says what its fields are")]
+pub enum OnnxError {
+    /// It is too large.
+    #[error("the weights have {bytes} bytes; an ONNX file in one piece has at most {FILE_BYTES_MAX}")]
+    TooLarge { bytes: usize },
+    /// A parameter is missing.
+    #[error("the weights have no tensor \"{name}\"")]
+    Missing { name: String },
+}
+
+/// The file of a network with these weights.
+///
+/// # Errors
+/// When a weight is missing, or the file would be too large.
+pub fn file(network: &Network, weights: &Tensors) -> Result<Vec<u8>, OnnxError> {
+    let bytes = 4 * weights.values().map(|tensor| tensor.len()).sum::<usize>();
+    if bytes > FILE_BYTES_MAX {
+        return Err(OnnxError::TooLarge { bytes });
+    }
+    let property = |key: &str, value: String| Property { key: key.to_owned(), value };
+    let model = Model {
+        ir_version: IR_VERSION,
+        operator_sets: vec![OperatorSet { domain: String::new(), version: OPERATOR_SET }],
+        producer_name: "convoy".to_owned(),
+        producer_version: env!("CARGO_PKG_VERSION").to_owned(),
+        graph: Some(graph::graph(network, weights)?),
+        properties: vec![property("model", network.name.clone()), property("weights_sha256", sha256(weights))],
+    };
+    Ok(model.encode_to_vec())
+}
