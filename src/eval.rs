@@ -85,28 +85,16 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         places: settings::places()?,
         running: Running {
             workers: arguments.workers,
-            replicas: None,
-            transport: Transport::Relay,
             threads: arguments.threads,
             listen: arguments.listen,
             token: settings::token(arguments.token_file.as_deref())?,
-            micro_batches: None,
-            checkpoint_every: None,
-            snapshot_every: None,
-            keep: defaults::KEEP,
-            patience: defaults::PATIENCE,
-            begins_with_fewer: false,
-            rehearsal: Rehearsal::default(),
-            trace: Sampling::Off,
-            otlp: None,
             isa: arguments.isa.map(|isa| isa.to_string()),
-            local: log.local_program()?,
-            metrics: Metrics::default(),
+            ..running(log)?
         },
         logits: arguments.logits,
         wrong: arguments.wrong,
     };
-    let mut console = Quiet { console: Console::new(false), json: arguments.json };
+    let mut console = Quiet::new(arguments.json);
     let stop = signals::stop_flag("stopping", "quit".to_owned())?;
     let _socket = SocketFile::at(measuring.running.listen.as_ref())?;
     let result = measure(measuring, &mut console, &stop)?;
@@ -117,6 +105,31 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     };
     output::print(&text)?;
     Ok(Outcome::Done)
+}
+
+/// How a measurement runs: on local workers, one for each tower.
+pub(crate) fn running(log: &Log) -> Result<Running, Box<dyn Error>> {
+    Ok(Running {
+        workers: None,
+        replicas: None,
+        transport: Transport::Relay,
+        threads: None,
+        listen: None,
+        token: None,
+        micro_batches: None,
+        checkpoint_every: None,
+        snapshot_every: None,
+        keep: defaults::KEEP,
+        patience: defaults::PATIENCE,
+        begins_with_fewer: false,
+        rehearsal: Rehearsal::default(),
+        trace: Sampling::Off,
+        tensorboard: false,
+        otlp: None,
+        isa: None,
+        local: log.local_program()?,
+        metrics: Metrics::default(),
+    })
 }
 
 fn described(result: &Measurement, part: Part) -> String {
@@ -138,9 +151,15 @@ fn described(result: &Measurement, part: Part) -> String {
 }
 
 /// With `--json`, standard output gets one object and nothing else. Notes go to standard error.
-struct Quiet {
+pub(crate) struct Quiet {
     console: Console,
     json: bool,
+}
+
+impl Quiet {
+    pub(crate) fn new(json: bool) -> Self {
+        Self { console: Console::new(false), json }
+    }
 }
 
 impl Observer for Quiet {

@@ -12,7 +12,9 @@ mod log;
 mod metrics;
 mod numbers;
 mod output;
+mod pages;
 mod plan;
+mod report;
 mod settings;
 mod signals;
 mod sockets;
@@ -92,6 +94,11 @@ enum Command {
     /// The output shows the time of each worker by activity, the critical path, the bottleneck, and a comparison of planned and measured costs. The
     /// file trace.json in the run's folder also opens in Perfetto (ui.perfetto.dev).
     Trace(trace::Arguments),
+    /// Write a page about a run: how it learned, what it gets right and wrong, and where its time went
+    ///
+    /// The page is one file, which works offline and can be printed. The newest sound checkpoint of the run is measured on the test images. With
+    /// --compare, the page shows two runs side by side, and what differs in their settings and results.
+    Report(report::Arguments),
     /// Measure training speed on this machine
     ///
     /// The output shows the best and the median step of a job on synthetic images, and where the time went.
@@ -165,6 +172,7 @@ fn carry_out(command: Command, log: &Log) -> Result<Outcome, Box<dyn Error>> {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Trace(arguments) => trace::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments, log),
         Command::Bench(arguments) => bench::run(&arguments, log),
         Command::Chaos(arguments) => chaos::run(&arguments),
         Command::Study(arguments) => study::run(&arguments),

@@ -3,14 +3,11 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt::Write as _;
-use std::fs;
-use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
 
 use convoy_common::index::WorkerIndex;
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
-use convoy_coordinator::files::write_atomically;
 use convoy_coordinator::record::TRACE;
 use convoy_coordinator::trace::account::{Account, Stretch, Use, Verdict, WorkerAccount, account};
 use convoy_coordinator::trace::file::{self, Trace};
@@ -19,7 +16,7 @@ use convoy_coordinator::trace::page::page;
 use crate::numbers::{AT_LEAST_1, whole};
 use crate::settings::Misuse;
 use crate::table::aligned;
-use crate::{Outcome, output};
+use crate::{Outcome, output, pages};
 
 /// The command line of `convoy trace`. Its help text is at `Command`.
 #[derive(clap::Args)]
@@ -41,8 +38,6 @@ pub(crate) struct Arguments {
     html: Option<Option<PathBuf>>,
 }
 
-/// How each page of ours begins.
-const BEGINNING: &[u8] = b"<!doctype html>";
 /// Parts of the critical path that are shown.
 const PATH_SHOWN: usize = 12;
 /// Differences between two runs that are shown.
@@ -74,34 +69,9 @@ fn write_page(arguments: &Arguments, file: Option<&Path>, text: &str) -> Result<
     let beside =
         || if arguments.run.is_dir() { arguments.run.join("trace.html") } else { arguments.run.with_extension("html") };
     let path = file.map_or_else(beside, Path::to_owned);
-    let wrong = |error| format!("cannot write {}: {error}", path.display());
-    // A link is followed: its target is replaced, not the link.
-    let place = path.canonicalize().unwrap_or_else(|_| path.clone());
-    match fs::metadata(&place) {
-        Ok(found) if found.is_file() && !is_page(&place).map_err(wrong)? => {
-            return Err(Misuse(format!(
-                "--html {}: the file exists and is not a page of `convoy trace`; name another file",
-                path.display()
-            ))
-            .into());
-        }
-        // A device or a pipe.
-        Ok(found) if !found.is_file() && !found.is_dir() => {
-            let mut device = fs::File::options().write(true).open(&place).map_err(wrong)?;
-            device.write_all(text.as_bytes()).map_err(wrong)?;
-            return Ok(Outcome::Done);
-        }
-        _ => write_atomically(&place, text.as_bytes()).map_err(wrong)?,
-    }
+    pages::write(&path, text, "trace")?;
     output::print(&format!("wrote {}\n", path.display()))?;
     Ok(Outcome::Done)
-}
-
-/// Whether a file is empty or begins as our pages do.
-fn is_page(path: &Path) -> std::io::Result<bool> {
-    let mut beginning = Vec::new();
-    fs::File::open(path)?.take(BEGINNING.len() as u64).read_to_end(&mut beginning)?;
-    Ok(beginning.is_empty() || beginning == BEGINNING)
 }
 
 /// A run's trace, its plan, and where the time went.
@@ -196,8 +166,12 @@ fn notes(trace: &Trace) -> Vec<String> {
     notes
 }
 
-/// One column per worker: first computing, then other work, then waits.
 pub(crate) fn worker_table(found: &Account) -> String {
+    aligned(&worker_rows(found), &[0])
+}
+
+/// One column per worker: first computing, then other work, then waits.
+pub(crate) fn worker_rows(found: &Account) -> Vec<Vec<String>> {
     let of = |worker: WorkerIndex, doing: Use| {
         let uses = &found.workers[worker].uses;
         uses.iter().find(|(other, _)| *other == doing).map_or(0.0, |(_, ns)| *ns)
@@ -231,7 +205,7 @@ pub(crate) fn worker_table(found: &Account) -> String {
     rows.push(row("uncertainty of its clock".to_owned(), &|worker| found.workers[worker].clock_uncertainty_ns as f64));
     let megabytes = |worker: &WorkerAccount| format!("{:.0}", worker.resident_bytes as f64 / 1e6);
     rows.push(["MB of resident memory".to_owned()].into_iter().chain(found.workers.iter().map(megabytes)).collect());
-    aligned(&rows, &[0])
+    rows
 }
 
 fn path_table(found: &Account) -> String {
@@ -254,7 +228,7 @@ fn path_table(found: &Account) -> String {
     aligned(&rows, &[0])
 }
 
-fn verdict(found: &Account) -> String {
+pub(crate) fn verdict(found: &Account) -> String {
     match &found.verdict {
         Verdict::Layer { worker, segment, layer, backward, excess_ns } => format!(
             "worker {worker}, in the {} pass of {layer} (segment {segment}): {} ms per step longer than the median of the other workers",

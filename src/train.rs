@@ -136,6 +136,9 @@ pub(crate) struct Arguments {
     /// or all
     #[arg(long, value_name = "off|sample|steps:FROM-TO|all", default_value = "sample")]
     trace: Sampling,
+    /// Also write the metrics to an event file in the run's folder, for TensorBoard: tensorboard --logdir runs
+    #[arg(long)]
+    tensorboard: bool,
     /// Address on which to serve metrics to Prometheus, at /metrics: progress, loss and speed of the running job
     #[arg(long, value_name = "HOST:PORT")]
     metrics: Option<Address>,
@@ -213,6 +216,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
             patience: arguments.patience.map_or(defaults::PATIENCE, Duration::from_secs),
             begins_with_fewer,
             trace: arguments.trace,
+            tensorboard: arguments.tensorboard,
             otlp: settings::otlp_endpoint(),
             isa: arguments.isa.map(|isa| isa.to_string()),
             local: log.local_program()?,

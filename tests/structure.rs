@@ -42,7 +42,7 @@ fn dependencies_point_one_way() {
         ("convoy-coordinator", vec!["convoy-common", "convoy-proto"]),
         ("convoy-onnx", vec!["convoy-common"]),
         ("convoy-proto", vec![]),
-        ("convoy-report", vec!["convoy-common", "convoy-coordinator", "convoy-worker"]),
+        ("convoy-report", vec!["convoy-common", "convoy-coordinator"]),
         ("convoy-study", vec!["convoy-common", "convoy-coordinator", "convoy-report", "convoy-worker"]),
         ("convoy-worker", vec!["convoy-common", "convoy-proto"]),
     ];

@@ -31,6 +31,7 @@ pub mod silence;
 pub mod state;
 pub mod step;
 pub mod stop;
+mod tensorboard;
 pub mod trace;
 pub mod train;
 mod unguessable;

@@ -71,6 +71,15 @@ pub struct Measurement {
     pub accuracy: f64,
     /// Mean loss.
     pub loss: f64,
+    /// The label of each image.
+    #[serde(skip)]
+    pub labels: Vec<u16>,
+    /// The class of the highest logit of each image.
+    #[serde(skip)]
+    pub predicted: Vec<u16>,
+    /// Logits, (image, class).
+    #[serde(skip)]
+    pub logits: Vec<f32>,
 }
 
 /// Measures.
@@ -154,7 +163,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     let measured = measured?;
     let accuracy = measured.accuracy();
     if let Some(path) = logits {
-        let logits = ArrayD::from_shape_vec(IxDyn(&[measured.images, classes]), measured.logits);
+        let logits = ArrayD::from_shape_vec(IxDyn(&[measured.images, classes]), measured.logits.clone());
         let logits = logits.expect("a row of logits for each image");
         checkpoint::write_logits(&path, logits)?;
     }
@@ -170,6 +179,9 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         correct: measured.correct,
         accuracy,
         loss: measured.loss,
+        labels: data.images.labels().to_vec(),
+        predicted: measured.predicted,
+        logits: measured.logits,
     })
 }
 

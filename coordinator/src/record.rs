@@ -22,6 +22,7 @@ use crate::files::{read_regular, remove_temporary, write_atomically};
 use crate::incident::Incident;
 use crate::job::Job;
 use crate::observe::{EpochRecord, WorkerRecord};
+use crate::tensorboard::Events;
 
 /// The most names that are tried for a new folder in one second.
 const CLAIMS_MAX: usize = 10_000;
@@ -156,6 +157,8 @@ pub struct RunFolder {
     /// The folder itself, locked while the run lasts.
     _lock: File,
     metrics: BufWriter<File>,
+    /// The same metrics for TensorBoard, if they are wanted.
+    events: Option<Events>,
 }
 
 impl RunFolder {
@@ -177,7 +180,7 @@ impl RunFolder {
             return Err(JobError::OutTaken { path: path.to_owned() });
         }
         [METRICS, RECORD].into_iter().for_each(|name| remove_temporary(path, name));
-        Ok(Self { path: path.to_owned(), _lock: lock, metrics: open_metrics(path)? })
+        Ok(Self { path: path.to_owned(), _lock: lock, metrics: open_metrics(path)?, events: None })
     }
 
     /// Begins the metrics with the lines that this run keeps of `earlier`. The records that are in the folder are replaced if they are
@@ -191,6 +194,15 @@ impl RunFolder {
         write_atomically(&file, &earlier.lines).map_err(wrong(&file))?;
         self.metrics = open_metrics(&self.path)?;
         Ok(notice)
+    }
+
+    /// Begins a file for TensorBoard, beside the metrics, for the steps after `last_step`.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn begin_events(&mut self, earlier: &Earlier, last_step: u64) -> Result<(), JobError> {
+        self.events = Some(Events::begin(&self.path, &earlier.lines, last_step).map_err(wrong(&self.path))?);
+        Ok(())
     }
 
     /// Renames the records in the folder, if a job has begun or ended there. Returns a notice of their new names.
@@ -315,7 +327,10 @@ impl RunFolder {
     fn add(&mut self, line: &impl Serialize) -> Result<(), JobError> {
         let text = serde_json::to_string(line).map_err(std::io::Error::other);
         let written = text.and_then(|text| writeln!(self.metrics, "{text}")).and_then(|()| self.metrics.flush());
-        written.map_err(|source| self.wrong(source))
+        written.map_err(|source| self.wrong(source))?;
+        let Some(events) = &mut self.events else { return Ok(()) };
+        let added = serde_json::to_value(line).map_err(std::io::Error::other).and_then(|line| events.line(&line));
+        added.map_err(wrong(events.path()))
     }
 
     fn wrong(&self, source: std::io::Error) -> JobError {

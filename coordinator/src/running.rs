@@ -51,6 +51,8 @@ pub struct Running {
     pub begins_with_fewer: bool,
     /// Steps to keep in the trace.
     pub trace: Sampling,
+    /// Whether the metrics are also written for TensorBoard.
+    pub tensorboard: bool,
     /// Endpoint of a receiver of the OpenTelemetry protocol, if traced steps are sent to one.
     pub otlp: Option<String>,
     /// Deliberate faults of recovery, for tests that must find them.

@@ -292,6 +292,9 @@ impl Run {
             format!("the run continues from step {step}; {path}, which is later, is now called {name}")
         });
         let set_aside = self.folder.begin_metrics(&earlier, is_own)?;
+        if self.running.tensorboard {
+            self.folder.begin_events(&earlier, progress.step)?;
+        }
         went_back.chain(earlier.damage).chain(set_aside).for_each(|text| observer.on(Event::Notice { text }));
         self.record.incidents.splice(0..0, earlier.incidents);
         self.folder.write(&self.record)

@@ -6,6 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use crate::svg::escaped;
 
 /// A picture.
+#[derive(Clone, Debug)]
 pub struct Raster {
     width: usize,
     height: usize,

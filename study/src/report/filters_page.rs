@@ -1,5 +1,6 @@
 //! The section of the page about the filters of layers.
 
+use convoy_report::filters::{shown, tiles};
 use convoy_report::raster::Raster;
 use convoy_report::svg::{Picture, Scale, escaped, key};
 
@@ -8,8 +9,6 @@ use super::filters::{ArmColours, ArmFilters, FiltersReport};
 use super::page::{ROW, ROWS, WIDTH};
 use crate::representation::filters::FilterPicture;
 
-/// Filters in a row of a picture.
-const COLUMNS: usize = 16;
 /// Width of a picture of 16 filters on the page.
 const SHOWN: usize = 400;
 
@@ -107,28 +106,16 @@ impl Report {
         let image = |group: usize| {
             let about = format!("filters of group {} of {}", group + 1, arm.arm);
             let filters = of_group(group);
-            let shown = SHOWN * filters.len().min(COLUMNS) / COLUMNS;
-            tiles(picture, &filters).image(&about, shown)
+            picture_of(picture, &filters).image(&about, shown(filters.len(), SHOWN))
         };
         let images: String = (0..groups).map(image).collect();
         Some(format!("<div class=\"filters\"><p>{}</p>{images}</div>\n", key(self.index_of(&arm.arm), &arm.arm)))
     }
 }
 
-/// Some filters as tiles with lines between them.
-fn tiles(picture: &FilterPicture, filters: &[usize]) -> Raster {
+fn picture_of(picture: &FilterPicture, filters: &[usize]) -> Raster {
     let [_, channels, height, width] = picture.shape;
-    let columns = filters.len().min(COLUMNS);
-    let rows = filters.len().div_ceil(columns.max(1));
-    let colour = |row: usize, column: usize| {
-        let (tile_row, y) = (row / (height + 1), row % (height + 1));
-        let (tile_column, x) = (column / (width + 1), column % (width + 1));
-        let Some(filter) = filters.get(tile_row * columns + tile_column).filter(|_| y < height && x < width) else {
-            return [255; 3];
-        };
-        let weight = |channel: usize| picture.weights[((filter * channels + channel) * height + y) * width + x];
-        // Other numbers of channels have no colours: they are shown as their first one.
-        [0, 1, 2].map(|colour| (128 + i16::from(weight(if channels == 3 { colour } else { 0 }))) as u8)
-    };
-    Raster::of(columns * (width + 1), rows * (height + 1), colour)
+    tiles(picture.shape, filters, |filter, channel, row, column| {
+        f64::from(picture.weights[((filter * channels + channel) * height + row) * width + column]) / 127.0
+    })
 }
