@@ -135,6 +135,11 @@ impl Reporter<'_> {
     }
 }
 
+/// Whether a row of the table has only zeros.
+fn is_nothing(row: &[String]) -> bool {
+    row[1..].iter().all(|cell| cell == "0.00")
+}
+
 /// Where the time went, by the run's trace.
 fn time(run: &Path, missing: &mut Vec<String>) -> Option<Time> {
     match accounted(run, None) {
@@ -142,7 +147,7 @@ fn time(run: &Path, missing: &mut Vec<String>) -> Option<Time> {
             steps: found.steps.len(),
             step_ms: found.step_ns / 1e6,
             bottleneck: verdict(&found),
-            rows: worker_rows(&found),
+            rows: worker_rows(&found).into_iter().filter(|row| !is_nothing(row)).collect(),
         }),
         Err(error) => {
             missing.push(format!("the trace could not be added up: {error}"));

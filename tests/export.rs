@@ -1,5 +1,5 @@
 //! Exported networks, opened by onnxruntime: for every preset, and for a model with every kind of layer, the logits are those of `convoy
-//! eval`, up to the rounding of another program's arithmetic.
+//! eval`, up to the rounding of another program's arithmetic. And the metrics of a run, read by TensorBoard's own reader.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;
@@ -59,14 +59,12 @@ fn images(network: &Network, count: usize) -> Images {
     Images { pixels, shape: [shape.channels, shape.height, shape.width], labels: vec![0; count] }
 }
 
-/// A Python that has what is needed.
-fn python() -> Option<String> {
+/// A Python that has these modules.
+fn python(modules: &str) -> Option<String> {
     let python = std::env::var("CONVOY_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let has = Command::new(&python).args(["-c", "import numpy, onnx, onnxruntime, safetensors"]).output();
+    let has = Command::new(&python).args(["-c", &format!("import {modules}")]).output();
     if !has.is_ok_and(|output| output.status.success()) {
-        skip(&format!(
-            "{python} has no onnx, onnxruntime, numpy and safetensors (CONVOY_PYTHON says which Python to ask)"
-        ));
+        skip(&format!("{python} can't import {modules} (CONVOY_PYTHON says which Python to ask)"));
         return None;
     }
     Some(python)
@@ -125,7 +123,7 @@ impl Case {
 
 #[test]
 fn onnxruntime_computes_the_same_logits() {
-    let Some(python) = python() else { return };
+    let Some(python) = python("numpy, onnx, onnxruntime, safetensors") else { return };
     // Images of AlexNet are large.
     let preset = |name| (presets::text(name).unwrap().to_owned(), if name == "alexnet" { 4 } else { 64 });
     let models = presets::names().map(preset).into_iter().chain([(EVERYTHING.to_owned(), 64)]);
@@ -172,9 +170,71 @@ fn nothing_else_is_replaced_and_what_is_missing_is_said() {
     refused(&case.onnx, &beside("none"), "none");
     refused(&case.onnx, &case.model, "model.toml");
     let other = Case::new(presets::text("alexnet-fashion").unwrap(), 4, 1);
-    refused(&case.onnx, &other.weights, "conv");
+    refused(&case.onnx, &other.weights, "for the model \"everything\"");
     assert_eq!(std::fs::read_to_string(&case.model).unwrap(), EVERYTHING);
     assert!(before == std::fs::read(&case.onnx).unwrap());
     let output = run("export", &[("--onnx", &case.onnx), ("--", &case.weights)]);
     assert!(!output.status.success() && said(&output).contains("--model"), "{}", said(&output));
+}
+
+/// The scalars of a run by TensorBoard's reader: for each chart, its (step, value) in order.
+fn scalars(python: &str, run: &Path) -> Value {
+    let output = output_of(Command::new(python).arg("tests/export/events.py").arg(run));
+    assert!(output.status.success(), "{}", said(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The same by the run's metrics.
+fn charted(run: &Path) -> Value {
+    let mut charts = serde_json::Map::new();
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let names = [
+        ("loss", "train/loss"),
+        ("lr", "train/learning_rate"),
+        ("train_loss", "train/epoch_loss"),
+        ("test_accuracy", "test/accuracy"),
+        ("test_loss", "test/loss"),
+        ("images_per_second", "train/images_per_second"),
+    ];
+    for line in text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        let step = if line["step"].is_null() { &line["through_step"] } else { &line["step"] };
+        for (key, name) in names {
+            if let Some(value) = line[key].as_f64() {
+                let chart = charts.entry(name).or_insert_with(|| Value::Array(Vec::new()));
+                chart.as_array_mut().unwrap().push(serde_json::json!([step, f64::from(value as f32)]));
+            }
+        }
+    }
+    Value::Object(charts)
+}
+
+#[test]
+fn tensorboard_reads_the_metrics_also_of_a_run_that_was_continued() {
+    let Some(python) = python("tensorboard") else { return };
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let files = |out: &Path| {
+        let names = std::fs::read_dir(out).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("events.out.tfevents.")).count()
+    };
+    let train = |more: &str| succeed(&format!("train --data bundled --batch 500 {more}"), &[("--out", &out)]);
+    // Without the flag there is no file. With it, a continued run shows earlier steps as well.
+    train("--epochs 1 --checkpoint-every 4");
+    assert_eq!(files(&out), 0);
+    let resume = |step: &str, more: &str| {
+        let checkpoint = out.join("checkpoints").join(step);
+        let path: &[(&str, &Path)] = &[("--resume", &checkpoint), ("--out", &out)];
+        succeed(&format!("train --data bundled --tensorboard {more}"), path);
+    };
+    resume("step-000010", "--epochs 2 --checkpoint-every 4");
+    assert_eq!(files(&out), 1);
+    assert_eq!(scalars(&python, &out), charted(&out));
+    // It goes back to an earlier step: TensorBoard forgets what came after it.
+    let before = charted(&out);
+    resume("step-000012", "--epochs 3");
+    assert_eq!(files(&out), 2);
+    let found = scalars(&python, &out);
+    assert_eq!(found, charted(&out));
+    assert_eq!(found["train/loss"].as_array().unwrap().len(), 30);
+    assert_ne!(found, before, "the control: more steps than before");
 }

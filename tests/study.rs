@@ -14,7 +14,7 @@ use convoy_coordinator::checkpoint::read_weights;
 use convoy_coordinator::data::{DataSource, Places, Wanted, load};
 use convoy_worker::activations::activations;
 use serde_json::Value;
-use support::{Process, Start, convoy, output_of, said, signal, skip, succeed, wait_for};
+use support::{Process, Start, convoy, look_at, output_of, said, signal, skip, succeed, wait_for};
 use support::{newest_checkpoint, read_tensor};
 use tempfile::TempDir;
 
@@ -128,23 +128,6 @@ fn outputs_are_those_of_a_job(run: &Path) {
     assert_eq!(shape, [set.test.len(), 10]);
     assert!(ours[&last] == theirs, "the logits differ");
     assert_eq!(ours[&0].len(), set.test.len() * 28 * 28 * 16);
-}
-
-/// What a real browser sees of a page, if there is one.
-fn look_at(path: &Path) -> Option<Value> {
-    let python = std::env::var("CONVOY_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let has = |program: &str, arguments: &[&str]| {
-        Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
-    };
-    if !has(&python, &["-c", "import selenium"]) || !has("chromedriver", &["--version"]) {
-        skip(&format!("{python} has no selenium, or there is no chromedriver"));
-        return None;
-    }
-    let output = output_of(Command::new(&python).arg("tests/study/page.py").arg(path));
-    assert!(output.status.success(), "{}", said(&output));
-    let seen: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(seen["log"], Value::Array(Vec::new()));
-    Some(seen)
 }
 
 /// Looks at the page of a study.

@@ -344,3 +344,20 @@ pub(crate) fn skip(why: &str) {
     #[allow(clippy::explicit_write, reason = "the harness keeps what a macro prints to itself")]
     std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{skipped}\n")).unwrap();
 }
+
+/// What a real browser sees of a page, if there is one.
+pub(crate) fn look_at(path: &Path) -> Option<Value> {
+    let python = std::env::var("CONVOY_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let has = |program: &str, arguments: &[&str]| {
+        Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
+    };
+    if !has(&python, &["-c", "import selenium"]) || !has("chromedriver", &["--version"]) {
+        skip(&format!("{python} has no selenium, or there is no chromedriver"));
+        return None;
+    }
+    let output = output_of(Command::new(&python).arg("tests/support/page.py").arg(path));
+    assert!(output.status.success(), "{}", said(&output));
+    let seen: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(seen["log"], Value::Array(Vec::new()));
+    Some(seen)
+}

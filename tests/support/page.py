@@ -1,4 +1,4 @@
-"""Opens the report of a study in headless Chromium, on a wide and on a narrow screen, and prints as JSON what is there: headings, verdicts,
+"""Opens a page in headless Chromium, on a wide and on a narrow screen, and prints as JSON what is there: headings, verdicts,
 the number of pictures and of marks in them, texts of pictures that overlap or leave their picture, and what the browser asked the network for.
 Needs selenium, chromium and chromedriver.
 
