@@ -36,8 +36,8 @@ pub(crate) struct Arguments {
     /// synthetic is noise, for measuring speed [default: the data of the checkpoint, or auto for a safetensors file outside a checkpoint]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
-    /// Images to measure: test or train
-    #[arg(long, value_name = "test|train", default_value = "test")]
+    /// Images to measure: test, train (those that the job trained on), or holdout (those that it held out)
+    #[arg(long, value_name = "test|train|holdout", default_value = "test")]
     part: Part,
     /// Worker processes. With more workers than towers, several workers hold the same tower, and each computes some of the images. At most the number
     /// of towers times the number of test images [default: one per tower]
@@ -136,9 +136,10 @@ fn described(result: &Measurement, part: Part) -> String {
     let accuracy = match part {
         Part::Test => "test accuracy",
         Part::Train => "train accuracy",
+        Part::Holdout => "holdout accuracy",
     };
     format!(
-        "model           {}\nweights         {} ({})\ndata            {}\n{accuracy:<16}{:.2} %: {} of {} images\nloss            {:.4}\n",
+        "model           {}\nweights         {} ({})\ndata            {}\n{accuracy:<15} {:.2} %: {} of {} images\nloss            {:.4}\n",
         result.model,
         result.weights.display(),
         result.weights_sha256,

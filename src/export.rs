@@ -32,9 +32,6 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-/// The first bytes of each ONNX file that convoy writes: version 8 of the format, and the name of the program.
-const FIRST_BYTES: &[u8] = b"\x08\x08\x12\x06convoy";
-
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     check_path(&arguments.onnx)?;
     let model = arguments.model.as_deref().map(model_text).transpose()?;
@@ -42,7 +39,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     damaged.iter().for_each(|error| output::complain(&format!("note: {}; using {}", chain(error), path.display())));
     let network = Network::parse(&text)?;
     let bytes = convoy_onnx::file(&network, &weights)?;
-    write_atomically(&arguments.onnx, &bytes).map_err(|error| unwritable(&arguments.onnx, &error.to_string()))?;
+    write_atomically(&arguments.onnx, &bytes)
+        .map_err(|error| format!("cannot write {}: {error}", arguments.onnx.display()))?;
     let (hash, shape) = (sha256(&weights), network.input.shape);
     output::print(&if arguments.json {
         let (file, weights) = (arguments.onnx.display().to_string(), path.display().to_string());
@@ -69,22 +67,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
 
 /// Checks that the file may be written, before the work.
 fn check_path(path: &Path) -> Result<(), Misuse> {
-    let first = || -> std::io::Result<Vec<u8>> {
+    let beginning = || -> std::io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        open_regular(path)?.take(FIRST_BYTES.len() as u64).read_to_end(&mut bytes)?;
+        open_regular(path)?.take(convoy_onnx::BEGINNING_BYTES).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let refused = match fs::symlink_metadata(path) {
-        Ok(found) if !found.is_file() => "it exists and is not a plain file",
-        Ok(_) if !first().is_ok_and(|bytes| bytes == FIRST_BYTES) => {
-            "it exists and is not an ONNX file that convoy wrote"
-        }
-        Err(_) if !folder_of(path).is_dir() => "its folder does not exist; create it first",
-        _ => return Ok(()),
+        Ok(found) if !found.is_file() => "it exists and is not a plain file".to_owned(),
+        Ok(_) => match beginning() {
+            Err(error) => format!("it exists and can't be read: {error}"),
+            Ok(bytes) if !convoy_onnx::is_ours(&bytes) => {
+                "it exists and is not an ONNX file that convoy wrote".to_owned()
+            }
+            Ok(_) => return Ok(()),
+        },
+        Err(_) if !folder_of(path).is_dir() => "its folder does not exist; create it first".to_owned(),
+        Err(_) => return Ok(()),
     };
-    Err(unwritable(path, refused))
-}
-
-fn unwritable(path: &Path, why: &str) -> Misuse {
-    Misuse(format!("--onnx: cannot write {}: {why}", path.display()))
+    Err(Misuse(format!("--onnx: cannot write {}: {refused}", path.display())))
 }

@@ -20,6 +20,7 @@ use convoy_report::run::{RunReport, Time, Trained};
 
 use crate::eval::{Quiet, running};
 use crate::log::Log;
+use crate::pages::Wrote;
 use crate::trace::{accounted, verdict, worker_rows};
 use crate::{Outcome, output, pages, settings, signals};
 
@@ -34,8 +35,8 @@ pub(crate) struct Arguments {
     /// Where the test images come from: auto, a folder of IDX files, bundled, or synthetic [default: the data of the run]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
-    /// File of the page. If it exists, it is replaced only if it is a page of convoy; otherwise the command fails [default: report.html, or
-    /// compare.html with --compare, in the run's folder]
+    /// File of the page. If it exists, it is replaced only if it is a page of convoy; otherwise the command fails. Not with --json if it is
+    /// a device, such as /dev/stdout [default: report.html, or compare.html with --compare, in the run's folder]
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Print one JSON object instead of text
@@ -55,10 +56,12 @@ pub(crate) fn run(arguments: &Arguments, log: &Log) -> Result<Outcome, Box<dyn E
         }
     };
     let path = arguments.html.clone().unwrap_or_else(|| arguments.run.join(name));
-    pages::write(&path, &page, "report")?;
-    let text =
-        if arguments.json { format!("{json:#}\n") } else { format!("{text}page            {}\n", path.display()) };
-    output::print(&text)?;
+    // The page itself may be on standard output.
+    if let Wrote::File = pages::write(&path, &page)? {
+        let path = path.display();
+        let text = if arguments.json { format!("{json:#}\n") } else { format!("{text}page            {path}\n") };
+        output::print(&text)?;
+    }
     Ok(Outcome::Done)
 }
 
@@ -78,19 +81,25 @@ impl Reporter<'_> {
                 missing.push("the run has no checkpoint, so there is nothing about its weights".to_owned());
                 None
             }
-            opened => {
-                let Opened { checkpoint, damaged } = opened?;
-                missing.extend(damaged.iter().map(|error| chain(error)));
+            Err(error) => {
+                missing.push(format!("no checkpoint could be read: {}", chain(&error)));
+                None
+            }
+            Ok(Opened { checkpoint, damaged }) => {
+                let used = checkpoint.path.display().to_string();
+                missing.extend(damaged.iter().map(|error| format!("{}; {used} is used instead", chain(error))));
                 Some(self.trained(checkpoint, &records, &mut missing)?)
             }
         };
         if records.damaged_lines > 0 {
-            missing.push(format!("{} damaged lines of the metrics are left out", records.damaged_lines));
+            missing.push(format!("lines of the metrics that are damaged and left out: {}", records.damaged_lines));
         }
-        let time = if run.join(TRACE).exists() { time(run, &mut missing) } else { None };
-        if time.is_none() {
+        let time = if run.join(TRACE).exists() {
+            time(run, &mut missing)
+        } else {
             missing.push("there is no trace, so there is nothing about where the time went".to_owned());
-        }
+            None
+        };
         Ok(RunReport { folder: run.display().to_string(), records, trained, time, missing })
     }
 
@@ -104,20 +113,29 @@ impl Reporter<'_> {
         let network = Network::parse(&manifest.job.model)?;
         let classes = match measure(self.measuring(&path)?, &mut Quiet::new(true), self.stop) {
             // The files are gone or have changed: the rest of the report is still true.
-            Err(error @ (JobError::OtherImages { .. } | JobError::Data(_) | JobError::NotMeasurable { .. })) => {
+            Err(error) if self.can_do_without(&error) => {
                 missing.push(format!("the test images were not measured: {}", chain(&error)));
                 None
             }
             measured => {
                 let found = measured?;
-                Some(Classes::new(&found.labels, &found.predicted, &found.logits, found.loss))
+                Some(Classes::new(&found.labels, &found.predicted, &found.logits, found.loss, found.images_sha256))
             }
         };
         let step = manifest.progress.step;
-        let rate = records.steps.iter().find(|line| line.step == step).map_or(0.0, |line| line.lr);
-        let seed = manifest.job.init.is_none().then_some(manifest.job.seed);
-        let layers = Layers::new(&network, &state.weights, &state.momentum, rate, seed);
+        let rate = records.steps.iter().find(|line| line.step == step).map(|line| line.lr);
+        let seeds = manifest.job.init.is_none().then(|| [manifest.job.init_seed(), manifest.job.seed]);
+        let layers = Layers::new(&network, &state.weights, &state.momentum, rate, seeds);
         Ok(Trained { step, weights_sha256: manifest.weights_sha256, classes, layers })
+    }
+
+    /// Whether the rest of the report is still true: the files of images are gone or have changed, or logits are not finite.
+    fn can_do_without(&self, error: &JobError) -> bool {
+        match error {
+            JobError::OtherImages { .. } | JobError::NotMeasurable { .. } => true,
+            JobError::Data(_) => self.arguments.data.is_none(),
+            _ => false,
+        }
     }
 
     /// A request to measure the test images with a checkpoint.
@@ -137,7 +155,7 @@ impl Reporter<'_> {
 
 /// Whether a row of the table has only zeros.
 fn is_nothing(row: &[String]) -> bool {
-    row[1..].iter().all(|cell| cell == "0.00")
+    row.iter().skip(1).all(|cell| cell == "0.00")
 }
 
 /// Where the time went, by the run's trace.

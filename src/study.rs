@@ -27,7 +27,7 @@ const IDENTITY: &str = "identity";
 /// The command line of `convoy study`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Built-in study (identity, quick, asker, groups) or path of a study's file
+    /// Built-in study (identity, quick, asker, groups, colour) or path of a study's file
     #[arg(value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
     study: String,
     /// Images: auto, a folder of IDX files, bundled, or synthetic [default: as the study says]

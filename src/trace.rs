@@ -14,6 +14,7 @@ use convoy_coordinator::trace::file::{self, Trace};
 use convoy_coordinator::trace::page::page;
 
 use crate::numbers::{AT_LEAST_1, whole};
+use crate::pages::Wrote;
 use crate::settings::Misuse;
 use crate::table::aligned;
 use crate::{Outcome, output, pages};
@@ -69,8 +70,9 @@ fn write_page(arguments: &Arguments, file: Option<&Path>, text: &str) -> Result<
     let beside =
         || if arguments.run.is_dir() { arguments.run.join("trace.html") } else { arguments.run.with_extension("html") };
     let path = file.map_or_else(beside, Path::to_owned);
-    pages::write(&path, text, "trace")?;
-    output::print(&format!("wrote {}\n", path.display()))?;
+    if let Wrote::File = pages::write(&path, text)? {
+        output::print(&format!("wrote {}\n", path.display()))?;
+    }
     Ok(Outcome::Done)
 }
 

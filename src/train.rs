@@ -73,6 +73,24 @@ pub(crate) struct Arguments {
     /// Seed of initial weights, image order and dropout [default: 1]
     #[arg(long, value_name = "N", value_parser = whole::<u64>(ANY))]
     seed: Option<u64>,
+    /// Seed of the initial weights alone [default: --seed]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(ANY))]
+    init_seed: Option<u64>,
+    /// Seed of the image order alone [default: --seed]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(ANY))]
+    order_seed: Option<u64>,
+    /// Seed of dropout alone [default: --seed]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(ANY))]
+    dropout_seed: Option<u64>,
+    /// Train on only N of the training images, chosen at random by --split-seed [default: all]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
+    train_images: Option<usize>,
+    /// Do not train on N of the training images, chosen at random by --split-seed. convoy eval --part holdout measures them [default: 0]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(ANY))]
+    holdout: Option<usize>,
+    /// Seed of the choice of training images for --train-images and --holdout [default: --seed]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(ANY))]
+    split_seed: Option<u64>,
     /// Slots into which a batch is divided. Each replica of the trunk computes some of the slots. (The trunk is every layer before the final
     /// linear layers.) The trunk's weight gradients are summed within each slot, and then over the slots in a fixed order, so this number changes the
     /// result [default: 2, or 1 if the batch is a single image]
@@ -112,7 +130,7 @@ pub(crate) struct Arguments {
     init: Option<PathBuf>,
     /// Continue from a checkpoint, or from the newest sound checkpoint of a run. auto continues the run in the folder --out if that folder holds a
     /// run, and starts a new run there otherwise. The model and the settings that determine the result (--batch, --lr, --momentum, --weight-decay,
-    /// --schedule, --order, --seed, --slots) come from the checkpoint, and other values are errors. With auto and --listen, a continued run first
+    /// --schedule, --order, --seed, the other seeds, --train-images, --holdout, --slots) come from the checkpoint, and other values are errors. With auto and --listen, a continued run first
     /// waits for one worker. Then it waits --patience seconds, at least 5, for the others, and continues without those that are missing
     #[arg(long, value_name = "DIR|auto")]
     resume: Option<PathBuf>,
@@ -232,6 +250,12 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
             schedule: arguments.schedule,
             order: arguments.order,
             seed: arguments.seed,
+            init_seed: arguments.init_seed,
+            order_seed: arguments.order_seed,
+            dropout_seed: arguments.dropout_seed,
+            split_seed: arguments.split_seed,
+            train_images: arguments.train_images,
+            holdout: arguments.holdout,
             slots: arguments.slots,
         },
         default_model,

@@ -44,6 +44,13 @@ fn convoy(case: Case) -> Run {
          --micro-batches {} --workers {}",
         case.schedule, case.order, case.seed, case.slots, case.micro_batches, case.workers
     );
+    let seeds = case
+        .seeds
+        .map(|[init, order, dropout]| format!(" --init-seed {init} --order-seed {order} --dropout-seed {dropout}"));
+    let selection = case
+        .selection
+        .map(|(seed, holdout, images)| format!(" --split-seed {seed} --holdout {holdout} --train-images {images}"));
+    let flags = flags + &seeds.unwrap_or_default() + &selection.unwrap_or_default();
     let output = Command::new(env!("CARGO_BIN_EXE_convoy"))
         .args(flags.split_whitespace())
         .current_dir(folder.path())
@@ -90,6 +97,8 @@ const CASE: Case = Case {
     schedule: "one-cycle",
     order: "shuffled",
     seed: 7,
+    seeds: None,
+    selection: None,
     slots: 1,
     micro_batches: 2,
     workers: 2,
@@ -145,6 +154,21 @@ fn heads_of_another_number_of_slices() {
     assert_equal(Case { towers: 1, slices: 2, workers: 2, ..SEQUENTIAL });
 }
 
+/// Initial weights, order and dropout have seeds of their own; the mask keeps that of the job.
+#[test]
+fn seeds_by_purpose_and_selected_images() {
+    assert_equal(Case { seeds: Some([11, 12, 13]), ..CASE });
+    assert_equal(Case { selection: Some((5, 3, 9)), slots: 2, ..CASE });
+    assert_equal(Case { seeds: Some([7, 7, 8]), selection: Some((7, 0, 20)), ..SEQUENTIAL });
+    // The control: each seed matters.
+    let hash = |seeds: [u64; 3]| train(Case { seeds: Some(seeds), ..CASE }).weights_sha256;
+    let same = hash([7, 7, 7]);
+    assert_eq!(same, train(CASE).weights_sha256);
+    for seeds in [[8, 7, 7], [7, 8, 7], [7, 7, 8]] {
+        assert_ne!(hash(seeds), same, "{seeds:?}");
+    }
+}
+
 /// A control: four slices of the head are added in another order than two.
 #[test]
 fn another_number_of_slices_is_another_result() {
@@ -168,7 +192,7 @@ fn gradients_are_slopes() {
     let data = training_data();
     let batch: Vec<usize> = (0..BATCH).collect();
     let net = Net::new(4, 4);
-    let weights = initial_weights(&net, 3);
+    let weights = initial_weights(&net, 3, 3);
     let loss = |weights: &Tensors| -> f64 {
         let of_sample = |position: usize| {
             let logits =

@@ -34,9 +34,9 @@ fn a_run_has_figures_and_a_page() {
     assert_eq!(record(&out)["final"]["test_accuracy"], accuracy);
     let eval: Value = serde_json::from_str(&succeed("eval --json", &[("--", &out)])).unwrap();
     assert_eq!((&eval["correct"], &eval["loss"]), (&classes["correct"], &classes["loss"]));
-    let confusion: Vec<u64> = classes["confusion"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
-    assert_eq!((confusion.len(), confusion.iter().sum::<u64>()), (100, 1000));
-    let right: u64 = (0..10).map(|class| confusion[class * 11]).sum();
+    let confusion: Vec<(u64, u64, u64)> = serde_json::from_value(classes["confusion"].clone()).unwrap();
+    assert_eq!(confusion.iter().map(|(.., count)| count).sum::<u64>(), 1000);
+    let right: u64 = confusion.iter().filter(|(label, taken, _)| label == taken).map(|(.., count)| count).sum();
     assert_eq!(right, classes["correct"].as_u64().unwrap());
     let in_top = classes["in_top"].as_u64().unwrap();
     assert!(right < in_top && in_top <= 1000, "{in_top}");
@@ -103,7 +103,10 @@ fn what_is_missing_is_said_and_nothing_else_is_replaced() {
     let metrics = out.join("metrics.jsonl");
     std::fs::write(&metrics, [b"noise\n".to_vec(), std::fs::read(&metrics).unwrap()].concat()).unwrap();
     let text = succeed("report", &[("--", &out)]);
-    assert!(text.contains("note: 1 damaged lines") && text.contains("test accuracy"), "{text}");
+    assert!(
+        text.contains("note: lines of the metrics that are damaged and left out: 1") && text.contains("test accuracy"),
+        "{text}"
+    );
     std::fs::remove_dir_all(out.join("checkpoints")).unwrap();
     let text = succeed("report", &[("--", &out)]);
     assert!(text.contains("note: the run has no checkpoint") && !text.contains("test accuracy "), "{text}");
@@ -114,6 +117,8 @@ fn what_is_missing_is_said_and_nothing_else_is_replaced() {
     refused(&[("--", folder.path())], "holds no run");
     refused(&[("--", &folder.path().join("none"))], "holds no run");
     refused(&[("--html", &metrics), ("--", &out)], "not a page");
+    std::fs::write(out.join("report.html"), "<!doctype html><p>somebody's own").unwrap();
+    refused(&[("--", &out)], "not a page of convoy");
     std::fs::write(out.join("run.json"), "{}").unwrap();
     refused(&[("--", &out)], "run.json is damaged");
     assert!(std::fs::read(&metrics).unwrap().starts_with(b"noise"));

@@ -492,6 +492,7 @@ fn assign(change: impl FnOnce(&mut v1::Assign)) -> v1::ToWorker {
         head: vec![0, 1],
         worker: 0,
         seed: 1,
+        dropout_seed: 1,
         momentum: 0.9,
         weight_decay: 0.0,
         batch: 16,

@@ -115,9 +115,9 @@ impl Parameter {
         lost.map(|(value, _)| usize::from(std::mem::replace(value, 0.0) != 0.0)).sum()
     }
 
-    /// The whole tensor before the first step.
-    pub fn initial(&self, seed: u64) -> ArrayD<f32> {
-        let mut whole = self.unmasked(seed);
+    /// The whole tensor before the first step: values of `init_seed`, with the mask of the job's `seed`.
+    pub fn initial(&self, init_seed: u64, seed: u64) -> ArrayD<f32> {
+        let mut whole = self.unmasked(init_seed);
         self.apply_mask(seed, &mut whole);
         whole
     }
@@ -190,9 +190,9 @@ impl Network {
         self.parameters().iter().map(free).sum()
     }
 
-    /// All parameters before the first step.
-    pub fn initial_weights(&self, seed: u64) -> Tensors {
-        self.parameters().into_iter().map(|p| (p.name.clone(), p.initial(seed))).collect()
+    /// All parameters before the first step: values of `init_seed`, with the masks of the job's `seed`.
+    pub fn initial_weights(&self, init_seed: u64, seed: u64) -> Tensors {
+        self.parameters().into_iter().map(|p| (p.name.clone(), p.initial(init_seed, seed))).collect()
     }
 
     /// Zeros in the shapes of the parameters: the momentum before the first step.
@@ -241,11 +241,11 @@ mod tests {
     #[test]
     fn he_normal_weights_have_the_right_deviation() {
         let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
-        let weights = network.initial_weights(1);
+        let weights = network.initial_weights(1, 1);
         let fc6 = &weights["fc6.weight"];
         let variance = fc6.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>() / fc6.len() as f64;
         assert!((variance / (2.0 / 576.0) - 1.0).abs() < 0.02, "{variance}");
         assert!(weights["fc6.bias"].iter().all(|b| *b == 0.0));
-        assert_ne!(sha256(&weights), sha256(&network.initial_weights(2)));
+        assert_ne!(sha256(&weights), sha256(&network.initial_weights(2, 2)));
     }
 }

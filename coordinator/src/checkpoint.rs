@@ -27,8 +27,9 @@ use crate::files::{
 use crate::job::{Job, STEPS_MAX, Unsound, demand};
 use crate::state::{JobState, Progress};
 
-/// Version of the manifest. Raise it when an older program would misread the manifest.
-const FORMAT: u32 = 1;
+/// Version of the manifest. Raise it when an older program would misread the manifest. Version 2 has seeds by purpose and a selection of
+/// training images; a job without them has version 1.
+const FORMAT: u32 = 2;
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 /// The tensor of a file of logits.
@@ -104,10 +105,10 @@ pub enum CheckpointError {
     )]
     NoneSound { run: PathBuf, source: Box<CheckpointError> },
     /// The manifest can't be read.
-    #[error("{path} is not a manifest of format {FORMAT}: {reason}")]
+    #[error("{path} is not a manifest of format 1 to {FORMAT}: {reason}")]
     Manifest { path: PathBuf, reason: String },
     /// The manifest has another version.
-    #[error("{path} has format {found}; this program reads format {FORMAT}")]
+    #[error("{path} has format {found}; this program reads formats 1 to {FORMAT}")]
     Format { path: PathBuf, found: u32 },
     /// The manifest holds a value that no job has.
     #[error("{path} is damaged: {why}")]
@@ -204,7 +205,7 @@ fn write_into(temporary: &Path, described: &Described, state: &JobState) -> std:
         write_synced(&temporary.join(name), &bytes)?;
     }
     let manifest = Manifest {
-        format: FORMAT,
+        format: if described.job.is_of_format_2() { FORMAT } else { 1 },
         convoy: env!("CARGO_PKG_VERSION").to_owned(),
         job: described.job.clone(),
         last_step: described.last_step,
@@ -282,7 +283,7 @@ fn parse_manifest(path: PathBuf, bytes: &[u8]) -> Result<Manifest, CheckpointErr
         |error: serde_json::Error| CheckpointError::Manifest { path: path.clone(), reason: shown(&error.to_string()) };
     let manifest = parsed.map_err(wrong)?;
     match manifest.format {
-        FORMAT => checked(path, manifest),
+        1..=FORMAT => checked(path, manifest),
         found => Err(CheckpointError::Format { path, found }),
     }
 }

@@ -10,6 +10,8 @@ use convoy_common::schedule::{Schedule, Span};
 use convoy_common::suggest;
 use serde::{Deserialize, Serialize};
 
+use crate::data::Selection;
+
 /// The defaults. `convoy train --help` prints them.
 pub mod defaults {
     use std::time::Duration;
@@ -193,6 +195,18 @@ pub struct Job {
     pub order: Order,
     /// The seed of all random numbers.
     pub seed: u64,
+    /// The seed of the initial weights, if it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_seed: Option<u64>,
+    /// The seed of the order of images, if it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order_seed: Option<u64>,
+    /// The seed of dropout, if it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropout_seed: Option<u64>,
+    /// The training images that are used, if not all are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selection: Option<Selection>,
     /// Slots per batch.
     pub slots: usize,
     /// SHA-256 of the weights of `--init`, if there were any.
@@ -220,6 +234,18 @@ pub struct Asked {
     pub order: Option<Order>,
     /// The seed.
     pub seed: Option<u64>,
+    /// The seed of the initial weights.
+    pub init_seed: Option<u64>,
+    /// The seed of the order of images.
+    pub order_seed: Option<u64>,
+    /// The seed of dropout.
+    pub dropout_seed: Option<u64>,
+    /// The seed of the selection of training images.
+    pub split_seed: Option<u64>,
+    /// Number of training images that are used.
+    pub train_images: Option<usize>,
+    /// Number of training images that are held out.
+    pub holdout: Option<usize>,
     /// Slots per batch.
     pub slots: Option<usize>,
 }
@@ -237,6 +263,33 @@ impl Asked {
         let batch = settle("batch", self.batch, before.map(|job| job.batch), defaults::BATCH)?;
         check_batch(batch)?;
         Ok(batch)
+    }
+
+    fn seed_of(&self, before: Option<&Job>) -> Result<u64, SettingError> {
+        settle("seed", self.seed, before.map(|job| job.seed), defaults::SEED)
+    }
+
+    /// The training images that are used: as requested, those of the checkpoint's job, `before`, or else all.
+    ///
+    /// # Errors
+    /// When they differ from those of `before`.
+    pub fn selection_of(&self, before: Option<&Job>) -> Result<Option<Selection>, SettingError> {
+        let known = before.map(|job| job.selection);
+        let images = match (self.train_images, known.map(|selection| selection.and_then(|selection| selection.images)))
+        {
+            (Some(asked), Some(None)) => {
+                let (asked, before) = (asked.to_string(), "all".to_owned());
+                return Err(SettingError::ResumeDiffers { key: "train-images", asked, before });
+            }
+            (asked, Some(Some(before))) => Some(settle("train-images", asked, Some(before), before)?),
+            (asked, _) => asked,
+        };
+        let held_out = known.map(|selection| selection.map_or(0, |selection| selection.holdout));
+        let holdout = settle("holdout", self.holdout, held_out, 0)?;
+        let default = self.seed_of(before)?;
+        let before = known.map(|selection| selection.map_or(default, |selection| selection.seed));
+        let seed = settle("split-seed", self.split_seed, before, default)?;
+        Ok((images.is_some() || holdout > 0).then_some(Selection { seed, holdout, images }))
     }
 
     /// The slots of a batch: as requested, those of the checkpoint's job, `before`, or else the default.
@@ -269,6 +322,8 @@ impl Asked {
         let end = length.steps(steps_per_epoch);
         check("--epochs or --steps", end, (1..=STEPS_MAX).contains(&end), format!("1 to {STEPS_MAX} steps"))?;
         let span = before.map_or(Span { steps: end, steps_per_epoch }, |job| job.span);
+        let seed = self.seed_of(before)?;
+        let other_seed = |value: u64| (value != seed).then_some(value);
         let job = Job {
             model: settle("model", self.model.clone(), before.map(|job| job.model.clone()), String::new())?,
             data: settle("data", Some(data), before.map(|job| job.data.clone()), String::new())?,
@@ -284,7 +339,11 @@ impl Asked {
             schedule: settle("schedule", self.schedule, before.map(|job| job.schedule), defaults::SCHEDULE)?,
             span,
             order: settle("order", self.order, before.map(|job| job.order), Order::Shuffled)?,
-            seed: settle("seed", self.seed, before.map(|job| job.seed), defaults::SEED)?,
+            seed,
+            init_seed: other_seed(settle("init-seed", self.init_seed, before.map(Job::init_seed), seed)?),
+            order_seed: other_seed(settle("order-seed", self.order_seed, before.map(Job::order_seed), seed)?),
+            dropout_seed: other_seed(settle("dropout-seed", self.dropout_seed, before.map(Job::dropout_seed), seed)?),
+            selection: self.selection_of(before)?,
             slots: self.slots_of(before)?,
             init: before.map_or(init, |job| job.init.clone()),
         };
@@ -319,6 +378,27 @@ impl Job {
             "a number of at least 0 that fits into f32",
         )?;
         check_slots(self.slots, self.batch)
+    }
+
+    /// The seed of the initial weights.
+    pub fn init_seed(&self) -> u64 {
+        self.init_seed.unwrap_or(self.seed)
+    }
+
+    /// The seed of the order of images.
+    pub fn order_seed(&self) -> u64 {
+        self.order_seed.unwrap_or(self.seed)
+    }
+
+    /// The seed of dropout.
+    pub fn dropout_seed(&self) -> u64 {
+        self.dropout_seed.unwrap_or(self.seed)
+    }
+
+    /// Whether it has settings that programs before them would not see.
+    pub(crate) fn is_of_format_2(&self) -> bool {
+        let seeds = [self.init_seed, self.order_seed, self.dropout_seed];
+        self.selection.is_some() || seeds.iter().any(Option::is_some)
     }
 
     /// Slots and micro-batches of a run of this job.

@@ -71,6 +71,9 @@ pub struct Measurement {
     pub accuracy: f64,
     /// Mean loss.
     pub loss: f64,
+    /// SHA-256 over the images and their labels.
+    #[serde(skip)]
+    pub images_sha256: String,
     /// The label of each image.
     #[serde(skip)]
     pub labels: Vec<u16>,
@@ -99,6 +102,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         data: remembered,
         test_images,
         whole_set,
+        selection,
         micro_batch,
         damaged,
     } = load(&path, model)?;
@@ -111,11 +115,11 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     let plan = Arc::new(Plan::new(network.clone(), workers, slots, None)?);
     let is_given = data.is_some();
     let choice = DataChoice::of(data, remembered);
-    let data = choice.load_part(part, &Wanted::by(&network, seed), &places)?;
+    let data = choice.load_part(part, selection, &Wanted::by(&network, seed), &places)?;
     data.notices.iter().cloned().for_each(|text| observer.on(Event::Notice { text }));
     let is_other = match part {
         Part::Test => test_images.is_some_and(|known| known != data.images.fingerprint()),
-        Part::Train => whole_set.is_some_and(|known| data.fingerprint.as_ref() != Some(&known)),
+        Part::Train | Part::Holdout => whole_set.is_some_and(|known| data.fingerprint.as_ref() != Some(&known)),
     };
     if !is_given && is_other {
         return Err(JobError::OtherImages { part, path: weights_path, origin: data.origin });
@@ -133,6 +137,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         placement: plan.placement.clone(),
         worker: WorkerIndex(0),
         seed: 0,
+        dropout_seed: 0,
         momentum: 0.0,
         weight_decay: 0.0,
         // A slot is a micro-batch.
@@ -179,6 +184,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         correct: measured.correct,
         accuracy,
         loss: measured.loss,
+        images_sha256: data.images.fingerprint(),
         labels: data.images.labels().to_vec(),
         predicted: measured.predicted,
         logits: measured.logits,

@@ -196,12 +196,12 @@ impl RunFolder {
         Ok(notice)
     }
 
-    /// Begins a file for TensorBoard, beside the metrics, for the steps after `last_step`.
+    /// Begins a file for TensorBoard, beside the metrics.
     ///
     /// # Errors
     /// When it can't be written.
-    pub fn begin_events(&mut self, earlier: &Earlier, last_step: u64) -> Result<(), JobError> {
-        self.events = Some(Events::begin(&self.path, &earlier.lines, last_step).map_err(wrong(&self.path))?);
+    pub fn begin_events(&mut self, earlier: &Earlier) -> Result<(), JobError> {
+        self.events = Some(Events::begin(&self.path, &earlier.lines).map_err(wrong(&self.path))?);
         Ok(())
     }
 

@@ -182,7 +182,7 @@ mod tests {
     }
 
     fn some_state(plan: &Plan) -> JobState {
-        JobState { weights: plan.network.initial_weights(3), momentum: plan.network.initial_weights(4) }
+        JobState { weights: plan.network.initial_weights(3, 3), momentum: plan.network.initial_weights(4, 4) }
     }
 
     /// All chunks of a state, each with the worker that owes it.

@@ -1,12 +1,12 @@
 //! The metrics of a run as an event file, which TensorBoard shows. A file is a list of records: the length, its checksum, a message, and the
 //! checksum of the message.
 //!
-//! A job that continues begins a file of its own. Its first event tells TensorBoard to forget what earlier files hold of the same steps
-//! and of later ones.
+//! A job that continues begins a file of its own, with what it keeps of the earlier metrics. Its first event tells TensorBoard to forget
+//! what earlier files hold.
 //!
 //! Not here: what is measured (`train`), and `metrics.jsonl` (`record`).
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -18,6 +18,8 @@ use serde_json::Value;
 const PREFIX: &str = "events.out.tfevents.";
 /// The first event of a file says that it is one.
 const VERSION: &str = "brain.Event:2";
+/// The status of a session that starts: TensorBoard forgets earlier events of this step and of later ones.
+const STARTS: i32 = 1;
 /// The keys of a step's line, and the names of their charts.
 const OF_STEP: [(&str, &str); 2] = [("loss", "train/loss"), ("lr", "train/learning_rate")];
 /// The same of an epoch's line.
@@ -60,7 +62,6 @@ struct Scalar {
 
 #[derive(Clone, PartialEq, Message)]
 struct Session {
-    /// 1: a session starts with this event's step.
     #[prost(int32, tag = "1")]
     status: i32,
 }
@@ -73,13 +74,11 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// Begins a file in `folder`, for the steps after `last_step`. If no earlier process wrote one, it also gets what these `lines` of
-    /// metrics say.
+    /// Begins a file in `folder` with what these `lines` of metrics say.
     ///
     /// # Errors
     /// When it can't be written.
-    pub(crate) fn begin(folder: &Path, lines: &[u8], last_step: u64) -> io::Result<Self> {
-        let is_first = names(folder)?.is_empty();
+    pub(crate) fn begin(folder: &Path, lines: &[u8]) -> io::Result<Self> {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         let host = rustix::system::uname().nodename().to_string_lossy().replace(['.', '/'], "-");
         let name = |number: u64| format!("{PREFIX}{seconds:010}.{host}.{}.{number}", std::process::id());
@@ -87,13 +86,10 @@ impl Events {
         let path = free.expect("there is always another number");
         let file = OpenOptions::new().create_new(true).append(true).open(&path)?;
         let mut events = Self { path, file };
-        let first = if is_first { 0 } else { last_step + 1 };
         events.add(&Event { version: Some(VERSION.to_owned()), ..Event::at(0) })?;
-        events.add(&Event { session: Some(Session { status: 1 }), ..Event::at(first) })?;
-        if is_first {
-            let whole = lines.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
-            whole.into_iter().try_for_each(|line: Value| events.line(&line))?;
-        }
+        events.add(&Event { session: Some(Session { status: STARTS }), ..Event::at(0) })?;
+        let whole = lines.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
+        whole.into_iter().try_for_each(|line: Value| events.line(&line))?;
         Ok(events)
     }
 
@@ -134,13 +130,6 @@ impl Event {
     }
 }
 
-/// The names of the event files in a folder.
-fn names(folder: &Path) -> io::Result<Vec<String>> {
-    let all = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
-    let names = all.into_iter().filter_map(|entry| entry.file_name().into_string().ok());
-    Ok(names.filter(|name| name.starts_with(PREFIX)).collect())
-}
-
 /// The checksum of a record's part: CRC-32C, rotated and shifted, so that checksums of checksums differ from these (TFRecord format).
 fn masked(bytes: &[u8]) -> [u8; 4] {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
@@ -152,7 +141,7 @@ mod tests {
 
     /// Every record of a file, after its checksums were compared.
     fn read(path: &Path) -> Vec<Event> {
-        let bytes = fs::read(path).unwrap();
+        let bytes = std::fs::read(path).unwrap();
         let (mut rest, mut events) = (&bytes[..], Vec::new());
         while !rest.is_empty() {
             let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
@@ -166,23 +155,21 @@ mod tests {
     }
 
     #[test]
-    fn the_first_file_has_earlier_lines_and_later_ones_begin_after_them() {
+    fn a_file_has_the_lines_that_were_there_and_those_that_come() {
         let folder = tempfile::tempdir().unwrap();
         let lines = b"{\"step\":1,\"epoch\":1,\"loss\":2.5,\"lr\":0.1}\n{\"epoch\":1,\"through_step\":1,\"train_loss\":2.5,\"test_accuracy\":0.5}\nnoise\n";
-        let mut first = Events::begin(folder.path(), lines, 1).unwrap();
-        first.line(&serde_json::json!({ "step": 2, "loss": 1.5, "lr": 0.2 })).unwrap();
-        let events = read(first.path());
-        assert_eq!(events[0].version.as_deref(), Some("brain.Event:2"));
-        assert_eq!((events[1].session.clone().unwrap().status, events[1].step), (1, 0));
+        let mut events = Events::begin(folder.path(), lines).unwrap();
+        events.line(&serde_json::json!({ "step": 2, "loss": 1.5, "lr": 0.2 })).unwrap();
+        let found = read(events.path());
+        assert_eq!(found[0].version.as_deref(), Some("brain.Event:2"));
+        assert_eq!((found[1].session.clone().unwrap().status, found[1].step), (1, 0));
         let values = |event: &Event| -> Vec<(String, f32)> {
             event.summary.iter().flat_map(|summary| &summary.values).map(|v| (v.name.clone(), v.value)).collect()
         };
-        assert_eq!(values(&events[2]), [("train/loss".to_owned(), 2.5), ("train/learning_rate".to_owned(), 0.1)]);
-        assert_eq!(values(&events[3]), [("train/epoch_loss".to_owned(), 2.5), ("test/accuracy".to_owned(), 0.5)]);
-        assert_eq!((events[4].step, events.len()), (2, 5));
-        let second = Events::begin(folder.path(), lines, 1).unwrap();
-        assert_ne!(first.path(), second.path());
-        let events = read(second.path());
-        assert_eq!((events.len(), events[1].step), (2, 2));
+        assert_eq!(values(&found[2]), [("train/loss".to_owned(), 2.5), ("train/learning_rate".to_owned(), 0.1)]);
+        assert_eq!(values(&found[3]), [("train/epoch_loss".to_owned(), 2.5), ("test/accuracy".to_owned(), 0.5)]);
+        assert_eq!((found[4].step, found.len()), (2, 5));
+        let second = Events::begin(folder.path(), lines).unwrap();
+        assert!(events.path() != second.path() && read(second.path()).len() == 4);
     }
 }

@@ -194,6 +194,11 @@ impl Run {
         let workers = plan.workers;
         let threads = running.threads_of_each(workers)?;
         let data = choice.load(&Wanted::by(&network, seed), &places)?;
+        let selection = asked.selection_of(before)?;
+        let data = match selection {
+            Some(selection) => data.selected(selection)?,
+            None => data,
+        };
         data.notices.iter().cloned().for_each(|text| observer.on(Event::Notice { text }));
         let weights = init.map(|path| checkpoint::read_weights(&path, &network)).transpose()?;
         let images = data.train.len();
@@ -218,7 +223,7 @@ impl Run {
                     }
                     weights
                 });
-                let weights = weights.unwrap_or_else(|| network.initial_weights(job.seed));
+                let weights = weights.unwrap_or_else(|| network.initial_weights(job.init_seed(), job.seed));
                 let state = JobState { weights, momentum: network.zeros() };
                 Snapshot { progress: Progress::default(), state }
             }
@@ -293,7 +298,7 @@ impl Run {
         });
         let set_aside = self.folder.begin_metrics(&earlier, is_own)?;
         if self.running.tensorboard {
-            self.folder.begin_events(&earlier, progress.step)?;
+            self.folder.begin_events(&earlier)?;
         }
         went_back.chain(earlier.damage).chain(set_aside).for_each(|text| observer.on(Event::Notice { text }));
         self.record.incidents.splice(0..0, earlier.incidents);
@@ -311,7 +316,7 @@ impl Run {
         let mut cluster = Cluster::open(&self.running, self.plan.workers, self.threads)?;
         let mut recorder = Recorder::off(cluster.clock());
         let mut generations = Generations::default();
-        let mut drive = Drive::new(DataOrder::new(self.job.seed, self.job.order, self.batches()));
+        let mut drive = Drive::new(DataOrder::new(self.job.order_seed(), self.job.order, self.batches()));
         let mut site = Site { job: job_number, cluster: &mut cluster, recorder: &mut recorder };
         let driven = self.recover(&mut site, &mut generations, &mut drive, observer, stop);
         let reason = match &driven {
@@ -419,6 +424,7 @@ impl Run {
             placement: self.plan.placement.clone(),
             worker: WorkerIndex(0),
             seed: self.job.seed,
+            dropout_seed: self.job.dropout_seed(),
             momentum: self.job.momentum,
             weight_decay: self.job.weight_decay,
             batches: self.batches(),

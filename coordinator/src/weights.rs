@@ -9,7 +9,7 @@ use convoy_common::parameters::Tensors;
 
 use crate::checkpoint::folder::{self, Opened};
 use crate::checkpoint::{self, Checkpoint, CheckpointError};
-use crate::data::DataSource;
+use crate::data::{DataSource, Selection};
 use crate::error::JobError;
 use crate::job::{Job, defaults};
 
@@ -34,6 +34,8 @@ pub struct Loaded {
     pub test_images: Option<String>,
     /// SHA-256 over all of the job's images, if a checkpoint says so.
     pub whole_set: Option<String>,
+    /// The training images that the job used, if not all.
+    pub selection: Option<Selection>,
     /// Images per micro-batch.
     pub micro_batch: usize,
     /// Newer checkpoints that are damaged.
@@ -56,7 +58,7 @@ pub fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
         let slots = manifest.job.slots;
         let division = manifest.job.division(defaults::micro_batches(batch, slots, slots));
         let micro_batch = division.largest_micro_batch(batch).min(MICRO_BATCH);
-        let Job { model: own, seed, data: whole_set, .. } = manifest.job;
+        let Job { model: own, seed, data: whole_set, selection, .. } = manifest.job;
         if model.as_ref().is_some_and(|model| *model != own) {
             return Err(JobError::OtherModel {
                 path: found,
@@ -72,6 +74,7 @@ pub fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
             data,
             test_images,
             whole_set: Some(whole_set),
+            selection,
             micro_batch,
             damaged,
         });
@@ -87,6 +90,7 @@ pub fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
         data: None,
         test_images: None,
         whole_set: None,
+        selection: None,
         micro_batch: MICRO_BATCH,
         damaged: Vec::new(),
     })

@@ -1,11 +1,10 @@
 //! A network as a graph of ONNX operators. Values are (image, channel, row, column), or (image, unit) after a linear layer.
 //!
 //! Towers do not show, except in local response normalisation, which stays within a tower: the channels are split, normalised and
-//! concatenated. In ONNX, windows of an even size lean the other way, and onnxruntime has none, so they are written as their formula. Dropout
-//! does nothing in a trained network, so it is left out.
+//! concatenated. Dropout does nothing in a trained network, so it is left out.
 
 use convoy_common::index::TowerIndex;
-use convoy_common::model::{Conv, Input, Layer, LayerKind, Linear, Lrn, Network, Pool};
+use convoy_common::model::{Conv, Input, Layer, LayerKind, Linear, Lrn, Network, Pool, Shape};
 use convoy_common::parameters::Tensors;
 
 use crate::messages::{
@@ -23,9 +22,7 @@ pub(crate) fn graph(network: &Network, weights: &Tensors) -> Result<Graph, OnnxE
     for (index, layer) in network.layers.iter().enumerate() {
         builder.layer(network, index, layer)?;
     }
-    builder.flatten("end");
-    builder.node("Identity", LOGITS, &[], Vec::new());
-    // The last value is the output, under its own name.
+    // The last layer is linear. Its value is the output, under a name of its own.
     if let Some(last) = builder.nodes.last_mut() {
         last.outputs = vec![LOGITS.to_owned()];
     }
@@ -112,20 +109,21 @@ impl Builder<'_> {
 
     fn lrn(&mut self, network: &Network, index: usize, layer: &Layer, lrn: &Lrn) {
         self.unflatten(&layer.name);
-        let slices: Vec<usize> = (0..network.towers)
-            .map(|tower| network.slice(index, TowerIndex(tower)).len())
-            .filter(|len| *len > 0)
-            .collect();
-        let splits =
-            self.ints(&format!("{}:towers", layer.name), &slices.iter().map(|n| *n as i64).collect::<Vec<_>>());
-        let names: Vec<String> = (0..slices.len()).map(|tower| format!("{}:tower{tower}", layer.name)).collect();
-        self.node("Split", &layer.name, &[splits], vec![int("axis", 1)]);
+        let all: Vec<usize> = (0..network.towers).map(|tower| network.slice(index, TowerIndex(tower)).len()).collect();
+        let channels: Vec<usize> = all.into_iter().filter(|channels| *channels > 0).collect();
+        if let [channels] = channels[..] {
+            return self.lrn_of_tower(&layer.name, lrn, layer.output.with_channels(channels));
+        }
+        let lengths: Vec<i64> = channels.iter().map(|n| *n as i64).collect();
+        let lengths = self.ints(&format!("{}:towers", layer.name), &lengths);
+        let names: Vec<String> = (0..channels.len()).map(|tower| format!("{}:tower{tower}", layer.name)).collect();
+        self.node("Split", &layer.name, &[lengths], vec![int("axis", 1)]);
         if let Some(split) = self.nodes.last_mut() {
             split.outputs.clone_from(&names);
         }
-        let normalised = names.iter().zip(&slices).map(|(name, channels)| {
+        let normalised = names.iter().zip(&channels).map(|(name, channels)| {
             self.value.clone_from(name);
-            self.lrn_of_tower(name, lrn, *channels);
+            self.lrn_of_tower(name, lrn, layer.output.with_channels(*channels));
             self.value.clone()
         });
         let normalised: Vec<String> = normalised.collect();
@@ -135,32 +133,25 @@ impl Builder<'_> {
         }
     }
 
-    fn lrn_of_tower(&mut self, name: &str, lrn: &Lrn, channels: usize) {
-        if lrn.size.is_multiple_of(2) {
-            return self.lrn_of_even_size(name, lrn, channels);
-        }
-        let attributes = vec![
-            // ONNX divides by the size.
-            float("alpha", lrn.alpha * lrn.size as f64),
-            float("beta", lrn.beta),
-            float("bias", lrn.k),
-            int("size", lrn.size as i64),
-        ];
-        self.node("LRN", name, &[], attributes);
-    }
-
-    /// x / (k + alpha * sum x^2)^beta, where a convolution with a kernel of one pixel adds up the window `c - size/2 ..= c + (size-1)/2`.
-    fn lrn_of_even_size(&mut self, name: &str, lrn: &Lrn, channels: usize) {
+    /// x / (k + alpha * sum x^2)^beta, in operators that every runtime has. onnxruntime's operator LRN refuses even sizes, and alpha and beta of
+    /// zero. A convolution over the axis of channels adds up the window `c - size/2 ..= c + (size-1)/2`.
+    fn lrn_of_tower(&mut self, name: &str, lrn: &Lrn, shape: Shape) {
+        // A wider window sees no more channels.
+        let reach = shape.channels.saturating_sub(1);
+        let (before, after) = ((lrn.size / 2).min(reach), ((lrn.size - 1) / 2).min(reach));
+        let size = before + 1 + after;
         let x = self.value.clone();
-        let is_in_window =
-            |c: usize, other: usize| (c.saturating_sub(lrn.size / 2)..=c + (lrn.size - 1) / 2).contains(&other);
-        let pairs = (0..channels * channels).map(|pair| is_in_window(pair / channels, pair % channels));
-        let window: Vec<f32> = pairs.map(|is_in| if is_in { lrn.alpha as f32 } else { 0.0 }).collect();
-        let window = self.floats(&format!("{name}:window"), &[channels, channels, 1, 1], &window);
-        let k = self.floats(&format!("{name}:k"), &[channels], &vec![lrn.k as f32; channels]);
-        let beta = self.floats(&format!("{name}:beta"), &[1], &[lrn.beta as f32]);
         self.node("Mul", name, std::slice::from_ref(&x), Vec::new());
-        self.node("Conv", name, &[window, k], Vec::new());
+        let (channels, height, width) = (shape.channels as i64, shape.height as i64, shape.width as i64);
+        let as_image = self.ints(&format!("{name}:as_image"), &[0, 1, channels, height * width]);
+        self.node("Reshape", name, &[as_image], Vec::new());
+        let window = self.floats(&format!("{name}:window"), &[1, 1, size, 1], &vec![lrn.alpha as f32; size]);
+        let k = self.floats(&format!("{name}:k"), &[1], &[lrn.k as f32]);
+        let pads = ints("pads", vec![before as i64, 0, after as i64, 0]);
+        self.node("Conv", name, &[window, k], vec![ints("kernel_shape", vec![size as i64, 1]), pads]);
+        let as_map = self.ints(&format!("{name}:as_map"), &[0, channels, height, width]);
+        self.node("Reshape", &format!("{name}:sum"), &[as_map], Vec::new());
+        let beta = self.floats(&format!("{name}:beta"), &[1], &[lrn.beta as f32]);
         self.node("Pow", name, &[beta], Vec::new());
         self.node("Div", name, &[], Vec::new());
         if let Some(quotient) = self.nodes.last_mut() {
@@ -225,10 +216,6 @@ fn int(name: &str, int: i64) -> Attribute {
 
 fn ints(name: &str, ints: Vec<i64>) -> Attribute {
     Attribute { name: name.to_owned(), ints, kind: AttributeKind::Ints as i32, ..Attribute::default() }
-}
-
-fn float(name: &str, value: f64) -> Attribute {
-    Attribute { name: name.to_owned(), float: value as f32, kind: AttributeKind::Float as i32, ..Attribute::default() }
 }
 
 /// A value for any number of images.

@@ -28,7 +28,7 @@ pub const LOGITS: &str = "logits";
 #[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum OnnxError {
     /// It is too large.
-    #[error("the weights have {bytes} bytes; an ONNX file in one piece has at most {FILE_BYTES_MAX}")]
+    #[error("the file would have at least {bytes} bytes; an ONNX file in one piece has at most {FILE_BYTES_MAX}")]
     TooLarge { bytes: usize },
     /// A parameter is missing.
     #[error("the weights have no tensor \"{name}\"")]
@@ -53,5 +53,33 @@ pub fn file(network: &Network, weights: &Tensors) -> Result<Vec<u8>, OnnxError> 
         graph: Some(graph::graph(network, weights)?),
         properties: vec![property("model", network.name.clone()), property("weights_sha256", sha256(weights))],
     };
+    let bytes = model.encoded_len();
+    if bytes > FILE_BYTES_MAX {
+        return Err(OnnxError::TooLarge { bytes });
+    }
     Ok(model.encode_to_vec())
+}
+
+/// Whether a file that begins with these bytes was written by this program, in any version of the format.
+pub fn is_ours(beginning: &[u8]) -> bool {
+    matches!(beginning, [0x08, _, rest @ ..] if rest.starts_with(b"\x12\x06convoy"))
+}
+
+/// As many bytes decide [`is_ours`].
+pub const BEGINNING_BYTES: u64 = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn its_files_are_recognised() {
+        let text = "name = \"m\"\ntowers = 1\ninput = { channels = 1, height = 2, width = 2 }\n\
+                    layer = [{ kind = \"linear\", name = \"fc\", units = 2 }]";
+        let network = Network::parse(text).unwrap();
+        let bytes = file(&network, &network.initial_weights(1, 1)).unwrap();
+        assert!(is_ours(&bytes[..BEGINNING_BYTES as usize]));
+        assert!(!is_ours(b"\x08\x08\x12\x07pytorch") && !is_ours(b"") && !is_ours(b"text"));
+        assert!(matches!(file(&network, &Tensors::new()), Err(OnnxError::Missing { name }) if name == "fc.weight"));
+    }
 }

@@ -67,8 +67,6 @@ pub(crate) struct Node {
 pub(crate) struct Attribute {
     #[prost(string, tag = "1")]
     pub(crate) name: String,
-    #[prost(float, tag = "2")]
-    pub(crate) float: f32,
     #[prost(int64, tag = "3")]
     pub(crate) int: i64,
     #[prost(int64, repeated, tag = "8")]
@@ -81,7 +79,6 @@ pub(crate) struct Attribute {
 #[repr(i32)]
 pub(crate) enum AttributeKind {
     Undefined = 0,
-    Float = 1,
     Int = 2,
     Ints = 7,
 }

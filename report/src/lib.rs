@@ -4,6 +4,7 @@
 //! Not here: studies, whose reports are made of the same parts.
 #![forbid(unsafe_code)]
 
+pub mod binomial;
 pub mod filters;
 pub mod html;
 pub mod raster;

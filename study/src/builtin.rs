@@ -1,15 +1,17 @@
 //! The studies that are part of the program: the files of the folder `builtin`.
 
-const STUDIES: [(&str, &str); 3] = [
+const STUDIES: [(&str, &str); 4] = [
     ("quick", include_str!("../builtin/quick.toml")),
     ("asker", include_str!("../builtin/asker.toml")),
     ("groups", include_str!("../builtin/groups.toml")),
+    ("colour", include_str!("../builtin/colour.toml")),
 ];
 
-const MODELS: [(&str, &str); 3] = [
+const MODELS: [(&str, &str); 4] = [
     ("models/four.toml", include_str!("../builtin/models/four.toml")),
     ("models/tiny.toml", include_str!("../builtin/models/tiny.toml")),
     ("models/pair.toml", include_str!("../builtin/models/pair.toml")),
+    ("models/colour.toml", include_str!("../builtin/models/colour.toml")),
 ];
 
 /// The names of the built-in studies.

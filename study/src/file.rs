@@ -105,6 +105,9 @@ pub struct Settings {
     /// Slots per batch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slots: Option<usize>,
+    /// Number of training images that are used, chosen by the run's seed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images: Option<usize>,
 }
 
 /// An arm: a network, and its runs.
@@ -404,12 +407,14 @@ impl Settings {
             order: None,
             seed: Some(seed),
             slots: self.slots,
+            train_images: self.images,
+            ..Asked::default()
         };
         asked.resolve(None, images, None, steps_per_epoch).map(|(job, _)| job)
     }
 
     fn read(train: &mut Fields) -> Result<Self, FieldError> {
-        train.check_keys(&["batch", "lr", "momentum", "weight_decay", "schedule", "slots"])?;
+        train.check_keys(&["batch", "lr", "momentum", "weight_decay", "schedule", "slots", "images"])?;
         Ok(Self {
             batch: train.count("batch")?,
             lr: train.number("lr")?,
@@ -417,6 +422,7 @@ impl Settings {
             weight_decay: train.number("weight_decay")?,
             schedule: train.text("schedule")?,
             slots: train.count("slots")?,
+            images: train.count("images")?,
         })
     }
 }

@@ -14,7 +14,7 @@ pub struct Images {
     pub sha256: String,
     /// What they are, in one line for people.
     pub origin: String,
-    /// Number of training images.
+    /// Number of training images that are used.
     pub(crate) train: usize,
     test: Split,
 }
@@ -39,11 +39,17 @@ impl Images {
                     if help.is_empty() { "give --data with the folder of the right ones".to_owned() } else { help };
                 Err(StudyError::OtherData { wanted, found, origin, help })
             }
+            _ if study.settings.images.is_some_and(|images| images == 0 || images > found) => {
+                let images = study.settings.images.unwrap_or_default();
+                let (origin, help) =
+                    (set.origin, "train, images must be at least 1, and at most their number".to_owned());
+                Err(StudyError::OtherData { wanted: images, found, origin, help })
+            }
             _ => Ok(Self {
                 source: source.remembered()?,
                 sha256: set.fingerprint,
                 origin: set.origin,
-                train: found,
+                train: study.settings.images.unwrap_or(found),
                 test: set.test,
             }),
         }

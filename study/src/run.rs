@@ -140,6 +140,7 @@ impl Run<'_> {
             ("--momentum", settings.momentum),
             ("--weight-decay", settings.weight_decay),
             ("--slots", settings.slots.map(|slots| slots as f64)),
+            ("--train-images", settings.images.map(|images| images as f64)),
         ];
         for (flag, value) in numbers {
             // The shortest text of a number reads back to the same number.

@@ -38,10 +38,11 @@ pub(crate) fn normal(seed: u64, purpose: &str, index: usize) -> f64 {
     r * if index.is_multiple_of(2) { libm::cos(angle) } else { libm::sin(angle) }
 }
 
-pub(crate) fn shuffled(seed: u64, epoch: usize, n: usize) -> Vec<usize> {
+/// A shuffle of `n` items for a purpose.
+pub(crate) fn shuffled(seed: u64, purpose: &str, n: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {
-        let w = words(seed, &format!("shuffle:{epoch}"), i as u64);
+        let w = words(seed, purpose, i as u64);
         let j = (u128::from(joined(w[0], w[1])) * (i as u128 + 1)) >> 64;
         order.swap(i, j as usize);
     }

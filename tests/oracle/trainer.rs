@@ -15,6 +15,10 @@ pub(crate) struct Case {
     pub(crate) schedule: &'static str,
     pub(crate) order: &'static str,
     pub(crate) seed: u64,
+    /// The seeds of initial weights, of the order of images, and of dropout, if they are others.
+    pub(crate) seeds: Option<[u64; 3]>,
+    /// The seed that selects training images, how many of them are held out, and how many are used.
+    pub(crate) selection: Option<(u64, usize, usize)>,
     pub(crate) slots: usize,
     pub(crate) micro_batches: usize,
     pub(crate) workers: usize,
@@ -26,7 +30,7 @@ pub(crate) const RATE: f64 = 0.05;
 pub(crate) const MOMENTUM: f64 = 0.9;
 pub(crate) const WEIGHT_DECAY: f64 = 0.01;
 
-pub(crate) fn initial_weights(net: &Net, seed: u64) -> Tensors {
+pub(crate) fn initial_weights(net: &Net, init_seed: u64, seed: u64) -> Tensors {
     let mut weights = Tensors::new();
     for (layer, before) in net.layers.iter().zip(&net.shapes) {
         let (name, outputs, fan_in, bias, mask, init) = match *layer {
@@ -40,7 +44,7 @@ pub(crate) fn initial_weights(net: &Net, seed: u64) -> Tensors {
         let read = fan_in / mask.map_or(1, |mask| mask.groups);
         let init = init.unwrap_or(Init { std: libm::sqrt(2.0 / read as f64), bias: 0.0 });
         let purpose = format!("init:{name}.weight");
-        let weight = (0..outputs * fan_in).map(|i| (normal(seed, &purpose, i) * init.std) as f32).collect();
+        let weight = (0..outputs * fan_in).map(|i| (normal(init_seed, &purpose, i) * init.std) as f32).collect();
         weights.insert(format!("{name}.weight"), weight);
         if bias {
             weights.insert(format!("{name}.bias"), vec![init.bias as f32; outputs]);
@@ -242,19 +246,37 @@ pub(crate) struct Run {
     pub(crate) weights_sha256: String,
 }
 
+/// The images after the held-out ones in a shuffle, as many as are wanted, in their order in the set.
+fn selected(data: Split, (seed, holdout, images): (u64, usize, usize)) -> Split {
+    let mut chosen = shuffled(seed, "split", data.labels.len())[holdout..holdout + images].to_vec();
+    chosen.sort_unstable();
+    Split {
+        images: chosen.iter().map(|index| data.images[*index].clone()).collect(),
+        labels: chosen.iter().map(|index| data.labels[*index]).collect(),
+    }
+}
+
 pub(crate) fn train(case: Case) -> Run {
-    let (data, test) = (training_data(), test_data());
+    let (mut data, test) = (training_data(), test_data());
+    if let Some(selection) = case.selection {
+        data = selected(data, selection);
+    }
     let net = Net::new(case.towers, case.slices);
+    let [init_seed, order_seed, dropout_seed] = case.seeds.unwrap_or([case.seed; 3]);
     let n = data.labels.len();
-    let mut weights = initial_weights(&net, case.seed);
+    let mut weights = initial_weights(&net, init_seed, case.seed);
     let mut velocities = zeros(&weights);
     let (mut steps, mut accuracies) = (Vec::new(), Vec::new());
     while steps.len() < STEPS {
         let epoch = accuracies.len() + 1;
-        let order = if case.order == "shuffled" { shuffled(case.seed, epoch, n) } else { (0..n).collect() };
+        let order = if case.order == "shuffled" {
+            shuffled(order_seed, &format!("shuffle:{epoch}"), n)
+        } else {
+            (0..n).collect()
+        };
         for batch in order.chunks(BATCH) {
             let step = steps.len() + 1;
-            let (loss, mut gradients) = gradients(&net, &weights, &data, batch, (case.seed, step), case.slots);
+            let (loss, mut gradients) = gradients(&net, &weights, &data, batch, (dropout_seed, step), case.slots);
             clear_masked(&net, case.seed, &mut gradients);
             let rate = rate(case.schedule, step, n.div_ceil(BATCH));
             for (name, weight) in &mut weights {

@@ -90,7 +90,7 @@ pub(crate) struct Tower {
     index: TowerIndex,
     /// Its name for a person, such as "slice 0 of the head".
     name: String,
-    seed: u64,
+    dropout_seed: u64,
     /// Index of the first layer.
     first: usize,
     layers: Vec<TowerLayer>,
@@ -109,7 +109,7 @@ impl Tower {
         Self {
             index,
             name: plan.placement.part_name(half, index),
-            seed: assignment.seed,
+            dropout_seed: assignment.dropout_seed,
             first,
             layers: layers.map(make).collect(),
         }
@@ -162,7 +162,7 @@ impl Tower {
         micro_batch: &MicroBatch,
         whole: Arc<Tensor>,
     ) -> Result<(Arc<Tensor>, SavedSegment), Stopped> {
-        let context = Context { compute: means.compute, seed: self.seed, micro_batch };
+        let context = Context { compute: means.compute, dropout_seed: self.dropout_seed, micro_batch };
         let mut kept = Vec::new();
         let mut x = whole;
         for layer in plan.segments[segment].layers.clone() {
@@ -190,7 +190,7 @@ impl Tower {
         dy: Tensor,
         kept: &mut SavedSegment,
     ) -> Result<Option<Tensor>, Stopped> {
-        let context = Context { compute: means.compute, seed: self.seed, micro_batch };
+        let context = Context { compute: means.compute, dropout_seed: self.dropout_seed, micro_batch };
         let mut gradient = Some(dy);
         for layer in layers.rev() {
             let Some(dy) = gradient else { break };

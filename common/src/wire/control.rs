@@ -195,8 +195,10 @@ pub struct Assignment {
     pub placement: Placement,
     /// The index of the worker that receives this.
     pub worker: WorkerIndex,
-    /// The job's seed.
+    /// The job's seed, which decides random masks.
     pub seed: u64,
+    /// The seed of dropout.
+    pub dropout_seed: u64,
     /// SGD's momentum.
     pub momentum: f64,
     /// SGD's weight decay.
@@ -425,6 +427,7 @@ impl TryFrom<v1::Assign> for Assignment {
             placement,
             worker: m.worker.into(),
             seed: m.seed,
+            dropout_seed: m.dropout_seed,
             momentum: m.momentum,
             weight_decay: m.weight_decay,
             batches: Batches {
@@ -464,6 +467,7 @@ impl From<Assignment> for v1::Assign {
             head: assignment.placement.head.into_iter().map(u32::from).collect(),
             worker: assignment.worker.into(),
             seed: assignment.seed,
+            dropout_seed: assignment.dropout_seed,
             momentum: assignment.momentum,
             weight_decay: assignment.weight_decay,
             images: assignment.batches.images as u64,

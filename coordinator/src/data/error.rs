@@ -113,6 +113,17 @@ pub enum DataError {
     )]
     NotFashionMnist { folder: PathBuf, found: String },
 
+    /// A job wants more training images than there are.
+    #[error(
+        "{} with --holdout {holdout} needs more than the {all} training images that there are; at least one must be left for training",
+        images.map_or("training on all others".to_owned(), |images| format!("--train-images {images}"))
+    )]
+    Selection { images: Option<usize>, holdout: usize, all: usize },
+
+    /// The held-out images of a job without any.
+    #[error("the job held out no images (--holdout); measure another part: train or test")]
+    NothingHeldOut,
+
     /// Not even a handful of synthetic images would fit into memory, or an image has no pixels.
     #[error("a synthetic image of {shape} has {bytes} bytes; it must have 1 to {limit}")]
     SyntheticSize { shape: ImageShape, bytes: u128, limit: u64 },

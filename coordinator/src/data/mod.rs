@@ -8,6 +8,7 @@ mod error;
 mod fashion;
 mod folder;
 mod idx;
+mod selection;
 mod set;
 mod synthetic;
 #[cfg(test)]
@@ -22,13 +23,16 @@ use convoy_common::suggest;
 pub use error::DataError;
 pub use fashion::Places;
 pub use fashion::facts::CLASS_NAMES;
+pub use selection::Selection;
 pub use set::{DataSet, ImageShape, PartSet, Split, Wanted};
 
 /// A part of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// The training images.
+    /// The training images that a job trains on.
     Train,
+    /// The training images that it holds out.
+    Holdout,
     /// The test images.
     Test,
 }
@@ -73,22 +77,28 @@ impl DataChoice {
         load(&self.source, wanted, places).map_err(|error| self.blamed(error))
     }
 
-    /// The images of one part alone.
+    /// The images of one part alone, of a job with this selection of training images.
     ///
     /// # Errors
-    /// As [`load`], and says so where a checkpoint named the source.
-    pub fn load_part(&self, part: Part, wanted: &Wanted, places: &Places) -> Result<PartSet, DataError> {
-        match part {
-            Part::Test => load_test(&self.source, wanted, places).map_err(|error| self.blamed(error)),
-            Part::Train => {
-                self.load(wanted, places).map(|DataSet { train: images, origin, notices, fingerprint, .. }| PartSet {
-                    images,
-                    fingerprint: Some(fingerprint),
-                    origin,
-                    notices,
-                })
-            }
+    /// As [`load`], and says so where a checkpoint named the source. When there is no such part.
+    pub fn load_part(
+        &self,
+        part: Part,
+        selection: Option<Selection>,
+        wanted: &Wanted,
+        places: &Places,
+    ) -> Result<PartSet, DataError> {
+        if part == Part::Test {
+            return load_test(&self.source, wanted, places).map_err(|error| self.blamed(error));
         }
+        let DataSet { train, origin, notices, fingerprint, .. } = self.load(wanted, places)?;
+        let images = match (part, selection) {
+            (Part::Holdout, Some(selection)) if selection.holdout > 0 => selection.held_out(&train)?,
+            (Part::Holdout, _) => return Err(DataError::NothingHeldOut),
+            (_, Some(selection)) => selection.trained(&train)?,
+            (_, None) => train,
+        };
+        Ok(PartSet { images, fingerprint: Some(fingerprint), origin, notices })
     }
 
     fn blamed(&self, error: DataError) -> DataError {
@@ -172,8 +182,9 @@ impl FromStr for Part {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "train" => Ok(Part::Train),
+            "holdout" => Ok(Part::Holdout),
             "test" => Ok(Part::Test),
-            _ => Err(format!("unknown part \"{text}\"{}", suggest::hint(text, &["train", "test"]))),
+            _ => Err(format!("unknown part \"{text}\"{}", suggest::hint(text, &["train", "holdout", "test"]))),
         }
     }
 }
@@ -182,6 +193,7 @@ impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Part::Train => "training",
+            Part::Holdout => "held-out",
             Part::Test => "test",
         })
     }

@@ -400,7 +400,7 @@ fn a_source_that_a_checkpoint_names_is_taken_unless_another_was_asked_for() {
     let places = Search::new().places;
     for error in [
         choice.load(&small_wanted(), &places).unwrap_err(),
-        choice.load_part(Part::Test, &small_wanted(), &places).unwrap_err(),
+        choice.load_part(Part::Test, None, &small_wanted(), &places).unwrap_err(),
     ] {
         let text = convoy_common::chain::chain(&error);
         assert!(text.contains("that the checkpoint names, nowhere") && text.contains("does not exist"), "{text}");

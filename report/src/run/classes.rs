@@ -1,5 +1,7 @@
 //! What a network gets right and wrong: accuracy by class, the confusion matrix, and whether the right class is among the first five.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 /// The number of classes among which the right one may be for the second accuracy.
@@ -18,8 +20,10 @@ pub struct Classes {
     pub in_top: usize,
     /// Mean loss.
     pub loss: f64,
-    /// How many images of each class (row) were classified as each class (column), row by row.
-    pub confusion: Vec<u32>,
+    /// How many images of a class were classified as a class, where there are any: (class, predicted, count), in order.
+    pub confusion: Vec<(u16, u16, u32)>,
+    /// SHA-256 over the images and their labels.
+    pub images_sha256: String,
     /// Which images were classified correctly.
     #[serde(skip)]
     pub right: Vec<bool>,
@@ -27,14 +31,15 @@ pub struct Classes {
 
 impl Classes {
     /// From the labels of images, their predicted classes, and their logits: (image, class).
-    pub fn new(labels: &[u16], predicted: &[u16], logits: &[f32], loss: f64) -> Self {
+    pub fn new(labels: &[u16], predicted: &[u16], logits: &[f32], loss: f64, images_sha256: String) -> Self {
         let classes = logits.len() / labels.len().max(1);
-        let mut confusion = vec![0; classes * classes];
+        let mut confusion = BTreeMap::new();
         let mut right = Vec::with_capacity(labels.len());
         let mut in_top = 0;
         for (image, (label, predicted)) in labels.iter().zip(predicted).enumerate() {
-            let (label, predicted) = (usize::from(*label), usize::from(*predicted));
-            confusion[label * classes + predicted] += 1;
+            *confusion.entry((*label, *predicted)).or_insert(0) += 1;
+            let label = usize::from(*label);
+            let predicted = usize::from(*predicted);
             right.push(label == predicted);
             let logits = &logits[image * classes..][..classes];
             // As in training, the first one of equal logits counts as the higher one.
@@ -43,7 +48,8 @@ impl Classes {
             in_top += usize::from(higher < TOP);
         }
         let correct = right.iter().filter(|right| **right).count();
-        Self { classes, images: labels.len(), correct, in_top, loss, confusion, right }
+        let confusion = confusion.into_iter().map(|((label, predicted), count)| (label, predicted, count)).collect();
+        Self { classes, images: labels.len(), correct, in_top, loss, confusion, images_sha256, right }
     }
 
     /// The share of images that were classified correctly.
@@ -58,12 +64,14 @@ impl Classes {
 
     /// How many images of class `label` were classified as `predicted`.
     pub fn count(&self, label: usize, predicted: usize) -> u32 {
-        self.confusion[label * self.classes + predicted]
+        let found =
+            self.confusion.iter().find(|(of, taken, _)| (usize::from(*of), usize::from(*taken)) == (label, predicted));
+        found.map_or(0, |(.., count)| *count)
     }
 
     /// The number of images of a class.
     pub fn images_of(&self, label: usize) -> u32 {
-        (0..self.classes).map(|predicted| self.count(label, predicted)).sum()
+        self.confusion.iter().filter(|(of, ..)| usize::from(*of) == label).map(|(.., count)| count).sum()
     }
 
     /// The share of a class's images that were classified correctly. None if there are none.
@@ -73,15 +81,11 @@ impl Classes {
     }
 
     /// The most frequent confusions: the class, what it was taken for, and how often; at most `most` of them.
-    pub fn confusions(&self, most: usize) -> Vec<(usize, usize, u32)> {
-        let pairs = (0..self.classes).flat_map(|label| (0..self.classes).map(move |predicted| (label, predicted)));
-        let wrong = pairs.filter(|(label, predicted)| label != predicted);
-        let mut all: Vec<_> =
-            wrong.map(|(label, predicted)| (label, predicted, self.count(label, predicted))).collect();
-        all.retain(|(_, _, count)| *count > 0);
-        all.sort_by_key(|(_, _, count)| std::cmp::Reverse(*count));
-        all.truncate(most);
-        all
+    pub fn confusions(&self, most: usize) -> Vec<(u16, u16, u32)> {
+        let mut wrong: Vec<_> = self.confusion.iter().copied().filter(|(label, taken, _)| label != taken).collect();
+        wrong.sort_by_key(|(.., count)| std::cmp::Reverse(*count));
+        wrong.truncate(most);
+        wrong
     }
 }
 
@@ -94,13 +98,13 @@ mod tests {
         // Seven classes. Logits fall with the distance from a class.
         let near = |class: i32| (0..7).map(move |other: i32| -(other - class).abs() as f32);
         let logits: Vec<f32> = [0, 1, 6].into_iter().flat_map(near).collect();
-        let found = Classes::new(&[0, 0, 0], &[0, 1, 6], &logits, 0.5);
+        let found = Classes::new(&[0, 0, 0], &[0, 1, 6], &logits, 0.5, String::new());
         assert_eq!((found.images, found.correct, found.in_top), (3, 1, 2));
         assert_eq!((found.count(0, 1), found.count(0, 6), found.images_of(0), found.images_of(3)), (1, 1, 3, 0));
         assert_eq!((found.accuracy_of(0), found.accuracy_of(3)), (Some(1.0 / 3.0), None));
         assert_eq!(found.confusions(9), [(0, 1, 1), (0, 6, 1)]);
         // Of equal logits, the first ones come first.
-        let equal = Classes::new(&[4, 5], &[0, 0], &[1.0; 14], 0.0);
+        let equal = Classes::new(&[4, 5], &[0, 0], &[1.0; 14], 0.0, String::new());
         assert_eq!(equal.in_top, 1);
     }
 }

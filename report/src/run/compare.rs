@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::RunReport;
 use super::curves::charts;
+use crate::binomial::as_uneven;
 use crate::html;
 use crate::svg::{escaped, key};
 use crate::words::{chance, plural, sentence};
@@ -16,7 +17,7 @@ pub struct Comparison {
     pub runs: [RunReport; 2],
     /// The settings that differ: the name, and both values.
     pub differing: Vec<(String, [String; 2])>,
-    /// Whether the weights are equal to the bit. None if a run has none.
+    /// Whether the weights are equal to the bit. None if a run has none, or has them of another step.
     pub same_weights: Option<bool>,
     /// How the results on test images differ. None if they were not measured on the same images.
     pub results: Option<Results>,
@@ -39,14 +40,29 @@ impl Comparison {
     /// Compares `second` with `first`.
     pub fn new(first: RunReport, second: RunReport) -> Self {
         let differing = differing(&first, &second);
-        let hashes = [&first, &second].map(|run| run.trained.as_ref().map(|trained| trained.weights_sha256.clone()));
-        let same_weights = hashes.iter().all(Option::is_some).then(|| hashes[0] == hashes[1]);
+        let same_weights = first.trained.as_ref().zip(second.trained.as_ref()).and_then(|(first, second)| {
+            (first.step == second.step).then(|| first.weights_sha256 == second.weights_sha256)
+        });
         Self { results: results(&first, &second), runs: [first, second], differing, same_weights }
     }
 
     /// What came out, sentence by sentence.
     fn said(&self) -> Vec<String> {
         let mut said = Vec::new();
+        let of_runs =
+            self.runs.iter().flat_map(|run| run.missing.iter().map(move |what| format!("{}: {what}", run.folder)));
+        said.extend(of_runs);
+        if let [Some(first), Some(second)] = self.runs.each_ref().map(|run| run.trained.as_ref()) {
+            if first.step != second.step {
+                said.push(format!("the newest checkpoints are of steps {} and {}", first.step, second.step));
+            }
+            let measured = first.classes.as_ref().zip(second.classes.as_ref());
+            if measured.is_some_and(|(first, second)| first.images_sha256 != second.images_sha256) {
+                said.push(
+                    "the runs were measured on different test images, so their results are not compared".to_owned(),
+                );
+            }
+        }
         match self.same_weights {
             Some(true) => said.push("the weights of both runs are equal to the bit".to_owned()),
             Some(false) if self.differing.is_empty() => {
@@ -66,7 +82,7 @@ impl Comparison {
                 plural(of_both, "test image is", "test images are"),
                 chance(*p)
             ));
-            if self.same_weights == Some(false) {
+            if self.same_weights != Some(true) {
                 said.push(
                     "this is about these two runs, and not about their networks: runs that differ only in their seed differ as well. `convoy study` \
                      compares networks over many runs"
@@ -79,7 +95,7 @@ impl Comparison {
 
     /// The comparison for a terminal.
     pub fn text(&self) -> String {
-        let row = |name: &str, [first, second]: [&str; 2]| format!("{name:<16}{first}  |  {second}");
+        let row = |name: &str, [first, second]: [&str; 2]| format!("{name:<15} {first}  |  {second}");
         let folders = self.runs.each_ref().map(|run| run.folder.as_str());
         let mut lines = vec![row("run", folders)];
         lines.extend(self.differing.iter().map(|(name, [a, b])| row(name, [a, b])));
@@ -102,7 +118,7 @@ impl Comparison {
         let said: String = self.said().iter().map(|text| format!("<li>{}.</li>\n", escaped(&sentence(text)))).collect();
         let [first, second] = &self.runs;
         let body = format!(
-            "<p class=\"keys\">{keys}</p>\n<ul>\n{said}</ul>\n{}<h2>Learning</h2>\n<figure>\n{}</figure>\n{}",
+            "<p class=\"keys\">{keys}</p>\n<ul>\n{said}</ul>\n{}{}{}",
             self.settings(),
             charts(&[first, second]),
             self.classes()
@@ -161,43 +177,20 @@ fn differing(first: &RunReport, second: &RunReport) -> Vec<(String, [String; 2])
     differing
 }
 
-/// None unless both were measured, on the same images as far as their records say.
+/// None unless both were measured, on the same images.
 fn results(first: &RunReport, second: &RunReport) -> Option<Results> {
-    let data = |run: &RunReport| run.records.record.configuration["data"].clone();
     let [a, b] = [first, second].map(|run| run.trained.as_ref()?.classes.as_ref());
     let (a, b) = (a?, b?);
-    if data(first) != data(second) || a.right.len() != b.right.len() || a.classes != b.classes {
+    if a.images_sha256 != b.images_sha256 || a.classes != b.classes {
         return None;
     }
     let only = |one: &[bool], other: &[bool]| one.iter().zip(other).filter(|(one, other)| **one && !**other).count();
     let only = [only(&a.right, &b.right), only(&b.right, &a.right)];
     let class = |class: usize| Some([a.accuracy_of(class)?, b.accuracy_of(class)?]);
     Some(Results {
-        chance: uneven(only),
+        chance: as_uneven(only[0].max(only[1]), only[0] + only[1]),
         only,
         difference: b.accuracy() - a.accuracy(),
         by_class: (0..a.classes).map(class).collect(),
     })
-}
-
-/// The chance that one of two equally likely sides gets at least as many of all items as the larger side has.
-fn uneven([a, b]: [usize; 2]) -> f64 {
-    let (all, most) = ((a + b) as f64, a.max(b));
-    let chosen = |k: f64| libm::lgamma(all + 1.0) - libm::lgamma(k + 1.0) - libm::lgamma(all - k + 1.0);
-    let tail: f64 = (most..=a + b).map(|k| libm::exp(chosen(k as f64) - all * std::f64::consts::LN_2)).sum();
-    (2.0 * tail).min(1.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn uneven_splits_have_the_chances_of_a_coin() {
-        for (split, expected) in [([0, 0], 1.0), ([1, 0], 1.0), ([0, 6], 0.03125), ([3, 1], 0.625), ([500, 500], 1.0)] {
-            assert!((uneven(split) - expected).abs() < 1e-9, "{split:?}: {}", uneven(split));
-        }
-        // SciPy: binomtest(600, 1100).pvalue
-        assert!((uneven([600, 500]) - 0.0028195449914364284).abs() < 1e-9, "{}", uneven([600, 500]));
-    }
 }

@@ -11,7 +11,7 @@ const POINTS_MAX: usize = 400;
 /// A curve: (step, value).
 type Curve = Vec<(f64, f64)>;
 
-/// The charts of some runs, the loss first.
+/// The section with the charts of some runs, the loss first. Empty if they have no steps.
 pub(super) fn charts(runs: &[&RunReport]) -> String {
     let of = |curve: fn(&RunReport) -> Curve| runs.iter().map(|run| curve(run)).collect::<Vec<_>>();
     let all = [
@@ -20,7 +20,8 @@ pub(super) fn charts(runs: &[&RunReport]) -> String {
         ("test accuracy, %", "Test accuracy by step", of(accuracies)),
         ("learning rate", "Learning rate by step", of(rates)),
     ];
-    all.into_iter().map(|(name, about, curves)| chart(name, about, &curves)).collect()
+    let charts: String = all.into_iter().map(|(name, about, curves)| chart(name, about, &curves)).collect();
+    if charts.is_empty() { charts } else { format!("<h2>Learning</h2>\n<figure>\n{charts}</figure>\n") }
 }
 
 fn losses(run: &RunReport) -> Curve {

@@ -1,6 +1,7 @@
 //! What the parameters of a network became: their size, how far they are from where they began, and how large the last update was. And the
 //! filters of the first convolution, by tower.
 
+use convoy_common::index::TowerIndex;
 use convoy_common::model::{LayerKind, Network};
 use convoy_common::parameters::{Parameter, Tensors};
 use ndarray::ArrayD;
@@ -32,8 +33,8 @@ pub struct ParameterReport {
     pub size_at_start: Option<f64>,
     /// The size of the difference from the values before the first step.
     pub moved: Option<f64>,
-    /// The size of the last update.
-    pub update: f64,
+    /// The size of the last update. None if its learning rate or its momentum is not known.
+    pub update: Option<f64>,
 }
 
 /// Filters, for a picture.
@@ -46,19 +47,25 @@ pub struct Filters {
 }
 
 impl Layers {
-    /// The parameters of a checkpoint. `rate` is the learning rate of its last step. `seed` decides the values before the first step, if
+    /// The parameters of a checkpoint. `rate` is the learning rate of its last step. `seeds` decide the values before the first step and the masks, if
     /// the job began with those.
-    pub fn new(network: &Network, weights: &Tensors, momentum: &Tensors, rate: f64, seed: Option<u64>) -> Self {
+    pub fn new(
+        network: &Network,
+        weights: &Tensors,
+        momentum: &Tensors,
+        rate: Option<f64>,
+        seeds: Option<[u64; 2]>,
+    ) -> Self {
         let report = |parameter: Parameter| {
             let values = weights.get(&parameter.name)?;
-            let start = seed.map(|seed| parameter.initial(seed));
+            let start = seeds.map(|[init_seed, seed]| parameter.initial(init_seed, seed));
             let moved = start.as_ref().filter(|start| start.shape() == values.shape()).map(|start| values - start);
             Some(ParameterReport {
                 size: size(values),
                 size_at_start: start.as_ref().map(size),
                 moved: moved.as_ref().map(size),
                 // SGD as in PyTorch: the rate times the momentum is what was subtracted.
-                update: rate * momentum.get(&parameter.name).map_or(0.0, size),
+                update: rate.zip(momentum.get(&parameter.name)).map(|(rate, momentum)| rate * size(momentum)),
                 shape: parameter.shape,
                 name: parameter.name,
             })
@@ -76,18 +83,19 @@ fn size(values: &ArrayD<f32>) -> f64 {
 }
 
 fn filters(network: &Network, weights: &Tensors) -> Option<Filters> {
-    let layer = network.layers.iter().find(|layer| matches!(layer.kind, LayerKind::Conv(_)))?;
+    let index = network.layers.iter().position(|layer| matches!(layer.kind, LayerKind::Conv(_)))?;
+    let layer = &network.layers[index];
     let values = weights.get(&format!("{}.weight", layer.name))?;
     let shape: [usize; 4] = values.shape().try_into().ok()?;
+    let largest: Vec<f32> =
+        values.outer_iter().map(|filter| filter.iter().fold(0.0, |most, weight| weight.abs().max(most))).collect();
     let of_tower = |tower: usize| {
-        let numbers: Vec<usize> = (0..shape[0]).filter(|filter| filter * network.towers / shape[0] == tower).collect();
-        let largest: Vec<f32> =
-            values.outer_iter().map(|filter| filter.iter().fold(0.0, |most, v| v.abs().max(most))).collect();
-        let picture = tiles(shape, &numbers, |filter, channel, row, column| {
+        let filters: Vec<usize> = network.slice(index, TowerIndex(tower)).collect();
+        let picture = tiles(shape, &filters, |filter, channel, row, column| {
             let weight = values[[filter, channel, row, column].as_slice()];
             if largest[filter] > 0.0 { f64::from(weight / largest[filter]) } else { 0.0 }
         });
-        (numbers.len(), picture)
+        (filters.len(), picture)
     };
     Some(Filters { layer: layer.name.clone(), towers: (0..network.towers).map(of_tower).collect() })
 }
@@ -101,15 +109,15 @@ mod tests {
         let text = "name = \"m\"\ntowers = 1\ninput = { channels = 1, height = 2, width = 2 }\n\
                     layer = [{ kind = \"linear\", name = \"fc\", units = 2, bias = false }]";
         let network = Network::parse(text).unwrap();
-        let start = network.initial_weights(3);
+        let start = network.initial_weights(3, 3);
         let momentum = Tensors::from([("fc.weight".to_owned(), ArrayD::from_elem(vec![2, 4], 2.0))]);
         let moved: Tensors = start.iter().map(|(name, values)| (name.clone(), values + 0.5)).collect();
-        let found = Layers::new(&network, &moved, &momentum, 0.1, Some(3));
+        let found = Layers::new(&network, &moved, &momentum, Some(0.1), Some([3, 3]));
         let fc = &found.parameters[0];
-        assert!((fc.moved.unwrap() - 0.5).abs() < 1e-6 && (fc.update - 0.2).abs() < 1e-12);
+        assert!((fc.moved.unwrap() - 0.5).abs() < 1e-6 && (fc.update.unwrap() - 0.2).abs() < 1e-12);
         assert_eq!(fc.size_at_start, Some(size(&start["fc.weight"])));
         assert!(found.filters.is_none());
-        let of_file = Layers::new(&network, &moved, &momentum, 0.1, None);
+        let of_file = Layers::new(&network, &moved, &momentum, Some(0.1), None);
         assert_eq!((of_file.parameters[0].moved, of_file.parameters[0].size_at_start), (None, None));
     }
 }

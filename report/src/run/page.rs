@@ -15,14 +15,14 @@ const CLASSES_IN_TABLE: usize = 30;
 /// Confusions that are listed.
 const CONFUSIONS: usize = 12;
 /// Width of a picture of 16 filters on the page.
-const FILTERS_SHOWN: usize = 480;
+const FILTERS_SHOWN: usize = 400;
 
 impl RunReport {
     /// The page.
     pub fn page(&self) -> String {
         let sections = [
             self.summary_section(),
-            format!("<h2>Learning</h2>\n<figure>\n{}</figure>\n", charts(&[self])),
+            charts(&[self]),
             self.trained.as_ref().map_or(String::new(), Trained::sections),
             self.time.as_ref().map_or(String::new(), Time::section),
             self.incidents_section(),
@@ -152,13 +152,13 @@ impl Layers {
         let row = |parameter: &super::layers::ParameterReport| {
             let shape: Vec<String> = parameter.shape.iter().map(usize::to_string).collect();
             format!(
-                "<tr><td>{}</td><td>{}</td><td>{:.5}</td><td>{}</td><td>{}</td><td>{:.2e}</td></tr>\n",
+                "<tr><td>{}</td><td>{}</td><td>{:.5}</td><td>{}</td><td>{}</td><td>{}</td></tr>\n",
                 escaped(&parameter.name),
                 shape.join(" x "),
                 parameter.size,
                 some(parameter.size_at_start),
                 some(parameter.moved),
-                parameter.update,
+                parameter.update.map_or("-".to_owned(), |update| format!("{update:.2e}")),
             )
         };
         let rows: String = self.parameters.iter().map(row).collect();

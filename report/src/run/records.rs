@@ -128,7 +128,7 @@ impl Records {
         records
     }
 
-    /// A setting that decides the result, as text. Texts of several lines are left out.
+    /// The settings that decide the result, as text, without the model.
     pub fn settings(&self) -> Vec<(String, String)> {
         let Value::Object(settings) = &self.record.configuration else { return Vec::new() };
         let shown = settings.iter().filter(|(key, value)| *key != "model" && !value.is_null());

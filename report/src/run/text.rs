@@ -12,8 +12,9 @@ impl RunReport {
         text.push(match (record.status.as_str(), &record.error, record.diverged_after) {
             ("done", ..) => "It is done.".to_owned(),
             (_, _, Some(steps)) => format!("It diverged: after step {steps}, numbers were no longer finite."),
-            (status, Some(error), _) => format!("It is {status}: {error}."),
-            (status, None, _) => format!("It is {status}."),
+            ("failed", Some(error), _) => format!("It failed: {}.", error.trim_end_matches('.')),
+            ("running", ..) => "Its record says that it is running; it may also have been killed.".to_owned(),
+            (status, ..) => format!("It was {status}."),
         });
         if let Some(epoch) = self.records.epochs.last() {
             text.push(format!(
@@ -46,8 +47,7 @@ impl RunReport {
                 let top = if classes.classes > TOP { top } else { String::new() };
                 lines.push(format!("test accuracy   {:.2} %{top}", classes.accuracy() * 100.0));
                 lines.push(format!("test loss       {:.4}", classes.loss));
-                let taken =
-                    |(label, predicted, count): &(usize, usize, u32)| format!("{label} for {predicted} ({count})");
+                let taken = |(label, predicted, count): &(u16, u16, u32)| format!("{label} for {predicted} ({count})");
                 let listed: Vec<String> = classes.confusions(3).iter().map(taken).collect();
                 if !listed.is_empty() {
                     lines.push(format!("confusions      {}", listed.join(", ")));

@@ -108,7 +108,7 @@ pub(super) fn check(
     let masks: Table = layers.iter().map(mask).collect();
     let refused = |reason: String| StudyError::Value { file: models.dense.0.clone(), reason };
     let masked = changed(&models.dense.1, &dense.name, &masks).map_err(refused)?;
-    let start = grouped.initial_weights(SEED);
+    let start = grouped.initial_weights(SEED, SEED);
     let spread = embedded(&start, &layers);
     let site = Site { out, data: data.remembered()?, place, stop };
     let steps = STEPS.to_string();

@@ -2,6 +2,7 @@
 //!
 //! Not here: computing it (`representation::filters`), and what it looks like (`filters_page`).
 
+use convoy_report::binomial::at_least;
 use convoy_report::words::{chance, plural};
 use serde::Serialize;
 
@@ -13,7 +14,6 @@ use crate::representation::filters::{Colours, FilterPicture, Filters};
 use crate::statistics::Interval;
 use crate::statistics::mean;
 use crate::statistics::paired::StudentT;
-use crate::statistics::planning::chance_of_hits;
 
 /// The filters of a layer in all arms.
 #[derive(Clone, Debug, Serialize)]
@@ -46,12 +46,14 @@ pub struct ArmColours {
     pub differences: Vec<f64>,
     /// The same, summarised.
     pub difference: Summary,
-    /// The interval of the mean difference over seeds. None of a single run.
-    pub interval: Option<Interval>,
-    /// The interval of how much the difference exceeds that of the control, over pairs of runs. None of the control.
+    /// The mean difference of random partitions.
+    pub expected: f64,
+    /// The interval of the mean of how much differences exceed what is expected, over seeds. None of a single run.
+    pub excess: Option<Interval>,
+    /// The interval of how much more they exceed it than those of the control, over pairs of runs. None of the control.
     pub above_control: Option<Interval>,
-    /// The difference that 95 % of random partitions do not exceed: the mean over runs.
-    pub null: f64,
+    /// A run is beyond chance if its difference exceeds a limit of its own. This is the mean of the limits.
+    pub limit: f64,
     /// Number of runs whose groups differ by more than chance: at most 5 % of random partitions differ as much.
     pub beyond_chance: usize,
     /// The chance of at least as many such runs if groups mean nothing.
@@ -126,25 +128,26 @@ impl ArmColours {
         let above = control.map(|control| {
             let pairs = runs.iter().filter_map(|(seed, run)| {
                 let (_, other) = control.iter().find(|(other, _)| other == seed)?;
-                Some(run.difference - other.difference)
+                Some(run.excess() - other.excess())
             });
             pairs.collect::<Vec<f64>>()
         });
         let beyond_chance = runs.iter().filter(|(_, run)| run.p <= LEVEL).count();
-        let as_many = chance_of_hits(beyond_chance, runs.len(), LEVEL);
-        let difference = Summary::of(&differences);
+        let as_many = at_least(beyond_chance, runs.len(), LEVEL);
+        let (difference, expected) = (Summary::of(&differences), mean(&of(|run| run.expected)));
         let said = format!(
-            "in {beyond_chance} of {} of {arm}, the groups of {layer} differ in colour beyond chance (by {:.3} of 1 on average). If groups meant \
-             nothing, at least as many would with a chance of {}",
+            "in {beyond_chance} of {} of {arm}, the groups of {layer} differ in colour beyond chance. If groups meant nothing, at least as many would \
+             with a chance of {}. Over all runs, the groups differ by {:.3} on average, and random groups of the same filters by {expected:.3}",
             plural(runs.len(), "run", "runs"),
-            difference.mean,
             chance(as_many),
+            difference.mean,
         );
         Self {
             index: Summary::of(&of(|run| mean(&run.indices))),
-            interval: interval(&differences),
+            excess: interval(&of(Colours::excess)),
+            expected,
             above_control: above.and_then(|values| interval(&values)),
-            null: mean(&of(|run| run.null)),
+            limit: mean(&of(|run| run.limit)),
             beyond_chance,
             chance: as_many,
             said,

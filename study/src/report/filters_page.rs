@@ -7,6 +7,7 @@ use convoy_report::svg::{Picture, Scale, escaped, key};
 use super::Report;
 use super::filters::{ArmColours, ArmFilters, FiltersReport};
 use super::page::{ROW, ROWS, WIDTH};
+use crate::representation::PERMUTATIONS;
 use crate::representation::filters::FilterPicture;
 
 /// Width of a picture of 16 filters on the page.
@@ -40,7 +41,7 @@ impl Report {
         format!(
             "<p>The colour index of a filter is the share of its squared weights that red, green and blue do not have in common: 0 for a filter that \
              sees brightness alone, and 1 for one that sees colour alone. In all arms, the filters are divided into the same {groups} groups of \
-             neighbours. Their mean indices are compared with those of 1,000 random partitions.</p>\n<ul>\n{said}</ul>\n{}{}",
+             neighbours. Their mean indices are compared with those of {PERMUTATIONS} random partitions.</p>\n<ul>\n{said}</ul>\n{}{}",
             self.colours_figure(&layer.layer, &coloured),
             self.colours_table(&coloured),
         )
@@ -52,14 +53,14 @@ impl Report {
                 interval.map_or("-".to_owned(), |ends| format!("{:+.3} to {:+.3}", ends.low, ends.high))
             };
             format!(
-                "<tr><td>{}</td><td>{:.3} ± {:.3}</td><td>{:.3} ± {:.3}</td><td>{}</td><td>{:.3}</td><td>{} of {}</td><td>{}</td></tr>\n",
+                "<tr><td>{}</td><td>{:.3} ± {:.3}</td><td>{:.3} ± {:.3}</td><td>{:.3}</td><td>{}</td><td>{} of {}</td><td>{}</td></tr>\n",
                 key(self.index_of(&arm.arm), &arm.arm),
                 colours.index.mean,
                 colours.index.deviation,
                 colours.difference.mean,
                 colours.difference.deviation,
-                interval(colours.interval),
-                colours.null,
+                colours.expected,
+                interval(colours.excess),
                 colours.beyond_chance,
                 colours.differences.len(),
                 interval(colours.above_control),
@@ -68,8 +69,8 @@ impl Report {
         let rows: String = coloured.iter().map(row).collect();
         format!(
             "<div class=\"wide\"><table>\n<tr><th>arm</th><th>mean colour index</th><th>difference of the groups</th>\
-             <th>interval of its mean over seeds</th><th>95 % of random partitions differ by at most</th><th>runs beyond chance (5 %)</th>\
-             <th>difference above that of the control, interval over pairs</th></tr>\n{rows}</table></div>\n"
+             <th>difference of random groups</th><th>how much more than random groups: interval over seeds</th>\
+             <th>runs beyond chance (5 %)</th><th>how much more than in the control: interval over pairs</th></tr>\n{rows}</table></div>\n"
         )
     }
 
@@ -77,13 +78,13 @@ impl Report {
     fn colours_figure(&self, layer: &str, coloured: &[(&ArmFilters, &ArmColours)]) -> String {
         let height = ROW * coloured.len() as f64;
         let mut picture = Picture::new(WIDTH, height + 74.0, &format!("Difference in colour of the groups of {layer}"));
-        let ends = coloured.iter().flat_map(|(_, colours)| colours.differences.iter().copied().chain([colours.null]));
+        let ends = coloured.iter().flat_map(|(_, colours)| colours.differences.iter().copied().chain([colours.limit]));
         let scale = Scale::around(ends.chain([0.0]), ROWS, 8.0);
         let (top, bottom) = (16.0, 16.0 + height);
         picture.axis_below(&scale, top, bottom, "difference of the groups' mean colour indices");
         for (row, (arm, colours)) in coloured.iter().enumerate() {
             let (y, index) = (top + ROW * (row as f64 + 0.5), self.index_of(&arm.arm));
-            let (low, high) = (scale.at(0.0), scale.at(colours.null));
+            let (low, high) = (scale.at(0.0), scale.at(colours.limit));
             picture.area("null", &[(low, y - 14.0), (high, y - 14.0), (high, y + 14.0), (low, y + 14.0)], "#777777");
             picture.text(ROWS.0 - 12.0, y + 4.0, "end", &arm.arm);
             for (run, difference) in colours.differences.iter().enumerate() {
@@ -93,7 +94,7 @@ impl Report {
             }
         }
         format!(
-            "<figure>\n{}<figcaption>Each mark is a run. The grey area has 95 % of random partitions.</figcaption>\n</figure>\n",
+            "<figure>\n{}<figcaption>Each mark is a run. The grey area ends at the mean of the runs' limits: a run is beyond chance if its difference exceeds its own limit.</figcaption>\n</figure>\n",
             picture.finish()
         )
     }

@@ -1,11 +1,11 @@
 //! What follows from the tests of an arm against the control, in plain words. Never a p-value alone.
 
+use convoy_report::binomial::as_uneven;
 use convoy_report::words::chance;
 use serde::Serialize;
 
 use crate::file::Study;
 use crate::statistics::Interval;
-use crate::statistics::planning::chance_of_wins;
 
 /// What follows from a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -124,7 +124,7 @@ impl Tested {
             1 => ", with a tie".to_owned(),
             several => format!(", with {several} ties"),
         };
-        let chance = chance(chance_of_wins(most, decided));
+        let chance = chance(as_uneven(most, decided));
         format!(
             "{winner} wins {most} of {decided} pairs against {loser}{ties}; one of two equal nets wins at least {most} of {decided} with a chance \
              of {chance}"

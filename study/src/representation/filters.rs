@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::partition::Partition;
 use super::{PERMUTATIONS, SEED};
+use crate::statistics::mean;
 
 /// The filters of a layer in a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,17 +33,46 @@ pub struct Colours {
     /// The share of partitions into groups of the same sizes, drawn at random, whose difference is at least as large, the observed one
     /// included.
     pub p: f64,
-    /// The difference that 95 % of these partitions do not exceed.
-    pub null: f64,
+    /// The mean difference of these partitions: what to expect if groups mean nothing.
+    pub expected: f64,
+    /// The run is beyond chance, at 5 %, if its difference exceeds this.
+    pub limit: f64,
+}
+
+impl Colours {
+    /// How much the groups differ beyond what is to be expected. The mean over runs is zero if groups mean nothing.
+    pub fn excess(&self) -> f64 {
+        self.difference - self.expected
+    }
 }
 
 /// The weights of filters, for a picture.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Unchecked")]
 pub struct FilterPicture {
     /// Filters, channels, rows and columns.
     pub shape: [usize; 4],
     /// Each weight in 127ths of the largest one of its filter.
     pub weights: Vec<i8>,
+}
+
+/// A picture as a file has it.
+#[derive(Deserialize)]
+struct Unchecked {
+    shape: [usize; 4],
+    weights: Vec<i8>,
+}
+
+impl TryFrom<Unchecked> for FilterPicture {
+    type Error = String;
+
+    fn try_from(Unchecked { shape, weights }: Unchecked) -> Result<Self, String> {
+        let count = shape.iter().try_fold(1usize, |product, length| product.checked_mul(*length));
+        if count != Some(weights.len()) || weights.is_empty() {
+            return Err(format!("a picture of {shape:?} has {} weights", weights.len()));
+        }
+        Ok(Self { shape, weights })
+    }
 }
 
 /// The filters whose weights are `weights`: (filter, channel, row, column). `groups` of neighbours are compared. None for other shapes, and if
@@ -68,7 +98,9 @@ fn colours(weights: &ArrayD<f32>, groups: usize) -> Colours {
     Colours {
         difference,
         p: (at_least + 1) as f64 / (PERMUTATIONS + 1) as f64,
-        null: null[PERMUTATIONS * 95 / 100 - 1],
+        expected: mean(&null),
+        // Of 1,000 partitions, 49 and the observed one are 5 % of 1,001.
+        limit: null[PERMUTATIONS * 95 / 100],
         indices,
     }
 }
@@ -127,8 +159,8 @@ mod tests {
     fn halves_of_different_colour_are_beyond_chance_and_equal_ones_are_not() {
         let of = |colour: f32| filters("conv1", &weights(24, colour), 2, false).unwrap().colours.unwrap();
         let (different, equal) = (of(0.1), of(30.0));
-        assert!(different.p < 0.01 && different.difference > different.null, "{different:?}");
-        assert!(equal.p > 0.05 && equal.difference < equal.null, "{equal:?}");
+        assert!(different.p < 0.01 && different.difference > different.limit, "{different:?}");
+        assert!(equal.p > 0.05 && equal.difference < equal.limit, "{equal:?}");
         assert_eq!(different.indices.len(), 24);
     }
 
@@ -137,6 +169,15 @@ mod tests {
         let found = filters("conv1", &weights(4, 1.0), 2, true).unwrap().picture.unwrap();
         assert_eq!((found.shape, found.weights.len()), ([4, 3, 2, 2], 48));
         assert!(found.weights.chunks(12).all(|filter| filter.iter().any(|weight| weight.abs() == 127)));
+        let text = serde_json::to_string(&found).unwrap();
+        assert_eq!(serde_json::from_str::<FilterPicture>(&text).unwrap(), found);
+        for damaged in [
+            text.replace("[4,3,2,2]", "[4,3,2,3]"),
+            text.replace("[4,3,2,2]", "[0,3,2,2]"),
+            format!("{{\"shape\":[{0},{0},1,1],\"weights\":[]}}", usize::MAX),
+        ] {
+            assert!(serde_json::from_str::<FilterPicture>(&damaged).is_err(), "{damaged}");
+        }
         assert!(filters("fc1", &ArrayD::zeros(IxDyn(&[4, 3])), 2, true).is_none());
         assert!(filters("conv1", &weights(2, 1.0), 3, true).is_none());
         let grey = filters("conv1", &ArrayD::zeros(IxDyn(&[4, 1, 2, 2])), 2, true).unwrap();

@@ -81,27 +81,3 @@ pub fn runs_for(margin: f64, deviation: f64, alpha: f64) -> Option<usize> {
     }
     Some(high)
 }
-
-/// The chance that at least `hits` of `runs` runs hit, if each does with the chance `each`: the upper tail of a binomial distribution.
-pub fn chance_of_hits(hits: usize, runs: usize, each: f64) -> f64 {
-    let mut share = libm::pow(1.0 - each, runs as f64);
-    let mut below = 0.0;
-    for hit in 0..hits {
-        below += share;
-        share = share * (runs - hit) as f64 / (hit + 1) as f64 * each / (1.0 - each);
-    }
-    (1.0 - below).clamp(0.0, 1.0)
-}
-
-/// The chance that the one or the other of two equal nets wins at least `wins` of `pairs` pairs without a tie: both tails of a binomial
-/// distribution.
-pub fn chance_of_wins(wins: usize, pairs: usize) -> f64 {
-    let mut share = libm::pow(0.5, pairs as f64);
-    let mut sum = 0.0;
-    // From all pairs down: each coefficient follows from the one before.
-    for won in (wins..=pairs).rev() {
-        sum += share;
-        share = share * won as f64 / (pairs - won + 1) as f64;
-    }
-    (2.0 * sum).min(1.0)
-}

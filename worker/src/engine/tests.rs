@@ -38,6 +38,7 @@ fn assignment(placement: &[usize]) -> Assignment {
         placement: placed(placement),
         worker: WorkerIndex(0),
         seed: 1,
+        dropout_seed: 1,
         momentum: 0.9,
         weight_decay: 0.0,
         batches: Batches { images: 2, batch: 2 },
@@ -75,7 +76,7 @@ fn ready_for(compute: &Compute, assignment: Assignment) -> Engine {
     for tower in plan.towers_of(WorkerIndex(0)) {
         for parameter in plan.network.parameters() {
             for state in [State::Weights, State::Momentum] {
-                let whole = parameter.initial(1);
+                let whole = parameter.initial(1, 1);
                 let slice = parameter.slice_of(&plan.network, tower, &whole);
                 let values = slice.iter().map(|value| if state == State::Weights { *value } else { 0.0 }).collect();
                 let key = TensorKey::Parameter { step: 0, name: parameter.name.clone(), tower, state };

@@ -64,7 +64,7 @@ pub fn activations(
         let samples = bytes.len() / network.input.shape.len();
         let id = MicroBatchId { step: 1, phase: Phase::Evaluate, slot: 0, micro_batch: index as u32 };
         let micro_batch = MicroBatch { id, samples: 0..samples };
-        let context = Context { compute: &compute, seed: 0, micro_batch: &micro_batch };
+        let context = Context { compute: &compute, dropout_seed: 0, micro_batch: &micro_batch };
         towers.forward(&context, Arc::new(whole), &mut outputs)?;
     }
     Ok(outputs)

@@ -230,7 +230,7 @@ fn time_other(clock: &mut Clock, compute: &Compute, layer: &mut TowerLayer) {
     let samples = 0..clock.bench.samples;
     let id = MicroBatchId { step: 1, slot: 0, micro_batch: 0, phase: Phase::Train };
     let micro_batch = MicroBatch { id, samples: samples.clone() };
-    let context = Context { compute, seed: 1, micro_batch: &micro_batch };
+    let context = Context { compute, dropout_seed: 1, micro_batch: &micro_batch };
     let x = made_up(layer.input.len() * samples.len());
     let dy = made_up(layer.output.len() * samples.len());
     let fresh = || Arc::new(copied(compute, &x));

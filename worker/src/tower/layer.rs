@@ -18,7 +18,7 @@ use crate::kernels::{Compute, Maps, conv, linear, lrn, pool};
 /// The context of a pass.
 pub(super) struct Context<'a> {
     pub(super) compute: &'a Compute,
-    pub(super) seed: u64,
+    pub(super) dropout_seed: u64,
     pub(super) micro_batch: &'a MicroBatch,
 }
 
@@ -168,7 +168,7 @@ impl TowerLayer {
             Work::Dropout { .. } if !trains => Ok((x, Saved::Nothing)),
             Work::Dropout { p, whole_units, first_channel } => {
                 let step = context.micro_batch.id.step;
-                let dropout = Dropout::new(context.seed, &self.name, step, *p, *whole_units);
+                let dropout = Dropout::new(context.dropout_seed, &self.name, step, *p, *whole_units);
                 let mask = mask(&dropout, context.micro_batch, self.output, *first_channel);
                 let mut y = Arc::unwrap_or_clone(x);
                 elementwise::drop_out(&mut y, &mask, dropout.scale);
