@@ -10,6 +10,7 @@ use convoy_coordinator::checkpoint::folder::{self, Opened};
 use convoy_coordinator::checkpoint::{Checkpoint, CheckpointError};
 use convoy_coordinator::data::{DataSource, Part};
 use convoy_coordinator::error::JobError;
+use convoy_coordinator::files::folder_of;
 use convoy_coordinator::measure::{Measuring, measure};
 use convoy_coordinator::record::TRACE;
 use convoy_report::run::classes::Classes;
@@ -21,6 +22,7 @@ use convoy_report::run::{RunReport, Time, Trained};
 use crate::eval::{Quiet, running};
 use crate::log::Log;
 use crate::pages::Wrote;
+use crate::settings::Misuse;
 use crate::trace::{accounted, verdict, worker_rows};
 use crate::{Outcome, output, pages, settings, signals};
 
@@ -32,7 +34,7 @@ pub(crate) struct Arguments {
     /// Compare with another run
     #[arg(long, value_name = "RUN")]
     compare: Option<PathBuf>,
-    /// Where the test images come from: auto, a folder of IDX files, bundled, or synthetic [default: the data of the run]
+    /// Measure these test images instead of those of the run: auto, a folder of IDX files, bundled, or synthetic
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
     /// File of the page. If it exists, it is replaced only if it is a page of convoy; otherwise the command fails. Not with --json if it is
@@ -45,6 +47,11 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments, log: &Log) -> Result<Outcome, Box<dyn Error>> {
+    // Before the work.
+    if let Some(path) = arguments.html.as_deref().filter(|path| !folder_of(path).is_dir()) {
+        let path = path.display();
+        return Err(Misuse(format!("--html {path}: its folder does not exist; create it first")).into());
+    }
     let stop = signals::stop_flag("stopping", "quit".to_owned())?;
     let reporter = Reporter { arguments, log, stop: &stop };
     let report = reporter.of(&arguments.run)?;
@@ -119,7 +126,10 @@ impl Reporter<'_> {
             }
             measured => {
                 let found = measured?;
-                Some(Classes::new(&found.labels, &found.predicted, &found.logits, found.loss, found.images_sha256))
+                {
+                    let classes = Classes::new(&found.labels, &found.predicted, &found.logits, found.loss);
+                    Some(classes.of_images(found.data, found.images_sha256))
+                }
             }
         };
         let step = manifest.progress.step;
@@ -168,7 +178,7 @@ fn time(run: &Path, missing: &mut Vec<String>) -> Option<Time> {
             rows: worker_rows(&found).into_iter().filter(|row| !is_nothing(row)).collect(),
         }),
         Err(error) => {
-            missing.push(format!("the trace could not be added up: {error}"));
+            missing.push(format!("the trace could not be added up: {}", chain(&*error)));
             None
         }
     }

@@ -12,6 +12,9 @@ use crate::messages::{
 };
 use crate::{IMAGES, LOGITS, OnnxError};
 
+/// The name of the conversion of bytes. No layer has a colon in its name.
+const PIXELS: &str = ":pixels";
+
 /// The graph of a network with these weights.
 pub(crate) fn graph(network: &Network, weights: &Tensors) -> Result<Graph, OnnxError> {
     let shape = network.input.shape;
@@ -78,11 +81,11 @@ impl Builder<'_> {
         let channels = input.shape.channels;
         let scale: Vec<f32> = input.std.iter().map(|std| (1.0 / (255.0 * std)) as f32).collect();
         let shift: Vec<f32> = input.mean.iter().zip(&input.std).map(|(mean, std)| (-mean / std) as f32).collect();
-        self.node("Cast", IMAGES, &[], vec![int("to", Element::Float as i64)]);
-        let scale = self.floats("input:scale", &[1, channels, 1, 1], &scale);
-        self.node("Mul", IMAGES, &[scale], Vec::new());
-        let shift = self.floats("input:shift", &[1, channels, 1, 1], &shift);
-        self.node("Add", IMAGES, &[shift], Vec::new());
+        self.node("Cast", PIXELS, &[], vec![int("to", Element::Float as i64)]);
+        let scale = self.floats(":pixels:scale", &[1, channels, 1, 1], &scale);
+        self.node("Mul", PIXELS, &[scale], Vec::new());
+        let shift = self.floats(":pixels:shift", &[1, channels, 1, 1], &shift);
+        self.node("Add", PIXELS, &[shift], Vec::new());
     }
 
     fn conv(&mut self, name: &str, conv: &Conv) -> Result<(), OnnxError> {

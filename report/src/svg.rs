@@ -22,10 +22,14 @@ impl Scale {
     pub fn around(values: impl IntoIterator<Item = f64>, pixels: (f64, f64), ticks: f64) -> Self {
         let finite = values.into_iter().filter(|value| value.is_finite());
         let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
-        let (low, high) = match (low.is_finite(), low < high) {
+        // Rounding may make equal values differ, and a range that is not finite can't be drawn.
+        let (low, high) = if (high - low).is_finite() || low > high { (low, high) } else { (low / 4.0, high / 4.0) };
+        let is_a_range = high - low > 1e-9 * low.abs().max(high.abs());
+        let (low, high) = match (low.is_finite(), is_a_range) {
             (true, true) => (low, high),
             // A single value has room on one side.
-            (true, false) => (low.min(0.0), low.max(0.0) + 1.0),
+            (true, false) if low == 0.0 => (0.0, 1.0),
+            (true, false) => (low.min(0.0), low.max(0.0)),
             (false, _) => (0.0, 1.0),
         };
         let rough = (high - low) / ticks;
@@ -44,12 +48,16 @@ impl Scale {
     /// The values of ticks, and their texts.
     pub fn ticks(&self) -> Vec<(f64, String)> {
         let count = libm::round((self.values.1 - self.values.0) / self.step) as usize;
+        let value = |index: usize| self.values.0 + self.step * index as f64;
+        let largest = self.values.0.abs().max(self.values.1.abs());
+        if !(1e-3..1e6).contains(&largest) {
+            return (0..=count).map(|index| (value(index), format!("{:.1e}", value(index) + 0.0))).collect();
+        }
         let digits = (0..6).find(|digits| {
             let scaled = self.step * libm::pow(10.0, f64::from(*digits));
             (scaled - libm::round(scaled)).abs() < 1e-6
         });
         let digits = digits.unwrap_or(6) as usize;
-        let value = |index: usize| self.values.0 + self.step * index as f64;
         // A zero has no sign.
         (0..=count).map(|index| (value(index), format!("{:.digits$}", value(index) + 0.0))).collect()
     }
@@ -194,7 +202,11 @@ mod tests {
         let ticks: Vec<String> = scale.ticks().into_iter().map(|(_, text)| text).collect();
         assert_eq!(ticks, ["0.910", "0.915", "0.920", "0.925", "0.930"]);
         assert_eq!((scale.at(0.91), scale.at(0.93)), (0.0, 100.0));
-        for values in [vec![], vec![f64::NAN], vec![3.0], vec![-2.0], vec![0.0, 1e-7]] {
+        let nearly_equal = vec![0.02, 0.02 + 3e-18, 0.020000000000000004];
+        let extreme = vec![-1e308, 1e308];
+        for values in
+            [vec![], vec![f64::NAN], vec![3.0], vec![-2.0], vec![0.0, 1e-7], vec![5e-324], nearly_equal, extreme]
+        {
             let scale = Scale::around(values.clone(), (0.0, 1.0), 5.0);
             let count = scale.ticks().len();
             assert!((2..=12).contains(&count), "{values:?}: {count} ticks");

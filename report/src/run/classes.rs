@@ -10,6 +10,8 @@ pub const TOP: usize = 5;
 /// The results of a network on a set of images.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Classes {
+    /// What the images are and where they come from.
+    pub origin: String,
     /// Number of classes.
     pub classes: usize,
     /// Number of images.
@@ -31,7 +33,7 @@ pub struct Classes {
 
 impl Classes {
     /// From the labels of images, their predicted classes, and their logits: (image, class).
-    pub fn new(labels: &[u16], predicted: &[u16], logits: &[f32], loss: f64, images_sha256: String) -> Self {
+    pub fn new(labels: &[u16], predicted: &[u16], logits: &[f32], loss: f64) -> Self {
         let classes = logits.len() / labels.len().max(1);
         let mut confusion = BTreeMap::new();
         let mut right = Vec::with_capacity(labels.len());
@@ -49,7 +51,22 @@ impl Classes {
         }
         let correct = right.iter().filter(|right| **right).count();
         let confusion = confusion.into_iter().map(|((label, predicted), count)| (label, predicted, count)).collect();
-        Self { classes, images: labels.len(), correct, in_top, loss, confusion, images_sha256, right }
+        Self {
+            classes,
+            images: labels.len(),
+            correct,
+            in_top,
+            loss,
+            confusion,
+            right,
+            origin: String::new(),
+            images_sha256: String::new(),
+        }
+    }
+
+    /// The same, with what the images are: their origin for people, and their SHA-256.
+    pub fn of_images(self, origin: String, images_sha256: String) -> Self {
+        Self { origin, images_sha256, ..self }
     }
 
     /// The share of images that were classified correctly.
@@ -98,13 +115,13 @@ mod tests {
         // Seven classes. Logits fall with the distance from a class.
         let near = |class: i32| (0..7).map(move |other: i32| -(other - class).abs() as f32);
         let logits: Vec<f32> = [0, 1, 6].into_iter().flat_map(near).collect();
-        let found = Classes::new(&[0, 0, 0], &[0, 1, 6], &logits, 0.5, String::new());
+        let found = Classes::new(&[0, 0, 0], &[0, 1, 6], &logits, 0.5);
         assert_eq!((found.images, found.correct, found.in_top), (3, 1, 2));
         assert_eq!((found.count(0, 1), found.count(0, 6), found.images_of(0), found.images_of(3)), (1, 1, 3, 0));
         assert_eq!((found.accuracy_of(0), found.accuracy_of(3)), (Some(1.0 / 3.0), None));
         assert_eq!(found.confusions(9), [(0, 1, 1), (0, 6, 1)]);
         // Of equal logits, the first ones come first.
-        let equal = Classes::new(&[4, 5], &[0, 0], &[1.0; 14], 0.0, String::new());
+        let equal = Classes::new(&[4, 5], &[0, 0], &[1.0; 14], 0.0);
         assert_eq!(equal.in_top, 1);
     }
 }

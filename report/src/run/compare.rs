@@ -8,7 +8,7 @@ use super::curves::charts;
 use crate::binomial::as_uneven;
 use crate::html;
 use crate::svg::{escaped, key};
-use crate::words::{chance, plural, sentence};
+use crate::words::{chance, plural, printable, sentence};
 
 /// Two runs.
 #[derive(Clone, Debug, Serialize)]
@@ -108,7 +108,7 @@ impl Comparison {
         });
         lines.push(row("test accuracy", accuracy.each_ref().map(String::as_str)));
         lines.extend(self.said());
-        lines.join("\n") + "\n"
+        lines.iter().map(|line| printable(line) + "\n").collect()
     }
 
     /// The comparison as a page.

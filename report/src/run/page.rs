@@ -109,8 +109,9 @@ impl Classes {
             String::new()
         };
         format!(
-            "<h2>Right and wrong</h2>\n<p>Of {} test images, {} are classified correctly ({:.2} %): the right class has the highest logit.{top} The \
+            "<h2>Right and wrong</h2>\n<p>Measured on {}. Of {} test images, {} are classified correctly ({:.2} %): the right class has the highest logit.{top} The \
              mean loss is {:.4}.</p>\n{}{confusions}",
+            escaped(&self.origin),
             grouped(self.images as u64),
             grouped(self.correct as u64),
             self.accuracy() * 100.0,

@@ -40,6 +40,7 @@ pub struct Records {
 
 /// The part of `run.json` that reports show.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(expecting = "the record of a run")]
 pub struct Record {
     /// `running`, `done`, `interrupted` or `failed`.
     pub status: String,
@@ -101,7 +102,7 @@ impl Records {
     pub fn read(folder: &Path) -> Result<Self, RecordsError> {
         let path = folder.join(RECORD);
         let text = read_regular(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => RecordsError::None { path: folder.to_owned() },
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => RecordsError::None { path: folder.to_owned() },
             _ => RecordsError::Read { path: path.clone(), source },
         })?;
         let damaged = |error: serde_json::Error| RecordsError::Damaged { path: path.clone(), why: error.to_string() };
@@ -121,7 +122,7 @@ impl Records {
         for line in lines[..whole].split(|byte| *byte == b'\n') {
             match (serde_json::from_slice::<Step>(line), serde_json::from_slice::<Epoch>(line)) {
                 (Ok(step), _) => records.steps.push(step),
-                (_, Ok(epoch)) => records.epochs.push(epoch),
+                (_, Ok(epoch)) if (0.0..=1.0).contains(&epoch.test_accuracy) => records.epochs.push(epoch),
                 _ => records.damaged_lines += usize::from(!line.is_empty()),
             }
         }

@@ -2,20 +2,14 @@
 
 use super::RunReport;
 use super::classes::TOP;
-use crate::words::plural;
+use crate::words::{plural, printable};
 
 impl RunReport {
     /// What a reader wants to know first, sentence by sentence.
     pub(super) fn summary(&self) -> Vec<String> {
         let record = &self.records.record;
         let mut text = vec![format!("The run trained {} on {}.", record.model, record.data)];
-        text.push(match (record.status.as_str(), &record.error, record.diverged_after) {
-            ("done", ..) => "It is done.".to_owned(),
-            (_, _, Some(steps)) => format!("It diverged: after step {steps}, numbers were no longer finite."),
-            ("failed", Some(error), _) => format!("It failed: {}.", error.trim_end_matches('.')),
-            ("running", ..) => "Its record says that it is running; it may also have been killed.".to_owned(),
-            (status, ..) => format!("It was {status}."),
-        });
+        text.push(format!("It {}.", self.status()));
         if let Some(epoch) = self.records.epochs.last() {
             text.push(format!(
                 "After epoch {}, it classified {:.2} % of the test images correctly.",
@@ -32,22 +26,37 @@ impl RunReport {
         text
     }
 
+    /// How the run ended, as the end of a sentence.
+    fn status(&self) -> String {
+        let record = &self.records.record;
+        match (record.status.as_str(), &record.error, record.diverged_after) {
+            ("done", ..) => "is done".to_owned(),
+            (_, _, Some(steps)) => format!("diverged: after step {steps}, numbers were no longer finite"),
+            ("failed", Some(error), _) => format!("failed: {}", error.trim_end_matches('.')),
+            ("running", ..) => "is running, or was killed".to_owned(),
+            (status, ..) => format!("was {status}"),
+        }
+    }
+
     /// The report for a terminal.
     pub fn text(&self) -> String {
         let record = &self.records.record;
         let mut lines = vec![
             format!("model           {}", record.model),
             format!("data            {}", record.data),
-            format!("status          {}", record.status),
+            format!("status          {}", self.status()),
         ];
         if let Some(trained) = &self.trained {
             lines.push(format!("weights         step {} ({})", trained.step, trained.weights_sha256));
             if let Some(classes) = &trained.classes {
                 let top = format!(", {:.2} % among the first {TOP}", classes.top_accuracy() * 100.0);
                 let top = if classes.classes > TOP { top } else { String::new() };
+                lines.push(format!("measured on     {}", classes.origin));
                 lines.push(format!("test accuracy   {:.2} %{top}", classes.accuracy() * 100.0));
                 lines.push(format!("test loss       {:.4}", classes.loss));
-                let taken = |(label, predicted, count): &(u16, u16, u32)| format!("{label} for {predicted} ({count})");
+                let taken = |(label, predicted, count): &(u16, u16, u32)| {
+                    format!("class {label} taken for {predicted} ({count} images)")
+                };
                 let listed: Vec<String> = classes.confusions(3).iter().map(taken).collect();
                 if !listed.is_empty() {
                     lines.push(format!("confusions      {}", listed.join(", ")));
@@ -59,6 +68,6 @@ impl RunReport {
         }
         lines.push(format!("faults          {}", record.incidents.len()));
         lines.extend(self.missing.iter().map(|what| format!("note: {what}")));
-        lines.join("\n") + "\n"
+        lines.iter().map(|line| printable(line) + "\n").collect()
     }
 }
