@@ -9,7 +9,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// `proto <- common <- {worker, coordinator, chaos} <- report <- study <- convoy`: worker and coordinator never see each other.
+/// `proto <- common <- {worker, coordinator, chaos, onnx}`, and `coordinator <- report <- study <- convoy`: worker and coordinator never see each other.
 #[test]
 fn dependencies_point_one_way() {
     let mut command = Command::new(env!("CARGO"));

@@ -8,6 +8,11 @@ use std::fmt::Write;
 /// Colours that people with a colour vision deficiency can tell apart (Okabe and Ito 2008).
 const COLOURS: [&str; 7] = ["#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 
+/// Larger values are drawn as this one.
+const LARGEST: f64 = 1e300;
+/// Smaller differences are none.
+const SMALLEST: f64 = 1e-300;
+
 /// A linear scale from values to pixels.
 #[derive(Clone, Copy, Debug)]
 pub struct Scale {
@@ -20,15 +25,14 @@ pub struct Scale {
 impl Scale {
     /// A scale that shows all `values`, with about `ticks` ticks, and ends at ticks.
     pub fn around(values: impl IntoIterator<Item = f64>, pixels: (f64, f64), ticks: f64) -> Self {
-        let finite = values.into_iter().filter(|value| value.is_finite());
+        let finite = values.into_iter().filter(|value| value.is_finite()).map(|value| value.clamp(-LARGEST, LARGEST));
         let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
-        // Rounding may make equal values differ, and a range that is not finite can't be drawn.
-        let (low, high) = if (high - low).is_finite() || low > high { (low, high) } else { (low / 4.0, high / 4.0) };
-        let is_a_range = high - low > 1e-9 * low.abs().max(high.abs());
+        // Rounding may make equal values differ, and ticks need normal numbers.
+        let is_a_range = high - low > (1e-9 * low.abs().max(high.abs())).max(SMALLEST);
         let (low, high) = match (low.is_finite(), is_a_range) {
             (true, true) => (low, high),
             // A single value has room on one side.
-            (true, false) if low == 0.0 => (0.0, 1.0),
+            (true, false) if low.abs() < SMALLEST => (0.0, 1.0),
             (true, false) => (low.min(0.0), low.max(0.0)),
             (false, _) => (0.0, 1.0),
         };
@@ -39,8 +43,9 @@ impl Scale {
         Self { values, pixels, step }
     }
 
-    /// The pixel of a value.
+    /// The pixel of a value. That of a larger or smaller one than the scale shows is at its end.
     pub fn at(&self, value: f64) -> f64 {
+        let value = value.clamp(self.values.0, self.values.1);
         let share = (value - self.values.0) / (self.values.1 - self.values.0);
         self.pixels.0 + share * (self.pixels.1 - self.pixels.0)
     }
