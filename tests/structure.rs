@@ -9,6 +9,19 @@ use std::process::Command;
 
 use serde_json::Value;
 
+/// The source folders of the program and of its crates.
+const SOURCES: [&str; 9] = [
+    "src",
+    "proto/src",
+    "common/src",
+    "worker/src",
+    "coordinator/src",
+    "chaos/src",
+    "onnx/src",
+    "report/src",
+    "study/src",
+];
+
 /// `proto <- common <- {worker, coordinator, chaos, onnx}`, and `coordinator <- report <- study <- convoy`: worker and coordinator never see each other.
 #[test]
 fn dependencies_point_one_way() {
@@ -56,19 +69,7 @@ fn dependencies_point_one_way() {
 /// Only `unsafe` inside the kernels.
 #[test]
 fn unsafe_code_is_in_the_kernels_alone() {
-    let mut folders: Vec<_> = [
-        "src",
-        "proto/src",
-        "common/src",
-        "worker/src",
-        "coordinator/src",
-        "chaos/src",
-        "onnx/src",
-        "report/src",
-        "study/src",
-    ]
-    .map(std::path::PathBuf::from)
-    .into();
+    let mut folders: Vec<_> = SOURCES.map(std::path::PathBuf::from).into();
     let mut looked_at = 0;
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -202,17 +203,7 @@ fn circle(uses: &BTreeMap<Vec<String>, BTreeSet<Vec<String>>>) -> Option<Vec<Str
 #[test]
 fn no_circle_of_files_in_a_crate() {
     let mut files = 0;
-    for source in [
-        "src",
-        "proto/src",
-        "common/src",
-        "worker/src",
-        "coordinator/src",
-        "chaos/src",
-        "onnx/src",
-        "report/src",
-        "study/src",
-    ] {
+    for source in SOURCES {
         let mut uses = uses(&modules(Path::new(source)));
         // The root declares the modules, and uses what it likes of them.
         uses.remove(&Vec::new());
