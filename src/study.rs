@@ -4,10 +4,11 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use clap::builder::NonEmptyStringValueParser;
+use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
 use convoy_coordinator::data::DataSource;
 use convoy_coordinator::files::quoted;
-use convoy_study::conduct::{Place, Progress};
+use convoy_study::conduct::Progress;
 use convoy_study::design::Design;
 use convoy_study::error::StudyError;
 use convoy_study::file::Study;
@@ -15,14 +16,18 @@ use convoy_study::identity::{self, Models};
 use convoy_study::images::Images;
 use convoy_study::measured::{Measured, Outcome};
 use convoy_study::perform::{PAGE, REPORT, perform};
+use convoy_study::place::{Lane, Place};
 
 use crate::numbers::{AT_LEAST_1, counted, whole};
 use crate::output::{complain, print, tell};
-use crate::settings::{Misuse, model_text, places};
+use crate::settings::{self, Misuse, model_text, places};
 use crate::{Outcome as Ended, signals};
 
 /// The study that checks claims instead of comparing runs.
 const IDENTITY: &str = "identity";
+
+/// The most runs at a time.
+const AT_ONCE_MAX: usize = 1024;
 
 /// The command line of `convoy study`. Its help text is at `Command`.
 #[derive(clap::Args)]
@@ -33,12 +38,22 @@ pub(crate) struct Arguments {
     /// Images: auto, a folder of IDX files, bundled, or synthetic [default: as the study says]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
-    /// Runs at a time, each with a worker of its own [default: the machine's cores divided by --threads]
-    #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
+    /// Runs at a time, each with workers of its own [default: the machine's cores divided by --workers and --threads]
+    #[arg(long, value_name = "N", conflicts_with = "listen", value_parser = whole::<usize>(1..=AT_ONCE_MAX as u64))]
     at_once: Option<usize>,
-    /// Compute threads of each run's worker
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
+    /// Compute threads of each worker
+    #[arg(long, value_name = "N", conflicts_with = "listen", default_value_t = 1, value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
     threads: usize,
+    /// Workers of each run
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<usize>(AT_LEAST_1))]
+    workers: usize,
+    /// Addresses on which runs wait for workers, instead of starting them: HOST:PORT or unix:PATH, separated by commas. Each address serves
+    /// one run after another, so as many runs are computed at a time. Workers get the same list: convoy worker --join HOST:PORT,HOST:PORT
+    #[arg(long, value_name = "HOST:PORT,...", value_delimiter = ',')]
+    listen: Vec<Address>,
+    /// File with a shared secret, for --listen. Workers must be started with the same secret
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    token_file: Option<PathBuf>,
     /// Folder of the study [default: studies/NAME]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -106,10 +121,26 @@ impl Arguments {
         format!("{}{data} --out {}", quoted(Path::new(&self.study)), quoted(out))
     }
 
-    fn place(&self) -> std::io::Result<Place> {
+    fn place(&self) -> Result<Place, Box<dyn Error>> {
+        let twice = |(index, at): (usize, &Address)| self.listen[..index].contains(at).then(|| at.to_string());
+        if let Some(at) = self.listen.iter().enumerate().find_map(twice) {
+            return Err(Misuse(format!(
+                "--listen: {at} is there twice; each run that is computed at a time needs an address of its own"
+            ))
+            .into());
+        }
+        // Each run reads the file itself. One that is wrong is found at once.
+        settings::token(self.token_file.as_deref())?;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let at_once = self.at_once.unwrap_or_else(|| (cores / self.threads).max(1));
-        Ok(Place { program: std::env::current_exe()?, at_once, threads: self.threads })
+        let at_once =
+            self.at_once.unwrap_or_else(|| (cores / self.threads.saturating_mul(self.workers)).clamp(1, AT_ONCE_MAX));
+        let lanes = if self.listen.is_empty() {
+            vec![Lane::Own { threads: self.threads }; at_once]
+        } else {
+            let token = self.token_file.as_ref();
+            self.listen.iter().map(|at| Lane::Listening { at: at.clone(), token: token.cloned() }).collect()
+        };
+        Ok(Place { program: std::env::current_exe()?, workers: self.workers, lanes })
     }
 }
 

@@ -20,9 +20,10 @@ use crate::{Outcome, metrics, signals};
 /// The command line of `convoy worker`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Address of the coordinator, HOST:PORT (or unix:PATH on the same machine). The worker retries until a coordinator answers
-    #[arg(long, value_name = "HOST:PORT")]
-    join: Address,
+    /// Address of the coordinator, HOST:PORT (or unix:PATH on the same machine). The worker retries until a coordinator answers. With
+    /// several addresses, separated by commas, it serves a coordinator that waits for workers, and then the next one
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', required = true)]
+    join: Vec<Address>,
     /// Compute threads [default: the machine's cores]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
     threads: Option<usize>,

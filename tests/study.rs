@@ -5,7 +5,7 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -209,7 +209,7 @@ fn a_study_whose_processes_are_killed_ends_in_the_same_report() {
     let mut measured: Value = serde_json::from_slice(&read(&stormy.join("measurements.json"))).unwrap();
     measured[0]["trained"]["test"]["correct"] = Value::from(2000);
     std::fs::write(stormy.join("measurements.json"), measured.to_string()).unwrap();
-    let output = output_of(&mut study(&file, &stormy, &["--at-once", "1000000000"]));
+    let output = output_of(&mut study(&file, &stormy, &["--at-once", "1024"]));
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert!(said(&output).contains("is damaged") && said(&output).contains("2000 of 1000"), "{}", said(&output));
     // The control: another seed is another report.
@@ -217,6 +217,35 @@ fn a_study_whose_processes_are_killed_ends_in_the_same_report() {
     let other = folder.path().join("other");
     assert!(output_of(&mut study(&file, &other, &[])).status.success());
     assert!(read(&calm.join("report.json")) != read(&other.join("report.json")));
+}
+
+/// A pool of workers computes the runs, whichever address they come from, and a worker that dies is missed by nobody.
+#[test]
+fn workers_that_connect_compute_the_same_report() {
+    let (folder, file) = files(&[("epochs = 1", "epochs = 2")]);
+    let [alone, pooled] = ["alone", "pooled"].map(|name| folder.path().join(name));
+    assert!(output_of(&mut study(&file, &alone, &[])).status.success());
+
+    let [one, other] = ["one", "other"].map(|name| format!("unix:{}", folder.path().join(name).display()));
+    let (addresses, reversed) = (format!("{one},{other}"), format!("{other},{one}"));
+    let token = folder.path().join("token");
+    std::fs::write(&token, "0123456789abcdef").unwrap();
+    let worker = |join: &str| {
+        let mut command = convoy();
+        command.args(["worker", "--threads", "1", "--join", join, "--token-file"]).arg(&token);
+        command.stderr(Stdio::null()).start()
+    };
+    let (doomed, _steady) = (worker(&addresses), worker(&reversed));
+    let mut command = study(&file, &pooled, &["--listen", &addresses, "--token-file"]);
+    let (mut process, mut lines) = started(command.arg(&token), "of 9 runs");
+    signal(doomed.id(), "KILL");
+    let mut text = String::new();
+    lines.read_to_string(&mut text).unwrap();
+    assert!(process.wait().unwrap().success(), "{text}");
+    assert!(text.contains("9 of 9 runs"), "{text}");
+    for name in ["report.json", "report.html", "measurements.json"] {
+        assert!(read(&alone.join(name)) == read(&pooled.join(name)), "{name} differs");
+    }
 }
 
 #[test]

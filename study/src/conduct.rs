@@ -4,7 +4,6 @@
 //! Not here: which runs there are (`design`), what they mean (`report`), and printing (the program).
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
@@ -17,19 +16,9 @@ use crate::file::Study;
 use crate::folder::Folder;
 use crate::images::Images;
 use crate::measured::Measured;
+use crate::place::{Lane, Place};
 use crate::process::Program;
 use crate::run::{Heard, Run};
-
-/// Where and how runs are carried out. Nothing here changes a result.
-#[derive(Clone, Debug)]
-pub struct Place {
-    /// The program.
-    pub program: PathBuf,
-    /// Runs at a time.
-    pub at_once: usize,
-    /// Compute threads of each.
-    pub threads: usize,
-}
 
 /// What happens while a study is carried out.
 #[derive(Debug)]
@@ -94,13 +83,13 @@ pub fn conduct(
     let queue = Mutex::new(queue);
     let failed = AtomicBool::new(false);
     let (told, heard) = channel();
-    let lane = |told: Sender<Told>| {
+    let run_lane = |lane: &Lane, told: Sender<Told>| {
         let is_over = || stop.load(Ordering::Relaxed) || failed.load(Ordering::Relaxed);
         while !is_over() {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some(id) = next else { break };
             let arm = &study.arms[id.arm];
-            let program = Program { path: &place.program, data: &images.source, threads: place.threads };
+            let program = Program { place, lane, data: &images.source };
             let job_sha256 = study.job_sha256(id, images);
             let run = Run { study, job_sha256, images: images.of_all_seeds(), arm, seed: arm.seeds[id.pair], program };
             let mut hear = |heard: Heard| {
@@ -125,9 +114,9 @@ pub fn conduct(
     let mut error = None;
     thread::scope(|scope| {
         // More lanes than runs would have nothing to do.
-        for _ in 0..place.at_once.min(runs.len()) {
-            let told = told.clone();
-            scope.spawn(|| lane(told));
+        for lane in place.lanes.iter().take(runs.len()) {
+            let (told, run_lane) = (told.clone(), &run_lane);
+            scope.spawn(move || run_lane(lane, told));
         }
         drop(told);
         for told in heard {

@@ -15,6 +15,7 @@ pub mod images;
 pub mod measured;
 mod model;
 pub mod perform;
+pub mod place;
 mod process;
 pub mod report;
 pub mod represent;

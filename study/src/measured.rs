@@ -77,6 +77,13 @@ pub struct Trained {
     pub right: Right,
 }
 
+impl Trained {
+    /// Accuracy on the training images minus that on the test images.
+    pub fn gap(&self) -> f64 {
+        self.train.accuracy() - self.test.accuracy()
+    }
+}
+
 /// An epoch of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Epoch {

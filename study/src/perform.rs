@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use crate::conduct::{Place, Progress, conduct};
+use crate::conduct::{Progress, conduct};
 use crate::error::StudyError;
 use crate::file::Study;
 use crate::folder::Folder;
 use crate::images::Images;
 use crate::measured::MEASUREMENTS;
+use crate::place::Place;
 use crate::report::Report;
 use crate::represent::{Represented, represent};
 

@@ -1,11 +1,11 @@
-//! Processes of a study: the program's own commands, each with a worker of its own. They end with this process, however it ends.
+//! Processes of a study: the program's own commands, each with workers of its own or with workers that connect. They end with this process,
+//! however it ends.
 //!
 //! Not here: what the commands are for (`run`, `identity`).
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -15,38 +15,55 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::error::StudyError;
+use crate::place::{Lane, Place};
 
 /// How often a lane looks whether it was stopped.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a process that was asked to stop may take: it writes a checkpoint.
 const STOP_MAX: Duration = Duration::from_secs(60);
+/// A command that fails for another reason than a lack of workers fails sooner than this. It waits far longer for workers.
+const WAITED: Duration = Duration::from_secs(60);
 /// The most lines of a process's errors that are kept for a message.
 const ERRORS_MAX: usize = 20;
 /// The most bytes of a process's output that are kept. Those of `convoy eval` are far fewer.
 const OUTPUT_MAX: usize = 1 << 20;
 
-/// The program and what all runs tell it.
+/// The program and what all its commands are told.
+#[derive(Clone, Copy)]
 pub(crate) struct Program<'a> {
-    pub(crate) path: &'a Path,
+    pub(crate) place: &'a Place,
+    pub(crate) lane: &'a Lane,
     /// The value of `--data`.
     pub(crate) data: &'a str,
-    /// Compute threads.
-    pub(crate) threads: usize,
 }
 
 impl Program<'_> {
-    /// A command of the program with one worker, which hears of no setting by accident.
+    /// A command of the program, which hears of no setting by accident.
     pub(crate) fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(self.path);
+        let mut command = Command::new(&self.place.program);
         for (variable, _) in std::env::vars_os() {
             if variable.as_encoded_bytes().starts_with(b"CONVOY_") && variable != "CONVOY_OFFLINE" {
                 command.env_remove(variable);
             }
         }
         command.env("RUST_LOG", "warn").env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
-        command.args([name, "--lifeline", "--workers", "1"]);
-        command.args(["--threads", &self.threads.to_string()]);
+        command.args([name, "--lifeline", "--workers", &self.place.workers.to_string()]);
+        match self.lane {
+            Lane::Own { threads } => drop(command.args(["--threads", &threads.to_string()])),
+            Lane::Listening { at, token } => {
+                command.args(["--listen", &at.to_string()]);
+                if let Some(token) = token {
+                    command.arg("--token-file").arg(token);
+                }
+            }
+        }
         command
+    }
+
+    /// Whether a process that ended after this time, without any progress, waited for workers that did not come. That is no failure of the
+    /// run: other runs have all the workers.
+    pub(crate) fn has_waited(&self, time: Duration) -> bool {
+        matches!(self.lane, Lane::Listening { .. }) && time > WAITED
     }
 }
 

@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use convoy_coordinator::files::read_regular;
 use convoy_coordinator::wrong;
@@ -85,6 +86,7 @@ impl Run<'_> {
                 }
                 _ => {}
             };
+            let began = Instant::now();
             let end = run(&mut self.training(folder, model), is_over, &mut on_event)?;
             let record = record(folder);
             if end.status.success() {
@@ -95,7 +97,11 @@ impl Run<'_> {
                 self.check_images(&record, folder)?;
                 return Ok(Some(steps));
             }
-            attempts = if step > furthest { 1 } else { attempts + 1 };
+            attempts = match step {
+                0 if self.program.has_waited(began.elapsed()) => attempts,
+                _ if step > furthest => 1,
+                _ => attempts + 1,
+            };
             furthest = furthest.max(step);
             self.lost(end, attempts, folder, hear)?;
         }
@@ -192,10 +198,12 @@ impl Run<'_> {
             if let Some(list) = list {
                 command.arg("--wrong").arg(list);
             }
+            let began = Instant::now();
             let end = run(&mut command, is_over, &mut |_| {})?;
             let score = serde_json::from_str::<Score>(&end.output);
             match score {
                 Ok(score) if end.status.success() => return Ok(score),
+                _ if self.program.has_waited(began.elapsed()) => {}
                 _ => attempts += 1,
             }
             self.lost(end, attempts, folder, hear)?;

@@ -67,7 +67,7 @@ pub enum WorkerError {
     Exchange { address: Address, source: std::io::Error },
     /// The coordinator refuses this worker permanently.
     #[error("the coordinator at {address} refuses this worker: {reason}")]
-    Refused { address: Address, reason: String },
+    Refused { address: String, reason: String },
     /// A thread panicked: a bug.
     #[error("the worker's network thread panicked")]
     Panicked,
@@ -175,7 +175,8 @@ async fn serve(
                 sleep(pause).await;
             }
             Err(SessionError::Refused { reason }) => {
-                return Err(WorkerError::Refused { address: config.join.clone(), reason });
+                let addresses: Vec<String> = config.join.iter().map(Address::to_string).collect();
+                return Err(WorkerError::Refused { address: addresses.join(" or "), reason });
             }
             Err(error) => {
                 if error.was_in_a_job() {

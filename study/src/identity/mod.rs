@@ -15,9 +15,9 @@ use convoy_coordinator::data::{DataSource, Places};
 use convoy_coordinator::files::{remove_any, write_atomically};
 use serde::Serialize;
 
-use crate::conduct::Place;
 use crate::error::StudyError;
 use crate::folder::write_json;
+use crate::place::Place;
 
 pub use training::Models;
 

@@ -14,9 +14,9 @@ use toml::Table;
 
 use super::embedding::{differing, embedded, parted};
 use super::{Claim, ModelFacts, same};
-use crate::conduct::Place;
 use crate::error::StudyError;
 use crate::model::changed;
+use crate::place::{Lane, Place};
 use crate::process::{Program, run};
 
 /// The folder of the jobs.
@@ -181,7 +181,9 @@ impl Site<'_> {
         written.map_err(|source| StudyError::Write { path: model.clone(), source })?;
         let damaged = |why: String| StudyError::Damaged { path: folder.clone(), why };
         write_weights(&init, job.init).map_err(|error| damaged(convoy_common::chain::chain(&error)))?;
-        let program = Program { path: &self.place.program, data: &self.data, threads: self.place.threads };
+        let own = Lane::Own { threads: 1 };
+        let lane = self.place.lanes.first().unwrap_or(&own);
+        let program = Program { place: self.place, lane, data: &self.data };
         let mut command = program.command("train");
         command.args(["--json", "--trace", "off", "--batch", "16", "--seed", "1", "--data", &self.data]);
         command.args(job.flags).arg("--model").arg(&model).arg("--init").arg(&init).arg("--out").arg(&folder);

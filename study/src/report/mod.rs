@@ -5,6 +5,7 @@
 
 mod filters;
 mod filters_page;
+mod further;
 pub mod layers;
 mod layers_page;
 pub mod page;
@@ -27,6 +28,7 @@ use crate::statistics::paired::{StudentT, superiority};
 use crate::statistics::{correlation, deviation, holm, planning, sign_flip, variance};
 
 pub use filters::FiltersReport;
+pub use further::Further;
 pub use layers::LayerReport;
 pub use summary::Summary;
 pub use verdict::{Comparison, Tested, Verdict};
@@ -55,6 +57,10 @@ pub struct Report {
     pub comparisons: Vec<Comparison>,
     /// The control with other seeds against the control, if the study has that arm.
     pub again: Option<Comparison>,
+    /// How much more each other arm overfits than the control: its gap minus the control's.
+    pub gaps: Vec<Further>,
+    /// Other arms against each other, in their test accuracy.
+    pub between: Vec<Further>,
     /// What the channels of layers represent, if the study looks at any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<LayerReport>,
@@ -201,6 +207,8 @@ impl Report {
             arms: runs.iter().map(|runs| ArmReport::new(runs, study)).collect(),
             comparisons,
             again,
+            gaps: Further::gaps(&runs, study.confidence),
+            between: Further::between(&runs, study.confidence),
             layers: LayerReport::all(study, represented),
             filters: FiltersReport::all(study, represented),
         }
@@ -237,7 +245,7 @@ impl ArmReport {
             diverged: reported.iter().filter(|run| run.correct.is_none()).count(),
             test_accuracy: Summary::of(&accuracies),
             train_accuracy: runs.summary(|trained| trained.train.accuracy()),
-            gap: runs.summary(|trained| trained.train.accuracy() - trained.test.accuracy()),
+            gap: runs.summary(Trained::gap),
             test_loss: runs.summary(|trained| trained.test.loss),
             curve: (0..study.epochs as usize).filter_map(|epoch| CurvePoint::new(runs, epoch)).collect(),
             runs: reported,

@@ -23,6 +23,8 @@ impl Report {
             self.answer(),
             self.arms_section(),
             self.differences_section(),
+            self.gaps_section(),
+            self.between_section(),
             self.runs_section(),
             self.curves_section(),
             self.cost_section(),

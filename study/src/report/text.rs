@@ -19,6 +19,10 @@ impl Report {
         for comparison in self.comparisons.iter().chain(&self.again) {
             lines.push(comparison.line(names));
         }
+        let gaps = self.gaps.iter();
+        lines.extend(
+            gaps.map(|gap| format!("{:<names$}  {} points of gap more than {}", gap.arm, gap.points(), gap.against)),
+        );
         lines.push(String::new());
         lines.extend(self.comparisons.iter().map(|comparison| format!("verdict   {}", comparison.said)));
         lines.extend(self.comparisons.iter().map(|comparison| format!("luck      {}", comparison.luck)));

@@ -14,8 +14,8 @@ use crate::vitals::Vitals;
 /// The configuration of a worker.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
-    /// Address of the coordinator.
-    pub join: Address,
+    /// Addresses of coordinators, at least one. The worker serves one that waits for workers.
+    pub join: Vec<Address>,
     /// Threads of the compute pool, at least 1.
     pub threads: usize,
     /// The instruction set of the kernels; by default the best that the machine has.

@@ -21,7 +21,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The system's own limit is far longer when no DNS server answers.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One of the places that an address resolves to. A name may resolve to several coordinators, and both connections of a
+/// One of the places that addresses resolve to. A name may resolve to several coordinators, and both connections of a
 /// worker must go to the same one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
@@ -38,18 +38,34 @@ impl fmt::Display for Place {
     }
 }
 
-/// The places that an address resolves to, in the same order on every worker.
-pub(super) async fn places(address: &Address) -> std::io::Result<Vec<Place>> {
-    let mut places: Vec<_> = match address {
-        Address::Tcp(host) => {
-            let found = timeout(LOOK_UP_TIMEOUT, tokio::net::lookup_host(host.as_str()));
-            found.await.map_err(|_| late())??.map(Place::Tcp).collect()
+/// The places that addresses resolve to, in the same order on every worker.
+///
+/// # Errors
+/// When no address resolves: the first one that does not, and why.
+pub(super) async fn places(addresses: &[Address]) -> Result<Vec<Place>, (Address, std::io::Error)> {
+    let (mut places, mut unknown) = (Vec::new(), None);
+    for address in addresses {
+        match resolved(address).await {
+            Ok(found) => places.extend(found),
+            Err(error) => unknown = unknown.or(Some((address.clone(), error))),
         }
-        Address::Unix(path) => vec![Place::Unix(path.clone())],
-    };
+    }
     places.sort();
     places.dedup();
-    Ok(places)
+    match unknown {
+        Some(unknown) if places.is_empty() => Err(unknown),
+        _ => Ok(places),
+    }
+}
+
+async fn resolved(address: &Address) -> std::io::Result<Vec<Place>> {
+    match address {
+        Address::Tcp(host) => {
+            let found = timeout(LOOK_UP_TIMEOUT, tokio::net::lookup_host(host.as_str()));
+            Ok(found.await.map_err(|_| late())??.map(Place::Tcp).collect())
+        }
+        Address::Unix(path) => Ok(vec![Place::Unix(path.clone())]),
+    }
 }
 
 fn late() -> std::io::Error {

@@ -1,4 +1,4 @@
-//! Several coordinators behind one name, as in a compose network. A worker can serve only one of them, and tells the others.
+//! Several coordinators, behind one name as in a compose network, or at several addresses. A worker can serve only one of them, and tells the others.
 //! While its coordinator still waits for workers, it moves to a waiting one with a lower address. So workers gather at one
 //! coordinator, instead of being spread over several that all wait forever. A spare moves to any coordinator that waits.
 
@@ -11,12 +11,15 @@ use tokio::time::{sleep, timeout};
 use super::config::WorkerConfig;
 use super::connection::{Place, connect, places};
 
+/// How often a worker looks whether another coordinator waits.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A spare is idle, so it looks more often.
+const SPARE_LOOKS_EVERY: Duration = Duration::from_millis(200);
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// The coordinator that a worker serves, and how to describe it to others.
 pub(super) struct Whereabouts<'a> {
-    /// The worker's configuration, with the name that it joins.
+    /// The worker's configuration, with the addresses that it joins.
     pub(super) config: &'a WorkerConfig,
     /// The coordinator that it serves.
     pub(super) here: &'a Place,
@@ -34,7 +37,7 @@ impl Whereabouts<'_> {
     /// Tells all other coordinators periodically. Returns the one that this worker should move to; never during a job.
     pub(super) async fn tell(&self) -> Place {
         loop {
-            sleep(LOOK_EVERY).await;
+            sleep(if self.is_spare.load(Ordering::Relaxed) { SPARE_LOOKS_EVERY } else { LOOK_EVERY }).await;
             let found = places(&self.config.join).await.unwrap_or_default();
             for other in found.iter().filter(|place| *place != self.here) {
                 // A coordinator that does not answer in time is not a candidate.

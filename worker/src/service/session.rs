@@ -255,7 +255,7 @@ impl<'a> Session<'a> {
         messages: &'a mpsc::Sender<Message>,
         presence: &'a Presence,
     ) -> Result<(), SessionError> {
-        let found = places(&config.join).await.map_err(|error| SessionError::Name(config.join.clone(), error))?;
+        let found = places(&config.join).await.map_err(|(address, error)| SessionError::Name(address, error))?;
         let mut places = VecDeque::from(found);
         let mut ended = Ok(());
         while let Some(place) = places.pop_front() {

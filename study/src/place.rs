@@ -1,0 +1,35 @@
+//! Where runs are carried out: how many at a time, and on which workers. Nothing here changes a result.
+//!
+//! Not here: starting processes (`process`).
+
+use std::path::PathBuf;
+
+use convoy_common::address::Address;
+
+/// Where and how runs are carried out. Nothing here changes a result.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The program.
+    pub program: PathBuf,
+    /// Workers of each run.
+    pub workers: usize,
+    /// Each computes one run after another. At least one.
+    pub lanes: Vec<Lane>,
+}
+
+/// Who computes the runs of a lane.
+#[derive(Clone, Debug)]
+pub enum Lane {
+    /// Each run starts its workers, with this many compute threads.
+    Own {
+        /// Compute threads of a worker.
+        threads: usize,
+    },
+    /// Each run waits for workers.
+    Listening {
+        /// Where they connect.
+        at: Address,
+        /// The file with the secret that they must have, if any.
+        token: Option<PathBuf>,
+    },
+}

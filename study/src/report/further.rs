@@ -1,0 +1,111 @@
+//! Differences beside the planned comparisons: how much more an arm overfits than the control, and arms against each other. They have
+//! intervals and no verdict, because the study does not correct for them.
+//!
+//! Not here: the comparisons that the study was planned for (`verdict`).
+
+use convoy_report::svg::{escaped, key};
+use serde::Serialize;
+
+use super::{Report, Runs, trained};
+use crate::measured::Trained;
+use crate::statistics::Interval;
+use crate::statistics::paired::StudentT;
+
+/// The mean difference of two arms in something that each run has.
+#[derive(Clone, Debug, Serialize)]
+pub struct Further {
+    /// The arm.
+    pub arm: String,
+    /// The arm that it is compared with. Differences are the first one's value minus this one's.
+    pub against: String,
+    /// Number of pairs in which no run diverged.
+    pub pairs: usize,
+    /// The mean difference.
+    pub mean: f64,
+    /// Its interval over seeds, by Student's t.
+    pub interval: Interval,
+}
+
+impl Further {
+    /// None with fewer than two pairs in which no run diverged.
+    fn of(arm: &Runs, against: &Runs, confidence: f64, value: fn(&Trained) -> f64) -> Option<Self> {
+        let of_pair = |(ours, theirs)| Some(value(trained(ours)?) - value(trained(theirs)?));
+        let pairs = arm.all.iter().copied().zip(against.all.iter().copied());
+        let differences: Vec<f64> = pairs.filter_map(of_pair).collect();
+        if differences.len() < 2 {
+            return None;
+        }
+        let paired = StudentT::of_pairs(&differences);
+        Some(Self {
+            arm: arm.arm.name.clone(),
+            against: against.arm.name.clone(),
+            pairs: differences.len(),
+            mean: paired.mean,
+            interval: paired.interval(confidence),
+        })
+    }
+
+    /// The gap between the accuracies on training and on test images: each arm against the control.
+    pub(super) fn gaps(runs: &[Runs], confidence: f64) -> Vec<Self> {
+        runs[1..].iter().filter_map(|arm| Self::of(arm, &runs[0], confidence, Trained::gap)).collect()
+    }
+
+    /// The test accuracy: all arms against each other, but for the control, and for the control with other seeds.
+    pub(super) fn between(runs: &[Runs], confidence: f64) -> Vec<Self> {
+        let arms: Vec<&Runs> = runs[1..].iter().filter(|arm| !arm.arm.is_again).collect();
+        let later = |index: usize| arms[index + 1..].iter();
+        let pairs = (0..arms.len()).flat_map(|index| later(index).map(move |against| (index, against)));
+        let accuracy: fn(&Trained) -> f64 = |trained| trained.test.accuracy();
+        pairs.filter_map(|(index, against)| Self::of(arms[index], against, confidence, accuracy)).collect()
+    }
+
+    /// In points: the mean and its interval.
+    pub(super) fn points(&self) -> String {
+        let Interval { low, high } = self.interval.scaled(100.0);
+        format!("{:+.2} ({low:+.2} to {high:+.2})", self.mean * 100.0)
+    }
+}
+
+impl Report {
+    /// How much arms overfit, as a section of the page.
+    pub(super) fn gaps_section(&self) -> String {
+        let row = |gap: &Further| {
+            let index = self.arms.iter().position(|arm| arm.name == gap.arm).unwrap_or(0);
+            format!("<tr><td>{}</td><td>{}</td><td>{}</td></tr>\n", key(index, &gap.arm), gap.points(), gap.pairs)
+        };
+        let rows: String = self.gaps.iter().map(row).collect();
+        if rows.is_empty() {
+            return String::new();
+        }
+        format!(
+            "<h2>Overfitting</h2>\n<p>The gap of a run is its accuracy on the training images minus that on the test images. An arm that \
+             regularises has a smaller gap than {0}: its difference is below zero.</p>\n<div class=\"wide\"><table>\n<tr><th>arm</th>\
+             <th>its gap minus that of {0}, points (interval over seeds)</th><th>pairs</th></tr>\n{rows}</table></div>\n\
+             <p><small>These intervals are not corrected for the number of arms.</small></p>\n",
+            escaped(&self.arms[0].name)
+        )
+    }
+
+    /// Arms against each other, as a section of the page.
+    pub(super) fn between_section(&self) -> String {
+        let row = |difference: &Further| {
+            format!(
+                "<tr><td>{} minus {}</td><td>{}</td><td>{}</td></tr>\n",
+                escaped(&difference.arm),
+                escaped(&difference.against),
+                difference.points(),
+                difference.pairs
+            )
+        };
+        let rows: String = self.between.iter().map(row).collect();
+        if rows.is_empty() {
+            return String::new();
+        }
+        format!(
+            "<h2>Arms against each other</h2>\n<p>The study was planned for comparisons with {}. These differences are for orientation: they \
+             have no verdict, and their intervals are not corrected for their number.</p>\n<div class=\"wide\"><table>\n<tr><th>arms</th>\
+             <th>difference of test accuracy, points (interval over seeds)</th><th>pairs</th></tr>\n{rows}</table></div>\n",
+            escaped(&self.arms[0].name)
+        )
+    }
+}
