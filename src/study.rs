@@ -187,6 +187,11 @@ fn said(event: &Progress) -> Option<String> {
             let left = if ended == all { String::new() } else { format!(", about {} left", lasting(*seconds_left)) };
             format!("{}  ({ended} of {all} runs{left})", result(measured))
         }
+        Progress::Tuning => "choosing the learning rate of each arm on held-out training images".to_owned(),
+        Progress::Tuned(tuned) => {
+            let rates: Vec<String> = tuned.iter().map(|tuned| format!("{} {}", tuned.arm, tuned.lr)).collect();
+            format!("learning rates: {}", rates.join(", "))
+        }
         Progress::Representing => "comparing what the runs represent".to_owned(),
         Progress::Lost { arm, seed, why } => {
             format!("the run of {arm} with seed {seed} was lost, and continues: {why}")

@@ -159,6 +159,19 @@ def main():
                 "both": cka(a, b),
             }
         )
+    rng = np.random.default_rng(20)
+    out["chi_squared"] = []
+    for df in (1, 2, 3, 9, 19, 100, 3000):
+        for x in (0.001, 0.5, 1.0, 7.3, 40.0, 110.0, 2900.0):
+            out["chi_squared"].append({"df": df, "x": x, "cdf": stats.chi2.cdf(x, df)})
+        for p in (1e-6, 0.025, 0.5, 0.975, 0.9999):
+            out["chi_squared"].append({"df": df, "p": p, "quantile": stats.chi2.ppf(p, df)})
+    out["deviation"] = []
+    for n in (2, 3, 10, 57):
+        values = rng.normal(92, 0.2, n)
+        square = values.var(ddof=1) * (n - 1)
+        interval = [float(np.sqrt(square / stats.chi2.ppf(p, n - 1))) for p in (0.975, 0.025)]
+        out["deviation"].append({"values": list(values), "interval": interval})
     print(json.dumps(out, indent=1, default=float))
 
 

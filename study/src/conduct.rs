@@ -19,6 +19,7 @@ use crate::measured::Measured;
 use crate::place::{Lane, Place};
 use crate::process::Program;
 use crate::run::{Heard, Run};
+use crate::tune::Tuned;
 
 /// What happens while a study is carried out.
 #[derive(Debug)]
@@ -41,6 +42,10 @@ pub enum Progress<'a> {
         /// How long the rest will take, in seconds.
         seconds_left: f64,
     },
+    /// Runs that choose learning rates begin.
+    Tuning,
+    /// Learning rates are chosen, and the runs of the study begin.
+    Tuned(&'a [Tuned]),
     /// All runs have ended, and their layers are compared.
     Representing,
     /// A run was lost, and continues from its last checkpoint.

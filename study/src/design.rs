@@ -50,7 +50,7 @@ pub struct Design {
 impl Design {
     /// The design of a study.
     pub fn of(study: &Study) -> Self {
-        let compared = || study.arms[1..].iter().filter(|arm| !arm.is_again);
+        let compared = || study.arms[1..].iter().filter(|arm| !arm.is_series());
         let comparisons = compared().count().max(1);
         let pairs = compared().map(|arm| arm.seeds.len()).min().unwrap_or(0);
         let alpha = 1.0 - study.confidence;
@@ -73,6 +73,9 @@ impl Design {
 
     /// What the design can show, in a sentence or two.
     pub fn described(&self) -> String {
+        if self.pairs == 0 {
+            return "no arms are compared with the control".to_owned();
+        }
         let Self { pairs, comparisons, pairs_to_reject, detectable, provable_margin, .. } = self;
         let corrected =
             if *comparisons > 1 { format!(", corrected for {comparisons} comparisons") } else { String::new() };
@@ -94,7 +97,7 @@ impl Design {
     /// # Errors
     /// Says how many runs it needs.
     pub fn check(&self, study: &Study) -> Result<(), StudyError> {
-        if self.can_reject() || study.exploratory {
+        if self.can_reject() || study.exploratory || self.pairs == 0 {
             return Ok(());
         }
         Err(StudyError::Weak(format!(
@@ -121,7 +124,8 @@ impl Study {
     /// SHA-256 over everything that decides the result of a run, defaults included: it is the same in every study that has the run.
     pub fn job_sha256(&self, id: RunId, images: &Images) -> String {
         let arm = &self.arms[id.arm];
-        let steps = |batch| Batches { images: images.train, batch }.steps_per_epoch();
+        let trained = self.settings.trained_of(images.all);
+        let steps = |batch| Batches { images: trained, batch }.steps_per_epoch();
         let job = self.settings.job(arm, self.epochs, arm.seeds[id.pair], images.sha256.clone(), steps);
         sha256_of(&(NUMERICS, job.ok()))
     }

@@ -16,6 +16,8 @@ use toml::{Table, Value};
 use crate::builtin;
 use crate::error::StudyError;
 use crate::model::changed;
+use crate::tune::Tune;
+use crate::vary::{Variance, Varies};
 
 /// The most arms of a study, the second run of the control included.
 const ARMS_MAX: usize = 32;
@@ -67,6 +69,9 @@ pub struct Study {
     /// Layers whose channels are compared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub represent: Option<Represent>,
+    /// How the learning rate of each arm is chosen. None: it is what the arm or the settings say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tune: Option<Tune>,
 }
 
 /// Layers whose channels are compared, in all runs.
@@ -108,6 +113,10 @@ pub struct Settings {
     /// Number of training images that are used, chosen by the run's seed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub images: Option<usize>,
+    /// Number of training images that are held out, and measured instead of the test images. No study's file has it: it is for choosing
+    /// learning rates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub holdout: Option<usize>,
 }
 
 /// An arm: a network, and its runs.
@@ -127,6 +136,9 @@ pub struct Arm {
     pub seeds: Vec<u64>,
     /// Whether it is the control with other seeds, which shows whether the method finds differences where there are none.
     pub is_again: bool,
+    /// The single source of randomness that varies, if it is the control with such runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub varies: Option<Varies>,
     /// The network.
     #[serde(skip)]
     pub network: Network,
@@ -174,7 +186,17 @@ impl Study {
             let name = format!("{}-again", control.name);
             let about = format!("{}, with other seeds", control.about);
             let seeds = control.seeds.iter().map(|seed| seed + AGAIN).collect();
-            arms.insert(1, Arm { name, about, seeds, is_again: true, ..control });
+            arms.insert(1, Arm { name, about, seeds, is_again: true, ..control.clone() });
+        }
+        if let Some(variance) = &raw.variance {
+            arms.extend(variance.series(&control, &raw.settings, RUNS_MAX).map_err(refused)?);
+        }
+        check(arms.len() <= ARMS_MAX, || {
+            format!("it has {} arms, with all series of the control; must have at most {ARMS_MAX}", arms.len())
+        })
+        .map_err(refused)?;
+        if let Some(tune) = &raw.tune {
+            tune.check(&arms, &raw.settings, RUNS_MAX).map_err(refused)?;
         }
         Ok(Self {
             name: raw.name,
@@ -190,6 +212,7 @@ impl Study {
             expected_deviation: raw.expected_deviation,
             exploratory: raw.exploratory,
             represent: raw.represent,
+            tune: raw.tune,
         })
     }
 
@@ -238,6 +261,8 @@ struct Raw {
     expected_deviation: f64,
     exploratory: bool,
     represent: Option<Represent>,
+    variance: Option<Variance>,
+    tune: Option<Tune>,
     model: Option<String>,
     arms: Vec<RawArm>,
 }
@@ -268,6 +293,8 @@ impl Raw {
             "expected_deviation",
             "exploratory",
             "represent",
+            "variance",
+            "tune",
             "model",
             "train",
             "arm",
@@ -293,6 +320,8 @@ impl Raw {
             expected_deviation: study.number("expected_deviation")?.unwrap_or(0.3),
             exploratory: study.flag("exploratory")?.unwrap_or(false),
             represent: study.table("represent")?.map(|mut represent| Represent::read(&mut represent)).transpose()?,
+            variance: study.table("variance")?.map(|mut variance| Variance::read(&mut variance)).transpose()?,
+            tune: study.table("tune")?.map(|mut tune| Tune::read(&mut tune)).transpose()?,
             model: study.text("model")?,
             arms: arms.into_iter().enumerate().map(|(i, arm)| RawArm::read(i + 1, arm)).collect::<Result<_, _>>()?,
         })
@@ -300,8 +329,12 @@ impl Raw {
 
     fn check(&self) -> Result<(), String> {
         check_name("name", &self.name)?;
-        check(self.arms.len() >= 2, || {
-            format!("it has {} [[arm]] tables; must have at least 2, the control first", self.arms.len())
+        let least = if self.variance.is_some() { 1 } else { 2 };
+        check(self.arms.len() >= least, || {
+            format!(
+                "it has {} [[arm]] tables; must have at least 2, the control first, or a control and a table [variance]",
+                self.arms.len()
+            )
         })?;
         check(self.arms.len() < ARMS_MAX, || {
             format!("it has {} [[arm]] tables; must have fewer than {ARMS_MAX}", self.arms.len())
@@ -386,6 +419,11 @@ impl Settings {
         Ok(())
     }
 
+    /// Number of training images that a run uses, of `all` that there are.
+    pub(crate) fn trained_of(&self, all: usize) -> usize {
+        self.images.unwrap_or(all.saturating_sub(self.holdout.unwrap_or(0)))
+    }
+
     /// The job of a run.
     pub(crate) fn job(
         &self,
@@ -395,7 +433,7 @@ impl Settings {
         images: String,
         steps_per_epoch: impl Fn(usize) -> u64,
     ) -> Result<Job, SettingError> {
-        let asked = Asked {
+        let mut asked = Asked {
             model: Some(arm.model.clone()),
             length: Some(Length::Epochs(epochs)),
             batch: self.batch,
@@ -408,8 +446,12 @@ impl Settings {
             seed: Some(seed),
             slots: self.slots,
             train_images: self.images,
+            holdout: self.holdout,
             ..Asked::default()
         };
+        if let Some(varies) = arm.varies {
+            varies.seed(&mut asked, seed);
+        }
         asked.resolve(None, images, None, steps_per_epoch).map(|(job, _)| job)
     }
 
@@ -423,6 +465,7 @@ impl Settings {
             schedule: train.text("schedule")?,
             slots: train.count("slots")?,
             images: train.count("images")?,
+            holdout: None,
         })
     }
 }
@@ -478,6 +521,7 @@ impl RawArm {
             lr: self.lr,
             seeds: (study.first_seed..study.first_seed + runs).collect(),
             is_again: false,
+            varies: None,
             network,
         })
     }
@@ -514,6 +558,13 @@ fn check_arms(arms: &[Arm]) -> Result<(), String> {
         })?;
     }
     Ok(())
+}
+
+impl Arm {
+    /// Whether it is another series of runs of the control, and no arm of its own.
+    pub(crate) fn is_series(&self) -> bool {
+        self.is_again || self.varies.is_some()
+    }
 }
 
 fn check_name(key: &str, name: &str) -> Result<(), String> {

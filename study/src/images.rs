@@ -14,9 +14,17 @@ pub struct Images {
     pub sha256: String,
     /// What they are, in one line for people.
     pub origin: String,
-    /// Number of training images that are used.
-    pub(crate) train: usize,
+    /// Number of training images.
+    pub(crate) all: usize,
     test: Split,
+}
+
+impl Study {
+    /// The fewest training images with which it can run.
+    fn images_needed(&self) -> usize {
+        let held_out = self.tune.as_ref().map_or(0, |tune| tune.holdout);
+        self.settings.images.unwrap_or(1).saturating_add(held_out)
+    }
 }
 
 impl Images {
@@ -39,17 +47,16 @@ impl Images {
                     if help.is_empty() { "give --data with the folder of the right ones".to_owned() } else { help };
                 Err(StudyError::OtherData { wanted, found, origin, help })
             }
-            _ if study.settings.images.is_some_and(|images| images == 0 || images > found) => {
-                let images = study.settings.images.unwrap_or_default();
-                let (origin, help) =
-                    (set.origin, "train, images must be at least 1, and at most their number".to_owned());
-                Err(StudyError::OtherData { wanted: images, found, origin, help })
+            _ if study.settings.images == Some(0) || found < study.images_needed() => {
+                let wanted = study.images_needed();
+                let help = "train, images must be at least 1, and with those that tune holds out at most their number";
+                Err(StudyError::OtherData { wanted, found, origin: set.origin, help: help.to_owned() })
             }
             _ => Ok(Self {
                 source: source.remembered()?,
                 sha256: set.fingerprint,
                 origin: set.origin,
-                train: study.settings.images.unwrap_or(found),
+                all: found,
                 test: set.test,
             }),
         }

@@ -22,3 +22,5 @@ pub mod represent;
 pub mod representation;
 mod run;
 pub mod statistics;
+pub mod tune;
+pub mod vary;

@@ -18,6 +18,8 @@ pub const REPORT: &str = "report.json";
 /// The report as a page.
 pub const PAGE: &str = "report.html";
 
+/// The folder of the runs that choose learning rates.
+const TUNING: &str = "tuning";
 /// What the runs represent.
 const REPRESENTATIONS: &str = "representations.json";
 
@@ -34,11 +36,27 @@ pub fn perform(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, StudyError> {
     let folder = Folder::open(out, study, &images.sha256)?;
-    let conducted = conduct(study, images, &folder, place, stop, progress);
-    // Also if some runs are missing: what was measured can be kept without the folders of runs.
-    let known: Vec<_> = folder.all_measured(study, images)?.into_values().collect();
-    folder.write_json(MEASUREMENTS, &known)?;
-    let measured = conducted?;
+    let run = |study: &Study, folder: &Folder, progress: &mut dyn FnMut(Progress)| {
+        let conducted = conduct(study, images, folder, place, stop, progress);
+        // Also if some runs are missing: what was measured can be kept without the folders of runs.
+        let known: Vec<_> = folder.all_measured(study, images)?.into_values().collect();
+        folder.write_json(MEASUREMENTS, &known)?;
+        conducted
+    };
+    let tuned = match study.tuning() {
+        None => Vec::new(),
+        Some(tuning) => {
+            let folder = Folder::open(&out.join(TUNING), &tuning, &images.sha256)?;
+            progress(Progress::Tuning);
+            study.tuned(&run(&tuning, &folder, progress)?)
+        }
+    };
+    if !tuned.is_empty() {
+        progress(Progress::Tuned(&tuned));
+    }
+    let original = study;
+    let study = &study.with_rates(&tuned);
+    let measured = run(study, &folder, progress)?;
     let represented = match &study.represent {
         None => Vec::new(),
         Some(what) => {
@@ -50,7 +68,7 @@ pub fn perform(
     if !represented.is_empty() {
         folder.write_json(REPRESENTATIONS, &represented)?;
     }
-    let report = Report::new(study, &images.sha256, &measured, &represented);
+    let report = Report::new(original, tuned, &images.sha256, &measured, &represented);
     folder.write_json(REPORT, &report)?;
     folder.write_text(PAGE, &report.page())?;
     Ok(report)

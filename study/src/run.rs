@@ -140,23 +140,25 @@ impl Run<'_> {
         command.arg("--out").arg(folder).arg("--model").arg(model);
         let numbers = [
             ("--epochs", Some(self.study.epochs as f64)),
-            ("--seed", Some(self.seed as f64)),
+            ("--seed", Some(self.arm.varies.map_or(self.seed, |varies| varies.seed) as f64)),
             ("--batch", settings.batch.map(|batch| batch as f64)),
             ("--lr", self.arm.lr.or(settings.lr)),
             ("--momentum", settings.momentum),
             ("--weight-decay", settings.weight_decay),
             ("--slots", settings.slots.map(|slots| slots as f64)),
             ("--train-images", settings.images.map(|images| images as f64)),
+            ("--holdout", settings.holdout.map(|images| images as f64)),
         ];
         for (flag, value) in numbers {
             // The shortest text of a number reads back to the same number.
             command.args(value.map(|value| format!("{flag}={value}")));
         }
+        command.args(self.arm.varies.map(|varies| format!("{}={}", varies.source.flag(), self.seed)));
         command.args(settings.schedule.as_ref().map(|schedule| format!("--schedule={schedule}")));
         command
     }
 
-    /// Measures the final weights on the test images and on the training images.
+    /// Measures the final weights on the test images, or on those that are held out, and on the training images.
     fn measure(
         &self,
         folder: &Path,
@@ -164,7 +166,9 @@ impl Run<'_> {
         hear: &mut dyn FnMut(Heard),
     ) -> Result<Trained, StudyError> {
         let list = folder.join(WRONG);
-        let test = self.score(folder, "test", Some(&list), is_over, hear)?;
+        // Test images play no part in the choice of a learning rate.
+        let measured = if self.study.settings.holdout.is_some() { "holdout" } else { "test" };
+        let test = self.score(folder, measured, Some(&list), is_over, hear)?;
         let train = self.score(folder, "train", None, is_over, hear)?;
         let damaged = |path: PathBuf, why: String| StudyError::Damaged { path, why };
         let wrong = wrong::read(&list).map_err(|error| damaged(list.clone(), error.to_string()))?;

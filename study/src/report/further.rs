@@ -47,12 +47,13 @@ impl Further {
 
     /// The gap between the accuracies on training and on test images: each arm against the control.
     pub(super) fn gaps(runs: &[Runs], confidence: f64) -> Vec<Self> {
-        runs[1..].iter().filter_map(|arm| Self::of(arm, &runs[0], confidence, Trained::gap)).collect()
+        let arms = runs[1..].iter().filter(|arm| arm.arm.varies.is_none());
+        arms.filter_map(|arm| Self::of(arm, &runs[0], confidence, Trained::gap)).collect()
     }
 
     /// The test accuracy: all arms against each other, but for the control, and for the control with other seeds.
     pub(super) fn between(runs: &[Runs], confidence: f64) -> Vec<Self> {
-        let arms: Vec<&Runs> = runs[1..].iter().filter(|arm| !arm.arm.is_again).collect();
+        let arms: Vec<&Runs> = runs[1..].iter().filter(|arm| !arm.arm.is_series()).collect();
         let later = |index: usize| arms[index + 1..].iter();
         let pairs = (0..arms.len()).flat_map(|index| later(index).map(move |against| (index, against)));
         let accuracy: fn(&Trained) -> f64 = |trained| trained.test.accuracy();

@@ -9,8 +9,10 @@ mod further;
 pub mod layers;
 mod layers_page;
 pub mod page;
+mod rates;
 mod summary;
 pub mod text;
+mod variation;
 mod verdict;
 
 use std::collections::BTreeMap;
@@ -26,11 +28,13 @@ use crate::represent::Represented;
 use crate::statistics::bootstrap::Differences;
 use crate::statistics::paired::{StudentT, superiority};
 use crate::statistics::{correlation, deviation, holm, planning, sign_flip, variance};
+use crate::tune::Tuned;
 
 pub use filters::FiltersReport;
 pub use further::Further;
 pub use layers::LayerReport;
 pub use summary::Summary;
+pub use variation::Variation;
 pub use verdict::{Comparison, Tested, Verdict};
 
 /// The report.
@@ -51,6 +55,12 @@ pub struct Report {
     pub test_images: usize,
     /// What the design can show.
     pub design: Design,
+    /// The learning rates that were chosen, if the study chooses them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tuned: Vec<Tuned>,
+    /// How much the runs of the control vary, by source of randomness, if the study has such series.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub variation: Vec<Variation>,
     /// The arms, the control first.
     pub arms: Vec<ArmReport>,
     /// Each other arm against the control.
@@ -168,13 +178,17 @@ fn trained(measured: &Measured) -> Option<&Trained> {
 }
 
 impl Report {
-    /// The report of a study whose runs have all ended. `measured` holds all of them, and `represented` what they represent.
+    /// The report of a study whose runs have all ended. `tuned` holds the learning rates that it chose, `measured` all runs, and `represented`
+    /// what they represent.
     pub fn new(
         study: &Study,
+        tuned: Vec<Tuned>,
         images_sha256: &str,
         measured: &BTreeMap<RunId, Measured>,
         represented: &[Represented],
     ) -> Self {
+        let study_sha256 = study.sha256(images_sha256);
+        let study = &study.with_rates(&tuned);
         let design = Design::of(study);
         let images = measured.values().find_map(trained).map_or(0, |trained| trained.test.images);
         let guessed = images / study.control().network.classes().max(1);
@@ -184,7 +198,10 @@ impl Report {
         let arms = study.arms.iter().enumerate();
         let runs: Vec<Runs> =
             arms.map(|(index, arm)| Runs { arm, all: runs_of((index, arm)), images, guessed }).collect();
-        let tested = runs[1..].iter().map(|arm| Tested::new(arm, &runs[0], &design, study));
+        let tested = runs[1..]
+            .iter()
+            .filter(|runs| runs.arm.varies.is_none())
+            .map(|arm| Tested::new(arm, &runs[0], &design, study));
         let (again, others): (Vec<Tested>, Vec<Tested>) = tested.partition(|tested| tested.is_again);
         let corrected = |p: fn(&Tested) -> f64| holm(&others.iter().map(p).collect::<Vec<_>>());
         let (differs, equals) = (corrected(|tested| tested.sign_flip), corrected(|tested| tested.equivalence));
@@ -200,10 +217,12 @@ impl Report {
             question: study.question.clone(),
             background: study.background.clone(),
             study: study.clone(),
-            study_sha256: study.sha256(images_sha256),
+            study_sha256,
             images_sha256: images_sha256.to_owned(),
             test_images: images,
             design,
+            tuned,
+            variation: Variation::all(&runs, study),
             arms: runs.iter().map(|runs| ArmReport::new(runs, study)).collect(),
             comparisons,
             again,

@@ -22,10 +22,12 @@ impl Report {
         let sections = [
             self.answer(),
             self.arms_section(),
+            self.rates_section(),
             self.differences_section(),
             self.gaps_section(),
             self.between_section(),
             self.runs_section(),
+            self.variation_section(),
             self.curves_section(),
             self.cost_section(),
             self.layers_section(),
@@ -102,6 +104,9 @@ impl Report {
     fn differences_section(&self) -> String {
         let control = &self.arms[0].name;
         let compared: Vec<(usize, &Comparison)> = self.all_comparisons();
+        if compared.is_empty() {
+            return String::new();
+        }
         let height = ROW * compared.len() as f64;
         let mut picture =
             Picture::new(WIDTH, height + 74.0, "Differences of accuracy from the control, with intervals");

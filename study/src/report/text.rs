@@ -4,6 +4,7 @@ use convoy_report::words::percent;
 
 use super::{ArmReport, Comparison, Report, Tested};
 use crate::statistics::sign_flip;
+use crate::tune::Tuned;
 
 impl Report {
     /// The verdicts, and the figures behind them.
@@ -26,6 +27,8 @@ impl Report {
         lines.push(String::new());
         lines.extend(self.comparisons.iter().map(|comparison| format!("verdict   {}", comparison.said)));
         lines.extend(self.comparisons.iter().map(|comparison| format!("luck      {}", comparison.luck)));
+        lines.extend(self.variation.iter().map(|variation| format!("variation {}", variation.said())));
+        lines.extend(self.tuned.iter().map(Tuned::line));
         let coloured = self.filters.iter().flat_map(|layer| &layer.arms).filter_map(|arm| arm.colours.as_ref());
         lines.extend(coloured.map(|colours| format!("colour    {}", colours.said)));
         lines.extend(self.check());
@@ -54,6 +57,13 @@ impl Report {
                 "check     {control} with other seeds is not found to differ from {control}, as it should be; {apart}"
             )
         })
+    }
+}
+
+impl Tuned {
+    fn line(&self) -> String {
+        let edge = if self.is_at_the_edge() { ", at the edge of those that were tried" } else { "" };
+        format!("rate      {} was trained with a learning rate of {}{edge}", self.arm, self.lr)
     }
 }
 

@@ -47,6 +47,14 @@ pub fn deviation(values: &[f64]) -> f64 {
     libm::sqrt(variance(values))
 }
 
+/// The confidence interval of the standard deviation of normal values, of which `values` are a sample of at least two: by chi-squared.
+pub fn deviation_interval(values: &[f64], confidence: f64) -> Interval {
+    let df = values.len() as f64 - 1.0;
+    let squares = variance(values) * df;
+    let at = |p: f64| libm::sqrt(squares / distributions::chi_squared_quantile(p, df));
+    Interval { low: at(0.5 + confidence / 2.0), high: at(0.5 - confidence / 2.0) }
+}
+
 /// Pearson's correlation of two lists of the same length. None if one of them is constant.
 pub fn correlation(a: &[f64], b: &[f64]) -> Option<f64> {
     let (mean_a, mean_b) = (mean(a), mean(b));

@@ -4,9 +4,11 @@ use convoy_common::random::Source;
 use serde_json::Value;
 
 use super::bootstrap::Differences;
-use super::distributions::{normal_cdf, normal_quantile, t_cdf, t_quantile, t_two_sided};
+use super::distributions::{
+    chi_squared_cdf, chi_squared_quantile, normal_cdf, normal_quantile, t_cdf, t_quantile, t_two_sided,
+};
 use super::paired::{StudentT, superiority};
-use super::{Interval, correlation, holm, planning, sign_flip};
+use super::{Interval, correlation, deviation_interval, holm, planning, sign_flip};
 
 fn golden() -> Value {
     serde_json::from_str(include_str!("../../golden/statistics.json")).unwrap()
@@ -42,6 +44,23 @@ fn distributions_agree_with_scipy() {
             assert_close(t_quantile(p, df), &case["t_quantile"], &of);
             assert_close(normal_quantile(p), &case["normal_quantile"], &of);
         }
+    }
+}
+
+#[test]
+fn deviations_and_chi_squared_agree_with_scipy() {
+    let golden = golden();
+    let cases = golden["chi_squared"].as_array().unwrap();
+    assert!(cases.len() > 50);
+    for case in cases {
+        let df = case["df"].as_f64().unwrap();
+        match (case["x"].as_f64(), case["p"].as_f64()) {
+            (Some(x), _) => assert_close(chi_squared_cdf(x, df), &case["cdf"], &case.to_string()),
+            (_, p) => assert_close(chi_squared_quantile(p.unwrap(), df), &case["quantile"], &case.to_string()),
+        }
+    }
+    for case in golden["deviation"].as_array().unwrap() {
+        assert_interval(deviation_interval(&numbers(&case["values"]), 0.95), &case["interval"], &case.to_string());
     }
 }
 
