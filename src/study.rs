@@ -32,7 +32,7 @@ const AT_ONCE_MAX: usize = 1024;
 /// The command line of `convoy study`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Built-in study (identity, quick, asker, groups, colour) or path of a study's file
+    /// Built-in study (identity, quick, asker, groups, groups-tenth, groups-tuned, groups-cifar10, colour, seeds) or path of a study's file
     #[arg(value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
     study: String,
     /// Images: auto, a folder of IDX files, bundled, or synthetic [default: as the study says]

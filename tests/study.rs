@@ -248,6 +248,76 @@ fn workers_that_connect_compute_the_same_report() {
     }
 }
 
+/// Every arm tries the same rates on held-out images, and the runs have the rate that was best there.
+#[test]
+fn learning_rates_are_chosen_on_held_out_images() {
+    let tune = "runs = 3\ntune = { rates = [1e-6, 0.02, 1e30], holdout = 500, runs = 2 }";
+    let (folder, file) = files(&[("runs = 3", tune)]);
+    let out = folder.path().join("out");
+    let output = output_of(&mut study(&file, &out, &[]));
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("learning rates: hidden 0.02, masked 0.02"), "{}", said(&output));
+    let report = json_in(&out.join("report.json"));
+    for (arm, name) in [(0, "hidden"), (1, "masked")] {
+        let tuned = &report["tuned"][arm];
+        assert_eq!((&tuned["arm"], &tuned["lr"]), (&Value::from(name), &Value::from(0.02)));
+        let tried = tuned["tried"].as_array().unwrap();
+        assert!(tried[0]["accuracy"].as_f64() < tried[1]["accuracy"].as_f64(), "{tuned}");
+        assert_eq!((&tried[2]["diverged"], &tried[2]["accuracy"]), (&Value::from(2), &Value::from(0.1)));
+    }
+    // Held-out images are no test images: the job of a run that tries a rate trains on the others.
+    let tuning = out.join("tuning/runs/hidden-2/seed-3000002");
+    let job = json_in(&tuning.join("run.json"))["configuration"].clone();
+    assert_eq!((&job["selection"]["holdout"], &job["lr"]), (&Value::from(500), &Value::from(0.02)), "{job}");
+    let measured = json_in(&tuning.join("measured.json"));
+    assert_eq!(measured["trained"]["test"]["images"], 500);
+    assert_eq!(measured["trained"]["train"]["images"], 4500);
+    // The runs of the study train on all images, and those of the control with other seeds have the control's rate.
+    for run in ["hidden/seed-1", "hidden-again/seed-1000001"] {
+        let job = json_in(&out.join("runs").join(run).join("run.json"))["configuration"].clone();
+        assert_eq!((&job["selection"], &job["lr"]), (&Value::Null, &Value::from(0.02)), "{job}");
+    }
+    // What was measured is enough to write the report again.
+    let before = read(&out.join("report.json"));
+    ["runs", "tuning/runs"].iter().for_each(|runs| std::fs::remove_dir_all(out.join(runs)).unwrap());
+    std::fs::remove_file(out.join("report.json")).unwrap();
+    assert!(output_of(&mut study(&file, &out, &[])).status.success());
+    assert!(before == read(&out.join("report.json")));
+}
+
+/// A series in which only one source varies has runs that share everything else.
+#[test]
+fn the_variation_of_runs_is_measured_by_source() {
+    let variance = "runs = 3\nvariance = { sources = [\"initial\", \"order\", \"split\"], runs = 3 }";
+    let (folder, file) = files(&[("runs = 3", variance), ("slots = 1", "slots = 1, images = 1000")]);
+    let out = folder.path().join("out");
+    let output = output_of(&mut study(&file, &out, &[]));
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("3 runs that differ only in the initial weights have"), "{}", said(&output));
+    let report = json_in(&out.join("report.json"));
+    let variation = report["variation"].as_array().unwrap();
+    let named: Vec<_> = variation.iter().map(|variation| variation["arm"].as_str().unwrap()).collect();
+    assert_eq!(named, ["hidden", "hidden-initial", "hidden-order", "hidden-split"]);
+    for variation in variation {
+        let value = |key: &Value| key.as_f64().unwrap();
+        let (low, high) = (value(&variation["interval"]["low"]), value(&variation["interval"]["high"]));
+        assert!(low < value(&variation["deviation"]) && value(&variation["deviation"]) < high, "{variation}");
+    }
+    assert_eq!(report["comparisons"].as_array().unwrap().len(), 1, "series are no comparisons");
+    let hashes = |arm: &str| -> BTreeSet<String> {
+        let all = report["arms"].as_array().unwrap().iter();
+        let runs = all.filter(|found| found["name"] == arm).flat_map(|arm| arm["runs"].as_array().unwrap());
+        runs.map(|run| run["weights_sha256"].as_str().unwrap().to_owned()).collect()
+    };
+    for (series, key) in
+        [("hidden-initial", "/init_seed"), ("hidden-order", "/order_seed"), ("hidden-split", "/selection/seed")]
+    {
+        assert_eq!(hashes(series).len(), 3, "{series}: runs differ");
+        let job = json_in(&out.join("runs").join(series).join("seed-2000002/run.json"))["configuration"].clone();
+        assert_eq!((&job["seed"], job.pointer(key)), (&Value::from(1), Some(&Value::from(2_000_002))), "{job}");
+    }
+}
+
 #[test]
 fn identity_holds_claim_by_claim() {
     let folder = TempDir::new().unwrap();
@@ -359,6 +429,24 @@ fn what_is_wrong_with_a_study_is_said_before_anything_runs() {
         ("batch = 50", "schedule = \"cosin\"", &["schedule", "did you mean \"cosine\"?"]),
         ("epochs = 1", "margin = -1\nepochs = 1", &["margin = -1", "above 0"]),
         ("question", "question = ", &["is not valid TOML"]),
+        (
+            "runs = 3",
+            "runs = 3\nvariance = { sources = [\"luck\"], runs = 3 }",
+            &["unknown source \"luck\"", "initial"],
+        ),
+        ("runs = 3", "runs = 3\nvariance = { sources = [\"dropout\"], runs = 3 }", &["hidden has no dropout"]),
+        ("runs = 3", "runs = 3\nvariance = { sources = [\"split\"], runs = 3 }", &["train = { images = N }"]),
+        ("runs = 3", "runs = 3\nvariance = { sources = [\"order\"], runs = 1 }", &["variance, runs = 1", "2 to"]),
+        ("runs = 3", "runs = 3\ntune = { rates = [0.1], holdout = 5 }", &["tune, rates", "2 to"]),
+        ("runs = 3", "runs = 3\ntune = { rates = [0.2, 0.1], holdout = 5 }", &["ascending"]),
+        ("runs = 3", "runs = 3\ntune = { rates = [0.1, 1e60], holdout = 5 }", &["arm \"hidden-2\"", "fits into f32"]),
+        ("runs = 3", "runs = 3\ntune = { rates = [0.1, 0.2], holdout = 0 }", &["tune, holdout = 0"]),
+        ("runs = 3", "runs = 3\ntune = { rates = [0.1, 0.2], holdout = 5000 }", &["needs 5001", "there are 5000"]),
+        (
+            "batch = 50",
+            "lr = 0.1, batch = 50 }\ntune = { rates = [0.1, 0.2], holdout = 5",
+            &["train, lr", "tune chooses"],
+        ),
     ];
     for (old, new, expected) in cases {
         let (folder, file) = files(&[(old, new)]);

@@ -1,10 +1,14 @@
 //! The studies that are part of the program: the files of the folder `builtin`.
 
-const STUDIES: [(&str, &str); 4] = [
+const STUDIES: [(&str, &str); 8] = [
     ("quick", include_str!("../builtin/quick.toml")),
     ("asker", include_str!("../builtin/asker.toml")),
     ("groups", include_str!("../builtin/groups.toml")),
+    ("groups-tenth", include_str!("../builtin/groups-tenth.toml")),
+    ("groups-tuned", include_str!("../builtin/groups-tuned.toml")),
+    ("groups-cifar10", include_str!("../builtin/groups-cifar10.toml")),
     ("colour", include_str!("../builtin/colour.toml")),
+    ("seeds", include_str!("../builtin/seeds.toml")),
 ];
 
 const MODELS: [(&str, &str); 4] = [

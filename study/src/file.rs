@@ -189,7 +189,16 @@ impl Study {
             arms.insert(1, Arm { name, about, seeds, is_again: true, ..control.clone() });
         }
         if let Some(variance) = &raw.variance {
-            arms.extend(variance.series(&control, &raw.settings, RUNS_MAX).map_err(refused)?);
+            let series = variance.series(&control, &raw.settings, RUNS_MAX).map_err(refused)?;
+            let taken = series.iter().find(|series| arms.iter().any(|arm| arm.name == series.name));
+            check(taken.is_none(), || {
+                format!(
+                    "no arm may be named \"{}\", which is a series of the control",
+                    taken.map_or("", |arm| &arm.name)
+                )
+            })
+            .map_err(refused)?;
+            arms.extend(series);
         }
         check(arms.len() <= ARMS_MAX, || {
             format!("it has {} arms, with all series of the control; must have at most {ARMS_MAX}", arms.len())
@@ -198,7 +207,7 @@ impl Study {
         if let Some(tune) = &raw.tune {
             tune.check(&arms, &raw.settings, RUNS_MAX).map_err(refused)?;
         }
-        Ok(Self {
+        let study = Self {
             name: raw.name,
             question: raw.question,
             background: raw.background,
@@ -213,7 +222,11 @@ impl Study {
             exploratory: raw.exploratory,
             represent: raw.represent,
             tune: raw.tune,
-        })
+        };
+        if let Some(tuning) = study.tuning() {
+            tuning.settings.check(tuning.epochs, &tuning.arms).map_err(refused)?;
+        }
+        Ok(study)
     }
 
     /// The margin as a share of images.

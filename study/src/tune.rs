@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use convoy_common::fields::{FieldError, Fields};
 use serde::Serialize;
+use toml::Value;
 
 use crate::design::RunId;
 use crate::file::{Arm, Settings, Study};
@@ -33,8 +34,10 @@ pub struct Tune {
 impl Tune {
     pub(crate) fn read(fields: &mut Fields) -> Result<Self, FieldError> {
         fields.check_keys(&["rates", "holdout", "runs"])?;
+        let number = |value: &Value| value.as_float().or_else(|| value.as_integer().map(|whole| whole as f64));
+        let numbers = |value: &Value| value.as_array()?.iter().map(number).collect();
         Ok(Self {
-            rates: fields.required("rates", Fields::numbers)?,
+            rates: fields.required("rates", |fields, key| fields.read(key, "a list of learning rates", numbers))?,
             holdout: fields.required("holdout", Fields::count)?,
             runs: fields.count("runs")?.unwrap_or(1) as u64,
         })

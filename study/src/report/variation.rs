@@ -18,6 +18,9 @@ pub struct Variation {
     pub arm: String,
     /// What varies between them, in words.
     pub varies: String,
+    /// Whether nothing else varies.
+    #[serde(skip)]
+    is_alone: bool,
     /// Number of runs.
     pub runs: usize,
     /// The standard deviation of the test accuracy.
@@ -40,6 +43,7 @@ impl Variation {
             Some(Self {
                 arm: runs.arm.name.clone(),
                 varies,
+                is_alone: runs.arm.varies.is_some(),
                 runs: accuracies.len(),
                 deviation: deviation(&accuracies),
                 interval: deviation_interval(&accuracies, study.confidence),
@@ -53,8 +57,9 @@ impl Variation {
         let Interval { low, high } = self.interval.scaled(100.0);
         let Self { varies, runs, deviation, .. } = self;
         let deviation = deviation * 100.0;
+        let differ = if self.is_alone { "differ only in" } else { "differ in" };
         format!(
-            "if {varies} varies, {runs} runs have a standard deviation of {deviation:.2} points (from {low:.2} to {high:.2})"
+            "{runs} runs that {differ} {varies} have a standard deviation of {deviation:.2} points (from {low:.2} to {high:.2})"
         )
     }
 }
