@@ -54,7 +54,7 @@ def weights(purpose, draw, count):
 
 
 def bca(difference, draws, confidence):
-    """BCa over rows and columns, with SciPy's acceleration for several samples."""
+    """BCa over rows and columns, with SciPy's acceleration for several samples, scaled to the standard error of a two-way layout."""
     n, m = difference.shape
     resampled = np.array(
         [
@@ -74,7 +74,19 @@ def bca(difference, draws, confidence):
     a = top / (6 * bottom**1.5)
     z = stats.norm.ppf(0.5 + confidence / 2)
     level = [stats.norm.cdf(z0 + (z0 + s) / (1 - a * (z0 + s))) for s in (-z, z)]
-    return [float(np.quantile(resampled, x)) for x in level]
+    # Two-way analysis of variance with both effects random, and Satterthwaite's degrees of freedom.
+    rows, columns = difference.mean(axis=1, keepdims=True), difference.mean(axis=0, keepdims=True)
+    ms = {
+        "rows": m * rows.var(ddof=1),
+        "columns": n * columns.var(ddof=1),
+        "luck": ((difference - rows - columns + observed) ** 2).sum() / ((n - 1) * (m - 1)),
+    }
+    total = max(ms["rows"] + ms["columns"] - ms["luck"], ms["rows"], ms["columns"])
+    df = {"rows": n - 1, "columns": m - 1, "luck": (n - 1) * (m - 1)}
+    freedom = max(total**2 / sum(ms[k] ** 2 / df[k] for k in ms), 1)
+    p = 0.5 + confidence / 2
+    scale = np.sqrt(total / (n * m) / resampled.var(ddof=1)) * stats.t.ppf(p, freedom) / stats.norm.ppf(p)
+    return [float(observed + scale * (np.quantile(resampled, x) - observed)) for x in level]
 
 
 def main():
