@@ -2,6 +2,7 @@
 //! `bench kernels` times single layers.
 
 mod kernels;
+mod machine;
 
 use std::error::Error;
 use std::path::Path;
@@ -21,6 +22,7 @@ use convoy_coordinator::trace::account::Account;
 use convoy_coordinator::train::{Out, Training, train};
 use convoy_worker::Isa;
 use convoy_worker::bench::Yardstick;
+use machine::Energy;
 use serde_json::{Value, json};
 
 use crate::log::Log;
@@ -174,8 +176,14 @@ struct Watch {
     seconds: Vec<f64>,
     /// How the job divides a batch, and its replicas, once it has begun.
     division: Option<(Division, usize)>,
-    /// Threads and instruction set of each worker.
-    workers: Vec<(usize, String)>,
+    /// Threads, instruction set and process of each worker.
+    workers: Vec<(usize, String, u32)>,
+    /// The energy counters before the first measured step.
+    energy: Option<Energy>,
+    /// Joules of all measured steps, where the machine tells.
+    joules: Option<f64>,
+    /// The most memory of this process and of all workers together, in bytes.
+    memory: Option<u64>,
     yardstick: Yardstick,
 }
 
@@ -194,6 +202,9 @@ impl Watch {
             seconds: Vec::new(),
             division: None,
             workers: Vec::new(),
+            energy: None,
+            joules: None,
+            memory: None,
             yardstick: Yardstick::default(),
         }
     }
@@ -217,13 +228,25 @@ impl Observer for Watch {
             Event::Started(started) => {
                 let division = Division { slots: started.slots, micro_batches: started.micro_batches };
                 self.division = Some((division, started.replicas));
-                self.workers = started.workers.into_iter().map(|w| (w.threads, w.instruction_set)).collect();
+                self.workers =
+                    started.workers.into_iter().map(|w| (w.threads, w.instruction_set, w.process_id)).collect();
                 self.measure();
+                if self.warm_up == 0 {
+                    self.energy = Energy::read();
+                }
             }
             Event::Step { step, seconds, .. } => {
                 self.seconds.push(seconds);
+                if step == self.last_step {
+                    self.joules = self.energy.as_ref().and_then(Energy::joules_since);
+                    let processes = self.workers.iter().map(|worker| worker.2).chain([std::process::id()]);
+                    self.memory = processes.map(machine::peak_memory).sum();
+                }
                 if self.pauses_after(step) {
                     self.measure();
+                }
+                if step == self.warm_up {
+                    self.energy = Energy::read();
                 }
             }
             _ => {}
@@ -249,6 +272,8 @@ struct Measured {
     seconds: Vec<f64>,
     gflop: f64,
     yardstick: Yardstick,
+    memory: Option<u64>,
+    joules: Option<f64>,
     account: Account,
 }
 
@@ -270,6 +295,8 @@ impl Measured {
             gflop: 2.0 * passes.sum::<u64>() as f64 * f64::from(asked.batch) / 1e9,
             seconds,
             yardstick: watch.yardstick,
+            memory: watch.memory,
+            joules: watch.joules,
             account,
         }
     }
@@ -280,6 +307,19 @@ impl Measured {
 
     fn median(&self) -> f64 {
         self.seconds.get(self.seconds.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    fn joules_a_step(&self) -> Option<f64> {
+        self.joules.map(|joules| joules / self.seconds.len() as f64)
+    }
+
+    /// Memory and energy, as far as the machine tells.
+    fn spent(&self) -> String {
+        let memory =
+            self.memory.map(|bytes| format!("memory {:.1} MB at most, in all processes\n", bytes as f64 / 1e6));
+        let energy =
+            self.joules_a_step().map(|joules| format!("energy {joules:.3} J per step, of the whole machine\n"));
+        memory.into_iter().chain(energy).collect()
     }
 
     fn images_a_second(&self, seconds: f64) -> f64 {
@@ -303,6 +343,7 @@ impl Measured {
             "replicas": self.replicas, "workers": self.workers, "threads": self.threads, "isa": self.isa,
             "steps_ms": self.seconds.iter().map(|seconds| seconds * 1e3).collect::<Vec<_>>(),
             "best": figures(self.best()), "median": figures(self.median()),
+            "memory_bytes": self.memory, "joules_a_step": self.joules_a_step(),
             "gflop_a_step": self.gflop, "peak_gflops": self.yardstick.gflops, "memory_gb_per_second": self.yardstick.gigabytes,
             "account": serde_json::to_value(&self.account)?,
         }))
@@ -321,7 +362,7 @@ impl Measured {
         format!(
             "{}, {} per step in {} of {}, {} on {} with {} in total, {}: {}\n\
              A step needs {:.1} GFLOP. These threads reach at most {:.1} GFLOP/s, and copy {:.1} GB/s (read and written). \
-             Both are the best of several measurements in this run.\n\n{}{}\n{}",
+             Both are the best of several measurements in this run.\n\n{}{}{}\n{}",
             self.model,
             counted(self.batch as usize, "image", "images"),
             counted(self.division.slots, "slot", "slots"),
@@ -336,6 +377,7 @@ impl Measured {
             self.yardstick.gigabytes,
             line("best", self.best()),
             line("median", self.median()),
+            self.spent(),
             trace::worker_table(&self.account)
         )
     }

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use clap::builder::NonEmptyStringValueParser;
 use convoy_common::address::Address;
@@ -9,14 +10,16 @@ use convoy_common::batch::THREADS_MAX;
 use convoy_coordinator::data::DataSource;
 use convoy_coordinator::files::quoted;
 use convoy_study::conduct::Progress;
+use convoy_study::costs;
 use convoy_study::design::Design;
 use convoy_study::error::StudyError;
 use convoy_study::file::Study;
 use convoy_study::identity::{self, Models};
 use convoy_study::images::Images;
 use convoy_study::measured::{Measured, Outcome};
-use convoy_study::perform::{PAGE, REPORT, perform};
+use convoy_study::perform::{PAGE, REPORT, perform, report_again};
 use convoy_study::place::{Lane, Place};
+use convoy_study::report::Report;
 
 use crate::numbers::{AT_LEAST_1, counted, whole};
 use crate::output::{complain, print, tell};
@@ -61,6 +64,13 @@ pub(crate) struct Arguments {
     /// alexnet-fashion-dense]
     #[arg(long, num_args = 2, value_names = ["GROUPED", "DENSE"])]
     models: Vec<String>,
+    /// Measure what a training step of each arm costs on this machine (time, memory, energy), one arm after the other, when all runs have
+    /// ended. Writes costs.json, which is no part of the report
+    #[arg(long, conflicts_with = "listen")]
+    costs: bool,
+    /// Write the reports again from study.json, measurements.json and representations.json in the study's folder, without images
+    #[arg(long, conflicts_with_all = ["data", "costs", "plan"])]
+    report_only: bool,
     /// Check the study, and show what its design can find, without running it
     #[arg(long)]
     plan: bool,
@@ -84,28 +94,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Ended, Box<dyn Error>> {
         return Ok(Ended::Done);
     }
     design.check(&study)?;
-    let images = Images::load(&study, arguments.data.as_ref(), &places()?)?;
     let out = arguments.out.clone().unwrap_or_else(|| Path::new("studies").join(&study.name));
-    let place = arguments.place()?;
-    say(&format!("images    {}", images.origin));
-    say(&format!("folder    {}", out.display()));
-    let stop = signals::stop_flag(
-        "stopping; runs write a checkpoint first, and the same command continues the study",
-        "quit; the same command continues the study".to_owned(),
-    )?;
     let mut progress = |event: Progress| said(&event).iter().for_each(|line| say(line));
-    let report = match perform(&study, &images, &out, &place, &stop, &mut progress) {
-        Err(StudyError::Interrupted) => {
-            complain(&format!("interrupted; to continue, run: convoy study {}", arguments.again(&out)));
-            return Ok(Ended::Interrupted);
+    let (report, costs) = if arguments.report_only {
+        (report_again(&study, &out, &mut progress)?, String::new())
+    } else {
+        match arguments.carry_out(&study, &out, &say, &mut progress) {
+            Err(error) if matches!(error.downcast_ref(), Some(StudyError::Interrupted)) => {
+                complain(&format!("interrupted; to continue, run: convoy study {}", arguments.again(&out)));
+                return Ok(Ended::Interrupted);
+            }
+            came => came?,
         }
-        report => report?,
     };
     let files = format!("report    {}\nfigures   {}\n", out.join(PAGE).display(), out.join(REPORT).display());
     print(&if arguments.json {
         format!("{:#}\n", serde_json::to_value(&report)?)
     } else {
-        format!("\n{}{files}", report.text())
+        format!("\n{}{costs}{files}", report.text())
     })?;
     if report.is_broken() {
         return Err("the control differs from itself, so the study's method may be broken; the report says more".into());
@@ -119,6 +125,45 @@ impl Arguments {
         let data = |data: &DataSource| format!(" --data {}", quoted(Path::new(&data.to_string())));
         let data = self.data.as_ref().map_or(String::new(), data);
         format!("{}{data} --out {}", quoted(Path::new(&self.study)), quoted(out))
+    }
+
+    /// Carries the study out, and measures costs if that was asked for. Returns the report, and the lines about costs.
+    fn carry_out(
+        &self,
+        study: &Study,
+        out: &Path,
+        say: &dyn Fn(&str),
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(Report, String), Box<dyn Error>> {
+        let images = Images::load(study, self.data.as_ref(), &places()?)?;
+        let place = self.place()?;
+        say(&format!("images    {}", images.origin));
+        say(&format!("folder    {}", out.display()));
+        let stop = signals::stop_flag(
+            "stopping; runs write a checkpoint first, and the same command continues the study",
+            "quit; the same command continues the study".to_owned(),
+        )?;
+        let report = perform(study, &images, out, &place, &stop, progress)?;
+        let costs = self.costs_of(study, out, &place, &stop, say)?;
+        Ok((report, costs))
+    }
+
+    /// What a step of each arm costs, in lines. Nothing if it was not asked for.
+    fn costs_of(
+        &self,
+        study: &Study,
+        out: &Path,
+        place: &Place,
+        stop: &AtomicBool,
+        say: &dyn Fn(&str),
+    ) -> Result<String, StudyError> {
+        if !self.costs {
+            return Ok(String::new());
+        }
+        let mut told = |round, rounds| say(&format!("measuring what a step costs: round {round} of {rounds}"));
+        let costs = costs::measure(study, out, place, stop, &mut told)?;
+        let names = costs.iter().map(|cost| cost.arm.len()).max().unwrap_or(0);
+        Ok(costs.iter().map(|cost| format!("cost      {}\n", cost.line(names))).collect())
     }
 
     fn place(&self) -> Result<Place, Box<dyn Error>> {

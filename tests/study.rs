@@ -14,7 +14,7 @@ use convoy_coordinator::checkpoint::read_weights;
 use convoy_coordinator::data::{DataSource, Places, Wanted, load};
 use convoy_worker::activations::activations;
 use serde_json::Value;
-use support::{Process, Start, convoy, look_at, output_of, said, signal, skip, succeed, wait_for};
+use support::{Process, Start, convoy, look_at, output_of, said, signal, succeed, wait_for};
 use support::{newest_checkpoint, read_tensor};
 use tempfile::TempDir;
 
@@ -172,7 +172,7 @@ fn started(command: &mut Command, part: &str) -> (Process, BufReader<std::proces
 
 #[test]
 fn a_study_whose_processes_are_killed_ends_in_the_same_report() {
-    let (folder, file) = files(&[("epochs = 1", "epochs = 4")]);
+    let (folder, file) = files(&[("epochs = 1", "epochs = 4\ntrain_images = 5000")]);
     let [calm, stormy] = ["calm", "stormy"].map(|name| folder.path().join(name));
     let output = output_of(&mut study(&file, &calm, &[]));
     assert!(output.status.success(), "{}", said(&output));
@@ -199,12 +199,20 @@ fn a_study_whose_processes_are_killed_ends_in_the_same_report() {
     for name in ["report.json", "report.html", "measurements.json"] {
         assert!(read(&calm.join(name)) == read(&stormy.join(name)), "{name} differs");
     }
-    // Measurements are enough for the report, without any run.
+    // Measurements are enough for the report, without any run and without images.
     std::fs::remove_dir_all(stormy.join("runs")).unwrap();
     std::fs::remove_file(stormy.join("report.html")).unwrap();
-    let output = output_of(&mut study(&file, &stormy, &[]));
-    assert!(said(&output).contains("9 of 9 runs have ended"), "{}", said(&output));
+    let output = output_of(&mut study(&file, &stormy, &["--report-only"]));
+    assert!(output.status.success(), "{}", said(&output));
     assert!(read(&calm.join("report.html")) == read(&stormy.join("report.html")));
+    // All of them are needed.
+    let all = read(&stormy.join("measurements.json"));
+    let fewer: Vec<Value> = serde_json::from_slice::<Vec<Value>>(&all).unwrap().split_off(1);
+    std::fs::write(stormy.join("measurements.json"), serde_json::to_vec(&fewer).unwrap()).unwrap();
+    let output = output_of(&mut study(&file, &stormy, &["--report-only"]));
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("8 of 9 runs have ended"), "{}", said(&output));
+    std::fs::write(stormy.join("measurements.json"), all).unwrap();
     // Measurements that contradict themselves are refused.
     let mut measured: Value = serde_json::from_slice(&read(&stormy.join("measurements.json"))).unwrap();
     measured[0]["trained"]["test"]["correct"] = Value::from(2000);
@@ -213,7 +221,7 @@ fn a_study_whose_processes_are_killed_ends_in_the_same_report() {
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert!(said(&output).contains("is damaged") && said(&output).contains("2000 of 1000"), "{}", said(&output));
     // The control: another seed is another report.
-    let (_other, file) = files(&[("epochs = 1", "epochs = 4\nfirst_seed = 2")]);
+    let (_other, file) = files(&[("epochs = 1", "epochs = 4\ntrain_images = 5000\nfirst_seed = 2")]);
     let other = folder.path().join("other");
     assert!(output_of(&mut study(&file, &other, &[])).status.success());
     assert!(read(&calm.join("report.json")) != read(&other.join("report.json")));
@@ -316,6 +324,31 @@ fn the_variation_of_runs_is_measured_by_source() {
         let job = json_in(&out.join("runs").join(series).join("seed-2000002/run.json"))["configuration"].clone();
         assert_eq!((&job["seed"], job.pointer(key)), (&Value::from(1), Some(&Value::from(2_000_002))), "{job}");
     }
+}
+
+/// What a step costs depends on the machine, so the report does not have it.
+#[test]
+fn costs_are_measured_beside_the_report() {
+    let (folder, file) = files(&[]);
+    let out = folder.path().join("out");
+    assert!(output_of(&mut study(&file, &out, &[])).status.success());
+    let before = read(&out.join("report.json"));
+    let output = output_of(&mut study(&file, &out, &["--costs"]));
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(
+        said(&output).contains("cost      masked") && said(&output).contains("ms per step of 50 images"),
+        "{}",
+        said(&output)
+    );
+    let costs = json_in(&out.join("costs.json"));
+    let names: Vec<_> = costs.as_array().unwrap().iter().map(|cost| cost["arm"].as_str().unwrap()).collect();
+    assert_eq!(names, ["hidden", "masked"], "series of the control cost what it costs");
+    assert_eq!(costs[0]["relative"], 1.0);
+    for cost in costs.as_array().unwrap() {
+        assert_eq!(cost["ms"].as_array().unwrap().len(), 5);
+        assert!(cost["ms"][0].as_f64().unwrap() > 0.0 && cost["memory_bytes"].as_u64().unwrap() > 1 << 20, "{cost}");
+    }
+    assert!(before == read(&out.join("report.json")));
 }
 
 #[test]
@@ -491,30 +524,37 @@ fn a_study_that_changed_is_refused_under_its_old_name() {
 /// The reports in the documentation are those of the studies that are part of the program.
 #[test]
 fn reports_in_the_documentation_follow_from_their_measurements() {
-    let whole = Path::new("/usr/share/datasets/fashion-mnist");
-    if !whole.exists() {
-        return skip("the package dataset-fashion-mnist is not installed");
-    }
     let names: BTreeSet<String> = std::fs::read_dir("docs/studies")
         .unwrap()
         .flatten()
-        .filter(|entry| entry.path().join("report.json").exists())
+        .filter(|entry| entry.path().join("measurements.json").exists())
         .map(|entry| entry.file_name().into_string().unwrap())
         .collect();
-    assert!(names.contains("asker"));
+    assert!(names.contains("asker") && names.contains("groups"));
     for name in names {
         let (folder, kept) = (TempDir::new().unwrap(), Path::new("docs/studies").join(&name));
         let out = folder.path().join("again");
-        std::fs::create_dir(&out).unwrap();
-        for file in ["study.json", "measurements.json", "representations.json"] {
-            std::fs::copy(kept.join(file), out.join(file)).unwrap();
-        }
-        succeed(&format!("study {name}"), &[("--data", whole), ("--out", &out)]);
+        copy_files(&kept, &out);
+        succeed(&format!("study {name} --report-only"), &[("--out", &out)]);
         for file in ["report.json", "report.html"] {
             assert!(
                 read(&kept.join(file)) == read(&out.join(file)),
                 "docs/studies/{name}/{file} is not what the program writes"
             );
+        }
+    }
+}
+
+/// Copies a folder without its reports.
+fn copy_files(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        let (path, to) = (entry.path(), to.join(entry.file_name()));
+        let is_report = entry.file_name().to_string_lossy().starts_with("report.");
+        match path.is_dir() {
+            true => copy_files(&path, &to),
+            false if is_report => {}
+            false => drop(std::fs::copy(&path, &to).unwrap()),
         }
     }
 }

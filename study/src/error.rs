@@ -59,6 +59,18 @@ pub enum StudyError {
     /// A run can't be carried out.
     #[error("the run of arm \"{arm}\" with seed {seed} failed ({attempts} of at most 3 attempts without progress): {why}; its folder is {}", folder.display())]
     Run { arm: String, seed: u64, attempts: usize, why: String, folder: PathBuf },
+    /// A report can't be written again before all runs have ended.
+    #[error("{ended} of {all} runs have ended in {}; run the study without --report-only to its end", folder.display())]
+    Missing { folder: PathBuf, ended: usize, all: usize },
+    /// Nor before all representations are known.
+    #[error(
+        "representations.json in {} does not have the run of arm \"{arm}\" with seed {seed}; run the study without --report-only",
+        folder.display()
+    )]
+    NotRepresented { arm: String, seed: u64, folder: PathBuf },
+    /// Images that are not loaded are not counted.
+    #[error("the study {study} does not say train_images, so its report can't be written without its images")]
+    NoCount { study: String },
     /// The outputs of layers can't be computed.
     #[error("cannot compute the outputs of the layers of arm \"{arm}\": {why}")]
     Outputs { arm: String, why: String },

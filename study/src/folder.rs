@@ -152,6 +152,18 @@ impl Folder {
     }
 }
 
+/// SHA-256 over the images of the study in this folder.
+///
+/// # Errors
+/// When the folder holds no study.
+pub(crate) fn images_of(folder: &Path) -> Result<String, StudyError> {
+    let path = folder.join(STUDY);
+    let unreadable = |why: String| StudyError::Unreadable { path: path.clone(), why };
+    let text = read_regular(&path).map_err(|error| unreadable(error.to_string()))?;
+    let kept: Kept = serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
+    Ok(kept.images)
+}
+
 /// Writes a JSON file, whole or not at all.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StudyError> {
     let text = serde_json::to_string_pretty(value).map_err(std::io::Error::other);

@@ -16,7 +16,8 @@ pub struct Images {
     pub origin: String,
     /// Number of training images.
     pub(crate) all: usize,
-    test: Split,
+    /// None if they are not loaded.
+    test: Option<Split>,
 }
 
 impl Study {
@@ -57,14 +58,24 @@ impl Images {
                 sha256: set.fingerprint,
                 origin: set.origin,
                 all: found,
-                test: set.test,
+                test: Some(set.test),
             }),
         }
     }
 
-    /// The bytes of the first `count` test images, or of all if there are fewer, one after the other.
-    pub(crate) fn first_test_images(&self, count: usize) -> Vec<u8> {
-        (0..count.min(self.test.len())).flat_map(|image| self.test.image(image).iter().copied()).collect()
+    /// Images that are not loaded, but known by their SHA-256: for writing a report again.
+    ///
+    /// # Errors
+    /// When the study does not say how many training images there are.
+    pub(crate) fn not_loaded(study: &Study, sha256: String) -> Result<Self, StudyError> {
+        let all = study.train_images.ok_or_else(|| StudyError::NoCount { study: study.name.clone() })?;
+        Ok(Self { source: study.data.clone(), sha256, origin: "not loaded".to_owned(), all, test: None })
+    }
+
+    /// The bytes of the first `count` test images, or of all if there are fewer, one after the other. None if they are not loaded.
+    pub(crate) fn first_test_images(&self, count: usize) -> Option<Vec<u8>> {
+        let test = self.test.as_ref()?;
+        Some((0..count.min(test.len())).flat_map(|image| test.image(image).iter().copied()).collect())
     }
 
     /// SHA-256 over the images, if runs with different seeds use the same ones.

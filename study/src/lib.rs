@@ -6,6 +6,7 @@
 
 pub mod builtin;
 pub mod conduct;
+pub mod costs;
 pub mod design;
 pub mod error;
 pub mod file;

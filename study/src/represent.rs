@@ -75,7 +75,12 @@ pub fn represent(
             all.push(before.clone());
             continue;
         }
-        let looker = Looker { what, arm: &study.arms[id.arm], bytes: &bytes };
+        let unknown = || {
+            let (arm, seed, folder) = (run.arm.clone(), run.seed, folder.path().to_owned());
+            StudyError::NotRepresented { arm, seed, folder }
+        };
+        let bytes = bytes.as_deref().ok_or_else(unknown)?;
+        let looker = Looker { what, arm: &study.arms[id.arm], bytes };
         let weights = load(study, folder, *id, weights)?;
         let own = looker.outputs(&weights)?;
         let other = next.map(|(next, hash)| looker.outputs(&load(study, folder, next, hash)?)).transpose()?;

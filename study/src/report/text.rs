@@ -2,7 +2,7 @@
 
 use convoy_report::words::percent;
 
-use super::{ArmReport, Comparison, Report, Tested};
+use super::{ArmReport, Comparison, Further, Report, Tested};
 use crate::statistics::sign_flip;
 use crate::tune::Tuned;
 
@@ -20,10 +20,10 @@ impl Report {
         for comparison in self.comparisons.iter().chain(&self.again) {
             lines.push(comparison.line(names));
         }
-        let gaps = self.gaps.iter();
-        lines.extend(
-            gaps.map(|gap| format!("{:<names$}  {} points of gap more than {}", gap.arm, gap.points(), gap.against)),
-        );
+        let gap = |gap: &Further| {
+            format!("gap       that of {} minus that of {}: {} points", gap.arm, gap.against, gap.points())
+        };
+        lines.extend(self.gaps.iter().map(gap));
         lines.push(String::new());
         lines.extend(self.comparisons.iter().map(|comparison| format!("verdict   {}", comparison.said)));
         lines.extend(self.comparisons.iter().map(|comparison| format!("luck      {}", comparison.luck)));
