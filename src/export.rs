@@ -1,14 +1,13 @@
 //! `convoy export`: writes trained weights as a file for other programs.
 
 use std::error::Error;
-use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use convoy_common::chain::chain;
 use convoy_common::model::Network;
 use convoy_common::parameters::sha256;
-use convoy_coordinator::files::{folder_of, open_regular, write_atomically};
+use convoy_coordinator::files::write_atomically;
+use convoy_coordinator::outputs;
 use convoy_coordinator::weights::{Loaded, load};
 use serde_json::json;
 
@@ -67,22 +66,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
 
 /// Checks that the file may be written, before the work.
 fn check_path(path: &Path) -> Result<(), Misuse> {
-    let beginning = || -> std::io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        open_regular(path)?.take(convoy_onnx::BEGINNING_BYTES).read_to_end(&mut bytes)?;
-        Ok(bytes)
+    let is_ours = |path: &Path| {
+        outputs::beginning(path, convoy_onnx::BEGINNING_BYTES).is_some_and(|bytes| convoy_onnx::is_ours(&bytes))
     };
-    let refused = match fs::symlink_metadata(path) {
-        Ok(found) if !found.is_file() => "it exists and is not a plain file".to_owned(),
-        Ok(_) => match beginning() {
-            Err(error) => format!("it exists and can't be read: {error}"),
-            Ok(bytes) if !convoy_onnx::is_ours(&bytes) => {
-                "it exists and is not an ONNX file that convoy wrote".to_owned()
-            }
-            Ok(_) => return Ok(()),
-        },
-        Err(_) if !folder_of(path).is_dir() => "its folder does not exist; create it first".to_owned(),
-        Err(_) => return Ok(()),
-    };
-    Err(Misuse(format!("--onnx: cannot write {}: {refused}", path.display())))
+    outputs::check(path, "an ONNX file that convoy wrote", is_ours)
+        .map_err(|why| Misuse(format!("--onnx: cannot write {}: {why}", path.display())))
 }

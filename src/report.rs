@@ -48,10 +48,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     // Before the work.
-    if let Some(path) = arguments.html.as_deref().filter(|path| !folder_of(path).is_dir()) {
-        let path = path.display();
-        return Err(Misuse(format!("--html {path}: its folder does not exist; create it first")).into());
-    }
+    arguments.html.as_deref().map_or(Ok(()), pages::check)?;
     let stop = signals::stop_flag("stopping", "quit".to_owned())?;
     let reporter = Reporter { arguments, log, stop: &stop };
     let report = reporter.of(&arguments.run)?;

@@ -25,6 +25,7 @@ use crate::files::{
     write_synced,
 };
 use crate::job::{Job, STEPS_MAX, Unsound, demand};
+use crate::outputs;
 use crate::state::{JobState, Progress};
 
 /// Version of the manifest. Raise it when an older program would misread the manifest. Version 2 has seeds by purpose and a selection of
@@ -34,7 +35,7 @@ const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 /// The tensor of a file of logits.
 const LOGITS: &str = "logits";
-const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
 /// The SHA-256 of the manifest, as `sha256sum --check` reads it.
 const MANIFEST_SHA256: &str = "manifest.sha256";
 /// The names and shapes in a file of weights have at most this many bytes.
@@ -380,16 +381,8 @@ pub fn write_logits(path: &Path, logits: ArrayD<f32>) -> Result<(), CheckpointEr
 /// # Errors
 /// When something else is there, or its folder is a checkpoint or does not exist.
 pub fn check_logits_path(path: &Path) -> Result<(), CheckpointError> {
-    let refused = match fs::symlink_metadata(path) {
-        // Writing would replace a device or a link by a plain file.
-        Ok(found) if !found.is_file() => Some("it exists and is not a plain file"),
-        _ if folder_of(path).join(MANIFEST).exists() => Some("its folder is a checkpoint, whose files must not change"),
-        Err(_) if !folder_of(path).is_dir() => Some("its folder does not exist; create it first"),
-        Ok(_) if !holds_only_logits(path) => Some("it exists and is not a file of logits"),
-        _ => None,
-    };
-    refused
-        .map_or(Ok(()), |why| Err(CheckpointError::Write { path: path.to_owned(), source: std::io::Error::other(why) }))
+    outputs::check(path, "a file of logits", holds_only_logits)
+        .map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
 }
 
 /// Whether the header of a safetensors file names the tensor `logits` and no other.

@@ -24,6 +24,7 @@ pub mod measure;
 pub mod metrics;
 pub mod observe;
 pub mod order;
+pub mod outputs;
 pub mod record;
 pub mod recovery;
 pub mod running;

@@ -1,10 +1,10 @@
 //! The list of wrongly classified images: a text file with a line for each, whose values are separated by tabs.
 
-use std::fs;
 use std::path::Path;
 
 use crate::error::JobError;
-use crate::files::{folder_of, open_regular, read_regular, write_atomically};
+use crate::files::{read_regular, write_atomically};
+use crate::outputs;
 
 /// The first line of the file. Images are counted from 0.
 const HEADER: &str = "image\tlabel\tpredicted";
@@ -25,18 +25,11 @@ pub struct Wrong {
 /// # Errors
 /// When something else is there, or its folder does not exist.
 pub(crate) fn check_path(path: &Path) -> Result<(), JobError> {
-    let is_list = || {
-        use std::io::Read;
-        let mut start = Vec::new();
-        let read = open_regular(path).and_then(|file| file.take(HEADER.len() as u64).read_to_end(&mut start));
-        read.is_ok() && start == HEADER.as_bytes()
+    let is_list = |path: &Path| {
+        outputs::beginning(path, HEADER.len() as u64).is_some_and(|beginning| beginning == HEADER.as_bytes())
     };
-    let refused = match fs::symlink_metadata(path) {
-        Err(_) if !folder_of(path).is_dir() => "its folder does not exist; create it first",
-        Ok(found) if !found.is_file() || !is_list() => "it exists and is not a list of wrongly classified images",
-        _ => return Ok(()),
-    };
-    Err(JobError::Write { path: path.to_owned(), source: std::io::Error::other(refused) })
+    outputs::check(path, "a list of wrongly classified images", is_list)
+        .map_err(|source| JobError::Write { path: path.to_owned(), source })
 }
 
 /// Writes the list, whole or not at all.
@@ -71,6 +64,8 @@ pub fn read(path: &Path) -> std::io::Result<Vec<Wrong>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -47,7 +47,8 @@ impl Report {
                 Verdict::Unclear => "unclear",
             };
             let (said, luck) = (escaped(&sentence(&comparison.said)), escaped(&sentence(&comparison.luck)));
-            format!("<li class=\"{kind}\">{said}.<br><small>{luck}.</small></li>\n")
+            let about = self.about(&comparison.tested.arm);
+            format!("<li class=\"{kind}\">{said}.<br><small>{about}. {luck}.</small></li>\n")
         });
         let check = self.check().map(|check| {
             let class = if self.is_broken() { "broken" } else { "check" };
@@ -60,10 +61,30 @@ impl Report {
         let design = format!("<p>{}.</p>\n", escaped(&sentence(&self.design.described())));
         let limits = if self.design.can_reject() { String::new() } else { design };
         format!(
-            "<ul class=\"verdicts\">\n{}</ul>\n{limits}{}{background}",
+            "<ul class=\"verdicts\">\n{}</ul>\n{}{limits}{}{background}",
             verdicts.collect::<String>(),
+            self.unit(),
             check.unwrap_or_default()
         )
+    }
+
+    /// What an arm and the control are, as a sentence without its full stop.
+    fn about(&self, arm: &str) -> String {
+        let about = |name: &str| {
+            let of = self.arms.iter().find(|arm| arm.name == name);
+            format!("<b>{}</b>: {}", escaped(name), escaped(of.map_or("", |arm| &arm.about)))
+        };
+        format!("{}; {}", about(arm), about(&self.arms[0].name))
+    }
+
+    /// What a point is. Nothing if nothing is compared.
+    fn unit(&self) -> String {
+        if self.comparisons.is_empty() {
+            return String::new();
+        }
+        let images = self.test_images as f64 / 100.0;
+        let test_images = grouped(self.test_images as u64);
+        format!("<p>A point is one percentage point of accuracy: {images} of {test_images} test images.</p>\n")
     }
 
     fn arms_section(&self) -> String {
@@ -227,7 +248,8 @@ impl Report {
             let all = || self.arms.iter().flat_map(|arm| arm.curve.iter().map(value));
             let vertical = Scale::around(all().flat_map(|(mean, low, high)| [mean, low, high]), (bottom, top), 6.0);
             let epochs = (1.0, (self.study.epochs as f64).max(2.0));
-            let horizontal = Scale::around([epochs.0, epochs.1], (left, right), 9.0);
+            // There is nothing between two epochs.
+            let horizontal = Scale::around([epochs.0, epochs.1], (left, right), (epochs.1 - epochs.0).min(9.0));
             picture.axis_left(&vertical, left, right, name);
             picture.axis_below(&horizontal, top, bottom, "epoch");
             for (index, arm) in self.arms.iter().enumerate() {

@@ -157,7 +157,8 @@ impl Resampled {
     /// How much wider than the resamples the interval must be whose upper end is the quantile of `p`.
     fn scale(&self, p: f64) -> f64 {
         let resampled = variance(&self.means);
-        if !(resampled > 0.0) {
+        // All resamples are equal, or there is only one.
+        if resampled.is_nan() || resampled <= 0.0 {
             return 1.0;
         }
         let Analysed { variance, df } = self.analysed;
