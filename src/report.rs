@@ -10,7 +10,6 @@ use convoy_coordinator::checkpoint::folder::{self, Opened};
 use convoy_coordinator::checkpoint::{Checkpoint, CheckpointError};
 use convoy_coordinator::data::{DataSource, Part};
 use convoy_coordinator::error::JobError;
-use convoy_coordinator::files::folder_of;
 use convoy_coordinator::measure::{Measuring, measure};
 use convoy_coordinator::record::TRACE;
 use convoy_report::run::classes::Classes;
@@ -22,7 +21,6 @@ use convoy_report::run::{RunReport, Time, Trained};
 use crate::eval::{Quiet, running};
 use crate::log::Log;
 use crate::pages::Wrote;
-use crate::settings::Misuse;
 use crate::trace::{accounted, verdict, worker_rows};
 use crate::{Outcome, output, pages, settings, signals};
 
