@@ -85,6 +85,9 @@ struct Steps {
     /// Print JSON instead of text
     #[arg(long)]
     json: bool,
+    /// Exit when standard input closes. For studies
+    #[arg(long, hide = true)]
+    lifeline: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments, log: &Log) -> Result<Outcome, Box<dyn Error>> {
@@ -95,6 +98,9 @@ pub(crate) fn run(arguments: &Arguments, log: &Log) -> Result<Outcome, Box<dyn E
 }
 
 fn run_steps(asked: &Steps, log: &Log) -> Result<Outcome, Box<dyn Error>> {
+    if asked.lifeline {
+        signals::end_with_input()?;
+    }
     let model = settings::model_text(&asked.model)?;
     let network = Network::parse(&model)?;
     let wrong = |error| format!("cannot create a temporary folder for the run (TMPDIR sets its location): {error}");
@@ -182,7 +188,9 @@ struct Watch {
     energy: Option<Energy>,
     /// Joules of all measured steps, where the machine tells.
     joules: Option<f64>,
-    /// The most memory of this process and of all workers together, in bytes.
+    /// Whether this process has forgotten the memory that the yardstick needed.
+    is_forgotten: bool,
+    /// The most memory of this process plus that of each worker, in bytes.
     memory: Option<u64>,
     yardstick: Yardstick,
 }
@@ -204,6 +212,7 @@ impl Watch {
             workers: Vec::new(),
             energy: None,
             joules: None,
+            is_forgotten: false,
             memory: None,
             yardstick: Yardstick::default(),
         }
@@ -211,6 +220,12 @@ impl Watch {
 
     fn threads(&self) -> usize {
         self.workers.iter().map(|worker| worker.0).sum()
+    }
+
+    /// The first measured step begins. What the yardstick needed in this process does not count.
+    fn begin(&mut self) {
+        self.is_forgotten = machine::forget_peak_memory();
+        self.energy = Energy::read();
     }
 
     fn measure(&mut self) {
@@ -232,7 +247,7 @@ impl Observer for Watch {
                     started.workers.into_iter().map(|w| (w.threads, w.instruction_set, w.process_id)).collect();
                 self.measure();
                 if self.warm_up == 0 {
-                    self.energy = Energy::read();
+                    self.begin();
                 }
             }
             Event::Step { step, seconds, .. } => {
@@ -240,13 +255,14 @@ impl Observer for Watch {
                 if step == self.last_step {
                     self.joules = self.energy.as_ref().and_then(Energy::joules_since);
                     let processes = self.workers.iter().map(|worker| worker.2).chain([std::process::id()]);
-                    self.memory = processes.map(machine::peak_memory).sum();
+                    self.memory =
+                        processes.map(machine::peak_memory).sum::<Option<u64>>().filter(|_| self.is_forgotten);
                 }
                 if self.pauses_after(step) {
                     self.measure();
                 }
                 if step == self.warm_up {
-                    self.energy = Energy::read();
+                    self.begin();
                 }
             }
             _ => {}
@@ -315,10 +331,12 @@ impl Measured {
 
     /// Memory and energy, as far as the machine tells.
     fn spent(&self) -> String {
-        let memory =
-            self.memory.map(|bytes| format!("memory {:.1} MB at most, in all processes\n", bytes as f64 / 1e6));
-        let energy =
-            self.joules_a_step().map(|joules| format!("energy {joules:.3} J per step, of the whole machine\n"));
+        let memory = self
+            .memory
+            .map(|bytes| format!("memory {:.1} MB: the most of each process, added up\n", bytes as f64 / 1e6));
+        let energy = self
+            .joules_a_step()
+            .map(|joules| format!("energy {joules:.3} J per step, of all processors of the machine\n"));
         memory.into_iter().chain(energy).collect()
     }
 

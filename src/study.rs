@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::builder::NonEmptyStringValueParser;
@@ -10,7 +11,7 @@ use convoy_common::batch::THREADS_MAX;
 use convoy_coordinator::data::DataSource;
 use convoy_coordinator::files::quoted;
 use convoy_study::conduct::Progress;
-use convoy_study::costs;
+use convoy_study::costs::Bench;
 use convoy_study::design::Design;
 use convoy_study::error::StudyError;
 use convoy_study::file::Study;
@@ -19,7 +20,6 @@ use convoy_study::images::Images;
 use convoy_study::measured::{Measured, Outcome};
 use convoy_study::perform::{PAGE, REPORT, perform, report_again};
 use convoy_study::place::{Lane, Place};
-use convoy_study::report::Report;
 
 use crate::numbers::{AT_LEAST_1, counted, whole};
 use crate::output::{complain, print, tell};
@@ -69,7 +69,7 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with = "listen")]
     costs: bool,
     /// Write the reports again from study.json, measurements.json and representations.json in the study's folder, without images
-    #[arg(long, conflicts_with_all = ["data", "costs", "plan"])]
+    #[arg(long, conflicts_with_all = ["data", "costs", "plan", "listen", "workers", "at_once", "threads"])]
     report_only: bool,
     /// Check the study, and show what its design can find, without running it
     #[arg(long)]
@@ -81,6 +81,11 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Ended, Box<dyn Error>> {
     if arguments.study == IDENTITY {
+        let excess =
+            [("--plan", arguments.plan), ("--costs", arguments.costs), ("--report-only", arguments.report_only)];
+        if let Some((flag, _)) = excess.into_iter().find(|(_, is_given)| *is_given) {
+            return Err(Misuse(format!("{flag}: the study identity compares no runs, so it has no such thing")).into());
+        }
         return identity(arguments);
     }
     if !arguments.models.is_empty() {
@@ -95,75 +100,88 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Ended, Box<dyn Error>> {
     }
     design.check(&study)?;
     let out = arguments.out.clone().unwrap_or_else(|| Path::new("studies").join(&study.name));
+    let site = (!arguments.report_only).then(|| arguments.site(&study, &out, &say)).transpose()?;
     let mut progress = |event: Progress| said(&event).iter().for_each(|line| say(line));
-    let (report, costs) = if arguments.report_only {
-        (report_again(&study, &out, &mut progress)?, String::new())
-    } else {
-        match arguments.carry_out(&study, &out, &say, &mut progress) {
-            Err(error) if matches!(error.downcast_ref(), Some(StudyError::Interrupted)) => {
-                complain(&format!("interrupted; to continue, run: convoy study {}", arguments.again(&out)));
-                return Ok(Ended::Interrupted);
-            }
-            came => came?,
-        }
+    let report = match &site {
+        None => report_again(&study, &out),
+        Some(Site { images, place, stop }) => perform(&study, images, &out, place, stop, &mut progress),
+    };
+    let report = match report {
+        Err(StudyError::Interrupted) => return Ok(interrupted(arguments, &out)),
+        report => report?,
     };
     let files = format!("report    {}\nfigures   {}\n", out.join(PAGE).display(), out.join(REPORT).display());
     print(&if arguments.json {
         format!("{:#}\n", serde_json::to_value(&report)?)
     } else {
-        format!("\n{}{costs}{files}", report.text())
+        format!("\n{}{files}", report.text())
     })?;
+    if let Some(site) = site.filter(|_| arguments.costs) {
+        match arguments.measure_costs(&study, &out, &site, &say) {
+            Err(StudyError::Interrupted) => return Ok(interrupted(arguments, &out)),
+            measured => measured?,
+        }
+    }
     if report.is_broken() {
         return Err("the control differs from itself, so the study's method may be broken; the report says more".into());
     }
     Ok(Ended::Done)
 }
 
+fn interrupted(arguments: &Arguments, out: &Path) -> Ended {
+    complain(&format!("interrupted; to continue, run: convoy study {}", arguments.again(out)));
+    Ended::Interrupted
+}
+
+/// What a study is carried out with.
+struct Site {
+    images: Images,
+    place: Place,
+    stop: Arc<AtomicBool>,
+}
+
 impl Arguments {
     /// What continues the study, after the name of the command.
     fn again(&self, out: &Path) -> String {
-        let data = |data: &DataSource| format!(" --data {}", quoted(Path::new(&data.to_string())));
-        let data = self.data.as_ref().map_or(String::new(), data);
-        format!("{}{data} --out {}", quoted(Path::new(&self.study)), quoted(out))
+        let mut parts = vec![quoted(Path::new(&self.study))];
+        parts.extend(self.data.as_ref().map(|data| format!("--data {}", quoted(Path::new(&data.to_string())))));
+        parts.extend(self.at_once.map(|runs| format!("--at-once {runs}")));
+        if self.listen.is_empty() {
+            parts.push(format!("--threads {}", self.threads));
+        } else {
+            let addresses: Vec<String> = self.listen.iter().map(Address::to_string).collect();
+            parts.push(format!("--listen {}", quoted(Path::new(&addresses.join(",")))));
+        }
+        parts.push(format!("--workers {}", self.workers));
+        parts.extend(self.token_file.as_ref().map(|file| format!("--token-file {}", quoted(file))));
+        parts.extend(self.costs.then(|| "--costs".to_owned()));
+        parts.push(format!("--out {}", quoted(out)));
+        parts.join(" ")
     }
 
-    /// Carries the study out, and measures costs if that was asked for. Returns the report, and the lines about costs.
-    fn carry_out(
-        &self,
-        study: &Study,
-        out: &Path,
-        say: &dyn Fn(&str),
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<(Report, String), Box<dyn Error>> {
-        let images = Images::load(study, self.data.as_ref(), &places()?)?;
+    /// Loads the images, and says what the study is carried out with.
+    fn site(&self, study: &Study, out: &Path, say: &dyn Fn(&str)) -> Result<Site, Box<dyn Error>> {
+        // Before the images, which may take a while.
         let place = self.place()?;
+        let images = Images::load(study, self.data.as_ref(), &places()?)?;
         say(&format!("images    {}", images.origin));
         say(&format!("folder    {}", out.display()));
         let stop = signals::stop_flag(
             "stopping; runs write a checkpoint first, and the same command continues the study",
             "quit; the same command continues the study".to_owned(),
         )?;
-        let report = perform(study, &images, out, &place, &stop, progress)?;
-        let costs = self.costs_of(study, out, &place, &stop, say)?;
-        Ok((report, costs))
+        Ok(Site { images, place, stop })
     }
 
-    /// What a step of each arm costs, in lines. Nothing if it was not asked for.
-    fn costs_of(
-        &self,
-        study: &Study,
-        out: &Path,
-        place: &Place,
-        stop: &AtomicBool,
-        say: &dyn Fn(&str),
-    ) -> Result<String, StudyError> {
-        if !self.costs {
-            return Ok(String::new());
-        }
+    /// Measures what a step of each arm costs, and prints it.
+    fn measure_costs(&self, study: &Study, out: &Path, site: &Site, say: &dyn Fn(&str)) -> Result<(), StudyError> {
+        let (images, program) = (&site.images, site.place.program.clone());
+        let bench = Bench { study, images, out, program, workers: self.workers, threads: self.threads };
         let mut told = |round, rounds| say(&format!("measuring what a step costs: round {round} of {rounds}"));
-        let costs = costs::measure(study, out, place, stop, &mut told)?;
+        let costs = bench.measure(&site.stop, &mut told)?;
         let names = costs.iter().map(|cost| cost.arm.len()).max().unwrap_or(0);
-        Ok(costs.iter().map(|cost| format!("cost      {}\n", cost.line(names))).collect())
+        costs.iter().for_each(|cost| say(&format!("cost      {}", cost.line(names))));
+        Ok(())
     }
 
     fn place(&self) -> Result<Place, Box<dyn Error>> {
@@ -173,6 +191,12 @@ impl Arguments {
                 "--listen: {at} is there twice; each run that is computed at a time needs an address of its own"
             ))
             .into());
+        }
+        let is_open = |at: &&Address| matches!(at, Address::Tcp(text) if text.ends_with(":0"));
+        if let Some(at) = self.listen.iter().find(is_open) {
+            return Err(
+                Misuse(format!("--listen {at}: must have a port above 0, because workers need to know it")).into()
+            );
         }
         // Each run reads the file itself. One that is wrong is found at once.
         settings::token(self.token_file.as_deref())?;
@@ -228,9 +252,9 @@ fn said(event: &Progress) -> Option<String> {
     Some(match event {
         Progress::Begun { ended: 0, .. } => return None,
         Progress::Begun { ended, all } => format!("continuing: {ended} of {all} runs have ended"),
-        Progress::Ended { measured, ended, all, seconds_left } => {
+        Progress::Ended { measured, held_out, ended, all, seconds_left } => {
             let left = if ended == all { String::new() } else { format!(", about {} left", lasting(*seconds_left)) };
-            format!("{}  ({ended} of {all} runs{left})", result(measured))
+            format!("{}  ({ended} of {all} runs{left})", result(measured, *held_out))
         }
         Progress::Tuning => "choosing the learning rate of each arm on held-out training images".to_owned(),
         Progress::Tuned(tuned) => {
@@ -244,11 +268,12 @@ fn said(event: &Progress) -> Option<String> {
     })
 }
 
-fn result(measured: &Measured) -> String {
+fn result(measured: &Measured, held_out: bool) -> String {
     let Measured { arm, seed, outcome, .. } = measured;
     match outcome {
         Outcome::Trained(trained) => {
-            format!("{arm}, seed {seed}: test accuracy {:.2} %", trained.test.accuracy() * 100.0)
+            let images = if held_out { "accuracy on held-out images" } else { "test accuracy" };
+            format!("{arm}, seed {seed}: {images} {:.2} %", trained.test.accuracy() * 100.0)
         }
         Outcome::DivergedAfter(steps) => format!("{arm}, seed {seed}: diverged after step {steps}"),
     }

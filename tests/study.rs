@@ -172,7 +172,7 @@ fn started(command: &mut Command, part: &str) -> (Process, BufReader<std::proces
 
 #[test]
 fn a_study_whose_processes_are_killed_ends_in_the_same_report() {
-    let (folder, file) = files(&[("epochs = 1", "epochs = 4\ntrain_images = 5000")]);
+    let (folder, file) = files(&[("epochs = 1", "epochs = 4")]);
     let [calm, stormy] = ["calm", "stormy"].map(|name| folder.path().join(name));
     let output = output_of(&mut study(&file, &calm, &[]));
     assert!(output.status.success(), "{}", said(&output));
@@ -221,7 +221,7 @@ fn a_study_whose_processes_are_killed_ends_in_the_same_report() {
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert!(said(&output).contains("is damaged") && said(&output).contains("2000 of 1000"), "{}", said(&output));
     // The control: another seed is another report.
-    let (_other, file) = files(&[("epochs = 1", "epochs = 4\ntrain_images = 5000\nfirst_seed = 2")]);
+    let (_other, file) = files(&[("epochs = 1", "epochs = 4\nfirst_seed = 2")]);
     let other = folder.path().join("other");
     assert!(output_of(&mut study(&file, &other, &[])).status.success());
     assert!(read(&calm.join("report.json")) != read(&other.join("report.json")));
@@ -274,7 +274,7 @@ fn learning_rates_are_chosen_on_held_out_images() {
         assert_eq!((&tried[2]["diverged"], &tried[2]["accuracy"]), (&Value::from(2), &Value::from(0.1)));
     }
     // Held-out images are no test images: the job of a run that tries a rate trains on the others.
-    let tuning = out.join("tuning/runs/hidden-2/seed-3000002");
+    let tuning = out.join("tuning/runs/hidden-lr-0.02/seed-3000002");
     let job = json_in(&tuning.join("run.json"))["configuration"].clone();
     assert_eq!((&job["selection"]["holdout"], &job["lr"]), (&Value::from(500), &Value::from(0.02)), "{job}");
     let measured = json_in(&tuning.join("measured.json"));
@@ -291,6 +291,13 @@ fn learning_rates_are_chosen_on_held_out_images() {
     std::fs::remove_file(out.join("report.json")).unwrap();
     assert!(output_of(&mut study(&file, &out, &[])).status.success());
     assert!(before == read(&out.join("report.json")));
+    std::fs::remove_file(out.join("report.json")).unwrap();
+    assert!(output_of(&mut study(&file, &out, &["--report-only"])).status.success());
+    assert!(before == read(&out.join("report.json")), "without images");
+    std::fs::remove_dir_all(out.join("tuning")).unwrap();
+    let output = output_of(&mut study(&file, &out, &["--report-only"]));
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("tuning/study.json") && !out.join("tuning").exists(), "{}", said(&output));
 }
 
 /// A series in which only one source varies has runs that share everything else.
@@ -472,7 +479,11 @@ fn what_is_wrong_with_a_study_is_said_before_anything_runs() {
         ("runs = 3", "runs = 3\nvariance = { sources = [\"order\"], runs = 1 }", &["variance, runs = 1", "2 to"]),
         ("runs = 3", "runs = 3\ntune = { rates = [0.1], holdout = 5 }", &["tune, rates", "2 to"]),
         ("runs = 3", "runs = 3\ntune = { rates = [0.2, 0.1], holdout = 5 }", &["ascending"]),
-        ("runs = 3", "runs = 3\ntune = { rates = [0.1, 1e60], holdout = 5 }", &["arm \"hidden-2\"", "fits into f32"]),
+        (
+            "runs = 3",
+            "runs = 3\ntune = { rates = [0.1, 1e60], holdout = 5 }",
+            &["tune, rates: arm \"hidden\"", "fits into f32"],
+        ),
         ("runs = 3", "runs = 3\ntune = { rates = [0.1, 0.2], holdout = 0 }", &["tune, holdout = 0"]),
         ("runs = 3", "runs = 3\ntune = { rates = [0.1, 0.2], holdout = 5000 }", &["needs 5001", "there are 5000"]),
         (

@@ -124,6 +124,15 @@ impl Fields {
         self.read(key, "text in quotes", |value| value.as_str().map(str::to_owned))
     }
 
+    /// A list of texts, which `expected` describes.
+    ///
+    /// # Errors
+    /// Names the key, its value, and what would be right.
+    pub fn texts(&mut self, key: &str, expected: &str) -> Result<Option<Vec<String>>, FieldError> {
+        let texts = |value: &Value| value.as_array()?.iter().map(|text| text.as_str().map(str::to_owned)).collect();
+        self.read(key, expected, texts)
+    }
+
     /// A table.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ use crate::files::{
     write_synced,
 };
 use crate::job::{Job, STEPS_MAX, Unsound, demand};
-use crate::outputs;
+use crate::outputs::{self, MANIFEST};
 use crate::state::{JobState, Progress};
 
 /// Version of the manifest. Raise it when an older program would misread the manifest. Version 2 has seeds by purpose and a selection of
@@ -35,7 +35,6 @@ const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 /// The tensor of a file of logits.
 const LOGITS: &str = "logits";
-pub(crate) const MANIFEST: &str = "manifest.json";
 /// The SHA-256 of the manifest, as `sha256sum --check` reads it.
 const MANIFEST_SHA256: &str = "manifest.sha256";
 /// The names and shapes in a file of weights have at most this many bytes.

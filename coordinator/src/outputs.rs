@@ -7,8 +7,10 @@ use std::fs;
 use std::io::{Error, Read};
 use std::path::Path;
 
-use crate::checkpoint::MANIFEST;
 use crate::files::{folder_of, open_regular};
+
+/// The file that makes a folder a checkpoint.
+pub(crate) const MANIFEST: &str = "manifest.json";
 
 /// Checks that a file may be written to `path`. `kind` says what it will be, with an article, and `is_ours` whether an existing file is an
 /// earlier one of that kind.

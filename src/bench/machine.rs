@@ -16,22 +16,30 @@ pub(super) fn peak_memory(process: u32) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
+/// Forgets how much memory this process has had. Returns whether it worked.
+pub(super) fn forget_peak_memory() -> bool {
+    // proc_pid_clear_refs(5): 5 resets VmHWM to what the process has now.
+    fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
 /// Readings of the energy counters of all processors, in microjoules.
 pub(super) struct Energy(Vec<(PathBuf, u64)>);
 
 impl Energy {
-    /// None if there are no counters, or this user may not read them.
+    /// None if there are no counters, or this user may not read all of them.
     pub(super) fn read() -> Option<Self> {
         Self::read_in(Path::new(COUNTERS))
     }
 
     fn read_in(counters: &Path) -> Option<Self> {
         let entries = fs::read_dir(counters).ok()?.flatten().map(|entry| entry.path());
-        // One counter for each processor; those of its parts have a second number.
-        let is_processor =
-            |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().matches(':').count() == 1);
+        // Each processor is a package. Other counters are of parts of it, of the whole platform, or the same again over another bus.
+        let is_processor = |path: &PathBuf| {
+            let is_rapl = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("intel-rapl:"));
+            is_rapl && fs::read_to_string(path.join("name")).is_ok_and(|name| name.starts_with("package-"))
+        };
         let read = |path: PathBuf| Some((path.clone(), number(&path.join("energy_uj"))?));
-        let readings: Vec<_> = entries.filter(is_processor).filter_map(read).collect();
+        let readings: Vec<_> = entries.filter(is_processor).map(read).collect::<Option<_>>()?;
         (!readings.is_empty()).then_some(Self(readings))
     }
 
@@ -59,19 +67,32 @@ mod tests {
     fn energy_is_the_sum_over_processors_also_when_a_counter_begins_again() {
         let folder = tempfile::tempdir().unwrap();
         let write = |counter: &str, file: &str, value: u64| {
-            fs::create_dir_all(folder.path().join(counter)).unwrap();
             fs::write(folder.path().join(counter).join(file), format!("{value}\n")).unwrap();
         };
+        let counter = |counter: &str, name: &str| {
+            fs::create_dir_all(folder.path().join(counter)).unwrap();
+            fs::write(folder.path().join(counter).join("name"), format!("{name}\n")).unwrap();
+        };
         assert!(Energy::read_in(folder.path()).is_none(), "no counter");
+        for (path, name) in [
+            ("intel-rapl:0", "package-0"),
+            ("intel-rapl:1", "package-1"),
+            ("intel-rapl:2", "psys"),
+            ("intel-rapl:0:0", "core"),
+            ("intel-rapl-mmio:0", "package-0"),
+        ] {
+            counter(path, name);
+            write(path, "energy_uj", 1);
+        }
         write("intel-rapl:0", "energy_uj", 5_000_000);
         write("intel-rapl:1", "energy_uj", 9_000_000);
         write("intel-rapl:1", "max_energy_range_uj", 10_000_000);
-        // A part of the first processor.
-        write("intel-rapl:0:0", "energy_uj", 1);
         let before = Energy::read_in(folder.path()).unwrap();
         write("intel-rapl:0", "energy_uj", 7_000_000);
         write("intel-rapl:1", "energy_uj", 1_500_000);
-        write("intel-rapl:0:0", "energy_uj", 99_000_000);
+        for other in ["intel-rapl:2", "intel-rapl:0:0", "intel-rapl-mmio:0"] {
+            write(other, "energy_uj", 99_000_000);
+        }
         assert_eq!(before.joules_since(), Some(2.0 + 2.5));
         fs::remove_file(folder.path().join("intel-rapl:1/energy_uj")).unwrap();
         assert_eq!(before.joules_since(), None);
@@ -81,5 +102,8 @@ mod tests {
     fn a_process_has_memory_and_one_that_does_not_exist_has_none() {
         assert!(peak_memory(std::process::id()).is_some_and(|bytes| bytes > 1 << 20));
         assert_eq!(peak_memory(u32::MAX), None);
+        drop(std::hint::black_box(vec![1_u8; 256 << 20]));
+        let before = peak_memory(std::process::id());
+        assert!(forget_peak_memory() && peak_memory(std::process::id()) < before);
     }
 }

@@ -35,6 +35,8 @@ pub enum Progress<'a> {
     Ended {
         /// What was measured.
         measured: &'a Measured,
+        /// Whether it was measured on held-out images instead of test images.
+        held_out: bool,
         /// Runs that have ended.
         ended: usize,
         /// All runs.
@@ -137,6 +139,7 @@ pub fn conduct(
                     let seconds_left = pace.seconds_left();
                     progress(Progress::Ended {
                         measured: &ended[&id],
+                        held_out: study.settings.holdout.is_some(),
                         ended: ended.len(),
                         all: runs.len(),
                         seconds_left,

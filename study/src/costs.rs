@@ -4,18 +4,18 @@
 //!
 //! Not here: measuring a job (`convoy bench`).
 
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use convoy_coordinator::job::defaults;
 use serde::{Deserialize, Serialize};
 
+use crate::arm::Arm;
 use crate::error::StudyError;
-use crate::file::{Arm, Study};
-use crate::folder::write_json;
-use crate::place::{Lane, Place};
-use crate::process::run;
+use crate::file::Study;
+use crate::folder::Folder;
+use crate::images::Images;
+use crate::process::{run, undisturbed};
 
 /// The file, in the study's folder.
 pub const COSTS: &str = "costs.json";
@@ -32,7 +32,7 @@ pub struct Cost {
     pub arm: String,
     /// Images per step.
     pub batch: usize,
-    /// Workers, and the compute threads of each.
+    /// Workers.
     pub workers: usize,
     /// Compute threads of each worker.
     pub threads: usize,
@@ -40,9 +40,9 @@ pub struct Cost {
     pub ms: Vec<f64>,
     /// The median over rounds of this time, divided by that of the control in the same round.
     pub relative: f64,
-    /// The most memory of all processes together, in bytes. None where the machine doesn't tell.
+    /// The most memory of each process, added up, in bytes. None where the machine doesn't tell.
     pub memory_bytes: Option<u64>,
-    /// Joules of the machine in a step, the median over rounds. None where the machine doesn't tell.
+    /// Joules of the machine's processors in a step, the median over rounds. None where the machine doesn't tell.
     pub joules: Option<f64>,
 }
 
@@ -59,67 +59,79 @@ struct Median {
     ms: f64,
 }
 
-/// Measures each arm, writes the file into the study's folder, and returns what it says. `told` hears of each round.
-///
-/// # Errors
-/// When a measurement fails, when the file can't be written, or when `stop` is set.
-pub fn measure(
-    study: &Study,
-    out: &Path,
-    place: &Place,
-    stop: &AtomicBool,
-    told: &mut dyn FnMut(usize, usize),
-) -> Result<Vec<Cost>, StudyError> {
-    let arms: Vec<&Arm> = study.arms.iter().filter(|arm| !arm.is_series()).collect();
-    let mut rounds: Vec<Vec<Benched>> = Vec::new();
-    for round in 0..ROUNDS {
-        told(round + 1, ROUNDS);
-        rounds.push(arms.iter().map(|arm| bench(study, arm, out, place, stop)).collect::<Result<_, _>>()?);
+/// What is measured, and with what.
+pub struct Bench<'a> {
+    /// The study, whose runs have ended.
+    pub study: &'a Study,
+    /// Its images.
+    pub images: &'a Images,
+    /// Its folder.
+    pub out: &'a Path,
+    /// The program.
+    pub program: PathBuf,
+    /// Workers.
+    pub workers: usize,
+    /// Compute threads of each.
+    pub threads: usize,
+}
+
+impl Bench<'_> {
+    /// Measures each arm, writes the file into the study's folder, and returns what it says. `told` hears of each round, and of how many
+    /// there are.
+    ///
+    /// # Errors
+    /// When a measurement fails, when the file can't be written, or when `stop` is set.
+    pub fn measure(&self, stop: &AtomicBool, told: &mut dyn FnMut(usize, usize)) -> Result<Vec<Cost>, StudyError> {
+        let folder = Folder::open(self.out, self.study, &self.images.sha256, self.images.all)?;
+        let arms: Vec<&Arm> = self.study.arms.iter().filter(|arm| !arm.is_series()).collect();
+        let mut rounds: Vec<Vec<Benched>> = Vec::new();
+        for round in 0..ROUNDS {
+            told(round + 1, ROUNDS);
+            let of = |arm: &&Arm| self.of_arm(arm, &folder.model(&arm.name), stop);
+            rounds.push(arms.iter().map(of).collect::<Result<_, _>>()?);
+        }
+        let costs: Vec<Cost> = arms.iter().enumerate().map(|(index, arm)| self.cost(arm, index, &rounds)).collect();
+        folder.write_json(COSTS, &costs)?;
+        Ok(costs)
     }
-    let cost = |(index, arm): (usize, &&Arm)| {
-        let of =
-            |value: &dyn Fn(&Benched) -> f64| rounds.iter().map(|round| value(&round[index])).collect::<Vec<f64>>();
+
+    /// The cost of the arm with this index in each round.
+    fn cost(&self, arm: &Arm, index: usize, rounds: &[Vec<Benched>]) -> Cost {
         let ratios = rounds.iter().map(|round| round[index].median.ms / round[0].median.ms).collect();
         let joules: Option<Vec<f64>> = rounds.iter().map(|round| round[index].joules_a_step).collect();
         Cost {
             arm: arm.name.clone(),
-            batch: study.settings.batch.unwrap_or(defaults::BATCH),
-            workers: place.workers,
-            threads: threads(place),
-            ms: of(&|benched| benched.median.ms),
+            batch: self.batch(),
+            workers: self.workers,
+            threads: self.threads,
+            ms: rounds.iter().map(|round| round[index].median.ms).collect(),
             relative: median(ratios),
             memory_bytes: rounds.iter().map(|round| round[index].memory_bytes).max().flatten(),
             joules: joules.map(median),
         }
-    };
-    let costs: Vec<Cost> = arms.iter().enumerate().map(cost).collect();
-    write_json(&out.join(COSTS), &costs)?;
-    Ok(costs)
-}
-
-fn threads(place: &Place) -> usize {
-    match place.lanes.first() {
-        Some(Lane::Own { threads }) => *threads,
-        _ => 1,
     }
-}
 
-fn bench(study: &Study, arm: &Arm, out: &Path, place: &Place, stop: &AtomicBool) -> Result<Benched, StudyError> {
-    let mut command = Command::new(&place.program);
-    command.args(["bench", "--json", "--steps", STEPS, "--warm-up", WARM_UP]);
-    command.args(["--workers", &place.workers.to_string(), "--threads", &threads(place).to_string()]);
-    command.args(["--batch", &study.settings.batch.unwrap_or(defaults::BATCH).to_string()]);
-    command.args(study.settings.slots.map(|slots| format!("--slots={slots}")));
-    command.arg("--model").arg(out.join("models").join(format!("{}.toml", arm.name)));
-    let end = run(&mut command, &|| stop.load(Ordering::Relaxed), &mut |_| {})?;
-    let failed = |why: String| StudyError::Start {
-        what: format!("the measurement of what arm \"{}\" costs", arm.name),
-        source: std::io::Error::other(why),
-    };
-    if !end.status.success() {
-        return Err(failed(end.errors));
+    fn batch(&self) -> usize {
+        self.study.settings.batch.unwrap_or(defaults::BATCH)
     }
-    serde_json::from_str(&end.output).map_err(|error| failed(error.to_string()))
+
+    fn of_arm(&self, arm: &Arm, model: &Path, stop: &AtomicBool) -> Result<Benched, StudyError> {
+        let mut command = undisturbed(&self.program, "bench");
+        command.args(["--json", "--steps", STEPS, "--warm-up", WARM_UP]);
+        command.args(["--workers", &self.workers.to_string(), "--threads", &self.threads.to_string()]);
+        command.args(["--batch", &self.batch().to_string()]);
+        command.args(self.study.settings.slots.map(|slots| format!("--slots={slots}")));
+        command.arg("--model").arg(model);
+        let end = run(&mut command, &|| stop.load(Ordering::Relaxed), &mut |_| {})?;
+        let failed = |why: String| StudyError::Start {
+            what: format!("the measurement of what arm \"{}\" costs", arm.name),
+            source: std::io::Error::other(why),
+        };
+        if !end.status.success() {
+            return Err(failed(end.errors));
+        }
+        serde_json::from_str(&end.output).map_err(|error| failed(error.to_string()))
+    }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

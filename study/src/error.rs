@@ -69,8 +69,8 @@ pub enum StudyError {
     )]
     NotRepresented { arm: String, seed: u64, folder: PathBuf },
     /// Images that are not loaded are not counted.
-    #[error("the study {study} does not say train_images, so its report can't be written without its images")]
-    NoCount { study: String },
+    #[error("{} does not have the number of training images; run the study without --report-only", folder.display())]
+    NoCount { folder: PathBuf },
     /// The outputs of layers can't be computed.
     #[error("cannot compute the outputs of the layers of arm \"{arm}\": {why}")]
     Outputs { arm: String, why: String },

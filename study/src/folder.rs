@@ -34,16 +34,19 @@ struct Kept {
     sha256: String,
     /// SHA-256 over its images.
     images: String,
+    /// Number of training images. Studies that were begun before this was kept don't have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    train_images: Option<usize>,
     /// The study itself.
     study: Value,
 }
 
 impl Folder {
-    /// Opens or creates the folder of a study on images with this fingerprint, and locks it.
+    /// Opens or creates the folder of a study on images with this fingerprint, so many of which are training images, and locks it.
     ///
     /// # Errors
     /// When it holds a study that differs, or something else; when another process uses it; when it can't be written.
-    pub fn open(path: &Path, study: &Study, images: &str) -> Result<Self, StudyError> {
+    pub fn open(path: &Path, study: &Study, images: &str, train_images: usize) -> Result<Self, StudyError> {
         fs::create_dir_all(path).map_err(wrong(path))?;
         let lock = File::open(path).map_err(wrong(path))?;
         match lock.try_lock() {
@@ -65,7 +68,8 @@ impl Folder {
                 if entries.any(|entry| !entry.file_name().to_string_lossy().starts_with('.')) {
                     return Err(StudyError::Occupied { folder: path.to_owned() });
                 }
-                let kept = Kept { sha256: study.sha256(images), images: images.to_owned(), study: asked };
+                let (sha256, images, train_images) = (study.sha256(images), images.to_owned(), Some(train_images));
+                let kept = Kept { sha256, images, train_images, study: asked };
                 folder.write_json(STUDY, &kept)?;
             }
         }
@@ -152,16 +156,16 @@ impl Folder {
     }
 }
 
-/// SHA-256 over the images of the study in this folder.
+/// SHA-256 over the images of the study in this folder, and the number of training images if the folder has it.
 ///
 /// # Errors
 /// When the folder holds no study.
-pub(crate) fn images_of(folder: &Path) -> Result<String, StudyError> {
+pub(crate) fn images_of(folder: &Path) -> Result<(String, Option<usize>), StudyError> {
     let path = folder.join(STUDY);
     let unreadable = |why: String| StudyError::Unreadable { path: path.clone(), why };
     let text = read_regular(&path).map_err(|error| unreadable(error.to_string()))?;
     let kept: Kept = serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
-    Ok(kept.images)
+    Ok((kept.images, kept.train_images))
 }
 
 /// Writes a JSON file, whole or not at all.
@@ -211,8 +215,8 @@ mod tests {
         let study = Study::open("quick").unwrap();
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("quick");
-        drop(Folder::open(&path, &study, "images").unwrap());
-        let open = |study: &Study, images: &str| Folder::open(&path, study, images).map(drop);
+        drop(Folder::open(&path, &study, "images", 10).unwrap());
+        let open = |study: &Study, images: &str| Folder::open(&path, study, images, 10).map(drop);
         open(&study, "images").unwrap();
         let refused = |study: &Study, images: &str| open(study, images).unwrap_err().to_string();
         let epochs = Study { epochs: 7, ..study.clone() };
@@ -226,9 +230,11 @@ mod tests {
         let margin = Study { margin: 0.5, ..study.clone() };
         assert!(refused(&margin, "images").contains("margin"));
         assert!(refused(&study, "other images").contains("other images"));
-        let _held = Folder::open(&path, &study, "images").unwrap();
+        let _held = Folder::open(&path, &study, "images", 10).unwrap();
         assert!(refused(&study, "images").contains("another process uses"));
         std::fs::write(place.path().join("notes"), "mine").unwrap();
-        assert!(Folder::open(place.path(), &study, "images").is_err_and(|e| e.to_string().contains("but no study")));
+        assert!(
+            Folder::open(place.path(), &study, "images", 10).is_err_and(|e| e.to_string().contains("but no study"))
+        );
     }
 }

@@ -63,13 +63,9 @@ impl Images {
         }
     }
 
-    /// Images that are not loaded, but known by their SHA-256: for writing a report again.
-    ///
-    /// # Errors
-    /// When the study does not say how many training images there are.
-    pub(crate) fn not_loaded(study: &Study, sha256: String) -> Result<Self, StudyError> {
-        let all = study.train_images.ok_or_else(|| StudyError::NoCount { study: study.name.clone() })?;
-        Ok(Self { source: study.data.clone(), sha256, origin: "not loaded".to_owned(), all, test: None })
+    /// Images that are not loaded, but known by their SHA-256 and by the number of training images: for writing a report again.
+    pub(crate) fn not_loaded(study: &Study, sha256: String, all: usize) -> Self {
+        Self { source: study.data.clone(), sha256, origin: "not loaded".to_owned(), all, test: None }
     }
 
     /// The bytes of the first `count` test images, or of all if there are fewer, one after the other. None if they are not loaded.

@@ -4,6 +4,7 @@
 //! Not here: training (the coordinator and its workers), and printing (the program).
 #![forbid(unsafe_code)]
 
+pub mod arm;
 pub mod builtin;
 pub mod conduct;
 pub mod costs;
@@ -17,11 +18,13 @@ pub mod measured;
 mod model;
 pub mod perform;
 pub mod place;
-mod process;
+pub mod process;
+pub mod rates;
 pub mod report;
 pub mod represent;
 pub mod representation;
 mod run;
+mod series;
 pub mod statistics;
 pub mod tune;
 pub mod vary;

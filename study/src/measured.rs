@@ -69,7 +69,7 @@ pub struct Trained {
     pub weights_sha256: String,
     /// Each epoch, as `metrics.jsonl` has it.
     pub epochs: Vec<Epoch>,
-    /// The final weights on the test images.
+    /// The final weights on the test images. In runs that try learning rates, these and the following are the held-out images.
     pub test: Score,
     /// The final weights on the training images, without dropout.
     pub train: Score,

@@ -38,6 +38,9 @@ pub fn perform(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, StudyError> {
     let run = &mut |study: &Study, folder: &Folder, progress: &mut dyn FnMut(Progress)| {
+        if study.settings.holdout.is_some() {
+            progress(Progress::Tuning);
+        }
         let conducted = conduct(study, images, folder, place, stop, progress);
         // Also if some runs are missing: what was measured can be kept without the folders of runs.
         let known: Vec<_> = folder.all_measured(study, images)?.into_values().collect();
@@ -51,8 +54,15 @@ pub fn perform(
 ///
 /// # Errors
 /// When the folder holds something else, or not all runs.
-pub fn report_again(study: &Study, out: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report, StudyError> {
-    let images = Images::not_loaded(study, images_of(out)?)?;
+pub fn report_again(study: &Study, out: &Path) -> Result<Report, StudyError> {
+    let (sha256, count) = images_of(out)?;
+    let count = count.or(study.train_images);
+    let count = count.ok_or_else(|| StudyError::NoCount { folder: out.to_owned() })?;
+    let images = Images::not_loaded(study, sha256, count);
+    if study.tune.is_some() {
+        // Nothing is written before it is known to be there.
+        images_of(&out.join(TUNING))?;
+    }
     let look_up = &mut |study: &Study, folder: &Folder, _: &mut dyn FnMut(Progress)| {
         let (measured, all) = (folder.all_measured(study, &images)?, study.runs().len());
         if measured.len() < all {
@@ -60,7 +70,7 @@ pub fn report_again(study: &Study, out: &Path, progress: &mut dyn FnMut(Progress
         }
         Ok(measured)
     };
-    reported(study, &images, out, look_up, progress)
+    reported(study, &images, out, look_up, &mut |_| {})
 }
 
 /// Finds out what was measured in all runs of a study, in its folder.
@@ -74,12 +84,11 @@ fn reported(
     measure: &mut Measure,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, StudyError> {
-    let folder = Folder::open(out, study, &images.sha256)?;
+    let folder = Folder::open(out, study, &images.sha256, images.all)?;
     let tuned = match study.tuning() {
         None => Vec::new(),
         Some(tuning) => {
-            let folder = Folder::open(&out.join(TUNING), &tuning, &images.sha256)?;
-            progress(Progress::Tuning);
+            let folder = Folder::open(&out.join(TUNING), &tuning, &images.sha256, images.all)?;
             let tuned = study.tuned(&measure(&tuning, &folder, progress)?);
             progress(Progress::Tuned(&tuned));
             tuned

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -17,12 +18,12 @@ use serde_json::Value;
 use crate::error::StudyError;
 use crate::place::{Lane, Place};
 
+/// Exit code of a command that waited for workers.
+pub const TOO_FEW_WORKERS: i32 = 3;
 /// How often a lane looks whether it was stopped.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a process that was asked to stop may take: it writes a checkpoint.
 const STOP_MAX: Duration = Duration::from_secs(60);
-/// A command that fails for another reason than a lack of workers fails sooner than this. It waits far longer for workers.
-const WAITED: Duration = Duration::from_secs(60);
 /// The most lines of a process's errors that are kept for a message.
 const ERRORS_MAX: usize = 20;
 /// The most bytes of a process's output that are kept. Those of `convoy eval` are far fewer.
@@ -38,16 +39,10 @@ pub(crate) struct Program<'a> {
 }
 
 impl Program<'_> {
-    /// A command of the program, which hears of no setting by accident.
+    /// A command of the program, on the workers of the lane.
     pub(crate) fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(&self.place.program);
-        for (variable, _) in std::env::vars_os() {
-            if variable.as_encoded_bytes().starts_with(b"CONVOY_") && variable != "CONVOY_OFFLINE" {
-                command.env_remove(variable);
-            }
-        }
-        command.env("RUST_LOG", "warn").env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
-        command.args([name, "--lifeline", "--workers", &self.place.workers.to_string()]);
+        let mut command = undisturbed(&self.place.program, name);
+        command.args(["--workers", &self.place.workers.to_string()]);
         match self.lane {
             Lane::Own { threads } => drop(command.args(["--threads", &threads.to_string()])),
             Lane::Listening { at, token } => {
@@ -60,11 +55,23 @@ impl Program<'_> {
         command
     }
 
-    /// Whether a process that ended after this time, without any progress, waited for workers that did not come. That is no failure of the
-    /// run: other runs have all the workers.
-    pub(crate) fn has_waited(&self, time: Duration) -> bool {
-        matches!(self.lane, Lane::Listening { .. }) && time > WAITED
+    /// Whether a process ended because no workers came. That is no failure of the run: other runs have all the workers.
+    pub(crate) fn has_waited(&self, status: ExitStatus) -> bool {
+        matches!(self.lane, Lane::Listening { .. }) && status.code() == Some(TOO_FEW_WORKERS)
     }
+}
+
+/// A command of the program that ends with this process, and hears of no setting by accident.
+pub(crate) fn undisturbed(program: &Path, name: &str) -> Command {
+    let mut command = Command::new(program);
+    for (variable, _) in std::env::vars_os() {
+        if variable.as_encoded_bytes().starts_with(b"CONVOY_") && variable != "CONVOY_OFFLINE" {
+            command.env_remove(variable);
+        }
+    }
+    command.env("RUST_LOG", "warn").env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
+    command.args([name, "--lifeline"]);
+    command
 }
 
 /// How a process ended.

@@ -12,9 +12,10 @@ use convoy_coordinator::checkpoint::folder as checkpoints;
 use convoy_worker::activations::activations;
 use serde::{Deserialize, Serialize};
 
+use crate::arm::Arm;
 use crate::design::RunId;
 use crate::error::StudyError;
-use crate::file::{Arm, Represent, Study};
+use crate::file::{Represent, Study};
 use crate::folder::Folder;
 use crate::images::Images;
 use crate::measured::{Measured, Outcome};

@@ -6,14 +6,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 use convoy_coordinator::files::read_regular;
 use convoy_coordinator::wrong;
 use serde_json::Value;
 
+use crate::arm::Arm;
 use crate::error::StudyError;
-use crate::file::{Arm, Study};
+use crate::file::Study;
 use crate::folder::write_json;
 use crate::measured::{Epoch, MEASURED, Measured, Outcome, Right, Score, Trained};
 use crate::process::{End, Program, run};
@@ -86,7 +86,6 @@ impl Run<'_> {
                 }
                 _ => {}
             };
-            let began = Instant::now();
             let end = run(&mut self.training(folder, model), is_over, &mut on_event)?;
             let record = record(folder);
             if end.status.success() {
@@ -98,7 +97,7 @@ impl Run<'_> {
                 return Ok(Some(steps));
             }
             attempts = match step {
-                0 if self.program.has_waited(began.elapsed()) => attempts,
+                0 if self.program.has_waited(end.status) => attempts,
                 _ if step > furthest => 1,
                 _ => attempts + 1,
             };
@@ -202,12 +201,11 @@ impl Run<'_> {
             if let Some(list) = list {
                 command.arg("--wrong").arg(list);
             }
-            let began = Instant::now();
             let end = run(&mut command, is_over, &mut |_| {})?;
             let score = serde_json::from_str::<Score>(&end.output);
             match score {
                 Ok(score) if end.status.success() => return Ok(score),
-                _ if self.program.has_waited(began.elapsed()) => {}
+                _ if self.program.has_waited(end.status) => {}
                 _ => attempts += 1,
             }
             self.lost(end, attempts, folder, hear)?;

@@ -3,70 +3,19 @@
 //!
 //! The runs that try rates form a study of their own, with an arm for each arm and rate.
 //!
-//! Not here: carrying it out (`conduct`).
+//! Not here: which rates are tried (`rates`), and carrying it out (`conduct`).
 
 use std::collections::BTreeMap;
 
-use convoy_common::fields::{FieldError, Fields};
 use serde::Serialize;
-use toml::Value;
 
+use crate::arm::{Arm, Settings};
 use crate::design::RunId;
-use crate::file::{Arm, Settings, Study};
+use crate::file::Study;
 use crate::measured::{Measured, Outcome, Score};
 
-/// The most rates that are tried.
-const RATES_MAX: usize = 32;
 /// How far the seeds of these runs lie from those of the arms.
 const AWAY: u64 = 3_000_000;
-
-/// How learning rates are chosen.
-#[derive(Clone, Debug, Serialize)]
-pub struct Tune {
-    /// The rates that are tried, ascending.
-    pub rates: Vec<f64>,
-    /// Training images that are held out.
-    pub holdout: usize,
-    /// Runs of each arm with each rate.
-    pub runs: u64,
-}
-
-impl Tune {
-    pub(crate) fn read(fields: &mut Fields) -> Result<Self, FieldError> {
-        fields.check_keys(&["rates", "holdout", "runs"])?;
-        let number = |value: &Value| value.as_float().or_else(|| value.as_integer().map(|whole| whole as f64));
-        let numbers = |value: &Value| value.as_array()?.iter().map(number).collect();
-        Ok(Self {
-            rates: fields.required("rates", |fields, key| fields.read(key, "a list of learning rates", numbers))?,
-            holdout: fields.required("holdout", Fields::count)?,
-            runs: fields.count("runs")?.unwrap_or(1) as u64,
-        })
-    }
-
-    pub(crate) fn check(&self, arms: &[Arm], settings: &Settings, runs_max: u64) -> Result<(), String> {
-        let Self { rates, holdout, runs } = self;
-        let is_ascending = rates.windows(2).all(|two| two[0] < two[1]);
-        if !(2..=RATES_MAX).contains(&rates.len()) || !is_ascending {
-            return Err(format!("tune, rates: must be 2 to {RATES_MAX} learning rates, in ascending order"));
-        }
-        if *holdout == 0 {
-            return Err("tune, holdout = 0; must be at least 1 training image".to_owned());
-        }
-        if !(1..=runs_max).contains(runs) {
-            return Err(format!("tune, runs = {runs}; must be 1 to {runs_max}"));
-        }
-        if settings.lr.is_some() {
-            return Err("train, lr: must be left out, because tune chooses the learning rate of each arm".to_owned());
-        }
-        match arms.iter().find(|arm| arm.lr.is_some()) {
-            Some(arm) => Err(format!(
-                "arm \"{}\", lr: must be left out, because tune chooses the learning rate of each arm",
-                arm.name
-            )),
-            None => Ok(()),
-        }
-    }
-}
 
 /// The rate that was chosen for an arm.
 #[derive(Clone, Debug, Serialize)]
@@ -93,9 +42,11 @@ pub struct Tried {
 }
 
 impl Tuned {
-    /// Whether the chosen rate is the smallest or the largest of those that were tried, so a better one may lie outside.
-    pub fn is_at_the_edge(&self) -> bool {
-        [self.tried.first(), self.tried.last()].into_iter().flatten().any(|tried| tried.lr == self.lr)
+    /// The chosen rate for people. If it is the smallest or the largest of those that were tried, a better one may lie outside.
+    pub(crate) fn chosen(&self) -> String {
+        let mut ends = [self.tried.first(), self.tried.last()].into_iter().flatten();
+        let edge = if ends.any(|tried| tried.lr == self.lr) { ", at the edge of those that were tried" } else { "" };
+        format!("{}{edge}", self.lr)
     }
 }
 
@@ -105,7 +56,7 @@ impl Study {
         let tune = self.tune.as_ref()?;
         let seed = AWAY + self.control().seeds.first()?;
         let tried = |arm: &Arm, index: usize| Arm {
-            name: format!("{}-{}", arm.name, index + 1),
+            name: format!("{}-lr-{}", arm.name, tune.rates[index]),
             about: format!("{}, with a learning rate of {}", arm.about, tune.rates[index]),
             lr: Some(tune.rates[index]),
             seeds: (seed..seed + tune.runs).collect(),
@@ -136,9 +87,10 @@ impl Study {
                 let arm = place * tune.rates.len() + index;
                 (0..tune.runs as usize).filter_map(|pair| measured.get(&RunId { pair, arm })).collect()
             };
-            let guessed = 1.0 / arm.network.classes().max(1) as f64;
+            let guessed = tune.holdout / arm.network.classes().max(1);
+            let rates = tune.rates.iter().enumerate();
             let tried: Vec<Tried> =
-                tune.rates.iter().enumerate().map(|(index, lr)| Tried::of(*lr, &of_rate(index), guessed)).collect();
+                rates.map(|(index, lr)| Tried::of(*lr, &of_rate(index), tune.holdout, guessed)).collect();
             let best = tried.iter().min_by(|a, b| a.order(b));
             Tuned { arm: arm.name.clone(), lr: best.map_or(tune.rates[0], |best| best.lr), tried }
         };
@@ -161,16 +113,18 @@ impl Study {
 }
 
 impl Tried {
-    fn of(lr: f64, runs: &[&Measured], guessed: f64) -> Self {
+    /// From the runs with this rate on `images` held-out images. A run that diverged gets `guessed` of them right.
+    fn of(lr: f64, runs: &[&Measured], images: usize, guessed: usize) -> Self {
         let scores: Vec<Score> = runs.iter().filter_map(|run| score(run)).collect();
         let diverged = runs.len() - scores.len();
-        let right: f64 = scores.iter().map(Score::accuracy).sum();
+        // Whole numbers have the same sum in any order.
+        let correct = scores.iter().map(|score| score.correct).sum::<usize>() + diverged * guessed;
         let loss: f64 = scores.iter().map(|score| score.loss).sum();
-        let count = runs.len().max(1) as f64;
+        let count = runs.len().max(1);
         Self {
             lr,
-            accuracy: (right + diverged as f64 * guessed) / count,
-            loss: (diverged == 0).then_some(loss / count),
+            accuracy: correct as f64 / (count * images).max(1) as f64,
+            loss: (diverged == 0).then_some(loss / count as f64),
             diverged,
         }
     }

@@ -1,17 +1,10 @@
-//! Where the variation of runs comes from: series of the control in which a single source of randomness varies.
+//! The sources of randomness of a run, each of which has a seed of its own.
 //!
-//! Not here: how large the variation is (`report`).
+//! Not here: the series of runs in which one of them varies (`series`).
 
-use convoy_common::fields::{FieldError, Fields};
-use convoy_common::model::LayerKind;
 use convoy_common::suggest;
 use convoy_coordinator::job::Asked;
 use serde::Serialize;
-
-use crate::file::{Arm, Settings};
-
-/// How far the seeds of these series lie from those of the control.
-const AWAY: u64 = 2_000_000;
 
 /// A source of randomness, which has a seed of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -60,7 +53,7 @@ impl Source {
         }
     }
 
-    fn named(name: &str) -> Result<Self, String> {
+    pub(crate) fn named(name: &str) -> Result<Self, String> {
         let names = SOURCES.map(Source::name);
         let found = SOURCES.into_iter().find(|source| source.name() == name);
         found.ok_or_else(|| {
@@ -93,75 +86,5 @@ impl Varies {
             Source::Split => &mut asked.split_seed,
         };
         *seed = Some(of_source);
-    }
-}
-
-/// The table `variance` of a study's file.
-pub(crate) struct Variance {
-    sources: Vec<String>,
-    runs: u64,
-}
-
-impl Variance {
-    pub(crate) fn read(fields: &mut Fields) -> Result<Self, FieldError> {
-        fields.check_keys(&["sources", "runs"])?;
-        let texts =
-            |value: &toml::Value| value.as_array()?.iter().map(|text| text.as_str().map(str::to_owned)).collect();
-        Ok(Self {
-            sources: fields.required("sources", |fields, key| fields.read(key, "a list of names of sources", texts))?,
-            runs: fields.required("runs", Fields::count)? as u64,
-        })
-    }
-
-    /// The series of the control.
-    ///
-    /// # Errors
-    /// Says which source can't vary in it.
-    pub(crate) fn series(&self, control: &Arm, settings: &Settings, runs_max: u64) -> Result<Vec<Arm>, String> {
-        let Self { sources, runs } = self;
-        if !(2..=runs_max).contains(runs) {
-            return Err(format!("variance, runs = {runs}; must be 2 to {runs_max}"));
-        }
-        if sources.is_empty() {
-            return Err("variance, sources: it names no source; must name at least one".to_owned());
-        }
-        let mut series: Vec<Arm> = Vec::new();
-        for name in sources {
-            let source = Source::named(name)?;
-            check(source, control, settings)?;
-            if series.iter().any(|arm| arm.varies.is_some_and(|varies| varies.source == source)) {
-                return Err(format!("variance, sources: \"{name}\" is there twice"));
-            }
-            series.push(control.varying(source, *runs));
-        }
-        Ok(series)
-    }
-}
-
-fn check(source: Source, control: &Arm, settings: &Settings) -> Result<(), String> {
-    let has_dropout = || control.network.layers.iter().any(|layer| matches!(layer.kind, LayerKind::Dropout { .. }));
-    match source {
-        Source::Dropout if !has_dropout() => {
-            Err(format!("variance, sources: \"dropout\" can't vary, because {} has no dropout", control.name))
-        }
-        Source::Split if settings.images.is_none() => Err(
-            "variance, sources: \"split\" can't vary, because all training images are used; must have train = { images = N }"
-                .to_owned(),
-        ),
-        _ => Ok(()),
-    }
-}
-
-impl Arm {
-    /// The series of this arm in which only `source` varies.
-    fn varying(&self, source: Source, runs: u64) -> Self {
-        let seed = self.seeds.first().copied().unwrap_or_default();
-        Self {
-            name: format!("{}-{}", self.name, source.name()),
-            about: format!("{}; only {} varies", self.about, source.about()),
-            seeds: (AWAY + seed..AWAY + seed + runs).collect(),
-            varies: Some(Varies { source, seed }),
-            ..self.clone()
-        }
     }
 }

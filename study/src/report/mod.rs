@@ -21,8 +21,9 @@ use convoy_common::plan::Plan;
 use convoy_coordinator::job::Asked;
 use serde::Serialize;
 
+use crate::arm::Arm;
 use crate::design::{Design, RESAMPLES, RunId};
-use crate::file::{Arm, Study};
+use crate::file::Study;
 use crate::measured::{Measured, Outcome, Trained};
 use crate::represent::Represented;
 use crate::statistics::bootstrap::Differences;
@@ -45,9 +46,9 @@ pub struct Report {
     /// What a reader needs to know to understand it.
     #[serde(skip)]
     background: String,
-    /// The study.
+    /// The study, with the learning rates that it chose.
     pub study: Study,
-    /// SHA-256 over all that decides the study.
+    /// SHA-256 over all that decides the study, without the learning rates that it chose.
     pub study_sha256: String,
     /// SHA-256 over the images.
     pub images_sha256: String,
@@ -67,7 +68,7 @@ pub struct Report {
     pub comparisons: Vec<Comparison>,
     /// The control with other seeds against the control, if the study has that arm.
     pub again: Option<Comparison>,
-    /// How much more each other arm overfits than the control: its gap minus the control's.
+    /// How much more each arm overfits than the control, the control with other seeds included: its gap minus the control's.
     pub gaps: Vec<Further>,
     /// Other arms against each other, in their test accuracy.
     pub between: Vec<Further>,

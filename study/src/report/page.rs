@@ -13,6 +13,9 @@ use crate::statistics::Interval;
 pub(super) const WIDTH: f64 = 860.0;
 /// Where the area of a chart with rows begins, and where it ends.
 pub(super) const ROWS: (f64, f64) = (170.0, WIDTH - 30.0);
+/// What the runs of series have in common.
+const SERIES: &str =
+    " Runs of a series that is named after a source of randomness differ in that source alone, and form no pairs.";
 /// Height of a row.
 pub(super) const ROW: f64 = 44.0;
 
@@ -59,10 +62,14 @@ impl Report {
         let background = self.background.split("\n\n").filter(|text| !text.trim().is_empty());
         let background: String = background.map(|text| format!("<p>{}</p>\n", escaped(text.trim()))).collect();
         let design = format!("<p>{}.</p>\n", escaped(&sentence(&self.design.described())));
-        let limits = if self.design.can_reject() { String::new() } else { design };
+        let limits = if self.design.can_reject() || self.comparisons.is_empty() { String::new() } else { design };
+        let varied = self
+            .variation
+            .iter()
+            .map(|varied| format!("<li class=\"unclear\">{}.</li>\n", escaped(&sentence(&varied.said()))));
+        let answers: String = verdicts.chain(varied).collect();
         format!(
-            "<ul class=\"verdicts\">\n{}</ul>\n{}{limits}{}{background}",
-            verdicts.collect::<String>(),
+            "<ul class=\"verdicts\">\n{answers}</ul>\n{}{limits}{}{background}",
             self.unit(),
             check.unwrap_or_default()
         )
@@ -109,14 +116,18 @@ impl Report {
             )
         };
         let rows: String = self.arms.iter().enumerate().map(row).collect();
+        let chooses = self.study.settings.images.is_some();
         format!(
-            "<h2>What was compared</h2>\n<p>Each arm is a network. Its runs differ in their seed, which decides the initial weights and the \
-             order of the images; runs of different arms with the same seed form a pair (the series of the \
-             control with other seeds is paired in order). Each run takes {} over the training images. The \
+            "<h2>What was compared</h2>\n<p>Each arm is a network. Its runs differ in their seed, which decides the initial weights{} the \
+             order of the images{}; runs of different arms with the same seed form a pair (the series of the \
+             control with other seeds is paired in order).{} Each run takes {} over the training images. The \
              accuracy is that on {} test images after the last epoch, and its ± is the standard deviation of runs. The gap is the accuracy on \
              the training images minus that on the test images.</p>\n<div class=\"wide\"><table>\n<tr><th>arm</th><th>network</th>\
              <th>parameters</th><th>multiply-adds per image</th><th>bytes sent per step</th><th>test accuracy</th>\
              <th>training accuracy</th><th>gap</th><th>runs</th></tr>\n{rows}</table></div>\n",
+            if chooses { "," } else { " and" },
+            if chooses { ", and which training images are used" } else { "" },
+            if self.variation.is_empty() { "" } else { SERIES },
             plural(self.study.epochs as usize, "pass", "passes"),
             grouped(self.test_images as u64),
         )
@@ -318,15 +329,29 @@ impl Report {
         } else {
             String::new()
         };
+        let planned = if self.comparisons.is_empty() {
+            String::new()
+        } else {
+            format!(
+                "<li>The study expects that differences of pairs have a standard deviation of {} points. Then {}.</li>\n",
+                study.expected_deviation,
+                escaped(&self.design.described())
+            )
+        };
+        let rule = if self.all_comparisons().is_empty() { String::new() } else { self.rule() };
         format!(
-            "<h2>Method</h2>\n<ul>\n<li>Images: {data}.</li>\n<li>The study expects that differences of pairs have a standard deviation of {} \
-             points. Then {}.</li>\n<li>An arm counts as better or worse if three things hold: the exact sign-flip test rejects, corrected over {} \
-             by Holm's method; the t interval excludes zero; and the bootstrap interval over seeds and test images excludes zero. It counts as \
-             the same if two one-sided tests show that the difference is within the margin, corrected likewise, and the bootstrap agrees. \
-             Otherwise these runs can't tell.</li>\n<li>The number of runs and the margin are part of the study's hash: another number of runs is \
-             another study.</li>\n<li>A run that diverges is kept, and counts as guessing.</li>\n{again}</ul>\n",
-            study.expected_deviation,
-            escaped(&self.design.described()),
+            "<h2>Method</h2>\n<ul>\n<li>Images: {data}.</li>\n{planned}{rule}<li>The number of runs and the margin are part of the study's \
+             hash: another number of runs is another study.</li>\n<li>A run that diverges is kept, and counts as guessing.</li>\n{again}</ul>\n"
+        )
+    }
+
+    /// When an arm counts as better, worse or the same.
+    fn rule(&self) -> String {
+        format!(
+            "<li>An arm counts as better or worse if three things hold: the exact sign-flip test rejects, corrected over {} by Holm's method; \
+             the t interval excludes zero; and the bootstrap interval over seeds and test images excludes zero. It counts as the same if two \
+             one-sided tests show that the difference is within the margin, corrected likewise, and the bootstrap agrees. Otherwise these \
+             runs can't tell.</li>\n",
             plural(self.design.comparisons, "comparison", "comparisons"),
         )
     }

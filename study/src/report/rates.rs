@@ -20,12 +20,11 @@ impl Report {
         let row = |tuned: &Tuned| {
             let index = self.arms.iter().position(|arm| arm.name == tuned.arm).unwrap_or(0);
             let cells: String = tuned.tried.iter().map(|tried| cell(tuned, tried)).collect();
-            let edge = if tuned.is_at_the_edge() { ", at the edge of those that were tried" } else { "" };
-            format!("<tr><td>{}</td>{cells}<td>{}{edge}</td></tr>\n", key(index, &tuned.arm), tuned.lr)
+            format!("<tr><td>{}</td>{cells}<td>{}</td></tr>\n", key(index, &tuned.arm), tuned.chosen())
         };
         let rows: String = self.tuned.iter().map(row).collect();
         format!(
-            "<h2>Learning rates</h2>\n<p>Each arm tried the same learning rates, with {} of each, on training images without the {} that were \
+            "<h2>Learning rates</h2>\n<p>Each arm tried the same learning rates, with {} with each rate, on training images without the {} that were \
              held out. The rate with the highest mean accuracy on the held-out images was chosen. Test images played no part in it.</p>\n\
              <div class=\"wide\"><table>\n<tr><th>arm</th>{heads}<th>chosen</th></tr>\n{rows}</table></div>\n",
             convoy_report::words::plural(tune.runs as usize, "run", "runs"),

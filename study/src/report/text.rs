@@ -62,8 +62,7 @@ impl Report {
 
 impl Tuned {
     fn line(&self) -> String {
-        let edge = if self.is_at_the_edge() { ", at the edge of those that were tried" } else { "" };
-        format!("rate      {} was trained with a learning rate of {}{edge}", self.arm, self.lr)
+        format!("rate      {} was trained with a learning rate of {}", self.arm, self.chosen())
     }
 }
 

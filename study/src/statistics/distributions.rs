@@ -52,13 +52,17 @@ fn quantile(p: f64, reach: f64, cdf: impl Fn(f64) -> f64) -> f64 {
     if p > 0.5 {
         return -quantile(1.0 - p, reach, cdf);
     }
-    let (mut low, mut high) = (-reach, 0.0);
+    bisected(-reach, 0.0, |x| cdf(x) < p)
+}
+
+/// The smallest x between `low` and `high` that is not too low.
+fn bisected(mut low: f64, mut high: f64, is_too_low: impl Fn(f64) -> bool) -> f64 {
     for _ in 0..STEPS_MAX {
         let middle = 0.5 * (low + high);
         if middle <= low || middle >= high {
             break;
         }
-        if cdf(middle) < p { low = middle } else { high = middle }
+        if is_too_low(middle) { low = middle } else { high = middle }
     }
     high
 }
@@ -83,15 +87,7 @@ pub fn chi_squared_quantile(p: f64, df: f64) -> f64 {
     while chi_squared_cdf(high, df) < p && high.is_finite() {
         high *= 2.0;
     }
-    let mut low = 0.0;
-    for _ in 0..STEPS_MAX {
-        let middle = 0.5 * (low + high);
-        if middle <= low || middle >= high {
-            break;
-        }
-        if chi_squared_cdf(middle, df) < p { low = middle } else { high = middle }
-    }
-    high
+    bisected(0.0, high, |x| chi_squared_cdf(x, df) < p)
 }
 
 /// The regularised lower incomplete gamma function P(a, x): by its series (DLMF 8.7.1) below the mean, and above by the continued fraction

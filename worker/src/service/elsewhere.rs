@@ -13,8 +13,8 @@ use super::connection::{Place, connect, places};
 
 /// How often a worker looks whether another coordinator waits.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// A spare is idle, so it looks more often.
-const SPARE_LOOKS_EVERY: Duration = Duration::from_millis(200);
+/// A spare is idle, and a run of a study soon follows another one. So it looks sooner, and then less and less often.
+const SPARE_LOOKS_AFTER: Duration = Duration::from_millis(200);
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// The coordinator that a worker serves, and how to describe it to others.
@@ -36,8 +36,10 @@ pub(super) struct Whereabouts<'a> {
 impl Whereabouts<'_> {
     /// Tells all other coordinators periodically. Returns the one that this worker should move to; never during a job.
     pub(super) async fn tell(&self) -> Place {
+        let mut pause = SPARE_LOOKS_AFTER;
         loop {
-            sleep(if self.is_spare.load(Ordering::Relaxed) { SPARE_LOOKS_EVERY } else { LOOK_EVERY }).await;
+            sleep(if self.is_spare.load(Ordering::Relaxed) { pause } else { LOOK_EVERY }).await;
+            pause = (2 * pause).min(LOOK_EVERY);
             let found = places(&self.config.join).await.unwrap_or_default();
             for other in found.iter().filter(|place| *place != self.here) {
                 // A coordinator that does not answer in time is not a candidate.

@@ -256,18 +256,22 @@ impl<'a> Session<'a> {
         presence: &'a Presence,
     ) -> Result<(), SessionError> {
         let found = places(&config.join).await.map_err(|(address, error)| SessionError::Name(address, error))?;
+        let are_several = found.len() > 1;
         let mut places = VecDeque::from(found);
-        let mut ended = Ok(());
+        let (mut turned_away, mut refused) = (None, None);
         while let Some(place) = places.pop_front() {
-            ended = Self::serve_at(config, isa, messages, presence, &place).await;
-            match &ended {
+            match Self::serve_at(config, isa, messages, presence, &place).await {
                 // The coordinator that it has left would take it again.
                 Err(SessionError::Moved(other)) => places.push_front(other.clone()),
-                Err(error) if error.is_turned_away() => {}
-                _ => break,
+                Err(error) if error.is_turned_away() => turned_away = Some(error),
+                Err(SessionError::Refused { reason }) if are_several => {
+                    refused = Some(SessionError::Refused { reason: format!("{reason} (at {place})") });
+                }
+                ended => return ended,
             }
         }
-        ended
+        // A coordinator without a place for it may have one later. One that refuses it never will.
+        turned_away.or(refused).map_or(Ok(()), Err)
     }
 
     async fn serve_at(
