@@ -487,8 +487,8 @@ fn what_is_wrong_with_a_study_is_said_before_anything_runs() {
         ("runs = 3", "runs = 3\ntune = { rates = [0.1, 0.2], holdout = 0 }", &["tune, holdout = 0"]),
         ("runs = 3", "runs = 3\ntune = { rates = [0.1, 0.2], holdout = 5000 }", &["needs 5001", "there are 5000"]),
         (
-            "batch = 50",
-            "lr = 0.1, batch = 50 }\ntune = { rates = [0.1, 0.2], holdout = 5",
+            "train = {",
+            "tune = { rates = [0.1, 0.2], holdout = 5 }\ntrain = { lr = 0.1,",
             &["train, lr", "tune chooses"],
         ),
     ];
