@@ -96,6 +96,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Ended, Box<dyn Error>> {
     let say = |line: &str| if arguments.json { complain(line) } else { tell(line) };
     say(&described(&study, &design));
     if arguments.plan {
+        if arguments.json {
+            print(&format!("{:#}\n", serde_json::to_value(&design)?))?;
+        }
         return Ok(Ended::Done);
     }
     design.check(&study)?;

@@ -456,6 +456,8 @@ fn what_is_wrong_with_a_study_is_said_before_anything_runs() {
         ),
         ("name = \"small\"", "name = \"../small\"", &["name = \"../small\"", "letters"]),
         ("name = \"masked\"", "name = \"hidden\"", &["two arms are named \"hidden\""]),
+        ("name = \"masked\"", "name = \"Hidden\"", &["two arms are named \"Hidden\"", "case"]),
+        ("Is a linear", "Is\\u001b[2J a linear", &["question", "control characters"]),
         ("name = \"masked\"", "name = \"masked\"\nruns = 9", &["arm \"masked\"", "runs = 9", "at most 3"]),
         ("fc1 = {", "fc9 = {", &["arm \"masked\"", "no layer named \"fc9\"", "conv1, fc1, fc2"]),
         ("groups = 2 } }", "groups = 5 } }", &["arm \"masked\"", "groups = 5", "must divide"]),

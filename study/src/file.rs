@@ -280,6 +280,11 @@ impl Raw {
 
     fn check(&self) -> Result<(), String> {
         check_name("name", &self.name)?;
+        for (key, text) in [("question", &self.question), ("background", &self.background)] {
+            check(text.chars().all(|c| c == '\n' || !c.is_control()), || {
+                format!("{key}: it has control characters; must be plain text")
+            })?;
+        }
         let least = if self.variance.is_some() { 1 } else { 2 };
         check(self.arms.len() >= least, || {
             format!(
@@ -419,8 +424,9 @@ impl RawArm {
 fn check_arms(arms: &[Arm]) -> Result<(), String> {
     let control = &arms[0];
     for (index, arm) in arms.iter().enumerate() {
-        check(arms[..index].iter().all(|other| other.name != arm.name), || {
-            format!("two arms are named \"{}\"; each needs a name of its own", arm.name)
+        // Folders are named after arms, and some file systems ignore case.
+        check(arms[..index].iter().all(|other| !other.name.eq_ignore_ascii_case(&arm.name)), || {
+            format!("two arms are named \"{}\", if case is ignored; each needs a name of its own", arm.name)
         })?;
         check(arm.name != format!("{}-again", control.name), || {
             format!("no arm may be named \"{}\", which is the control with other seeds", arm.name)

@@ -180,7 +180,7 @@ impl Run<'_> {
             return Err(damaged(list, why));
         }
         let metrics = folder.join("metrics.jsonl");
-        let epochs = epochs(&metrics).map_err(|why| damaged(metrics, why))?;
+        let epochs = epochs(&metrics, self.study.epochs).map_err(|why| damaged(metrics, why))?;
         let weights_sha256 = record(folder)["final"]["weights_sha256"].as_str().unwrap_or_default().to_owned();
         Ok(Trained { weights_sha256, epochs, test, train, right: Right(right) })
     }
@@ -219,9 +219,15 @@ fn record(folder: &Path) -> Value {
     serde_json::from_slice(&text).unwrap_or_default()
 }
 
-/// The epochs in a file of metrics.
-fn epochs(metrics: &Path) -> Result<Vec<Epoch>, String> {
+/// The epochs in a file of metrics, so many as a run has.
+fn epochs(metrics: &Path, expected: u64) -> Result<Vec<Epoch>, String> {
     let text = fs::read_to_string(metrics).map_err(|error| error.to_string())?;
     let lines = text.lines().filter(|line| line.contains("\"test_accuracy\""));
-    lines.map(|line| serde_json::from_str(line).map_err(|error| error.to_string())).collect()
+    let epochs: Vec<Epoch> =
+        lines.map(|line| serde_json::from_str(line).map_err(|error| error.to_string())).collect::<Result<_, _>>()?;
+    if epochs.len() as u64 == expected {
+        Ok(epochs)
+    } else {
+        Err(format!("it has {} epochs, not {expected}", epochs.len()))
+    }
 }

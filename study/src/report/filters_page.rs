@@ -3,6 +3,7 @@
 use convoy_report::filters::{shown, tiles};
 use convoy_report::raster::Raster;
 use convoy_report::svg::{Picture, Scale, escaped, key};
+use convoy_report::words::sentence;
 
 use super::Report;
 use super::filters::{ArmColours, ArmFilters, FiltersReport};
@@ -37,7 +38,7 @@ impl Report {
         }
         let groups = self.study.represent.as_ref().map_or(2, |what| what.groups);
         let said: String =
-            coloured.iter().map(|(_, colours)| format!("<li>{}.</li>\n", escaped(&colours.said))).collect();
+            coloured.iter().map(|(_, colours)| format!("<li>{}.</li>\n", escaped(&sentence(&colours.said)))).collect();
         format!(
             "<p>The colour index of a filter is the share of its squared weights that red, green and blue do not have in common: 0 for a filter that \
              sees brightness alone, and 1 for one that sees colour alone. In all arms, the filters are divided into the same {groups} groups of \
