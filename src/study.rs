@@ -1,6 +1,7 @@
 //! `convoy study`: parses the command line, carries the study out, and prints progress and the report.
 
 use std::error::Error;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -9,7 +10,7 @@ use clap::builder::NonEmptyStringValueParser;
 use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
 use convoy_coordinator::data::DataSource;
-use convoy_coordinator::files::quoted;
+use convoy_coordinator::files::{folder_of, quoted};
 use convoy_study::conduct::Progress;
 use convoy_study::costs::Bench;
 use convoy_study::design::Design;
@@ -24,6 +25,7 @@ use convoy_study::place::{Lane, Place};
 use crate::numbers::{AT_LEAST_1, counted, whole};
 use crate::output::{complain, print, tell};
 use crate::settings::{self, Misuse, model_text, places};
+use crate::sockets::SocketFile;
 use crate::{Outcome as Ended, signals};
 
 /// The study that checks claims instead of comparing runs.
@@ -166,9 +168,18 @@ impl Arguments {
     fn site(&self, study: &Study, out: &Path, say: &dyn Fn(&str)) -> Result<Site, Box<dyn Error>> {
         // Before the images, which may take a while.
         let place = self.place()?;
+        if self.workers > study.workers_max() {
+            return Err(Misuse(format!(
+                "--workers {}: must be at most {}, the number of towers times the number of slots (train, slots)",
+                self.workers,
+                study.workers_max()
+            ))
+            .into());
+        }
         let images = Images::load(study, self.data.as_ref(), &places()?)?;
         say(&format!("images    {}", images.origin));
         say(&format!("folder    {}", out.display()));
+        self.invitation().iter().for_each(|line| say(line));
         let stop = signals::stop_flag(
             "stopping; runs write a checkpoint first, and the same command continues the study",
             "quit; the same command continues the study".to_owned(),
@@ -187,6 +198,35 @@ impl Arguments {
         Ok(())
     }
 
+    /// Listens at all addresses together for a moment, so that one that can't be used is found before anything runs.
+    fn try_addresses(&self) -> Result<(), Misuse> {
+        let mut held: (Vec<SocketFile>, Vec<TcpListener>) = Default::default();
+        for at in &self.listen {
+            let wrong = |error: &dyn Error| {
+                Misuse(format!("--listen {at}: {error}; must be an address of this machine that is free"))
+            };
+            match at {
+                Address::Tcp(text) => held.1.push(TcpListener::bind(text.as_str()).map_err(|error| wrong(&error))?),
+                Address::Unix(path) if !folder_of(path).is_dir() => {
+                    return Err(Misuse(format!("--listen {at}: its folder does not exist; create it first")));
+                }
+                Address::Unix(_) => held.0.push(SocketFile::at(Some(at)).map_err(|error| wrong(&error))?),
+            }
+        }
+        Ok(())
+    }
+
+    /// How workers connect, if they are not started here.
+    fn invitation(&self) -> Option<String> {
+        let addresses: Vec<String> = self.listen.iter().map(Address::to_string).collect();
+        (!addresses.is_empty()).then(|| {
+            format!(
+                "workers   start them with: convoy worker --join {} (with the name of this machine)",
+                addresses.join(",")
+            )
+        })
+    }
+
     fn place(&self) -> Result<Place, Box<dyn Error>> {
         let twice = |(index, at): (usize, &Address)| self.listen[..index].contains(at).then(|| at.to_string());
         if let Some(at) = self.listen.iter().enumerate().find_map(twice) {
@@ -201,6 +241,7 @@ impl Arguments {
                 Misuse(format!("--listen {at}: must have a port above 0, because workers need to know it")).into()
             );
         }
+        self.try_addresses()?;
         // Each run reads the file itself. One that is wrong is found at once.
         settings::token(self.token_file.as_deref())?;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

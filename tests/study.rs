@@ -478,6 +478,9 @@ fn what_is_wrong_with_a_study_is_said_before_anything_runs() {
         ),
         ("runs = 3", "runs = 3\nvariance = { sources = [\"dropout\"], runs = 3 }", &["hidden has no dropout"]),
         ("runs = 3", "runs = 3\nvariance = { sources = [\"split\"], runs = 3 }", &["train = { images = N }"]),
+        ("slots = 1", "slots = 1, images = 0", &["train, images = 0", "at least 1"]),
+        ("runs = 3", "runs = 3\nexpected_deviation = inf", &["expected_deviation = inf", "finite"]),
+        ("runs = 3", "runs = 3\ntune = { rates = [0.1, 0.10000000001], holdout = 5 }", &["0.10000000001", "differ"]),
         ("runs = 3", "runs = 3\nvariance = { sources = [\"order\"], runs = 1 }", &["variance, runs = 1", "2 to"]),
         ("runs = 3", "runs = 3\ntune = { rates = [0.1], holdout = 5 }", &["tune, rates", "2 to"]),
         ("runs = 3", "runs = 3\ntune = { rates = [0.2, 0.1], holdout = 5 }", &["ascending"]),
@@ -502,6 +505,21 @@ fn what_is_wrong_with_a_study_is_said_before_anything_runs() {
         assert_eq!(output.status.code(), Some(2), "{new}: {text}");
         expected.iter().for_each(|part| assert!(text.contains(part), "{new}: {text}"));
         assert!(!out.exists(), "{new}: nothing is written");
+    }
+    // So are workers and addresses that can't be.
+    let (folder, file) = files(&[]);
+    let (held, out) = (std::net::TcpListener::bind("127.0.0.1:0").unwrap(), folder.path().join("out"));
+    let address = held.local_addr().unwrap().to_string();
+    for (arguments, expected) in [
+        (["--workers", "3"], "--workers 3: must be at most 2"),
+        (["--listen", &address], "must be an address of this machine that is free"),
+        (["--listen", "127.0.0.1:0"], "must have a port above 0"),
+        (["--listen", "unix:/nowhere/socket"], "its folder does not exist"),
+        (["--listen", "unix:a,unix:a"], "unix:a is there twice"),
+    ] {
+        let output = output_of(&mut study(&file, &out, &arguments));
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(said(&output).contains(expected) && !out.exists(), "{}", said(&output));
     }
     for (name, expected) in
         [("quik", "did you mean \"quick\"?"), ("none.toml", "cannot read"), ("/dev/zero", "regular")]

@@ -123,12 +123,10 @@ impl Bench<'_> {
         command.args(self.study.settings.slots.map(|slots| format!("--slots={slots}")));
         command.arg("--model").arg(model);
         let end = run(&mut command, &|| stop.load(Ordering::Relaxed), &mut |_| {})?;
-        let failed = |why: String| StudyError::Start {
-            what: format!("the measurement of what arm \"{}\" costs", arm.name),
-            source: std::io::Error::other(why),
-        };
+        let failed = |why: String| StudyError::Costs { arm: arm.name.clone(), why };
         if !end.status.success() {
-            return Err(failed(end.errors));
+            let why = if end.errors.is_empty() { end.status.to_string() } else { end.errors };
+            return Err(failed(format!("{why}; the same command measures again")));
         }
         serde_json::from_str(&end.output).map_err(|error| failed(error.to_string()))
     }

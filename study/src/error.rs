@@ -59,6 +59,9 @@ pub enum StudyError {
     /// A run can't be carried out.
     #[error("the run of arm \"{arm}\" with seed {seed} failed ({attempts} of at most 3 attempts without progress): {why}; its folder is {}", folder.display())]
     Run { arm: String, seed: u64, attempts: usize, why: String, folder: PathBuf },
+    /// The file that says which study a folder holds is damaged, so the rest of the folder can't be trusted.
+    #[error("{} is damaged: {why}; remove {}, and run the study again", path.display(), folder.display())]
+    DamagedStudy { path: PathBuf, folder: PathBuf, why: String },
     /// A report can't be written again before all runs have ended.
     #[error("{ended} of {all} runs have ended in {}; run the study without --report-only to its end", folder.display())]
     Missing { folder: PathBuf, ended: usize, all: usize },
@@ -74,6 +77,9 @@ pub enum StudyError {
     /// The outputs of layers can't be computed.
     #[error("cannot compute the outputs of the layers of arm \"{arm}\": {why}")]
     Outputs { arm: String, why: String },
+    /// A measurement of costs ended early.
+    #[error("cannot measure what arm \"{arm}\" costs: {why}")]
+    Costs { arm: String, why: String },
     /// A process can't be started.
     #[error("cannot start {what}")]
     Start { what: String, source: std::io::Error },
@@ -90,6 +96,7 @@ impl StudyError {
             StudyError::Write { .. }
                 | StudyError::Run { .. }
                 | StudyError::Outputs { .. }
+                | StudyError::Costs { .. }
                 | StudyError::Start { .. }
                 | StudyError::Interrupted
         )

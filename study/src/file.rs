@@ -9,6 +9,7 @@ use convoy_common::model::{Network, TEXT_BYTES_MAX, presets};
 use convoy_common::schedule::Schedule;
 use convoy_common::suggest;
 use convoy_coordinator::data::DataSource;
+use convoy_coordinator::job::Asked;
 use serde::Serialize;
 use toml::{Table, Value};
 
@@ -167,6 +168,13 @@ impl Study {
         })
     }
 
+    /// The most workers that a run of any arm can have.
+    pub fn workers_max(&self) -> usize {
+        let asked = Asked { batch: self.settings.batch, slots: self.settings.slots, ..Asked::default() };
+        let slots = asked.slots_of(None).unwrap_or(1);
+        self.arms.iter().map(|arm| arm.network.towers * slots).min().unwrap_or(1)
+    }
+
     /// The margin as a share of images.
     pub(crate) fn margin_share(&self) -> f64 {
         self.margin / 100.0
@@ -307,8 +315,9 @@ impl Raw {
         check((0.5..1.0).contains(&self.confidence), || {
             format!("confidence = {}; must be at least 0.5, and below 1", self.confidence)
         })?;
-        check(self.expected_deviation > 0.0, || {
-            format!("expected_deviation = {}; must be above 0, in points", self.expected_deviation)
+        check(self.settings.images != Some(0), || "train, images = 0; must be at least 1".to_owned())?;
+        check(self.expected_deviation > 0.0 && self.expected_deviation.is_finite(), || {
+            format!("expected_deviation = {}; must be a finite number above 0, in points", self.expected_deviation)
         })?;
         self.data.parse::<DataSource>().map_err(|error| format!("data = \"{}\": {error}", self.data))?;
         if let Some(schedule) = &self.settings.schedule {

@@ -56,7 +56,13 @@ impl Folder {
         }
         let folder = Self { path: path.to_owned(), _lock: lock };
         let asked = serde_json::to_value(study).unwrap_or_default();
-        match folder.read::<Kept>(&folder.path.join(STUDY))? {
+        let kept = folder.read::<Kept>(&folder.path.join(STUDY)).map_err(|error| match error {
+            StudyError::Damaged { path: file, why } => {
+                StudyError::DamagedStudy { path: file, folder: path.to_owned(), why }
+            }
+            other => other,
+        });
+        match kept? {
             Some(kept) => {
                 let images = (kept.images != images).then(|| "it was begun with other images".to_owned());
                 if let Some(what) = difference(&kept.study, &asked, "").or(images) {
@@ -100,7 +106,7 @@ impl Folder {
     /// When a file is damaged.
     pub fn all_measured(&self, study: &Study, images: &Images) -> Result<BTreeMap<RunId, Measured>, StudyError> {
         let kept: Vec<Measured> = self.read(&self.path.join(MEASUREMENTS))?.unwrap_or_default();
-        let mut ended = BTreeMap::new();
+        let (mut ended, mut images_of_test) = (BTreeMap::new(), None);
         for id in study.runs() {
             let expected = study.job_sha256(id, images);
             let (own, all) = (self.run(study, id).join(MEASURED), self.path.join(MEASUREMENTS));
@@ -108,7 +114,10 @@ impl Folder {
             let mut known = of_run.iter().map(|found| (&own, found)).chain(kept.iter().map(|found| (&all, found)));
             let found = known.find(|(_, found)| found.job_sha256 == expected);
             if let Some((path, found)) = found {
-                found.check().map_err(|why| StudyError::Damaged { path: path.clone(), why })?;
+                found
+                    .check(study.epochs, images_of_test)
+                    .map_err(|why| StudyError::Damaged { path: path.clone(), why })?;
+                images_of_test = images_of_test.or(found.test_images());
             }
             let found = found.map(|(_, found)| found);
             // Two arms may have the same job.

@@ -2,8 +2,10 @@
 
 use convoy_coordinator::data::{DataSource, Places, Split, Wanted, load};
 
+use crate::arm::Arm;
 use crate::error::StudyError;
 use crate::file::Study;
+use crate::vary::Source;
 
 /// The images of a study.
 #[derive(Clone, Debug)]
@@ -21,6 +23,12 @@ pub struct Images {
 }
 
 impl Study {
+    /// Whether a series varies the choice of training images although all of them are chosen.
+    fn splits_all_of(&self, found: usize) -> bool {
+        let varies = |arm: &Arm| arm.varies.is_some_and(|varies| varies.source == Source::Split);
+        self.settings.images == Some(found) && self.arms.iter().any(varies)
+    }
+
     /// The fewest training images with which it can run.
     fn images_needed(&self) -> usize {
         let held_out = self.tune.as_ref().map_or(0, |tune| tune.holdout);
@@ -48,11 +56,17 @@ impl Images {
                     if help.is_empty() { "give --data with the folder of the right ones".to_owned() } else { help };
                 Err(StudyError::OtherData { wanted, found, origin, help })
             }
-            _ if study.settings.images == Some(0) || found < study.images_needed() => {
+            _ if found < study.images_needed() => {
                 let wanted = study.images_needed();
-                let help = "train, images must be at least 1, and with those that tune holds out at most their number";
+                let help = "make train, images (or tune, holdout) smaller";
                 Err(StudyError::OtherData { wanted, found, origin: set.origin, help: help.to_owned() })
             }
+            _ if study.splits_all_of(found) => Err(StudyError::Value {
+                file: study.name.clone(),
+                reason: format!(
+                    "variance, sources: \"split\" can't vary, because train, images = {found} are all training images"
+                ),
+            }),
             _ => Ok(Self {
                 source: source.remembered()?,
                 sha256: set.fingerprint,

@@ -25,28 +25,43 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// Checks that its figures agree with each other.
+    /// Number of test images. None if it diverged.
+    pub(crate) fn test_images(&self) -> Option<usize> {
+        match &self.outcome {
+            Outcome::Trained(trained) => Some(trained.test.images),
+            Outcome::DivergedAfter(_) => None,
+        }
+    }
+
+    /// Checks that its figures agree with each other, with a run of so many epochs, and with the test images of other runs, if there are
+    /// any.
     ///
     /// # Errors
     /// Says which do not.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        let Outcome::Trained(Trained { test, train, right, .. }) = &self.outcome else { return Ok(()) };
-        let counted = right.0.iter().filter(|right| **right).count();
-        if right.0.len() != test.images || counted != test.correct {
+    pub(crate) fn check(&self, epochs: u64, test_images: Option<usize>) -> Result<(), String> {
+        let Outcome::Trained(trained) = &self.outcome else { return Ok(()) };
+        let (run, test, train) =
+            (format!("the run of arm \"{}\" with seed {}", self.arm, self.seed), trained.test, trained.train);
+        let right = &trained.right.0;
+        let counted = right.iter().filter(|right| **right).count();
+        if right.len() != test.images || counted != test.correct {
+            let (all, correct, images) = (right.len(), test.correct, test.images);
             return Err(format!(
-                "in the run of arm \"{}\" with seed {}, \"right\" has {counted} of {} images, and \"test\" {} of {}",
-                self.arm,
-                self.seed,
-                right.0.len(),
-                test.correct,
-                test.images
+                "in {run}, \"right\" has {counted} of {all} images, and \"test\" {correct} of {images}"
             ));
         }
-        if test.images == 0 || train.correct > train.images {
-            return Err(format!(
-                "the run of arm \"{}\" with seed {} has impossible counts of images",
-                self.arm, self.seed
-            ));
+        if test.images == 0 || train.images == 0 || train.correct > train.images {
+            return Err(format!("{run} has impossible counts of images"));
+        }
+        if let Some(others) = test_images.filter(|others| *others != test.images) {
+            return Err(format!("{run} has {} test images, and other runs have {others}", test.images));
+        }
+        if trained.epochs.len() as u64 != epochs {
+            return Err(format!("{run} has {} epochs, not {epochs}", trained.epochs.len()));
+        }
+        let losses = trained.epochs.iter().flat_map(|epoch| [epoch.train_loss, epoch.test_loss]);
+        if let Some(loss) = losses.chain([test.loss, train.loss]).find(|loss| *loss < 0.0) {
+            return Err(format!("{run} has a loss of {loss}; must be at least 0"));
         }
         Ok(())
     }

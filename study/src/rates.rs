@@ -36,9 +36,12 @@ impl Tune {
 
     pub(crate) fn check(&self, arms: &[Arm], settings: &Settings, epochs: u64) -> Result<(), String> {
         let Self { rates, holdout, runs } = self;
-        let is_ascending = rates.windows(2).all(|two| two[0] < two[1]);
+        // Workers compute with f32, in which rates that are too close are the same.
+        let is_ascending = rates.windows(2).all(|two| (two[0] as f32) < two[1] as f32);
         if !(2..=RATES_MAX).contains(&rates.len()) || !is_ascending {
-            return Err(format!("tune, rates: must be 2 to {RATES_MAX} learning rates, in ascending order"));
+            return Err(format!(
+                "tune, rates = {rates:?}; must be 2 to {RATES_MAX} numbers above 0 that differ in f32, in ascending order"
+            ));
         }
         if *holdout == 0 {
             return Err("tune, holdout = 0; must be at least 1 training image".to_owned());
