@@ -14,7 +14,7 @@ use super::connection::{Place, connect, places};
 /// How often a worker looks whether another coordinator waits.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A spare is idle, and a run of a study soon follows another one. So it looks sooner, and then less and less often.
-const SPARE_LOOKS_AFTER: Duration = Duration::from_millis(200);
+const SPARE_LOOKS_AFTER: Duration = Duration::from_millis(50);
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// The coordinator that a worker serves, and how to describe it to others.
