@@ -188,9 +188,7 @@ struct Watch {
     energy: Option<Energy>,
     /// Joules of all measured steps, where the machine tells.
     joules: Option<f64>,
-    /// Whether this process has forgotten the memory that the yardstick needed.
-    is_forgotten: bool,
-    /// The most memory of this process plus that of each worker, in bytes.
+    /// The most memory of each worker, added up, in bytes. This process is not counted: it has the images, and the yardstick.
     memory: Option<u64>,
     yardstick: Yardstick,
 }
@@ -212,7 +210,6 @@ impl Watch {
             workers: Vec::new(),
             energy: None,
             joules: None,
-            is_forgotten: false,
             memory: None,
             yardstick: Yardstick::default(),
         }
@@ -222,9 +219,8 @@ impl Watch {
         self.workers.iter().map(|worker| worker.0).sum()
     }
 
-    /// The first measured step begins. What the yardstick needed in this process does not count.
+    /// The first measured step begins.
     fn begin(&mut self) {
-        self.is_forgotten = machine::forget_peak_memory();
         self.energy = Energy::read();
     }
 
@@ -254,9 +250,7 @@ impl Observer for Watch {
                 self.seconds.push(seconds);
                 if step == self.last_step {
                     self.joules = self.energy.as_ref().and_then(Energy::joules_since);
-                    let processes = self.workers.iter().map(|worker| worker.2).chain([std::process::id()]);
-                    self.memory =
-                        processes.map(machine::peak_memory).sum::<Option<u64>>().filter(|_| self.is_forgotten);
+                    self.memory = self.workers.iter().map(|worker| machine::peak_memory(worker.2)).sum();
                 }
                 if self.pauses_after(step) {
                     self.measure();
@@ -333,7 +327,7 @@ impl Measured {
     fn spent(&self) -> String {
         let memory = self
             .memory
-            .map(|bytes| format!("memory {:.1} MB: the most of each process, added up\n", bytes as f64 / 1e6));
+            .map(|bytes| format!("memory {:.1} MB: the most of each worker, added up\n", bytes as f64 / 1e6));
         let energy = self
             .joules_a_step()
             .map(|joules| format!("energy {joules:.3} J per step, of all processors of the machine\n"));

@@ -16,12 +16,6 @@ pub(super) fn peak_memory(process: u32) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
-/// Forgets how much memory this process has had. Returns whether it worked.
-pub(super) fn forget_peak_memory() -> bool {
-    // proc_pid_clear_refs(5): 5 resets VmHWM to what the process has now.
-    fs::write("/proc/self/clear_refs", "5").is_ok()
-}
-
 /// Readings of the energy counters of all processors, in microjoules.
 pub(super) struct Energy(Vec<(PathBuf, u64)>);
 
@@ -102,8 +96,5 @@ mod tests {
     fn a_process_has_memory_and_one_that_does_not_exist_has_none() {
         assert!(peak_memory(std::process::id()).is_some_and(|bytes| bytes > 1 << 20));
         assert_eq!(peak_memory(u32::MAX), None);
-        drop(std::hint::black_box(vec![1_u8; 256 << 20]));
-        let before = peak_memory(std::process::id());
-        assert!(forget_peak_memory() && peak_memory(std::process::id()) < before);
     }
 }

@@ -40,7 +40,7 @@ pub struct Cost {
     pub ms: Vec<f64>,
     /// The median over rounds of this time, divided by that of the control in the same round.
     pub relative: f64,
-    /// The most memory of each process, added up, in bytes. None where the machine doesn't tell.
+    /// The most memory of each worker, added up, in bytes. None where the machine doesn't tell.
     pub memory_bytes: Option<u64>,
     /// Joules of the machine's processors in a step, the median over rounds. None where the machine doesn't tell.
     pub joules: Option<f64>,
