@@ -129,8 +129,6 @@ pub(crate) enum Outcome {
 const FAILED: u8 = 1;
 /// Exit code of a command that was used wrongly.
 const MISUSED: u8 = 2;
-/// Exit code of a command for which too few workers connected, so that a later attempt may succeed.
-const TOO_FEW_WORKERS: u8 = convoy_study::process::TOO_FEW_WORKERS as u8;
 /// Exit code of an interrupted job: 128 + SIGINT, the convention of shells.
 const INTERRUPTED: u8 = 130;
 
@@ -195,7 +193,7 @@ fn ended(result: Result<Outcome, Box<dyn Error>>, sources: impl Fn(&str) -> Vec<
             sources(&text).iter().for_each(|source| complain(source));
             ExitCode::from(match error.downcast_ref::<JobError>() {
                 Some(JobError::Interrupted) => INTERRUPTED,
-                Some(JobError::TooFewWorkers { .. }) => TOO_FEW_WORKERS,
+                Some(JobError::TooFewWorkers { .. }) => convoy_study::place::TOO_FEW_WORKERS,
                 _ if settings::is_misuse(error.as_ref()) => MISUSED,
                 _ => FAILED,
             })

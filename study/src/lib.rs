@@ -18,7 +18,7 @@ pub mod measured;
 mod model;
 pub mod perform;
 pub mod place;
-pub mod process;
+mod process;
 pub mod rates;
 pub mod report;
 pub mod represent;

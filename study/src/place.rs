@@ -6,7 +6,10 @@ use std::path::PathBuf;
 
 use convoy_common::address::Address;
 
-/// Where and how runs are carried out. Nothing here changes a result.
+/// Exit code of a command that waited for workers, and too few connected.
+pub const TOO_FEW_WORKERS: u8 = 3;
+
+/// Where and how runs are carried out.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// The program.

@@ -16,10 +16,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::error::StudyError;
-use crate::place::{Lane, Place};
+use crate::place::{Lane, Place, TOO_FEW_WORKERS};
 
-/// Exit code of a command that waited for workers.
-pub const TOO_FEW_WORKERS: i32 = 3;
 /// How often a lane looks whether it was stopped.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a process that was asked to stop may take: it writes a checkpoint.
@@ -57,7 +55,7 @@ impl Program<'_> {
 
     /// Whether a process ended because no workers came. That is no failure of the run: other runs have all the workers.
     pub(crate) fn has_waited(&self, status: ExitStatus) -> bool {
-        matches!(self.lane, Lane::Listening { .. }) && status.code() == Some(TOO_FEW_WORKERS)
+        matches!(self.lane, Lane::Listening { .. }) && status.code() == Some(i32::from(TOO_FEW_WORKERS))
     }
 }
 
