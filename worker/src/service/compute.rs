@@ -46,6 +46,8 @@ pub(super) enum Message {
 pub(super) struct Job {
     pub(super) engine: Engine,
     pub(super) out: Sender<Out>,
+    /// Results that nobody waits for yet. They go out with the next other result, or when there is nothing left to compute.
+    pub(super) later: Vec<Out>,
     /// The number of its generation.
     pub(super) generation: u64,
     /// The number of the last generation that was assigned. A job of an earlier one is dropped before its next layer.
@@ -163,6 +165,11 @@ fn is_of_a_step(out: &Out) -> bool {
     }
 }
 
+/// Whether nobody waits for an output: a step also needs StepDone, which comes later.
+fn can_wait(out: &Out) -> bool {
+    matches!(out, Out::Say(FromWorker::BackwardDone { .. }))
+}
+
 impl Job {
     /// Counts the time since the last call.
     fn spent(&self, stopwatch: &mut Stopwatch, doing: Doing, of: Of) {
@@ -187,12 +194,16 @@ impl Job {
     }
 
     /// Passes results to the network thread. Returns whether it is still there.
-    fn hand_out(&self, out: Vec<Out>, stopwatch: &mut Stopwatch) -> bool {
-        if out.is_empty() {
+    ///
+    /// Each call wakes the network thread, then the coordinator, and on a machine whose cores all compute, that takes time from the
+    /// computation. So results that nobody waits for don't go out alone while there is more to compute.
+    fn hand_out(&mut self, out: Vec<Out>, stopwatch: &mut Stopwatch) -> bool {
+        self.later.extend(out);
+        if self.later.is_empty() || self.later.iter().all(can_wait) && self.engine.has_work() {
             return true;
         }
-        let of = if out.iter().any(is_of_a_step) { Of::Step(Activity::HandOut) } else { Of::NoStep };
-        let heard = out.into_iter().all(|out| self.out.blocking_send(out).is_ok());
+        let of = if self.later.iter().any(is_of_a_step) { Of::Step(Activity::HandOut) } else { Of::NoStep };
+        let heard = self.later.drain(..).all(|out| self.out.blocking_send(out).is_ok());
         self.spent(stopwatch, Doing::HandingOut, of);
         heard
     }

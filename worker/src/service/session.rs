@@ -433,6 +433,7 @@ impl<'a> Session<'a> {
         let begun = self.messages.send(Message::Begin(Box::new(Job {
             engine,
             out,
+            later: Vec::new(),
             generation: number,
             current: self.generation.clone(),
             queued: queued.clone(),
