@@ -34,9 +34,12 @@ pub use config::WorkerConfig;
 use peers::Door;
 use session::{Session, SessionError};
 
-/// Pauses between two attempts to reach a coordinator, doubled from the first to the last.
-const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// Pauses between two attempts to reach a coordinator, doubled from the first to the last. The first one is short, because the next run of a
+/// study soon follows the last one.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// A worker does not log why it has no job until its pauses are this long. A worker that is stopped together with its coordinator ends before.
+const PAUSE_WITH_COMPLAINT: Duration = Duration::from_millis(80);
 /// A worker logs once why it has no job, and repeats an unchanged reason after this time.
 const COMPLAINT_EVERY: Duration = Duration::from_secs(600);
 
@@ -182,10 +185,12 @@ async fn serve(
                 if error.was_in_a_job() {
                     (pause, complained) = (PAUSE_MIN, None);
                 }
-                // The pause comes before the warning: a worker that is stopped together with its coordinator ends during the
-                // pause, and logs no warning.
                 sleep(pause).await;
+                let is_brief = pause < PAUSE_WITH_COMPLAINT;
                 pause = (pause * 2).min(PAUSE_MAX);
+                if is_brief {
+                    continue;
+                }
                 let complaint = chain(&error);
                 if complained.as_ref().is_none_or(|(at, last)| *last != complaint || at.elapsed() > COMPLAINT_EVERY) {
                     tracing::warn!("{complaint}; retrying");

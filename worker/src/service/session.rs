@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -227,6 +227,8 @@ struct Terms {
     computed: Cell<Duration>,
     /// Spans of the network thread.
     probe: Probe,
+    /// Whether the coordinator has ended the job. It then closes the connections.
+    is_over: Cell<bool>,
 }
 
 /// How a generation ends.
@@ -321,7 +323,7 @@ impl<'a> Session<'a> {
             host: hostname(),
             session: number,
             model: String::new(),
-            is_spare: AtomicBool::new(false),
+            is_spare: false,
         };
         let tensors = Tensors { incoming, outgoing: frames, ahead: None, door };
         let result = session.serve(orders, tensors, whereabouts).await;
@@ -342,9 +344,12 @@ impl<'a> Session<'a> {
         let first = loop {
             tokio::select! {
                 order = next(&mut orders) => match order? {
+                    Some(Numbered { message: ToWorker::Standby, .. }) if whereabouts.is_spare => {}
                     Some(Numbered { message: ToWorker::Standby, .. }) => {
                         tracing::warn!("the job already has all its workers; this worker is a spare");
-                        whereabouts.is_spare.store(true, Ordering::Relaxed);
+                        drop(telling);
+                        whereabouts.is_spare = true;
+                        telling = Box::pin(whereabouts.tell());
                     }
                     Some(Numbered { message: ToWorker::Ping { sent }, .. }) => self.answer(sent).await?,
                     order => break order,
@@ -385,13 +390,17 @@ impl<'a> Session<'a> {
         whereabouts.model = terms.plan.network.name.clone();
         let Tensors { incoming, outgoing, ahead, door } = tensors;
         // Reading must not wait for writing: both peers could wait for each other forever.
-        tokio::select! {
+        let ended = tokio::select! {
             result = self.follow(orders, &terms) => result,
             result = self.receive(incoming, ahead, &terms) => result,
             result = self.exchange(computed, outgoing, *door, &terms) => result,
             other = whereabouts.tell() => Err(SessionError::Moved(other)),
             result = self.take_leave() => result,
             () = self.config.rehearsal.reconnects() => Err(SessionError::Reconnects),
+        };
+        match ended {
+            Err(SessionError::Broken(_)) if terms.is_over.get() => Ok(Ended::Job),
+            ended => ended,
         }
     }
 
@@ -457,18 +466,17 @@ impl<'a> Session<'a> {
             carried: RefCell::default(),
             computed: Cell::new(self.config.metrics.computed()),
             probe: Probe::new(clock, None, None),
+            is_over: Cell::new(false),
         })
     }
 
     /// Follows the control connection until the generation ends.
     async fn follow(&self, orders: &mut Streaming<v1::ToWorker>, terms: &Terms) -> Result<Ended, SessionError> {
         let own = terms.generation.number;
-        let mut ended = false;
         loop {
             let order = match next(orders).await {
                 Ok(Some(order)) => order,
-                // After the end, the state of the connection does not matter.
-                _ if ended => return Ok(Ended::Job),
+                Ok(None) if terms.is_over.get() => return Ok(Ended::Job),
                 Ok(None) => return Err(SessionError::Left),
                 Err(error) => return Err(error),
             };
@@ -476,7 +484,7 @@ impl<'a> Session<'a> {
             let message = match message {
                 ToWorker::EndJob { reason } => {
                     tracing::info!(reason, "the job is over");
-                    ended = true;
+                    terms.is_over.set(true);
                     Message::End
                 }
                 ToWorker::Ping { sent } => {
