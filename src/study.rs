@@ -266,8 +266,11 @@ fn identity(arguments: &Arguments) -> Result<Ended, Box<dyn Error>> {
     let models = Models { grouped: named(0, "alexnet-fashion")?, dense: named(1, "alexnet-fashion-dense")? };
     let out = arguments.out.clone().unwrap_or_else(|| Path::new("studies").join(IDENTITY));
     let data = arguments.data.clone().unwrap_or(DataSource::Bundled);
+    let place = arguments.place()?;
+    let say = |line: &str| if arguments.json { complain(line) } else { tell(line) };
+    arguments.invitation().iter().for_each(|line| say(line));
     let stop = signals::stop_flag("stopping", "quit".to_owned())?;
-    let found = match identity::check(&models, &data, &places()?, &out, &arguments.place()?, &stop) {
+    let found = match identity::check(&models, &data, &places()?, &out, &place, &stop) {
         Err(StudyError::Interrupted) => return Ok(Ended::Interrupted),
         found => found?,
     };

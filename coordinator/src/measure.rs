@@ -63,6 +63,8 @@ pub struct Measurement {
     pub weights_sha256: String,
     /// What the images are and where they come from.
     pub data: String,
+    /// Which of them were measured.
+    pub part: Part,
     /// Number of images.
     pub images: usize,
     /// Number of images that were classified correctly.
@@ -180,6 +182,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         weights: weights_path,
         weights_sha256: sha256(&state.weights),
         data: data.origin,
+        part,
         images: measured.images,
         correct: measured.correct,
         accuracy,

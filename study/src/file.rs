@@ -410,7 +410,12 @@ impl RawArm {
         let base = base.ok_or_else(|| refused("it needs a model, because the study names none for all arms".into()))?;
         let text = match presets::text(base) {
             Some(text) => text.to_owned(),
-            None => read(base)?,
+            None => read(base).map_err(|error| {
+                let presets = presets::names().join(", ");
+                refused(format!(
+                    "model = \"{base}\": {error}; must be a preset ({presets}), or the path of a model file, from the folder of the study's file"
+                ))
+            })?,
         };
         let model = changed(&text, name, &self.changes).map_err(refused)?;
         let of_model =

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use convoy_coordinator::files::{read_regular, write_atomically};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::error::Category;
 
 use crate::design::RunId;
 use crate::error::StudyError;
@@ -47,6 +48,9 @@ impl Folder {
     /// # Errors
     /// When it holds a study that differs, or something else; when another process uses it; when it can't be written.
     pub fn open(path: &Path, study: &Study, images: &str, train_images: usize) -> Result<Self, StudyError> {
+        if fs::metadata(path).is_ok_and(|found| !found.is_dir()) {
+            return Err(StudyError::NoFolder { path: path.to_owned() });
+        }
         fs::create_dir_all(path).map_err(wrong(path))?;
         let lock = File::open(path).map_err(wrong(path))?;
         match lock.try_lock() {
@@ -148,7 +152,7 @@ impl Folder {
     pub(crate) fn read<T: for<'a> Deserialize<'a>>(&self, path: &Path) -> Result<Option<T>, StudyError> {
         let damaged = |why: String| StudyError::Damaged { path: path.to_owned(), why };
         match read_regular(path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| damaged(error.to_string())),
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| damaged(not_as_written(&error))),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(damaged(error.to_string())),
         }
@@ -173,8 +177,18 @@ pub(crate) fn images_of(folder: &Path) -> Result<(String, Option<usize>), StudyE
     let path = folder.join(STUDY);
     let unreadable = |why: String| StudyError::Unreadable { path: path.clone(), why };
     let text = read_regular(&path).map_err(|error| unreadable(error.to_string()))?;
-    let kept: Kept = serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
+    let kept: Kept = serde_json::from_slice(&text).map_err(|error| unreadable(not_as_written(&error)))?;
     Ok((kept.images, kept.train_images))
+}
+
+/// What is wrong with a file that this program has written, for a person who does not know its types.
+fn not_as_written(error: &serde_json::Error) -> String {
+    let (line, column) = (error.line(), error.column());
+    match error.classify() {
+        Category::Data => format!("line {line}, column {column} has another value than convoy writes there"),
+        Category::Eof => format!("it ends early, in line {line}"),
+        Category::Syntax | Category::Io => format!("line {line}, column {column} is not JSON"),
+    }
 }
 
 /// Writes a JSON file, whole or not at all.
@@ -220,6 +234,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn damaged_files_are_described_without_the_names_of_types() {
+        for (text, expected) in [
+            ("{\n\"sha256\": 7}", "line 2, column 11 has another value than convoy writes there"),
+            ("{\n\"sha256\": ", "it ends early, in line 2"),
+            ("{\n sha256", "line 2, column 2 is not JSON"),
+        ] {
+            let error = serde_json::from_str::<Kept>(text).map(drop).unwrap_err();
+            assert_eq!(not_as_written(&error), expected);
+        }
+    }
+
+    #[test]
     fn another_study_under_the_same_name_is_refused_and_the_difference_is_named() {
         let study = Study::open("quick").unwrap();
         let place = tempfile::tempdir().unwrap();
@@ -241,7 +267,9 @@ mod tests {
         assert!(refused(&study, "other images").contains("other images"));
         let _held = Folder::open(&path, &study, "images", 10).unwrap();
         assert!(refused(&study, "images").contains("another process uses"));
-        std::fs::write(place.path().join("notes"), "mine").unwrap();
+        let notes = place.path().join("notes");
+        std::fs::write(&notes, "mine").unwrap();
+        assert!(Folder::open(&notes, &study, "images", 10).is_err_and(|e| e.to_string().contains("must be a folder")));
         assert!(
             Folder::open(place.path(), &study, "images", 10).is_err_and(|e| e.to_string().contains("but no study"))
         );

@@ -19,6 +19,7 @@ use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
 use convoy_common::suggest;
+use serde::Serialize;
 
 pub use error::DataError;
 pub use fashion::Places;
@@ -27,7 +28,8 @@ pub use selection::Selection;
 pub use set::{DataSet, ImageShape, PartSet, Split, Wanted};
 
 /// A part of a data set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Part {
     /// The training images that a job trains on.
     Train,
