@@ -5,8 +5,9 @@
 
 use std::fmt::Write;
 
-/// Colours that people with a colour vision deficiency can tell apart (Okabe and Ito 2008).
-const COLOURS: [&str; 7] = ["#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
+/// Colours that people with a colour vision deficiency can tell apart (Okabe and Ito 2008; the last one: Tol 2021, muted). Their yellow is too
+/// pale on white.
+const COLOURS: [&str; 8] = ["#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255"];
 
 /// Larger values are drawn as this one.
 const LARGEST: f64 = 1e300;

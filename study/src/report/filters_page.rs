@@ -12,7 +12,7 @@ use crate::representation::PERMUTATIONS;
 use crate::representation::filters::FilterPicture;
 
 /// Width of a picture of 16 filters on the page.
-const SHOWN: usize = 400;
+const SHOWN: usize = 560;
 
 impl Report {
     pub(super) fn filters_section(&self) -> String {

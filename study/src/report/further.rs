@@ -82,9 +82,24 @@ impl Report {
             "<h2>Overfitting</h2>\n<p>The gap of a run is its accuracy on the training images minus that on the test images. An arm that \
              regularises has a smaller gap than {0}: its difference is below zero.</p>\n<div class=\"wide\"><table>\n<tr><th>arm</th>\
              <th>its gap minus that of {0}, points (interval over seeds)</th><th>pairs</th></tr>\n{rows}</table></div>\n\
-             <p><small>These intervals are not corrected for the number of arms.</small></p>\n",
-            escaped(&self.arms[0].name)
+             <p><small>{1}These intervals are not corrected for the number of arms.</small></p>\n",
+            escaped(&self.arms[0].name),
+            self.gap_of_seeds(),
         )
+    }
+
+    /// How far seeds alone move the gap.
+    fn gap_of_seeds(&self) -> String {
+        let again = self.again.as_ref().map(|again| &again.tested.arm);
+        let gap = self.gaps.iter().find(|gap| Some(&gap.arm) == again);
+        gap.map_or(String::new(), |gap| {
+            format!(
+                "{} is the same net as {}, and its gap differs by {} points: other seeds alone do that. ",
+                escaped(&gap.arm),
+                escaped(&gap.against),
+                gap.points()
+            )
+        })
     }
 
     /// Arms against each other, as a section of the page.
@@ -103,7 +118,7 @@ impl Report {
             return String::new();
         }
         format!(
-            "<h2>Arms against each other</h2>\n<p>The study was planned for comparisons with {}. These differences are for orientation: they \
+            "<h2 id=\"between\">Arms against each other</h2>\n<p>The study was planned for comparisons with {}. These differences are for orientation: they \
              have no verdict, and their intervals are not corrected for their number.</p>\n<div class=\"wide\"><table>\n<tr><th>arms</th>\
              <th>difference of test accuracy, points (interval over seeds)</th><th>pairs</th></tr>\n{rows}</table></div>\n",
             escaped(&self.arms[0].name)

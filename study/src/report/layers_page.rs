@@ -9,7 +9,7 @@ use super::page::{ROW, ROWS, WIDTH};
 use crate::representation::Picture as Pictured;
 
 /// Size of a histogram.
-const HISTOGRAM: (f64, f64) = (270.0, 150.0);
+const HISTOGRAM: (f64, f64) = (270.0, 160.0);
 
 impl Report {
     pub(super) fn layers_section(&self) -> String {
@@ -19,21 +19,35 @@ impl Report {
         let groups = self.study.represent.as_ref().map_or(2, |what| what.groups);
         let layers: String = self.layers.iter().map(|layer| self.layer_section(layer)).collect();
         format!(
-            "<h2>What the layers represent</h2>\n<p>The outputs of a layer's channels are compared over places of test images. All arms are divided \
-             into the same {groups} groups of neighbouring channels, also those without groups. The absolute correlation of two channels is \
-             averaged over pairs of channels of one group (within), and of different groups (between). If the groups mean nothing, the \
-             difference of the two is like that of random partitions. Similarity is linear CKA, which is 1 for channels that span the same. The \
-             similarity of two runs of the same arm is the yardstick for that of two groups.</p>\n{layers}"
+            "<h2>What the layers represent</h2>\n<p>Are channels of the same group more alike than channels of different groups? The outputs of a layer's \
+             channels are compared at places of test images. The channels of all arms are divided into the same {groups} groups of neighbours, \
+             also in arms without groups. |r| is the absolute correlation of two channels: 0 if they have nothing in common, and 1 if they say \
+             the same. Its mean over pairs of channels of one group (within) minus that over pairs from different groups (between) is above zero \
+             if groups specialise. If groups mean nothing, it is like that of random partitions, which divide the channels at random.</p>\n\
+             <p>The similarity of two groups of channels (linear CKA) is 0 if they have nothing in common, and 1 if they carry the same \
+             information up to rotation and scale. That of the same layer in two runs of the same arm shows how similar nets are that differ in \
+             their seeds alone. Effective channels (effective rank): how many uncorrelated channels vary in as \
+             many directions.</p>\n{layers}"
         )
     }
 
     fn layer_section(&self, layer: &LayerReport) -> String {
         let (table, figure) = (self.layer_table(layer), self.layer_figure(layer));
-        let pictures: String =
-            layer.arms.iter().filter_map(|arm| Some(self.layer_picture(arm, &arm.picture.as_ref()?.0))).collect();
+        let pictured = || layer.arms.iter().filter_map(|arm| arm.picture.as_ref());
+        let ends = pictured().map(|(pictured, correlated)| {
+            let observed = correlated.difference();
+            (pictured.range.low.min(observed), pictured.range.high.max(observed))
+        });
+        let range = ends.fold((0.0_f64, 0.0_f64), |(low, high), (least, most)| (low.min(least), high.max(most)));
+        let pictures: String = layer
+            .arms
+            .iter()
+            .filter_map(|arm| Some(self.layer_picture(arm, &arm.picture.as_ref()?.0, range)))
+            .collect();
         format!(
             "<h3>{}</h3>\n{figure}{table}<figure class=\"many\">\n{pictures}<figcaption>The run with the first seed of each arm: correlations of \
-             channels, ordered by group (blue: negative, white: none, orange: positive), and the differences of 1,000 random partitions, with the \
+             channels, ordered by group (blue: negative, white: none, orange: positive; a channel with \
+             itself is left out), and the differences of 1,000 random partitions, with the \
              observed one as a line.</figcaption>\n</figure>\n",
             escaped(&layer.layer)
         )
@@ -99,37 +113,39 @@ impl Report {
             picture.line("thick", (best, y - 12.0), (best, y + 12.0), colour(index));
         }
         format!(
-            "<figure>\n{}<figcaption>Each mark is a run. The grey area has the middle 95 % of random partitions. The line is the mean under the best \
-             partition of the same channels that a search found.</figcaption>\n</figure>\n",
+            "<figure>\n{}<figcaption>Each mark is a run. The grey area has the middle 95 % of random partitions: marks to its right are runs whose \
+             groups specialise. A run is beyond chance if 95 % of its random partitions have smaller differences, so a mark near the right end can be. \
+             The line is the mean under the best division of the same channels that a search found.</figcaption>\n</figure>\n",
             picture.finish()
         )
     }
 
-    fn layer_picture(&self, arm: &ArmLayer, pictured: &Pictured) -> String {
+    fn layer_picture(&self, arm: &ArmLayer, pictured: &Pictured, range: (f64, f64)) -> String {
         let size = pictured.groups.len();
         let mut order: Vec<usize> = (0..size).collect();
         order.sort_by_key(|channel| pictured.groups[*channel]);
         let value =
             |row: usize, column: usize| f64::from(pictured.correlations[order[row] * size + order[column]]) / 100.0;
-        let raster = Raster::of(size, size, |row, column| diverging(value(row, column)));
+        let raster =
+            Raster::of(size, size, |row, column| diverging(if row == column { 0.0 } else { value(row, column) }));
         let about = format!("correlations of the channels of {}", arm.arm);
         format!(
             "<div class=\"one\"><p>{}</p>{}{}</div>\n",
             key(self.index_of(&arm.arm), &arm.arm),
             raster.image(&about, 200),
-            histogram(pictured, arm, self.index_of(&arm.arm)),
+            histogram(pictured, arm, self.index_of(&arm.arm), range),
         )
     }
 }
 
-/// The differences of random partitions of the first run, and the observed one.
-fn histogram(pictured: &Pictured, arm: &ArmLayer, index: usize) -> String {
+/// The differences of random partitions of the first run, and the observed one. `range` is that of all arms.
+fn histogram(pictured: &Pictured, arm: &ArmLayer, index: usize, range: (f64, f64)) -> String {
     let observed = arm.picture.as_ref().map_or(0.0, |(_, correlated)| correlated.difference());
     let (width, height) = HISTOGRAM;
     let mut picture = Picture::new(width, height, &format!("differences of random partitions of {}", arm.arm));
-    let (top, bottom) = (8.0, height - 40.0);
+    let (top, bottom) = (8.0, height - 48.0);
     let (low, high) = (pictured.range.low, pictured.range.high);
-    let scale = Scale::around([low, high], (26.0, width - 26.0), 3.0);
+    let scale = Scale::around([range.0, range.1], (26.0, width - 26.0), 3.0);
     let most = pictured.bars.iter().copied().max().unwrap_or(1).max(1) as f64;
     let step = (high - low) / pictured.bars.len() as f64;
     for (bar, count) in pictured.bars.iter().enumerate() {
@@ -137,7 +153,7 @@ fn histogram(pictured: &Pictured, arm: &ArmLayer, index: usize) -> String {
         let up = bottom - (bottom - top) * *count as f64 / most;
         picture.area("bar", &[(left, bottom), (left, up), (right, up), (right, bottom)], "#777777");
     }
-    picture.axis_below(&scale, top, bottom, "");
+    picture.axis_below(&scale, top, bottom, "within minus between");
     picture.line("thick", (scale.at(observed), top), (scale.at(observed), bottom), colour(index));
     picture.finish()
 }

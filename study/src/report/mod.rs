@@ -3,6 +3,7 @@
 //!
 //! Not here: running (`conduct`), and what the report looks like (`text`, `page`).
 
+mod charts_page;
 mod filters;
 mod filters_page;
 mod further;
@@ -11,6 +12,7 @@ mod layers_page;
 pub mod page;
 mod rates;
 mod summary;
+mod tests_page;
 pub mod text;
 mod variation;
 mod verdict;

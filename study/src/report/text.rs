@@ -3,7 +3,7 @@
 use convoy_report::words::percent;
 
 use super::{ArmReport, Comparison, Further, Report, Tested};
-use crate::statistics::sign_flip;
+use crate::statistics::{Interval, sign_flip};
 use crate::tune::Tuned;
 
 impl Report {
@@ -41,7 +41,12 @@ impl Report {
         let (control, pairs) = (&self.study.control().name, again.tested.differences.len());
         let rate = percent(self.design.alpha / self.design.comparisons as f64);
         let largest = again.tested.differences.iter().fold(0.0, |largest: f64, d| largest.max(d.abs()));
-        let apart = format!("their pairs differ by up to {:.2} points", largest * 100.0);
+        let Interval { low, high } = again.tested.interval.scaled(100.0);
+        let apart = format!(
+            "single pairs differ by up to {:.2} points, and the means of both series by {:+.2} ({low:+.2} to {high:+.2})",
+            largest * 100.0,
+            again.tested.mean * 100.0
+        );
         Some(if self.is_broken() {
             format!(
                 "BROKEN    {control} with other seeds came out as different from {control}: {}. A sound method does that in at most {rate} of all \

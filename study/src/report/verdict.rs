@@ -126,8 +126,8 @@ impl Tested {
         };
         let chance = chance(as_uneven(most, decided));
         format!(
-            "{winner} wins {most} of {decided} pairs against {loser}{ties}; one of two equal nets wins at least {most} of {decided} with a chance \
-             of {chance}"
+            "{winner} wins {most} of {decided} pairs against {loser}{ties}; of two equal nets, one or the other wins at least {most} of {decided} with \
+             a chance of {chance}"
         )
     }
 
