@@ -95,7 +95,7 @@ fn modules(source: &Path) -> BTreeMap<Vec<String>, String> {
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
             if path.is_dir() {
                 folders.push(path);
-            } else if name.ends_with(".rs") && !name.contains("tests") {
+            } else if name.ends_with(".rs") && name != "tests.rs" && !name.ends_with("_tests.rs") {
                 let relative = path.strip_prefix(source).unwrap().with_extension("");
                 let mut module: Vec<_> = relative.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
                 module.pop_if(|last| ["mod", "lib", "main"].contains(&last.as_str()));

@@ -9,6 +9,9 @@ use std::fmt::Write;
 /// pale on white.
 const COLOURS: [&str; 8] = ["#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255"];
 
+/// Number of shapes of marks.
+const SHAPES: usize = 4;
+
 /// Larger values are drawn as this one.
 const LARGEST: f64 = 1e300;
 /// Smaller differences are none.
@@ -139,7 +142,8 @@ impl Picture {
             let corners: Vec<_> = corners.iter().map(|(dx, dy)| (x + dx * r, y + dy * r)).collect();
             format!("polygon points=\"{}\"", points(&corners))
         };
-        let shape = match series % 4 {
+        // Colours repeat, but not with the same shape.
+        let shape = match (series + series / COLOURS.len()) % SHAPES {
             0 => format!("circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{r:.1}\""),
             1 => polygon(&[(0.0, -1.25), (1.15, 0.85), (-1.15, 0.85)]),
             2 => polygon(&[(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]),
@@ -218,6 +222,17 @@ mod tests {
             assert!((2..=12).contains(&count), "{values:?}: {count} ticks");
             assert!(values.iter().all(|v| v.is_nan() || (-1e-9..=1.0 + 1e-9).contains(&scale.at(*v))), "{values:?}");
         }
+    }
+
+    #[test]
+    fn the_marks_of_32_series_differ_in_colour_or_shape() {
+        let mark = |series: usize| {
+            let mut picture = Picture::new(1.0, 1.0, "");
+            picture.mark(series, "mean", (0.0, 0.0), 1.0, "");
+            picture.finish()
+        };
+        let marks: std::collections::BTreeSet<String> = (0..32).map(mark).collect();
+        assert_eq!(marks.len(), 32);
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub enum StudyError {
     Changed { folder: PathBuf, what: String },
     /// There is a file instead of a folder.
     #[error("{} is not a folder; must be a folder, or not exist yet", path.display())]
-    NoFolder { path: PathBuf },
+    NotAFolder { path: PathBuf },
     /// The folder holds something else.
     #[error("{} holds files, but no study; give an empty folder, or one that does not exist", folder.display())]
     Occupied { folder: PathBuf },

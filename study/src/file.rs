@@ -413,7 +413,7 @@ impl RawArm {
             None => read(base).map_err(|error| {
                 let presets = presets::names().join(", ");
                 refused(format!(
-                    "model = \"{base}\": {error}; must be a preset ({presets}), or the path of a model file, from the folder of the study's file"
+                    "model = \"{base}\": {error}; must be a preset ({presets}), or the path of a model file, relative to the folder of the study's file"
                 ))
             })?,
         };

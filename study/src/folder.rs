@@ -49,7 +49,7 @@ impl Folder {
     /// When it holds a study that differs, or something else; when another process uses it; when it can't be written.
     pub fn open(path: &Path, study: &Study, images: &str, train_images: usize) -> Result<Self, StudyError> {
         if fs::metadata(path).is_ok_and(|found| !found.is_dir()) {
-            return Err(StudyError::NoFolder { path: path.to_owned() });
+            return Err(StudyError::NotAFolder { path: path.to_owned() });
         }
         fs::create_dir_all(path).map_err(wrong(path))?;
         let lock = File::open(path).map_err(wrong(path))?;
@@ -185,8 +185,9 @@ pub(crate) fn images_of(folder: &Path) -> Result<(String, Option<usize>), StudyE
 fn not_as_written(error: &serde_json::Error) -> String {
     let (line, column) = (error.line(), error.column());
     match error.classify() {
-        Category::Data => format!("line {line}, column {column} has another value than convoy writes there"),
+        Category::Data => format!("line {line}, column {column} is not what convoy writes there"),
         Category::Eof => format!("it ends early, in line {line}"),
+        // A text in memory has no errors of reading.
         Category::Syntax | Category::Io => format!("line {line}, column {column} is not JSON"),
     }
 }
@@ -236,7 +237,7 @@ mod tests {
     #[test]
     fn damaged_files_are_described_without_the_names_of_types() {
         for (text, expected) in [
-            ("{\n\"sha256\": 7}", "line 2, column 11 has another value than convoy writes there"),
+            ("{\n\"sha256\": 7}", "line 2, column 11 is not what convoy writes there"),
             ("{\n\"sha256\": ", "it ends early, in line 2"),
             ("{\n sha256", "line 2, column 2 is not JSON"),
         ] {

@@ -38,6 +38,8 @@ use session::{Session, SessionError};
 /// study soon follows the last one.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How often a worker looks whether its compute thread has dropped an earlier job.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// A worker does not log why it has no job until its pauses are this long. A worker that is stopped together with its coordinator ends before.
 const PAUSE_WITH_COMPLAINT: Duration = Duration::from_millis(80);
 /// A worker logs once why it has no job, and repeats an unchanged reason after this time.
@@ -158,7 +160,7 @@ async fn until_idle(vitals: &Vitals) {
                 "this worker cannot join a job: its compute thread is still busy with an earlier job, after {HANGS_AFTER:?}"
             );
         }
-        sleep(PAUSE_MIN).await;
+        sleep(LOOK_AGAIN).await;
     }
 }
 
@@ -170,12 +172,20 @@ async fn serve(
     presence: &Presence,
 ) -> Result<(), WorkerError> {
     let (mut pause, mut complained) = (PAUSE_MIN, None::<(Instant, String)>);
+    // The first of several reasons that come too soon after each other to be logged.
+    let mut unsaid = None::<String>;
     loop {
         until_idle(&presence.vitals).await;
-        match Session::run(config, isa, &messages, presence).await {
-            Ok(()) => {
-                (pause, complained) = (PAUSE_MIN, None);
+        let began = Instant::now();
+        let ended = Session::run(config, isa, &messages, presence).await;
+        let lasted = began.elapsed() > PAUSE_MAX;
+        match ended {
+            Ok(served) => {
+                if served || lasted {
+                    (pause, complained, unsaid) = (PAUSE_MIN, None, None);
+                }
                 sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
             }
             Err(SessionError::Refused { reason }) => {
                 let addresses: Vec<String> = config.join.iter().map(Address::to_string).collect();
@@ -183,15 +193,17 @@ async fn serve(
             }
             Err(error) => {
                 if error.was_in_a_job() {
-                    (pause, complained) = (PAUSE_MIN, None);
+                    (pause, complained, unsaid) = (PAUSE_WITH_COMPLAINT, None, None);
                 }
                 sleep(pause).await;
                 let is_brief = pause < PAUSE_WITH_COMPLAINT;
                 pause = (pause * 2).min(PAUSE_MAX);
+                let reason = unsaid.take().unwrap_or_else(|| chain(&error));
                 if is_brief {
+                    unsaid = Some(reason);
                     continue;
                 }
-                let complaint = chain(&error);
+                let complaint = reason;
                 if complained.as_ref().is_none_or(|(at, last)| *last != complaint || at.elapsed() > COMPLAINT_EVERY) {
                     tracing::warn!("{complaint}; retrying");
                     complained = Some((Instant::now(), complaint));

@@ -1,12 +1,12 @@
 //! The charts of the page that show all arms: differences, runs, learning, and accuracy against cost.
 //!
-//! Not here: drawing (`svg`), and the table of tests (`tests_page`).
+//! Not here: drawing (`svg`), and the table of tests (`comparisons_page`).
 
 use convoy_report::svg::{Picture, Scale, colour, escaped, key};
 use convoy_report::words::{percent, sentence};
 
 use super::page::{ROW, ROWS, WIDTH};
-use super::{ArmReport, Comparison, Report, Tested};
+use super::{ArmReport, Comparison, CurvePoint, Report, Summary, Tested};
 use crate::statistics::Interval;
 
 /// With more arms, the ranges of runs would hide each other.
@@ -56,12 +56,19 @@ impl Report {
             );
         }
         let confidence = percent(self.study.confidence);
+        let same = match self.design.comparisons {
+            1 => "A mean that is drawn there is not enough for \"the same\".".to_owned(),
+            several => format!(
+                "With {several} comparisons, the tests for \"the same\" are stricter than the intervals that are drawn here, so an interval in the \
+                 green area is not always enough."
+            ),
+        };
         format!(
             "<h2>What came out, and how sure it is</h2>\n<figure>\n{}<figcaption>The difference of each arm from {}: the large mark is the \
              mean of all pairs, and small marks are single pairs. The thick line is the {confidence} interval of the mean over seeds. The \
              thin line is the interval over seeds and test images: it would also hold for other test images of the same kind. Green: \
-             differences of less than {margin} points, the margin. An arm counts as the same only if the tests show that its true difference lies \
-             there; a mean or an interval that is drawn there is not enough. An arm can be better or worse by less than that.</figcaption>\n\
+             differences of less than {margin} points, the margin. {same} A difference can lie there \
+             and still be better or worse.</figcaption>\n\
              </figure>\n{}",
             picture.finish(),
             escaped(control),
@@ -97,7 +104,7 @@ impl Report {
 
     pub(super) fn curves_section(&self) -> String {
         let has_ranges = self.arms.len() <= RANGES_MAX;
-        let chart = |name: &str, about: &str, value: &dyn Fn(&super::CurvePoint) -> (f64, f64, f64)| {
+        let chart = |name: &str, about: &str, value: &dyn Fn(&CurvePoint) -> (f64, f64, f64)| {
             let (left, right, top, bottom) = (80.0, WIDTH - 30.0, 16.0, 300.0);
             let mut picture = Picture::new(WIDTH, 352.0, about);
             let all = || self.arms.iter().flat_map(|arm| arm.curve.iter().map(value));
@@ -109,8 +116,7 @@ impl Report {
             picture.axis_left(&vertical, left, right, name);
             picture.axis_below(&horizontal, top, bottom, "epoch");
             for (index, arm) in self.arms.iter().enumerate() {
-                let at =
-                    |point: &super::CurvePoint, value: f64| (horizontal.at(point.epoch as f64), vertical.at(value));
+                let at = |point: &CurvePoint, value: f64| (horizontal.at(point.epoch as f64), vertical.at(value));
                 let upper = arm.curve.iter().map(|point| at(point, value(point).2));
                 let lower = arm.curve.iter().rev().map(|point| at(point, value(point).1));
                 if has_ranges {
@@ -125,12 +131,12 @@ impl Report {
             }
             picture.finish()
         };
-        let percent = |summary: &super::Summary| (summary.mean * 100.0, summary.min * 100.0, summary.max * 100.0);
-        let plain = |summary: &super::Summary| (summary.mean, summary.min, summary.max);
+        let in_percent = |summary: &Summary| (summary.mean * 100.0, summary.min * 100.0, summary.max * 100.0);
+        let plain = |summary: &Summary| (summary.mean, summary.min, summary.max);
         format!(
             "<h2>Learning</h2>\n{}<figure>\n{}{}<figcaption>The mean of each arm{}.</figcaption>\n</figure>\n",
             self.keys(),
-            chart("test accuracy, %", "Test accuracy by epoch", &|point| percent(&point.test_accuracy)),
+            chart("test accuracy, %", "Test accuracy by epoch", &|point| in_percent(&point.test_accuracy)),
             chart("training loss", "Training loss by epoch", &|point| plain(&point.train_loss)),
             if has_ranges { ", and the range of its runs" } else { "" },
         )
@@ -141,7 +147,7 @@ impl Report {
         let mut picture = Picture::new(WIDTH, 352.0, "Accuracy against cost");
         let millions = |arm: &ArmReport| arm.multiply_adds as f64 / 1e6;
         let reach = |arm: &ArmReport| {
-            let super::Summary { mean, deviation, .. } = arm.test_accuracy;
+            let Summary { mean, deviation, .. } = arm.test_accuracy;
             [mean - deviation, mean, mean + deviation].map(|value| value * 100.0)
         };
         let vertical = Scale::around(self.arms.iter().flat_map(reach), (bottom, top), 6.0);

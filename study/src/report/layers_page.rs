@@ -6,7 +6,7 @@ use convoy_report::svg::{Picture, Scale, colour, escaped, key};
 use super::Report;
 use super::layers::{ArmLayer, LayerReport};
 use super::page::{ROW, ROWS, WIDTH};
-use crate::representation::Picture as Pictured;
+use crate::representation::{PERMUTATIONS, Picture as Pictured};
 
 /// Size of a histogram.
 const HISTOGRAM: (f64, f64) = (270.0, 160.0);
@@ -21,23 +21,20 @@ impl Report {
         format!(
             "<h2>What the layers represent</h2>\n<p>Are channels of the same group more alike than channels of different groups? The outputs of a layer's \
              channels are compared at places of test images. The channels of all arms are divided into the same {groups} groups of neighbours, \
-             also in arms without groups. |r| is the absolute correlation of two channels: 0 if they have nothing in common, and 1 if they say \
-             the same. Its mean over pairs of channels of one group (within) minus that over pairs from different groups (between) is above zero \
-             if groups specialise. If groups mean nothing, it is like that of random partitions, which divide the channels at random.</p>\n\
-             <p>The similarity of two groups of channels (linear CKA) is 0 if they have nothing in common, and 1 if they carry the same \
-             information up to rotation and scale. That of the same layer in two runs of the same arm shows how similar nets are that differ in \
-             their seeds alone. Effective channels (effective rank): how many uncorrelated channels vary in as \
-             many directions.</p>\n{layers}"
+             also in arms without groups. |r| is the absolute correlation of two channels: 0 if neither predicts the other by a straight line, and 1 if one is a \
+             multiple of the other plus a constant. Its mean over pairs of channels of one group (within) minus that over pairs from different \
+             groups (between) is above zero if channels of the same group are more alike. If groups mean nothing, it is like that of random \
+             partitions, which divide the channels at random.</p>\n<p>The similarity of two groups of channels (linear CKA) is 0 if no channel of \
+             one group correlates with a channel of the other, and 1 if one group's outputs are those of the other, rotated and scaled. That of the \
+             same layer in two runs of the same arm shows how similar nets are that differ in their seeds alone. Effective channels (effective \
+             rank): the number of uncorrelated channels, all equally strong, whose correlation matrix has eigenvalues of the same entropy.</p>\n{layers}"
         )
     }
 
     fn layer_section(&self, layer: &LayerReport) -> String {
         let (table, figure) = (self.layer_table(layer), self.layer_figure(layer));
         let pictured = || layer.arms.iter().filter_map(|arm| arm.picture.as_ref());
-        let ends = pictured().map(|(pictured, correlated)| {
-            let observed = correlated.difference();
-            (pictured.range.low.min(observed), pictured.range.high.max(observed))
-        });
+        let ends = pictured().map(|(pictured, _)| (pictured.range.low, pictured.range.high));
         let range = ends.fold((0.0_f64, 0.0_f64), |(low, high), (least, most)| (low.min(least), high.max(most)));
         let pictures: String = layer
             .arms
@@ -47,7 +44,7 @@ impl Report {
         format!(
             "<h3>{}</h3>\n{figure}{table}<figure class=\"many\">\n{pictures}<figcaption>The run with the first seed of each arm: correlations of \
              channels, ordered by group (blue: negative, white: none, orange: positive; a channel with \
-             itself is left out), and the differences of 1,000 random partitions, with the \
+             itself is left out), and the differences of {PERMUTATIONS} random partitions, with the \
              observed one as a line.</figcaption>\n</figure>\n",
             escaped(&layer.layer)
         )
@@ -113,9 +110,9 @@ impl Report {
             picture.line("thick", (best, y - 12.0), (best, y + 12.0), colour(index));
         }
         format!(
-            "<figure>\n{}<figcaption>Each mark is a run. The grey area has the middle 95 % of random partitions: marks to its right are runs whose \
-             groups specialise. A run is beyond chance if 95 % of its random partitions have smaller differences, so a mark near the right end can be. \
-             The line is the mean under the best division of the same channels that a search found.</figcaption>\n</figure>\n",
+            "<figure>\n{}<figcaption>Each mark is a run. The grey area has the middle 95 % of random partitions; its ends are means over runs. Whether a run is \
+             beyond chance is decided by {PERMUTATIONS} random partitions of its own: at least 95 % of them must have a smaller difference, so a mark \
+             just inside the right end can be beyond chance, too. The line is the mean under the best division of the same channels that a search found.</figcaption>\n</figure>\n",
             picture.finish()
         )
     }

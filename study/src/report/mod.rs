@@ -4,6 +4,7 @@
 //! Not here: running (`conduct`), and what the report looks like (`text`, `page`).
 
 mod charts_page;
+mod comparisons_page;
 mod filters;
 mod filters_page;
 mod further;
@@ -12,7 +13,6 @@ mod layers_page;
 pub mod page;
 mod rates;
 mod summary;
-mod tests_page;
 pub mod text;
 mod variation;
 mod verdict;

@@ -10,6 +10,7 @@ use convoy_report::words::{chance, grouped, percent, plural, sentence};
 
 use super::{ArmReport, Comparison, Report, Verdict};
 use crate::builtin;
+use crate::file::Study;
 
 /// Width of all pictures.
 pub(super) const WIDTH: f64 = 860.0;
@@ -44,10 +45,6 @@ impl Report {
     }
 
     fn answer(&self) -> String {
-        let corrected = match self.design.comparisons {
-            1 => String::new(),
-            several => format!(" (corrected for {several} comparisons)"),
-        };
         let verdicts = self.comparisons.iter().map(|comparison| {
             let kind = match comparison.verdict {
                 Verdict::Better(_) => "better",
@@ -58,9 +55,10 @@ impl Report {
             let (said, luck) = (escaped(&sentence(&comparison.said)), escaped(&sentence(&comparison.luck)));
             let about = self.about(&comparison.tested.arm);
             let chance = chance(comparison.sign_flip_corrected);
+            let (mean, corrected) = (comparison.tested.mean * 100.0, self.corrected());
             format!(
-                "<li class=\"{kind}\">{said}.<br><small>{about}. Between equal nets, a mean difference of at least this size has a chance of {chance}\
-                 {corrected}. {luck}.</small></li>\n"
+                "<li class=\"{kind}\">{said}.<br><small>{about}. The mean difference is {mean:+.2} points. Equal nets give one at least as far from \
+                 zero with a chance of {chance}{corrected}. {luck}.</small></li>\n"
             )
         });
         let check = self.check().map(|check| {
@@ -108,10 +106,7 @@ impl Report {
         } else {
             " The other arms are compared with each other <a href=\"#between\">below</a>, for orientation.".to_owned()
         };
-        format!(
-            "<p>Each verdict compares an arm with {control}. The number of runs and the margin of {} points were fixed before the first run.{others}</p>\n",
-            self.study.margin
-        )
+        format!("<p>Each verdict compares an arm with {control}.{others}</p>\n")
     }
 
     /// What a point is. Nothing if nothing is compared.
@@ -176,8 +171,9 @@ impl Report {
         let control = self.study.control();
         let layers: Vec<String> = control.network.layers.iter().filter_map(described).collect();
         format!(
-            "Multiply-adds and bytes follow from the model: bytes are those that workers send in a training step if each tower has a worker of \
-             its own{masked}. The images have {} x {} pixels, {}, and {} classes. The layers of {} with weights are {}.",
+            "Multiply-adds, those of the forward pass, and bytes follow from the model. Bytes are those of all tensors that cross a socket in a \
+             training step, images included, if each tower has a worker of its own{masked}. The images have {} x {} pixels, {}, and {} classes. The \
+             layers with weights in {} are {}.",
             control.network.input.shape.height,
             control.network.input.shape.width,
             plural(control.network.input.shape.channels, "channel", "channels"),
@@ -189,15 +185,13 @@ impl Report {
 
     fn method_section(&self) -> String {
         let study = &self.study;
-        let images = study
-            .train_images
-            .map_or(String::new(), |images| format!("{} training images of ", grouped(images as u64)));
-        let source = match study.data.parse() {
-            Ok(DataSource::Auto) => "Fashion-MNIST".to_owned(),
-            Ok(DataSource::Bundled) => "the part of Fashion-MNIST that comes with the program".to_owned(),
-            _ => escaped(&study.data),
-        };
-        let data = format!("{images}{source} (--data {})", escaped(&study.data));
+        let images =
+            study.train_images.map_or(String::new(), |images| format!("{} training images. ", grouped(images as u64)));
+        let auto = if matches!(study.data.parse(), Ok(DataSource::Auto)) { ", which is Fashion-MNIST" } else { "" };
+        let data = format!(
+            "{images}The study's file says data = \"{}\"{auto}; the hash below says which images were used",
+            escaped(&study.data)
+        );
         let again = if self.again.is_some() {
             format!(
                 "<li>The control is compared with itself, with other seeds. If that finds a difference, the method may be broken; a sound one finds \
@@ -248,15 +242,18 @@ impl Report {
             "<h2>Run it again</h2>\n<p><code>convoy study {}</code> gives the same bits on any machine. The study has the hash <code>{}</code>, and its \
              images have <code>{}</code>.</p>\n<details><summary>All runs, with the hashes of their weights</summary>\n<div class=\"wide\">\
              <table>\n<tr><th>arm</th><th>seed</th><th>test accuracy</th><th>weights_sha256</th></tr>\n{}</table></div></details>\n",
-            if builtin::names().contains(&self.study.name.as_str()) {
-                escaped(&self.study.name)
-            } else {
-                "FILE".to_owned()
-            },
+            if self.is_built_in() { escaped(&self.study.name) } else { "FILE".to_owned() },
             self.study_sha256,
             self.images_sha256,
             rows.collect::<String>()
         )
+    }
+
+    /// Whether it is the report of the built-in study of this name, and not of another one.
+    fn is_built_in(&self) -> bool {
+        let name = &self.study.name;
+        builtin::names().contains(&name.as_str())
+            && Study::open(name).is_ok_and(|own| own.sha256(&self.images_sha256) == self.study_sha256)
     }
 
     /// All comparisons, each with the index of its arm.
@@ -272,7 +269,8 @@ impl Report {
 fn described(layer: &Layer) -> Option<String> {
     match &layer.kind {
         LayerKind::Conv(conv) => {
-            Some(format!("{} ({} filters of {k} x {k})", layer.name, conv.filters, k = conv.kernel))
+            let groups = if conv.groups > 1 { format!(" in {} groups", conv.groups) } else { String::new() };
+            Some(format!("{} ({} filters of {k} x {k}{groups})", layer.name, conv.filters, k = conv.kernel))
         }
         LayerKind::Linear(linear) => Some(format!("{} ({} units)", layer.name, linear.units)),
         _ => None,

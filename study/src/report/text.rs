@@ -43,9 +43,10 @@ impl Report {
         let largest = again.tested.differences.iter().fold(0.0, |largest: f64, d| largest.max(d.abs()));
         let Interval { low, high } = again.tested.interval.scaled(100.0);
         let apart = format!(
-            "single pairs differ by up to {:.2} points, and the means of both series by {:+.2} ({low:+.2} to {high:+.2})",
+            "single pairs differ by up to {:.2} points; the mean difference is {:+.2} ({} interval {low:+.2} to {high:+.2})",
             largest * 100.0,
-            again.tested.mean * 100.0
+            again.tested.mean * 100.0,
+            percent(self.study.confidence)
         );
         Some(if self.is_broken() {
             format!(

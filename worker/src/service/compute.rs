@@ -165,9 +165,9 @@ fn is_of_a_step(out: &Out) -> bool {
     }
 }
 
-/// Whether nobody waits for an output: a step also needs StepDone, which comes later.
-fn can_wait(out: &Out) -> bool {
-    matches!(out, Out::Say(FromWorker::BackwardDone { .. }))
+/// Whether outputs may wait for the next other one: nobody waits for BackwardDone, because a step also needs StepDone, which comes later.
+fn can_wait(outputs: &[Out], has_work: bool) -> bool {
+    has_work && outputs.iter().all(|out| matches!(out, Out::Say(FromWorker::BackwardDone { .. })))
 }
 
 impl Job {
@@ -199,7 +199,7 @@ impl Job {
     /// computation. So results that nobody waits for don't go out alone while there is more to compute.
     fn hand_out(&mut self, out: Vec<Out>, stopwatch: &mut Stopwatch) -> bool {
         self.later.extend(out);
-        if self.later.is_empty() || self.later.iter().all(can_wait) && self.engine.has_work() {
+        if self.later.is_empty() || can_wait(&self.later, self.engine.has_work()) {
             return true;
         }
         let of = if self.later.iter().any(is_of_a_step) { Of::Step(Activity::HandOut) } else { Of::NoStep };
@@ -319,7 +319,21 @@ pub(super) fn failure(error: &EngineError) -> Failure {
 mod tests {
     use std::sync::mpsc::channel;
 
+    use convoy_common::batch::{MicroBatch, MicroBatchId};
+    use convoy_common::index::TowerIndex;
+
     use super::*;
+
+    #[test]
+    fn only_backward_done_waits_and_only_while_there_is_work() {
+        let id = MicroBatchId { step: 1, phase: Phase::Train, slot: 0, micro_batch: 0 };
+        let micro_batch = MicroBatch { id, samples: 0..1 };
+        let backward = || Out::Say(FromWorker::BackwardDone { micro_batch: micro_batch.clone(), tower: TowerIndex(0) });
+        let step = || Out::Say(FromWorker::StepDone { step: 1, tally: Tally::default() });
+        assert!(can_wait(&[backward(), backward()], true));
+        assert!(!can_wait(&[backward()], false));
+        assert!(!can_wait(&[backward(), step()], true));
+    }
 
     /// Far longer than a test may take.
     const LONG: Duration = Duration::from_secs(600);

@@ -30,6 +30,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 use tracing::Instrument;
 
+use super::PAUSE_MIN;
 use super::compute::{Job, Message};
 use super::config::{Presence, WorkerConfig};
 use super::connection::{Place, connect, places};
@@ -250,13 +251,14 @@ struct Tensors<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// Finds a coordinator that accepts this worker, serves one job, and returns when the coordinator has ended it.
+    /// Finds a coordinator that accepts this worker, serves one job, and returns when the coordinator has ended it. Returns whether it was
+    /// assigned to a job.
     pub(super) async fn run(
         config: &'a WorkerConfig,
         isa: Isa,
         messages: &'a mpsc::Sender<Message>,
         presence: &'a Presence,
-    ) -> Result<(), SessionError> {
+    ) -> Result<bool, SessionError> {
         let found = places(&config.join).await.map_err(|(address, error)| SessionError::Name(address, error))?;
         let are_several = found.len() > 1;
         let mut places = VecDeque::from(found);
@@ -264,7 +266,10 @@ impl<'a> Session<'a> {
         while let Some(place) = places.pop_front() {
             match Self::serve_at(config, isa, messages, presence, &place).await {
                 // The coordinator that it has left would take it again.
-                Err(SessionError::Moved(other)) => places.push_front(other.clone()),
+                Err(SessionError::Moved(other)) => {
+                    sleep(PAUSE_MIN).await;
+                    places.push_front(other);
+                }
                 Err(error) if error.is_turned_away() => turned_away = Some(error),
                 Err(SessionError::Refused { reason }) if are_several => {
                     refused = Some(SessionError::Refused { reason: format!("{reason} (at {place})") });
@@ -273,7 +278,7 @@ impl<'a> Session<'a> {
             }
         }
         // A coordinator without a place for it may have one later. One that refuses it never will.
-        turned_away.or(refused).map_or(Ok(()), Err)
+        turned_away.or(refused).map_or(Ok(false), Err)
     }
 
     async fn serve_at(
@@ -282,7 +287,7 @@ impl<'a> Session<'a> {
         messages: &'a mpsc::Sender<Message>,
         presence: &'a Presence,
         place: &Place,
-    ) -> Result<(), SessionError> {
+    ) -> Result<bool, SessionError> {
         let (control, requests) = channel(QUEUE);
         let session = Session { messages, control, generation: Arc::default(), presence, config };
         // Without a door, the coordinator relays what other workers send.
@@ -338,7 +343,7 @@ impl<'a> Session<'a> {
         mut orders: Streaming<v1::ToWorker>,
         mut tensors: Tensors<'_>,
         mut whereabouts: Whereabouts<'_>,
-    ) -> Result<(), SessionError> {
+    ) -> Result<bool, SessionError> {
         // It goes on through the coordinator's pings.
         let mut telling = Box::pin(whereabouts.tell());
         let first = loop {
@@ -360,15 +365,16 @@ impl<'a> Session<'a> {
         drop(telling);
         let mut assignment = match first {
             Some(Numbered { generation, message: ToWorker::Assign(message) }) => Numbered { generation, message },
-            Some(Numbered { message: ToWorker::EndJob { .. }, .. }) | None => return Ok(()),
+            Some(Numbered { message: ToWorker::EndJob { .. }, .. }) | None => return Ok(false),
             other => return Err(SessionError::OutOfTurn { found: name(other.as_ref()), expected: "Assign" }),
         };
+        whereabouts.is_spare = false;
         let _in_job = InJob::begin(self.presence, &self.config.metrics);
         loop {
             let span = span_of(&assignment);
             let generation = self.serve_generation(assignment, &mut orders, &mut tensors, &mut whereabouts);
             match generation.instrument(span).await? {
-                Ended::Job => return Ok(()),
+                Ended::Job => return Ok(true),
                 Ended::Generation(next) => assignment = *next,
             }
         }
@@ -399,7 +405,8 @@ impl<'a> Session<'a> {
             () = self.config.rehearsal.reconnects() => Err(SessionError::Reconnects),
         };
         match ended {
-            Err(SessionError::Broken(_)) if terms.is_over.get() => Ok(Ended::Job),
+            // After the end, the state of the connections does not matter.
+            Err(_) if terms.is_over.get() => Ok(Ended::Job),
             ended => ended,
         }
     }

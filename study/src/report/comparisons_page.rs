@@ -1,10 +1,16 @@
 //! The tables of the page about the comparisons with the control, and how their tests work.
+//!
+//! Not here: the charts (`charts_page`), and verdicts (`verdict`).
 
 use convoy_report::svg::{escaped, key};
-use convoy_report::words::{chance, percent, plural};
+use convoy_report::words::{chance, percent};
 
 use super::{Comparison, Report, Verdict};
 use crate::statistics::Interval;
+
+/// How chances are corrected.
+const HOLM: &str = "<li>Holm's correction: each comparison is another opportunity for luck. The smallest chance is multiplied by the number of \
+                    comparisons, the next one by one less, and so on. That of the control with other seeds is multiplied by the full number.</li>\n";
 
 impl Report {
     /// What came out, and the figures of all tests in a part that can be opened.
@@ -12,7 +18,8 @@ impl Report {
         let row = |(arm, comparison): (usize, &Comparison)| {
             let tested = &comparison.tested;
             let verdict = match comparison.verdict {
-                _ if tested.is_again => "the control itself",
+                Verdict::Better(_) | Verdict::Worse(_) if tested.is_again => "differs from itself",
+                _ if tested.is_again => "not found to differ",
                 Verdict::Better(_) => "better",
                 Verdict::Worse(_) => "worse",
                 Verdict::Same => "the same",
@@ -30,48 +37,61 @@ impl Report {
             format!("<tr><td>{}</td>{}</tr>\n", key(arm, &tested.arm), unbroken(&cells))
         };
         let rows: String = self.all_comparisons().into_iter().map(row).collect();
+        let confidence = percent(self.study.confidence);
         format!(
-            "<div class=\"wide\"><table>\n<tr><th>arm</th><th>pairs</th><th>mean difference from {}, points</th><th>{} interval over seeds</th>\
-             <th>over seeds and test images</th><th>chance of at least this difference between equal arms, corrected for {}</th>\
+            "<div class=\"wide\"><table>\n<tr><th>arm</th><th>pairs</th><th>mean difference from {}, points</th><th>{confidence} interval over \
+             seeds</th><th>{confidence} interval over seeds and test images</th><th>chance of at least this difference between equal arms{}</th>\
              <th>verdict</th></tr>\n{rows}</table></div>\n{}",
             escaped(&self.arms[0].name),
-            percent(self.study.confidence),
-            plural(self.design.comparisons, "comparison", "comparisons"),
+            self.corrected(),
             self.all_tests(),
         )
     }
 
     fn all_tests(&self) -> String {
+        let is_corrected = self.design.comparisons > 1;
         let row = |(arm, comparison): (usize, &Comparison)| {
             let tested = &comparison.tested;
             let share = tested.superiority_interval.scaled(100.0);
-            let better = format!("{:.0} % ({:.0} to {:.0} %)", tested.superiority * 100.0, share.low, share.high);
-            let cells = [
+            let mut cells = vec![
                 format!("{:+.3} ± {:.3}", tested.mean * 100.0, tested.deviation * 100.0),
                 chance(tested.sign_flip),
                 chance(tested.equivalence),
-                chance(comparison.equivalence_corrected),
-                better,
+            ];
+            cells.extend(is_corrected.then(|| chance(comparison.equivalence_corrected)));
+            cells.extend([
+                format!("{:.0} % ({:.0} to {:.0} %)", tested.superiority * 100.0, share.low, share.high),
                 points(tested.welch_interval),
                 tested.correlation.map_or("none".to_owned(), |correlation| format!("{correlation:+.2}")),
                 tested.effective_runs.map_or("-".to_owned(), |runs| format!("{runs:.1}")),
-            ];
+            ]);
             format!("<tr><td>{}</td>{}</tr>\n", key(arm, &tested.arm), unbroken(&cells))
         };
         let rows: String = self.all_comparisons().into_iter().map(row).collect();
         let margin = self.study.margin;
+        let (not, both, holm) = match is_corrected {
+            true => (", not corrected", "<th>two one-sided tests, corrected</th>", HOLM),
+            false => ("", "", ""),
+        };
         format!(
             "<details><summary>All tests, and how they work</summary>\n<ul>\n<li>Sign-flip test: if two nets are equal, the sign of each pair's \
              difference is a coin toss. All combinations of signs are tried. The chance is the share of them with a mean that is at least as far \
-             from zero.</li>\n<li>Two one-sided tests: the chance of a difference as small as this one if the true one is {margin} points, the \
-             margin.</li>\n<li>Holm's correction: each comparison is another opportunity for luck, so the chances are made larger.</li>\n<li>Welch's \
-             interval ignores which runs form a pair. Pairs help if their accuracies are correlated.</li>\n</ul>\n<div class=\"wide\"><table>\n\
-             <tr><th>arm</th><th>mean difference ± standard deviation of pairs, points</th><th>sign-flip test, not corrected</th>\
-             <th>two one-sided tests, not corrected</th><th>two one-sided tests, corrected</th>\
+             from zero.</li>\n<li>Two one-sided tests: the chance of a mean difference at least this far inside the margin if the true one lies \
+             exactly at the margin, {margin} points.</li>\n{holm}<li>Welch's interval ignores which runs form a pair. Pairs help if their \
+             accuracies are correlated.</li>\n</ul>\n<div class=\"wide\"><table>\n<tr><th>arm</th>\
+             <th>mean difference ± standard deviation of pairs, points</th><th>sign-flip test{not}</th><th>two one-sided tests{not}</th>{both}\
              <th>pairs in which it is better (a tie counts half)</th><th>Welch's interval</th><th>correlation of pairs</th>\
              <th>unpaired runs as precise as these pairs</th></tr>\n{rows}</table></div>\n<p><small>Intervals are not corrected for the number of \
-             arms. Chances are, where it says so, and a verdict needs both.</small></p>\n</details>\n"
+             arms. A verdict needs the chances and the intervals to agree.</small></p>\n</details>\n"
         )
+    }
+
+    /// How chances are corrected, as a part of a sentence. Nothing for a single comparison.
+    pub(super) fn corrected(&self) -> String {
+        match self.design.comparisons {
+            1 => String::new(),
+            several => format!(", corrected for {several} comparisons"),
+        }
     }
 }
 
