@@ -591,5 +591,7 @@ async fn a_worker_survives_a_coordinator_that_talks_nonsense() {
     let text = said(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("refuses this worker: you speak version 1, we speak version 0"), "{text}");
+    assert!(text.contains("invalid message from the coordinator"), "it logs why it left: {text}");
+    assert!(text.matches("; retrying").count() > 5, "it logs each new reason: {text}");
     assert!(!text.contains("panicked"), "{text}");
 }
