@@ -76,7 +76,10 @@ impl Report {
             .variation
             .iter()
             .map(|varied| format!("<li class=\"unclear\">{}.</li>\n", escaped(&sentence(&varied.said()))));
-        let answers: String = verdicts.chain(varied).collect();
+        let coloured = self.filters.iter().flat_map(|layer| &layer.arms).filter_map(|arm| arm.colours.as_ref());
+        let coloured =
+            coloured.map(|found| format!("<li class=\"unclear\">{}.</li>\n", escaped(&sentence(&found.said))));
+        let answers: String = coloured.chain(verdicts).chain(varied).collect();
         format!(
             "{first}<ul class=\"verdicts\">\n{answers}</ul>\n{}{}{}{limits}{}",
             self.reference(),
@@ -106,7 +109,7 @@ impl Report {
         } else {
             " The other arms are compared with each other <a href=\"#between\">below</a>, for orientation.".to_owned()
         };
-        format!("<p>Each verdict compares an arm with {control}.{others}</p>\n")
+        format!("<p>Each verdict about accuracy compares an arm with {control}.{others}</p>\n")
     }
 
     /// What a point is. Nothing if nothing is compared.
