@@ -220,8 +220,10 @@ impl Arguments {
     fn invitation(&self) -> Option<String> {
         let addresses: Vec<String> = self.listen.iter().map(Address::to_string).collect();
         (!addresses.is_empty()).then(|| {
+            let token =
+                self.token_file.as_ref().map(|file| format!(" --token-file {}", quoted(file))).unwrap_or_default();
             format!(
-                "workers   start them with: convoy worker --join {} (with the name of this machine)",
+                "workers   start them with: convoy worker --join {}{token} (other machines: with the name of this one)",
                 addresses.join(",")
             )
         })
@@ -309,6 +311,11 @@ fn said(event: &Progress) -> Option<String> {
             format!("learning rates: {}", rates.join(", "))
         }
         Progress::Representing => "comparing what the runs represent".to_owned(),
+        Progress::Waits { arm, seed } => {
+            format!(
+                "the run of {arm} with seed {seed} still waits for workers; each worker needs all addresses of --listen in its --join"
+            )
+        }
         Progress::Lost { arm, seed, why } => {
             format!("the run of {arm} with seed {seed} was lost, and continues: {why}")
         }

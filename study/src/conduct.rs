@@ -50,6 +50,13 @@ pub enum Progress<'a> {
     Tuned(&'a [Tuned]),
     /// All runs have ended, and their layers are compared.
     Representing,
+    /// Too few workers have come to a run. It goes on waiting.
+    Waits {
+        /// The name of its arm.
+        arm: &'a str,
+        /// Its seed.
+        seed: u64,
+    },
     /// A run was lost, and continues from its last checkpoint.
     Lost {
         /// The name of its arm.
@@ -65,6 +72,7 @@ pub enum Progress<'a> {
 enum Told {
     /// A step of a run was committed: which, of how many.
     Stepped(RunId, f64),
+    Waits(RunId),
     Lost(RunId, String),
     Ended(RunId, Box<Measured>),
     Failed(StudyError),
@@ -102,6 +110,7 @@ pub fn conduct(
             let mut hear = |heard: Heard| {
                 let told = match heard {
                     Heard::Stepped(share) => told.send(Told::Stepped(id, share)),
+                    Heard::Waits => told.send(Told::Waits(id)),
                     Heard::Lost(why) => told.send(Told::Lost(id, why)),
                 };
                 // The receiver outlives all lanes.
@@ -129,6 +138,10 @@ pub fn conduct(
         for told in heard {
             match told {
                 Told::Stepped(id, share) => pace.stepped(id, share),
+                Told::Waits(id) => {
+                    let arm = &study.arms[id.arm];
+                    progress(Progress::Waits { arm: &arm.name, seed: arm.seeds[id.pair] });
+                }
                 Told::Lost(id, why) => {
                     let arm = &study.arms[id.arm];
                     progress(Progress::Lost { arm: &arm.name, seed: arm.seeds[id.pair], why: &why });

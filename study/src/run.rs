@@ -41,6 +41,8 @@ pub(crate) struct Run<'a> {
 pub(crate) enum Heard {
     /// This share of its steps is done.
     Stepped(f64),
+    /// Too few workers came, and it waits again.
+    Waits,
     /// A process of it was lost, and starts again.
     Lost(String),
 }
@@ -122,6 +124,10 @@ impl Run<'_> {
     /// # Errors
     /// When it happened too often.
     fn lost(&self, end: End, attempts: usize, folder: &Path, hear: &mut dyn FnMut(Heard)) -> Result<(), StudyError> {
+        if self.program.has_waited(end.status) {
+            hear(Heard::Waits);
+            return Ok(());
+        }
         let why = if end.errors.is_empty() { end.status.to_string() } else { end.errors };
         // A command that was used wrongly is used wrongly again.
         if attempts >= ATTEMPTS_MAX || end.status.code() == Some(MISUSED) {

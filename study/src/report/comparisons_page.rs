@@ -69,6 +69,8 @@ impl Report {
         };
         let rows: String = self.all_comparisons().into_iter().map(row).collect();
         let margin = self.study.margin;
+        // Each of the two tests has the whole level.
+        let narrower = percent(1.0 - 2.0 * self.design.alpha);
         let (not, both, holm) = match is_corrected {
             true => (", not corrected", "<th>two one-sided tests, corrected</th>", HOLM),
             false => ("", "", ""),
@@ -77,7 +79,8 @@ impl Report {
             "<details><summary>All tests, and how they work</summary>\n<ul>\n<li>Sign-flip test: if two nets are equal, the sign of each pair's \
              difference is a coin toss. All combinations of signs are tried. The chance is the share of them with a mean that is at least as far \
              from zero.</li>\n<li>Two one-sided tests: the chance of a mean difference at least this far inside the margin if the true one lies \
-             exactly at the margin, {margin} points.</li>\n{holm}<li>Welch's interval ignores which runs form a pair. Pairs help if their \
+             exactly at the margin, {margin} points. They correspond to an interval of {narrower}, which is narrower than the one in the table \
+             above.</li>\n{holm}<li>Welch's interval ignores which runs form a pair. Pairs help if their \
              accuracies are correlated.</li>\n</ul>\n<div class=\"wide\"><table>\n<tr><th>arm</th>\
              <th>mean difference ± standard deviation of pairs, points</th><th>sign-flip test{not}</th><th>two one-sided tests{not}</th>{both}\
              <th>pairs in which it is better (a tie counts half)</th><th>Welch's interval</th><th>correlation of pairs</th>\

@@ -54,7 +54,7 @@ pub struct Report {
     pub study_sha256: String,
     /// SHA-256 over the images.
     pub images_sha256: String,
-    /// Number of test images.
+    /// Number of test images. Zero if every run diverged.
     pub test_images: usize,
     /// What the design can show.
     pub design: Design,
@@ -163,7 +163,11 @@ impl<'a> Runs<'a> {
     }
 
     fn accuracy(&self, run: usize) -> f64 {
-        self.correct(run) as f64 / self.images.max(1) as f64
+        match self.images {
+            // Every run diverged, so nothing says how many images there are.
+            0 => 1.0 / self.arm.network.classes().max(1) as f64,
+            images => self.correct(run) as f64 / images as f64,
+        }
     }
 
     /// Which test images a run got right. A run that diverged gets the first ones right.

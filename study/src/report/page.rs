@@ -15,7 +15,7 @@ use crate::file::Study;
 /// Width of all pictures.
 pub(super) const WIDTH: f64 = 860.0;
 /// Where the area of a chart with rows begins, and where it ends.
-pub(super) const ROWS: (f64, f64) = (170.0, WIDTH - 30.0);
+pub(super) const ROWS: (f64, f64) = (210.0, WIDTH - 30.0);
 /// What the runs of series have in common.
 const SERIES: &str =
     " Runs of a series that is named after a source of randomness differ in that source alone, and form no pairs.";
@@ -114,7 +114,7 @@ impl Report {
 
     /// What a point is. Nothing if nothing is compared.
     fn unit(&self) -> String {
-        if self.comparisons.is_empty() {
+        if self.comparisons.is_empty() || self.test_images == 0 {
             return String::new();
         }
         let images = self.test_images as f64 / 100.0;
@@ -148,7 +148,7 @@ impl Report {
         format!(
             "<h2>What was compared</h2>\n<p>Each arm is a network. Its runs differ in their seed, which decides the initial weights{} the \
              order of the images{}; runs of different arms with the same seed form a pair.{}{} Each run takes {} over the training images. The \
-             accuracy is that on {} test images after the last epoch, and its ± is the standard deviation of runs. The gap is the accuracy on \
+             accuracy is that on {} after the last epoch, and its ± is the standard deviation of runs. The gap is the accuracy on \
              the training images minus that on the test images. {}</p>\n<div class=\"wide\"><table>\n<tr><th>arm</th><th>network</th>\
              <th>parameters</th><th>multiply-adds per image</th><th>bytes per training step</th><th>test accuracy</th>\
              <th>training accuracy</th><th>gap</th><th>runs</th></tr>\n{rows}</table></div>\n",
@@ -162,7 +162,10 @@ impl Report {
             }),
             if self.variation.is_empty() { "" } else { SERIES },
             plural(self.study.epochs as usize, "pass", "passes"),
-            grouped(self.test_images as u64),
+            match self.test_images {
+                0 => "the test images".to_owned(),
+                images => format!("{} test images", grouped(images as u64)),
+            },
             self.figures(),
         )
     }

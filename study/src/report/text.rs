@@ -48,6 +48,9 @@ impl Report {
             again.tested.mean * 100.0,
             percent(self.study.confidence)
         );
+        if again.tested.diverged.iter().any(|diverged| *diverged > 0) {
+            return Some(format!("check     runs of {control} diverged, so the method was not checked"));
+        }
         Some(if self.is_broken() {
             format!(
                 "BROKEN    {control} with other seeds came out as different from {control}: {}. A sound method does that in at most {rate} of all \

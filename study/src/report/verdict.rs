@@ -118,6 +118,9 @@ impl Tested {
             true => (&self.arm, &study.control().name, wins),
             false => (&study.control().name, &self.arm, losses),
         };
+        if wins + losses == 0 {
+            return format!("all {} pairs are ties", self.differences.len());
+        }
         let (decided, ties) = (wins + losses, self.differences.len() - wins - losses);
         let ties = match ties {
             0 => String::new(),

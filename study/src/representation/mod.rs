@@ -54,6 +54,7 @@ impl Correlated {
 
 /// The correlations of one run in full, for pictures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Unchecked")]
 pub struct Picture {
     /// The group of each channel whose outputs vary.
     pub groups: Vec<usize>,
@@ -63,6 +64,29 @@ pub struct Picture {
     pub range: Interval,
     /// How many partitions have a difference in each bar.
     pub bars: Vec<usize>,
+}
+
+/// A picture as a file has it.
+#[derive(Deserialize)]
+struct Unchecked {
+    groups: Vec<usize>,
+    correlations: Vec<i8>,
+    range: Interval,
+    bars: Vec<usize>,
+}
+
+impl TryFrom<Unchecked> for Picture {
+    type Error = String;
+
+    fn try_from(Unchecked { groups, correlations, range, bars }: Unchecked) -> Result<Self, String> {
+        if groups.len().checked_mul(groups.len()) != Some(correlations.len()) {
+            return Err(format!("{} channels have {} correlations", groups.len(), correlations.len()));
+        }
+        if bars.len() != BARS || bars.iter().any(|count| *count > PERMUTATIONS) {
+            return Err(format!("a histogram has {} bars; must have {BARS} of at most {PERMUTATIONS}", bars.len()));
+        }
+        Ok(Self { groups, correlations, range, bars })
+    }
 }
 
 /// How the channels of `covariance` correlate, if they are divided into `groups` groups of neighbours. None if fewer than two channels of
@@ -133,6 +157,18 @@ mod tests {
 
     use super::matrix::cross;
     use super::*;
+
+    #[test]
+    fn a_picture_with_too_few_correlations_or_bars_is_refused() {
+        let picture = |correlations: usize, bars: usize| {
+            let text = serde_json::json!({
+                "groups": [0, 1], "correlations": vec![0; correlations], "range": {"low": 0.0, "high": 1.0}, "bars": vec![1; bars]
+            });
+            serde_json::from_value::<Picture>(text)
+        };
+        assert!(picture(4, BARS).is_ok());
+        assert!(picture(1, BARS).is_err() && picture(5, BARS).is_err() && picture(4, 0).is_err());
+    }
 
     /// The same quantities by NumPy (`golden/statistics.py`).
     #[test]

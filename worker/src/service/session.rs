@@ -270,7 +270,11 @@ impl<'a> Session<'a> {
                     sleep(PAUSE_MIN).await;
                     places.push_front(other);
                 }
-                Err(error) if error.is_turned_away() => turned_away = Some(error),
+                // That nobody listens at one of several addresses says the least.
+                Err(error) if error.is_turned_away() => {
+                    let says_more = !matches!(error, SessionError::Connect(..));
+                    turned_away = turned_away.filter(|_| !says_more).or(Some(error));
+                }
                 Err(SessionError::Refused { reason }) if are_several => {
                     refused = Some(SessionError::Refused { reason: format!("{reason} (at {place})") });
                 }
@@ -351,7 +355,9 @@ impl<'a> Session<'a> {
                 order = next(&mut orders) => match order? {
                     Some(Numbered { message: ToWorker::Standby, .. }) if whereabouts.is_spare => {}
                     Some(Numbered { message: ToWorker::Standby, .. }) => {
-                        tracing::warn!("the job already has all its workers; this worker is a spare");
+                        let text = "the job already has all its workers; this worker is a spare";
+                        // With several addresses, that is how workers find the next job.
+                        if self.config.join.len() > 1 { tracing::info!("{text}") } else { tracing::warn!("{text}") }
                         drop(telling);
                         whereabouts.is_spare = true;
                         telling = Box::pin(whereabouts.tell());
