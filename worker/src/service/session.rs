@@ -30,7 +30,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 use tracing::Instrument;
 
-use super::PAUSE_MIN;
 use super::compute::{Job, Message};
 use super::config::{Presence, WorkerConfig};
 use super::connection::{Place, connect, places};
@@ -45,6 +44,8 @@ use crate::probe::Probe;
 
 /// Capacity of the queues between two tasks: large enough that neither waits until the other is scheduled.
 const QUEUE: usize = 32;
+/// The pause before a worker moves to another coordinator. Two that send it to each other must not keep it busy.
+const MOVES_AFTER: Duration = Duration::from_millis(10);
 /// How long a worker waits for the answer to its greeting.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -267,7 +268,7 @@ impl<'a> Session<'a> {
             match Self::serve_at(config, isa, messages, presence, &place).await {
                 // The coordinator that it has left would take it again.
                 Err(SessionError::Moved(other)) => {
-                    sleep(PAUSE_MIN).await;
+                    sleep(MOVES_AFTER).await;
                     places.push_front(other);
                 }
                 // That nobody listens at one of several addresses says the least.
