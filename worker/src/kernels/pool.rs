@@ -128,37 +128,39 @@ pub(crate) fn max_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Maxima 
     (y, indices)
 }
 
-/// Channels taken at once: their maxima and indices stay in registers over a window.
-const LANES: usize = 16;
-
 for_each_isa! {
     /// One sample's maxima, and the index of each in its window.
     fn max_of_sample(windows: &Windows, channels: usize, x: &[f32], y: &mut [f32], indices: &mut [u32]) {
-        for (window, places) in windows.iter() {
-            let x = &x[window.from..];
-            let (y, indices) = (&mut y[window.at..][..channels], &mut indices[window.at..][..channels]);
-            let (y, y_rest) = y.as_chunks_mut::<LANES>();
-            let (indices, indices_rest) = indices.as_chunks_mut::<LANES>();
-            for (block, (y, indices)) in y.iter_mut().zip(indices).enumerate() {
-                let (mut largest, mut found) = ([f32::NEG_INFINITY; LANES], [places[0].index; LANES]);
-                for place in places {
-                    keep_larger(&x[place.at + block * LANES..][..LANES], place.index, &mut largest, &mut found);
-                }
-                (*y, *indices) = (largest, found);
-            }
-            y_rest.fill(f32::NEG_INFINITY);
-            indices_rest.fill(places[0].index);
+        match channels {
+            16.. => max_by_lanes::<16>(windows, channels, x, y, indices),
+            8.. => max_by_lanes::<8>(windows, channels, x, y, indices),
+            4.. => max_by_lanes::<4>(windows, channels, x, y, indices),
+            _ => max_by_lanes::<1>(windows, channels, x, y, indices),
+        }
+    }
+}
+
+/// As `max_of_sample`, with this many channels at once: their maxima and indices stay in registers over a window. The last block of a
+/// window overlaps the one before it if the number of channels is no multiple. There are at least that many channels.
+#[inline(always)]
+fn max_by_lanes<const LANES: usize>(windows: &Windows, channels: usize, x: &[f32], y: &mut [f32], indices: &mut [u32]) {
+    for (window, places) in windows.iter() {
+        let x = &x[window.from..];
+        let (y, indices) = (&mut y[window.at..][..channels], &mut indices[window.at..][..channels]);
+        for from in (0..channels).step_by(LANES).map(|from| from.min(channels - LANES)) {
+            let (mut largest, mut found) = ([f32::NEG_INFINITY; LANES], [places[0].index; LANES]);
             for place in places {
-                let x = &x[place.at + channels - y_rest.len()..][..y_rest.len()];
-                keep_larger(x, place.index, y_rest, indices_rest);
+                keep_larger(&x[place.at + from..][..LANES], place.index, &mut largest, &mut found);
             }
+            y[from..][..LANES].copy_from_slice(&largest);
+            indices[from..][..LANES].copy_from_slice(&found);
         }
     }
 }
 
 /// Where `x` is larger than `largest`, or not a number, it and its index take over.
 #[inline(always)]
-fn keep_larger(x: &[f32], index: u32, largest: &mut [f32], found: &mut [u32]) {
+fn keep_larger<const LANES: usize>(x: &[f32], index: u32, largest: &mut [f32; LANES], found: &mut [u32; LANES]) {
     for ((x, largest), found) in x.iter().zip(largest).zip(found) {
         // No short circuit: a branch would keep the loop from being vectorised.
         let larger = (*x > *largest) | x.is_nan();
@@ -188,11 +190,23 @@ for_each_isa! {
             let dx = &mut dx[window.from..];
             let (dy, indices) = (&dy[window.at..][..channels], &indices[window.at..][..channels]);
             for place in places {
-                for ((dy, found), dx) in dy.iter().zip(indices).zip(&mut dx[place.at..]) {
-                    *dx += if *found == place.index { *dy } else { 0.0 };
+                let dx = &mut dx[place.at..][..channels];
+                let ((dy, dy_rest), (indices, indices_rest)) = (dy.as_chunks::<8>(), indices.as_chunks::<8>());
+                let (dx, dx_rest) = dx.as_chunks_mut::<8>();
+                for ((dy, found), dx) in dy.iter().zip(indices).zip(dx) {
+                    hand_each(dy, found, place.index, dx);
                 }
+                hand_each(dy_rest, indices_rest, place.index, dx_rest);
             }
         }
+    }
+}
+
+/// Adds the gradients of the windows whose maximum is at this place.
+#[inline(always)]
+fn hand_each(dy: &[f32], found: &[u32], index: u32, dx: &mut [f32]) {
+    for ((dy, found), dx) in dy.iter().zip(found).zip(dx) {
+        *dx += if *found == index { *dy } else { 0.0 };
     }
 }
 
