@@ -52,7 +52,7 @@ impl Report {
                 "mean",
                 (scale.at(points(comparison.tested.mean)), y - 7.0),
                 5.5,
-                &sentence(&comparison.said),
+                &sentence(if comparison.tested.is_again { &comparison.luck } else { &comparison.said }),
             );
         }
         let confidence = percent(self.study.confidence);

@@ -10,7 +10,7 @@ use crate::statistics::Interval;
 
 /// How chances are corrected.
 const HOLM: &str = "<li>Holm's correction: each comparison is another opportunity for luck. The smallest chance is multiplied by the number of \
-                    comparisons, the next one by one less, and so on. That of the control with other seeds is multiplied by the full number.</li>\n";
+                    comparisons, the next one by one less, and so on; none becomes smaller than the one before it. That of the control with other seeds is multiplied by the full number.</li>\n";
 
 impl Report {
     /// What came out, and the figures of all tests in a part that can be opened.
@@ -40,7 +40,7 @@ impl Report {
         let confidence = percent(self.study.confidence);
         format!(
             "<div class=\"wide\"><table>\n<tr><th>arm</th><th>pairs</th><th>mean difference from {}, points</th><th>{confidence} interval over \
-             seeds</th><th>{confidence} interval over seeds and test images</th><th>chance of at least this difference between equal arms{}</th>\
+             seeds</th><th>{confidence} interval over seeds and test images</th><th>chance of a difference of this size or more between equal arms{}</th>\
              <th>verdict</th></tr>\n{rows}</table></div>\n{}",
             escaped(&self.arms[0].name),
             self.corrected(),
@@ -84,7 +84,7 @@ impl Report {
              accuracies are correlated.</li>\n</ul>\n<div class=\"wide\"><table>\n<tr><th>arm</th>\
              <th>mean difference ± standard deviation of pairs, points</th><th>sign-flip test{not}</th><th>two one-sided tests{not}</th>{both}\
              <th>pairs in which it is better (a tie counts half)</th><th>Welch's interval</th><th>correlation of pairs</th>\
-             <th>unpaired runs as precise as these pairs</th></tr>\n{rows}</table></div>\n<p><small>Intervals are not corrected for the number of \
+             <th>runs per arm that would be as precise without pairs</th></tr>\n{rows}</table></div>\n<p><small>Intervals are not corrected for the number of \
              arms. A verdict needs the chances and the intervals to agree.</small></p>\n</details>\n"
         )
     }

@@ -67,7 +67,35 @@ impl Further {
     }
 }
 
+/// Two arms cost about the same if their parameters and their multiply-adds differ by at most this share.
+const SAME_COST: f64 = 0.02;
+
 impl Report {
+    /// The arms other than the control that cost about the same, in a sentence each, as HTML.
+    pub(super) fn equal_costs(&self) -> String {
+        let arm = |name: &str| self.arms.iter().find(|arm| arm.name == name);
+        let is_close = |a: f64, b: f64| (a - b).abs() <= SAME_COST * a.max(b);
+        let cost_the_same = |difference: &&Further| {
+            let (Some(ours), Some(theirs)) = (arm(&difference.arm), arm(&difference.against)) else { return false };
+            is_close(ours.parameters as f64, theirs.parameters as f64)
+                && is_close(ours.multiply_adds as f64, theirs.multiply_adds as f64)
+        };
+        let said = |difference: &Further| {
+            let zero = if difference.interval.excludes_zero() { "zero is outside" } else { "zero is inside" };
+            format!(
+                "<p>At the same cost: {} and {} have about as many parameters and multiply-adds. The accuracy of the first minus that of the \
+                 second is {} points, over {} pairs: {zero} the interval. That is no verdict, because the study was planned for comparisons with \
+                 {}.</p>\n",
+                escaped(&difference.arm),
+                escaped(&difference.against),
+                difference.points(),
+                difference.pairs,
+                escaped(&self.arms[0].name)
+            )
+        };
+        self.between.iter().filter(cost_the_same).map(said).collect()
+    }
+
     /// How much arms overfit, as a section of the page.
     pub(super) fn gaps_section(&self) -> String {
         let row = |gap: &Further| {

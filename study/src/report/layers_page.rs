@@ -27,7 +27,7 @@ impl Report {
              partitions, which divide the channels at random.</p>\n<p>The similarity of two groups of channels (linear CKA) is 0 if no channel of \
              one group correlates with a channel of the other, and 1 if one group's outputs are those of the other, rotated and scaled. That of the \
              same layer in two runs of the same arm shows how similar nets are that differ in their seeds alone. Effective channels (effective \
-             rank): the number of uncorrelated channels, all equally strong, whose correlation matrix has eigenvalues of the same entropy.</p>\n{layers}"
+             rank): how many uncorrelated channels would vary in as many directions. Channels that repeat each other count less.</p>\n{layers}"
         )
     }
 
@@ -45,7 +45,7 @@ impl Report {
             "<h3>{}</h3>\n{figure}{table}<figure class=\"many\">\n{pictures}<figcaption>The run with the first seed of each arm: correlations of \
              channels, ordered by group (blue: negative, white: none, orange: positive; a channel with \
              itself is left out), and the differences of {PERMUTATIONS} random partitions, with the \
-             observed one as a line.</figcaption>\n</figure>\n",
+             observed one as a line; a channel that is always zero correlates with none.</figcaption>\n</figure>\n",
             escaped(&layer.layer)
         )
     }

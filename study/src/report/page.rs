@@ -52,13 +52,14 @@ impl Report {
                 Verdict::Same => "same",
                 Verdict::Unclear => "unclear",
             };
-            let (said, luck) = (escaped(&sentence(&comparison.said)), escaped(&sentence(&comparison.luck)));
+            let (said, luck) = (self.named(&comparison.said), escaped(&comparison.luck));
             let about = self.about(&comparison.tested.arm);
             let chance = chance(comparison.sign_flip_corrected);
             let (mean, corrected) = (comparison.tested.mean * 100.0, self.corrected());
             format!(
-                "<li class=\"{kind}\">{said}.<br><small>{about}. The mean difference is {mean:+.2} points. Equal nets give one at least as far from \
-                 zero with a chance of {chance}{corrected}. {luck}.</small></li>\n"
+                "<li class=\"{kind}\">{said}.<br><small>{about}. The mean difference is {mean:+.2} points. If the two nets were equally good, a mean \
+                 difference of this size or more, in either direction, would have a chance of {chance}{corrected}. Counting wins alone: \
+                 {luck}.</small></li>\n"
             )
         });
         let check = self.check().map(|check| {
@@ -81,11 +82,44 @@ impl Report {
             coloured.map(|found| format!("<li class=\"unclear\">{}.</li>\n", escaped(&sentence(&found.said))));
         let answers: String = coloured.chain(verdicts).chain(varied).collect();
         format!(
-            "{first}<ul class=\"verdicts\">\n{answers}</ul>\n{}{}{}{limits}{}",
+            "{first}<ul class=\"verdicts\">\n{answers}</ul>\n{}{}{}{}{limits}{}{}",
             self.reference(),
+            self.equal_costs(),
             background.collect::<String>(),
             self.unit(),
             check.unwrap_or_default(),
+            self.scope(),
+        )
+    }
+
+    /// A sentence about arms, as HTML. If it begins with the name of an arm, the name is marked, because it may be a common word.
+    fn named(&self, said: &str) -> String {
+        let named = self.arms.iter().filter_map(|arm| Some((&arm.name, said.strip_prefix(arm.name.as_str())?)));
+        // The name of an arm can begin with that of another one.
+        match named.max_by_key(|(name, _)| name.len()) {
+            Some((name, rest)) => format!("<b>{}</b>{}", escaped(name), escaped(rest)),
+            None => escaped(&sentence(said)),
+        }
+    }
+
+    /// What the results are about, and whether the nets had stopped to learn. Nothing if nothing is compared.
+    fn scope(&self) -> String {
+        if self.comparisons.is_empty() {
+            return String::new();
+        }
+        let control = &self.arms[0];
+        let passes = plural(self.study.epochs as usize, "pass", "passes");
+        let rise = match control.curve.as_slice() {
+            [.., before, last] => format!(
+                " The last pass changed the mean test accuracy of {} by {:+.2} points.",
+                escaped(&control.name),
+                (last.test_accuracy.mean - before.test_accuracy.mean) * 100.0
+            ),
+            _ => String::new(),
+        };
+        format!(
+            "<p>The verdicts hold for these nets and images, trained for {passes} with these settings. They say nothing about other nets, about other \
+             images, or about longer training.{rise}</p>\n"
         )
     }
 
@@ -109,7 +143,15 @@ impl Report {
         } else {
             " The other arms are compared with each other <a href=\"#between\">below</a>, for orientation.".to_owned()
         };
-        format!("<p>Each verdict about accuracy compares an arm with {control}.{others}</p>\n")
+        let is_unclear = self.comparisons.iter().any(|comparison| comparison.verdict == Verdict::Unclear);
+        let more = match is_unclear && !self.comparisons.iter().any(|comparison| comparison.tested.has_diverged()) {
+            true => format!(
+                " More pairs mean a new study with so many more: it would show whether a difference of the margin, {} points, is there.",
+                self.study.margin
+            ),
+            false => String::new(),
+        };
+        format!("<p>Each verdict about accuracy compares an arm with {control}.{more}{others}</p>\n")
     }
 
     /// What a point is. Nothing if nothing is compared.
@@ -149,7 +191,7 @@ impl Report {
             "<h2>What was compared</h2>\n<p>Each arm is a network. Its runs differ in their seed, which decides the initial weights{} the \
              order of the images{}; runs of different arms with the same seed form a pair.{}{} Each run takes {} over the training images. The \
              accuracy is that on {} after the last epoch, and its ± is the standard deviation of runs. The gap is the accuracy on \
-             the training images minus that on the test images. {}</p>\n<div class=\"wide\"><table>\n<tr><th>arm</th><th>network</th>\
+             the training images minus that on the test images. {}{}</p>\n<div class=\"wide\"><table>\n<tr><th>arm</th><th>network</th>\
              <th>parameters</th><th>multiply-adds per image</th><th>bytes per training step</th><th>test accuracy</th>\
              <th>training accuracy</th><th>gap</th><th>runs</th></tr>\n{rows}</table></div>\n",
             if chooses { "," } else { " and" },
@@ -166,20 +208,40 @@ impl Report {
                 0 => "the test images".to_owned(),
                 images => format!("{} test images", grouped(images as u64)),
             },
+            self.first_runs(),
             self.figures(),
+        )
+    }
+
+    /// That an arm with fewer runs is compared with the first runs of others. Nothing if all arms have the same number of runs.
+    fn first_runs(&self) -> String {
+        let (control, all) = (&self.arms[0], self.arms[0].runs.len());
+        let fewest = self.arms.iter().map(|arm| arm.runs.len()).min().unwrap_or(all);
+        if fewest == all || fewest == 0 || !self.variation.is_empty() {
+            return String::new();
+        }
+        let first: f64 = control.runs[..fewest].iter().map(|run| run.test_accuracy).sum::<f64>() / fewest as f64;
+        format!(
+            "An arm with {fewest} runs is compared with the first {fewest} of {}, whose mean is {:.2}&nbsp;%, so differences below are not always \
+             those of the means in the table. ",
+            escaped(&control.name),
+            first * 100.0
         )
     }
 
     /// Where the figures of the table come from that are not measured, and what the control consists of.
     fn figures(&self) -> String {
         let is_masked = self.study.arms.iter().any(|arm| arm.network.layers.iter().any(|layer| layer.mask().is_some()));
-        let masked = if is_masked { "; a layer with a mask is computed whole, with zeros" } else { "" };
+        let masked =
+            if is_masked { "; weights that a random mask keeps at zero are multiplied all the same" } else { "" };
         let control = self.study.control();
         let layers: Vec<String> = control.network.layers.iter().filter_map(described).collect();
         format!(
-            "Multiply-adds, those of the forward pass, and bytes follow from the model. Bytes are those of all tensors that cross a socket in a \
-             training step, images included, if each tower has a worker of its own{masked}. The images have {} x {} pixels, {}, and {} classes. The \
+            "Multiply-adds, those of the forward pass, and bytes follow from the model. Bytes are those that \
+             processes send each other in a training step, images included, if each of the net's slices of channels, its towers, is trained by \
+             a process of its own ({} here){masked}. The images have {} x {} pixels, {}, and {} classes. The \
              layers with weights in {} are {}.",
+            plural(control.network.towers, "tower", "towers"),
             control.network.input.shape.height,
             control.network.input.shape.width,
             plural(control.network.input.shape.channels, "channel", "channels"),
@@ -195,14 +257,18 @@ impl Report {
             study.train_images.map_or(String::new(), |images| format!("{} training images. ", grouped(images as u64)));
         let auto = if matches!(study.data.parse(), Ok(DataSource::Auto)) { ", which is Fashion-MNIST" } else { "" };
         let data = format!(
-            "{images}The study's file says data = \"{}\"{auto}; the hash below says which images were used",
+            "{images}The study's file says data = \"{}\"{auto}; the hash below identifies their bytes",
             escaped(&study.data)
         );
         let again = if self.again.is_some() {
             format!(
                 "<li>The control is compared with itself, with other seeds. If that finds a difference, the method may be broken; a sound one finds \
-                 one in at most {} of all studies, by chance.</li>\n",
-                percent(self.design.alpha / self.design.comparisons as f64)
+                 one in at most {} of all studies, by chance{}.</li>\n",
+                percent(self.design.alpha / self.design.comparisons as f64),
+                match self.design.comparisons {
+                    1 => String::new(),
+                    several => format!(": {} divided by {several} comparisons", percent(self.design.alpha)),
+                }
             )
         } else {
             String::new()
@@ -227,10 +293,11 @@ impl Report {
     /// When an arm counts as better, worse or the same.
     fn rule(&self) -> String {
         format!(
-            "<li>An arm counts as better or worse if three things hold: the exact sign-flip test rejects, corrected over {} by Holm's method; \
+            "<li>An arm counts as better or worse if three things hold: the chance of the exact sign-flip test is at most {}, corrected over {} by Holm's method; \
              the t interval excludes zero; and the bootstrap interval over seeds and test images excludes zero. It counts as the same if two \
              one-sided tests show that the difference is within the margin, corrected likewise, and the bootstrap agrees. Otherwise these \
              runs can't tell.</li>\n",
+            percent(self.design.alpha),
             plural(self.design.comparisons, "comparison", "comparisons"),
         )
     }

@@ -1,6 +1,6 @@
 //! The report for a terminal.
 
-use convoy_report::words::percent;
+use convoy_report::words::{chance, percent};
 
 use super::{ArmReport, Comparison, Further, Report, Tested};
 use crate::statistics::{Interval, sign_flip};
@@ -43,12 +43,14 @@ impl Report {
         let largest = again.tested.differences.iter().fold(0.0, |largest: f64, d| largest.max(d.abs()));
         let Interval { low, high } = again.tested.interval.scaled(100.0);
         let apart = format!(
-            "single pairs differ by up to {:.2} points; the mean difference is {:+.2} ({} interval {low:+.2} to {high:+.2})",
+            "single pairs differ by up to {:.2} points; the mean difference is {:+.2} ({} interval {low:+.2} to {high:+.2}); one of this size has \
+             a chance of {}, and a verdict needs at most {rate}",
             largest * 100.0,
             again.tested.mean * 100.0,
-            percent(self.study.confidence)
+            percent(self.study.confidence),
+            chance(again.tested.sign_flip)
         );
-        if again.tested.diverged.iter().any(|diverged| *diverged > 0) {
+        if again.tested.has_diverged() {
             return Some(format!("check     runs of {control} diverged, so the method was not checked"));
         }
         Some(if self.is_broken() {

@@ -111,6 +111,11 @@ impl Tested {
         self.diverged.iter().all(|diverged| *diverged > 0)
     }
 
+    /// Whether a run of either arm diverged.
+    pub(super) fn has_diverged(&self) -> bool {
+        self.diverged.iter().any(|diverged| *diverged > 0)
+    }
+
     fn luck(&self, study: &Study) -> String {
         let count = |sign: f64| self.differences.iter().filter(|difference| **difference * sign > 0.0).count();
         let (wins, losses) = (count(1.0), count(-1.0));
