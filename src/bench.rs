@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use convoy_common::batch::{BATCH_MAX, Division, THREADS_MAX};
 use convoy_common::model::Network;
-use convoy_coordinator::data::DataSource;
 use convoy_coordinator::job::{Asked, Length, defaults};
 use convoy_coordinator::links::Transport;
 use convoy_coordinator::metrics::Metrics;
@@ -20,6 +19,7 @@ use convoy_coordinator::running::{Rehearsal, Running};
 use convoy_coordinator::trace::Sampling;
 use convoy_coordinator::trace::account::Account;
 use convoy_coordinator::train::{Out, Training, train};
+use convoy_dataset::DataSource;
 use convoy_worker::Isa;
 use convoy_worker::bench::Yardstick;
 use machine::Energy;

@@ -14,10 +14,10 @@ use convoy_chaos::storm::{Kind, Storm};
 use convoy_common::batch::BATCH_MAX;
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
-use convoy_coordinator::data::{DataSource, Wanted, load};
 use convoy_coordinator::files::write_atomically;
 use convoy_coordinator::job::defaults;
 use convoy_coordinator::record::RunFolder;
+use convoy_dataset::{DataSource, Wanted, load};
 
 use crate::numbers::{ANY, AT_LEAST_1, counted, whole};
 use crate::output::{complain, print, tell};

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
-use convoy_coordinator::data::{DataSource, Part};
 use convoy_coordinator::job::defaults;
 use convoy_coordinator::links::Transport;
 use convoy_coordinator::measure::{Measurement, Measuring, measure};
@@ -13,6 +12,7 @@ use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::observe::{Event, Observer};
 use convoy_coordinator::running::{Rehearsal, Running};
 use convoy_coordinator::trace::Sampling;
+use convoy_dataset::{DataSource, Part};
 
 use convoy_worker::Isa;
 

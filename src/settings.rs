@@ -9,7 +9,7 @@ use convoy_common::model::{ModelError, Network, TEXT_BYTES_MAX, presets};
 use convoy_common::placement::PlacementError;
 use convoy_common::token::{TOKEN_BYTES_MAX, Token, TokenError};
 use convoy_coordinator::JobError;
-use convoy_coordinator::data::Places;
+use convoy_dataset::Places;
 use convoy_study::error::StudyError;
 
 /// The command was used wrongly: exit code 2.

@@ -12,7 +12,6 @@ use convoy_common::model::presets;
 use convoy_common::schedule::Schedule;
 use convoy_coordinator::checkpoint::folder::{self, Opened};
 use convoy_coordinator::checkpoint::{Checkpoint, CheckpointError};
-use convoy_coordinator::data::DataSource;
 use convoy_coordinator::deadlines;
 use convoy_coordinator::files::{quoted, same_place};
 use convoy_coordinator::job::{Asked, Length, Order, defaults};
@@ -22,6 +21,7 @@ use convoy_coordinator::record::holds_run;
 use convoy_coordinator::running::{Rehearsal, Running};
 use convoy_coordinator::trace::Sampling;
 use convoy_coordinator::train::{Out, Training, train};
+use convoy_dataset::DataSource;
 
 use convoy_worker::Isa;
 

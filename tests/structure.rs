@@ -10,11 +10,12 @@ use std::process::Command;
 use serde_json::Value;
 
 /// The source folders of the program and of its crates.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     "src",
     "proto/src",
     "common/src",
     "worker/src",
+    "dataset/src",
     "coordinator/src",
     "chaos/src",
     "onnx/src",
@@ -22,7 +23,7 @@ const SOURCES: [&str; 9] = [
     "study/src",
 ];
 
-/// `proto <- common <- {worker, coordinator, chaos, onnx}`, and `coordinator <- report <- study <- convoy`: worker and coordinator never see each other.
+/// `proto <- common <- {worker, dataset, chaos, onnx}`, `dataset <- coordinator`, and `coordinator <- report <- study <- convoy`: worker and coordinator never see each other.
 #[test]
 fn dependencies_point_one_way() {
     let mut command = Command::new(env!("CARGO"));
@@ -43,6 +44,7 @@ fn dependencies_point_one_way() {
                 "convoy-chaos",
                 "convoy-common",
                 "convoy-coordinator",
+                "convoy-dataset",
                 "convoy-onnx",
                 "convoy-proto",
                 "convoy-report",
@@ -52,11 +54,15 @@ fn dependencies_point_one_way() {
         ),
         ("convoy-chaos", vec!["convoy-common"]),
         ("convoy-common", vec!["convoy-proto"]),
-        ("convoy-coordinator", vec!["convoy-common", "convoy-proto"]),
+        ("convoy-coordinator", vec!["convoy-common", "convoy-dataset", "convoy-proto"]),
+        ("convoy-dataset", vec!["convoy-common"]),
         ("convoy-onnx", vec!["convoy-common"]),
         ("convoy-proto", vec![]),
         ("convoy-report", vec!["convoy-common", "convoy-coordinator"]),
-        ("convoy-study", vec!["convoy-common", "convoy-coordinator", "convoy-report", "convoy-worker"]),
+        (
+            "convoy-study",
+            vec!["convoy-common", "convoy-coordinator", "convoy-dataset", "convoy-report", "convoy-worker"],
+        ),
         ("convoy-worker", vec!["convoy-common", "convoy-proto"]),
     ];
     assert_eq!(found.keys().map(String::as_str).collect::<Vec<_>>(), allowed.iter().map(|a| a.0).collect::<Vec<_>>());

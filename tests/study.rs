@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use convoy_common::model::Network;
 use convoy_coordinator::checkpoint::read_weights;
-use convoy_coordinator::data::{DataSource, Places, Wanted, load};
+use convoy_dataset::{DataSource, Places, Wanted, load};
 use convoy_worker::activations::activations;
 use serde_json::Value;
 use support::{Process, Start, convoy, look_at, output_of, said, signal, succeed, wait_for};

@@ -34,7 +34,7 @@ fn data() -> PathBuf {
         return whole.to_owned();
     }
     eprintln!("the whole Fashion-MNIST isn't in {}: 1,000 test images instead of 10,000", whole.display());
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("coordinator/data/fashion-mnist-subset")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("dataset/fashion-mnist-subset")
 }
 
 fn ask(python: &Path, arguments: &[&str]) -> Value {

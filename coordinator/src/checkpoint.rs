@@ -19,7 +19,6 @@ use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::data::DataSource;
 use crate::files::{
     folder_of, open_regular, put_in_place, quoted, read_regular, remove_any, sync_folder, write_atomically,
     write_synced,
@@ -27,6 +26,7 @@ use crate::files::{
 use crate::job::{Job, STEPS_MAX, Unsound, demand};
 use crate::outputs::{self, MANIFEST};
 use crate::state::{JobState, Progress};
+use convoy_dataset::DataSource;
 
 /// Version of the manifest. Raise it when an older program would misread the manifest. Version 2 has seeds by purpose and a selection of
 /// training images; a job without them has version 1.

@@ -19,7 +19,6 @@ use convoy_proto::v1::Frame;
 
 use crate::cluster::member::{Heard, Undelivered};
 use crate::cluster::{Cluster, News};
-use crate::data::Split;
 use crate::deadlines::{ASK_EVERY, LOOK_EVERY, STOP_PATIENCE};
 use crate::error::JobError;
 use crate::exchange::Exchanges;
@@ -31,6 +30,7 @@ use crate::silence::{Silence, Verdict, Wait};
 use crate::state::{Gathering, JobState};
 use crate::stop::Stop;
 use crate::trace::Recorder;
+use convoy_dataset::Split;
 
 /// Pings before the first step, while workers are idle. The best of them counts.
 const FIRST_PINGS: usize = 4;

@@ -6,10 +6,10 @@ use convoy_common::model::ModelError;
 use convoy_common::placement::PlacementError;
 
 use crate::checkpoint::CheckpointError;
-use crate::data::{DataError, Part};
 use crate::fault::Fault;
 use crate::files::quoted;
 use crate::job::SettingError;
+use convoy_dataset::{DataError, Part};
 
 /// Why a job can't start, or had to stop.
 #[derive(Debug, thiserror::Error)]

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use convoy_common::batch::{EVALUATIONS_UNDER_WAY, MicroBatch, MicroBatchId, Phase};
 
 use crate::crew::{Crew, Received, invalid, out_of_turn};
-use crate::data::Split;
 use crate::exchange::Routed;
 use crate::loss::cross_entropy;
 use crate::stop::Stop;
+use convoy_dataset::Split;
 
 /// The result of a network on a set of images.
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use convoy_common::schedule::{Schedule, Span};
 use convoy_common::suggest;
 use serde::{Deserialize, Serialize};
 
-use crate::data::Selection;
+use convoy_dataset::Selection;
 
 /// The defaults. `convoy train --help` prints them.
 pub mod defaults {

@@ -7,7 +7,6 @@
 pub mod checkpoint;
 pub mod cluster;
 pub mod crew;
-pub mod data;
 pub mod deadlines;
 pub mod earlier;
 pub mod error;

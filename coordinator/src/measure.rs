@@ -19,7 +19,6 @@ use serde::Serialize;
 use crate::checkpoint;
 use crate::cluster::Cluster;
 use crate::crew::Crew;
-use crate::data::{DataChoice, DataSource, Part, Places, Wanted};
 use crate::error::JobError;
 use crate::evaluate::{Measured, evaluate};
 use crate::job::check;
@@ -31,6 +30,7 @@ use crate::trace::Recorder;
 use crate::unguessable::unguessable;
 use crate::weights::{Loaded, load};
 use crate::wrong;
+use convoy_dataset::{DataChoice, DataSource, Part, Places, Wanted};
 
 /// A request to measure.
 pub struct Measuring {

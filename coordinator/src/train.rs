@@ -29,7 +29,6 @@ use convoy_common::wire::{Assignment, Direction};
 use crate::checkpoint::writer::Writer;
 use crate::checkpoint::{self, Checkpoint, Manifest, folder};
 use crate::cluster::{Cluster, Last};
-use crate::data::{DataChoice, DataSet, DataSource, Places, Wanted};
 use crate::earlier::{Earlier, EarlierMetrics};
 use crate::error::JobError;
 use crate::exchange::Counted;
@@ -47,6 +46,7 @@ use crate::state::{JobState, Progress, Snapshot};
 use crate::trace::otlp::read_endpoint;
 use crate::trace::{Recorder, Sampling};
 use crate::unguessable::unguessable;
+use convoy_dataset::{DataChoice, DataSet, DataSource, Places, Wanted};
 use drive::{Drive, Site};
 
 /// A request to train.

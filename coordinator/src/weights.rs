@@ -9,9 +9,9 @@ use convoy_common::parameters::Tensors;
 
 use crate::checkpoint::folder::{self, Opened};
 use crate::checkpoint::{self, Checkpoint, CheckpointError};
-use crate::data::{DataSource, Selection};
 use crate::error::JobError;
 use crate::job::{Job, defaults};
+use convoy_dataset::{DataSource, Selection};
 
 /// The most images per micro-batch. A checkpoint of a job with smaller micro-batches is measured with those, because its workers
 /// may have less memory.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use convoy_common::fields::FieldError;
 use convoy_common::model::ModelError;
-use convoy_coordinator::data::DataError;
+use convoy_dataset::DataError;
 
 /// Why a study can't be run or reported.
 #[derive(Debug, thiserror::Error)]

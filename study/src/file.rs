@@ -8,8 +8,8 @@ use convoy_common::fields::{FieldError, Fields};
 use convoy_common::model::{Network, TEXT_BYTES_MAX, presets};
 use convoy_common::schedule::Schedule;
 use convoy_common::suggest;
-use convoy_coordinator::data::DataSource;
 use convoy_coordinator::job::Asked;
+use convoy_dataset::DataSource;
 use serde::Serialize;
 use toml::{Table, Value};
 

@@ -1,6 +1,6 @@
 //! The images of a study: loaded once before it runs, so that a missing or a wrong set is found at once.
 
-use convoy_coordinator::data::{DataSource, Places, Split, Wanted, load};
+use convoy_dataset::{DataSource, Places, Split, Wanted, load};
 
 use crate::arm::Arm;
 use crate::error::StudyError;

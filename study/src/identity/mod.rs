@@ -11,8 +11,8 @@ mod training;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use convoy_coordinator::data::{DataSource, Places};
 use convoy_coordinator::files::{remove_any, write_atomically};
+use convoy_dataset::{DataSource, Places};
 use serde::Serialize;
 
 use crate::error::StudyError;

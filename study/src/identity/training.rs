@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use convoy_common::model::Network;
 use convoy_common::parameters::{Tensors, sha256};
 use convoy_coordinator::checkpoint::{folder as checkpoints, write_weights};
-use convoy_coordinator::data::{DataSource, Places, Wanted, load};
 use convoy_coordinator::files::{read_regular, write_atomically};
+use convoy_dataset::{DataSource, Places, Wanted, load};
 use serde_json::Value;
 use toml::Table;
 

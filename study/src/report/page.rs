@@ -3,7 +3,7 @@
 //! Not here: what is in the report, and the parts of the page that have files of their own.
 
 use convoy_common::model::{Layer, LayerKind};
-use convoy_coordinator::data::DataSource;
+use convoy_dataset::DataSource;
 use convoy_report::html;
 use convoy_report::svg::{escaped, key};
 use convoy_report::words::{chance, grouped, percent, plural, sentence};

@@ -183,7 +183,7 @@ fn notice_of_subset(which: &str, why: Option<&str>) -> String {
     )
 }
 
-/// One split in the binary. `coordinator/data/make_subset.py` made its files.
+/// One split in the binary. `dataset/make_subset.py` made its files.
 struct Bundled {
     images: &'static [u8],
     images_name: &'static str,
@@ -195,9 +195,9 @@ struct Bundled {
 macro_rules! bundled {
     ($split:literal) => {
         Bundled {
-            images: include_bytes!(concat!("../../data/fashion-mnist-subset/", $split, "-images-idx3-ubyte.gz")),
+            images: include_bytes!(concat!("../fashion-mnist-subset/", $split, "-images-idx3-ubyte.gz")),
             images_name: concat!("bundled ", $split, "-images-idx3-ubyte.gz"),
-            labels: include_bytes!(concat!("../../data/fashion-mnist-subset/", $split, "-labels-idx1-ubyte.gz")),
+            labels: include_bytes!(concat!("../fashion-mnist-subset/", $split, "-labels-idx1-ubyte.gz")),
             labels_name: concat!("bundled ", $split, "-labels-idx1-ubyte.gz"),
         }
     };

@@ -13,8 +13,6 @@ use md5::{Digest, Md5};
 
 use convoy_common::parameters::hex;
 
-use crate::unguessable::unguessable;
-
 /// Limit for looking up a name, and again for connecting. A machine without a network shouldn't wait long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Limit for a server to begin its answer.
@@ -172,4 +170,12 @@ impl Drop for Part {
         // After the rename nothing has this name. A part that can't be removed does no harm.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// A number that no other process chooses, from the system's random number generator.
+///
+/// # Panics
+/// When the system has none. Linux always has one.
+fn unguessable() -> u64 {
+    getrandom::u64().expect("the system has a random number generator")
 }

@@ -1,11 +1,11 @@
 //! What Fashion-MNIST is: its classes, the shape of its images, and how many there are.
 
-use crate::data::set::ImageShape;
+use crate::set::ImageShape;
 
 /// Names of the classes, by label.
 pub const CLASS_NAMES: [&str; 10] =
     ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"];
 
-pub(in crate::data) const SHAPE: ImageShape = ImageShape { channels: 1, height: 28, width: 28 };
-pub(in crate::data) const TRAIN_COUNT: usize = 60_000;
-pub(in crate::data) const TEST_COUNT: usize = 10_000;
+pub(crate) const SHAPE: ImageShape = ImageShape { channels: 1, height: 28, width: 28 };
+pub(crate) const TRAIN_COUNT: usize = 60_000;
+pub(crate) const TEST_COUNT: usize = 10_000;
