@@ -17,7 +17,7 @@ use convoy_common::plan::Plan;
 use convoy_coordinator::files::write_atomically;
 use convoy_coordinator::job::defaults;
 use convoy_coordinator::record::RunFolder;
-use convoy_dataset::{DataSource, Wanted, load};
+use convoy_dataset::{DataSource, Reading, Wanted, load};
 
 use crate::numbers::{ANY, AT_LEAST_1, counted, whole};
 use crate::output::{complain, print, tell};
@@ -193,7 +193,7 @@ impl Arguments {
             let text = "--data auto: must be bundled, synthetic or a folder, so that both runs use the same images";
             return Err(Misuse(text.to_owned()).into());
         }
-        load(&source, &Wanted::by(network, defaults::SEED), &places()?)?;
+        load(&source, &Wanted::by(network, defaults::SEED), &places()?, &Reading::default())?;
         Ok(())
     }
 

@@ -36,6 +36,12 @@ pub(crate) fn real(text: &str) -> Result<f64, String> {
     text.trim().parse().map_err(|_| "must be a number, such as 0.01".to_owned())
 }
 
+/// A parser of shares between 0 and 1.
+pub(crate) fn share(text: &str) -> Result<f64, String> {
+    let number = text.trim().parse::<f64>().ok().filter(|number| *number > 0.0 && *number < 1.0);
+    number.ok_or_else(|| "must be a number between 0 and 1, such as 0.1".to_owned())
+}
+
 /// A parser of rates, such as GFLOP/s.
 pub(crate) fn rate(text: &str) -> Result<f64, String> {
     let number = text.trim().parse::<f64>().ok().filter(|number| (0.1..=1e6).contains(number));

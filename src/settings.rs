@@ -4,12 +4,14 @@ use std::error::Error;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::str::FromStr;
 
+use convoy_common::model::classes::with_classes;
 use convoy_common::model::{ModelError, Network, TEXT_BYTES_MAX, presets};
 use convoy_common::placement::PlacementError;
 use convoy_common::token::{TOKEN_BYTES_MAX, Token, TokenError};
 use convoy_coordinator::JobError;
-use convoy_dataset::Places;
+use convoy_dataset::{DataSource, Places, Reading, class_count};
 use convoy_study::error::StudyError;
 
 /// The command was used wrongly: exit code 2.
@@ -53,6 +55,41 @@ pub(crate) fn model_text(name: &str) -> Result<String, Box<dyn Error>> {
     match Network::parse(&text) {
         Ok(_) => Ok(text),
         Err(source) => Err(ModelFile { path: name.to_owned(), source }.into()),
+    }
+}
+
+/// The classes of a model, as `--classes` says them.
+#[derive(Clone, Debug)]
+pub(crate) enum Classes {
+    /// As many as the data have.
+    OfData,
+    /// This many.
+    Number(usize),
+}
+
+impl FromStr for Classes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Classes::OfData),
+            number => match number.parse() {
+                Ok(number @ 1..=65_535) => Ok(Classes::Number(number)),
+                _ => Err("must be auto, or a number from 1 to 65535".to_owned()),
+            },
+        }
+    }
+}
+
+impl Classes {
+    /// The text of a model with these classes.
+    pub(crate) fn applied(&self, text: &str, data: &DataSource, reading: &Reading) -> Result<String, Box<dyn Error>> {
+        let classes = match self {
+            Classes::Number(number) => Some(*number),
+            Classes::OfData => class_count(data, reading)?,
+        };
+        let unknown = || Misuse(format!("--classes auto: {data} does not say how many classes it has; give a number"));
+        with_classes(text, classes.ok_or_else(unknown)?).map_err(|error| Misuse(format!("--classes: {error}")).into())
     }
 }
 

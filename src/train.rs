@@ -21,15 +21,15 @@ use convoy_coordinator::record::holds_run;
 use convoy_coordinator::running::{Rehearsal, Running};
 use convoy_coordinator::trace::Sampling;
 use convoy_coordinator::train::{Out, Training, train};
-use convoy_dataset::DataSource;
+use convoy_dataset::{BadImages, DataSource, Reading};
 
 use convoy_worker::Isa;
 
 use crate::console::Console;
 use crate::log::Log;
-use crate::numbers::{ANY, AT_LEAST_1, real, whole};
+use crate::numbers::{ANY, AT_LEAST_1, real, share, whole};
 use crate::output::complain;
-use crate::settings::{self, Misuse};
+use crate::settings::{self, Classes, Misuse};
 use crate::sockets::SocketFile;
 use crate::{Outcome, metrics, signals};
 
@@ -37,14 +37,25 @@ use crate::{Outcome, metrics, signals};
 #[derive(clap::Args)]
 #[command(after_long_help = deadlines_help())]
 pub(crate) struct Arguments {
-    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet) or path of a model file [default: alexnet-fashion]
+    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet-cifar, alexnet) or path of a model file [default: alexnet-fashion]
     #[arg(long, value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
     model: Option<String>,
-    /// Images: auto, a folder of IDX files, bundled, or synthetic. auto uses Fashion-MNIST if it is on this machine. If not, auto downloads it,
+    /// Images: auto, a folder, bundled, or synthetic. A folder has IDX files, or the binary files of CIFAR-10 or CIFAR-100, or JPEG and PNG files in
+    /// folders that are named after their class, which may be divided into train and test (or val). auto uses Fashion-MNIST if it is on this machine. If not, auto downloads it,
     /// except with CONVOY_OFFLINE=1. If that is not possible, auto uses bundled. bundled is a part of Fashion-MNIST that comes with the program.
     /// synthetic is noise, for measuring speed [default: the data of the resumed job, or auto]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
+    /// Classes of the model: its last layer gets as many units. auto means those of the data [default: as the model says]
+    #[arg(long, value_name = "auto|N")]
+    classes: Option<Classes>,
+    /// Share of the image files that are for tests, if the folder of --data has no test images of its own. A hash of each file's path decides
+    /// [default: 0.1]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    test_share: Option<f64>,
+    /// What happens if image files can't be used: stop (before training), or skip (train without them) [default: stop]
+    #[arg(long, value_name = "stop|skip")]
+    bad_images: Option<BadImages>,
     /// Passes over the training images [default: 8]
     #[arg(long, value_name = "N", conflicts_with = "steps", value_parser = whole::<u64>(AT_LEAST_1))]
     epochs: Option<u64>,
@@ -202,7 +213,17 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     }
     let resume = arguments.checkpoint()?;
     let default_model = presets::text(presets::DEFAULT).unwrap_or_default().to_owned();
+    let reading = arguments.reading();
     let model = arguments.model.as_deref().map(settings::model_text).transpose()?;
+    let model = match &arguments.classes {
+        Some(classes) => {
+            let before = resume.as_ref().map(|checkpoint| checkpoint.manifest.job.model.clone());
+            let text = model.or(before).unwrap_or_else(|| default_model.clone());
+            let source = arguments.data.clone().unwrap_or(DataSource::Auto);
+            Some(classes.applied(&text, &source, &reading.unwrap_or_default())?)
+        }
+        None => model,
+    };
     let run = resume.as_ref().and_then(|checkpoint| folder::run_of(&checkpoint.path));
     let is_auto = arguments.resume.as_deref() == Some(Path::new(AUTO));
     // Also if the run has no checkpoint yet.
@@ -260,6 +281,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         },
         default_model,
         data: arguments.data,
+        reading,
         places: settings::places()?,
         resume,
         init: arguments.init,
@@ -276,6 +298,15 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
 }
 
 impl Arguments {
+    /// How a folder of image files is read, if that was asked for.
+    fn reading(&self) -> Option<Reading> {
+        let usual = Reading::default();
+        (self.test_share.is_some() || self.bad_images.is_some()).then(|| Reading {
+            test_share: self.test_share.unwrap_or(usual.test_share),
+            bad_images: self.bad_images.unwrap_or(usual.bad_images),
+        })
+    }
+
     /// The checkpoint that `--resume` names. With `auto` there may be none.
     fn checkpoint(&self) -> Result<Option<Checkpoint>, Box<dyn Error>> {
         let opened = match &self.resume {

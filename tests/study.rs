@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use convoy_common::model::Network;
 use convoy_coordinator::checkpoint::read_weights;
-use convoy_dataset::{DataSource, Places, Wanted, load};
+use convoy_dataset::{DataSource, Places, Reading, Wanted, load};
 use convoy_worker::activations::activations;
 use serde_json::Value;
 use support::{Process, Start, convoy, look_at, output_of, said, signal, succeed, wait_for};
@@ -119,8 +119,9 @@ fn outputs_are_those_of_a_job(run: &Path) {
     let logits = run.join("logits.safetensors");
     succeed("eval", &[("--logits", &logits), ("--", run)]);
     let network = Network::parse(&std::fs::read_to_string(run.join("../../../models/grouped.toml")).unwrap()).unwrap();
-    let set = load(&DataSource::Bundled, &Wanted::by(&network, 1), &Places::of_this_machine(true)).unwrap();
-    let bytes: Vec<u8> = (0..set.test.len()).flat_map(|image| set.test.image(image).to_vec()).collect();
+    let set = load(&DataSource::Bundled, &Wanted::by(&network, 1), &Places::of_this_machine(true), &Reading::default());
+    let set = set.unwrap();
+    let bytes: Vec<u8> = (0..set.test.len()).flat_map(|image| set.test.image(image, None).to_vec()).collect();
     let weights = read_weights(&newest_checkpoint(run).unwrap().join("weights.safetensors"), &network).unwrap();
     let last = network.layers.len() - 1;
     let ours = std::thread::spawn(move || activations(&network, &weights, &bytes, &[0, last]).unwrap()).join().unwrap();

@@ -26,7 +26,7 @@ use crate::files::{
 use crate::job::{Job, STEPS_MAX, Unsound, demand};
 use crate::outputs::{self, MANIFEST};
 use crate::state::{JobState, Progress};
-use convoy_dataset::DataSource;
+use convoy_dataset::{DataSource, Reading};
 
 /// Version of the manifest. Raise it when an older program would misread the manifest. Version 2 has seeds by purpose and a selection of
 /// training images; a job without them has version 1.
@@ -60,6 +60,12 @@ pub struct Manifest {
     /// Where the data came from, as `--data` takes it, with a folder's absolute path.
     #[serde(default)]
     pub source: Option<String>,
+    /// How a folder of image files was read, if not as usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reading: Option<Reading>,
+    /// The names of the classes, by label. Empty if they have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
     /// SHA-256 over the test images, their dimensions and labels.
     pub test_images: Option<String>,
     /// SHA-256 over all weights.
@@ -147,6 +153,10 @@ pub struct Described {
     pub progress: Progress,
     /// Where the data came from, as `--data` takes it.
     pub source: Option<String>,
+    /// How a folder of image files was read, if not as usual.
+    pub reading: Option<Reading>,
+    /// The names of the classes, by label.
+    pub classes: Vec<String>,
     /// SHA-256 over the test images.
     pub test_images: Option<String>,
 }
@@ -188,8 +198,8 @@ fn name_of(step: u64) -> String {
 /// Whether the same checkpoint is already there: a job that is resumed at its end has nothing new to write.
 fn is_already_there(path: &Path, described: &Described, state: &JobState) -> bool {
     let same = |manifest: &Manifest| {
-        let Manifest { job, last_step, progress, source, test_images, .. } = manifest.clone();
-        Described { job, last_step, progress, source, test_images } == *described
+        let Manifest { job, last_step, progress, source, reading, classes, test_images, .. } = manifest.clone();
+        Described { job, last_step, progress, source, reading, classes, test_images } == *described
             && manifest.weights_sha256 == sha256(&state.weights)
     };
     path.is_dir() && read(path).is_ok_and(|checkpoint| same(&checkpoint.manifest))
@@ -211,6 +221,8 @@ fn write_into(temporary: &Path, described: &Described, state: &JobState) -> std:
         last_step: described.last_step,
         progress: described.progress,
         source: described.source.clone(),
+        reading: described.reading,
+        classes: described.classes.clone(),
         test_images: described.test_images.clone(),
         weights_sha256: sha256(&state.weights),
         files,

@@ -30,7 +30,7 @@ use crate::silence::{Silence, Verdict, Wait};
 use crate::state::{Gathering, JobState};
 use crate::stop::Stop;
 use crate::trace::Recorder;
-use convoy_dataset::Split;
+use convoy_dataset::{Draw, Split};
 
 /// Pings before the first step, while workers are idle. The best of them counts.
 const FIRST_PINGS: usize = 4;
@@ -169,7 +169,7 @@ impl<'a> Crew<'a> {
             .try_for_each(|worker| self.tell(worker, ToWorker::Ping { sent: self.recorder.now() }, step))
     }
 
-    /// Sends the images of a micro-batch, listed by their index in `split`, once to every worker that computes its first segment.
+    /// Sends the images of a micro-batch, listed by their index in `split` with the draw that each is seen with, once to every worker that computes its first segment.
     ///
     /// # Errors
     /// When a worker is lost.
@@ -177,11 +177,11 @@ impl<'a> Crew<'a> {
         &mut self,
         split: &Split,
         micro_batch: &MicroBatch,
-        images: impl IntoIterator<Item = usize>,
+        images: impl IntoIterator<Item = (usize, Option<Draw>)>,
     ) -> Result<(), Stop> {
         let input = self.plan.network.input.shape;
         let mut bytes = Vec::with_capacity(micro_batch.samples.len() * input.len());
-        images.into_iter().for_each(|image| bytes.extend_from_slice(split.image(image)));
+        images.into_iter().for_each(|(image, draw)| bytes.extend_from_slice(&split.image(image, draw)));
         let shape = vec![micro_batch.samples.len(), input.channels, input.height, input.width];
         let payload = Payload::bytes(TensorKey::Images(micro_batch.clone()), shape, bytes);
         let computing = self.plan.holders(SegmentIndex(0), micro_batch.id);

@@ -48,7 +48,7 @@ pub fn evaluate(crew: &mut Crew, split: &Split, step: u64, size: usize, stop: &A
         while under_way < EVALUATIONS_UNDER_WAY {
             let Some(micro_batch) = waiting.next() else { break };
             crew.exchanges.open(&micro_batch);
-            crew.send_images(split, &micro_batch, micro_batch.samples.clone())?;
+            crew.send_images(split, &micro_batch, micro_batch.samples.clone().map(|image| (image, None)))?;
             under_way += 1;
         }
         if under_way == 0 {

@@ -102,6 +102,8 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         weights,
         seed,
         data: remembered,
+        reading,
+        classes: _,
         test_images,
         whole_set,
         selection,
@@ -116,7 +118,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     let slots = workers.div_ceil(network.towers).max(1);
     let plan = Arc::new(Plan::new(network.clone(), workers, slots, None)?);
     let is_given = data.is_some();
-    let choice = DataChoice::of(data, remembered);
+    let choice = DataChoice::of(data, remembered, reading);
     let data = choice.load_part(part, selection, &Wanted::by(&network, seed), &places)?;
     data.notices.iter().cloned().for_each(|text| observer.on(Event::Notice { text }));
     let is_other = match part {

@@ -46,7 +46,7 @@ use crate::state::{JobState, Progress, Snapshot};
 use crate::trace::otlp::read_endpoint;
 use crate::trace::{Recorder, Sampling};
 use crate::unguessable::unguessable;
-use convoy_dataset::{DataChoice, DataSet, DataSource, Places, Wanted};
+use convoy_dataset::{DataChoice, DataSet, DataSource, Places, Reading, Wanted};
 use drive::{Drive, Site};
 
 /// A request to train.
@@ -59,6 +59,8 @@ pub struct Training {
     pub default_model: String,
     /// Where the images come from. None: as the checkpoint says, or [`DataSource::Auto`].
     pub data: Option<DataSource>,
+    /// How a folder of image files is read. None: as the checkpoint says, or the default.
+    pub reading: Option<Reading>,
     /// Where Fashion-MNIST may be.
     pub places: Places,
     /// The checkpoint to continue from.
@@ -83,7 +85,8 @@ pub enum Out {
 impl Training {
     fn data_choice(&self) -> DataChoice {
         let manifest = self.resume.as_ref().map(|checkpoint| &checkpoint.manifest);
-        DataChoice::of(self.data.clone(), manifest.and_then(Manifest::data_source))
+        let reading = self.reading.or(manifest.and_then(|manifest| manifest.reading)).unwrap_or_default();
+        DataChoice::of(self.data.clone(), manifest.and_then(Manifest::data_source), reading)
     }
 }
 
@@ -151,6 +154,8 @@ struct Run {
     running: Running,
     /// Where the data come from, as checkpoints keep it.
     source: String,
+    /// How a folder of image files is read, if not as usual.
+    reading: Option<Reading>,
     /// SHA-256 over the test images.
     test_images: String,
     threads: usize,
@@ -259,6 +264,7 @@ impl Run {
             writer: Writer::new(folder.checkpoints(), running.keep),
             running,
             source,
+            reading: Some(choice.reading).filter(|reading| *reading != Reading::default()),
             threads,
             progress,
             snapshot: Arc::new(snapshot),

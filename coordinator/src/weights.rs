@@ -11,7 +11,7 @@ use crate::checkpoint::folder::{self, Opened};
 use crate::checkpoint::{self, Checkpoint, CheckpointError};
 use crate::error::JobError;
 use crate::job::{Job, defaults};
-use convoy_dataset::{DataSource, Selection};
+use convoy_dataset::{DataSource, Reading, Selection};
 
 /// The most images per micro-batch. A checkpoint of a job with smaller micro-batches is measured with those, because its workers
 /// may have less memory.
@@ -30,6 +30,10 @@ pub struct Loaded {
     pub seed: u64,
     /// Where the job's data came from, if a checkpoint says so.
     pub data: Option<DataSource>,
+    /// How a folder of image files was read.
+    pub reading: Reading,
+    /// The names of the classes, by label. Empty if nothing says them.
+    pub classes: Vec<String>,
     /// SHA-256 over the job's test images, if a checkpoint says so.
     pub test_images: Option<String>,
     /// SHA-256 over all of the job's images, if a checkpoint says so.
@@ -52,7 +56,8 @@ pub fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
     if path.is_dir() || of_checkpoint.is_some() {
         let Opened { checkpoint, damaged } = folder::open(of_checkpoint.as_deref().unwrap_or(path))?;
         let Checkpoint { path: found, manifest, state } = checkpoint;
-        let (data, test_images) = (manifest.data_source(), manifest.test_images);
+        let (data, reading) = (manifest.data_source(), manifest.reading.unwrap_or_default());
+        let (classes, test_images) = (manifest.classes, manifest.test_images);
         let batch = manifest.job.batch;
         // Replicas may have trained with micro-batches as small as these.
         let slots = manifest.job.slots;
@@ -72,6 +77,8 @@ pub fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
             weights: state.weights,
             seed,
             data,
+            reading,
+            classes,
             test_images,
             whole_set: Some(whole_set),
             selection,
@@ -88,6 +95,8 @@ pub fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
         weights,
         seed: defaults::SEED,
         data: None,
+        reading: Reading::default(),
+        classes: Vec::new(),
         test_images: None,
         whole_set: None,
         selection: None,

@@ -120,6 +120,78 @@ pub enum DataError {
     )]
     Selection { images: Option<usize>, holdout: usize, all: usize },
 
+    /// A folder that has no folders of classes.
+    #[error(
+        "{} has neither IDX files nor a folder for each class; image files belong in folders that are named after their class",
+        folder.display()
+    )]
+    NoClasses { folder: PathBuf },
+
+    /// A net that tells one class from itself learns nothing.
+    #[error(
+        "{} has one class, {class}; there must be at least 2 (if the folders of classes are in {class}, give that folder)",
+        folder.display()
+    )]
+    OneClass { folder: PathBuf, class: String },
+
+    /// More classes than labels can number.
+    #[error("{} has {count} classes; the most is {limit}", folder.display())]
+    ManyClasses { folder: PathBuf, count: usize, limit: usize },
+
+    /// A class without a file that could be an image.
+    #[error("{} has no image files; remove it, or put JPEG or PNG files into it", folder.display())]
+    EmptyClass { folder: PathBuf },
+
+    /// More files than a set may have.
+    #[error("{} and the folders beside it have more than {limit} image files", folder.display())]
+    ManyFiles { folder: PathBuf, limit: usize },
+
+    /// Folders within folders without end.
+    #[error("{} lies more than {limit} folders below that of its class; symbolic links may form a loop", folder.display())]
+    TooDeep { folder: PathBuf, limit: usize },
+
+    /// The training images and the test images have different classes.
+    #[error("class {class} is in {}, but not in {}; both must have the same classes", folder.display(), other.display())]
+    OtherClasses { class: String, folder: PathBuf, other: PathBuf },
+
+    /// The hash of paths left nothing for one part.
+    #[error(
+        "{} has no {part} images if a share of {test_share} is for tests; give another --test-share, or make folders train and test",
+        folder.display()
+    )]
+    NothingLeft { folder: PathBuf, part: &'static str, test_share: f64 },
+
+    /// The model tells another number of classes apart.
+    #[error("{} has {found} classes, and the model has {wanted}; give --classes auto to change the model's last layer", folder.display())]
+    ClassCount { folder: PathBuf, found: usize, wanted: usize },
+
+    /// The model takes images with other channels than grey or colour.
+    #[error("{} has image files, and the model's input has {wanted} channels; it must have 1 or 3", folder.display())]
+    Channels { folder: PathBuf, wanted: usize },
+
+    /// Some files of a set can't be used.
+    #[error(
+        "{count} of {all} image files in {} can't be used; remove them, or give --bad-images skip. {named}",
+        folder.display()
+    )]
+    BadImages { folder: PathBuf, count: usize, all: usize, named: String },
+
+    /// Some of the files that were named can't be used.
+    #[error("{count} of {all} files can't be used. {named}")]
+    BadFiles { count: usize, all: usize, named: String },
+
+    /// All images of a part are bad.
+    #[error("no image file in {} can be used. {named}", folder.display())]
+    AllBad { folder: PathBuf, named: String },
+
+    /// The scaled images don't fit into memory.
+    #[error("the scaled images of {} have {bytes} bytes, and live in memory; the most is {limit}", folder.display())]
+    TooLarge { folder: PathBuf, bytes: usize, limit: usize },
+
+    /// A file of records of one length ends in the middle of one.
+    #[error("{} has {bytes} bytes; it must hold whole records of {record} bytes, and at least one", file.display())]
+    NotRecords { file: PathBuf, bytes: usize, record: usize },
+
     /// The held-out images of a job without any.
     #[error("the job held out no images (--holdout); measure another part: train or test")]
     NothingHeldOut,
@@ -134,7 +206,7 @@ pub enum DataError {
 }
 
 /// A file's first bytes for a person: as text where they are text.
-fn described(start: &[u8]) -> String {
+pub(crate) fn described(start: &[u8]) -> String {
     match std::str::from_utf8(start) {
         Ok(text) if text.chars().all(|character| character.is_ascii_graphic() || character == ' ') => {
             format!("\"{text}\"")

@@ -74,7 +74,8 @@ pub(super) fn auto_test(wanted: &Wanted, places: &Places, remote: &Remote) -> Re
         Located::In(folder, files) => {
             let images = folder::read_split(files, wanted)?;
             check_count(&folder, images.len() == TEST_COUNT, || format!("{} test images", images.len()))?;
-            Ok(PartSet::new(images, &format!("Fashion-MNIST in {}", folder.display()), Vec::new()))
+            let set = PartSet::new(images, &format!("Fashion-MNIST in {}", folder.display()), Vec::new());
+            Ok(PartSet { classes: class_names(), ..set })
         }
         Located::Nowhere { why } => subset_test(wanted, Some(&why)),
     }
@@ -142,7 +143,15 @@ fn whole(splits: Splits, folder: &Path) -> Result<DataSet, DataError> {
     let (train, test) = (splits.train.len(), splits.test.len());
     let is_right = (train, test) == (TRAIN_COUNT, TEST_COUNT);
     check_count(folder, is_right, || format!("{train} training and {test} test images"))?;
-    Ok(DataSet::new(splits, &format!("Fashion-MNIST in {}", folder.display()), Vec::new()))
+    Ok(named(DataSet::new(splits, &format!("Fashion-MNIST in {}", folder.display()), Vec::new())))
+}
+
+fn named(set: DataSet) -> DataSet {
+    DataSet { classes: class_names(), ..set }
+}
+
+fn class_names() -> Vec<String> {
+    CLASS_NAMES.map(str::to_owned).to_vec()
 }
 
 fn check_count(folder: &Path, is_right: bool, found: impl FnOnce() -> String) -> Result<(), DataError> {
@@ -166,13 +175,13 @@ fn subset(wanted: &Wanted, why: Option<&str>) -> Result<DataSet, DataError> {
     let train = folder::check(BUNDLED_TRAIN.parse()?, wanted)?;
     let test = folder::check(BUNDLED_TEST.parse()?, wanted)?;
     let notice = notice_of_subset(&format!("{} of Fashion-MNIST's {TRAIN_COUNT} training", train.len()), why);
-    Ok(DataSet::new(Splits { train, test }, SUBSET, vec![notice]))
+    Ok(named(DataSet::new(Splits { train, test }, SUBSET, vec![notice])))
 }
 
 fn subset_test(wanted: &Wanted, why: Option<&str>) -> Result<PartSet, DataError> {
     let images = folder::check(BUNDLED_TEST.parse()?, wanted)?;
     let notice = notice_of_subset(&format!("{} of Fashion-MNIST's {TEST_COUNT} test", images.len()), why);
-    Ok(PartSet::new(images, SUBSET, vec![notice]))
+    Ok(PartSet { classes: class_names(), ..PartSet::new(images, SUBSET, vec![notice]) })
 }
 
 fn notice_of_subset(which: &str, why: Option<&str>) -> String {

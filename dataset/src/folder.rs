@@ -48,6 +48,12 @@ pub(super) struct Parsed {
     pub(super) labels_file: PathBuf,
 }
 
+/// Whether a folder has any of the files.
+pub(super) fn is_here(folder: &Path) -> bool {
+    let names = [&TRAIN, &TEST].into_iter().flat_map(|names| names.images.iter().chain(&names.labels));
+    names.into_iter().any(|name| folder.join(name).exists() || folder.join(format!("{name}.gz")).exists())
+}
+
 /// Finds the four files of a folder.
 pub(super) fn find(folder: &Path) -> Result<Files, DataError> {
     check_folder(folder)?;
@@ -130,7 +136,8 @@ pub(super) fn check(split: Parsed, wanted: &Wanted) -> Result<Split, DataError> 
             labels: split.labels.len(),
         });
     }
-    Ok(Split::new(split.images, classes_of(&split.labels, split.labels_file, wanted.classes)?))
+    let labels = classes_of(&split.labels, split.labels_file, wanted.classes)?;
+    Ok(Split::new(split.images, labels, wanted.transforms))
 }
 
 /// The labels as classes of the model.

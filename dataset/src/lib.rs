@@ -3,16 +3,22 @@
 //! A whole data set is in memory, as bytes. Workers turn pixels into floats. Loading blocks on files and possibly on the
 //! network, so no async task may do it. Not here: the order of images, and batches (`order`).
 
+mod cifar;
+mod classes;
+mod decode;
 mod download;
 mod error;
 mod fashion;
 mod folder;
 mod idx;
+mod images;
+mod pixels;
 mod selection;
 mod set;
 mod synthetic;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
@@ -24,8 +30,10 @@ use serde::Serialize;
 pub use error::DataError;
 pub use fashion::Places;
 pub use fashion::facts::CLASS_NAMES;
+pub use images::{BadImages, Reading, unlabelled};
 pub use selection::Selection;
 pub use set::{DataSet, ImageShape, PartSet, Split, Wanted};
+pub use view::Draw;
 
 /// A part of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -46,7 +54,7 @@ pub enum Part {
 pub enum DataSource {
     /// Fashion-MNIST: from disk, or else downloaded, or else the bundled subset.
     Auto,
-    /// A folder of four IDX files.
+    /// A folder of IDX files, of the binary files of CIFAR, or of image files.
     Folder(PathBuf),
     /// The subset of Fashion-MNIST that is part of the binary.
     Bundled,
@@ -55,20 +63,22 @@ pub enum DataSource {
 }
 
 /// The source that a command uses, and who named it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DataChoice {
     /// The source.
     pub source: DataSource,
     /// Whether a checkpoint names it, and not the user.
     pub is_remembered: bool,
+    /// How a folder of image files is read.
+    pub reading: Reading,
 }
 
 impl DataChoice {
     /// The source that was asked for, or else the one that a checkpoint remembers, or else [`DataSource::Auto`]. Every command
     /// that opens a checkpoint asks this.
-    pub fn of(asked: Option<DataSource>, remembered: Option<DataSource>) -> Self {
+    pub fn of(asked: Option<DataSource>, remembered: Option<DataSource>, reading: Reading) -> Self {
         let is_remembered = asked.is_none() && remembered.is_some();
-        Self { source: asked.or(remembered).unwrap_or(DataSource::Auto), is_remembered }
+        Self { source: asked.or(remembered).unwrap_or(DataSource::Auto), is_remembered, reading }
     }
 
     /// As [`load`].
@@ -76,7 +86,7 @@ impl DataChoice {
     /// # Errors
     /// As [`load`], and says so where a checkpoint named the source.
     pub fn load(&self, wanted: &Wanted, places: &Places) -> Result<DataSet, DataError> {
-        load(&self.source, wanted, places).map_err(|error| self.blamed(error))
+        load(&self.source, wanted, places, &self.reading).map_err(|error| self.blamed(error))
     }
 
     /// The images of one part alone, of a job with this selection of training images.
@@ -91,16 +101,16 @@ impl DataChoice {
         places: &Places,
     ) -> Result<PartSet, DataError> {
         if part == Part::Test {
-            return load_test(&self.source, wanted, places).map_err(|error| self.blamed(error));
+            return load_test(&self.source, wanted, places, &self.reading).map_err(|error| self.blamed(error));
         }
-        let DataSet { train, origin, notices, fingerprint, .. } = self.load(wanted, places)?;
+        let DataSet { train, origin, notices, fingerprint, classes, .. } = self.load(wanted, places)?;
         let images = match (part, selection) {
             (Part::Holdout, Some(selection)) if selection.holdout > 0 => selection.held_out(&train)?,
             (Part::Holdout, _) => return Err(DataError::NothingHeldOut),
             (_, Some(selection)) => selection.trained(&train)?,
             (_, None) => train,
         };
-        Ok(PartSet { images, fingerprint: Some(fingerprint), origin, notices })
+        Ok(PartSet { images, fingerprint: Some(fingerprint), origin, notices, classes })
     }
 
     fn blamed(&self, error: DataError) -> DataError {
@@ -116,10 +126,10 @@ impl DataChoice {
 /// # Errors
 /// Says which file, which value in it, and what would be right. A download that fails is no error: `Auto` then uses the
 /// bundled subset, and a notice says why.
-pub fn load(source: &DataSource, wanted: &Wanted, places: &Places) -> Result<DataSet, DataError> {
+pub fn load(source: &DataSource, wanted: &Wanted, places: &Places, reading: &Reading) -> Result<DataSet, DataError> {
     match source {
         DataSource::Auto => fashion::auto(wanted, places, &download::Remote::fashion_mnist()),
-        DataSource::Folder(folder) => from_folder(folder, wanted),
+        DataSource::Folder(folder) => from_folder(folder, wanted, reading),
         DataSource::Bundled => fashion::bundled(wanted),
         DataSource::Synthetic => synthetic::make(wanted),
     }
@@ -129,22 +139,72 @@ pub fn load(source: &DataSource, wanted: &Wanted, places: &Places) -> Result<Dat
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_test(source: &DataSource, wanted: &Wanted, places: &Places) -> Result<PartSet, DataError> {
+pub fn load_test(
+    source: &DataSource,
+    wanted: &Wanted,
+    places: &Places,
+    reading: &Reading,
+) -> Result<PartSet, DataError> {
     match source {
         DataSource::Auto => fashion::auto_test(wanted, places, &download::Remote::fashion_mnist().test_files()),
-        DataSource::Folder(folder) => test_from_folder(folder, wanted),
+        DataSource::Folder(folder) => test_from_folder(folder, wanted, reading),
         DataSource::Bundled => fashion::bundled_test(wanted),
         DataSource::Synthetic => synthetic::make_test(wanted),
     }
 }
 
-fn from_folder(folder: &Path, wanted: &Wanted) -> Result<DataSet, DataError> {
+/// What a folder holds, found by looking.
+enum Layout {
+    Idx,
+    Cifar((cifar::Cifar, PathBuf)),
+    ImageFiles,
+}
+
+fn layout_of(folder: &Path) -> Layout {
+    if folder::is_here(folder) {
+        return Layout::Idx;
+    }
+    match cifar::find(folder) {
+        Some(found) => Layout::Cifar(found),
+        None if classes::is_here(folder) => Layout::ImageFiles,
+        // The error says what is missing.
+        None => Layout::Idx,
+    }
+}
+
+/// The number of classes of a source, if its files say so before a model is known: a folder of image files or of CIFAR-10 does.
+///
+/// # Errors
+/// When the folder can't be read.
+pub fn class_count(source: &DataSource, reading: &Reading) -> Result<Option<usize>, DataError> {
+    match source {
+        DataSource::Folder(folder) => match layout_of(folder) {
+            Layout::Idx => Ok(None),
+            Layout::Cifar((cifar, _)) => Ok(Some(cifar.class_count())),
+            Layout::ImageFiles => Ok(Some(classes::find(folder, reading.test_share)?.classes.len())),
+        },
+        DataSource::Auto | DataSource::Bundled => Ok(Some(CLASS_NAMES.len())),
+        DataSource::Synthetic => Ok(None),
+    }
+}
+
+fn from_folder(folder: &Path, wanted: &Wanted, reading: &Reading) -> Result<DataSet, DataError> {
+    match layout_of(folder) {
+        Layout::Idx => {}
+        Layout::Cifar(found) => return cifar::load(found, wanted),
+        Layout::ImageFiles => return images::load(folder, wanted, reading),
+    }
     let splits = folder::read(folder::find(folder)?, wanted)?;
     let notices = folder::missing_classes(&splits.train, wanted.classes).into_iter().collect();
     Ok(DataSet::new(splits, &format!("IDX files in {}", folder.display()), notices))
 }
 
-fn test_from_folder(folder: &Path, wanted: &Wanted) -> Result<PartSet, DataError> {
+fn test_from_folder(folder: &Path, wanted: &Wanted, reading: &Reading) -> Result<PartSet, DataError> {
+    match layout_of(folder) {
+        Layout::Idx => {}
+        Layout::Cifar(found) => return cifar::load_test(found, wanted),
+        Layout::ImageFiles => return images::load_test(folder, wanted, reading),
+    }
     let images = folder::read_split(folder::find_test(folder)?, wanted)?;
     Ok(PartSet::new(images, &format!("IDX files in {}", folder.display()), Vec::new()))
 }

@@ -3,7 +3,6 @@
 //! Not here: the order of images in an epoch (`order`).
 
 use convoy_common::random::permutation;
-use ndarray::Axis;
 use serde::{Deserialize, Serialize};
 
 use super::error::DataError;
@@ -58,8 +57,7 @@ impl Selection {
         let order = permutation(self.seed, "split", all.len());
         let mut chosen: Vec<usize> = order[places].iter().map(|index| *index as usize).collect();
         chosen.sort_unstable();
-        let labels = chosen.iter().map(|index| all.label(*index)).collect();
-        Split::new(all.images().select(Axis(0), &chosen), labels)
+        all.chosen(&chosen)
     }
 }
 
@@ -79,12 +77,14 @@ impl DataSet {
 
 #[cfg(test)]
 mod tests {
+    use convoy_common::model::Transforms;
     use ndarray::Array4;
 
     use super::*;
 
     fn split(count: usize) -> Split {
-        Split::new(Array4::from_shape_fn((count, 1, 1, 1), |at| at.0 as u8), (0..count as u16).collect())
+        let images = Array4::from_shape_fn((count, 1, 1, 1), |at| at.0 as u8);
+        Split::new(images, (0..count as u16).collect(), Transforms::default())
     }
 
     #[test]
@@ -106,7 +106,7 @@ mod tests {
         assert_ne!(other.labels(), held_out);
         // An image keeps its label.
         let chosen = Selection { seed: 3, holdout: 10, images: Some(5) }.trained(&all).unwrap();
-        assert!((0..5).all(|index| u16::from(chosen.image(index)[0]) == chosen.label(index)));
+        assert!((0..5).all(|index| u16::from(chosen.image(index, None)[0]) == chosen.label(index)));
     }
 
     #[test]

@@ -2,12 +2,15 @@
 //!
 //! Not here: where they come from.
 
+use std::borrow::Cow;
 use std::fmt;
 
-use convoy_common::model::Network;
+use convoy_common::model::{Network, Shape, Transforms};
 use convoy_common::parameters::hex;
-use ndarray::{Array4, ArrayView4};
+use ndarray::{Array4, Axis};
 use sha2::{Digest, Sha256};
+
+use crate::view::{Draw, Picture, view};
 
 /// What the model needs of a data set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +21,8 @@ pub struct Wanted {
     pub height: usize,
     /// Columns of an image.
     pub width: usize,
+    /// How images become inputs.
+    pub transforms: Transforms,
     /// Units of the model's last layer.
     pub classes: usize,
     /// The job's seed, which decides synthetic images.
@@ -38,9 +43,20 @@ pub struct ImageShape {
 /// The training part or the test part of a data set: images and their labels.
 #[derive(Debug, Clone)]
 pub struct Split {
-    /// (image, channel, row, column), in standard layout.
-    images: Array4<u8>,
+    pictures: Pictures,
     labels: Vec<u16>,
+    /// What the model takes.
+    input: Shape,
+    transforms: Transforms,
+}
+
+/// Images that are not yet cropped.
+#[derive(Debug, Clone)]
+enum Pictures {
+    /// Of the size that the model takes: (image, channel, row, column), in standard layout.
+    Same(Array4<u8>),
+    /// Each of a size of its own.
+    Each(Vec<Picture>),
 }
 
 /// Both splits, each checked against the model.
@@ -62,6 +78,8 @@ pub struct DataSet {
     pub notices: Vec<String>,
     /// SHA-256 over both splits, in hex. A checkpoint keeps it, so that a resumed job can refuse other data.
     pub fingerprint: String,
+    /// The names of the classes, by label. Empty if they have none.
+    pub classes: Vec<String>,
 }
 
 /// The training images or the test images of a data set.
@@ -75,6 +93,8 @@ pub struct PartSet {
     pub origin: String,
     /// What people should know, one line each.
     pub notices: Vec<String>,
+    /// The names of the classes, by label. Empty if they have none.
+    pub classes: Vec<String>,
 }
 
 impl DataSet {
@@ -84,7 +104,7 @@ impl DataSet {
         let (train_count, test_count, shape) = (train.len(), test.len(), train.shape());
         let origin = format!("{name}: {train_count} training and {test_count} test images of {shape}");
         let fingerprint = fingerprint(&[&train, &test]);
-        DataSet { train, test, origin, notices, fingerprint }
+        DataSet { train, test, origin, notices, fingerprint, classes: Vec::new() }
     }
 }
 
@@ -92,16 +112,38 @@ impl PartSet {
     /// The test images of a data set, with its name for people.
     pub(super) fn new(images: Split, name: &str, notices: Vec<String>) -> Self {
         let origin = format!("{name}: {} test images of {}", images.len(), images.shape());
-        PartSet { images, fingerprint: None, origin, notices }
+        PartSet { images, fingerprint: None, origin, notices, classes: Vec::new() }
     }
 }
 
 impl Split {
+    /// Images of the size that a model takes.
+    ///
     /// # Panics If there isn't one label per image, or the images aren't in standard layout.
-    pub(super) fn new(images: Array4<u8>, labels: Vec<u16>) -> Self {
-        assert_eq!(images.dim().0, labels.len(), "one label an image");
+    pub(super) fn new(images: Array4<u8>, labels: Vec<u16>, transforms: Transforms) -> Self {
+        let (count, channels, height, width) = images.dim();
+        assert_eq!(count, labels.len(), "one label an image");
         assert!(images.is_standard_layout(), "images are contiguous, so that one is a slice");
-        Split { images, labels }
+        Split { pictures: Pictures::Same(images), labels, input: Shape { channels, height, width }, transforms }
+    }
+
+    /// Images that were scaled for a model.
+    ///
+    /// # Panics If there isn't one label per image.
+    pub(super) fn of_pictures(pictures: Vec<Picture>, labels: Vec<u16>, wanted: &Wanted) -> Self {
+        assert_eq!(pictures.len(), labels.len(), "one label an image");
+        Split { pictures: Pictures::Each(pictures), labels, input: wanted.input(), transforms: wanted.transforms }
+    }
+
+    /// These images alone, by their indices.
+    ///
+    /// # Panics If an index is out of range.
+    pub(super) fn chosen(&self, indices: &[usize]) -> Self {
+        let pictures = match &self.pictures {
+            Pictures::Same(images) => Pictures::Same(images.select(Axis(0), indices)),
+            Pictures::Each(pictures) => Pictures::Each(indices.iter().map(|index| pictures[*index].clone()).collect()),
+        };
+        Split { pictures, labels: indices.iter().map(|index| self.label(*index)).collect(), ..*self }
     }
 
     /// Number of images.
@@ -109,9 +151,9 @@ impl Split {
         self.labels.len()
     }
 
-    /// The extents of one image.
+    /// The extents of one image, as the model takes it.
     pub fn shape(&self) -> ImageShape {
-        let (_, channels, height, width) = self.images.dim();
+        let Shape { channels, height, width } = self.input;
         ImageShape { channels, height, width }
     }
 
@@ -125,16 +167,29 @@ impl Split {
         self.labels.is_empty()
     }
 
-    /// The bytes of one image, (channel, row, column).
+    /// One image as the model takes it, (channel, row, column): as a draw says in training, and otherwise its centre.
     ///
     /// # Panics
     /// If the index is out of range.
-    pub fn image(&self, index: usize) -> &[u8] {
-        assert!(index < self.len(), "image {index} of {}", self.len());
-        let (_, channels, height, width) = self.images.dim();
-        let size = channels * height * width;
-        let bytes = self.images.as_slice().expect("the constructor asserts standard layout");
-        &bytes[index * size..(index + 1) * size]
+    pub fn image(&self, index: usize, draw: Option<Draw>) -> Cow<'_, [u8]> {
+        let (from, bytes) = self.stored(index);
+        if from == self.input && (draw.is_none() || self.transforms.draws_nothing()) {
+            return Cow::Borrowed(bytes);
+        }
+        Cow::Owned(view(bytes, from, self.input, &self.transforms, draw))
+    }
+
+    /// One image before it is cropped: its extents and bytes.
+    fn stored(&self, index: usize) -> (Shape, &[u8]) {
+        match &self.pictures {
+            Pictures::Same(images) => {
+                let (count, size) = (images.dim().0, self.input.len());
+                assert!(index < count, "image {index} of {count}");
+                let bytes = images.as_slice().expect("the constructor asserts standard layout");
+                (self.input, &bytes[index * size..(index + 1) * size])
+            }
+            Pictures::Each(pictures) => (pictures[index].shape(), pictures[index].bytes()),
+        }
     }
 
     /// The class of one image.
@@ -145,25 +200,34 @@ impl Split {
         self.labels[index]
     }
 
-    /// All images: (image, channel, row, column), in standard layout.
-    pub fn images(&self) -> ArrayView4<'_, u8> {
-        self.images.view()
-    }
-
     /// All labels, in the order of the images.
     pub fn labels(&self) -> &[u16] {
         &self.labels
     }
 }
 
-/// SHA-256 over the dimensions, the bytes and the labels of splits. Compression and file names don't matter.
+/// SHA-256 over the dimensions, the bytes and the labels of splits. Compression and file names don't matter. Images that were scaled
+/// count as they are then.
 pub(super) fn fingerprint(splits: &[&Split]) -> String {
     let mut sha = Sha256::new();
+    let extents = |sha: &mut Sha256, extents: &[usize]| {
+        extents.iter().for_each(|extent| sha.update((*extent as u64).to_le_bytes()));
+    };
     for split in splits {
-        for &extent in split.images.shape() {
-            sha.update((extent as u64).to_le_bytes());
+        match &split.pictures {
+            Pictures::Same(images) => {
+                extents(&mut sha, images.shape());
+                sha.update(images.as_slice().expect("the constructor asserts standard layout"));
+            }
+            Pictures::Each(pictures) => {
+                extents(&mut sha, &[pictures.len()]);
+                for picture in pictures {
+                    let Shape { channels, height, width } = picture.shape();
+                    extents(&mut sha, &[channels, height, width]);
+                    sha.update(picture.bytes());
+                }
+            }
         }
-        sha.update(split.images.as_slice().expect("the constructor asserts standard layout"));
         let labels: Vec<u8> = split.labels.iter().flat_map(|label| label.to_le_bytes()).collect();
         sha.update(labels);
     }
@@ -175,7 +239,12 @@ impl Wanted {
     pub fn by(network: &Network, seed: u64) -> Self {
         let input = network.input.shape;
         let (channels, height, width) = (input.channels, input.height, input.width);
-        Self { channels, height, width, classes: network.classes(), seed }
+        Self { channels, height, width, transforms: network.input.transforms, classes: network.classes(), seed }
+    }
+
+    /// The extents of one image, as the model has them.
+    pub(crate) fn input(&self) -> Shape {
+        Shape { channels: self.channels, height: self.height, width: self.width }
     }
 
     /// The extents of one image.

@@ -38,6 +38,7 @@ pub(super) fn make(wanted: &Wanted) -> Result<DataSet, DataError> {
         fingerprint: hex(&Sha256::digest(parameters)),
         origin: format!("synthetic noise of seed {seed}: {train} training and {test} test images of {shape}"),
         notices: Vec::new(),
+        classes: Vec::new(),
     })
 }
 
@@ -84,5 +85,5 @@ fn split(wanted: &Wanted, purpose: &str, count: usize) -> Split {
     }
     let images = Array4::from_shape_vec(shape, bytes).expect("the bytes were counted from the shape");
     let label = |image| u16::try_from(image % wanted.classes).expect("classes were checked against CLASSES_MAX");
-    Split::new(images, (0..count).map(label).collect())
+    Split::new(images, (0..count).map(label).collect(), wanted.transforms)
 }

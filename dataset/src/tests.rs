@@ -18,6 +18,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::download::{self, Remote, RemoteFile};
+use convoy_common::model::Transforms;
 use convoy_common::parameters::hex;
 
 use super::set::fingerprint;
@@ -59,11 +60,11 @@ fn small_files() -> BTreeMap<String, Vec<u8>> {
 }
 
 fn small_wanted() -> Wanted {
-    Wanted { channels: 1, height: 2, width: 3, classes: 2, seed: 7 }
+    Wanted { channels: 1, height: 2, width: 3, transforms: Transforms::default(), classes: 2, seed: 7 }
 }
 
 fn fashion_wanted() -> Wanted {
-    Wanted { channels: 1, height: 28, width: 28, classes: 10, seed: 7 }
+    Wanted { channels: 1, height: 28, width: 28, transforms: Transforms::default(), classes: 10, seed: 7 }
 }
 
 fn write_files(folder: &Path, files: &BTreeMap<String, Vec<u8>>) {
@@ -83,7 +84,7 @@ fn load_with(name: &str, bytes: Vec<u8>) -> Result<DataSet, DataError> {
 fn load_files(files: &BTreeMap<String, Vec<u8>>, wanted: &Wanted) -> Result<DataSet, DataError> {
     let folder = TempDir::new().unwrap();
     write_files(folder.path(), files);
-    from_folder(folder.path(), wanted)
+    from_folder(folder.path(), wanted, &Reading::default())
 }
 
 fn small_without(name: &str) -> BTreeMap<String, Vec<u8>> {
@@ -124,10 +125,10 @@ fn sources_are_parsed_and_shown_alike() {
 fn plain_files_are_read() {
     let data = load_files(&small_files(), &small_wanted()).unwrap();
     assert_eq!((data.train.len(), data.test.len()), (4, 2));
-    assert_eq!(data.train.images().dim(), (4, 1, 2, 3));
-    assert_eq!(data.train.image(1), [6, 7, 8, 9, 10, 11]);
+    assert_eq!((data.train.len(), data.train.shape().to_string()), (4, "1x2x3".to_owned()));
+    assert_eq!(*data.train.image(1, None), [6, 7, 8, 9, 10, 11]);
     assert_eq!(data.train.labels(), [0, 1, 1, 0]);
-    assert_eq!((data.test.image(0)[0], data.test.label(0)), (100, 1));
+    assert_eq!((data.test.image(0, None)[0], data.test.label(0)), (100, 1));
     assert!(!data.train.is_empty());
     assert_eq!(data.notices, Vec::<String>::new());
     assert!(data.origin.contains("4 training and 2 test images of 1x2x3"), "{}", data.origin);
@@ -143,7 +144,7 @@ fn gz_and_plain_files_are_the_same_data() {
     for files in [renamed(gz), renamed(<[u8]>::to_vec)] {
         let other = load_files(&files, &small_wanted()).unwrap();
         assert_eq!(other.fingerprint, plain.fingerprint);
-        assert_eq!(other.train.images(), plain.train.images());
+        assert_eq!(other.train.fingerprint(), plain.train.fingerprint());
     }
 }
 
@@ -155,8 +156,8 @@ fn colour_files_have_four_dimensions() {
     files.insert("train-images-idx4-ubyte".into(), idx(&[4, 3, 2, 3], &bytes));
     files.insert("t10k-images-idx4-ubyte.gz".into(), gz(&idx(&[2, 3, 2, 3], &bytes[..36])));
     let data = load_files(&files, &Wanted { channels: 3, ..small_wanted() }).unwrap();
-    assert_eq!(data.train.images().dim(), (4, 3, 2, 3));
-    assert_eq!(data.train.image(3)[0], 54);
+    assert_eq!((data.train.len(), data.train.shape().to_string()), (4, "3x2x3".to_owned()));
+    assert_eq!(data.train.image(3, None)[0], 54);
 }
 
 /// Every byte, label and dimension counts, and so does which split it is in.
@@ -177,8 +178,8 @@ fn fingerprint_is_of_the_data() {
     seen.sort();
     seen.dedup();
     assert_eq!(seen.len(), 5);
-    let tall = Split::new(Array4::zeros((1, 1, 3, 2)), vec![0]);
-    let wide = Split::new(Array4::zeros((1, 1, 2, 3)), vec![0]);
+    let tall = Split::new(Array4::zeros((1, 1, 3, 2)), vec![0], Transforms::default());
+    let wide = Split::new(Array4::zeros((1, 1, 2, 3)), vec![0], Transforms::default());
     assert_ne!(fingerprint(&[&tall, &wide]), fingerprint(&[&wide, &tall]));
     assert_ne!(tall.fingerprint(), wide.fingerprint());
 }
@@ -187,13 +188,21 @@ fn fingerprint_is_of_the_data() {
 fn missing_folder_and_files_are_named() {
     let folder = TempDir::new().unwrap();
     let nowhere = folder.path().join("nowhere");
-    assert_error!(from_folder(&nowhere, &small_wanted()), DataError::FolderMissing { .. }, ["nowhere"]);
+    assert_error!(
+        from_folder(&nowhere, &small_wanted(), &Reading::default()),
+        DataError::FolderMissing { .. },
+        ["nowhere"]
+    );
     fs::write(&nowhere, "").unwrap();
-    assert_error!(from_folder(&nowhere, &small_wanted()), DataError::FolderMissing { .. }, ["nowhere"]);
+    assert_error!(
+        from_folder(&nowhere, &small_wanted(), &Reading::default()),
+        DataError::FolderMissing { .. },
+        ["nowhere"]
+    );
     let mut files = small_without(TRAIN_LABELS);
     files.remove(TEST_IMAGES);
     write_files(folder.path(), &files);
-    let error = from_folder(folder.path(), &small_wanted()).unwrap_err();
+    let error = from_folder(folder.path(), &small_wanted(), &Reading::default()).unwrap_err();
     let DataError::FilesMissing { missing, folder: named } = &error else { panic!("{error:?}") };
     assert_eq!(missing[..], [TRAIN_LABELS, TEST_IMAGES]);
     assert_eq!(named, folder.path());
@@ -367,7 +376,8 @@ fn classes_without_a_training_image_are_named() {
     for (labels, classes, expected) in cases {
         assert_eq!(notices(labels, classes), Vec::from_iter(expected), "{labels:?}");
     }
-    let many = Split::new(Array4::zeros((50, 1, 1, 1)), (0..50).map(|label| label * 2).collect());
+    let many =
+        Split::new(Array4::zeros((50, 1, 1, 1)), (0..50).map(|label| label * 2).collect(), Transforms::default());
     let text = folder::missing_classes(&many, 100).unwrap();
     assert!(text.contains("50 of the model's 100") && text.ends_with("17, 19, and others"), "{text}");
 }
@@ -380,15 +390,17 @@ fn test_images_are_loaded_alone() {
     let mut files = small_without(TRAIN_IMAGES);
     files.remove(TRAIN_LABELS);
     write_files(folder.path(), &files);
-    let test = test_from_folder(folder.path(), &small_wanted()).unwrap();
+    let test = test_from_folder(folder.path(), &small_wanted(), &Reading::default()).unwrap();
     assert_eq!(test.images.fingerprint(), whole.test.fingerprint());
     assert!(test.origin.contains("2 test images of 1x2x3"), "{}", test.origin);
     fs::remove_file(folder.path().join(TEST_LABELS)).unwrap();
-    let error = test_from_folder(folder.path(), &small_wanted());
+    let error = test_from_folder(folder.path(), &small_wanted(), &Reading::default());
     assert_error!(error, DataError::FilesMissing { .. }, [TEST_LABELS]);
     let places = Search::new().places;
     for source in [DataSource::Bundled, DataSource::Synthetic] {
-        let (all, alone) = (load(&source, &fashion_wanted(), &places), load_test(&source, &fashion_wanted(), &places));
+        let usual = Reading::default();
+        let (all, alone) =
+            (load(&source, &fashion_wanted(), &places, &usual), load_test(&source, &fashion_wanted(), &places, &usual));
         assert_eq!(all.unwrap().test.fingerprint(), alone.unwrap().images.fingerprint(), "{source}");
     }
 }
@@ -396,7 +408,7 @@ fn test_images_are_loaded_alone() {
 #[test]
 fn a_source_that_a_checkpoint_names_is_taken_unless_another_was_asked_for() {
     let nowhere = DataSource::Folder("nowhere".into());
-    let choice = DataChoice::of(None, Some(nowhere.clone()));
+    let choice = DataChoice::of(None, Some(nowhere.clone()), Reading::default());
     let places = Search::new().places;
     for error in [
         choice.load(&small_wanted(), &places).unwrap_err(),
@@ -405,9 +417,9 @@ fn a_source_that_a_checkpoint_names_is_taken_unless_another_was_asked_for() {
         let text = convoy_common::chain::chain(&error);
         assert!(text.contains("that the checkpoint names, nowhere") && text.contains("does not exist"), "{text}");
     }
-    let asked = DataChoice::of(Some(DataSource::Bundled), Some(nowhere));
-    assert_eq!(asked, DataChoice { source: DataSource::Bundled, is_remembered: false });
-    assert_eq!(DataChoice::of(None, None).source, DataSource::Auto);
+    let asked = DataChoice::of(Some(DataSource::Bundled), Some(nowhere), Reading::default());
+    assert_eq!(asked, DataChoice { source: DataSource::Bundled, is_remembered: false, reading: Reading::default() });
+    assert_eq!(DataChoice::of(None, None, Reading::default()).source, DataSource::Auto);
 }
 
 #[test]
@@ -417,7 +429,7 @@ fn bundled_subset_is_balanced() {
         let mut counts = [0; CLASS_NAMES.len()];
         split.labels().iter().for_each(|&label| counts[usize::from(label)] += 1);
         assert_eq!(counts, [per_class; CLASS_NAMES.len()]);
-        assert_eq!(split.images().dim(), (per_class * CLASS_NAMES.len(), 1, 28, 28));
+        assert_eq!((split.len(), split.shape().to_string()), (per_class * CLASS_NAMES.len(), "1x28x28".to_owned()));
     }
     let [notice] = data.notices.try_into().unwrap();
     for word in ["bundled 5000 of", "60000", "apt install dataset-fashion-mnist", "./data/fashion-mnist"] {
@@ -481,7 +493,7 @@ fn auto_takes_the_first_folder_with_all_files() {
     write_files(&search.folder("cache/convoy/fashion-mnist"), &lacking);
     write_files(&search.folder("system/fashion-mnist"), &whole_files());
     let data = search.auto(&nowhere()).unwrap();
-    assert_eq!((data.train.len(), data.test.len(), data.train.image(0)[0]), (60_000, 10_000, 77));
+    assert_eq!((data.train.len(), data.test.len(), data.train.image(0, None)[0]), (60_000, 10_000, 77));
     assert!(data.origin.contains("system") && data.notices.is_empty());
     write_files(&search.folder("working/data/fashion-mnist"), &ten_each(30, 20));
     let words = ["working/data/fashion-mnist", "30 training", "20 test", "60000", "10000"];
@@ -517,10 +529,11 @@ fn auto_names_a_damaged_file() {
 #[test]
 fn fashion_mnist_is_not_for_every_model() {
     let places = Search::new().places;
-    let alexnet = Wanted { channels: 3, height: 227, width: 227, classes: 1000, seed: 1 };
+    let alexnet =
+        Wanted { channels: 3, height: 227, width: 227, transforms: Transforms::default(), classes: 1000, seed: 1 };
     let words = ["1x28x28", "10 classes", "3x227x227", "1000", "--data DIR", "--data synthetic"];
     for source in [DataSource::Auto, DataSource::Bundled] {
-        assert_error!(load(&source, &alexnet, &places), DataError::NotForThisModel { .. }, words);
+        assert_error!(load(&source, &alexnet, &places, &Reading::default()), DataError::NotForThisModel { .. }, words);
     }
 }
 
@@ -536,13 +549,13 @@ fn places_of_this_machine_are_absolute_or_local() {
 /// The formula of docs/NUMERICS.md, spelled out for a single byte.
 #[test]
 fn synthetic_images_follow_the_formula() {
-    let wanted = Wanted { channels: 3, height: 5, width: 7, classes: 4, seed: 11 };
-    let data = load(&DataSource::Synthetic, &wanted, &Search::new().places).unwrap();
+    let wanted = Wanted { channels: 3, height: 5, width: 7, transforms: Transforms::default(), classes: 4, seed: 11 };
+    let data = load(&DataSource::Synthetic, &wanted, &Search::new().places, &Reading::default()).unwrap();
     assert_eq!((data.train.len(), data.test.len()), (2048, 512));
     for (split, purpose) in [(&data.train, "synthetic:train"), (&data.test, "synthetic:test")] {
         let index = 13 * 105 + 50;
         let word = convoy_common::random::words(11, purpose, index as u64 / 4)[index % 4];
-        assert_eq!(split.image(13)[50], (word & 0xff) as u8);
+        assert_eq!(split.image(13, None)[50], (word & 0xff) as u8);
         assert_eq!((split.label(13), split.label(16)), (1, 0));
     }
     let other = synthetic::make(&Wanted { seed: 12, ..wanted.clone() }).unwrap();
@@ -667,7 +680,7 @@ fn auto_downloads_into_the_cache() {
     let mut search = Search::new();
     search.places.offline = false;
     let data = search.auto(&remote([serve(files), closed()], known)).unwrap();
-    assert_eq!((data.train.len(), data.train.image(0)[0]), (60_000, 77));
+    assert_eq!((data.train.len(), data.train.image(0, None)[0]), (60_000, 77));
     assert!(data.origin.contains("cache/convoy/fashion-mnist"), "{}", data.origin);
     assert_eq!(names_in(&search.folder("cache/convoy/fashion-mnist")), names);
 }

@@ -1,6 +1,6 @@
 //! The images of a study: loaded once before it runs, so that a missing or a wrong set is found at once.
 
-use convoy_dataset::{DataSource, Places, Split, Wanted, load};
+use convoy_dataset::{DataSource, Places, Reading, Split, Wanted, load};
 
 use crate::arm::Arm;
 use crate::error::StudyError;
@@ -47,7 +47,7 @@ impl Images {
             None => study.data.parse()?,
         };
         let seed = study.control().seeds.first().copied().unwrap_or(1);
-        let set = load(&source, &Wanted::by(&study.control().network, seed), places)?;
+        let set = load(&source, &Wanted::by(&study.control().network, seed), places, &Reading::default())?;
         let found = set.train.len();
         match study.train_images {
             Some(wanted) if wanted != found => {
@@ -85,7 +85,7 @@ impl Images {
     /// The bytes of the first `count` test images, or of all if there are fewer, one after the other. None if they are not loaded.
     pub(crate) fn first_test_images(&self, count: usize) -> Option<Vec<u8>> {
         let test = self.test.as_ref()?;
-        Some((0..count.min(test.len())).flat_map(|image| test.image(image).iter().copied()).collect())
+        Some((0..count.min(test.len())).flat_map(|image| test.image(image, None).into_owned()).collect())
     }
 
     /// SHA-256 over the images, if runs with different seeds use the same ones.

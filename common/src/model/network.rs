@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use super::error::ModelError;
-use super::file::{self, RawInit, RawInput, RawKind, RawLayer, RawModel};
+use super::file::{self, RawCrop, RawInit, RawInput, RawKind, RawLayer, RawModel};
+use super::transforms::{Crop, Transforms};
 use crate::batch::part;
 use crate::fields::{FieldError, shown};
 use crate::index::TowerIndex;
@@ -47,6 +48,8 @@ pub struct Input {
     pub mean: Vec<f64>,
     /// What the difference is divided by, for each channel.
     pub std: Vec<f64>,
+    /// How an image becomes an input.
+    pub transforms: Transforms,
 }
 
 /// The size of one sample's activations: a feature map, or units with height and width 1.
@@ -563,7 +566,34 @@ fn check_input(raw: RawInput) -> Result<Input, ModelError> {
     check(std.iter().all(|s| s.is_finite() && *s > 0.0), "input", || {
         format!("std = {std:?}; each must be finite and above 0")
     })?;
-    Ok(Input { shape, mean, std })
+    let transforms = check_transforms(&raw.resize, raw.crop, raw.pad, raw.mirror, shape)?;
+    Ok(Input { shape, mean, std, transforms })
+}
+
+fn check_transforms(
+    resize: &Option<usize>,
+    crop: Option<RawCrop>,
+    pad: Option<usize>,
+    mirror: bool,
+    shape: Shape,
+) -> Result<Transforms, ModelError> {
+    let (longer, shorter) = (shape.height.max(shape.width), shape.height.min(shape.width));
+    if let Some(resize) = *resize {
+        check((longer..=LENGTH_MAX).contains(&resize), "input", || {
+            format!("resize = {resize}; must be {longer} to {LENGTH_MAX}, so that the image covers the input")
+        })?;
+    }
+    let crop = match (crop, pad) {
+        (Some(RawCrop::Random), pad) => Crop::Random { pad: pad.unwrap_or(0) },
+        (_, None) => Crop::Centre,
+        (_, Some(pad)) => {
+            let reason = format!("pad = {pad}; only crop = \"random\" has a border");
+            return Err(FieldError::Value { place: "input".to_owned(), reason }.into());
+        }
+    };
+    let pad = pad.unwrap_or(0);
+    check(pad < shorter, "input", || format!("pad = {pad}; must be below {shorter}, the shorter side of the input"))?;
+    Ok(Transforms { resize: *resize, crop, mirror })
 }
 
 fn check_elements(shape: Shape, place: &str) -> Result<(), ModelError> {

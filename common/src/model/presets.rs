@@ -5,9 +5,10 @@ use crate::suggest;
 /// The default model of a job.
 pub const DEFAULT: &str = "alexnet-fashion";
 
-const PRESETS: [(&str, &str); 3] = [
+const PRESETS: [(&str, &str); 4] = [
     ("alexnet-fashion", include_str!("../../../models/alexnet-fashion.toml")),
     ("alexnet-fashion-dense", include_str!("../../../models/alexnet-fashion-dense.toml")),
+    ("alexnet-cifar", include_str!("../../../models/alexnet-cifar.toml")),
     ("alexnet", include_str!("../../../models/alexnet.toml")),
 ];
 

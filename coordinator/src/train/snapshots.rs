@@ -120,6 +120,8 @@ impl Run {
             last_step: self.last_step,
             progress: self.snapshot.progress,
             source: Some(self.source.clone()),
+            reading: self.reading,
+            classes: self.data.classes.clone(),
             test_images: Some(self.test_images.clone()),
         };
         let (snapshot, metrics) = (self.snapshot.clone(), self.folder.metrics_file()?);

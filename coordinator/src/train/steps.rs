@@ -10,6 +10,7 @@ use convoy_common::batch::MicroBatch;
 use convoy_common::index::{SegmentIndex, TowerIndex};
 use convoy_common::trace::Activity;
 use convoy_common::wire::{FromWorker, ToWorker};
+use convoy_dataset::Draw;
 
 use super::Run;
 use super::drive::Drive;
@@ -145,11 +146,13 @@ impl Run {
         number: u64,
     ) -> Result<(Vec<usize>, Vec<MicroBatch>), Stop> {
         let images = drive.order.images(number);
+        let epoch = drive.order.batches().epoch(number);
         let micro_batches = self.job.division(self.record.running.micro_batches).of(number, images.len());
         for micro_batch in &micro_batches {
             crew.exchanges.open(micro_batch);
             let began = crew.recorder.now();
-            let held = images[micro_batch.samples.clone()].iter().copied();
+            let held = images[micro_batch.samples.clone()].iter();
+            let held = held.map(|image| (*image, Some(Draw::new(self.job.seed, epoch, *image))));
             crew.send_images(&self.data.train, micro_batch, held)?;
             crew.recorder.ended(began, || Activity::SendImages(micro_batch.id));
         }

@@ -8,7 +8,7 @@ use convoy_common::model::Network;
 use convoy_common::parameters::{Tensors, sha256};
 use convoy_coordinator::checkpoint::{folder as checkpoints, write_weights};
 use convoy_coordinator::files::{read_regular, write_atomically};
-use convoy_dataset::{DataSource, Places, Wanted, load};
+use convoy_dataset::{DataSource, Places, Reading, Wanted, load};
 use serde_json::Value;
 use toml::Table;
 
@@ -53,7 +53,7 @@ impl Models {
     /// Checks that the models fit each other, and the images fit them.
     pub(super) fn check_data(&self, data: &DataSource, places: &Places) -> Result<(), StudyError> {
         let Fitting { grouped, .. } = self.fitting()?;
-        load(data, &Wanted::by(&grouped, SEED), places)?;
+        load(data, &Wanted::by(&grouped, SEED), places, &Reading::default())?;
         Ok(())
     }
 }

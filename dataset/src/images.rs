@@ -1,0 +1,165 @@
+//! A folder of image files as a data set: every file is decoded, scaled for the model, and kept in memory.
+//!
+//! Not here: which files there are (`classes`), and decoding (`decode`).
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::classes::{self, Found, Labelled};
+use crate::decode::{self, BadImage, DECODERS};
+use crate::error::DataError;
+use crate::set::{DataSet, PartSet, Split, Splits, Wanted};
+use crate::view::Picture;
+use convoy_common::chain::chain;
+use convoy_common::suggest;
+
+/// The most bytes of all scaled images. They live in memory.
+const BYTES_MAX: usize = 8 << 30;
+/// Files that are decoded before their memory is counted.
+const AT_ONCE: usize = 256;
+/// Bad files that an error or a notice names.
+const SHOWN_MAX: usize = 5;
+
+/// How a folder of images is read.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reading {
+    /// The share of images that are for tests, if the folder has no test images of its own.
+    pub test_share: f64,
+    /// What happens to files that can't be used.
+    pub bad_images: BadImages,
+}
+
+/// What happens to files that can't be used as images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BadImages {
+    /// The job does not start.
+    Stop,
+    /// The set is used without them.
+    Skip,
+}
+
+impl FromStr for BadImages {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "stop" => Ok(BadImages::Stop),
+            "skip" => Ok(BadImages::Skip),
+            _ => Err(format!("unknown policy \"{text}\"{}", suggest::hint(text, &["stop", "skip"]))),
+        }
+    }
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self { test_share: 0.1, bad_images: BadImages::Stop }
+    }
+}
+
+/// Loads both parts.
+pub(super) fn load(folder: &Path, wanted: &Wanted, reading: &Reading) -> Result<DataSet, DataError> {
+    let found = find(folder, wanted, reading)?;
+    let (train, bad) = decoded(folder, &found.train, wanted)?;
+    let (test, bad_tests) = decoded(folder, &found.test, wanted)?;
+    let bad = [bad, bad_tests].concat();
+    let notices = told(folder, &bad, found.train.len() + found.test.len(), reading)?;
+    let mut set = DataSet::new(Splits { train, test }, &name(folder, &found), notices);
+    set.classes = found.classes;
+    Ok(set)
+}
+
+/// Loads the test images alone.
+pub(super) fn load_test(folder: &Path, wanted: &Wanted, reading: &Reading) -> Result<PartSet, DataError> {
+    let found = find(folder, wanted, reading)?;
+    let (test, bad) = decoded(folder, &found.test, wanted)?;
+    let notices = told(folder, &bad, found.test.len(), reading)?;
+    let mut set = PartSet::new(test, &name(folder, &found), notices);
+    set.classes = found.classes;
+    Ok(set)
+}
+
+/// Images of files alone, as the test images of a set without labels.
+///
+/// # Errors
+/// Names the files that can't be used.
+pub fn unlabelled(files: &[PathBuf], wanted: &Wanted) -> Result<Split, DataError> {
+    let all: Vec<Labelled> = files.iter().map(|file| Labelled { file: file.clone(), label: 0 }).collect();
+    let (split, bad) = decoded(Path::new("the given files"), &all, wanted)?;
+    match bad.as_slice() {
+        [] => Ok(split),
+        bad => Err(DataError::BadFiles { count: bad.len(), all: files.len(), named: named(bad) }),
+    }
+}
+
+fn find(folder: &Path, wanted: &Wanted, reading: &Reading) -> Result<Found, DataError> {
+    if ![1, 3].contains(&wanted.channels) {
+        return Err(DataError::Channels { folder: folder.to_path_buf(), wanted: wanted.channels });
+    }
+    let found = classes::find(folder, reading.test_share)?;
+    if found.classes.len() != wanted.classes {
+        let (folder, found) = (folder.to_path_buf(), found.classes.len());
+        return Err(DataError::ClassCount { folder, found, wanted: wanted.classes });
+    }
+    Ok(found)
+}
+
+fn name(folder: &Path, found: &Found) -> String {
+    let divided = if found.is_divided { ", divided by a hash of each path" } else { "" };
+    format!("{} classes of image files in {}, decoded by {DECODERS}{divided}", found.classes.len(), folder.display())
+}
+
+/// The images of files, and what is wrong with files that can't be used, one line each.
+fn decoded(folder: &Path, files: &[Labelled], wanted: &Wanted) -> Result<(Split, Vec<String>), DataError> {
+    let decode = |image: &Labelled| {
+        let pixels = decode::read(&image.file)?;
+        Picture::new(pixels, wanted.input(), &wanted.transforms)
+    };
+    let (mut pictures, mut labels, mut bad, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    for files in files.chunks(AT_ONCE) {
+        // The order of files stays, whichever thread decodes which.
+        let decoded: Vec<Result<Picture, BadImage>> = files.par_iter().map(decode).collect();
+        for (image, decoded) in files.iter().zip(decoded) {
+            match decoded {
+                Ok(picture) => {
+                    bytes += picture.bytes().len();
+                    pictures.push(picture);
+                    labels.push(image.label);
+                }
+                Err(error) => bad.push(format!("{}: {}", image.file.display(), chain(&error))),
+            }
+        }
+        if bytes > BYTES_MAX {
+            return Err(DataError::TooLarge { folder: folder.to_path_buf(), bytes, limit: BYTES_MAX });
+        }
+    }
+    if pictures.is_empty() {
+        return Err(DataError::AllBad { folder: folder.to_path_buf(), named: named(&bad) });
+    }
+    Ok((Split::of_pictures(pictures, labels, wanted), bad))
+}
+
+/// The notices about files that are skipped.
+///
+/// # Errors
+/// When there are some, and they are not to be skipped.
+fn told(folder: &Path, bad: &[String], all: usize, reading: &Reading) -> Result<Vec<String>, DataError> {
+    if bad.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (count, named) = (bad.len(), named(bad));
+    if reading.bad_images == BadImages::Stop {
+        return Err(DataError::BadImages { folder: folder.to_path_buf(), count, all, named });
+    }
+    Ok(vec![format!("{count} of {all} files are skipped, because they can't be used as images: {named}")])
+}
+
+/// The first bad files.
+fn named(bad: &[String]) -> String {
+    let more = bad.len().saturating_sub(SHOWN_MAX);
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    bad.iter().take(SHOWN_MAX).cloned().collect::<Vec<_>>().join("; ") + &more
+}

@@ -1,0 +1,156 @@
+//! A folder of image files as people have them: trained on any number of workers, continued after a kill, and refused or used without
+//! the files that can't be used.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use support::{run, said, succeed};
+use tempfile::TempDir;
+
+/// Sizes of the images, (width, height). None is that of the model's input.
+const SIZES: [(u32, u32); 4] = [(20, 14), (14, 20), (33, 40), (17, 17)];
+
+/// A model for images of 12 x 12, with two towers and every transform.
+const MODEL: &str = r#"
+name = "own"
+towers = 2
+input = { channels = 3, height = 12, width = 12, resize = 14, crop = "random", pad = 2, mirror = true }
+
+[[layer]]
+kind = "conv"
+name = "conv1"
+filters = 8
+kernel = 3
+
+[[layer]]
+kind = "relu"
+
+[[layer]]
+kind = "linear"
+name = "fc"
+units = 3
+"#;
+
+fn png(width: u32, height: u32, pixel: impl Fn(u32, u32) -> [u8; 3]) -> Vec<u8> {
+    let bytes: Vec<u8> = (0..height)
+        .flat_map(|row| (0..width).map(move |column| (row, column)))
+        .flat_map(|(r, c)| pixel(r, c))
+        .collect();
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, width, height);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.write_header().unwrap().write_image_data(&bytes).unwrap();
+    file
+}
+
+/// Three classes, each with images of its own colour, and a model.
+struct Own {
+    folder: TempDir,
+}
+
+impl Own {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        for (class, name) in ["blue", "green", "red"].into_iter().enumerate() {
+            let inside = folder.path().join("set").join(name);
+            fs::create_dir_all(&inside).unwrap();
+            for number in 0..30u32 {
+                let (width, height) = SIZES[number as usize % SIZES.len()];
+                let pixel = |row: u32, column: u32| {
+                    let mut pixel = [((row * 7 + column * 13 + number * 5) % 90) as u8; 3];
+                    pixel[2 - class] += 120;
+                    pixel
+                };
+                fs::write(inside.join(format!("{number}.png")), png(width, height, pixel)).unwrap();
+            }
+        }
+        fs::write(folder.path().join("own.toml"), MODEL).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn train(&self, flags: &str, out: &str) -> Value {
+        let paths: &[(&str, &Path)] =
+            &[("--model", &self.path("own.toml")), ("--data", &self.path("set")), ("--out", &self.path(out))];
+        succeed(&format!("train --batch 8 --trace off {flags}"), paths);
+        serde_json::from_str(&fs::read_to_string(self.path(out).join("run.json")).unwrap()).unwrap()
+    }
+}
+
+fn hash(run: &Value) -> &str {
+    run["final"]["weights_sha256"].as_str().unwrap()
+}
+
+#[test]
+fn the_bits_depend_on_the_seed_and_not_on_workers_or_on_when_a_job_continued() {
+    let own = Own::new();
+    let alone = own.train("--epochs 3 --workers 1", "alone");
+    let accuracy = alone["final"]["test_accuracy"].as_f64().unwrap();
+    assert!(accuracy > 0.9, "colours are easy to tell apart, and the accuracy is {accuracy}");
+    for workers in [2, 4] {
+        let several = own.train(&format!("--epochs 3 --workers {workers}"), &format!("several-{workers}"));
+        assert_eq!(hash(&several), hash(&alone), "{workers} workers");
+    }
+    // From a checkpoint in the middle of the second epoch, which has eleven steps.
+    let whole = own.train("--epochs 3 --checkpoint-every 15 --keep 9", "whole");
+    assert_eq!(hash(&whole), hash(&alone));
+    let (half, out) = (own.path("whole/checkpoints/step-000015"), own.path("continued"));
+    succeed("train --trace off", &[("--resume", &half), ("--out", &out)]);
+    assert_eq!(support::hash(&out), hash(&alone));
+    // The negative control: with the same initial weights and order of images, another seed draws other crops.
+    let other = own.train("--epochs 3 --seed 2 --init-seed 1 --order-seed 1", "other");
+    assert_ne!(hash(&other), hash(&alone), "crops and mirror images follow from the seed");
+}
+
+#[test]
+fn a_checkpoint_has_the_names_of_classes_and_is_measured_on_the_same_test_images() {
+    let own = Own::new();
+    let trained = own.train("--epochs 2 --test-share 0.3", "run");
+    let step = fs::read_dir(own.path("run/checkpoints")).unwrap().next().unwrap().unwrap().path();
+    let manifest: Value = serde_json::from_str(&fs::read_to_string(step.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!(manifest["classes"], serde_json::json!(["blue", "green", "red"]));
+    let measured: Value =
+        serde_json::from_str(&succeed(&format!("eval --json {}", own.path("run").display()), &[])).unwrap();
+    assert_eq!(measured["accuracy"], trained["final"]["test_accuracy"]);
+    // A folder with another image is another set.
+    fs::write(own.path("set/red/new.png"), png(12, 12, |_, _| [9, 9, 9])).unwrap();
+    let refused = run("train --epochs 3 --trace off", &[("--resume", &own.path("run"))]);
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    assert!(said(&refused).contains("the data are not those of the checkpoint's job"), "{}", said(&refused));
+}
+
+#[test]
+fn files_that_are_no_images_stop_a_job_before_it_begins_or_are_left_out() {
+    let own = Own::new();
+    let clean = own.train("--epochs 1", "clean");
+    fs::write(own.path("set/red/empty.png"), b"").unwrap();
+    fs::write(own.path("set/blue/text.jpg"), b"not an image").unwrap();
+    let paths: &[(&str, &Path)] =
+        &[("--model", &own.path("own.toml")), ("--data", &own.path("set")), ("--out", &own.path("bad"))];
+    let refused = run("train --epochs 1 --batch 8", paths);
+    assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
+    for part in
+        ["2 of 92 image files", "empty.png: it is empty", "text.jpg: it is neither JPEG nor PNG", "--bad-images skip"]
+    {
+        assert!(said(&refused).contains(part), "no \"{part}\" in {}", said(&refused));
+    }
+    assert!(!own.path("bad").exists(), "nothing is left of the job");
+    let skipped = own.train("--epochs 1 --bad-images skip", "skipped");
+    assert_eq!(hash(&skipped), hash(&clean), "the same images give the same weights");
+}
+
+#[test]
+fn classes_auto_gives_a_preset_the_classes_of_a_folder() {
+    let own = Own::new();
+    let paths: &[(&str, &Path)] = &[("--data", &own.path("set")), ("--out", &own.path("preset"))];
+    let refused = run("train --model alexnet-cifar --steps 2 --trace off", paths);
+    assert!(said(&refused).contains("has 3 classes, and the model has 10; give --classes auto"), "{}", said(&refused));
+    succeed("train --model alexnet-cifar --classes auto --steps 2 --trace off", paths);
+}
