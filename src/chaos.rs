@@ -47,7 +47,7 @@ pub(crate) struct Arguments {
     /// Preset or path of a model file
     #[arg(long, value_name = "NAME|FILE", default_value = "alexnet-fashion", value_parser = NonEmptyStringValueParser::new())]
     model: String,
-    /// Images: bundled, synthetic, or a folder of IDX files. With --compose, only bundled or synthetic
+    /// Images: bundled, synthetic, or a folder as for convoy train. With --compose, only bundled or synthetic
     #[arg(long, value_name = "bundled|synthetic|DIR", default_value = "bundled", value_parser = NonEmptyStringValueParser::new())]
     data: String,
     /// Images per step, at most 1048576

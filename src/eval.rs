@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     /// checkpoint
     #[arg(long, value_name = "NAME|FILE")]
     model: Option<String>,
-    /// Test images: auto, a folder of IDX files, bundled, or synthetic. auto uses Fashion-MNIST if it is on this machine. If not, auto downloads it,
+    /// Test images: auto, a folder as for convoy train, bundled, or synthetic. auto uses Fashion-MNIST if it is on this machine. If not, auto downloads it,
     /// except with CONVOY_OFFLINE=1. If that is not possible, auto uses bundled. bundled is a part of Fashion-MNIST that comes with the program.
     /// synthetic is noise, for measuring speed [default: the data of the checkpoint, or auto for a safetensors file outside a checkpoint]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]

@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
     /// Compare with another run
     #[arg(long, value_name = "RUN")]
     compare: Option<PathBuf>,
-    /// Measure these test images instead of those of the run: auto, a folder of IDX files, bundled, or synthetic
+    /// Measure these test images instead of those of the run: auto, a folder as for convoy train, bundled, or synthetic
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
     /// File of the page. If it exists, it is replaced only if it is a page of convoy; otherwise the command fails. Not with --json if it is

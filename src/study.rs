@@ -40,7 +40,7 @@ pub(crate) struct Arguments {
     /// Built-in study (identity, quick, asker, groups, groups-tenth, groups-tuned, groups-cifar10, colour, seeds) or path of a study's file
     #[arg(value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
     study: String,
-    /// Images: auto, a folder of IDX files, bundled, or synthetic [default: as the study says]
+    /// Images: auto, a folder as for convoy train, bundled, or synthetic [default: as the study says]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
     /// Runs at a time, each with workers of its own [default: the machine's cores divided by --workers and --threads]

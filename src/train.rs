@@ -81,7 +81,7 @@ pub(crate) struct Arguments {
     /// Order of the images in an epoch: shuffled or sequential [default: shuffled]
     #[arg(long, value_name = "ORDER")]
     order: Option<Order>,
-    /// Seed of initial weights, image order and dropout [default: 1]
+    /// Seed of initial weights, image order, dropout, crops and mirror images [default: 1]
     #[arg(long, value_name = "N", value_parser = whole::<u64>(ANY))]
     seed: Option<u64>,
     /// Seed of the initial weights alone [default: --seed]
