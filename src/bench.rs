@@ -19,7 +19,7 @@ use convoy_coordinator::running::{Rehearsal, Running};
 use convoy_coordinator::trace::Sampling;
 use convoy_coordinator::trace::account::Account;
 use convoy_coordinator::train::{Out, Training, train};
-use convoy_dataset::DataSource;
+use convoy_dataset::{AskedReading, DataSource};
 use convoy_worker::Isa;
 use convoy_worker::bench::Yardstick;
 use machine::Energy;
@@ -161,7 +161,7 @@ fn job(asked: &Steps, model: String, out: &Path, log: &Log) -> Result<Training, 
         },
         default_model: String::new(),
         data: Some(DataSource::Synthetic),
-        reading: None,
+        reading: AskedReading::default(),
         places: settings::places()?,
         resume: None,
         init: None,

@@ -14,6 +14,7 @@ mod numbers;
 mod output;
 mod pages;
 mod plan;
+mod predict;
 mod report;
 mod settings;
 mod signals;
@@ -68,6 +69,11 @@ enum Command {
     ///
     /// The network is divided into the same towers as in training.
     Eval(Box<eval::Arguments>),
+    /// Classify images with trained weights
+    ///
+    /// Each image is scaled and cropped as a test image. The output lists the most probable classes of each image. The names of classes are those of the
+    /// checkpoint's data.
+    Predict(predict::Arguments),
     /// Write trained weights as a file for other programs
     ///
     /// The file has the format ONNX, which onnxruntime and other programs run. Its input is named images: bytes of shape (N, channels, height, width), as
@@ -167,6 +173,7 @@ fn carry_out(command: Command, log: &Log) -> Result<Outcome, Box<dyn Error>> {
         Command::Train(arguments) => train::run(*arguments, log),
         Command::Worker(arguments) => worker::run(&arguments),
         Command::Eval(arguments) => eval::run(*arguments, log),
+        Command::Predict(arguments) => predict::run(arguments, log),
         Command::Export(arguments) => export::run(&arguments),
         Command::Health(arguments) => health::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),

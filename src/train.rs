@@ -11,7 +11,7 @@ use convoy_common::chain::chain;
 use convoy_common::model::presets;
 use convoy_common::schedule::Schedule;
 use convoy_coordinator::checkpoint::folder::{self, Opened};
-use convoy_coordinator::checkpoint::{Checkpoint, CheckpointError};
+use convoy_coordinator::checkpoint::{Checkpoint, CheckpointError, Manifest};
 use convoy_coordinator::deadlines;
 use convoy_coordinator::files::{quoted, same_place};
 use convoy_coordinator::job::{Asked, Length, Order, defaults};
@@ -21,7 +21,7 @@ use convoy_coordinator::record::holds_run;
 use convoy_coordinator::running::{Rehearsal, Running};
 use convoy_coordinator::trace::Sampling;
 use convoy_coordinator::train::{Out, Training, train};
-use convoy_dataset::{BadImages, DataSource, Reading};
+use convoy_dataset::{AskedReading, BadImages, DataChoice, DataSource};
 
 use convoy_worker::Isa;
 
@@ -141,7 +141,7 @@ pub(crate) struct Arguments {
     init: Option<PathBuf>,
     /// Continue from a checkpoint, or from the newest sound checkpoint of a run. auto continues the run in the folder --out if that folder holds a
     /// run, and starts a new run there otherwise. The model and the settings that determine the result (--batch, --lr, --momentum, --weight-decay,
-    /// --schedule, --order, --seed, the other seeds, --train-images, --holdout, --slots) come from the checkpoint, and other values are errors. With auto and --listen, a continued run first
+    /// --schedule, --order, --seed, the other seeds, --train-images, --holdout, --slots, and how --data is read) come from the checkpoint, and other values are errors. With auto and --listen, a continued run first
     /// waits for one worker. Then it waits --patience seconds, at least 5, for the others, and continues without those that are missing
     #[arg(long, value_name = "DIR|auto")]
     resume: Option<PathBuf>,
@@ -213,14 +213,17 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     }
     let resume = arguments.checkpoint()?;
     let default_model = presets::text(presets::DEFAULT).unwrap_or_default().to_owned();
-    let reading = arguments.reading();
+    let reading = AskedReading { test_share: arguments.test_share, bad_images: arguments.bad_images };
     let model = arguments.model.as_deref().map(settings::model_text).transpose()?;
     let model = match &arguments.classes {
         Some(classes) => {
             let before = resume.as_ref().map(|checkpoint| checkpoint.manifest.job.model.clone());
             let text = model.or(before).unwrap_or_else(|| default_model.clone());
-            let source = arguments.data.clone().unwrap_or(DataSource::Auto);
-            Some(classes.applied(&text, &source, &reading.unwrap_or_default())?)
+            let manifest = resume.as_ref().map(|checkpoint| &checkpoint.manifest);
+            let reading = reading.or(manifest.and_then(|manifest| manifest.reading));
+            let remembered = manifest.and_then(Manifest::data_source);
+            let choice = DataChoice::of(arguments.data.clone(), remembered, reading);
+            Some(classes.applied(&text, &choice.source, &choice.reading)?)
         }
         None => model,
     };
@@ -298,15 +301,6 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
 }
 
 impl Arguments {
-    /// How a folder of image files is read, if that was asked for.
-    fn reading(&self) -> Option<Reading> {
-        let usual = Reading::default();
-        (self.test_share.is_some() || self.bad_images.is_some()).then(|| Reading {
-            test_share: self.test_share.unwrap_or(usual.test_share),
-            bad_images: self.bad_images.unwrap_or(usual.bad_images),
-        })
-    }
-
     /// The checkpoint that `--resume` names. With `auto` there may be none.
     fn checkpoint(&self) -> Result<Option<Checkpoint>, Box<dyn Error>> {
         let opened = match &self.resume {

@@ -119,6 +119,9 @@ fn a_checkpoint_has_the_names_of_classes_and_is_measured_on_the_same_test_images
     let measured: Value =
         serde_json::from_str(&succeed(&format!("eval --json {}", own.path("run").display()), &[])).unwrap();
     assert_eq!(measured["accuracy"], trained["final"]["test_accuracy"]);
+    // What a checkpoint remembers of how a folder is read stays, whatever else is asked for.
+    let longer = "train --epochs 3 --trace off --bad-images skip --classes auto";
+    succeed(longer, &[("--resume", &own.path("run")), ("--out", &own.path("longer"))]);
     // A folder with another image is another set.
     fs::write(own.path("set/red/new.png"), png(12, 12, |_, _| [9, 9, 9])).unwrap();
     let refused = run("train --epochs 3 --trace off", &[("--resume", &own.path("run"))]);
@@ -136,9 +139,12 @@ fn files_that_are_no_images_stop_a_job_before_it_begins_or_are_left_out() {
         &[("--model", &own.path("own.toml")), ("--data", &own.path("set")), ("--out", &own.path("bad"))];
     let refused = run("train --epochs 1 --batch 8", paths);
     assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
-    for part in
-        ["2 of 92 image files", "empty.png: it is empty", "text.jpg: it is neither JPEG nor PNG", "--bad-images skip"]
-    {
+    for part in [
+        "2 of 92 image files",
+        "empty.png: it is empty",
+        "text.jpg: it is neither JPEG nor PNG",
+        "--bad-images skip leave",
+    ] {
         assert!(said(&refused).contains(part), "no \"{part}\" in {}", said(&refused));
     }
     assert!(!own.path("bad").exists(), "nothing is left of the job");
@@ -151,6 +157,42 @@ fn classes_auto_gives_a_preset_the_classes_of_a_folder() {
     let own = Own::new();
     let paths: &[(&str, &Path)] = &[("--data", &own.path("set")), ("--out", &own.path("preset"))];
     let refused = run("train --model alexnet-cifar --steps 2 --trace off", paths);
-    assert!(said(&refused).contains("has 3 classes, and the model has 10; give --classes auto"), "{}", said(&refused));
+    assert!(
+        said(&refused).contains("has 3 classes, and the model has 10; convoy train --classes auto"),
+        "{}",
+        said(&refused)
+    );
     succeed("train --model alexnet-cifar --classes auto --steps 2 --trace off", paths);
+}
+
+#[test]
+fn predict_names_the_class_of_files_and_of_standard_input() {
+    let own = Own::new();
+    own.train("--epochs 3", "run");
+    let out = own.path("run");
+    let image = own.path("set/green/3.png");
+    let predicted = |images: &[(&str, &Path)], flags: &str| -> Value {
+        serde_json::from_str(&succeed(&format!("predict {} --json {flags}", out.display()), images)).unwrap()
+    };
+    let one = predicted(&[("--top=2", &image)], "");
+    let classes = one[0]["classes"].as_array().unwrap();
+    assert_eq!(
+        (classes.len(), &classes[0]["class"], &classes[0]["label"]),
+        (2, &Value::from("green"), &Value::from(1))
+    );
+    let all = predicted(&[("--top=3", &own.path("set/red"))], "");
+    assert_eq!(all.as_array().unwrap().len(), 30);
+    for prediction in all.as_array().unwrap() {
+        let sum: f64 =
+            prediction["classes"].as_array().unwrap().iter().map(|class| class["probability"].as_f64().unwrap()).sum();
+        assert!((sum - 1.0).abs() < 1e-9, "{prediction}");
+    }
+    let mut command = support::convoy();
+    command.args(["predict", out.to_str().unwrap(), "-"]).stdin(fs::File::open(&image).unwrap());
+    let output = support::output_of(&mut command);
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("-  green "), "{}", said(&output));
+    fs::write(own.path("no.png"), b"no").unwrap();
+    let refused = run(&format!("predict {}", out.display()), &[("--top=1", &own.path("no.png"))]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said(&refused).contains("no.png: it is neither JPEG nor PNG"), "{}", said(&refused));
 }

@@ -22,6 +22,14 @@ pub fn cross_entropy(logits: &[f32], label: usize, batch: usize, gradient: &mut 
     Verdict { loss: libm::log(sum) - (f64::from(logits[label]) - largest), predicted }
 }
 
+/// The softmax of one sample's logits.
+pub(crate) fn probabilities(logits: &[f32]) -> Vec<f64> {
+    let (_, largest) = first_maximum(logits);
+    let exponentials: Vec<f64> = logits.iter().map(|l| libm::exp(f64::from(*l) - largest)).collect();
+    let sum = exponentials.iter().fold(0.0, |sum, e| sum + e);
+    exponentials.iter().map(|e| e / sum).collect()
+}
+
 fn first_maximum(logits: &[f32]) -> (usize, f64) {
     let first = (0, f64::NEG_INFINITY);
     logits.iter().map(|l| f64::from(*l)).enumerate().fold(first, |best, next| if next.1 > best.1 { next } else { best })

@@ -1,33 +1,23 @@
 //! `convoy eval`: loads weights and images, forms a cluster, and measures once.
 //!
-//! Not here: the measurement itself, which jobs use too (`evaluate`), and printing.
+//! Not here: the cluster (`forward`), the measurement itself, which jobs use too (`evaluate`), and printing.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use convoy_common::batch::{Batches, Division};
 use convoy_common::chain::chain;
-use convoy_common::index::WorkerIndex;
 use convoy_common::model::Network;
-use convoy_common::parameters::{Tensors, sha256};
 use convoy_common::plan::Plan;
-use convoy_common::wire::{Assignment, Generation};
 use ndarray::{ArrayD, IxDyn};
 use serde::Serialize;
 
 use crate::checkpoint;
-use crate::cluster::Cluster;
-use crate::crew::Crew;
 use crate::error::JobError;
-use crate::evaluate::{Measured, evaluate};
+use crate::forward::{Subject, forward, micro_batch_for};
 use crate::job::check;
 use crate::observe::{Event, Observer};
 use crate::running::Running;
-use crate::state::JobState;
-use crate::stop::Stop;
-use crate::trace::Recorder;
-use crate::unguessable::unguessable;
 use crate::weights::{Loaded, load};
 use crate::wrong;
 use convoy_dataset::{DataChoice, DataSource, Part, Places, Wanted};
@@ -133,43 +123,8 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     let expected = format!("at most {most}: {} towers times {images} {part} images", network.towers);
     check("--workers", workers, workers <= most, expected)?;
     let micro_batch = micro_batch_for(slots, images, micro_batch);
-    let job = unguessable().max(1);
-    let threads = running.threads_of_each(workers)?;
-    let assignment = Assignment {
-        job,
-        model: text,
-        placement: plan.placement.clone(),
-        worker: WorkerIndex(0),
-        seed: 0,
-        dropout_seed: 0,
-        momentum: 0.0,
-        weight_decay: 0.0,
-        // A slot is a micro-batch.
-        batches: Batches { images: micro_batch * slots, batch: micro_batch * slots },
-        division: Division { slots, micro_batches: 1 },
-        train: false,
-        trace: false,
-        peers: Vec::new(),
-    };
-    let state = JobState { weights, momentum: Tensors::new() };
-    let mut cluster = Cluster::open(&running, workers, threads)?;
-    let mut recorder = Recorder::off(cluster.clock());
-    let measure_once = || -> Result<Measured, Stop> {
-        if !cluster.gather(observer, stop)? {
-            return Err(Stop::InOrder);
-        }
-        let generation = Generation { job, number: 1 };
-        let mut crew = Crew::new(&mut cluster, &mut recorder, observer, plan, micro_batch, generation, stop);
-        crew.assign(&assignment, vec![Vec::new(); workers].into(), &state, 0)?;
-        evaluate(&mut crew, &data.images, 0, micro_batch, stop)
-    };
-    let measured = measure_once().map_err(JobError::from).map_err(|error| match error {
-        JobError::NotFinite { what, .. } => JobError::NotMeasurable { what, path: weights_path.clone() },
-        error => error,
-    });
-    let reason = measured.as_ref().map_or_else(|error| chain(error), |_| "measured".to_owned());
-    cluster.dismiss(1, &reason, |_, _| {});
-    let measured = measured?;
+    let subject = Subject { text, plan, weights, micro_batch };
+    let (measured, weights_sha256) = forward(subject, &weights_path, &data.images, &running, observer, stop)?;
     let accuracy = measured.accuracy();
     if let Some(path) = logits {
         let logits = ArrayD::from_shape_vec(IxDyn(&[measured.images, classes]), measured.logits.clone());
@@ -182,7 +137,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     Ok(Measurement {
         model: network.name,
         weights: weights_path,
-        weights_sha256: sha256(&state.weights),
+        weights_sha256,
         data: data.origin,
         part,
         images: measured.images,
@@ -194,25 +149,4 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         predicted: measured.predicted,
         logits: measured.logits,
     })
-}
-
-/// Images per micro-batch, at most `most`, so that each of `replicas` gets a micro-batch if there are as many images.
-fn micro_batch_for(replicas: usize, images: usize, most: usize) -> usize {
-    most.min(images / replicas).max(1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_replica_gets_a_micro_batch() {
-        for (replicas, images, most, expected) in
-            [(9, 10, 64, 1), (1, 1000, 64, 64), (8, 1000, 160, 125), (3, 2, 64, 1)]
-        {
-            let micro_batch = micro_batch_for(replicas, images, most);
-            assert_eq!(micro_batch, expected);
-            assert!(images.div_ceil(micro_batch) >= replicas.min(images));
-        }
-    }
 }

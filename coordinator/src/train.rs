@@ -46,7 +46,7 @@ use crate::state::{JobState, Progress, Snapshot};
 use crate::trace::otlp::read_endpoint;
 use crate::trace::{Recorder, Sampling};
 use crate::unguessable::unguessable;
-use convoy_dataset::{DataChoice, DataSet, DataSource, Places, Reading, Wanted};
+use convoy_dataset::{AskedReading, DataChoice, DataSet, DataSource, Places, Reading, Wanted};
 use drive::{Drive, Site};
 
 /// A request to train.
@@ -59,8 +59,8 @@ pub struct Training {
     pub default_model: String,
     /// Where the images come from. None: as the checkpoint says, or [`DataSource::Auto`].
     pub data: Option<DataSource>,
-    /// How a folder of image files is read. None: as the checkpoint says, or the default.
-    pub reading: Option<Reading>,
+    /// How a folder of image files is read. What is missing is as the checkpoint says, or the default.
+    pub reading: AskedReading,
     /// Where Fashion-MNIST may be.
     pub places: Places,
     /// The checkpoint to continue from.
@@ -85,7 +85,7 @@ pub enum Out {
 impl Training {
     fn data_choice(&self) -> DataChoice {
         let manifest = self.resume.as_ref().map(|checkpoint| &checkpoint.manifest);
-        let reading = self.reading.or(manifest.and_then(|manifest| manifest.reading)).unwrap_or_default();
+        let reading = self.reading.or(manifest.and_then(|manifest| manifest.reading));
         DataChoice::of(self.data.clone(), manifest.and_then(Manifest::data_source), reading)
     }
 }
@@ -119,14 +119,16 @@ pub fn train(training: Training, observer: &mut dyn Observer, stop: &AtomicBool)
 /// written. None if the record doesn't say that the run is done, or if other data were asked for.
 fn ended_already(training: &Training) -> Result<Option<Ended>, JobError> {
     let (Some(checkpoint), Out::Continued(out)) = (&training.resume, &training.out) else { return Ok(None) };
-    let Manifest { job, progress, last_step, weights_sha256, source, .. } = checkpoint.manifest.clone();
-    let asks_for_source = training.data_choice().source.remembered()?;
+    let Manifest { job, progress, last_step, weights_sha256, source, reading, .. } = checkpoint.manifest.clone();
+    let choice = training.data_choice();
+    let asks_for_source = choice.source.remembered()?;
     // Earlier versions kept the path of a folder as it was written.
     let is_other = |source: String| {
         let source = source.parse::<DataSource>().and_then(|source| source.remembered());
         source.map_or(true, |source| source != asks_for_source)
     };
-    if !says_done(out, &weights_sha256) || source.is_some_and(is_other) {
+    let is_read_otherwise = choice.reading != reading.unwrap_or_default();
+    if !says_done(out, &weights_sha256) || source.is_some_and(is_other) || is_read_otherwise {
         return Ok(None);
     }
     let steps_per_epoch = job.span.steps_per_epoch;

@@ -14,4 +14,6 @@ pixels = [(5 * x, 9 * y, 255 - 4 * x - 2 * y) for y in range(24) for x in range(
 colour = Image.new("RGB", (40, 24))
 colour.putdata(pixels)
 colour.save(here / "colour.jpg", quality=90, subsampling="4:2:0")
+odd = colour.crop((0, 0, 37, 21))
+odd.save(here / "progressive.jpg", quality=85, subsampling="4:2:2", progressive=True)
 (here / "colour.rgb").write_bytes(Image.open(here / "colour.jpg").convert("RGB").tobytes())

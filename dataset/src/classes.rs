@@ -1,11 +1,13 @@
 //! A folder of images with a folder for each class: which files there are, and which class and part each belongs to.
 //!
-//! Classes and files are in the order of torchvision's `ImageFolder`. Not here: reading the files (`decode`).
+//! Classes are in the order of their names, as in torchvision's `ImageFolder`. So are the files of a folder; those of the folders in it follow.
+//! Hidden files and folders are left out. Not here: reading the files (`decode`).
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use convoy_common::wire::printable;
 use sha2::{Digest, Sha256};
 
 use crate::error::DataError;
@@ -38,6 +40,8 @@ pub(crate) struct Found {
     pub(crate) test: Vec<Labelled>,
     /// Whether the folder itself has no test images, so that some of its images were chosen.
     pub(crate) is_divided: bool,
+    /// What people should know, one line each.
+    pub(crate) notices: Vec<String>,
 }
 
 /// Whether a folder looks like one with a folder for each class, or with `train` and `val` or `test`.
@@ -57,8 +61,10 @@ pub(crate) fn find(folder: &Path, test_share: f64) -> Result<Found, DataError> {
         if classes != test_classes {
             return Err(other_classes(&train_folder, &classes, &test_folder, &test_classes));
         }
-        return Ok(Found { classes, train, test, is_divided: false });
+        let used = [&train_folder, &test_folder];
+        return Ok(Found { classes, train, test, is_divided: false, notices: unused(folder, &used)? });
     }
+    let notices = if train_folder.is_dir() { unused(folder, &[&train_folder])? } else { Vec::new() };
     let root = if train_folder.is_dir() { &train_folder } else { folder };
     let (classes, all) = classes_of(root)?;
     let (test, train): (Vec<_>, Vec<_>) = all.into_iter().partition(|image| is_test(root, &image.file, test_share));
@@ -67,7 +73,16 @@ pub(crate) fn find(folder: &Path, test_share: f64) -> Result<Found, DataError> {
             return Err(DataError::NothingLeft { folder: folder.to_path_buf(), part, test_share });
         }
     }
-    Ok(Found { classes, train, test, is_divided: true })
+    Ok(Found { classes, train, test, is_divided: true, notices })
+}
+
+/// The notice about folders that stand beside those of parts. Nothing reads them.
+fn unused(folder: &Path, used: &[&PathBuf]) -> Result<Vec<String>, DataError> {
+    let others = entries_of(folder)?.into_iter().filter(|path| path.is_dir() && !used.contains(&path));
+    let names: Vec<String> = others.map(|path| printable(&path.display().to_string())).collect();
+    let used: Vec<String> = used.iter().map(|path| path.display().to_string()).collect();
+    let notice = || format!("the images are those of {}; not used: {}", used.join(" and "), names.join(", "));
+    Ok((!names.is_empty()).then(notice).into_iter().collect())
 }
 
 /// Whether a file is for tests: a hash of its path, as a number between 0 and 1, is below the share.
@@ -119,6 +134,27 @@ fn collect(folder: &Path, label: u16, depth: usize, images: &mut Vec<Labelled>) 
     Ok(())
 }
 
+/// The image files that `paths` name: files and `-` as they are, and the image files of folders and of the folders in them.
+///
+/// # Errors
+/// When a folder can't be read, or has no image file.
+pub fn image_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let mut images = Vec::new();
+        collect(path, 0, DEPTH_MAX, &mut images)?;
+        if images.is_empty() {
+            return Err(DataError::EmptyClass { folder: path.clone() });
+        }
+        files.extend(images.into_iter().map(|image| image.file));
+    }
+    Ok(files)
+}
+
 /// What is in a folder, in the order of names. Hidden files and folders are not for us.
 fn entries_of(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     let read = |source: io::Error| DataError::Read { file: folder.to_path_buf(), source };
@@ -142,7 +178,8 @@ fn has_ending(file: &Path) -> bool {
 /// The name of a class or of a file. It is hashed, and goes into checkpoints, so it must be text.
 fn name_of(path: &Path) -> Result<String, DataError> {
     let name = path.file_name().and_then(|name| name.to_str());
-    name.map(str::to_owned).ok_or_else(|| DataError::NotUtf8 { folder: path.to_path_buf() })
+    let name = name.ok_or_else(|| DataError::NotUtf8 { folder: path.to_path_buf() })?;
+    Ok(printable(name))
 }
 
 fn other_classes(train: &Path, of_train: &[String], test: &Path, of_test: &[String]) -> DataError {
@@ -177,7 +214,6 @@ mod tests {
         images.iter().map(|image| (name(image), image.label)).collect()
     }
 
-    /// The order of torchvision: classes by name, the files of a folder by name, and then those of its folders.
     #[test]
     fn classes_and_files_are_in_the_order_of_their_names_and_other_files_are_ignored() {
         let here = folder(&[
@@ -228,7 +264,7 @@ mod tests {
     #[test]
     fn a_folder_that_is_no_set_of_images_is_refused_with_what_is_wrong() {
         let said = |files: &[&str]| find(folder(files).path(), 0.1).unwrap_err().to_string();
-        assert!(said(&["readme.md"]).contains("neither IDX files nor a folder for each class"));
+        assert!(said(&["readme.md"]).contains("no folder for each class"));
         assert!(said(&["signs/0/a.png"]).contains("has one class, signs"));
         assert!(said(&["a/1.png", "b/notes.txt"]).contains("has no image files"));
         assert!(said(&["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"]).contains("class b is in"));

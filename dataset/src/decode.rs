@@ -19,8 +19,8 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::pixels::Pixels;
 
-/// What decides the pixels of a file. A newer decoder may give others.
-pub(crate) const DECODERS: &str = "zune-jpeg 0.5.15, png 0.18";
+/// What decides the pixels of a file. Newer versions may give others.
+pub(crate) const DECODERS: &str = "zune-jpeg 0.5.15, png 0.18.1, fast_image_resize 6.1.0";
 /// The most pixels of an image: 8,192 x 8,192.
 pub(crate) const PIXELS_MAX: usize = 1 << 26;
 /// The longest side that JPEG can describe.
@@ -32,7 +32,7 @@ const JPEG_MAGIC: &[u8] = &[0xff, 0xd8, 0xff];
 const PNG_MAGIC: &[u8] = b"\x89PNG\r\n\x1a\n";
 /// Other formats that people have, by their first bytes.
 const FOREIGN: [(&[u8], &str); 5] =
-    [(b"GIF8", "GIF"), (b"BM", "BMP"), (b"RIFF", "WebP"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF")];
+    [(b"GIF8", "GIF"), (b"BM", "BMP"), (b"RIFF", "a RIFF file, such as WebP"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF")];
 
 /// Why a file can't be used as an image.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +60,9 @@ pub(crate) enum BadImage {
     #[error("it has {width} x {height} pixels; the most is {PIXELS_MAX} in all")]
     TooLarge { width: usize, height: usize },
     /// Its shape is so far from the model's that scaling would take too much memory.
-    #[error("scaled for the model, it has {width} x {height} pixels; the most is {PIXELS_MAX} in all")]
+    #[error(
+        "it is too long: scaled for the model, it has {width} x {height} pixels, and one side may be at most 16 times the other"
+    )]
     TooLong { width: usize, height: usize },
     /// Its pixels have a number of components that means nothing.
     #[error("its pixels have {components} components; they must have 1, 3 or 4")]
@@ -76,12 +78,23 @@ pub(crate) enum BadImage {
 /// Says what is wrong with it.
 pub(crate) fn read(file: &Path) -> Result<Pixels, BadImage> {
     // Opening a pipe would wait for a writer.
-    if !std::fs::metadata(file).map_err(BadImage::Read)?.is_file() {
+    let metadata = std::fs::metadata(file).map_err(BadImage::Read)?;
+    if !metadata.is_file() {
         return Err(BadImage::NotAFile);
     }
+    if metadata.len() > FILE_BYTES_MAX {
+        return Err(BadImage::LargeFile { bytes: metadata.len() });
+    }
+    read_from(File::open(file).map_err(BadImage::Read)?)
+}
+
+/// Reads to the end, and decodes.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub(crate) fn read_from(source: impl Read) -> Result<Pixels, BadImage> {
     let mut bytes = Vec::new();
-    let opened = File::open(file).map_err(BadImage::Read)?;
-    opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(BadImage::Read)?;
+    source.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(BadImage::Read)?;
     decode(&bytes)
 }
 
@@ -94,7 +107,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Pixels, BadImage> {
     match bytes {
         [] => Err(BadImage::Empty),
         _ if length > FILE_BYTES_MAX => Err(BadImage::LargeFile { bytes: length }),
-        _ if bytes.starts_with(JPEG_MAGIC) => guarded("JPEG", || jpeg(bytes, DecoderOptions::default())),
+        _ if bytes.starts_with(JPEG_MAGIC) => guarded("JPEG", || jpeg(bytes)),
         _ if bytes.starts_with(PNG_MAGIC) => guarded("PNG", || png(bytes)),
         _ => {
             let foreign = FOREIGN.iter().find(|(magic, _)| bytes.starts_with(magic));
@@ -106,10 +119,10 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Pixels, BadImage> {
     }
 }
 
-fn jpeg(bytes: &[u8], options: DecoderOptions) -> Result<Pixels, BadImage> {
+fn jpeg(bytes: &[u8]) -> Result<Pixels, BadImage> {
     let refused = |error: zune_jpeg::errors::DecodeErrors| damaged("JPEG", &error);
     // Without strictness, what is missing of a truncated image becomes grey.
-    let options = options.set_strict_mode(true).set_max_width(SIDE_MAX).set_max_height(SIDE_MAX);
+    let options = DecoderOptions::default().set_strict_mode(true).set_max_width(SIDE_MAX).set_max_height(SIDE_MAX);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
     decoder.decode_headers().map_err(refused)?;
     let info =
@@ -200,7 +213,9 @@ fn guarded(format: &'static str, decode: impl FnOnce() -> Result<Pixels, BadImag
 
 #[cfg(test)]
 mod tests {
+    use convoy_common::parameters::hex;
     use proptest::prelude::*;
+    use sha2::{Digest, Sha256};
 
     use super::*;
 
@@ -217,6 +232,8 @@ mod tests {
     const GREY: &[u8] = include_bytes!("../golden/grey.jpg");
     /// A colour JPEG of 40 x 24 pixels with chroma of half the size, from the same program.
     const COLOUR: &[u8] = include_bytes!("../golden/colour.jpg");
+    /// The same image of an odd size, progressive and with chroma of half the width.
+    const PROGRESSIVE: &[u8] = include_bytes!("../golden/progressive.jpg");
 
     #[test]
     fn a_png_has_the_pixels_that_were_written_without_its_transparency() {
@@ -241,14 +258,12 @@ mod tests {
         assert!(largest <= 3, "differs by {largest} levels");
     }
 
-    /// The vector instructions of the decoder must not change a pixel.
+    /// These are the pixels on AVX2. The gate runs this on Arm, too, where the decoder has other vector instructions.
     #[test]
-    fn a_jpeg_has_the_same_pixels_with_and_without_vector_instructions() {
-        for file in [GREY, COLOUR] {
-            let [plain, fast] =
-                [DecoderOptions::new_safe(), DecoderOptions::new_fast()].map(|how| jpeg(file, how).unwrap());
-            assert_eq!(plain, fast);
-        }
+    fn a_jpeg_has_the_same_pixels_on_every_machine() {
+        let hash = |file| hex(&Sha256::digest(decode(file).unwrap().bytes()));
+        assert_eq!(hash(COLOUR), "121b3dbbe6d8f23aed606c007637bfd808dcb8f1a82381d1bead6f7dc50d0fc3");
+        assert_eq!(hash(PROGRESSIVE), "04cbdb0f6ca87951a165fc6e5c18b0ef161089abd233ad0c44fee335038d340e");
     }
 
     #[test]

@@ -122,7 +122,7 @@ pub enum DataError {
 
     /// A folder that has no folders of classes.
     #[error(
-        "{} has neither IDX files nor a folder for each class; image files belong in folders that are named after their class",
+        "{} has no IDX files, no binary files of CIFAR, and no folder for each class; image files belong in folders that are named after their class",
         folder.display()
     )]
     NoClasses { folder: PathBuf },
@@ -156,13 +156,13 @@ pub enum DataError {
 
     /// The hash of paths left nothing for one part.
     #[error(
-        "{} has no {part} images if a share of {test_share} is for tests; give another --test-share, or make folders train and test",
+        "{} has no {part} images if a share of {test_share} is for tests; give convoy train another --test-share, or make folders train and test",
         folder.display()
     )]
     NothingLeft { folder: PathBuf, part: &'static str, test_share: f64 },
 
     /// The model tells another number of classes apart.
-    #[error("{} has {found} classes, and the model has {wanted}; give --classes auto to change the model's last layer", folder.display())]
+    #[error("{} has {found} classes, and the model has {wanted}; convoy train --classes auto changes the model's last layer", folder.display())]
     ClassCount { folder: PathBuf, found: usize, wanted: usize },
 
     /// The model takes images with other channels than grey or colour.
@@ -171,7 +171,7 @@ pub enum DataError {
 
     /// Some files of a set can't be used.
     #[error(
-        "{count} of {all} image files in {} can't be used; remove them, or give --bad-images skip. {named}",
+        "{count} of {all} image files in {} can't be used; remove them, or let convoy train --bad-images skip leave them out. {named}",
         folder.display()
     )]
     BadImages { folder: PathBuf, count: usize, all: usize, named: String },
@@ -183,6 +183,10 @@ pub enum DataError {
     /// All images of a part are bad.
     #[error("no image file in {} can be used. {named}", folder.display())]
     AllBad { folder: PathBuf, named: String },
+
+    /// Images that are not in files of their own are not scaled.
+    #[error("the model's input has resize = {resize}, which is for image files alone, and {} has images of one size; leave it out", file.display())]
+    ResizeOfArrays { file: PathBuf, resize: usize },
 
     /// The scaled images don't fit into memory.
     #[error("the scaled images of {} have {bytes} bytes, and live in memory; the most is {limit}", folder.display())]

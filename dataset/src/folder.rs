@@ -70,7 +70,7 @@ pub(super) fn find_test(folder: &Path) -> Result<SplitFiles, DataError> {
     none_missing(folder, missing).map(|()| files)
 }
 
-fn check_folder(folder: &Path) -> Result<(), DataError> {
+pub(super) fn check_folder(folder: &Path) -> Result<(), DataError> {
     match fs::metadata(folder) {
         Ok(metadata) if metadata.is_dir() => Ok(()),
         Err(source) if !matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
@@ -135,6 +135,9 @@ pub(super) fn check(split: Parsed, wanted: &Wanted) -> Result<Split, DataError> 
             labels_file: split.labels_file,
             labels: split.labels.len(),
         });
+    }
+    if let Some(resize) = wanted.transforms.resize {
+        return Err(DataError::ResizeOfArrays { file: split.images_file, resize });
     }
     let labels = classes_of(&split.labels, split.labels_file, wanted.classes)?;
     Ok(Split::new(split.images, labels, wanted.transforms))

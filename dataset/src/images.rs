@@ -2,6 +2,7 @@
 //!
 //! Not here: which files there are (`classes`), and decoding (`decode`).
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -11,15 +12,19 @@ use serde::{Deserialize, Serialize};
 use crate::classes::{self, Found, Labelled};
 use crate::decode::{self, BadImage, DECODERS};
 use crate::error::DataError;
+use crate::folder;
 use crate::set::{DataSet, PartSet, Split, Splits, Wanted};
 use crate::view::Picture;
 use convoy_common::chain::chain;
 use convoy_common::suggest;
+use convoy_common::wire::printable;
 
-/// The most bytes of all scaled images. They live in memory.
-const BYTES_MAX: usize = 8 << 30;
+/// The most bytes of the scaled images of a part. They live in memory.
+const BYTES_MAX: usize = 4 << 30;
 /// Files that are decoded before their memory is counted.
 const AT_ONCE: usize = 256;
+/// The name of the file that is read from standard input.
+const STANDARD_INPUT: &str = "-";
 /// Bad files that an error or a notice names.
 const SHOWN_MAX: usize = 5;
 
@@ -40,6 +45,26 @@ pub enum BadImages {
     Stop,
     /// The set is used without them.
     Skip,
+}
+
+/// What was asked for of a [`Reading`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AskedReading {
+    /// The share of images that are for tests.
+    pub test_share: Option<f64>,
+    /// What happens to files that can't be used.
+    pub bad_images: Option<BadImages>,
+}
+
+impl AskedReading {
+    /// What was asked for, or else what a checkpoint remembers, or else the default.
+    pub fn or(self, remembered: Option<Reading>) -> Reading {
+        let otherwise = remembered.unwrap_or_default();
+        Reading {
+            test_share: self.test_share.unwrap_or(otherwise.test_share),
+            bad_images: self.bad_images.unwrap_or(otherwise.bad_images),
+        }
+    }
 }
 
 impl FromStr for BadImages {
@@ -64,9 +89,11 @@ impl Default for Reading {
 pub(super) fn load(folder: &Path, wanted: &Wanted, reading: &Reading) -> Result<DataSet, DataError> {
     let found = find(folder, wanted, reading)?;
     let (train, bad) = decoded(folder, &found.train, wanted)?;
-    let (test, bad_tests) = decoded(folder, &found.test, wanted)?;
+    let (test, bad_tests) = decoded(folder, &found.test, &wanted.without_draws())?;
     let bad = [bad, bad_tests].concat();
-    let notices = told(folder, &bad, found.train.len() + found.test.len(), reading)?;
+    let mut notices = told(folder, &bad, found.train.len() + found.test.len(), reading)?;
+    notices.extend(found.notices.iter().cloned());
+    notices.extend(folder::missing_classes(&train, wanted.classes));
     let mut set = DataSet::new(Splits { train, test }, &name(folder, &found), notices);
     set.classes = found.classes;
     Ok(set)
@@ -75,20 +102,20 @@ pub(super) fn load(folder: &Path, wanted: &Wanted, reading: &Reading) -> Result<
 /// Loads the test images alone.
 pub(super) fn load_test(folder: &Path, wanted: &Wanted, reading: &Reading) -> Result<PartSet, DataError> {
     let found = find(folder, wanted, reading)?;
-    let (test, bad) = decoded(folder, &found.test, wanted)?;
+    let (test, bad) = decoded(folder, &found.test, &wanted.without_draws())?;
     let notices = told(folder, &bad, found.test.len(), reading)?;
     let mut set = PartSet::new(test, &name(folder, &found), notices);
     set.classes = found.classes;
     Ok(set)
 }
 
-/// Images of files alone, as the test images of a set without labels.
+/// Images of files alone, as the test images of a set without labels. `-` is standard input.
 ///
 /// # Errors
 /// Names the files that can't be used.
 pub fn unlabelled(files: &[PathBuf], wanted: &Wanted) -> Result<Split, DataError> {
     let all: Vec<Labelled> = files.iter().map(|file| Labelled { file: file.clone(), label: 0 }).collect();
-    let (split, bad) = decoded(Path::new("the given files"), &all, wanted)?;
+    let (split, bad) = decoded(Path::new("the given files"), &all, &wanted.without_draws())?;
     match bad.as_slice() {
         [] => Ok(split),
         bad => Err(DataError::BadFiles { count: bad.len(), all: files.len(), named: named(bad) }),
@@ -115,7 +142,10 @@ fn name(folder: &Path, found: &Found) -> String {
 /// The images of files, and what is wrong with files that can't be used, one line each.
 fn decoded(folder: &Path, files: &[Labelled], wanted: &Wanted) -> Result<(Split, Vec<String>), DataError> {
     let decode = |image: &Labelled| {
-        let pixels = decode::read(&image.file)?;
+        let pixels = match image.file.as_os_str() == STANDARD_INPUT {
+            true => decode::read_from(io::stdin().lock()),
+            false => decode::read(&image.file),
+        }?;
         Picture::new(pixels, wanted.input(), &wanted.transforms)
     };
     let (mut pictures, mut labels, mut bad, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
@@ -129,7 +159,7 @@ fn decoded(folder: &Path, files: &[Labelled], wanted: &Wanted) -> Result<(Split,
                     pictures.push(picture);
                     labels.push(image.label);
                 }
-                Err(error) => bad.push(format!("{}: {}", image.file.display(), chain(&error))),
+                Err(error) => bad.push(format!("{}: {}", printable(&image.file.display().to_string()), chain(&error))),
             }
         }
         if bytes > BYTES_MAX {

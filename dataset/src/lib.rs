@@ -27,10 +27,11 @@ use std::str::FromStr;
 use convoy_common::suggest;
 use serde::Serialize;
 
+pub use classes::image_files;
 pub use error::DataError;
 pub use fashion::Places;
 pub use fashion::facts::CLASS_NAMES;
-pub use images::{BadImages, Reading, unlabelled};
+pub use images::{AskedReading, BadImages, Reading, unlabelled};
 pub use selection::Selection;
 pub use set::{DataSet, ImageShape, PartSet, Split, Wanted};
 pub use view::Draw;
@@ -160,15 +161,15 @@ enum Layout {
     ImageFiles,
 }
 
-fn layout_of(folder: &Path) -> Layout {
+fn layout_of(folder: &Path) -> Result<Layout, DataError> {
+    folder::check_folder(folder)?;
     if folder::is_here(folder) {
-        return Layout::Idx;
+        return Ok(Layout::Idx);
     }
     match cifar::find(folder) {
-        Some(found) => Layout::Cifar(found),
-        None if classes::is_here(folder) => Layout::ImageFiles,
-        // The error says what is missing.
-        None => Layout::Idx,
+        Some(found) => Ok(Layout::Cifar(found)),
+        None if classes::is_here(folder) => Ok(Layout::ImageFiles),
+        None => Err(DataError::NoClasses { folder: folder.to_path_buf() }),
     }
 }
 
@@ -178,7 +179,7 @@ fn layout_of(folder: &Path) -> Layout {
 /// When the folder can't be read.
 pub fn class_count(source: &DataSource, reading: &Reading) -> Result<Option<usize>, DataError> {
     match source {
-        DataSource::Folder(folder) => match layout_of(folder) {
+        DataSource::Folder(folder) => match layout_of(folder)? {
             Layout::Idx => Ok(None),
             Layout::Cifar((cifar, _)) => Ok(Some(cifar.class_count())),
             Layout::ImageFiles => Ok(Some(classes::find(folder, reading.test_share)?.classes.len())),
@@ -189,7 +190,7 @@ pub fn class_count(source: &DataSource, reading: &Reading) -> Result<Option<usiz
 }
 
 fn from_folder(folder: &Path, wanted: &Wanted, reading: &Reading) -> Result<DataSet, DataError> {
-    match layout_of(folder) {
+    match layout_of(folder)? {
         Layout::Idx => {}
         Layout::Cifar(found) => return cifar::load(found, wanted),
         Layout::ImageFiles => return images::load(folder, wanted, reading),
@@ -200,7 +201,7 @@ fn from_folder(folder: &Path, wanted: &Wanted, reading: &Reading) -> Result<Data
 }
 
 fn test_from_folder(folder: &Path, wanted: &Wanted, reading: &Reading) -> Result<PartSet, DataError> {
-    match layout_of(folder) {
+    match layout_of(folder)? {
         Layout::Idx => {}
         Layout::Cifar(found) => return cifar::load_test(found, wanted),
         Layout::ImageFiles => return images::load_test(folder, wanted, reading),

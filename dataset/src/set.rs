@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use convoy_common::model::{Network, Shape, Transforms};
+use convoy_common::model::{Crop, Network, Shape, Transforms};
 use convoy_common::parameters::hex;
 use ndarray::{Array4, Axis};
 use sha2::{Digest, Sha256};
@@ -240,6 +240,12 @@ impl Wanted {
         let input = network.input.shape;
         let (channels, height, width) = (input.channels, input.height, input.width);
         Self { channels, height, width, transforms: network.input.transforms, classes: network.classes(), seed }
+    }
+
+    /// The same for images that are seen without a draw.
+    pub(crate) fn without_draws(&self) -> Self {
+        let transforms = Transforms { crop: Crop::Centre, mirror: false, ..self.transforms };
+        Self { transforms, ..self.clone() }
     }
 
     /// The extents of one image, as the model has them.
