@@ -609,7 +609,7 @@ fn four_workers_hold_four_towers_and_mistakes_are_named() {
         refused(&["--workers", "5"], 2, &["--workers 5", "must be at most 4"]);
         refused(&["--out", "/runs/four"], 2, &["/runs/four", "--resume"]);
         refused(&["--model", "/data/five.toml"], 2, &["/data/five.toml", "No such file"]);
-        refused(&["--data", "/data"], 1, &["/data", "train-images-idx3-ubyte"]);
+        refused(&["--data", "/data"], 1, &["/data/", "has no image files"]);
         project.run(&["down", "--volumes"]);
         assert_eq!(project.remains(), Vec::<String>::new());
     }

@@ -139,7 +139,10 @@ pub enum DataError {
     ManyClasses { folder: PathBuf, count: usize, limit: usize },
 
     /// A class without a file that could be an image.
-    #[error("{} has no image files; remove it, or put JPEG or PNG files into it", folder.display())]
+    #[error(
+        "{} has no image files; each folder in a folder of image files is a class, and must have JPEG or PNG files",
+        folder.display()
+    )]
     EmptyClass { folder: PathBuf },
 
     /// More files than a set may have.
