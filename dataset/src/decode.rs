@@ -51,7 +51,7 @@ pub(crate) enum BadImage {
     #[error("it has {bytes} bytes; the most is {FILE_BYTES_MAX}")]
     LargeFile { bytes: u64 },
     /// Its first bytes are not those of an image.
-    #[error("it is neither JPEG nor PNG: it starts with {}", crate::error::described(start))]
+    #[error("it is neither JPEG nor PNG: it starts with {}", described(start))]
     NotAnImage { start: Vec<u8> },
     /// It is an image in a format that is not read.
     #[error("it is {format}; only JPEG and PNG are read, so convert it")]
@@ -186,6 +186,16 @@ fn whole(format: &'static str, pixels: Option<Pixels>) -> Result<Pixels, BadImag
         format,
         why: "it has no pixels, or another number than its header says".to_owned(),
     })
+}
+
+/// A file's first bytes for a person: as text where they are text.
+pub(crate) fn described(start: &[u8]) -> String {
+    match std::str::from_utf8(start) {
+        Ok(text) if text.chars().all(|character| character.is_ascii_graphic() || character == ' ') => {
+            format!("\"{text}\"")
+        }
+        _ => format!("the bytes {}", start.iter().map(u8::to_string).collect::<Vec<_>>().join(", ")),
+    }
 }
 
 thread_local! {

@@ -5,6 +5,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::decode::described;
 use super::set::ImageShape;
 
 /// Why a data set can't be used.
@@ -210,14 +211,4 @@ pub enum DataError {
     /// Synthetic labels can't number so many classes.
     #[error("{classes} synthetic classes are out of range; there must be 1 to {limit}")]
     SyntheticClasses { classes: usize, limit: usize },
-}
-
-/// A file's first bytes for a person: as text where they are text.
-pub(crate) fn described(start: &[u8]) -> String {
-    match std::str::from_utf8(start) {
-        Ok(text) if text.chars().all(|character| character.is_ascii_graphic() || character == ' ') => {
-            format!("\"{text}\"")
-        }
-        _ => format!("the bytes {}", start.iter().map(u8::to_string).collect::<Vec<_>>().join(", ")),
-    }
 }
