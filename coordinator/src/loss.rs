@@ -13,8 +13,7 @@ pub struct Verdict {
 /// The loss of one sample. Writes the gradient of its logits, divided by `batch`, to `gradient`.
 pub fn cross_entropy(logits: &[f32], label: usize, batch: usize, gradient: &mut [f32]) -> Verdict {
     let (predicted, largest) = first_maximum(logits);
-    let exponentials: Vec<f64> = logits.iter().map(|l| libm::exp(f64::from(*l) - largest)).collect();
-    let sum = exponentials.iter().fold(0.0, |sum, e| sum + e);
+    let (exponentials, sum) = exponentials(logits, largest);
     for (class, (slot, e)) in gradient.iter_mut().zip(&exponentials).enumerate() {
         let target = if class == label { 1.0 } else { 0.0 };
         *slot = ((e / sum - target) / batch as f64) as f32;
@@ -24,10 +23,15 @@ pub fn cross_entropy(logits: &[f32], label: usize, batch: usize, gradient: &mut 
 
 /// The softmax of one sample's logits.
 pub(crate) fn probabilities(logits: &[f32]) -> Vec<f64> {
-    let (_, largest) = first_maximum(logits);
+    let (exponentials, sum) = exponentials(logits, first_maximum(logits).1);
+    exponentials.iter().map(|e| e / sum).collect()
+}
+
+/// The exponential of each logit minus the largest one, and their sum in the order of classes.
+fn exponentials(logits: &[f32], largest: f64) -> (Vec<f64>, f64) {
     let exponentials: Vec<f64> = logits.iter().map(|l| libm::exp(f64::from(*l) - largest)).collect();
     let sum = exponentials.iter().fold(0.0, |sum, e| sum + e);
-    exponentials.iter().map(|e| e / sum).collect()
+    (exponentials, sum)
 }
 
 fn first_maximum(logits: &[f32]) -> (usize, f64) {
