@@ -250,7 +250,7 @@ mod tests {
         let found = find(here.path(), 0.1).unwrap();
         assert!(found.is_divided && (30..70).contains(&found.test.len()), "{} of 500", found.test.len());
         assert_eq!(found.train.len() + found.test.len(), 500);
-        // Another file moves no file, and neither does another place.
+        // Another file moves no file.
         fs::write(here.path().join("0/new.png"), b"x").unwrap();
         let more = find(here.path(), 0.1).unwrap();
         let without_new = |images: &[Labelled]| {
