@@ -6,8 +6,9 @@
 
 use convoy_common::model::{Crop, Shape, Transforms};
 use convoy_common::random::Source;
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::{U8, U8x3};
+use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::decode::{BadImage, PIXELS_MAX};
 use crate::pixels::Pixels;
@@ -94,13 +95,19 @@ fn scaled(pixels: &Pixels, height: usize, width: usize) -> Vec<u8> {
     if (height, width) == (pixels.height(), pixels.width()) {
         return pixels.bytes().to_vec();
     }
-    let kind = if pixels.channels() == 1 { PixelType::U8 } else { PixelType::U8x3 };
-    let source = ImageRef::new(pixels.width() as u32, pixels.height() as u32, pixels.bytes(), kind);
+    if pixels.channels() == 1 { scaled_as::<U8>(pixels, height, width) } else { scaled_as::<U8x3>(pixels, height, width) }
+}
+
+/// For one kind of pixel. If the kind were chosen at run time, the compiler would translate the scaling of all sixteen kinds.
+fn scaled_as<Pixel: PixelTrait>(pixels: &Pixels, height: usize, width: usize) -> Vec<u8> {
+    let source = TypedImageRef::<Pixel>::from_buffer(pixels.width() as u32, pixels.height() as u32, pixels.bytes());
     let source = source.expect("the constructor of pixels counts its bytes");
-    let mut target = Image::new(width as u32, height as u32, kind);
+    let mut bytes = vec![0; height * width * pixels.channels()];
+    let target = TypedImage::<Pixel>::from_buffer(width as u32, height as u32, &mut bytes);
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-    Resizer::new().resize(&source, &mut target, &options).expect("both have the same kind of pixels");
-    target.into_vec()
+    let scaling = Resizer::new().resize_typed(&source, &mut target.expect("its bytes were counted"), &options);
+    scaling.expect("the crop box is the image");
+    bytes
 }
 
 /// A part of an image, (channel, row, column), as the input of a model. Without a draw it is the centre, as in tests.
