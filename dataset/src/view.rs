@@ -95,7 +95,11 @@ fn scaled(pixels: &Pixels, height: usize, width: usize) -> Vec<u8> {
     if (height, width) == (pixels.height(), pixels.width()) {
         return pixels.bytes().to_vec();
     }
-    if pixels.channels() == 1 { scaled_as::<U8>(pixels, height, width) } else { scaled_as::<U8x3>(pixels, height, width) }
+    if pixels.channels() == 1 {
+        scaled_as::<U8>(pixels, height, width)
+    } else {
+        scaled_as::<U8x3>(pixels, height, width)
+    }
 }
 
 /// For one kind of pixel. If the kind were chosen at run time, the compiler would translate the scaling of all sixteen kinds.

@@ -29,12 +29,12 @@ use convoy_common::plan::Plan;
 use convoy_common::trace::SegmentRun;
 use convoy_common::wire::{Assignment, Direction, Elements, FromWorker, Payload, State, Tally, TensorKey};
 
-use crate::kernels::Compute;
-use crate::kernels::elementwise::{Rates, add};
-use crate::kernels::memory::Tensor;
 use crate::pixels::Pixels;
 use crate::tower::forecast::least_bytes;
 use crate::tower::{Means, SavedSegment, Stopped, Tower};
+use convoy_kernels::Compute;
+use convoy_kernels::elementwise::{Rates, add};
+use convoy_kernels::memory::Tensor;
 
 mod reduction;
 mod tasks;

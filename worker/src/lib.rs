@@ -1,11 +1,10 @@
-//! The worker: kernels, towers with their state and segments, and the service that computes for a coordinator.
+//! The worker: towers with their state and segments, and the service that computes for a coordinator.
 //!
-//! Not here: decisions. A worker does not know the data set or the schedule, and does not choose the workers to which it connects.
+//! Not here: arithmetic, which is in the kernels, and decisions. A worker does not know the data set or the schedule, and does not choose the workers to which it connects.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod engine;
-mod kernels;
 mod machine;
 mod metrics;
 mod pixels;
@@ -15,7 +14,7 @@ pub mod service;
 mod tower;
 mod vitals;
 
-pub use kernels::isa::Isa;
+pub use convoy_kernels::isa::Isa;
 pub use metrics::Metrics;
 pub use probe::Slow;
 pub use rehearsal::Rehearsal;

@@ -25,12 +25,12 @@ use convoy_common::chain::chain;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use crate::kernels::Compute;
-use crate::kernels::isa::Isa;
 use crate::probe::Clock;
 use crate::vitals::Vitals;
 use config::Presence;
 pub use config::WorkerConfig;
+use convoy_kernels::Compute;
+use convoy_kernels::isa::Isa;
 use peers::Door;
 use session::{Session, SessionError};
 

@@ -22,10 +22,10 @@ use convoy_common::slots::{Node, SlotTree};
 use convoy_common::trace::Activity;
 use convoy_common::wire::{Assignment, Direction, State};
 
-use crate::kernels::Compute;
-use crate::kernels::elementwise::Rates;
-use crate::kernels::memory::Tensor;
 use crate::probe::Probe;
+use convoy_kernels::Compute;
+use convoy_kernels::elementwise::Rates;
+use convoy_kernels::memory::Tensor;
 use layer::{Context, Saved, TowerLayer};
 use learnt::Learnt;
 

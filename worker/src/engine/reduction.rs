@@ -11,8 +11,8 @@ use convoy_common::placement::Half;
 use convoy_common::plan::{Piece, Plan};
 use convoy_common::slots::{Node, NodeSums, SlotTree};
 
-use crate::kernels::Compute;
-use crate::kernels::elementwise::add;
+use convoy_kernels::Compute;
+use convoy_kernels::elementwise::add;
 
 /// A gradient while it is summed over replicas.
 #[derive(Debug)]

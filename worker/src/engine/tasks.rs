@@ -16,8 +16,8 @@ use convoy_common::placement::Half;
 use convoy_common::trace::SegmentRun;
 use convoy_common::wire::Direction;
 
-use crate::kernels::memory::Tensor;
 use crate::tower::SavedSegment;
+use convoy_kernels::memory::Tensor;
 
 /// A pass of a segment, or a part of it.
 #[derive(Debug)]

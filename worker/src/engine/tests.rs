@@ -4,8 +4,8 @@ use convoy_common::batch::{Batches, Division};
 use convoy_common::placement::Placement;
 
 use super::*;
-use crate::kernels::isa::Isa;
 use crate::probe::Probe;
+use convoy_kernels::isa::Isa;
 
 const MODEL: &str = r#"
 name = "small"

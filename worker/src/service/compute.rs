@@ -15,12 +15,12 @@ use convoy_common::wire::{Direction, Failure, FailureKind, FromWorker, PeerFaile
 use tokio::sync::mpsc::Sender;
 
 use crate::engine::{Engine, EngineError, Out, Received};
-use crate::kernels::Compute;
 use crate::metrics::{Doing, Metrics, Stopwatch};
 use crate::probe::Probe;
 use crate::rehearsal::Rehearsal;
 use crate::tower::{Means, Stopped};
 use crate::vitals::Vitals;
+use convoy_kernels::Compute;
 
 /// During a job, this thread polls for this long before it sleeps. Most exchanges of a small network take less, and a sleeping core
 /// wakes up late, a virtual one above all. Other threads of the same control group take precedence.

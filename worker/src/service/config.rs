@@ -5,11 +5,11 @@ use convoy_common::token::Token;
 use tokio::sync::watch;
 
 use super::peers::Door;
-use crate::kernels::isa::Isa;
 use crate::metrics::Metrics;
 use crate::probe::Clock;
 use crate::rehearsal::Rehearsal;
 use crate::vitals::Vitals;
+use convoy_kernels::isa::Isa;
 
 /// The configuration of a worker.
 #[derive(Clone, Debug)]

@@ -37,10 +37,10 @@ use super::elsewhere::Whereabouts;
 use super::links::{Arrived, OpenLinks};
 use super::peers::{Door, Opened};
 use crate::engine::{Engine, Out, Received};
-use crate::kernels::isa::Isa;
 use crate::machine;
 use crate::metrics::Metrics;
 use crate::probe::Probe;
+use convoy_kernels::isa::Isa;
 
 /// Capacity of the queues between two tasks: large enough that neither waits until the other is scheduled.
 const QUEUE: usize = 32;

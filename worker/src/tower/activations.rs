@@ -16,10 +16,10 @@ use convoy_common::wire::State;
 
 use super::is_bias;
 use super::layer::{Context, TowerLayer};
-use crate::kernels::Compute;
-use crate::kernels::isa::Isa;
-use crate::kernels::memory::Tensor;
 use crate::pixels::Pixels;
+use convoy_kernels::Compute;
+use convoy_kernels::isa::Isa;
+use convoy_kernels::memory::Tensor;
 
 /// Images that are computed at a time.
 const SAMPLES: usize = 64;

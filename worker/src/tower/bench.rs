@@ -15,11 +15,11 @@ use convoy_common::slots::SlotTree;
 use super::forecast::least_bytes;
 use super::layer::{Context, TowerLayer, Work};
 use crate::Isa;
-use crate::kernels::copying::Copying;
-use crate::kernels::memory::Tensor;
-use crate::kernels::products::End;
-use crate::kernels::{Compute, peak};
 use crate::machine::memory_bytes;
+use convoy_kernels::End;
+use convoy_kernels::copying::Copying;
+use convoy_kernels::memory::Tensor;
+use convoy_kernels::{Compute, peak};
 
 /// Options of the benchmark.
 #[derive(Clone, Debug)]

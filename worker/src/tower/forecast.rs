@@ -15,8 +15,8 @@ use convoy_common::placement::Half;
 use convoy_common::plan::Plan;
 
 use super::layer::{Shapes, is_rectified, passes, rectifies};
-use crate::kernels::affine::Affine;
-use crate::kernels::memory::best_fit;
+use convoy_kernels::affine::Affine;
+use convoy_kernels::memory::best_fit;
 
 /// The program with its threads, connections and span buffers, as measured in a job with eight small images per step.
 const PROGRAM_BYTES: u64 = 52_000_000;

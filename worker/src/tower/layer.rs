@@ -10,10 +10,10 @@ use convoy_common::slots::SlotTree;
 use convoy_common::wire::State;
 
 use super::learnt::{Learnt, Summed};
-use crate::kernels::affine::{Affine, Operands};
-use crate::kernels::elementwise::{self, Dropout, Rates};
-use crate::kernels::memory::Tensor;
-use crate::kernels::{Compute, Maps, conv, linear, lrn, pool};
+use convoy_kernels::affine::{Affine, Operands};
+use convoy_kernels::elementwise::{self, Dropout, Rates};
+use convoy_kernels::memory::Tensor;
+use convoy_kernels::{Compute, Maps, conv, linear, lrn, pool};
 
 /// The context of a pass.
 pub(super) struct Context<'a> {

@@ -11,11 +11,11 @@ use convoy_common::batch::MicroBatch;
 use convoy_common::slots::{Node, NodeSums, SlotTree};
 use convoy_common::wire::State;
 
-use crate::kernels::Compute;
-use crate::kernels::affine::{Affine, Operands};
-use crate::kernels::elementwise::{self, Rates};
-use crate::kernels::panels::Panels;
-use crate::kernels::products::End;
+use convoy_kernels::Compute;
+use convoy_kernels::End;
+use convoy_kernels::affine::{Affine, Operands};
+use convoy_kernels::elementwise::{self, Rates};
+use convoy_kernels::panels::Panels;
 
 /// Weights and bias with their momentum and gradients.
 #[derive(Debug)]

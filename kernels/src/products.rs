@@ -166,7 +166,7 @@ impl Steps {
 
 /// What follows the chain of an output.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct End<'a> {
+pub struct End<'a> {
     /// What is added, an output channel each; +0.0 without one.
     pub bias: Option<&'a [f32]>,
     /// Whether ReLU follows.

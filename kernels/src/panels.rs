@@ -8,7 +8,7 @@ use super::tile::{UNIT, UNITS_MAX};
 
 /// The layout of a matrix of (term, column) in panels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Panels {
+pub struct Panels {
     /// Terms of a chain.
     pub terms: usize,
     /// Columns that count.
@@ -61,7 +61,8 @@ impl Panels {
     }
 
     /// Floats in all.
-    pub(crate) fn len(&self) -> usize {
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks whether it is empty")]
+    pub fn len(&self) -> usize {
         self.terms * self.units * UNIT
     }
 
@@ -84,14 +85,14 @@ impl Panels {
     }
 
     /// From (group, column, term) into panels, a group after the other.
-    pub(crate) fn pack<T: Copy + Default>(&self, groups: usize, natural: &[T]) -> Vec<T> {
+    pub fn pack<T: Copy + Default>(&self, groups: usize, natural: &[T]) -> Vec<T> {
         let mut packed = vec![T::default(); groups * self.len()];
         self.for_places(groups, |place, within| packed[place] = natural[within]);
         packed
     }
 
     /// The way back from [`Panels::pack`].
-    pub(crate) fn unpack(&self, groups: usize, packed: &[f32]) -> Vec<f32> {
+    pub fn unpack(&self, groups: usize, packed: &[f32]) -> Vec<f32> {
         let mut natural = vec![0.0; groups * self.columns * self.terms];
         self.for_places(groups, |place, within| natural[within] = packed[place]);
         natural

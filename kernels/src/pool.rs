@@ -9,7 +9,7 @@ use super::{Compute, Maps};
 
 /// A pooling window over maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Geometry {
+pub struct Geometry {
     /// The input.
     pub input: Maps,
     /// Rows of the output.
@@ -25,7 +25,7 @@ pub(crate) struct Geometry {
 }
 
 /// What max pooling found: the maxima, and for each the index of its place in its window, row-major.
-pub(crate) type Maxima = (Tensor, Tensor<u32>);
+pub type Maxima = (Tensor, Tensor<u32>);
 
 impl Geometry {
     fn output(&self) -> Maps {
@@ -114,7 +114,7 @@ impl Windows {
 }
 
 /// The largest of each window, the first one where several are.
-pub(crate) fn max_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Maxima {
+pub fn max_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Maxima {
     let (output, windows) = (g.output(), g.windows());
     let (mut y, mut indices) = (compute.tensor(output.len()), compute.indices(output.len()));
     let (length, out_length) = (x.len() / g.input.samples, output.len() / g.input.samples);
@@ -170,7 +170,7 @@ fn keep_larger<const LANES: usize>(x: &[f32], index: u32, largest: &mut [f32; LA
 }
 
 /// Hands each window's gradient to the place of its maximum, windows in row-major order.
-pub(crate) fn max_backward(compute: &Compute, g: &Geometry, dy: &[f32], indices: &[u32]) -> Tensor {
+pub fn max_backward(compute: &Compute, g: &Geometry, dy: &[f32], indices: &[u32]) -> Tensor {
     let windows = g.windows();
     let mut dx = compute.tensor(g.input.len());
     let length = dy.len() / g.input.samples;
@@ -211,7 +211,7 @@ fn hand_each(dy: &[f32], found: &[u32], index: u32, dx: &mut [f32]) {
 }
 
 /// The mean of each window; padding counts in the divisor.
-pub(crate) fn avg_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Tensor {
+pub fn avg_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Tensor {
     let mut y = compute.zeros(g.output().len());
     let length = x.len() / g.input.samples;
     let (windows, divisor) = (g.windows(), (g.kernel * g.kernel) as f32);
@@ -229,7 +229,7 @@ pub(crate) fn avg_forward(compute: &Compute, g: &Geometry, x: &[f32]) -> Tensor 
 }
 
 /// Spreads each window's gradient evenly over its places, windows in row-major order.
-pub(crate) fn avg_backward(compute: &Compute, g: &Geometry, dy: &[f32]) -> Tensor {
+pub fn avg_backward(compute: &Compute, g: &Geometry, dy: &[f32]) -> Tensor {
     let mut dx = compute.zeros(g.input.len());
     let length = dy.len() / g.input.samples;
     let (windows, divisor) = (g.windows(), (g.kernel * g.kernel) as f32);

@@ -12,7 +12,7 @@ const CHAINS: usize = 12;
 const ROUNDS: usize = 1 << 20;
 
 /// GFLOP/s of one core under `isa`, a multiply-add counting as two.
-pub(crate) fn measured(isa: Isa) -> f64 {
+pub fn measured(isa: Isa) -> f64 {
     let began = Instant::now();
     let lanes = match isa {
         Isa::Scalar => scalar(black_box(1.0)),

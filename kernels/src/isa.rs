@@ -28,7 +28,7 @@ pub enum Isa {
 
 impl Isa {
     /// Those that this machine has, the best one last.
-    pub(crate) fn available() -> Vec<Self> {
+    pub fn available() -> Vec<Self> {
         let mut found = vec![Isa::Scalar];
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
@@ -45,7 +45,7 @@ impl Isa {
     }
 
     /// The best that this machine has.
-    pub(crate) fn detect() -> Self {
+    pub fn detect() -> Self {
         Self::available().pop().unwrap_or(Isa::Scalar)
     }
 }
@@ -83,7 +83,7 @@ impl fmt::Display for Isa {
 macro_rules! for_each_isa {
     ($(#[$doc:meta])* $visible:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? $body:block) => {
         $(#[$doc])*
-        $visible fn $name(isa: $crate::kernels::isa::Isa, $($arg: $type),*) $(-> $out)? {
+        $visible fn $name(isa: $crate::isa::Isa, $($arg: $type),*) $(-> $out)? {
             #[inline(always)]
             fn body($($arg: $type),*) $(-> $out)? $body
 
@@ -94,13 +94,13 @@ macro_rules! for_each_isa {
             }
 
             match isa {
-                $crate::kernels::isa::Isa::Scalar => body($($arg),*),
+                $crate::isa::Isa::Scalar => body($($arg),*),
                 // What is compiled for any 64-bit Arm has NEON already.
                 #[cfg(target_arch = "aarch64")]
-                $crate::kernels::isa::Isa::Neon => body($($arg),*),
+                $crate::isa::Isa::Neon => body($($arg),*),
                 // SAFETY: Isa::Avx2 and Isa::Avx512 exist only where detection found avx2 and fma.
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::isa::Isa::Avx2 | $crate::kernels::isa::Isa::Avx512 => unsafe { avx2($($arg),*) },
+                $crate::isa::Isa::Avx2 | $crate::isa::Isa::Avx512 => unsafe { avx2($($arg),*) },
             }
         }
     };

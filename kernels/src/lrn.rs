@@ -6,7 +6,7 @@ use super::memory::Tensor;
 
 /// The constants, rounded to f32 once.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Geometry {
+pub struct Geometry {
     /// Channels of the tower.
     pub channels: usize,
     /// Channels in a window.
@@ -23,7 +23,7 @@ pub(crate) struct Geometry {
 
 impl Geometry {
     /// The constants of a layer for a tower of `channels` channels.
-    pub(crate) fn new(lrn: &convoy_common::model::Lrn, channels: usize) -> Self {
+    pub fn new(lrn: &convoy_common::model::Lrn, channels: usize) -> Self {
         let (alpha, k, slope) = (lrn.alpha as f32, lrn.k as f32, (-2.0 * lrn.alpha * lrn.beta) as f32);
         Self { channels, size: lrn.size, alpha, beta: lrn.beta, k, slope }
     }
@@ -46,7 +46,7 @@ impl Geometry {
 }
 
 /// The outputs, and the sums `s` that the backward pass divides by.
-pub(crate) fn forward(compute: &Compute, g: &Geometry, x: &[f32], samples: usize) -> (Tensor, Tensor) {
+pub fn forward(compute: &Compute, g: &Geometry, x: &[f32], samples: usize) -> (Tensor, Tensor) {
     let (mut y, mut s) = (compute.tensor(x.len()), compute.tensor(x.len()));
     let length = x.len() / samples;
     let mut parts: Vec<_> = y.chunks_mut(length).zip(s.chunks_mut(length)).zip(x.chunks(length)).collect();
@@ -60,7 +60,7 @@ pub(crate) fn forward(compute: &Compute, g: &Geometry, x: &[f32], samples: usize
 
 /// What [`forward`] leaves for the backward pass.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ForwardResult<'a> {
+pub struct ForwardResult<'a> {
     /// Inputs.
     pub x: &'a [f32],
     /// Outputs.
@@ -70,7 +70,7 @@ pub(crate) struct ForwardResult<'a> {
 }
 
 /// The gradient with respect to the input.
-pub(crate) fn backward(compute: &Compute, g: &Geometry, kept: ForwardResult, dy: &[f32], samples: usize) -> Tensor {
+pub fn backward(compute: &Compute, g: &Geometry, kept: ForwardResult, dy: &[f32], samples: usize) -> Tensor {
     let mut dx = compute.tensor(dy.len());
     let length = dy.len() / samples;
     compute.for_samples(&mut dx, samples, |sample, dx| {

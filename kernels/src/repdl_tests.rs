@@ -7,11 +7,12 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::affine::Affine;
+use super::isa::Isa;
 use super::memory::Tensor;
 use super::products::End;
 use super::*;
 
-const GOLDEN: &str = include_str!("../../../tests/golden/repdl.json");
+const GOLDEN: &str = include_str!("../../tests/golden/repdl.json");
 
 /// The cases, each on every instruction set of this machine.
 #[test]

@@ -13,14 +13,14 @@ for_each_isa! {
 }
 
 /// Ends chains without a bias: adds +0.0, so that a negative zero vanishes.
-pub(crate) fn end_chains(compute: &Compute, x: &mut [f32]) {
+pub fn end_chains(compute: &Compute, x: &mut [f32]) {
     let rows = x.len();
     compute.for_rows(x, rows, |_, x| end(compute.isa, x));
 }
 
 for_each_isa! {
     /// Whether all are finite.
-    pub(crate) fn all_finite(x: &[f32]) -> bool {
+    pub fn all_finite(x: &[f32]) -> bool {
         x.iter().fold(true, |finite, x| finite & x.is_finite())
     }
 }
@@ -34,7 +34,7 @@ for_each_isa! {
 }
 
 /// Zero for what is zero or less; a NaN stays.
-pub(crate) fn relu(compute: &Compute, x: &mut [f32]) {
+pub fn relu(compute: &Compute, x: &mut [f32]) {
     let rows = x.len();
     compute.for_rows(x, rows, |_, x| rectify(compute.isa, x));
 }
@@ -48,7 +48,7 @@ for_each_isa! {
 }
 
 /// The gradient where the output was above zero, zero elsewhere.
-pub(crate) fn relu_backward(compute: &Compute, y: &[f32], dy: &mut [f32]) {
+pub fn relu_backward(compute: &Compute, y: &[f32], dy: &mut [f32]) {
     let rows = dy.len();
     compute.for_rows(dy, rows, |range, dy| keep_positive(compute.isa, &y[range], dy));
 }
@@ -60,7 +60,7 @@ for_each_isa! {
 }
 
 /// Adds `other` to `sum`, element by element.
-pub(crate) fn add(compute: &Compute, sum: &mut [f32], other: &[f32]) {
+pub fn add(compute: &Compute, sum: &mut [f32], other: &[f32]) {
     let rows = sum.len();
     compute.for_rows(sum, rows, |range, sum| add_to(compute.isa, sum, &other[range]));
 }
@@ -78,7 +78,7 @@ for_each_isa! {
 }
 
 /// One step of SGD. Also ends the gradient's chains if they have not ended.
-pub(crate) fn sgd(compute: &Compute, rates: Rates, gradient: &[f32], momentum: &mut [f32], weights: &mut [f32]) {
+pub fn sgd(compute: &Compute, rates: Rates, gradient: &[f32], momentum: &mut [f32], weights: &mut [f32]) {
     assert!(gradient.len() == weights.len() && momentum.len() == weights.len(), "an update of another length");
     let mut parts: Vec<_> =
         momentum.chunks_mut(PART).zip(weights.chunks_mut(PART)).zip(gradient.chunks(PART)).collect();
@@ -95,7 +95,7 @@ pub(super) const PART: usize = 1 << 14;
 
 /// SGD's constants, each rounded from f64 once.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Rates {
+pub struct Rates {
     /// The learning rate.
     pub learning: f32,
     /// Momentum.
@@ -106,7 +106,7 @@ pub(crate) struct Rates {
 
 /// Which units a dropout layer drops: a function of (seed, step, layer, sample, unit).
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Dropout {
+pub struct Dropout {
     source: Source,
     threshold: u64,
     /// What kept values are multiplied by.
@@ -117,13 +117,13 @@ pub(crate) struct Dropout {
 
 impl Dropout {
     /// The masks of `layer` at `step`.
-    pub(crate) fn new(seed: u64, layer: &str, step: u64, p: f64, units: usize) -> Self {
+    pub fn new(seed: u64, layer: &str, step: u64, p: f64, units: usize) -> Self {
         let source = Source::new(seed, &format!("dropout:{layer}:{step}"));
         Self { source, threshold: (p * 4_294_967_296.0) as u64, scale: (1.0 / (1.0 - p)) as f32, units: units as u64 }
     }
 
     /// The same of neighbouring units: a block of the source serves four of them.
-    pub(crate) fn keeps_each(&self, sample: u64, units: std::ops::Range<u64>) -> impl Iterator<Item = bool> {
+    pub fn keeps_each(&self, sample: u64, units: std::ops::Range<u64>) -> impl Iterator<Item = bool> {
         let (source, threshold, first) = (self.source, self.threshold, sample * self.units);
         let (mut block, mut words) = (None, [0; 4]);
         (first + units.start..first + units.end).map(move |index| {
@@ -135,13 +135,13 @@ impl Dropout {
     }
 
     /// Whether the unit of the sample at position `sample` of the global batch is kept.
-    pub(crate) fn keeps(&self, sample: u64, unit: u64) -> bool {
+    pub fn keeps(&self, sample: u64, unit: u64) -> bool {
         u64::from(self.source.word(sample * self.units + unit)) >= self.threshold
     }
 }
 
 /// Kept values times `scale`, and +0.0 for the others. The gradient is computed in the same way.
-pub(crate) fn drop_out(x: &mut [f32], kept: &[bool], scale: f32) {
+pub fn drop_out(x: &mut [f32], kept: &[bool], scale: f32) {
     for (x, kept) in x.iter_mut().zip(kept) {
         *x = if *kept { *x * scale } else { 0.0 };
     }

@@ -10,7 +10,7 @@ use super::{Compute, conv, elementwise, linear};
 
 /// A layer's passes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Affine {
+pub enum Affine {
     /// A convolution.
     Conv(conv::Geometry),
     /// A linear layer.
@@ -18,11 +18,11 @@ pub(crate) enum Affine {
 }
 
 /// A result, and whether all of it is finite.
-pub(crate) type Checked = (Tensor, bool);
+pub type Checked = (Tensor, bool);
 
 /// The gradient of an output: as it lies between layers, and in blocks.
 #[derive(Debug)]
-pub(crate) struct OutputGradient {
+pub struct OutputGradient {
     /// For linear layers alone.
     natural: Option<Tensor>,
     blocks: Tensor,
@@ -30,7 +30,7 @@ pub(crate) struct OutputGradient {
 
 /// The operands of a layer's weight gradient over some samples.
 #[derive(Debug)]
-pub(crate) struct Operands {
+pub struct Operands {
     /// The input, in blocks.
     pub x: Tensor,
     /// The gradient of the output.
@@ -41,14 +41,14 @@ pub(crate) struct Operands {
 
 impl OutputGradient {
     /// Its blocks alone, which is enough for the gradients of weights and biases.
-    pub(crate) fn in_blocks(self) -> Self {
+    pub fn in_blocks(self) -> Self {
         Self { natural: None, ..self }
     }
 }
 
 impl Affine {
     /// How the weights of each group lie.
-    pub(crate) fn panels(&self) -> Panels {
+    pub fn panels(&self) -> Panels {
         match self {
             Affine::Conv(g) => g.panels(),
             Affine::Linear(g) => g.panels(),
@@ -56,7 +56,7 @@ impl Affine {
     }
 
     /// Groups of weights, one after the other.
-    pub(crate) fn groups(&self) -> usize {
+    pub fn groups(&self) -> usize {
         match self {
             Affine::Conv(g) => g.groups,
             Affine::Linear(_) => 1,
@@ -64,7 +64,7 @@ impl Affine {
     }
 
     /// Multiply-adds of each pass over `samples` samples.
-    pub(crate) fn multiply_adds(&self, samples: usize) -> usize {
+    pub fn multiply_adds(&self, samples: usize) -> usize {
         let outputs = match self {
             Affine::Conv(g) => g.output(samples),
             Affine::Linear(g) => g.output(samples),
@@ -73,7 +73,7 @@ impl Affine {
     }
 
     /// Floats of an input in blocks.
-    pub(crate) fn input_floats(&self, samples: usize) -> usize {
+    pub fn input_floats(&self, samples: usize) -> usize {
         match self {
             Affine::Conv(g) => g.input_blocks(samples).len(),
             Affine::Linear(g) => g.input_blocks(samples).len(),
@@ -81,7 +81,7 @@ impl Affine {
     }
 
     /// Floats of a gradient's blocks.
-    pub(crate) fn gradient_floats(&self, samples: usize) -> usize {
+    pub fn gradient_floats(&self, samples: usize) -> usize {
         match self {
             Affine::Conv(g) => g.gradient_blocks(samples).len(),
             Affine::Linear(g) => g.gradient_blocks(samples).len(),
@@ -89,7 +89,7 @@ impl Affine {
     }
 
     /// An input in blocks.
-    pub(crate) fn input(&self, compute: &Compute, x: &[f32], samples: usize) -> Tensor {
+    pub fn input(&self, compute: &Compute, x: &[f32], samples: usize) -> Tensor {
         match self {
             Affine::Conv(g) => g.input_blocks(samples).filled(compute, x, None, g.input(samples)),
             Affine::Linear(g) => linear::to_blocks(compute, g, x, samples),
@@ -97,13 +97,7 @@ impl Affine {
     }
 
     /// The gradient of the chains, with its blocks, from that of the output; `y` is the output if it has gone through ReLU.
-    pub(crate) fn gradient(
-        &self,
-        compute: &Compute,
-        mut dy: Tensor,
-        y: Option<&[f32]>,
-        samples: usize,
-    ) -> OutputGradient {
+    pub fn gradient(&self, compute: &Compute, mut dy: Tensor, y: Option<&[f32]>, samples: usize) -> OutputGradient {
         match self {
             Affine::Conv(g) => {
                 let blocks = g.gradient_blocks(samples).filled(compute, &dy, y, g.output(samples));
@@ -120,7 +114,7 @@ impl Affine {
     }
 
     /// The operands of neighbouring samples as one, in the same order. Only for linear layers, whose samples lie in one line.
-    pub(crate) fn joined(&self, compute: &Compute, mut parts: Vec<Operands>) -> Operands {
+    pub fn joined(&self, compute: &Compute, mut parts: Vec<Operands>) -> Operands {
         let Affine::Linear(g) = self else { unreachable!("the operands of convolutions are not kept") };
         if parts.len() == 1 {
             return parts.remove(0);
@@ -134,7 +128,7 @@ impl Affine {
     }
 
     /// Continues the bias gradient's chains in `db`.
-    pub(crate) fn bias_gradient(&self, compute: &Compute, dy: &OutputGradient, samples: usize, db: &mut [f32]) {
+    pub fn bias_gradient(&self, compute: &Compute, dy: &OutputGradient, samples: usize, db: &mut [f32]) {
         let blocks = match self {
             Affine::Conv(g) => g.gradient_blocks(samples),
             Affine::Linear(g) => g.gradient_blocks(samples),
@@ -143,7 +137,7 @@ impl Affine {
     }
 
     /// The outputs of an input in blocks. The finiteness check applies to the values before ReLU.
-    pub(crate) fn forward(&self, compute: &Compute, weights: &[f32], end: End, x: &[f32], samples: usize) -> Checked {
+    pub fn forward(&self, compute: &Compute, weights: &[f32], end: End, x: &[f32], samples: usize) -> Checked {
         match self {
             Affine::Conv(g) => {
                 let mut y = compute.tensor(g.output(samples).len());
@@ -159,7 +153,7 @@ impl Affine {
     }
 
     /// Continues the weight gradient's chains in `dw`, or starts them, from an input in blocks. Whether all are finite.
-    pub(crate) fn weight_gradient(
+    pub fn weight_gradient(
         &self,
         compute: &Compute,
         x: &[f32],
@@ -175,13 +169,7 @@ impl Affine {
     }
 
     /// The gradient of the input.
-    pub(crate) fn input_gradient(
-        &self,
-        compute: &Compute,
-        weights: &[f32],
-        dy: &OutputGradient,
-        samples: usize,
-    ) -> Checked {
+    pub fn input_gradient(&self, compute: &Compute, weights: &[f32], dy: &OutputGradient, samples: usize) -> Checked {
         match self {
             Affine::Conv(g) => {
                 let mut dx = compute.tensor(g.input(samples).len());

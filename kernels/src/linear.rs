@@ -13,7 +13,7 @@ use super::{Compute, Maps};
 
 /// The shape of the input, and the tower's output units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Geometry {
+pub struct Geometry {
     /// Input channels.
     pub channels: usize,
     /// Pixels of each channel.
@@ -24,23 +24,23 @@ pub(crate) struct Geometry {
 
 impl Geometry {
     /// Input units.
-    pub(crate) fn inputs(&self) -> usize {
+    pub fn inputs(&self) -> usize {
         self.channels * self.pixels
     }
 
     /// How the weights lie: a term is an input unit, a column an output unit.
-    pub(crate) fn panels(&self) -> Panels {
+    pub fn panels(&self) -> Panels {
         // So that the input gradient finds neighbouring input units evenly apart.
         Panels::in_twos(self.inputs(), self.outputs)
     }
 
     /// The samples of a batch side by side in one line.
-    pub(crate) fn input(&self, samples: usize) -> Maps {
+    pub fn input(&self, samples: usize) -> Maps {
         Maps { samples: 1, height: 1, width: samples, channels: self.inputs() }
     }
 
     /// Likewise.
-    pub(crate) fn output(&self, samples: usize) -> Maps {
+    pub fn output(&self, samples: usize) -> Maps {
         Maps { channels: self.outputs, ..self.input(samples) }
     }
 
@@ -65,7 +65,7 @@ impl Geometry {
 }
 
 /// An input, (sample, pixel, channel), in blocks of neighbouring units: neighbours in a chain are neighbours in the cache.
-pub(crate) fn to_blocks(compute: &Compute, g: &Geometry, x: &[f32], samples: usize) -> Tensor {
+pub fn to_blocks(compute: &Compute, g: &Geometry, x: &[f32], samples: usize) -> Tensor {
     let (blocks, inputs) = (g.input_blocks(samples), g.inputs());
     assert_eq!(x.len(), inputs * samples, "an input of another size");
     let mut out = compute.zeros(blocks.len());
@@ -80,7 +80,7 @@ pub(crate) fn to_blocks(compute: &Compute, g: &Geometry, x: &[f32], samples: usi
 }
 
 /// Inputs or gradients of several runs of samples as one: each has `blocks` blocks, whose samples are joined in the order of `parts`.
-pub(crate) fn side_by_side(compute: &Compute, blocks: usize, parts: &[&[f32]]) -> Tensor {
+pub fn side_by_side(compute: &Compute, blocks: usize, parts: &[&[f32]]) -> Tensor {
     let mut all = compute.tensor(parts.iter().map(|part| part.len()).sum());
     compute.for_samples(&mut all, blocks, |block, mut rest| {
         for part in parts {
@@ -94,7 +94,7 @@ pub(crate) fn side_by_side(compute: &Compute, blocks: usize, parts: &[&[f32]]) -
 }
 
 /// The outputs, (sample, unit), of an input in blocks. Whether all are finite, before ReLU.
-pub(crate) fn forward(
+pub fn forward(
     compute: &Compute,
     g: &Geometry,
     weights: &[f32],
@@ -119,7 +119,7 @@ pub(crate) fn forward(
 /// The gradient with respect to the input, (sample, unit), as it lies in memory. Whether all is finite.
 ///
 /// Weights are read as they lie, a tile of input units at a time: vectors lie over samples, and the result is turned.
-pub(crate) fn input_gradient(
+pub fn input_gradient(
     compute: &Compute,
     g: &Geometry,
     weights: &[f32],
@@ -171,7 +171,7 @@ fn turn(compute: &Compute, g: &Geometry, by_unit: &[f32], dx: &mut [f32], sample
 
 /// Continues the weight gradient's chains in `dw`, which lies as the weights do, or starts them; input and dy in blocks.
 /// Whether all are finite.
-pub(crate) fn weight_gradient(
+pub fn weight_gradient(
     compute: &Compute,
     g: &Geometry,
     x: &[f32],

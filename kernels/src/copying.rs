@@ -10,18 +10,20 @@ const FLOATS: usize = 8 << 20;
 const ROUNDS: usize = 4;
 
 /// The buffers of one thread, which are touched before anything is timed.
-pub(crate) struct Copying {
+pub struct Copying {
     from: Vec<f32>,
     to: Vec<f32>,
 }
 
+#[expect(clippy::new_without_default, reason = "it allocates megabytes, which a default shouldn't")]
 impl Copying {
-    pub(crate) fn new() -> Self {
+    /// Buffers that are longer than a core's caches.
+    pub fn new() -> Self {
         Self { from: vec![1.0; FLOATS], to: vec![2.0; FLOATS] }
     }
 
     /// GB/s of this thread, bytes read and bytes written both counted.
-    pub(crate) fn measured(&mut self) -> f64 {
+    pub fn measured(&mut self) -> f64 {
         let began = Instant::now();
         for _ in 0..ROUNDS {
             self.to.copy_from_slice(black_box(&self.from));

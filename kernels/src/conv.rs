@@ -16,7 +16,7 @@ const CHANNELS_MANY: usize = 8;
 
 /// A tower's convolution. `channels` and `filters` are those that this tower sees and computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Geometry {
+pub struct Geometry {
     /// Input channels in memory.
     pub channels: usize,
     /// The tower's filters.
@@ -56,12 +56,12 @@ struct Axis {
 
 impl Geometry {
     /// Rows of the output.
-    pub(crate) fn out_height(&self) -> usize {
+    pub fn out_height(&self) -> usize {
         (self.height + 2 * self.pad - self.kernel) / self.stride + 1
     }
 
     /// Columns of the output.
-    pub(crate) fn out_width(&self) -> usize {
+    pub fn out_width(&self) -> usize {
         (self.width + 2 * self.pad - self.kernel) / self.stride + 1
     }
 
@@ -79,17 +79,17 @@ impl Geometry {
     }
 
     /// The size of `samples` outputs.
-    pub(crate) fn output(&self, samples: usize) -> Maps {
+    pub fn output(&self, samples: usize) -> Maps {
         Maps { samples, height: self.out_height(), width: self.out_width(), channels: self.filters }
     }
 
     /// The size of `samples` inputs.
-    pub(crate) fn input(&self, samples: usize) -> Maps {
+    pub fn input(&self, samples: usize) -> Maps {
         Maps { samples, height: self.height, width: self.width, channels: self.channels }
     }
 
     /// How the weights of each group lie: a term is (channel, kernel row, kernel column), a column a filter.
-    pub(crate) fn panels(&self) -> Panels {
+    pub fn panels(&self) -> Panels {
         Panels::tight(self.fan_in(), self.group_filters())
     }
 
@@ -237,7 +237,7 @@ impl Geometry {
 }
 
 /// Weights as [`input_gradient`] reads them: of each phase and group, with filters and channels swapped and kernels turned.
-pub(crate) fn turned(g: &Geometry, weights: &[f32]) -> Vec<f32> {
+pub fn turned(g: &Geometry, weights: &[f32]) -> Vec<f32> {
     let forward = g.panels();
     let mut turned = Vec::with_capacity(weights.len());
     for phase in g.phases() {
@@ -260,7 +260,7 @@ pub(crate) fn turned(g: &Geometry, weights: &[f32]) -> Vec<f32> {
 }
 
 /// The outputs, (sample, row, column, filter), of an input in blocks. Whether all are finite, before ReLU.
-pub(crate) fn forward(
+pub fn forward(
     compute: &Compute,
     g: &Geometry,
     weights: &[f32],
@@ -298,7 +298,7 @@ pub(crate) fn forward(
 }
 
 /// The gradient with respect to the input, (sample, row, column, channel), of dy in blocks. Whether all is finite.
-pub(crate) fn input_gradient(
+pub fn input_gradient(
     compute: &Compute,
     g: &Geometry,
     turned: &[f32],
@@ -328,7 +328,7 @@ pub(crate) fn input_gradient(
 
 /// Continues the weight gradient's chains in `dw`, which lies as the weights do, or starts them; input and dy in blocks.
 /// Whether all are finite.
-pub(crate) fn weight_gradient(
+pub fn weight_gradient(
     compute: &Compute,
     g: &Geometry,
     x: &[f32],

@@ -14,7 +14,7 @@ const IDLE_SHARE: usize = 2;
 const SLACK: usize = 2;
 
 /// What a tensor is made of.
-pub(crate) trait Element: Copy + Default {
+pub trait Element: Copy + Default {
     /// The content of an unwritten tensor in tests. No result may depend on it.
     const DIRT: Self;
 }
@@ -105,14 +105,14 @@ impl<T: Element> Shelf<T> {
 }
 
 /// Which of several buffers serves for `length` elements: the shortest that is long enough, unless that is far too long.
-pub(crate) fn best_fit(lengths: impl Iterator<Item = usize>, length: usize) -> Option<usize> {
+pub fn best_fit(lengths: impl Iterator<Item = usize>, length: usize) -> Option<usize> {
     let fitting = lengths.enumerate().filter(|(_, held)| *held >= length && held / SLACK <= length);
     fitting.min_by_key(|(_, held)| *held).map(|(index, _)| index)
 }
 
 /// Elements that go back to their shelf when they are no longer needed.
 #[derive(Debug)]
-pub(crate) struct Tensor<T: Element = f32> {
+pub struct Tensor<T: Element = f32> {
     /// At least as long as the tensor.
     values: Vec<T>,
     length: usize,
