@@ -14,6 +14,8 @@ use crate::output::{show_bar, tell};
 
 /// Time between two lines of progress where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+/// The share of time from which on waits for images are told.
+const WAIT_TOLD: f64 = 0.02;
 
 /// Prints events.
 pub(crate) struct Console {
@@ -21,6 +23,8 @@ pub(crate) struct Console {
     bar: Option<ProgressBar>,
     started: Option<Box<Started>>,
     images: u64,
+    /// Seconds that steps have waited for images.
+    awaited_images: f64,
     began: Instant,
     last_line: Instant,
 }
@@ -28,7 +32,7 @@ pub(crate) struct Console {
 impl Console {
     pub(crate) fn new(json: bool) -> Self {
         let now = Instant::now();
-        Self { json, bar: None, started: None, images: 0, began: now, last_line: now }
+        Self { json, bar: None, started: None, images: 0, awaited_images: 0.0, began: now, last_line: now }
     }
 
     /// The line about a worker that does not join, if the event is about one.
@@ -56,16 +60,22 @@ impl Console {
         self.started = Some(started);
     }
 
-    fn step(&mut self, step: u64, epoch: u64, loss: f64, images: usize) {
+    fn step(&mut self, step: u64, epoch: u64, loss: f64, images: usize, awaited_images: f64) {
         self.images += images as u64;
-        let rate = self.images as f64 / self.began.elapsed().as_secs_f64().max(1e-9);
+        self.awaited_images += awaited_images;
+        let elapsed = self.began.elapsed().as_secs_f64().max(1e-9);
+        let rate = self.images as f64 / elapsed;
+        let waits = match self.awaited_images / elapsed {
+            share if share >= WAIT_TOLD => format!("  waits for images {:.0} % of the time", share * 100.0),
+            _ => String::new(),
+        };
         if let Some(bar) = &self.bar {
             self.show(step);
-            bar.set_message(format!("epoch {epoch}  {rate:.0} images/s  loss {loss:.4}"));
+            bar.set_message(format!("epoch {epoch}  {rate:.0} images/s  loss {loss:.4}{waits}"));
         } else if self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
             let last = self.started.as_ref().map_or(step, |started| started.last_step);
-            tell(&format!("step {step}/{last}  epoch {epoch}  {rate:.0} images/s  loss {loss:.4}"));
+            tell(&format!("step {step}/{last}  epoch {epoch}  {rate:.0} images/s  loss {loss:.4}{waits}"));
         }
     }
 
@@ -138,7 +148,9 @@ impl Observer for Console {
             Event::Waiting { have, want, .. } => tell(&connected(have, want)),
             Event::Elsewhere { .. } | Event::Refused { .. } => Self::peer(&event).iter().for_each(|line| tell(line)),
             Event::Started(started) => self.start(started),
-            Event::Step { step, epoch, loss, images, .. } => self.step(step, epoch, loss, images),
+            Event::Step { step, epoch, loss, images, awaited_images, .. } => {
+                self.step(step, epoch, loss, images, awaited_images);
+            }
             Event::Epoch(epoch) => tell(&format!(
                 "epoch {}  loss {:.4}  test accuracy {:.2} %  {:.1} s  {:.0} images/s",
                 epoch.epoch,

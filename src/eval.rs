@@ -19,6 +19,7 @@ use convoy_worker::Isa;
 use crate::console::{Console, connected};
 use crate::log::Log;
 use crate::numbers::{AT_LEAST_1, whole};
+use crate::settings::KeepingArguments;
 use crate::sockets::SocketFile;
 use crate::{Outcome, output, settings, signals};
 
@@ -36,6 +37,8 @@ pub(crate) struct Arguments {
     /// synthetic is noise, for measuring speed [default: the data of the checkpoint, or auto for a safetensors file outside a checkpoint]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
+    #[command(flatten)]
+    keeping: KeepingArguments,
     /// Images to measure: test, train (those that the job trained on), or holdout (those that it held out)
     #[arg(long, value_name = "test|train|holdout", default_value = "test")]
     part: Part,
@@ -82,7 +85,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         model: arguments.model.as_deref().map(settings::model_text).transpose()?,
         data: arguments.data,
         part: arguments.part,
-        places: settings::places()?,
+        places: arguments.keeping.places()?,
         running: Running {
             workers: arguments.workers,
             threads: arguments.threads,

@@ -42,6 +42,20 @@ pub(crate) fn share(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "must be a number between 0 and 1, such as 0.1".to_owned())
 }
 
+/// A parser of sizes in bytes, such as 512M or 4G.
+pub(crate) fn bytes(text: &str) -> Result<usize, String> {
+    let wrong = || "must be a number of bytes, such as 512M or 4G (K, M, G and T are powers of 1,024)".to_owned();
+    let text = text.trim();
+    let text = text.strip_suffix("iB").unwrap_or(text);
+    let (number, unit) = match text.char_indices().last() {
+        Some((at, unit)) if unit.is_ascii_alphabetic() => (&text[..at], unit.to_ascii_uppercase()),
+        _ => (text, ' '),
+    };
+    let power = " KMGT".find(unit).ok_or_else(wrong)?;
+    let number: usize = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << (10 * power)).ok_or_else(wrong)
+}
+
 /// A parser of rates, such as GFLOP/s.
 pub(crate) fn rate(text: &str) -> Result<f64, String> {
     let number = text.trim().parse::<f64>().ok().filter(|number| (0.1..=1e6).contains(number));
@@ -72,6 +86,16 @@ mod tests {
         assert_eq!((rate("0.5"), rate(" 1e3 ")), (Ok(0.5), Ok(1000.0)));
         for text in ["0", "-1", "inf", "nan", "", "1,5", "1e-9", "1e300"] {
             assert_eq!(rate(text), Err("must be a number from 0.1 to 1e6, such as 100".to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, expected) in [("0", 0), ("100", 100), ("2k", 2048), ("512M", 512 << 20), (" 4GiB ", 4 << 30)] {
+            assert_eq!(bytes(text), Ok(expected), "{text}");
+        }
+        for text in ["", "G", "-1", "1.5G", "1X", "1GB", "iB", "99999999999T", "1µ"] {
+            assert!(bytes(text).unwrap_err().contains("such as 512M"), "{text}");
         }
     }
 

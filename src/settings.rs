@@ -6,13 +6,16 @@ use std::io::Read;
 use std::path::Path;
 use std::str::FromStr;
 
+use convoy_common::batch::THREADS_MAX;
 use convoy_common::model::classes::with_classes;
 use convoy_common::model::{ModelError, Network, TEXT_BYTES_MAX, presets};
 use convoy_common::placement::PlacementError;
 use convoy_common::token::{TOKEN_BYTES_MAX, Token, TokenError};
 use convoy_coordinator::JobError;
-use convoy_dataset::{DataSource, Places, Reading, class_count};
+use convoy_dataset::{DataSource, Keeping, Places, Reading, class_count};
 use convoy_study::error::StudyError;
+
+use crate::numbers::{bytes, whole};
 
 /// The command was used wrongly: exit code 2.
 #[derive(Debug)]
@@ -116,7 +119,31 @@ pub(crate) fn token(file: Option<&Path>) -> Result<Option<Token>, Misuse> {
     text.parse().map(Some).map_err(|error: TokenError| wrong(error.to_string()))
 }
 
-/// Where Fashion-MNIST may be on this machine.
+/// How image files are kept in memory and decoded.
+#[derive(clap::Args)]
+pub(crate) struct KeepingArguments {
+    /// Threads that decode image files. This number does not change the result [default: the machine's cores]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
+    data_threads: Option<usize>,
+    /// Memory for the decoded images of files, such as 512M or 4G. Images that do not fit are decoded whenever they are needed, ahead of the step that
+    /// needs them. This size does not change the result [default: 2G]
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    data_memory: Option<usize>,
+}
+
+impl KeepingArguments {
+    /// Where images may be on this machine, kept as these arguments say.
+    pub(crate) fn places(&self) -> Result<Places, Misuse> {
+        let default = Keeping::default();
+        let keeping = Keeping {
+            threads: self.data_threads.unwrap_or(default.threads),
+            memory: self.data_memory.unwrap_or(default.memory),
+        };
+        Ok(Places { keeping, ..places()? })
+    }
+}
+
+/// Where images may be on this machine.
 pub(crate) fn places() -> Result<Places, Misuse> {
     Ok(Places::of_this_machine(offline()?))
 }

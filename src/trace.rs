@@ -133,7 +133,7 @@ fn summary(plan: &Plan, found: &Account) -> String {
         count => format!("the mean of {count} steps between {first} and {last}"),
     };
     format!(
-        "{}, {} tower{} on {} worker{}, {} image{} per step: {steps};\na step takes {:.2} ms, {:.0} images/s; the coordinator is idle {:.0} % of the time\n",
+        "{}, {} tower{} on {} worker{}, {} image{} per step: {steps};\na step takes {:.2} ms, {:.0} images/s; the coordinator is idle {:.0} % of the time{}\n",
         network.name,
         network.towers,
         s(network.towers),
@@ -143,7 +143,11 @@ fn summary(plan: &Plan, found: &Account) -> String {
         if found.images_a_step == 1.0 { "" } else { "s" },
         found.step_ns / 1e6,
         found.images_per_second,
-        found.coordinator_idle_ns / found.step_ns.max(1.0) * 100.0
+        found.coordinator_idle_ns / found.step_ns.max(1.0) * 100.0,
+        match found.coordinator_awaits_images_ns / found.step_ns.max(1.0) * 100.0 {
+            0.0 => String::new(),
+            percent => format!(", and waits for images {percent:.0} %"),
+        }
     )
 }
 

@@ -29,6 +29,7 @@ use crate::console::Console;
 use crate::log::Log;
 use crate::numbers::{ANY, AT_LEAST_1, real, share, whole};
 use crate::output::complain;
+use crate::settings::KeepingArguments;
 use crate::settings::{self, Classes, Misuse};
 use crate::sockets::SocketFile;
 use crate::{Outcome, metrics, signals};
@@ -56,6 +57,8 @@ pub(crate) struct Arguments {
     /// What happens if image files can't be used: stop (before training), or skip (train without them) [default: stop]
     #[arg(long, value_name = "stop|skip")]
     bad_images: Option<BadImages>,
+    #[command(flatten)]
+    keeping: KeepingArguments,
     /// Passes over the training images [default: 8]
     #[arg(long, value_name = "N", conflicts_with = "steps", value_parser = whole::<u64>(AT_LEAST_1))]
     epochs: Option<u64>,
@@ -285,7 +288,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         default_model,
         data: arguments.data,
         reading,
-        places: settings::places()?,
+        places: arguments.keeping.places()?,
         resume,
         init: arguments.init,
         out,

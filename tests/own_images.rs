@@ -6,9 +6,10 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use serde_json::Value;
-use support::{run, said, succeed};
+use support::{Start, run, said, succeed};
 use tempfile::TempDir;
 
 /// Sizes of the images, (width, height). None is that of the model's input.
@@ -107,6 +108,60 @@ fn the_bits_depend_on_the_seed_and_not_on_workers_or_on_when_a_job_continued() {
     // The negative control: with the same initial weights and order of images, another seed draws other crops.
     let other = own.train("--epochs 3 --seed 2 --init-seed 1 --order-seed 1", "other");
     assert_ne!(hash(&other), hash(&alone), "crops and mirror images follow from the seed");
+}
+
+#[test]
+fn the_bits_do_not_depend_on_where_images_are_kept_or_on_who_decodes_them() {
+    let own = Own::new();
+    let in_memory = own.train("--epochs 3", "in-memory");
+    assert_eq!(in_memory["preparing"]["waited_seconds"], 0.0);
+    // A scaled image has at least 14 x 14 x 3 bytes.
+    for (number, flags) in
+        ["--data-memory 0 --data-threads 1", "--data-memory 0 --data-threads 4", "--data-memory 20K --workers 4"]
+            .into_iter()
+            .enumerate()
+    {
+        let left = own.train(&format!("--epochs 3 {flags}"), &format!("left-{number}"));
+        assert_eq!(hash(&left), hash(&in_memory), "{flags}");
+        let decoding = |run: &Value| run["preparing"]["decode_seconds"].as_f64().unwrap();
+        assert!(decoding(&left) > decoding(&in_memory), "each image is decoded once an epoch and once before");
+    }
+    // The mean of the test images does not depend on it, either.
+    let measured = |flags: &str| -> Value {
+        serde_json::from_str(&succeed(&format!("eval --json {flags} {}", own.path("in-memory").display()), &[]))
+            .unwrap()
+    };
+    assert_eq!(measured("--data-memory 0"), measured(""));
+}
+
+#[test]
+fn a_job_whose_images_are_left_on_disk_continues_after_a_kill_and_names_a_file_that_changes() {
+    let own = Own::new();
+    let alone = own.train("--steps 400 --data-memory 0", "alone");
+    let begin = |out: &str| {
+        let mut command = support::convoy();
+        command.args(["train", "--steps", "400", "--batch", "8", "--trace", "off", "--data-memory", "0", "--json"]);
+        command.args(["--checkpoint-every", "20", "--model"]).arg(own.path("own.toml")).arg("--data");
+        command.arg(own.path("set")).arg("--out").arg(own.path(out)).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut job = command.start();
+        support::line_with(job.stdout.as_mut().unwrap(), "\"event\":\"checkpoint\"");
+        job
+    };
+    let killed = begin("killed");
+    support::signal(killed.id(), "KILL");
+    assert!(!support::finish(killed).status.success());
+    succeed("train --trace off --data-memory 0", &[("--resume", &own.path("killed"))]);
+    assert_eq!(support::hash(&own.path("killed")), hash(&alone));
+    // All images change while a job runs.
+    let changed = begin("changed");
+    for name in ["blue", "green", "red"] {
+        for number in 0..30 {
+            fs::write(own.path(&format!("set/{name}/{number}.png")), png(20, 20, |_, _| [1, 2, 3])).unwrap();
+        }
+    }
+    let refused = support::finish(changed);
+    assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
+    assert!(said(&refused).contains(".png has changed; the files of a set must stay"), "{}", said(&refused));
 }
 
 #[test]

@@ -62,6 +62,8 @@ pub enum Activity {
         /// Its number.
         step: u64,
     },
+    /// The coordinator waits until the images of a micro-batch are decoded.
+    AwaitImages(MicroBatchId),
     /// The coordinator collects and sends the images of a micro-batch.
     SendImages(MicroBatchId),
     /// The coordinator computes the loss of a micro-batch and sends the gradients.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use convoy_common::batch::MicroBatch;
+use convoy_common::batch::{MicroBatch, MicroBatchId};
 use convoy_common::index::{PerWorker, SegmentIndex, WorkerIndex};
 use convoy_common::plan::Plan;
 use convoy_common::trace::Activity;
@@ -30,7 +30,7 @@ use crate::silence::{Silence, Verdict, Wait};
 use crate::state::{Gathering, JobState};
 use crate::stop::Stop;
 use crate::trace::Recorder;
-use convoy_dataset::{Draw, Split};
+use convoy_dataset::Feeder;
 
 /// Pings before the first step, while workers are idle. The best of them counts.
 const FIRST_PINGS: usize = 4;
@@ -169,21 +169,34 @@ impl<'a> Crew<'a> {
             .try_for_each(|worker| self.tell(worker, ToWorker::Ping { sent: self.recorder.now() }, step))
     }
 
-    /// Sends the images of a micro-batch, listed by their index in `split` with the draw that each is seen with, once to every worker that computes its first segment.
+    /// Waits until the oldest batch of a feeder is prepared: the images of this micro-batch.
+    ///
+    /// # Errors
+    /// When an image can't be had any more, or when a stop is requested and the batch does not come.
+    pub fn await_images(&mut self, feeder: &mut Feeder, of: MicroBatchId) -> Result<Vec<u8>, Stop> {
+        let (began, recorded) = (Instant::now(), self.recorder.now());
+        loop {
+            self.cluster.beat();
+            if let Some(images) = feeder.take(LOOK_EVERY) {
+                if feeder.is_ahead() && self.recorder.now() - recorded > IDLE_MIN {
+                    self.recorder.ended(recorded, || Activity::AwaitImages(of));
+                }
+                return images.map_err(|error| Stop::Fatal(error.into()));
+            }
+            if self.stop.load(Ordering::Relaxed) && began.elapsed() > STOP_PATIENCE {
+                return Err(Stop::Abrupt);
+            }
+        }
+    }
+
+    /// Sends the images of a micro-batch, (image, channel, row, column), once to every worker that computes its first segment.
     ///
     /// # Errors
     /// When a worker is lost.
-    pub fn send_images(
-        &mut self,
-        split: &Split,
-        micro_batch: &MicroBatch,
-        images: impl IntoIterator<Item = (usize, Option<Draw>)>,
-    ) -> Result<(), Stop> {
+    pub fn send_images(&mut self, micro_batch: &MicroBatch, images: Vec<u8>) -> Result<(), Stop> {
         let input = self.plan.network.input.shape;
-        let mut bytes = Vec::with_capacity(micro_batch.samples.len() * input.len());
-        images.into_iter().for_each(|(image, draw)| bytes.extend_from_slice(&split.image(image, draw)));
         let shape = vec![micro_batch.samples.len(), input.channels, input.height, input.width];
-        let payload = Payload::bytes(TensorKey::Images(micro_batch.clone()), shape, bytes);
+        let payload = Payload::bytes(TensorKey::Images(micro_batch.clone()), shape, images);
         let computing = self.plan.holders(SegmentIndex(0), micro_batch.id);
         computing.into_iter().try_for_each(|worker| self.send(worker, payload.clone(), micro_batch.id.step))
     }

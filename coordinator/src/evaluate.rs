@@ -1,5 +1,6 @@
 //! Measures a set of images with the towers of a job: forward passes of a few micro-batches at a time.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use convoy_common::batch::{EVALUATIONS_UNDER_WAY, MicroBatch, MicroBatchId, Phase};
@@ -8,7 +9,7 @@ use crate::crew::{Crew, Received, invalid, out_of_turn};
 use crate::exchange::Routed;
 use crate::loss::cross_entropy;
 use crate::stop::Stop;
-use convoy_dataset::Split;
+use convoy_dataset::{Feeder, Split};
 
 /// The result of a network on a set of images.
 #[derive(Clone, Debug)]
@@ -42,13 +43,22 @@ pub fn evaluate(crew: &mut Crew, split: &Split, step: u64, size: usize, stop: &A
     let mut measured =
         Measured { correct: 0, images, loss: 0.0, logits: vec![0.0; images * classes], predicted: vec![0; images] };
     let mut losses = vec![0.0; split.len()];
-    let mut waiting = micro_batches(split.len(), size, step);
+    let mut feeder = Feeder::new(split);
+    let mut unasked = micro_batches(split.len(), size, step);
+    let mut waiting = VecDeque::new();
+    // Those that are being prepared, beside those that are sent.
+    let ahead = feeder.depth(size).clamp(1, EVALUATIONS_UNDER_WAY);
     let mut under_way = 0;
     loop {
         while under_way < EVALUATIONS_UNDER_WAY {
-            let Some(micro_batch) = waiting.next() else { break };
+            for micro_batch in unasked.by_ref().take(ahead - waiting.len()) {
+                feeder.ask(micro_batch.samples.clone().map(|image| (image, None)).collect());
+                waiting.push_back(micro_batch);
+            }
+            let Some(micro_batch) = waiting.pop_front() else { break };
             crew.exchanges.open(&micro_batch);
-            crew.send_images(split, &micro_batch, micro_batch.samples.clone().map(|image| (image, None)))?;
+            let images = crew.await_images(&mut feeder, micro_batch.id)?;
+            crew.send_images(&micro_batch, images)?;
             under_way += 1;
         }
         if under_way == 0 {

@@ -131,7 +131,7 @@ impl Metrics {
             Event::Step { step, replayed: true, .. } => {
                 self.step.set(*step as i64);
             }
-            Event::Step { step, epoch, loss, lr, images, seconds, received_bytes, replayed: false } => {
+            Event::Step { step, epoch, loss, lr, images, seconds, received_bytes, replayed: false, .. } => {
                 self.step.set(*step as i64);
                 self.epoch.set(*epoch as i64);
                 self.steps.inc();
@@ -263,6 +263,7 @@ mod tests {
                 images: 16,
                 seconds: 0.003,
                 received_bytes: 100,
+                awaited_images: 0.0,
                 replayed: false,
             });
         }

@@ -7,10 +7,11 @@ use std::io::{BufWriter, ErrorKind, Write};
 use std::iter;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use convoy_common::index::{ExchangeIndex, WorkerIndex};
 use convoy_common::plan::{Plan, Traffic};
+use convoy_dataset::Effort;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -60,6 +61,9 @@ pub struct RunRecord {
     pub planned_step_traffic: Option<Traffic>,
     /// Training images per second in this run.
     pub images_per_second: Option<f64>,
+    /// What it took to prepare images of files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preparing: Option<PreparingRecord>,
     /// Faults from which the job recovered, those of earlier processes included.
     pub incidents: Vec<Incident>,
     /// The result, once the run has ended.
@@ -84,9 +88,35 @@ impl RunRecord {
             sent: Vec::new(),
             planned_step_traffic: None,
             images_per_second: None,
+            preparing: None,
             incidents: Vec::new(),
             ended: None,
         }
+    }
+}
+
+/// What it took to read, decode and scale the image files of a job, in seconds. Times of several threads are added up.
+#[derive(Clone, Debug, Serialize)]
+pub struct PreparingRecord {
+    /// Reading files.
+    pub read_seconds: f64,
+    /// Decoding them.
+    pub decode_seconds: f64,
+    /// Scaling the pixels.
+    pub scale_seconds: f64,
+    /// How long steps waited for images.
+    pub waited_seconds: f64,
+}
+
+impl PreparingRecord {
+    /// None if there was nothing to do.
+    pub fn of(effort: Effort, waited: Duration) -> Option<Self> {
+        (effort != Effort::default()).then(|| Self {
+            read_seconds: effort.read.as_secs_f64(),
+            decode_seconds: effort.decode.as_secs_f64(),
+            scale_seconds: effort.scale.as_secs_f64(),
+            waited_seconds: waited.as_secs_f64(),
+        })
     }
 }
 

@@ -9,6 +9,7 @@ mod drive;
 mod generations;
 mod snapshots;
 mod steps;
+mod supply;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -38,7 +39,7 @@ use crate::metrics::Metered;
 use crate::observe::{Ended, Event, Observer, Started};
 use crate::order::DataOrder;
 use crate::record::{
-    ExchangeRecord, FinalRecord, RunFolder, RunRecord, RunningRecord, SentRecord, holds_run, says_done,
+    ExchangeRecord, FinalRecord, PreparingRecord, RunFolder, RunRecord, RunningRecord, SentRecord, holds_run, says_done,
 };
 use crate::recovery::{Generations, Witness};
 use crate::running::Running;
@@ -48,6 +49,7 @@ use crate::trace::{Recorder, Sampling};
 use crate::unguessable::unguessable;
 use convoy_dataset::{AskedReading, DataChoice, DataSet, DataSource, Places, Reading, Wanted};
 use drive::{Drive, Site};
+use supply::Supply;
 
 /// A request to train.
 pub struct Training {
@@ -324,7 +326,8 @@ impl Run {
         let mut cluster = Cluster::open(&self.running, self.plan.workers, self.threads)?;
         let mut recorder = Recorder::off(cluster.clock());
         let mut generations = Generations::default();
-        let mut drive = Drive::new(DataOrder::new(self.job.order_seed(), self.job.order, self.batches()));
+        let order = DataOrder::new(self.job.order_seed(), self.job.order, self.batches());
+        let mut drive = Drive::new(order, Supply::new(&self.data.train));
         let mut site = Site { job: job_number, cluster: &mut cluster, recorder: &mut recorder };
         let driven = self.recover(&mut site, &mut generations, &mut drive, observer, stop);
         let reason = match &driven {
@@ -374,6 +377,7 @@ impl Run {
         };
         self.record.error = checked.as_ref().err().map(|error| chain(error));
         self.record.images_per_second = Some(rate);
+        self.record.preparing = PreparingRecord::of(self.data.train.effort(), drive.awaited_images);
         self.record.ended = Some(FinalRecord {
             steps: ended.steps,
             train_loss: ended.train_loss,

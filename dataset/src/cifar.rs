@@ -187,7 +187,7 @@ mod tests {
         .unwrap();
         let set = load(find(folder.path()).unwrap(), &wanted(10)).unwrap();
         assert_eq!((set.train.labels(), set.test.labels()), (&[0u16, 1, 2, 3, 4][..], &[7u16, 9][..]));
-        let image = set.test.image(1, None);
+        let image = set.test.image(1, None).unwrap();
         assert_eq!([image[0], image[SIDE * SIDE], image[2 * SIDE * SIDE]], [90, 91, 92]);
         assert_eq!(set.classes[9], "c9");
         assert!(set.notices[0].contains("have no training image: 5 to 9"), "{:?}", set.notices);

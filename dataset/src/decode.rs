@@ -72,11 +72,11 @@ pub(crate) enum BadImage {
     Damaged { format: &'static str, why: String },
 }
 
-/// Reads and decodes a file.
+/// The bytes of a file.
 ///
 /// # Errors
-/// Says what is wrong with it.
-pub(crate) fn read(file: &Path) -> Result<Pixels, BadImage> {
+/// When it can't be read, or is longer than any image.
+pub(crate) fn bytes_of(file: &Path) -> Result<Vec<u8>, BadImage> {
     // Opening a pipe would wait for a writer.
     let metadata = std::fs::metadata(file).map_err(BadImage::Read)?;
     if !metadata.is_file() {
@@ -85,17 +85,17 @@ pub(crate) fn read(file: &Path) -> Result<Pixels, BadImage> {
     if metadata.len() > FILE_BYTES_MAX {
         return Err(BadImage::LargeFile { bytes: metadata.len() });
     }
-    read_from(File::open(file).map_err(BadImage::Read)?)
+    bytes_from(File::open(file).map_err(BadImage::Read)?)
 }
 
-/// Reads to the end, and decodes.
+/// All bytes up to the end of `source`, or a few more than a file may have.
 ///
 /// # Errors
-/// Says what is wrong with it.
-pub(crate) fn read_from(source: impl Read) -> Result<Pixels, BadImage> {
+/// When it can't be read.
+pub(crate) fn bytes_from(source: impl Read) -> Result<Vec<u8>, BadImage> {
     let mut bytes = Vec::new();
     source.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(BadImage::Read)?;
-    decode(&bytes)
+    Ok(bytes)
 }
 
 /// Decodes the bytes of a file.

@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::decode::described;
-use super::set::ImageShape;
+use convoy_common::model::Shape;
 
 /// Why a data set can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +75,7 @@ pub enum DataError {
          or set the model's `input` to {found}",
         file.display()
     )]
-    ShapeMismatch { file: PathBuf, found: ImageShape, wanted: ImageShape },
+    ShapeMismatch { file: PathBuf, found: Shape, wanted: Shape },
 
     /// Images and labels don't pair up.
     #[error(
@@ -101,7 +101,7 @@ pub enum DataError {
         super::fashion::facts::SHAPE,
         super::fashion::facts::CLASS_NAMES.len()
     )]
-    NotForThisModel { wanted: ImageShape, wanted_classes: usize },
+    NotForThisModel { wanted: Shape, wanted_classes: usize },
 
     /// A folder where Fashion-MNIST is looked for holds something else.
     #[error(
@@ -192,9 +192,21 @@ pub enum DataError {
     #[error("the model's input has resize = {resize}, which is for image files alone, and {} has images of one size; leave it out", file.display())]
     ResizeOfArrays { file: PathBuf, resize: usize },
 
-    /// The scaled images don't fit into memory.
-    #[error("the scaled images of {} have {bytes} bytes, and live in memory; the most is {limit}", folder.display())]
-    TooLarge { folder: PathBuf, bytes: usize, limit: usize },
+    /// A file could be decoded when the set was opened, and now it can't.
+    #[error("{} can't be used any more; the files of a set must stay as they are while a job uses it", file.display())]
+    Gone { file: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+
+    /// A file has other pixels than when the set was opened.
+    #[error("{} has changed; the files of a set must stay as they are while a job uses it", file.display())]
+    Changed { file: PathBuf },
+
+    /// The system gave no more threads.
+    #[error("cannot start {threads} threads that decode images; give a smaller --data-threads")]
+    Threads { threads: usize, source: rayon::ThreadPoolBuildError },
+
+    /// A thread that prepares images has failed.
+    #[error("a thread that prepares images has failed; its message is on standard error")]
+    Unprepared,
 
     /// A file of records of one length ends in the middle of one.
     #[error("{} has {bytes} bytes; it must hold whole records of {record} bytes, and at least one", file.display())]
@@ -206,7 +218,7 @@ pub enum DataError {
 
     /// Not even a handful of synthetic images would fit into memory, or an image has no pixels.
     #[error("a synthetic image of {shape} has {bytes} bytes; it must have 1 to {limit}")]
-    SyntheticSize { shape: ImageShape, bytes: u128, limit: u64 },
+    SyntheticSize { shape: Shape, bytes: u128, limit: u64 },
 
     /// Synthetic labels can't number so many classes.
     #[error("{classes} synthetic classes are out of range; there must be 1 to {limit}")]

@@ -15,13 +15,14 @@ use facts::{CLASS_NAMES, SHAPE, TEST_COUNT, TRAIN_COUNT};
 use super::download::{self, Remote};
 use super::error::DataError;
 use super::folder::{self, Parsed};
+use super::hands::Keeping;
 use super::idx;
 use super::set::{DataSet, PartSet, Splits, Wanted};
 
 /// The name of its folder in each place.
 const FOLDER: &str = "fashion-mnist";
 
-/// The directories in which Fashion-MNIST is looked for, in this order.
+/// Where images may be on this machine: the directories in which Fashion-MNIST is looked for, in this order, and memory.
 #[derive(Debug, Clone)]
 pub struct Places {
     /// The working directory, which may have `data/fashion-mnist`.
@@ -32,6 +33,8 @@ pub struct Places {
     pub system_dir: PathBuf,
     /// Whether downloads are forbidden.
     pub offline: bool,
+    /// How images of files are kept.
+    pub keeping: Keeping,
 }
 
 impl Places {
@@ -45,6 +48,7 @@ impl Places {
             cache_dir: absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache"))),
             system_dir: PathBuf::from("/usr/share/datasets"),
             offline,
+            keeping: Keeping::default(),
         }
     }
 
@@ -133,10 +137,10 @@ fn locate<F>(
 }
 
 fn check_model(wanted: &Wanted) -> Result<(), DataError> {
-    if wanted.shape() == SHAPE && wanted.classes == CLASS_NAMES.len() {
+    if wanted.input() == SHAPE && wanted.classes == CLASS_NAMES.len() {
         return Ok(());
     }
-    Err(DataError::NotForThisModel { wanted: wanted.shape(), wanted_classes: wanted.classes })
+    Err(DataError::NotForThisModel { wanted: wanted.input(), wanted_classes: wanted.classes })
 }
 
 fn whole(splits: Splits, folder: &Path) -> Result<DataSet, DataError> {

@@ -6,11 +6,12 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use convoy_common::model::Shape;
 use ndarray::Array4;
 
 use super::error::DataError;
 use super::idx;
-use super::set::{ImageShape, Split, Splits, Wanted};
+use super::set::{Split, Splits, Wanted};
 
 /// The names of one split's files, without `.gz`, under the names that MNIST gave them first. IDX names end in the number of
 /// dimensions and the element type; which of these a file holds is read from the file itself.
@@ -124,9 +125,9 @@ pub(super) fn read_split(files: SplitFiles, wanted: &Wanted) -> Result<Split, Da
 /// Checks one split against itself and against the model.
 pub(super) fn check(split: Parsed, wanted: &Wanted) -> Result<Split, DataError> {
     let (count, channels, height, width) = split.images.dim();
-    let found = ImageShape { channels, height, width };
-    if found != wanted.shape() {
-        return Err(DataError::ShapeMismatch { file: split.images_file, found, wanted: wanted.shape() });
+    let found = Shape { channels, height, width };
+    if found != wanted.input() {
+        return Err(DataError::ShapeMismatch { file: split.images_file, found, wanted: wanted.input() });
     }
     if count != split.labels.len() {
         return Err(DataError::CountMismatch {

@@ -1,30 +1,27 @@
-//! A folder of image files as a data set: every file is decoded, scaled for the model, and kept in memory.
+//! A folder of image files as a data set. Every file is decoded once before a job begins, so that bad ones are known then.
 //!
 //! Not here: which files there are (`classes`), and decoding (`decode`).
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::classes::{self, Found, Labelled};
-use crate::decode::{self, BadImage, DECODERS};
+use crate::decode::{BadImage, DECODERS};
 use crate::error::DataError;
 use crate::folder;
+use crate::hands::{Hands, Keeping};
 use crate::set::{DataSet, PartSet, Split, Splits, Wanted};
-use crate::view::Picture;
+use crate::store::{Decoded, Recipe, Store};
 use convoy_common::chain::chain;
 use convoy_common::suggest;
 use convoy_common::wire::printable;
 
-/// The most bytes of the scaled images of a part. They live in memory.
-const BYTES_MAX: usize = 4 << 30;
 /// Files that are decoded before their memory is counted.
-const AT_ONCE: usize = 256;
-/// The name of the file that is read from standard input.
-const STANDARD_INPUT: &str = "-";
+const AT_ONCE: usize = 64;
 /// Bad files that an error or a notice names.
 const SHOWN_MAX: usize = 5;
 
@@ -86,23 +83,31 @@ impl Default for Reading {
 }
 
 /// Loads both parts.
-pub(super) fn load(folder: &Path, wanted: &Wanted, reading: &Reading) -> Result<DataSet, DataError> {
+pub(super) fn load(folder: &Path, wanted: &Wanted, reading: &Reading, keeping: &Keeping) -> Result<DataSet, DataError> {
     let found = find(folder, wanted, reading)?;
-    let (train, bad) = decoded(folder, &found.train, wanted)?;
-    let (test, bad_tests) = decoded(folder, &found.test, &wanted.without_draws())?;
+    let (hands, mut room) = (Arc::new(Hands::new(keeping)?), keeping.memory);
+    let (train, bad) = decoded(folder, &found.train, wanted, &hands, &mut room)?;
+    let (test, bad_tests) = decoded(folder, &found.test, &wanted.without_draws(), &hands, &mut room)?;
     let bad = [bad, bad_tests].concat();
     let mut notices = told(folder, &bad, found.train.len() + found.test.len(), reading)?;
     notices.extend(found.notices.iter().cloned());
     notices.extend(folder::missing_classes(&train, wanted.classes));
+    notices.extend(left_on_disk(&[&train, &test], keeping));
     let mut set = DataSet::new(Splits { train, test }, &name(folder, &found), notices);
     set.classes = found.classes;
     Ok(set)
 }
 
 /// Loads the test images alone.
-pub(super) fn load_test(folder: &Path, wanted: &Wanted, reading: &Reading) -> Result<PartSet, DataError> {
+pub(super) fn load_test(
+    folder: &Path,
+    wanted: &Wanted,
+    reading: &Reading,
+    keeping: &Keeping,
+) -> Result<PartSet, DataError> {
     let found = find(folder, wanted, reading)?;
-    let (test, bad) = decoded(folder, &found.test, &wanted.without_draws())?;
+    let (hands, mut room) = (Arc::new(Hands::new(keeping)?), keeping.memory);
+    let (test, bad) = decoded(folder, &found.test, &wanted.without_draws(), &hands, &mut room)?;
     let notices = told(folder, &bad, found.test.len(), reading)?;
     let mut set = PartSet::new(test, &name(folder, &found), notices);
     set.classes = found.classes;
@@ -113,9 +118,10 @@ pub(super) fn load_test(folder: &Path, wanted: &Wanted, reading: &Reading) -> Re
 ///
 /// # Errors
 /// Names the files that can't be used.
-pub fn unlabelled(files: &[PathBuf], wanted: &Wanted) -> Result<Split, DataError> {
+pub fn unlabelled(files: &[PathBuf], wanted: &Wanted, keeping: &Keeping) -> Result<Split, DataError> {
     let all: Vec<Labelled> = files.iter().map(|file| Labelled { file: file.clone(), label: 0 }).collect();
-    let (split, bad) = decoded(Path::new("the given files"), &all, &wanted.without_draws())?;
+    let (hands, mut room) = (Arc::new(Hands::new(keeping)?), keeping.memory);
+    let (split, bad) = decoded(Path::new("the given files"), &all, &wanted.without_draws(), &hands, &mut room)?;
     match bad.as_slice() {
         [] => Ok(split),
         bad => Err(DataError::BadFiles { count: bad.len(), all: files.len(), named: named(bad) }),
@@ -139,37 +145,47 @@ fn name(folder: &Path, found: &Found) -> String {
     format!("{} classes of image files in {}, decoded by {DECODERS}{divided}", found.classes.len(), folder.display())
 }
 
-/// The images of files, and what is wrong with files that can't be used, one line each.
-fn decoded(folder: &Path, files: &[Labelled], wanted: &Wanted) -> Result<(Split, Vec<String>), DataError> {
-    let decode = |image: &Labelled| {
-        let pixels = match image.file.as_os_str() == STANDARD_INPUT {
-            true => decode::read_from(io::stdin().lock()),
-            false => decode::read(&image.file),
-        }?;
-        Picture::new(pixels, wanted.input(), &wanted.transforms)
-    };
-    let (mut pictures, mut labels, mut bad, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
+/// The images of files, and what is wrong with files that can't be used, one line each. Images stay in memory as long as there is
+/// `room`, which they make smaller.
+fn decoded(
+    folder: &Path,
+    files: &[Labelled],
+    wanted: &Wanted,
+    hands: &Arc<Hands>,
+    room: &mut usize,
+) -> Result<(Split, Vec<String>), DataError> {
+    let recipe = Recipe::new(wanted.input(), wanted.transforms);
+    let (mut store, mut labels, mut bad) = (Store::new(recipe, hands.clone()), Vec::new(), Vec::new());
     for files in files.chunks(AT_ONCE) {
         // The order of files stays, whichever thread decodes which.
-        let decoded: Vec<Result<Picture, BadImage>> = files.par_iter().map(decode).collect();
+        let decode = || files.par_iter().map(|image| recipe.decoded(&image.file, hands)).collect();
+        let decoded: Vec<Result<Decoded, BadImage>> = hands.pool().install(decode);
         for (image, decoded) in files.iter().zip(decoded) {
             match decoded {
-                Ok(picture) => {
-                    bytes += picture.bytes().len();
-                    pictures.push(picture);
+                Ok(decoded) => {
+                    store.add(&image.file, decoded, room);
                     labels.push(image.label);
                 }
                 Err(error) => bad.push(format!("{}: {}", printable(&image.file.display().to_string()), chain(&error))),
             }
         }
-        if bytes > BYTES_MAX {
-            return Err(DataError::TooLarge { folder: folder.to_path_buf(), bytes, limit: BYTES_MAX });
-        }
     }
-    if pictures.is_empty() {
+    if store.len() == 0 {
         return Err(DataError::AllBad { folder: folder.to_path_buf(), named: named(&bad) });
     }
-    Ok((Split::of_pictures(pictures, labels, wanted), bad))
+    Ok((Split::of_files(store, labels, wanted), bad))
+}
+
+/// The notice about images that don't stay in memory.
+fn left_on_disk(splits: &[&Split], keeping: &Keeping) -> Option<String> {
+    let all: usize = splits.iter().map(|split| split.len()).sum();
+    let left: usize = splits.iter().map(|split| split.left_on_disk()).sum();
+    let memory = keeping.memory as f64 / f64::from(1 << 30);
+    (left > 0).then(|| {
+        format!(
+            "{left} of {all} images do not fit into the {memory:.1} GiB of --data-memory, and are decoded whenever they are needed"
+        )
+    })
 }
 
 /// The notices about files that are skipped.

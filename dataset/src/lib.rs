@@ -1,6 +1,6 @@
 //! Images and labels: where they come from, and the checks that they fit the model.
 //!
-//! A whole data set is in memory, as bytes. Workers turn pixels into floats. Loading blocks on files and possibly on the
+//! Images are in memory, as bytes, as long as there is room. Workers turn pixels into floats. Loading blocks on files and possibly on the
 //! network, so no async task may do it. Not here: the order of images, and batches (`order`).
 
 mod cifar;
@@ -9,12 +9,15 @@ mod decode;
 mod download;
 mod error;
 mod fashion;
+mod feeder;
 mod folder;
+mod hands;
 mod idx;
 mod images;
 mod pixels;
 mod selection;
 mod set;
+mod store;
 mod synthetic;
 #[cfg(test)]
 mod tests;
@@ -31,9 +34,11 @@ pub use classes::image_files;
 pub use error::DataError;
 pub use fashion::Places;
 pub use fashion::facts::CLASS_NAMES;
+pub use feeder::{Feeder, Seen};
+pub use hands::{Effort, Keeping, MEMORY};
 pub use images::{AskedReading, BadImages, Reading, unlabelled};
 pub use selection::Selection;
-pub use set::{DataSet, ImageShape, PartSet, Split, Wanted};
+pub use set::{DataSet, PartSet, Split, Wanted};
 pub use view::Draw;
 
 /// A part of a data set.
@@ -130,7 +135,7 @@ impl DataChoice {
 pub fn load(source: &DataSource, wanted: &Wanted, places: &Places, reading: &Reading) -> Result<DataSet, DataError> {
     match source {
         DataSource::Auto => fashion::auto(wanted, places, &download::Remote::fashion_mnist()),
-        DataSource::Folder(folder) => from_folder(folder, wanted, reading),
+        DataSource::Folder(folder) => from_folder(folder, wanted, reading, &places.keeping),
         DataSource::Bundled => fashion::bundled(wanted),
         DataSource::Synthetic => synthetic::make(wanted),
     }
@@ -148,7 +153,7 @@ pub fn load_test(
 ) -> Result<PartSet, DataError> {
     match source {
         DataSource::Auto => fashion::auto_test(wanted, places, &download::Remote::fashion_mnist().test_files()),
-        DataSource::Folder(folder) => test_from_folder(folder, wanted, reading),
+        DataSource::Folder(folder) => test_from_folder(folder, wanted, reading, &places.keeping),
         DataSource::Bundled => fashion::bundled_test(wanted),
         DataSource::Synthetic => synthetic::make_test(wanted),
     }
@@ -189,22 +194,27 @@ pub fn class_count(source: &DataSource, reading: &Reading) -> Result<Option<usiz
     }
 }
 
-fn from_folder(folder: &Path, wanted: &Wanted, reading: &Reading) -> Result<DataSet, DataError> {
+fn from_folder(folder: &Path, wanted: &Wanted, reading: &Reading, keeping: &Keeping) -> Result<DataSet, DataError> {
     match layout_of(folder)? {
         Layout::Idx => {}
         Layout::Cifar(found) => return cifar::load(found, wanted),
-        Layout::ImageFiles => return images::load(folder, wanted, reading),
+        Layout::ImageFiles => return images::load(folder, wanted, reading, keeping),
     }
     let splits = folder::read(folder::find(folder)?, wanted)?;
     let notices = folder::missing_classes(&splits.train, wanted.classes).into_iter().collect();
     Ok(DataSet::new(splits, &format!("IDX files in {}", folder.display()), notices))
 }
 
-fn test_from_folder(folder: &Path, wanted: &Wanted, reading: &Reading) -> Result<PartSet, DataError> {
+fn test_from_folder(
+    folder: &Path,
+    wanted: &Wanted,
+    reading: &Reading,
+    keeping: &Keeping,
+) -> Result<PartSet, DataError> {
     match layout_of(folder)? {
         Layout::Idx => {}
         Layout::Cifar(found) => return cifar::load_test(found, wanted),
-        Layout::ImageFiles => return images::load_test(folder, wanted, reading),
+        Layout::ImageFiles => return images::load_test(folder, wanted, reading, keeping),
     }
     let images = folder::read_split(folder::find_test(folder)?, wanted)?;
     Ok(PartSet::new(images, &format!("IDX files in {}", folder.display()), Vec::new()))

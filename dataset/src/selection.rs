@@ -106,7 +106,7 @@ mod tests {
         assert_ne!(other.labels(), held_out);
         // An image keeps its label.
         let chosen = Selection { seed: 3, holdout: 10, images: Some(5) }.trained(&all).unwrap();
-        assert!((0..5).all(|index| u16::from(chosen.image(index, None)[0]) == chosen.label(index)));
+        assert!((0..5).all(|index| u16::from(chosen.image(index, None).unwrap()[0]) == chosen.label(index)));
     }
 
     #[test]

@@ -3,14 +3,17 @@
 //! Not here: where they come from.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::sync::Arc;
 
 use convoy_common::model::{Crop, Network, Shape, Transforms};
 use convoy_common::parameters::hex;
 use ndarray::{Array4, Axis};
 use sha2::{Digest, Sha256};
 
-use crate::view::{Draw, Picture, view};
+use crate::error::DataError;
+use crate::hands::{Effort, Hands};
+use crate::store::Store;
+use crate::view::{Draw, view};
 
 /// What the model needs of a data set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,22 +32,11 @@ pub struct Wanted {
     pub seed: u64,
 }
 
-/// The extents of one image. Displays as `3x227x227`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ImageShape {
-    /// Channels.
-    pub channels: usize,
-    /// Rows.
-    pub height: usize,
-    /// Columns.
-    pub width: usize,
-}
-
-/// The training part or the test part of a data set: images and their labels.
+/// The training part or the test part of a data set: images and their labels. A clone shares them.
 #[derive(Debug, Clone)]
 pub struct Split {
     pictures: Pictures,
-    labels: Vec<u16>,
+    labels: Arc<[u16]>,
     /// What the model takes.
     input: Shape,
     transforms: Transforms,
@@ -54,9 +46,9 @@ pub struct Split {
 #[derive(Debug, Clone)]
 enum Pictures {
     /// Of the size that the model takes: (image, channel, row, column), in standard layout.
-    Same(Array4<u8>),
-    /// Each of a size of its own.
-    Each(Vec<Picture>),
+    Same(Arc<Array4<u8>>),
+    /// Each of a size of its own: these images of a store.
+    Each(Arc<Store>, Arc<[usize]>),
 }
 
 /// Both splits, each checked against the model.
@@ -124,15 +116,18 @@ impl Split {
         let (count, channels, height, width) = images.dim();
         assert_eq!(count, labels.len(), "one label an image");
         assert!(images.is_standard_layout(), "images are contiguous, so that one is a slice");
-        Split { pictures: Pictures::Same(images), labels, input: Shape { channels, height, width }, transforms }
+        let input = Shape { channels, height, width };
+        Split { pictures: Pictures::Same(Arc::new(images)), labels: labels.into(), input, transforms }
     }
 
-    /// Images that were scaled for a model.
+    /// All images of a store.
     ///
     /// # Panics If there isn't one label per image.
-    pub(super) fn of_pictures(pictures: Vec<Picture>, labels: Vec<u16>, wanted: &Wanted) -> Self {
-        assert_eq!(pictures.len(), labels.len(), "one label an image");
-        Split { pictures: Pictures::Each(pictures), labels, input: wanted.input(), transforms: wanted.transforms }
+    pub(super) fn of_files(store: Store, labels: Vec<u16>, wanted: &Wanted) -> Self {
+        assert_eq!(store.len(), labels.len(), "one label an image");
+        let all = (0..store.len()).collect();
+        let pictures = Pictures::Each(Arc::new(store), all);
+        Split { pictures, labels: labels.into(), input: wanted.input(), transforms: wanted.transforms }
     }
 
     /// These images alone, by their indices.
@@ -140,8 +135,10 @@ impl Split {
     /// # Panics If an index is out of range.
     pub(super) fn chosen(&self, indices: &[usize]) -> Self {
         let pictures = match &self.pictures {
-            Pictures::Same(images) => Pictures::Same(images.select(Axis(0), indices)),
-            Pictures::Each(pictures) => Pictures::Each(indices.iter().map(|index| pictures[*index].clone()).collect()),
+            Pictures::Same(images) => Pictures::Same(Arc::new(images.select(Axis(0), indices))),
+            Pictures::Each(store, all) => {
+                Pictures::Each(store.clone(), indices.iter().map(|index| all[*index]).collect())
+            }
         };
         Split { pictures, labels: indices.iter().map(|index| self.label(*index)).collect(), ..*self }
     }
@@ -152,9 +149,8 @@ impl Split {
     }
 
     /// The extents of one image, as the model takes it.
-    pub fn shape(&self) -> ImageShape {
-        let Shape { channels, height, width } = self.input;
-        ImageShape { channels, height, width }
+    pub fn shape(&self) -> Shape {
+        self.input
     }
 
     /// SHA-256 over this split alone, in hex.
@@ -169,26 +165,61 @@ impl Split {
 
     /// One image as the model takes it, (channel, row, column): as a draw says in training, and otherwise its centre.
     ///
+    /// # Errors
+    /// When it is not in memory, and its file has changed or is gone.
+    ///
     /// # Panics
     /// If the index is out of range.
-    pub fn image(&self, index: usize, draw: Option<Draw>) -> Cow<'_, [u8]> {
-        let (from, bytes) = self.stored(index);
+    pub fn image(&self, index: usize, draw: Option<Draw>) -> Result<Cow<'_, [u8]>, DataError> {
+        let (from, bytes) = self.stored(index)?;
         if from == self.input && (draw.is_none() || self.transforms.draws_nothing()) {
-            return Cow::Borrowed(bytes);
+            return Ok(bytes);
         }
-        Cow::Owned(view(bytes, from, self.input, &self.transforms, draw))
+        Ok(Cow::Owned(view(&bytes, from, self.input, &self.transforms, draw)))
     }
 
     /// One image before it is cropped: its extents and bytes.
-    fn stored(&self, index: usize) -> (Shape, &[u8]) {
+    fn stored(&self, index: usize) -> Result<(Shape, Cow<'_, [u8]>), DataError> {
         match &self.pictures {
             Pictures::Same(images) => {
                 let (count, size) = (images.dim().0, self.input.len());
                 assert!(index < count, "image {index} of {count}");
                 let bytes = images.as_slice().expect("the constructor asserts standard layout");
-                (self.input, &bytes[index * size..(index + 1) * size])
+                Ok((self.input, Cow::Borrowed(&bytes[index * size..(index + 1) * size])))
             }
-            Pictures::Each(pictures) => (pictures[index].shape(), pictures[index].bytes()),
+            Pictures::Each(store, chosen) => {
+                let (shape, _) = store.facts(chosen[index]);
+                Ok((shape, store.bytes(chosen[index])?))
+            }
+        }
+    }
+
+    /// Bytes of an image as the model takes it.
+    pub(crate) fn image_bytes(&self) -> usize {
+        self.input.len()
+    }
+
+    /// Who prepares the images, if they are not all in memory.
+    pub(crate) fn hands(&self) -> Option<&Arc<Hands>> {
+        match &self.pictures {
+            Pictures::Each(store, _) if self.left_on_disk() > 0 => Some(store.hands()),
+            _ => None,
+        }
+    }
+
+    /// Images that are decoded whenever they are needed.
+    pub(crate) fn left_on_disk(&self) -> usize {
+        match &self.pictures {
+            Pictures::Same(_) => 0,
+            Pictures::Each(store, chosen) => chosen.iter().filter(|index| !store.is_in_memory(**index)).count(),
+        }
+    }
+
+    /// How long threads have prepared images of files so far.
+    pub fn effort(&self) -> Effort {
+        match &self.pictures {
+            Pictures::Same(_) => Effort::default(),
+            Pictures::Each(store, _) => store.hands().effort(),
         }
     }
 
@@ -207,7 +238,7 @@ impl Split {
 }
 
 /// SHA-256 over the dimensions, the bytes and the labels of splits. Compression and file names don't matter. Images that were scaled
-/// count as they are then.
+/// count as they are then: each by its dimensions and by the SHA-256 of its bytes.
 pub(super) fn fingerprint(splits: &[&Split]) -> String {
     let mut sha = Sha256::new();
     let extents = |sha: &mut Sha256, extents: &[usize]| {
@@ -219,12 +250,12 @@ pub(super) fn fingerprint(splits: &[&Split]) -> String {
                 extents(&mut sha, images.shape());
                 sha.update(images.as_slice().expect("the constructor asserts standard layout"));
             }
-            Pictures::Each(pictures) => {
-                extents(&mut sha, &[pictures.len()]);
-                for picture in pictures {
-                    let Shape { channels, height, width } = picture.shape();
+            Pictures::Each(store, chosen) => {
+                extents(&mut sha, &[chosen.len()]);
+                for index in chosen.iter() {
+                    let (Shape { channels, height, width }, digest) = store.facts(*index);
                     extents(&mut sha, &[channels, height, width]);
-                    sha.update(picture.bytes());
+                    sha.update(digest);
                 }
             }
         }
@@ -251,16 +282,5 @@ impl Wanted {
     /// The extents of one image, as the model has them.
     pub(crate) fn input(&self) -> Shape {
         Shape { channels: self.channels, height: self.height, width: self.width }
-    }
-
-    /// The extents of one image.
-    pub fn shape(&self) -> ImageShape {
-        ImageShape { channels: self.channels, height: self.height, width: self.width }
-    }
-}
-
-impl fmt::Display for ImageShape {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}x{}x{}", self.channels, self.height, self.width)
     }
 }

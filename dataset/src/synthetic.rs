@@ -27,7 +27,7 @@ pub(super) struct Counts {
 /// Makes both splits. The fingerprint is over the parameters, which decide every byte.
 pub(super) fn make(wanted: &Wanted) -> Result<DataSet, DataError> {
     let counts = fitting_counts(wanted)?;
-    let (shape, classes, seed) = (wanted.shape(), wanted.classes, wanted.seed);
+    let (shape, classes, seed) = (wanted.input(), wanted.classes, wanted.seed);
     let Counts { train, test } = counts;
     // Checkpoints of all versions hold the hash of this text, so it never changes.
     let parameters =
@@ -57,7 +57,7 @@ fn fitting_counts(wanted: &Wanted) -> Result<Counts, DataError> {
     if wanted.classes == 0 || wanted.classes > CLASSES_MAX {
         return Err(DataError::SyntheticClasses { classes: wanted.classes, limit: CLASSES_MAX });
     }
-    let shape = wanted.shape();
+    let shape = wanted.input();
     let bytes = [shape.channels, shape.height, shape.width]
         .iter()
         .fold(1u128, |product, &extent| product.saturating_mul(extent as u128));

@@ -84,7 +84,7 @@ fn load_with(name: &str, bytes: Vec<u8>) -> Result<DataSet, DataError> {
 fn load_files(files: &BTreeMap<String, Vec<u8>>, wanted: &Wanted) -> Result<DataSet, DataError> {
     let folder = TempDir::new().unwrap();
     write_files(folder.path(), files);
-    from_folder(folder.path(), wanted, &Reading::default())
+    from_folder(folder.path(), wanted, &Reading::default(), &Keeping::default())
 }
 
 fn small_without(name: &str) -> BTreeMap<String, Vec<u8>> {
@@ -126,9 +126,9 @@ fn plain_files_are_read() {
     let data = load_files(&small_files(), &small_wanted()).unwrap();
     assert_eq!((data.train.len(), data.test.len()), (4, 2));
     assert_eq!((data.train.len(), data.train.shape().to_string()), (4, "1x2x3".to_owned()));
-    assert_eq!(*data.train.image(1, None), [6, 7, 8, 9, 10, 11]);
+    assert_eq!(*data.train.image(1, None).unwrap(), [6, 7, 8, 9, 10, 11]);
     assert_eq!(data.train.labels(), [0, 1, 1, 0]);
-    assert_eq!((data.test.image(0, None)[0], data.test.label(0)), (100, 1));
+    assert_eq!((data.test.image(0, None).unwrap()[0], data.test.label(0)), (100, 1));
     assert!(!data.train.is_empty());
     assert_eq!(data.notices, Vec::<String>::new());
     assert!(data.origin.contains("4 training and 2 test images of 1x2x3"), "{}", data.origin);
@@ -157,7 +157,7 @@ fn colour_files_have_four_dimensions() {
     files.insert("t10k-images-idx4-ubyte.gz".into(), gz(&idx(&[2, 3, 2, 3], &bytes[..36])));
     let data = load_files(&files, &Wanted { channels: 3, ..small_wanted() }).unwrap();
     assert_eq!((data.train.len(), data.train.shape().to_string()), (4, "3x2x3".to_owned()));
-    assert_eq!(data.train.image(3, None)[0], 54);
+    assert_eq!(data.train.image(3, None).unwrap()[0], 54);
 }
 
 /// Every byte, label and dimension counts, and so does which split it is in.
@@ -189,20 +189,20 @@ fn missing_folder_and_files_are_named() {
     let folder = TempDir::new().unwrap();
     let nowhere = folder.path().join("nowhere");
     assert_error!(
-        from_folder(&nowhere, &small_wanted(), &Reading::default()),
+        from_folder(&nowhere, &small_wanted(), &Reading::default(), &Keeping::default()),
         DataError::FolderMissing { .. },
         ["nowhere"]
     );
     fs::write(&nowhere, "").unwrap();
     assert_error!(
-        from_folder(&nowhere, &small_wanted(), &Reading::default()),
+        from_folder(&nowhere, &small_wanted(), &Reading::default(), &Keeping::default()),
         DataError::FolderMissing { .. },
         ["nowhere"]
     );
     let mut files = small_without(TRAIN_LABELS);
     files.remove(TEST_IMAGES);
     write_files(folder.path(), &files);
-    let error = from_folder(folder.path(), &small_wanted(), &Reading::default()).unwrap_err();
+    let error = from_folder(folder.path(), &small_wanted(), &Reading::default(), &Keeping::default()).unwrap_err();
     let DataError::FilesMissing { missing, folder: named } = &error else { panic!("{error:?}") };
     assert_eq!(missing[..], [TRAIN_LABELS, TEST_IMAGES]);
     assert_eq!(named, folder.path());
@@ -390,11 +390,11 @@ fn test_images_are_loaded_alone() {
     let mut files = small_without(TRAIN_IMAGES);
     files.remove(TRAIN_LABELS);
     write_files(folder.path(), &files);
-    let test = test_from_folder(folder.path(), &small_wanted(), &Reading::default()).unwrap();
+    let test = test_from_folder(folder.path(), &small_wanted(), &Reading::default(), &Keeping::default()).unwrap();
     assert_eq!(test.images.fingerprint(), whole.test.fingerprint());
     assert!(test.origin.contains("2 test images of 1x2x3"), "{}", test.origin);
     fs::remove_file(folder.path().join(TEST_LABELS)).unwrap();
-    let error = test_from_folder(folder.path(), &small_wanted(), &Reading::default());
+    let error = test_from_folder(folder.path(), &small_wanted(), &Reading::default(), &Keeping::default());
     assert_error!(error, DataError::FilesMissing { .. }, [TEST_LABELS]);
     let places = Search::new().places;
     for source in [DataSource::Bundled, DataSource::Synthetic] {
@@ -447,6 +447,7 @@ impl Search {
     fn new() -> Self {
         let root = TempDir::new().unwrap();
         let places = Places {
+            keeping: Keeping::default(),
             working_dir: root.path().join("working"),
             cache_dir: Some(root.path().join("cache")),
             system_dir: root.path().join("system"),
@@ -493,7 +494,7 @@ fn auto_takes_the_first_folder_with_all_files() {
     write_files(&search.folder("cache/convoy/fashion-mnist"), &lacking);
     write_files(&search.folder("system/fashion-mnist"), &whole_files());
     let data = search.auto(&nowhere()).unwrap();
-    assert_eq!((data.train.len(), data.test.len(), data.train.image(0, None)[0]), (60_000, 10_000, 77));
+    assert_eq!((data.train.len(), data.test.len(), data.train.image(0, None).unwrap()[0]), (60_000, 10_000, 77));
     assert!(data.origin.contains("system") && data.notices.is_empty());
     write_files(&search.folder("working/data/fashion-mnist"), &ten_each(30, 20));
     let words = ["working/data/fashion-mnist", "30 training", "20 test", "60000", "10000"];
@@ -555,7 +556,7 @@ fn synthetic_images_follow_the_formula() {
     for (split, purpose) in [(&data.train, "synthetic:train"), (&data.test, "synthetic:test")] {
         let index = 13 * 105 + 50;
         let word = convoy_common::random::words(11, purpose, index as u64 / 4)[index % 4];
-        assert_eq!(split.image(13, None)[50], (word & 0xff) as u8);
+        assert_eq!(split.image(13, None).unwrap()[50], (word & 0xff) as u8);
         assert_eq!((split.label(13), split.label(16)), (1, 0));
     }
     let other = synthetic::make(&Wanted { seed: 12, ..wanted.clone() }).unwrap();
@@ -680,7 +681,7 @@ fn auto_downloads_into_the_cache() {
     let mut search = Search::new();
     search.places.offline = false;
     let data = search.auto(&remote([serve(files), closed()], known)).unwrap();
-    assert_eq!((data.train.len(), data.train.image(0, None)[0]), (60_000, 77));
+    assert_eq!((data.train.len(), data.train.image(0, None).unwrap()[0]), (60_000, 77));
     assert!(data.origin.contains("cache/convoy/fashion-mnist"), "{}", data.origin);
     assert_eq!(names_in(&search.folder("cache/convoy/fashion-mnist")), names);
 }

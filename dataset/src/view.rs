@@ -78,6 +78,11 @@ impl Picture {
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
+
+    /// The same, without the extents.
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
 }
 
 /// Height and width after scaling: at least those of the input. The ratio is kept, and the longer side is rounded down, as in torchvision.

@@ -82,10 +82,12 @@ impl Images {
         Self { source: study.data.clone(), sha256, origin: "not loaded".to_owned(), all, test: None }
     }
 
-    /// The bytes of the first `count` test images, or of all if there are fewer, one after the other. None if they are not loaded.
+    /// The bytes of the first `count` test images, or of all if there are fewer, one after the other. None if they are not loaded, or their files
+    /// have changed.
     pub(crate) fn first_test_images(&self, count: usize) -> Option<Vec<u8>> {
         let test = self.test.as_ref()?;
-        Some((0..count.min(test.len())).flat_map(|image| test.image(image, None).into_owned()).collect())
+        let images = (0..count.min(test.len())).map(|image| test.image(image, None).ok());
+        Some(images.collect::<Option<Vec<_>>>()?.concat())
     }
 
     /// SHA-256 over the images, if runs with different seeds use the same ones.

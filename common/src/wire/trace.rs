@@ -98,6 +98,7 @@ fn span_to(span: Span) -> Option<v1::Span> {
         Activity::Receive(transfer) => Wire::Receive(transfer_to(transfer)?),
         Activity::Relay(_)
         | Activity::Step { .. }
+        | Activity::AwaitImages(_)
         | Activity::SendImages(_)
         | Activity::Loss(_)
         | Activity::Idle

@@ -52,6 +52,7 @@ pub fn account(trace: &Trace, plan: &Plan, only: Option<u64>) -> Option<Account>
         steps: steps.iter().map(|step| step.step).collect(),
         step_ns,
         coordinator_idle_ns: mean(&|step| step.idle),
+        coordinator_awaits_images_ns: mean(&|step| step.awaiting),
         images_a_step: images / count,
         images_per_second: images * 1e9 / (step_ns * count).max(1.0),
         verdict: verdict(plan, &workers, &path, (trace.about.batch, step_ns)),
@@ -69,6 +70,7 @@ struct StepAccount<'a> {
     step: u64,
     length: u64,
     idle: u64,
+    awaiting: u64,
     images: usize,
     workers: PerWorker<Share>,
     path: BTreeMap<Stretch, u64>,
@@ -94,8 +96,11 @@ impl<'a> StepAccount<'a> {
         let ways = Ways::of(traced, plan);
         let timelines =
             traced.workers.iter().map(|part| Timeline::of(&part.spans, own.start)).collect::<Option<PerWorker<_>>>()?;
-        let idle = traced.coordinator.spans.iter().filter(|span| span.activity == Activity::Idle);
-        let idle = idle.filter(|span| span.start >= own.start && span.end <= own.end).map(Span::length).sum();
+        let within = |span: &&Span| span.start >= own.start && span.end <= own.end;
+        let own_spans = || traced.coordinator.spans.iter().filter(within);
+        let idle = own_spans().filter(|span| span.activity == Activity::Idle).map(Span::length).sum();
+        let awaiting = own_spans().filter(|span| matches!(span.activity, Activity::AwaitImages(_)));
+        let awaiting = awaiting.map(Span::length).sum();
         let workers = timelines.iter_enumerated().map(|(worker, timeline)| {
             let part = &traced.workers[worker];
             let (encoding, decoding) = transfers(&part.spans);
@@ -114,7 +119,7 @@ impl<'a> StepAccount<'a> {
         let workers = workers.collect();
         let path = ways.critical_path(&timelines, own);
         let images = traced.figures.map_or(batch, |figures| figures.images);
-        Some(Self { step, length: own.length(), idle, images, workers, path, traced })
+        Some(Self { step, length: own.length(), idle, awaiting, images, workers, path, traced })
     }
 }
 

@@ -204,6 +204,7 @@ fn is_coarse(activity: &Activity) -> bool {
         | Activity::Send(_)
         | Activity::Receive(_)
         | Activity::Relay(_)
+        | Activity::AwaitImages(_)
         | Activity::SendImages(_)
         | Activity::Loss(_)
         | Activity::Measure

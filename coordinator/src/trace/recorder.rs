@@ -148,7 +148,7 @@ impl Recording {
         let step = match &span.activity {
             Activity::Step { step } => *step,
             Activity::Relay(Transfer { tensor, .. }) => tensor.training_step().unwrap_or(self.at),
-            Activity::SendImages(id) | Activity::Loss(id) => id.step,
+            Activity::AwaitImages(id) | Activity::SendImages(id) | Activity::Loss(id) => id.step,
             _ => self.at,
         };
         self.open(step).own.push(span);

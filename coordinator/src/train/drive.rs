@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use convoy_common::batch::MicroBatch;
 use convoy_common::index::WorkerIndex;
 use convoy_common::plan::Plan;
 use convoy_common::wire::Tally;
 
+use super::supply::{StepImages, Supply};
 use crate::cluster::Cluster;
 use crate::crew::Crew;
 use crate::exchange::{Counts, check_tally};
@@ -44,8 +44,13 @@ pub(super) struct Drive {
     /// How long the worker of the last fault had been silent.
     pub(super) silence: Duration,
     pub(super) order: DataOrder,
+    /// The images of the next steps.
+    pub(super) supply: Supply,
+    /// How long the job has waited for images to be decoded, and how much of that has been reported.
+    pub(super) awaited_images: Duration,
+    reported_wait: Duration,
     /// The next step's images, if they have been sent already.
-    pub(super) sent: Option<(Vec<usize>, Vec<MicroBatch>)>,
+    pub(super) sent: Option<StepImages>,
     /// When the last commit was decided, by the system's clock and by the recorder's. None after a measurement, or after the job has
     /// waited for a snapshot or for the disk.
     pub(super) last_commit: Option<(Instant, u64)>,
@@ -66,13 +71,16 @@ pub(super) struct Drive {
 
 impl Drive {
     /// Before the first step.
-    pub(super) fn new(order: DataOrder) -> Self {
+    pub(super) fn new(order: DataOrder, supply: Supply) -> Self {
         Self {
             has_begun: false,
             reached: 0,
             underway: Vec::new(),
             silence: Duration::ZERO,
             order,
+            supply,
+            awaited_images: Duration::ZERO,
+            reported_wait: Duration::ZERO,
             sent: None,
             last_commit: None,
             pace: Pace::starting(Instant::now()),
@@ -112,6 +120,12 @@ impl Drive {
         self.epoch_seconds += time.as_secs_f64();
         self.images += images as u64;
         self.epoch_images += images as u64;
+    }
+
+    /// Seconds of waiting for images since the last call.
+    pub(super) fn newly_awaited_images(&mut self) -> f64 {
+        let reported = std::mem::replace(&mut self.reported_wait, self.awaited_images);
+        (self.awaited_images - reported).as_secs_f64()
     }
 
     /// Bytes that workers have sent since the last call.

@@ -122,6 +122,7 @@ impl Run {
         drive.reached = drive.reached.max(self.progress.step);
         self.progress = self.snapshot.progress;
         (drive.sent, drive.last_commit, drive.arriving) = (None, None, None);
+        drive.supply.forget();
         site.recorder.rewind(self.progress.step);
     }
 

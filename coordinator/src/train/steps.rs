@@ -6,7 +6,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use convoy_common::batch::MicroBatch;
 use convoy_common::index::{SegmentIndex, TowerIndex};
 use convoy_common::trace::Activity;
 use convoy_common::wire::{FromWorker, ToWorker};
@@ -14,6 +13,7 @@ use convoy_dataset::Draw;
 
 use super::Run;
 use super::drive::Drive;
+use super::supply::StepImages;
 use crate::crew::{Crew, Received, invalid, out_of_turn};
 use crate::error::JobError;
 use crate::evaluate::{Measured, evaluate};
@@ -82,22 +82,28 @@ impl Run {
         if crew.recorder.samples(number) {
             crew.ask_for_clocks(number)?;
         }
-        let (images, micro_batches) = match drive.sent.take() {
+        let StepImages { images, micro_batches, .. } = match drive.sent.take() {
             Some(sent) => sent,
             None => self.send_images(crew, drive, number)?,
         };
-        // The next step's images are sent while this one is computed, unless the job waits for something in between.
+        // The next step's images are sent while this one is computed, as soon as they are prepared, unless the job waits for something
+        // in between.
         let waits = drive.order.batches().ends_epoch(number)
             || number.is_multiple_of(self.checkpoint_every)
             || crew.can_grow()
             || crew.observer.pauses_after(number);
-        if number < self.last_step && !waits {
-            drive.sent = Some(self.send_images(crew, drive, number + 1)?);
+        if number < self.last_step {
+            self.ask_for_images(drive, number + 1);
         }
+        let mut sends_next = number < self.last_step && !waits;
         crew.exchanges.begin_step(number, images.len());
         let labels = images.iter().map(|image| self.data.train.label(*image)).collect();
         let mut step = Step::new(self.plan.clone(), labels, &micro_batches);
         while !step.is_done() {
+            if sends_next && drive.supply.is_ready() {
+                drive.sent = Some(self.send_images(crew, drive, number + 1)?);
+                sends_next = false;
+            }
             self.hear(crew, &mut step, number)?;
         }
         if !step.loss().is_finite() {
@@ -131,7 +137,18 @@ impl Run {
         crew.stepped(number, seconds);
         drive.pace.stepped(seconds, drive.arriving.is_some());
         let (seconds, received_bytes) = (seconds.as_secs_f64(), drive.newly_received_bytes(crew));
-        crew.observer.on(Event::Step { step: number, epoch, loss, lr, images, seconds, received_bytes, replayed });
+        let awaited_images = drive.newly_awaited_images();
+        crew.observer.on(Event::Step {
+            step: number,
+            epoch,
+            loss,
+            lr,
+            images,
+            seconds,
+            received_bytes,
+            awaited_images,
+            replayed,
+        });
         self.catch_up(crew, drive)?;
         if crew.observer.pauses_after(number) {
             drive.last_commit = None;
@@ -139,24 +156,37 @@ impl Run {
         Ok(())
     }
 
-    fn send_images(
-        &self,
-        crew: &mut Crew,
-        drive: &mut Drive,
-        number: u64,
-    ) -> Result<(Vec<usize>, Vec<MicroBatch>), Stop> {
-        let images = drive.order.images(number);
-        let epoch = drive.order.batches().epoch(number);
-        let micro_batches = self.job.division(self.record.running.micro_batches).of(number, images.len());
-        for micro_batch in &micro_batches {
+    /// Sends the images of a step. Those of the steps after it are asked for, too.
+    fn send_images(&self, crew: &mut Crew, drive: &mut Drive, number: u64) -> Result<StepImages, Stop> {
+        self.ask_for_images(drive, number);
+        let step = drive.supply.next().expect("the images of the step were just asked for");
+        for micro_batch in &step.micro_batches {
             crew.exchanges.open(micro_batch);
-            let began = crew.recorder.now();
-            let held = images[micro_batch.samples.clone()].iter();
-            let held = held.map(|image| (*image, Some(Draw::new(self.job.seed, epoch, *image))));
-            crew.send_images(&self.data.train, micro_batch, held)?;
+            let (began_waiting, mut began) = (Instant::now(), crew.recorder.now());
+            let images = crew.await_images(&mut drive.supply.feeder, micro_batch.id)?;
+            if drive.supply.feeder.is_ahead() {
+                drive.awaited_images += began_waiting.elapsed();
+                began = crew.recorder.now();
+            }
+            crew.send_images(micro_batch, images)?;
             crew.recorder.ended(began, || Activity::SendImages(micro_batch.id));
         }
-        Ok((images, micro_batches))
+        Ok(step)
+    }
+
+    /// Asks for the images of a step and of those after it, as far as memory allows.
+    fn ask_for_images(&self, drive: &mut Drive, number: u64) {
+        for number in drive.supply.missing(number, self.step_images(), self.last_step) {
+            let images = drive.order.images(number);
+            let epoch = drive.order.batches().epoch(number);
+            let micro_batches = self.job.division(self.record.running.micro_batches).of(number, images.len());
+            for micro_batch in &micro_batches {
+                let seen = images[micro_batch.samples.clone()].iter();
+                let seen = seen.map(|image| (*image, Some(Draw::new(self.job.seed, epoch, *image))));
+                drive.supply.feeder.ask(seen.collect());
+            }
+            drive.supply.asked(StepImages { number, images, micro_batches });
+        }
     }
 
     /// Handles one message of a worker during a step.

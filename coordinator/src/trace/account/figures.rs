@@ -205,6 +205,8 @@ pub struct Account {
     pub step_ns: f64,
     /// The coordinator's waits in the mean step.
     pub coordinator_idle_ns: f64,
+    /// Its waits until images were decoded.
+    pub coordinator_awaits_images_ns: f64,
     /// Images of the mean step. The last batch of an epoch may be smaller than the others.
     pub images_a_step: f64,
     /// Images per second in those steps.

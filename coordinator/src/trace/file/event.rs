@@ -168,6 +168,7 @@ pub(in crate::trace) fn described<'a>(network: &Network, activity: &Activity) ->
         Activity::Receive(transfer) => ("receive", format!("receive {}", transfer.tensor).into()),
         Activity::Relay(transfer) => ("relay", format!("relay {}", transfer.tensor).into()),
         Activity::Step { step } => ("step", format!("step {step}").into()),
+        Activity::AwaitImages(_) => ("await_images", "wait for images".into()),
         Activity::SendImages(_) => ("send_images", "send images".into()),
         Activity::Loss(_) => ("loss", "loss".into()),
         Activity::Idle => ("idle", "wait for workers".into()),
@@ -202,7 +203,9 @@ pub(super) fn args_of(activity: &Activity) -> Args<'static> {
             let Transfer { tensor, bytes, busy } = transfer;
             Args { bytes: Some(*bytes), busy_ns: Some(*busy), ..args_of_tensor(tensor) }
         }
-        Activity::SendImages(id) | Activity::Loss(id) => Args { of: Some(of(id)), ..Args::default() },
+        Activity::AwaitImages(id) | Activity::SendImages(id) | Activity::Loss(id) => {
+            Args { of: Some(of(id)), ..Args::default() }
+        }
         Activity::AwaitOrder
         | Activity::HandOut
         | Activity::ReadState
@@ -287,6 +290,7 @@ pub(super) fn activity_of(category: &str, args: &Args) -> Option<Activity> {
         "receive" => Activity::Receive(transfer()?),
         "relay" => Activity::Relay(transfer()?),
         "step" => Activity::Step { step: args.step? },
+        "await_images" => Activity::AwaitImages(id()?),
         "send_images" => Activity::SendImages(id()?),
         "loss" => Activity::Loss(id()?),
         "idle" => Activity::Idle,

@@ -1,0 +1,58 @@
+//! The images of the next steps. They are prepared while the current step is computed.
+//!
+//! Not here: preparing them (the data set's `Feeder`), and sending them (`steps`).
+
+use std::collections::VecDeque;
+
+use convoy_common::batch::MicroBatch;
+use convoy_dataset::{Feeder, Split};
+
+/// The images of a step, by their indices, and how they are divided.
+pub(super) struct StepImages {
+    /// Its number.
+    pub(super) number: u64,
+    pub(super) images: Vec<usize>,
+    pub(super) micro_batches: Vec<MicroBatch>,
+}
+
+/// The steps whose images were asked for and not sent, in their order.
+pub(super) struct Supply {
+    pub(super) feeder: Feeder,
+    upcoming: VecDeque<StepImages>,
+}
+
+impl Supply {
+    /// For the training images.
+    pub(super) fn new(split: &Split) -> Self {
+        Self { feeder: Feeder::new(split), upcoming: VecDeque::new() }
+    }
+
+    /// The steps whose images must be asked for before those of step `number` are sent, if a step has at most `images` images, and
+    /// `last` is the last one.
+    pub(super) fn missing(&self, number: u64, images: usize, last: u64) -> std::ops::RangeInclusive<u64> {
+        let first = self.upcoming.back().map_or(number, |latest| latest.number + 1);
+        let ahead = self.feeder.depth(images) as u64;
+        first..=last.min(number + ahead - 1)
+    }
+
+    /// Notes that the images of a step were asked for, one batch for each micro-batch.
+    pub(super) fn asked(&mut self, step: StepImages) {
+        self.upcoming.push_back(step);
+    }
+
+    /// The next step whose images are sent, if they were asked for.
+    pub(super) fn next(&mut self) -> Option<StepImages> {
+        self.upcoming.pop_front()
+    }
+
+    /// Whether the images of the next step can be sent without a wait.
+    pub(super) fn is_ready(&mut self) -> bool {
+        self.upcoming.front().is_some_and(|next| self.feeder.has(next.micro_batches.len()))
+    }
+
+    /// Forgets all steps, because the run continues from another one.
+    pub(super) fn forget(&mut self) {
+        self.feeder.forget();
+        self.upcoming.clear();
+    }
+}
