@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
+use convoy_common::wire::printable;
 use convoy_coordinator::job::defaults;
 use convoy_coordinator::links::Transport;
 use convoy_coordinator::measure::{Measurement, Measuring, measure};
@@ -13,15 +14,21 @@ use convoy_coordinator::observe::{Event, Observer};
 use convoy_coordinator::running::{Rehearsal, Running};
 use convoy_coordinator::trace::Sampling;
 use convoy_dataset::{DataSource, Part};
+use convoy_report::run::classes::{Classes, TOP};
 
 use convoy_worker::Isa;
+use serde::Serialize;
 
 use crate::console::{Console, connected};
 use crate::log::Log;
 use crate::numbers::{AT_LEAST_1, whole};
 use crate::settings::KeepingArguments;
 use crate::sockets::SocketFile;
+use crate::table::aligned;
 use crate::{Outcome, output, settings, signals};
+
+/// The most frequent confusions that are listed.
+const CONFUSIONS_SHOWN: usize = 5;
 
 /// The command line of `convoy eval`. Its help text is at `Command`.
 #[derive(clap::Args)]
@@ -64,10 +71,13 @@ pub(crate) struct Arguments {
     /// only if it holds logits; otherwise the command fails
     #[arg(long, value_name = "FILE")]
     logits: Option<PathBuf>,
-    /// Write a list of the wrongly classified images to this file: the place of each image in the set, its label, and the predicted class. If
-    /// the file exists, it is replaced only if it holds such a list; otherwise the command fails
+    /// Write a list of the wrongly classified images to this file: the place of each image in the set, its label, the predicted class, and the
+    /// image's file if it has one of its own. If the file exists, it is replaced only if it holds such a list; otherwise the command fails
     #[arg(long, value_name = "FILE")]
     wrong: Option<PathBuf>,
+    /// Also print the accuracy of each class, and the most frequent confusions. With --json, the whole confusion matrix
+    #[arg(long)]
+    by_class: bool,
     /// Exit when standard input closes, as if killed. For commands that another process starts
     #[arg(long, hide = true)]
     lifeline: bool,
@@ -101,10 +111,11 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     let stop = signals::stop_flag("stopping", "quit".to_owned())?;
     let _socket = SocketFile::at(measuring.running.listen.as_ref())?;
     let result = measure(measuring, &mut console, &stop)?;
-    let text = if arguments.json {
-        format!("{:#}\n", serde_json::to_value(&result)?)
-    } else {
-        described(&result, arguments.part)
+    let classes = Classes::new(&result.labels, &result.predicted, &result.logits, result.loss);
+    let text = match (arguments.json, arguments.by_class) {
+        (true, by_class) => format!("{:#}\n", serde_json::to_value(Printed::of(&result, &classes, by_class))?),
+        (false, true) => described(&result, &classes, arguments.part) + &by_class(&result, &classes),
+        (false, false) => described(&result, &classes, arguments.part),
     };
     output::print(&text)?;
     Ok(Outcome::Done)
@@ -135,14 +146,77 @@ pub(crate) fn running(log: &Log) -> Result<Running, Box<dyn Error>> {
     })
 }
 
-fn described(result: &Measurement, part: Part) -> String {
+/// The result as a JSON object.
+#[derive(Serialize)]
+struct Printed<'a> {
+    #[serde(flatten)]
+    result: &'a Measurement,
+    /// The share of images whose class is among the five with the highest logits.
+    top5_accuracy: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by_class: Option<Vec<OfClass>>,
+    /// How many images of a class were classified as a class, where there are any: (class, predicted, count).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    confusion: Option<&'a [(u16, u16, u32)]>,
+}
+
+/// The result for one class.
+#[derive(Serialize)]
+struct OfClass {
+    label: usize,
+    /// Its name, if it has one.
+    class: Option<String>,
+    images: u32,
+    correct: u32,
+    /// None without images.
+    accuracy: Option<f64>,
+}
+
+impl<'a> Printed<'a> {
+    fn of(result: &'a Measurement, classes: &'a Classes, by_class: bool) -> Self {
+        let of_class = |label: usize| OfClass {
+            label,
+            class: result.classes.get(label).cloned(),
+            images: classes.images_of(label),
+            correct: classes.count(label, label),
+            accuracy: classes.accuracy_of(label),
+        };
+        Self {
+            result,
+            top5_accuracy: classes.top_accuracy(),
+            by_class: by_class.then(|| (0..classes.classes).map(of_class).collect()),
+            confusion: by_class.then_some(classes.confusion.as_slice()),
+        }
+    }
+}
+
+/// A table of the classes, and the most frequent confusions.
+fn by_class(result: &Measurement, classes: &Classes) -> String {
+    let name = |label: usize| result.classes.get(label).map_or_else(|| label.to_string(), |name| printable(name));
+    let mut rows = vec![["class", "images", "correct", "accuracy"].map(str::to_owned).to_vec()];
+    rows.extend((0..classes.classes).map(|label| {
+        let accuracy = classes.accuracy_of(label).map_or("-".to_owned(), |share| format!("{:.2} %", share * 100.0));
+        vec![name(label), classes.images_of(label).to_string(), classes.count(label, label).to_string(), accuracy]
+    }));
+    let confused = classes.confusions(CONFUSIONS_SHOWN).into_iter().map(|(label, taken, count)| {
+        format!("{count} of {} were taken for {}\n", name(usize::from(label)), name(usize::from(taken)))
+    });
+    format!("\n{}\n{}", aligned(&rows, &[0]), confused.collect::<String>())
+}
+
+fn described(result: &Measurement, classes: &Classes, part: Part) -> String {
     let accuracy = match part {
         Part::Test => "test accuracy",
         Part::Train => "train accuracy",
         Part::Holdout => "holdout accuracy",
     };
+    // Of five classes, the right one is always among the first five.
+    let top = match classes.classes {
+        ..=TOP => String::new(),
+        _ => format!("top-5 accuracy  {:.2} %\n", classes.top_accuracy() * 100.0),
+    };
     format!(
-        "model           {}\nweights         {} ({})\ndata            {}\n{accuracy:<15} {:.2} %: {} of {} images\nloss            {:.4}\n",
+        "model           {}\nweights         {} ({})\ndata            {}\n{accuracy:<15} {:.2} %: {} of {} images\n{top}loss            {:.4}\n",
         result.model,
         result.weights.display(),
         result.weights_sha256,

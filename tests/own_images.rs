@@ -174,6 +174,24 @@ fn a_checkpoint_has_the_names_of_classes_and_is_measured_on_the_same_test_images
     let measured: Value =
         serde_json::from_str(&succeed(&format!("eval --json {}", own.path("run").display()), &[])).unwrap();
     assert_eq!(measured["accuracy"], trained["final"]["test_accuracy"]);
+    let wrong = own.path("wrong.tsv");
+    let by_class: Value = serde_json::from_str(&succeed(
+        &format!("eval --json --by-class {}", own.path("run").display()),
+        &[("--wrong", &wrong), ("--data", &own.path("set"))],
+    ))
+    .unwrap();
+    let classes = by_class["by_class"].as_array().unwrap();
+    assert_eq!(classes.iter().map(|of| &of["class"]).collect::<Vec<_>>(), ["blue", "green", "red"]);
+    let sum = |what: &str| -> u64 { classes.iter().map(|of| of[what].as_u64().unwrap()).sum() };
+    assert_eq!(
+        [sum("images"), sum("correct")].map(Value::from),
+        [&by_class["images"], &by_class["correct"]].map(Clone::clone)
+    );
+    let listed = fs::read_to_string(&wrong).unwrap();
+    assert!(listed.starts_with("image\tlabel\tpredicted\tfile\n"), "{listed}");
+    assert_eq!(listed.lines().count() as u64, 1 + sum("images") - sum("correct"));
+    let table = succeed(&format!("eval --by-class {}", own.path("run").display()), &[]);
+    assert!(table.contains("class  images  correct  accuracy") && table.contains("\ngreen "), "{table}");
     // What a checkpoint remembers of how a folder is read stays, whatever else is asked for.
     let longer = "train --epochs 3 --trace off --bad-images skip --classes auto";
     succeed(longer, &[("--resume", &own.path("run")), ("--out", &own.path("longer"))]);

@@ -66,6 +66,9 @@ pub struct Measurement {
     /// SHA-256 over the images and their labels.
     #[serde(skip)]
     pub images_sha256: String,
+    /// The names of the classes, by label. Empty if they have none.
+    #[serde(skip)]
+    pub classes: Vec<String>,
     /// The label of each image.
     #[serde(skip)]
     pub labels: Vec<u16>,
@@ -132,7 +135,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         checkpoint::write_logits(&path, logits)?;
     }
     if let Some(path) = wrong {
-        wrong::write(&path, data.images.labels(), &measured.predicted)?;
+        wrong::write(&path, data.images.labels(), &measured.predicted, |image| data.images.file(image))?;
     }
     Ok(Measurement {
         model: network.name,
@@ -145,6 +148,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         accuracy,
         loss: measured.loss,
         images_sha256: data.images.fingerprint(),
+        classes: data.classes,
         labels: data.images.labels().to_vec(),
         predicted: measured.predicted,
         logits: measured.logits,

@@ -3,6 +3,7 @@
 //! Not here: where they come from.
 
 use std::borrow::Cow;
+use std::path::Path;
 use std::sync::Arc;
 
 use convoy_common::model::{Crop, Network, Shape, Transforms};
@@ -229,6 +230,17 @@ impl Split {
     /// If the index is out of range.
     pub fn label(&self, index: usize) -> u16 {
         self.labels[index]
+    }
+
+    /// The file of one image, if it has one of its own.
+    ///
+    /// # Panics
+    /// If the index is out of range.
+    pub fn file(&self, index: usize) -> Option<&Path> {
+        match &self.pictures {
+            Pictures::Same(_) => None,
+            Pictures::Each(store, chosen) => Some(store.file(chosen[index])),
+        }
     }
 
     /// All labels, in the order of the images.

@@ -112,6 +112,14 @@ impl Store {
         (self.images[index].shape, &self.images[index].digest)
     }
 
+    /// The file of an image.
+    ///
+    /// # Panics
+    /// If the index is out of range.
+    pub(crate) fn file(&self, index: usize) -> &Path {
+        &self.images[index].file
+    }
+
     /// The bytes of an image, (channel, row, column).
     ///
     /// # Errors
