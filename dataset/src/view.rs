@@ -59,9 +59,7 @@ impl Picture {
             return Err(BadImage::TooLong { width, height });
         }
         let pixels = pixels.with_channels(input.channels);
-        let scaled = scaled(&pixels, height, width);
-        let pixel = |channel: usize| scaled[channel..].iter().step_by(input.channels).copied();
-        let bytes: Vec<u8> = (0..input.channels).flat_map(pixel).collect();
+        let bytes = in_planes(scaled(&pixels, height, width), input.channels);
         let shape = Shape { channels: input.channels, height, width };
         if transforms.draws_nothing() {
             return Ok(Self { shape: input, bytes: view(&bytes, shape, input, transforms, None) });
@@ -105,6 +103,20 @@ fn scaled(pixels: &Pixels, height: usize, width: usize) -> Vec<u8> {
     } else {
         scaled_as::<U8x3>(pixels, height, width)
     }
+}
+
+/// Bytes of (row, column, channel) as (channel, row, column).
+fn in_planes(pixels: Vec<u8>, channels: usize) -> Vec<u8> {
+    if channels == 1 {
+        return pixels;
+    }
+    let mut planes = vec![0; pixels.len()];
+    for (channel, plane) in planes.chunks_exact_mut(pixels.len() / channels).enumerate() {
+        for (byte, pixel) in plane.iter_mut().zip(pixels.chunks_exact(channels)) {
+            *byte = pixel[channel];
+        }
+    }
+    planes
 }
 
 /// For one kind of pixel. If the kind were chosen at run time, the compiler would translate the scaling of all sixteen kinds.
