@@ -111,7 +111,7 @@ pub struct PreparingRecord {
 impl PreparingRecord {
     /// None if there was nothing to do.
     pub fn of(effort: Effort, waited: Duration) -> Option<Self> {
-        (effort != Effort::default()).then(|| Self {
+        (effort != Effort::default()).then_some(Self {
             read_seconds: effort.read.as_secs_f64(),
             decode_seconds: effort.decode.as_secs_f64(),
             scale_seconds: effort.scale.as_secs_f64(),
