@@ -41,8 +41,8 @@ pub(crate) struct Arguments {
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet-cifar, alexnet) or path of a model file [default: alexnet-fashion]
     #[arg(long, value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
     model: Option<String>,
-    /// Images: auto, a folder, bundled, or synthetic. A folder has IDX files, or the binary files of CIFAR-10 or CIFAR-100, or JPEG and PNG files in
-    /// folders that are named after their class, which may be divided into train and test (or val). auto uses Fashion-MNIST if it is on this machine. If not, auto downloads it,
+    /// Images: auto, a folder or a file, bundled, or synthetic. A folder has IDX files, or the binary files of CIFAR-10 or CIFAR-100, or JPEG and PNG files in
+    /// folders that are named after their class, which may be divided into train and test (or val). A file may be a NumPy archive (.npz) with the keys of MedMNIST. auto uses Fashion-MNIST if it is on this machine. If not, auto downloads it,
     /// except with CONVOY_OFFLINE=1. If that is not possible, auto uses bundled. bundled is a part of Fashion-MNIST that comes with the program.
     /// synthetic is noise, for measuring speed [default: the data of the resumed job, or auto]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]

@@ -1,10 +1,11 @@
-"""Makes the JPEG files of this folder, and the pixels that Pillow decodes them to. Needs Pillow.
+"""Makes the JPEG files of this folder, the pixels that Pillow decodes them to, and NumPy archives. Needs Pillow and NumPy.
 
     python3 dataset/golden/make.py
 """
 
 import pathlib
 
+import numpy as np
 from PIL import Image
 
 here = pathlib.Path(__file__).parent
@@ -17,3 +18,33 @@ colour.save(here / "colour.jpg", quality=90, subsampling="4:2:0")
 odd = colour.crop((0, 0, 37, 21))
 odd.save(here / "progressive.jpg", quality=85, subsampling="4:2:2", progressive=True)
 (here / "colour.rgb").write_bytes(Image.open(here / "colour.jpg").convert("RGB").tobytes())
+
+# Arrays with the keys of MedMNIST: colour, compressed, with labels in a column; and grey, not compressed, without test images.
+count = np.arange(6 * 4 * 5 * 3) % 251
+colours = count.astype(np.uint8).reshape(6, 4, 5, 3)
+labels = np.array([0, 2, 1, 2, 0, 1])
+np.savez_compressed(
+    here / "colour.npz",
+    train_images=colours,
+    train_labels=labels.astype(np.uint8)[:, None],
+    val_images=colours[:1],
+    val_labels=labels[:1].astype(np.uint8)[:, None],
+    test_images=colours[::-1][:2],
+    test_labels=labels[::-1][:2].astype(np.uint8)[:, None],
+)
+greys = colours[..., 0]
+np.savez(
+    here / "grey.npz",
+    train_images=greys,
+    train_labels=labels.astype(">i8"),
+    val_images=greys[3:5],
+    val_labels=labels[3:5].astype(np.int16),
+)
+# What can't be used: another order, another type, several labels for an image.
+np.savez(
+    here / "wrong.npz",
+    train_images=np.asfortranarray(greys),
+    train_labels=labels,
+    test_images=greys.astype(np.float32),
+    test_labels=np.stack([labels, labels], 1),
+)

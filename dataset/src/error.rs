@@ -25,7 +25,7 @@ pub enum DataError {
     NotUtf8 { folder: PathBuf },
 
     /// The folder that the user named doesn't exist, or is a file.
-    #[error("data folder {} does not exist, or is not a folder", folder.display())]
+    #[error("data folder {} does not exist, or is neither a folder nor a NumPy archive (.npz)", folder.display())]
     FolderMissing { folder: PathBuf },
 
     /// The folder lacks some of the files.

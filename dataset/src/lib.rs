@@ -14,6 +14,7 @@ mod folder;
 mod hands;
 mod idx;
 mod images;
+mod npz;
 mod pixels;
 mod selection;
 mod set;
@@ -60,7 +61,7 @@ pub enum Part {
 pub enum DataSource {
     /// Fashion-MNIST: from disk, or else downloaded, or else the bundled subset.
     Auto,
-    /// A folder of IDX files, of the binary files of CIFAR, or of image files.
+    /// A folder of IDX files, of the binary files of CIFAR, or of image files; or a NumPy archive.
     Folder(PathBuf),
     /// The subset of Fashion-MNIST that is part of the binary.
     Bundled,
@@ -159,14 +160,18 @@ pub fn load_test(
     }
 }
 
-/// What a folder holds, found by looking.
+/// What a folder or a file holds, found by looking.
 enum Layout {
     Idx,
     Cifar((cifar::Cifar, PathBuf)),
     ImageFiles,
+    Npz,
 }
 
 fn layout_of(folder: &Path) -> Result<Layout, DataError> {
+    if npz::is_here(folder) {
+        return Ok(Layout::Npz);
+    }
     folder::check_folder(folder)?;
     if folder::is_here(folder) {
         return Ok(Layout::Idx);
@@ -178,7 +183,8 @@ fn layout_of(folder: &Path) -> Result<Layout, DataError> {
     }
 }
 
-/// The number of classes of a source, if its files say so before a model is known: a folder of image files or of CIFAR-10 does.
+/// The number of classes of a source, if its files say so before a model is known: folders of image files or of CIFAR, and NumPy archives
+/// do.
 ///
 /// # Errors
 /// When the folder can't be read.
@@ -188,6 +194,7 @@ pub fn class_count(source: &DataSource, reading: &Reading) -> Result<Option<usiz
             Layout::Idx => Ok(None),
             Layout::Cifar((cifar, _)) => Ok(Some(cifar.class_count())),
             Layout::ImageFiles => Ok(Some(classes::find(folder, reading.test_share)?.classes.len())),
+            Layout::Npz => npz::class_count(folder).map(Some),
         },
         DataSource::Auto | DataSource::Bundled => Ok(Some(CLASS_NAMES.len())),
         DataSource::Synthetic => Ok(None),
@@ -199,6 +206,7 @@ fn from_folder(folder: &Path, wanted: &Wanted, reading: &Reading, keeping: &Keep
         Layout::Idx => {}
         Layout::Cifar(found) => return cifar::load(found, wanted),
         Layout::ImageFiles => return images::load(folder, wanted, reading, keeping),
+        Layout::Npz => return npz::load(folder, wanted),
     }
     let splits = folder::read(folder::find(folder)?, wanted)?;
     let notices = folder::missing_classes(&splits.train, wanted.classes).into_iter().collect();
@@ -215,6 +223,7 @@ fn test_from_folder(
         Layout::Idx => {}
         Layout::Cifar(found) => return cifar::load_test(found, wanted),
         Layout::ImageFiles => return images::load_test(folder, wanted, reading, keeping),
+        Layout::Npz => return npz::load_test(folder, wanted),
     }
     let images = folder::read_split(folder::find_test(folder)?, wanted)?;
     Ok(PartSet::new(images, &format!("IDX files in {}", folder.display()), Vec::new()))
