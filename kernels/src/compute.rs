@@ -40,6 +40,13 @@ impl Compute {
         Ok(Self { pool, threads, busy, isa, floats: Arc::default(), indices: Arc::default() })
     }
 
+    /// The same with dirty memory, for tests: a tensor that nobody wrote holds NaN. A result that depends on it is found in this way.
+    pub fn with_dirty_memory(self) -> Self {
+        self.floats.soil();
+        self.indices.soil();
+        self
+    }
+
     /// A tensor of `length` floats, whatever they are.
     pub fn tensor(&self, length: usize) -> Tensor {
         self.floats.tensor(length)

@@ -15,7 +15,7 @@ const SLACK: usize = 2;
 
 /// What a tensor is made of.
 pub trait Element: Copy + Default {
-    /// The content of an unwritten tensor in tests. No result may depend on it.
+    /// The content of an unwritten tensor where memory is dirty. No result may depend on it.
     const DIRT: Self;
 }
 
@@ -40,6 +40,8 @@ struct Idle<T> {
     commits: u64,
     /// Jobs so far. Buffers of an earlier job are not taken back.
     jobs: u64,
+    /// Whether each tensor begins with [`Element::DIRT`].
+    is_dirty: bool,
     /// Elements of the job's buffers that are in use, and the most that were at once.
     in_use: usize,
     most: usize,
@@ -53,17 +55,22 @@ struct Buffer<T> {
 }
 
 impl<T: Element> Shelf<T> {
+    /// From now on, each tensor begins with [`Element::DIRT`].
+    pub(super) fn soil(&self) {
+        self.with(|idle| idle.is_dirty = true);
+    }
+
     /// A tensor of `length` elements, whatever they are.
     pub(super) fn tensor(self: &Arc<Self>, length: usize) -> Tensor<T> {
-        let (found, job) = self.with(|idle| {
+        let (found, job, is_dirty) = self.with(|idle| {
             let best = best_fit(idle.buffers.iter().map(|buffer| buffer.values.len()), length);
             let found = best.map(|best| idle.buffers.swap_remove(best).values);
             idle.in_use += found.as_ref().map_or(length, Vec::len);
             idle.most = idle.most.max(idle.in_use);
-            (found, idle.jobs)
+            (found, idle.jobs, idle.is_dirty)
         });
         let mut values = found.unwrap_or_else(|| vec![T::default(); length]);
-        if cfg!(test) {
+        if is_dirty {
             values.fill(T::DIRT);
         }
         Tensor { values, length, home: Some(Home { shelf: self.clone(), job }) }

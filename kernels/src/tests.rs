@@ -44,7 +44,7 @@ fn on_every_compute(check: impl Fn(&Compute) + Sync) {
         for threads in 1..=3 {
             std::thread::scope(|scope| {
                 scope
-                    .spawn(|| check(&Compute::new(threads, isa).unwrap()))
+                    .spawn(|| check(&Compute::new(threads, isa).unwrap().with_dirty_memory()))
                     .join()
                     .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             });
@@ -455,6 +455,18 @@ fn dropout_keeps_its_share_and_depends_on_step_and_sample() {
 
 /// Maps that are smaller than they are said to be are a panic, never a read.
 #[test]
+fn dirty_memory_shows_what_nobody_wrote() {
+    let compute = || Compute::new(1, Isa::detect()).unwrap();
+    std::thread::spawn(move || {
+        let dirty = compute().with_dirty_memory();
+        assert!(dirty.tensor(3).iter().all(|value| value.is_nan()) && dirty.zeros(3).iter().all(|value| *value == 0.0));
+    })
+    .join()
+    .unwrap();
+    std::thread::spawn(move || assert!(compute().tensor(3).iter().all(|value| *value == 0.0))).join().unwrap();
+}
+
+#[test]
 fn a_slice_that_is_too_short_is_refused() {
     let g = conv::Geometry { channels: 2, filters: 3, groups: 1, kernel: 3, stride: 2, pad: 1, height: 5, width: 5 };
     let (x, dy) = (vec![1.0; g.input_blocks(1).len()], vec![1.0; g.gradient_blocks(1).len()]);
@@ -474,7 +486,7 @@ fn a_slice_that_is_too_short_is_refused() {
     ];
     for isa in Isa::available() {
         for (index, pass) in passes.iter().enumerate() {
-            let refused = std::thread::scope(|scope| scope.spawn(|| pass(&Compute::new(1, isa).unwrap())).join());
+            let refused = std::thread::scope(|scope| scope.spawn(|| pass(&Compute::new(1, isa).unwrap().with_dirty_memory())).join());
             let panic = refused.expect_err(&format!("pass {index} under {isa} took it"));
             let text = panic.downcast_ref::<&str>().copied().unwrap_or_default();
             assert!(text.contains("out of its slice"), "pass {index}: {text}");
@@ -486,7 +498,7 @@ fn a_slice_that_is_too_short_is_refused() {
 #[test]
 fn every_thread_shares_the_work() {
     let (threads, pieces) = (3, 12);
-    let compute = || Compute::new(threads, Isa::detect()).unwrap();
+    let compute = || Compute::new(threads, Isa::detect()).unwrap().with_dirty_memory();
     type Way<'a> = &'a (dyn Fn(&Compute, &(dyn Fn() + Sync)) + Sync);
     let ways: [Way; 3] = [
         &|compute, piece| compute.split(pieces, |_| piece()),

@@ -137,7 +137,7 @@ fn whole_step(engine: &mut Engine, compute: &Compute, step: u64) -> Vec<Out> {
 
 /// `rayon` lets a thread belong to one pool alone, so every test computes on a thread of its own.
 fn on_a_pool(test: impl FnOnce(&Compute) + Send + 'static) {
-    std::thread::spawn(move || test(&Compute::new(1, Isa::detect()).unwrap())).join().unwrap();
+    std::thread::spawn(move || test(&Compute::new(1, Isa::detect()).unwrap().with_dirty_memory())).join().unwrap();
 }
 
 #[test]
