@@ -24,7 +24,7 @@ pub(crate) struct Console {
     started: Option<Box<Started>>,
     images: u64,
     /// Seconds that steps have waited for images.
-    awaited_images: f64,
+    image_wait_seconds: f64,
     began: Instant,
     last_line: Instant,
 }
@@ -32,7 +32,7 @@ pub(crate) struct Console {
 impl Console {
     pub(crate) fn new(json: bool) -> Self {
         let now = Instant::now();
-        Self { json, bar: None, started: None, images: 0, awaited_images: 0.0, began: now, last_line: now }
+        Self { json, bar: None, started: None, images: 0, image_wait_seconds: 0.0, began: now, last_line: now }
     }
 
     /// The line about a worker that does not join, if the event is about one.
@@ -60,12 +60,12 @@ impl Console {
         self.started = Some(started);
     }
 
-    fn step(&mut self, step: u64, epoch: u64, loss: f64, images: usize, awaited_images: f64) {
+    fn step(&mut self, step: u64, epoch: u64, loss: f64, images: usize, image_wait_seconds: f64) {
         self.images += images as u64;
-        self.awaited_images += awaited_images;
+        self.image_wait_seconds += image_wait_seconds;
         let elapsed = self.began.elapsed().as_secs_f64().max(1e-9);
         let rate = self.images as f64 / elapsed;
-        let waits = match self.awaited_images / elapsed {
+        let waits = match self.image_wait_seconds / elapsed {
             share if share >= WAIT_TOLD => format!("  waits for images {:.0} % of the time", share * 100.0),
             _ => String::new(),
         };
@@ -148,8 +148,8 @@ impl Observer for Console {
             Event::Waiting { have, want, .. } => tell(&connected(have, want)),
             Event::Elsewhere { .. } | Event::Refused { .. } => Self::peer(&event).iter().for_each(|line| tell(line)),
             Event::Started(started) => self.start(started),
-            Event::Step { step, epoch, loss, images, awaited_images, .. } => {
-                self.step(step, epoch, loss, images, awaited_images);
+            Event::Step { step, epoch, loss, images, image_wait_seconds, .. } => {
+                self.step(step, epoch, loss, images, image_wait_seconds);
             }
             Event::Epoch(epoch) => tell(&format!(
                 "epoch {}  loss {:.4}  test accuracy {:.2} %  {:.1} s  {:.0} images/s",

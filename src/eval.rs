@@ -15,14 +15,13 @@ use convoy_coordinator::running::{Rehearsal, Running};
 use convoy_coordinator::trace::Sampling;
 use convoy_dataset::{DataSource, Part};
 use convoy_report::run::classes::{Classes, TOP};
-
 use convoy_worker::Isa;
 use serde::Serialize;
 
 use crate::console::{Console, connected};
 use crate::log::Log;
 use crate::numbers::{AT_LEAST_1, whole};
-use crate::settings::KeepingArguments;
+use crate::settings::DataArguments;
 use crate::sockets::SocketFile;
 use crate::table::aligned;
 use crate::{Outcome, output, settings, signals};
@@ -45,7 +44,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
     #[command(flatten)]
-    keeping: KeepingArguments,
+    resources: DataArguments,
     /// Images to measure: test, train (those that the job trained on), or holdout (those that it held out)
     #[arg(long, value_name = "test|train|holdout", default_value = "test")]
     part: Part,
@@ -95,7 +94,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         model: arguments.model.as_deref().map(settings::model_text).transpose()?,
         data: arguments.data,
         part: arguments.part,
-        places: arguments.keeping.places()?,
+        places: arguments.resources.places()?,
         running: Running {
             workers: arguments.workers,
             threads: arguments.threads,

@@ -46,7 +46,7 @@ pub(crate) fn share(text: &str) -> Result<f64, String> {
 pub(crate) fn bytes(text: &str) -> Result<usize, String> {
     let wrong = || "must be a number of bytes, such as 512M or 4G (K, M, G and T are powers of 1,024)".to_owned();
     let text = text.trim();
-    let text = text.strip_suffix("iB").unwrap_or(text);
+    let text = text.strip_suffix("iB").filter(|text| text.ends_with(|c: char| c.is_ascii_alphabetic())).unwrap_or(text);
     let (number, unit) = match text.char_indices().last() {
         Some((at, unit)) if unit.is_ascii_alphabetic() => (&text[..at], unit.to_ascii_uppercase()),
         _ => (text, ' '),
@@ -94,7 +94,7 @@ mod tests {
         for (text, expected) in [("0", 0), ("100", 100), ("2k", 2048), ("512M", 512 << 20), (" 4GiB ", 4 << 30)] {
             assert_eq!(bytes(text), Ok(expected), "{text}");
         }
-        for text in ["", "G", "-1", "1.5G", "1X", "1GB", "iB", "99999999999T", "1µ"] {
+        for text in ["", "G", "-1", "1.5G", "1X", "1GB", "iB", "512iB", "99999999999T", "1µ"] {
             assert!(bytes(text).unwrap_err().contains("such as 512M"), "{text}");
         }
     }

@@ -12,7 +12,7 @@ use convoy_common::model::{ModelError, Network, TEXT_BYTES_MAX, presets};
 use convoy_common::placement::PlacementError;
 use convoy_common::token::{TOKEN_BYTES_MAX, Token, TokenError};
 use convoy_coordinator::JobError;
-use convoy_dataset::{DataSource, Keeping, Places, Reading, class_count};
+use convoy_dataset::{DataSource, Places, Reading, Resources, class_count};
 use convoy_study::error::StudyError;
 
 use crate::numbers::{bytes, whole};
@@ -121,25 +121,25 @@ pub(crate) fn token(file: Option<&Path>) -> Result<Option<Token>, Misuse> {
 
 /// How image files are kept in memory and decoded.
 #[derive(clap::Args)]
-pub(crate) struct KeepingArguments {
+pub(crate) struct DataArguments {
     /// Threads that decode image files. This number does not change the result [default: the machine's cores]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
     data_threads: Option<usize>,
     /// Memory for the decoded images of files, such as 512M or 4G. Images that do not fit are decoded whenever they are needed, ahead of the step that
-    /// needs them. This size does not change the result [default: 2G]
+    /// needs them, for which there is a quarter of this size in addition, and at most 256M. This size does not change the result [default: 2G]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     data_memory: Option<usize>,
 }
 
-impl KeepingArguments {
+impl DataArguments {
     /// Where images may be on this machine, kept as these arguments say.
     pub(crate) fn places(&self) -> Result<Places, Misuse> {
-        let default = Keeping::default();
-        let keeping = Keeping {
+        let default = Resources::default();
+        let resources = Resources {
             threads: self.data_threads.unwrap_or(default.threads),
             memory: self.data_memory.unwrap_or(default.memory),
         };
-        Ok(Places { keeping, ..places()? })
+        Ok(Places { resources, ..places()? })
     }
 }
 

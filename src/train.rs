@@ -29,8 +29,7 @@ use crate::console::Console;
 use crate::log::Log;
 use crate::numbers::{ANY, AT_LEAST_1, real, share, whole};
 use crate::output::complain;
-use crate::settings::KeepingArguments;
-use crate::settings::{self, Classes, Misuse};
+use crate::settings::{self, Classes, DataArguments, Misuse};
 use crate::sockets::SocketFile;
 use crate::{Outcome, metrics, signals};
 
@@ -58,7 +57,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "stop|skip")]
     bad_images: Option<BadImages>,
     #[command(flatten)]
-    keeping: KeepingArguments,
+    resources: DataArguments,
     /// Passes over the training images [default: 8]
     #[arg(long, value_name = "N", conflicts_with = "steps", value_parser = whole::<u64>(AT_LEAST_1))]
     epochs: Option<u64>,
@@ -288,7 +287,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         default_model,
         data: arguments.data,
         reading,
-        places: arguments.keeping.places()?,
+        places: arguments.resources.places()?,
         resume,
         init: arguments.init,
         out,

@@ -110,23 +110,27 @@ fn the_bits_depend_on_the_seed_and_not_on_workers_or_on_when_a_job_continued() {
     assert_ne!(hash(&other), hash(&alone), "crops and mirror images follow from the seed");
 }
 
+/// Bytes of memory for images, threads that decode, and workers.
+const LEFT_ON_DISK: [(&str, &str, &str); 4] = [("0", "1", "1"), ("0", "4", "2"), ("44K", "2", "4"), ("44K", "1", "2")];
+
 #[test]
 fn the_bits_do_not_depend_on_where_images_are_kept_or_on_who_decodes_them() {
     let own = Own::new();
     let in_memory = own.train("--epochs 3", "in-memory");
-    assert_eq!(in_memory["preparing"]["waited_seconds"], 0.0);
-    // A scaled image has at least 14 x 14 x 3 bytes.
-    for (number, flags) in
-        ["--data-memory 0 --data-threads 1", "--data-memory 0 --data-threads 4", "--data-memory 20K --workers 4"]
-            .into_iter()
-            .enumerate()
-    {
-        let left = own.train(&format!("--epochs 3 {flags}"), &format!("left-{number}"));
+    let preparing = |run: &Value, what: &str| run["preparing"][what].as_f64().unwrap();
+    assert_eq!((preparing(&in_memory, "images"), preparing(&in_memory, "image_wait_seconds")), (90.0, 0.0));
+    for (number, (memory, threads, workers)) in LEFT_ON_DISK.into_iter().enumerate() {
+        let flags = format!("--epochs 3 --data-memory {memory} --data-threads {threads} --workers {workers}");
+        let left = own.train(&flags, &format!("left-{number}"));
         assert_eq!(hash(&left), hash(&in_memory), "{flags}");
-        let decoding = |run: &Value| run["preparing"]["decode_seconds"].as_f64().unwrap();
-        assert!(decoding(&left) > decoding(&in_memory), "each image is decoded once an epoch and once before");
+        // Each image that is left on disk is decoded once before the job begins and once an epoch, for training or for a measurement.
+        let decoded = preparing(&left, "images");
+        assert!(
+            if memory == "0" { decoded == 90.0 * 4.0 } else { (91.0..360.0).contains(&decoded) },
+            "{flags}: {decoded}"
+        );
     }
-    // The mean of the test images does not depend on it, either.
+    // The measurement of the test images does not depend on it, either.
     let measured = |flags: &str| -> Value {
         serde_json::from_str(&succeed(&format!("eval --json {flags} {}", own.path("in-memory").display()), &[]))
             .unwrap()
@@ -134,34 +138,62 @@ fn the_bits_do_not_depend_on_where_images_are_kept_or_on_who_decodes_them() {
     assert_eq!(measured("--data-memory 0"), measured(""));
 }
 
-#[test]
-fn a_job_whose_images_are_left_on_disk_continues_after_a_kill_and_names_a_file_that_changes() {
-    let own = Own::new();
-    let alone = own.train("--steps 400 --data-memory 0", "alone");
-    let begin = |out: &str| {
+impl Own {
+    /// Starts a job whose images are left on disk, and waits until it has written a checkpoint.
+    fn begin(&self, steps: u64, memory: &str, out: &str) -> support::Process {
         let mut command = support::convoy();
-        command.args(["train", "--steps", "400", "--batch", "8", "--trace", "off", "--data-memory", "0", "--json"]);
-        command.args(["--checkpoint-every", "20", "--model"]).arg(own.path("own.toml")).arg("--data");
-        command.arg(own.path("set")).arg("--out").arg(own.path(out)).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let flags =
+            format!("train --steps {steps} --batch 8 --trace off --data-memory {memory} --json --checkpoint-every 20");
+        command.args(flags.split_whitespace()).arg("--model").arg(self.path("own.toml")).arg("--data");
+        command.arg(self.path("set")).arg("--out").arg(self.path(out)).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut job = command.start();
         support::line_with(job.stdout.as_mut().unwrap(), "\"event\":\"checkpoint\"");
         job
-    };
-    let killed = begin("killed");
-    support::signal(killed.id(), "KILL");
-    assert!(!support::finish(killed).status.success());
-    succeed("train --trace off --data-memory 0", &[("--resume", &own.path("killed"))]);
-    assert_eq!(support::hash(&own.path("killed")), hash(&alone));
-    // All images change while a job runs.
-    let changed = begin("changed");
-    for name in ["blue", "green", "red"] {
-        for number in 0..30 {
-            fs::write(own.path(&format!("set/{name}/{number}.png")), png(20, 20, |_, _| [1, 2, 3])).unwrap();
-        }
     }
-    let refused = support::finish(changed);
+}
+
+#[test]
+fn a_job_whose_images_are_left_on_disk_survives_the_loss_of_a_worker_and_continues_after_a_kill() {
+    let own = Own::new();
+    let alone = own.train("--steps 400", "alone");
+    // With this much memory, images of several steps are prepared ahead.
+    for memory in ["0", "44K"] {
+        let (killed, faulty) = (format!("killed-{memory}"), format!("faulty-{memory}"));
+        let job = own.begin(400, memory, &killed);
+        support::signal(job.id(), "KILL");
+        assert!(!support::finish(job).status.success());
+        succeed(&format!("train --trace off --data-memory {memory}"), &[("--resume", &own.path(&killed))]);
+        assert_eq!(support::hash(&own.path(&killed)), hash(&alone));
+        let job = own.begin(400, memory, &faulty);
+        support::signal(support::worker_processes(&own.path(&faulty))[1], "KILL");
+        let output = support::finish(job);
+        assert!(output.status.success(), "{}", said(&output));
+        let record = support::record(&own.path(&faulty));
+        assert_eq!(record["incidents"].as_array().unwrap().len(), 1, "the worker was lost");
+        assert_eq!(hash(&record), hash(&alone));
+    }
+}
+
+#[test]
+fn a_file_that_changes_during_a_job_is_named_and_the_job_continues_once_it_is_back() {
+    let own = Own::new();
+    let steps = 100_000;
+    let job = own.begin(steps, "0", "changed");
+    let (set, before) = (own.path("set"), own.path("before"));
+    fs::rename(&set, &before).unwrap();
+    let refused = support::finish(job);
     assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
-    assert!(said(&refused).contains(".png has changed; the files of a set must stay"), "{}", said(&refused));
+    for part in
+        [".png can't be used any more; the files of a set must stay", "is saved; continue with: convoy train --resume"]
+    {
+        assert!(said(&refused).contains(part), "no \"{part}\" in {}", said(&refused));
+    }
+    fs::rename(&before, &set).unwrap();
+    // It ends soon after the step that was saved.
+    let saved = support::newest_checkpoint(&own.path("changed")).unwrap();
+    let saved: u64 = saved.file_name().unwrap().to_str().unwrap().trim_start_matches("step-").parse().unwrap();
+    let end = format!("train --trace off --steps {}", saved + 5);
+    succeed(&end, &[("--resume", &own.path("changed"))]);
 }
 
 #[test]

@@ -169,22 +169,33 @@ impl<'a> Crew<'a> {
             .try_for_each(|worker| self.tell(worker, ToWorker::Ping { sent: self.recorder.now() }, step))
     }
 
-    /// Waits until the oldest batch of a feeder is prepared: the images of this micro-batch.
+    /// Waits until the oldest batch of a feeder is prepared: the images of this micro-batch. Returns how long that took, if it was
+    /// prepared by other threads.
     ///
     /// # Errors
-    /// When an image can't be had any more, or when a stop is requested and the batch does not come.
-    pub fn await_images(&mut self, feeder: &mut Feeder, of: MicroBatchId) -> Result<Vec<u8>, Stop> {
+    /// When an image can't be had any more, when no batch comes for too long, or when a stop is requested and the batch does not come.
+    pub fn await_images(&mut self, feeder: &mut Feeder, of: MicroBatchId) -> Result<(Vec<u8>, Duration), Stop> {
         let (began, recorded) = (Instant::now(), self.recorder.now());
+        let (mut wait, limit) = (Wait::starting(began), self.cluster.deadlines().progress);
         loop {
             self.cluster.beat();
             if let Some(images) = feeder.take(LOOK_EVERY) {
-                if feeder.is_ahead() && self.recorder.now() - recorded > IDLE_MIN {
+                let images = images.map_err(|error| Stop::Fatal(error.into()))?;
+                if !feeder.is_ahead() {
+                    return Ok((images, Duration::ZERO));
+                }
+                if self.recorder.now() - recorded > IDLE_MIN {
                     self.recorder.ended(recorded, || Activity::AwaitImages(of));
                 }
-                return images.map_err(|error| Stop::Fatal(error.into()));
+                return Ok((images, began.elapsed()));
             }
             if self.stop.load(Ordering::Relaxed) && began.elapsed() > STOP_PATIENCE {
                 return Err(Stop::Abrupt);
+            }
+            wait.look(Instant::now());
+            if wait.lasted() > limit {
+                let waiting_for = "image files that do not come".to_owned();
+                return Err(Stop::Fatal(JobError::NoProgress { seconds: limit.as_secs(), step: of.step, waiting_for }));
             }
         }
     }
@@ -482,7 +493,7 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// Hands the record of who is silent to the cluster, which keeps it for the next crew.
+    /// DecodePool the record of who is silent to the cluster, which keeps it for the next crew.
     pub fn leave_silence(&mut self) {
         self.silence.workers().for_each(|(worker, quiet)| self.cluster.leave_quiet(worker, quiet));
     }

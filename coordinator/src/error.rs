@@ -125,6 +125,11 @@ fn what_helps(updates: u64) -> &'static str {
 }
 
 impl JobError {
+    /// Whether what failed during the job leaves its last snapshot sound: the cluster, or an image file.
+    pub fn leaves_a_sound_snapshot(&self) -> bool {
+        self.is_about_workers() || matches!(self, JobError::Data(_))
+    }
+
     /// Whether the cluster has failed, so that the job could continue on another one.
     pub fn is_about_workers(&self) -> bool {
         use JobError::{Fault, Fruitless, NoLink, NoProgress, Spawn, TooFewWorkers};

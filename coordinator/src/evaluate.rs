@@ -9,7 +9,7 @@ use crate::crew::{Crew, Received, invalid, out_of_turn};
 use crate::exchange::Routed;
 use crate::loss::cross_entropy;
 use crate::stop::Stop;
-use convoy_dataset::{Feeder, Split};
+use convoy_dataset::{Drawn, Feeder, Split};
 
 /// The result of a network on a set of images.
 #[derive(Clone, Debug)]
@@ -46,18 +46,22 @@ pub fn evaluate(crew: &mut Crew, split: &Split, step: u64, size: usize, stop: &A
     let mut feeder = Feeder::new(split);
     let mut unasked = micro_batches(split.len(), size, step);
     let mut waiting = VecDeque::new();
-    // Those that are being prepared, beside those that are sent.
+    // As many are being prepared as memory allows, but no more than are computed at a time.
     let ahead = feeder.depth(size).clamp(1, EVALUATIONS_UNDER_WAY);
+    let mut ask_ahead = |feeder: &mut Feeder, waiting: &mut VecDeque<MicroBatch>| {
+        for micro_batch in unasked.by_ref().take(ahead - waiting.len()) {
+            feeder.ask(micro_batch.samples.clone().map(|image| Drawn { image, draw: None }).collect());
+            waiting.push_back(micro_batch);
+        }
+    };
+    ask_ahead(&mut feeder, &mut waiting);
     let mut under_way = 0;
     loop {
         while under_way < EVALUATIONS_UNDER_WAY {
-            for micro_batch in unasked.by_ref().take(ahead - waiting.len()) {
-                feeder.ask(micro_batch.samples.clone().map(|image| (image, None)).collect());
-                waiting.push_back(micro_batch);
-            }
             let Some(micro_batch) = waiting.pop_front() else { break };
             crew.exchanges.open(&micro_batch);
-            let images = crew.await_images(&mut feeder, micro_batch.id)?;
+            let (images, _) = crew.await_images(&mut feeder, micro_batch.id)?;
+            ask_ahead(&mut feeder, &mut waiting);
             crew.send_images(&micro_batch, images)?;
             under_way += 1;
         }

@@ -32,6 +32,7 @@ pub struct Metrics {
     slow_workers: Counter,
     images: Counter,
     received_bytes: Counter,
+    image_wait: Counter<f64, AtomicU64>,
     step_seconds: Histogram,
     loss: Known,
     learning_rate: Known,
@@ -63,6 +64,7 @@ impl Default for Metrics {
             slow_workers: Counter::default(),
             images: Counter::default(),
             received_bytes: Counter::default(),
+            image_wait: Counter::default(),
             step_seconds: Histogram::new(exponential_buckets(first, factor, buckets)),
             loss: unknown(),
             learning_rate: unknown(),
@@ -95,6 +97,8 @@ impl Metrics {
         registry.register("images", "Training images of the steps committed by this process", metrics.images.clone());
         let help = "Bytes of tensors that the coordinator or workers received from workers, up to the last step, without the state for snapshots";
         registry.register("received_bytes", help, metrics.received_bytes.clone());
+        let help = "How long steps waited for image files to be decoded";
+        registry.register_with_unit("image_wait", help, Unit::Seconds, metrics.image_wait.clone());
         let help = "Duration of a step, from the previous commit to its own";
         registry.register_with_unit("step", help, Unit::Seconds, metrics.step_seconds.clone());
         registry.register("loss", "Mean loss of the last step's images", metrics.loss.clone());
@@ -131,12 +135,23 @@ impl Metrics {
             Event::Step { step, replayed: true, .. } => {
                 self.step.set(*step as i64);
             }
-            Event::Step { step, epoch, loss, lr, images, seconds, received_bytes, replayed: false, .. } => {
+            Event::Step {
+                step,
+                epoch,
+                loss,
+                lr,
+                images,
+                seconds,
+                received_bytes,
+                image_wait_seconds,
+                replayed: false,
+            } => {
                 self.step.set(*step as i64);
                 self.epoch.set(*epoch as i64);
                 self.steps.inc();
                 self.images.inc_by(*images as u64);
                 self.received_bytes.inc_by(*received_bytes);
+                self.image_wait.inc_by(*image_wait_seconds);
                 self.step_seconds.observe(*seconds);
                 self.loss.set(*loss);
                 self.learning_rate.set(*lr);
@@ -263,7 +278,7 @@ mod tests {
                 images: 16,
                 seconds: 0.003,
                 received_bytes: 100,
-                awaited_images: 0.0,
+                image_wait_seconds: 0.25,
                 replayed: false,
             });
         }
@@ -297,6 +312,7 @@ mod tests {
             "convoy_steps_total 2",
             "convoy_images_total 32",
             "convoy_received_bytes_total 200",
+            "convoy_image_wait_seconds_total 0.5",
             "convoy_step_seconds_sum 0.006",
             "convoy_step_seconds_count 2",
             "convoy_step_seconds_bucket{le=\"0.002\"} 0",

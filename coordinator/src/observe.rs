@@ -61,7 +61,7 @@ pub enum Event {
         /// Bytes of tensors received from workers since the previous step.
         received_bytes: u64,
         /// How long the job has waited for images to be decoded since the previous step.
-        awaited_images: f64,
+        image_wait_seconds: f64,
         /// Whether the step was committed before, and was computed again after a fault.
         replayed: bool,
     },

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use convoy_common::chain::chain;
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
-use convoy_dataset::{Keeping, Wanted, image_files, unlabelled};
+use convoy_dataset::{Resources, Wanted, image_files, unlabelled};
 use serde::Serialize;
 
 use crate::error::JobError;
@@ -67,7 +67,7 @@ pub fn predict(
     damaged.iter().for_each(|error| observer.on(Event::Notice { text: chain(error) }));
     let network = Network::parse(&text)?;
     let files = image_files(&images)?;
-    let split = unlabelled(&files, &Wanted::by(&network, seed), &Keeping::default())?;
+    let split = unlabelled(&files, &Wanted::by(&network, seed), &Resources::default())?;
     let workers = running.workers.unwrap_or(network.towers).min(network.towers);
     let plan = Arc::new(Plan::new(network.clone(), workers, 1, None)?);
     let subject = Subject { text, plan, weights, micro_batch: micro_batch_for(1, files.len(), micro_batch) };

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use convoy_common::index::{ExchangeIndex, WorkerIndex};
 use convoy_common::plan::{Plan, Traffic};
-use convoy_dataset::Effort;
+use convoy_dataset::StageTimes;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -95,27 +95,30 @@ impl RunRecord {
     }
 }
 
-/// What it took to read, decode and scale the image files of a job, in seconds. Times of several threads are added up.
+/// What it took to read, decode and scale the image files of a job, test images included. Times of several threads are added up.
 #[derive(Clone, Debug, Serialize)]
 pub struct PreparingRecord {
+    /// Images that were decoded. One that is decoded twice counts twice.
+    pub images: u64,
     /// Reading files.
     pub read_seconds: f64,
     /// Decoding them.
     pub decode_seconds: f64,
-    /// Scaling the pixels.
+    /// Scaling the pixels, and computing a digest of them.
     pub scale_seconds: f64,
-    /// How long steps waited for images.
-    pub waited_seconds: f64,
+    /// How long training steps waited for images.
+    pub image_wait_seconds: f64,
 }
 
 impl PreparingRecord {
     /// None if there was nothing to do.
-    pub fn of(effort: Effort, waited: Duration) -> Option<Self> {
-        (effort != Effort::default()).then_some(Self {
-            read_seconds: effort.read.as_secs_f64(),
-            decode_seconds: effort.decode.as_secs_f64(),
-            scale_seconds: effort.scale.as_secs_f64(),
-            waited_seconds: waited.as_secs_f64(),
+    pub fn of(times: StageTimes, waited: Duration) -> Option<Self> {
+        (times != StageTimes::default()).then_some(Self {
+            images: times.images,
+            read_seconds: times.read.as_secs_f64(),
+            decode_seconds: times.decode.as_secs_f64(),
+            scale_seconds: times.scale.as_secs_f64(),
+            image_wait_seconds: waited.as_secs_f64(),
         })
     }
 }

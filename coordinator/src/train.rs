@@ -7,9 +7,9 @@
 
 mod drive;
 mod generations;
+mod prefetch;
 mod snapshots;
 mod steps;
-mod supply;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -49,7 +49,7 @@ use crate::trace::{Recorder, Sampling};
 use crate::unguessable::unguessable;
 use convoy_dataset::{AskedReading, DataChoice, DataSet, DataSource, Places, Reading, Wanted};
 use drive::{Drive, Site};
-use supply::Supply;
+use prefetch::Prefetch;
 
 /// A request to train.
 pub struct Training {
@@ -327,7 +327,7 @@ impl Run {
         let mut recorder = Recorder::off(cluster.clock());
         let mut generations = Generations::default();
         let order = DataOrder::new(self.job.order_seed(), self.job.order, self.batches());
-        let mut drive = Drive::new(order, Supply::new(&self.data.train));
+        let mut drive = Drive::new(order, Prefetch::new(&self.data.train));
         let mut site = Site { job: job_number, cluster: &mut cluster, recorder: &mut recorder };
         let driven = self.recover(&mut site, &mut generations, &mut drive, observer, stop);
         let reason = match &driven {
@@ -377,7 +377,7 @@ impl Run {
         };
         self.record.error = checked.as_ref().err().map(|error| chain(error));
         self.record.images_per_second = Some(rate);
-        self.record.preparing = PreparingRecord::of(self.data.train.effort(), drive.awaited_images);
+        self.record.preparing = PreparingRecord::of(self.data.train.times(), drive.image_wait);
         self.record.ended = Some(FinalRecord {
             steps: ended.steps,
             train_loss: ended.train_loss,

@@ -15,8 +15,8 @@ use facts::{CLASS_NAMES, SHAPE, TEST_COUNT, TRAIN_COUNT};
 use super::download::{self, Remote};
 use super::error::DataError;
 use super::folder::{self, Parsed};
-use super::hands::Keeping;
 use super::idx;
+use super::pool::Resources;
 use super::set::{DataSet, PartSet, Splits, Wanted};
 
 /// The name of its folder in each place.
@@ -34,7 +34,7 @@ pub struct Places {
     /// Whether downloads are forbidden.
     pub offline: bool,
     /// How images of files are kept.
-    pub keeping: Keeping,
+    pub resources: Resources,
 }
 
 impl Places {
@@ -48,7 +48,7 @@ impl Places {
             cache_dir: absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache"))),
             system_dir: PathBuf::from("/usr/share/datasets"),
             offline,
-            keeping: Keeping::default(),
+            resources: Resources::default(),
         }
     }
 

@@ -1,102 +1,145 @@
 //! Prepares batches of images ahead of time, in the order in which they were asked for.
 //!
-//! Images in memory are cropped by the thread that takes them, because that costs less than handing them over. Others are decoded by
-//! threads of their own. Not here: how far ahead to ask, which is the caller's decision.
+//! If all images of a split are in memory, the thread that takes a batch crops them, because that costs less than handing them over.
+//! Otherwise, threads of their own decode and crop them. Not here: which batches are asked for, and when.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::time::Duration;
-
-use rayon::prelude::*;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 use crate::error::DataError;
-use crate::hands::Hands;
+use crate::pool::DecodePool;
 use crate::set::Split;
 use crate::view::Draw;
 
-/// An image by its index, and the draw with which it is seen.
-pub type Seen = (usize, Option<Draw>);
+/// Each thread gets a batch in about so many runs of images. More runs spread the work better, and cost more messages.
+const RUNS: usize = 4;
+
+/// An image of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Drawn {
+    /// Its index.
+    pub image: usize,
+    /// How it is cropped and mirrored. None: as in tests.
+    pub draw: Option<Draw>,
+}
 
 /// Prepares batches of the images of a split.
 #[derive(Debug)]
 pub struct Feeder {
     split: Split,
     /// None if all images are in memory.
-    hands: Option<Arc<Hands>>,
+    pool: Option<Arc<DecodePool>>,
     /// What was asked for and not taken, the oldest first.
     batches: VecDeque<Batch>,
     /// Whether anybody still waits for these batches.
     is_wanted: Arc<AtomicBool>,
 }
 
-/// The bytes of a batch: (image, channel, row, column).
-type Prepared = Result<Vec<u8>, DataError>;
-
+/// A batch that was asked for.
 #[derive(Debug)]
 enum Batch {
     /// It is prepared when it is taken.
-    Asked(Vec<Seen>),
+    Asked(Vec<Drawn>),
     /// Threads prepare it.
-    Begun(Receiver<Prepared>),
-    /// It was found to be ready.
-    Ready(Prepared),
+    Begun(Gathering),
+}
+
+/// The runs of a batch, as they arrive.
+#[derive(Debug)]
+struct Gathering {
+    runs: Receiver<Run>,
+    /// Runs that are missing.
+    missing: usize,
+    /// (image, channel, row, column).
+    bytes: Vec<u8>,
+    /// What is wrong with an image, and with which one of the batch. Of several, the first image counts, whichever comes first.
+    error: Option<(usize, DataError)>,
+}
+
+/// Images of a batch that lie side by side, and the place of the first one.
+struct Run {
+    first: usize,
+    bytes: Result<Vec<u8>, DataError>,
 }
 
 impl Feeder {
     /// For the images of a split.
     pub fn new(split: &Split) -> Self {
         let is_wanted = Arc::new(AtomicBool::new(true));
-        Self { split: split.clone(), hands: split.hands().cloned(), batches: VecDeque::new(), is_wanted }
+        Self { split: split.clone(), pool: split.pool().cloned(), batches: VecDeque::new(), is_wanted }
     }
 
     /// Whether images are prepared by threads, and thus ahead of time.
     pub fn is_ahead(&self) -> bool {
-        self.hands.is_some()
+        self.pool.is_some()
     }
 
-    /// Batches of `images` images that should be asked for before the first is taken: as many as memory allows, and at least one.
+    /// Batches of `images` images for which there is memory, at least one.
     pub fn depth(&self, images: usize) -> usize {
         let bytes = images.max(1) * self.split.image_bytes();
-        self.hands.as_ref().map_or(1, |hands| (hands.ahead() / bytes).max(1))
+        self.pool.as_ref().map_or(1, |pool| (pool.ahead() / bytes).max(1))
     }
 
     /// Asks for a batch.
     ///
     /// # Panics
-    /// When the batch is taken, if an index was out of range.
-    pub fn ask(&mut self, images: Vec<Seen>) {
-        let Some(hands) = &self.hands else { return self.batches.push_back(Batch::Asked(images)) };
-        let (sender, receiver) = sync_channel(1);
-        let (split, is_wanted) = (self.split.clone(), self.is_wanted.clone());
-        hands.pool().spawn_fifo(move || {
-            if is_wanted.load(Ordering::Relaxed) {
-                // Nobody waits any more if it can't be sent.
-                let _ = sender.send(prepared(&split, &images));
-            }
-        });
-        self.batches.push_back(Batch::Begun(receiver));
+    /// When the batch is taken, if an index is out of range and all images are in memory.
+    pub fn ask(&mut self, images: Vec<Drawn>) {
+        let batch = match &self.pool {
+            None => Batch::Asked(images),
+            Some(pool) => Batch::Begun(self.begun(pool, &images)),
+        };
+        self.batches.push_back(batch);
     }
 
-    /// Whether the oldest `count` batches can be taken without a wait.
+    /// Hands the images of a batch to the threads, run by run.
+    fn begun(&self, pool: &DecodePool, images: &[Drawn]) -> Gathering {
+        let threads = pool.threads();
+        let length = images.len().div_ceil(RUNS * threads.current_num_threads()).max(1);
+        let (sender, runs) = channel();
+        for (index, run) in images.chunks(length).enumerate() {
+            let (split, is_wanted, sender, run) =
+                (self.split.clone(), self.is_wanted.clone(), sender.clone(), run.to_vec());
+            threads.spawn_fifo(move || {
+                if is_wanted.load(Ordering::Relaxed) {
+                    // Nobody waits any more if it can't be sent.
+                    let _ = sender.send(Run { first: index * length, bytes: prepared(&split, &run) });
+                }
+            });
+        }
+        let missing = images.len().div_ceil(length);
+        Gathering { runs, missing, bytes: vec![0; images.len() * self.split.image_bytes()], error: None }
+    }
+
+    /// Whether the oldest `count` batches can be taken without a wait, and nothing is wrong with their images.
     pub fn has(&mut self, count: usize) -> bool {
-        self.batches.len() >= count && self.batches.iter_mut().take(count).all(|batch| batch.is_ready(Duration::ZERO))
+        let size = self.split.image_bytes();
+        let is_ready = |batch: &mut Batch| match batch {
+            Batch::Asked(_) => true,
+            Batch::Begun(gathering) => gathering.gather(size, Duration::ZERO) && gathering.error.is_none(),
+        };
+        self.batches.len() >= count && self.batches.iter_mut().take(count).all(is_ready)
     }
 
-    /// Takes the oldest batch. None if it is not ready within `patience`.
+    /// Takes the oldest batch: (image, channel, row, column). None if it is not ready within `patience`.
     ///
     /// # Panics
     /// If no batch was asked for.
     pub fn take(&mut self, patience: Duration) -> Option<Result<Vec<u8>, DataError>> {
+        let size = self.split.image_bytes();
         let oldest = self.batches.front_mut().expect("a batch is asked for before it is taken");
-        if !oldest.is_ready(patience) {
+        if let Batch::Begun(gathering) = oldest
+            && !gathering.gather(size, patience)
+        {
             return None;
         }
         Some(match self.batches.pop_front()? {
-            Batch::Asked(images) => collected(&self.split, &images),
-            Batch::Ready(prepared) => prepared,
-            Batch::Begun(_) => Err(DataError::Unprepared),
+            Batch::Asked(images) => prepared(&self.split, &images),
+            Batch::Begun(Gathering { error: Some((_, error)), .. }) => Err(error),
+            Batch::Begun(Gathering { bytes, .. }) => Ok(bytes),
         })
     }
 
@@ -114,37 +157,40 @@ impl Drop for Feeder {
     }
 }
 
-impl Batch {
-    fn is_ready(&mut self, patience: Duration) -> bool {
-        if let Batch::Begun(receiver) = self {
-            match receiver.recv_timeout(patience) {
-                Ok(prepared) => *self = Batch::Ready(prepared),
+impl Gathering {
+    /// Takes the runs that arrive within `patience`. `size` is that of an image. Returns whether none is missing.
+    fn gather(&mut self, size: usize, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        while self.missing > 0 {
+            match self.runs.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(Run { first, bytes: Ok(bytes) }) => {
+                    self.bytes[first * size..][..bytes.len()].copy_from_slice(&bytes);
+                    self.missing -= 1;
+                }
+                Ok(Run { first, bytes: Err(error) }) => self.fail(first, error),
                 Err(RecvTimeoutError::Timeout) => return false,
-                // The thread that prepared it has panicked.
-                Err(RecvTimeoutError::Disconnected) => *self = Batch::Ready(Err(DataError::Unprepared)),
+                // A thread has panicked, so its run does not come.
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.missing = 1;
+                    self.fail(usize::MAX, DataError::Unprepared);
+                }
             }
         }
         true
     }
+
+    fn fail(&mut self, first: usize, error: DataError) {
+        if self.error.as_ref().is_none_or(|(earlier, _)| first < *earlier) {
+            self.error = Some((first, error));
+        }
+        self.missing -= 1;
+    }
 }
 
-/// The bytes of images, one after the other, by all threads of the pool that calls it.
-fn prepared(split: &Split, images: &[Seen]) -> Prepared {
-    let size = split.image_bytes();
-    let mut bytes = vec![0; images.len() * size];
-    // The place of an image does not depend on the thread that prepares it. Of several errors, the first image's counts.
-    let errors: Vec<Option<DataError>> = bytes
-        .par_chunks_mut(size)
-        .zip(images)
-        .map(|(place, (image, draw))| split.image(*image, *draw).map(|bytes| place.copy_from_slice(&bytes)).err())
-        .collect();
-    errors.into_iter().flatten().next().map_or(Ok(bytes), Err)
-}
-
-/// The same, by the calling thread.
-fn collected(split: &Split, images: &[Seen]) -> Prepared {
+/// The bytes of images, one after the other.
+fn prepared(split: &Split, images: &[Drawn]) -> Result<Vec<u8>, DataError> {
     let mut bytes = Vec::with_capacity(images.len() * split.image_bytes());
-    for (image, draw) in images {
+    for Drawn { image, draw } in images {
         bytes.extend_from_slice(&split.image(*image, *draw)?);
     }
     Ok(bytes)
@@ -158,8 +204,8 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::hands::Keeping;
     use crate::images::{Reading, load};
+    use crate::pool::Resources;
     use crate::set::Wanted;
 
     /// A folder with twenty training images of 6 x 8, and a test image of each class. The files of the training images, in their order.
@@ -184,7 +230,11 @@ mod tests {
     fn split(folder: &TempDir, threads: usize, memory: usize) -> Split {
         let transforms = Transforms { crop: Crop::Random { pad: 1 }, mirror: true, ..Transforms::default() };
         let wanted = Wanted { channels: 1, height: 4, width: 4, transforms, classes: 2, seed: 1 };
-        load(folder.path(), &wanted, &Reading::default(), &Keeping { threads, memory }).unwrap().train
+        load(folder.path(), &wanted, &Reading::default(), &Resources { threads, memory }).unwrap().train
+    }
+
+    fn plain(image: usize) -> Drawn {
+        Drawn { image, draw: None }
     }
 
     /// Five batches of four images in their epoch's order, which is backwards.
@@ -192,7 +242,7 @@ mod tests {
         let mut feeder = Feeder::new(split);
         for batch in 0..5 {
             let images = (0..4).map(|place| 19 - batch * 4 - place);
-            feeder.ask(images.map(|image| (image, Some(Draw::new(1, 2, image)))).collect());
+            feeder.ask(images.map(|image| Drawn { image, draw: Some(Draw::new(1, 2, image)) }).collect());
         }
         (0..5).map(|_| feeder.take(Duration::from_secs(60)).expect("a minute is enough").unwrap()).collect()
     }
@@ -210,24 +260,35 @@ mod tests {
             assert_eq!(batches(&split), expected, "{threads} threads, {memory} bytes");
             assert_eq!(split.fingerprint(), in_memory.fingerprint());
         }
-        let other = Feeder::new(&in_memory).split.image(19, Some(Draw::new(1, 3, 19))).unwrap().into_owned();
+        let other = in_memory.image(19, Some(Draw::new(1, 3, 19))).unwrap().into_owned();
         assert_ne!(other, expected[0][..16], "another epoch draws another crop");
     }
 
     #[test]
-    fn batches_that_are_forgotten_do_not_come_and_more_are_asked_for_where_there_is_memory() {
+    fn batches_that_are_forgotten_are_not_prepared() {
         let folder = TempDir::new().unwrap();
         files(folder.path());
-        let without_memory = split(&folder, 2, 0);
-        let mut feeder = Feeder::new(&without_memory);
+        let split = split(&folder, 1, 0);
+        let mut feeder = Feeder::new(&split);
         assert!(!feeder.has(1), "none was asked for");
-        (0..3).for_each(|image| feeder.ask(vec![(image, None)]));
+        let (release, held) = channel::<()>();
+        split.pool().unwrap().threads().spawn_fifo(move || assert!(held.recv().is_err(), "nothing is sent"));
+        let before = split.times().images;
+        (0..3).for_each(|image| feeder.ask(vec![plain(image)]));
+        assert!(!feeder.has(1) && feeder.take(Duration::ZERO).is_none(), "the only thread is held");
         feeder.forget();
-        assert!(!feeder.has(1));
-        feeder.ask(vec![(7, None)]);
+        feeder.ask(vec![plain(7)]);
+        drop(release);
         let seen = feeder.take(Duration::from_secs(60)).unwrap().unwrap();
-        assert_eq!(seen, *without_memory.image(7, None).unwrap());
-        assert_eq!(feeder.depth(4), 1, "there is no memory");
+        assert_eq!(split.times().images - before, 1, "the others were forgotten");
+        assert_eq!(seen, *split.image(7, None).unwrap());
+    }
+
+    #[test]
+    fn more_is_asked_for_where_there_is_more_memory() {
+        let folder = TempDir::new().unwrap();
+        files(folder.path());
+        assert_eq!(Feeder::new(&split(&folder, 2, 0)).depth(4), 1);
         // A quarter of the memory, for batches of images of 16 bytes.
         let with_memory = split(&folder, 2, 399);
         assert_eq!(with_memory.left_on_disk(), 1);
@@ -243,11 +304,11 @@ mod tests {
         std::fs::remove_file(&files[2]).unwrap();
         let mut feeder = Feeder::new(&split);
         for (image, expected) in [(3, "3.png has changed"), (2, "2.png can't be used any more")] {
-            feeder.ask(vec![(0, None), (image, None)]);
+            feeder.ask(vec![plain(0), plain(image)]);
             let error = feeder.take(Duration::from_secs(60)).unwrap().unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
-        feeder.ask(vec![(0, None)]);
+        feeder.ask(vec![plain(0)]);
         assert!(feeder.take(Duration::from_secs(60)).unwrap().is_ok(), "other images still come");
     }
 
@@ -257,7 +318,7 @@ mod tests {
         files(folder.path());
         let split = split(&folder, 1, 0);
         let mut feeder = Feeder::new(&split);
-        feeder.ask(vec![(99, None)]);
+        feeder.ask(vec![plain(99)]);
         let error = feeder.take(Duration::from_secs(60)).unwrap().unwrap_err();
         assert!(matches!(error, DataError::Unprepared), "{error}");
     }

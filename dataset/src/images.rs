@@ -9,19 +9,19 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::cache::{Decoded, ImageCache, Recipe};
 use crate::classes::{self, Found, Labelled};
 use crate::decode::{BadImage, DECODERS};
 use crate::error::DataError;
 use crate::folder;
-use crate::hands::{Hands, Keeping};
+use crate::pool::{DecodePool, Resources};
 use crate::set::{DataSet, PartSet, Split, Splits, Wanted};
-use crate::store::{Decoded, Recipe, Store};
 use convoy_common::chain::chain;
 use convoy_common::suggest;
 use convoy_common::wire::printable;
 
-/// Files that are decoded before their memory is counted.
-const AT_ONCE: usize = 64;
+/// Files for each thread that are decoded before their memory is counted. So this many images may be in memory beyond the bound.
+const AT_ONCE: usize = 16;
 /// Bad files that an error or a notice names.
 const SHOWN_MAX: usize = 5;
 
@@ -83,16 +83,21 @@ impl Default for Reading {
 }
 
 /// Loads both parts.
-pub(super) fn load(folder: &Path, wanted: &Wanted, reading: &Reading, keeping: &Keeping) -> Result<DataSet, DataError> {
+pub(super) fn load(
+    folder: &Path,
+    wanted: &Wanted,
+    reading: &Reading,
+    resources: &Resources,
+) -> Result<DataSet, DataError> {
     let found = find(folder, wanted, reading)?;
-    let (hands, mut room) = (Arc::new(Hands::new(keeping)?), keeping.memory);
-    let (train, bad) = decoded(folder, &found.train, wanted, &hands, &mut room)?;
-    let (test, bad_tests) = decoded(folder, &found.test, &wanted.without_draws(), &hands, &mut room)?;
+    let (pool, mut room) = (Arc::new(DecodePool::new(resources)?), resources.memory);
+    let (train, bad) = decoded(folder, &found.train, wanted, &pool, &mut room)?;
+    let (test, bad_tests) = decoded(folder, &found.test, &wanted.without_draws(), &pool, &mut room)?;
     let bad = [bad, bad_tests].concat();
     let mut notices = told(folder, &bad, found.train.len() + found.test.len(), reading)?;
     notices.extend(found.notices.iter().cloned());
     notices.extend(folder::missing_classes(&train, wanted.classes));
-    notices.extend(left_on_disk(&[&train, &test], keeping));
+    notices.extend(left_on_disk(&[&train, &test], resources));
     let mut set = DataSet::new(Splits { train, test }, &name(folder, &found), notices);
     set.classes = found.classes;
     Ok(set)
@@ -103,12 +108,13 @@ pub(super) fn load_test(
     folder: &Path,
     wanted: &Wanted,
     reading: &Reading,
-    keeping: &Keeping,
+    resources: &Resources,
 ) -> Result<PartSet, DataError> {
     let found = find(folder, wanted, reading)?;
-    let (hands, mut room) = (Arc::new(Hands::new(keeping)?), keeping.memory);
-    let (test, bad) = decoded(folder, &found.test, &wanted.without_draws(), &hands, &mut room)?;
-    let notices = told(folder, &bad, found.test.len(), reading)?;
+    let (pool, mut room) = (Arc::new(DecodePool::new(resources)?), resources.memory);
+    let (test, bad) = decoded(folder, &found.test, &wanted.without_draws(), &pool, &mut room)?;
+    let mut notices = told(folder, &bad, found.test.len(), reading)?;
+    notices.extend(left_on_disk(&[&test], resources));
     let mut set = PartSet::new(test, &name(folder, &found), notices);
     set.classes = found.classes;
     Ok(set)
@@ -118,10 +124,10 @@ pub(super) fn load_test(
 ///
 /// # Errors
 /// Names the files that can't be used.
-pub fn unlabelled(files: &[PathBuf], wanted: &Wanted, keeping: &Keeping) -> Result<Split, DataError> {
+pub fn unlabelled(files: &[PathBuf], wanted: &Wanted, resources: &Resources) -> Result<Split, DataError> {
     let all: Vec<Labelled> = files.iter().map(|file| Labelled { file: file.clone(), label: 0 }).collect();
-    let (hands, mut room) = (Arc::new(Hands::new(keeping)?), keeping.memory);
-    let (split, bad) = decoded(Path::new("the given files"), &all, &wanted.without_draws(), &hands, &mut room)?;
+    let (pool, mut room) = (Arc::new(DecodePool::new(resources)?), resources.memory);
+    let (split, bad) = decoded(Path::new("the given files"), &all, &wanted.without_draws(), &pool, &mut room)?;
     match bad.as_slice() {
         [] => Ok(split),
         bad => Err(DataError::BadFiles { count: bad.len(), all: files.len(), named: named(bad) }),
@@ -151,39 +157,39 @@ fn decoded(
     folder: &Path,
     files: &[Labelled],
     wanted: &Wanted,
-    hands: &Arc<Hands>,
+    pool: &Arc<DecodePool>,
     room: &mut usize,
 ) -> Result<(Split, Vec<String>), DataError> {
     let recipe = Recipe::new(wanted.input(), wanted.transforms);
-    let (mut store, mut labels, mut bad) = (Store::new(recipe, hands.clone()), Vec::new(), Vec::new());
-    for files in files.chunks(AT_ONCE) {
+    let (mut cache, mut labels, mut bad) = (ImageCache::new(recipe, pool.clone()), Vec::new(), Vec::new());
+    for files in files.chunks(AT_ONCE * pool.threads().current_num_threads()) {
         // The order of files stays, whichever thread decodes which.
-        let decode = || files.par_iter().map(|image| recipe.decoded(&image.file, hands)).collect();
-        let decoded: Vec<Result<Decoded, BadImage>> = hands.pool().install(decode);
+        let decode = || files.par_iter().map(|image| recipe.decoded(&image.file, pool)).collect();
+        let decoded: Vec<Result<Decoded, BadImage>> = pool.threads().install(decode);
         for (image, decoded) in files.iter().zip(decoded) {
             match decoded {
                 Ok(decoded) => {
-                    store.add(&image.file, decoded, room);
+                    cache.add(&image.file, decoded, room);
                     labels.push(image.label);
                 }
                 Err(error) => bad.push(format!("{}: {}", printable(&image.file.display().to_string()), chain(&error))),
             }
         }
     }
-    if store.len() == 0 {
+    if cache.len() == 0 {
         return Err(DataError::AllBad { folder: folder.to_path_buf(), named: named(&bad) });
     }
-    Ok((Split::of_files(store, labels, wanted), bad))
+    Ok((Split::of_files(cache, labels, wanted), bad))
 }
 
 /// The notice about images that don't stay in memory.
-fn left_on_disk(splits: &[&Split], keeping: &Keeping) -> Option<String> {
+fn left_on_disk(splits: &[&Split], resources: &Resources) -> Option<String> {
     let all: usize = splits.iter().map(|split| split.len()).sum();
     let left: usize = splits.iter().map(|split| split.left_on_disk()).sum();
-    let memory = keeping.memory as f64 / f64::from(1 << 30);
+    let memory = resources.memory / 1000;
     (left > 0).then(|| {
         format!(
-            "{left} of {all} images do not fit into the {memory:.1} GiB of --data-memory, and are decoded whenever they are needed"
+            "{left} of {all} images do not fit into {memory} KB of memory, and are decoded whenever they are needed"
         )
     })
 }

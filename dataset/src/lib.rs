@@ -1,8 +1,9 @@
 //! Images and labels: where they come from, and the checks that they fit the model.
 //!
 //! Images are in memory, as bytes, as long as there is room. Workers turn pixels into floats. Loading blocks on files and possibly on the
-//! network, so no async task may do it. Not here: the order of images, and batches (`order`).
+//! network, so no async task may do it. Not here: the order of images, which the coordinator decides.
 
+mod cache;
 mod cifar;
 mod classes;
 mod decode;
@@ -11,14 +12,13 @@ mod error;
 mod fashion;
 mod feeder;
 mod folder;
-mod hands;
 mod idx;
 mod images;
 mod npz;
 mod pixels;
+mod pool;
 mod selection;
 mod set;
-mod store;
 mod synthetic;
 #[cfg(test)]
 mod tests;
@@ -35,9 +35,9 @@ pub use classes::image_files;
 pub use error::DataError;
 pub use fashion::Places;
 pub use fashion::facts::CLASS_NAMES;
-pub use feeder::{Feeder, Seen};
-pub use hands::{Effort, Keeping, MEMORY};
+pub use feeder::{Drawn, Feeder};
 pub use images::{AskedReading, BadImages, Reading, unlabelled};
+pub use pool::{Resources, StageTimes};
 pub use selection::Selection;
 pub use set::{DataSet, PartSet, Split, Wanted};
 pub use view::Draw;
@@ -136,7 +136,7 @@ impl DataChoice {
 pub fn load(source: &DataSource, wanted: &Wanted, places: &Places, reading: &Reading) -> Result<DataSet, DataError> {
     match source {
         DataSource::Auto => fashion::auto(wanted, places, &download::Remote::fashion_mnist()),
-        DataSource::Folder(folder) => from_folder(folder, wanted, reading, &places.keeping),
+        DataSource::Folder(folder) => from_folder(folder, wanted, reading, &places.resources),
         DataSource::Bundled => fashion::bundled(wanted),
         DataSource::Synthetic => synthetic::make(wanted),
     }
@@ -154,7 +154,7 @@ pub fn load_test(
 ) -> Result<PartSet, DataError> {
     match source {
         DataSource::Auto => fashion::auto_test(wanted, places, &download::Remote::fashion_mnist().test_files()),
-        DataSource::Folder(folder) => test_from_folder(folder, wanted, reading, &places.keeping),
+        DataSource::Folder(folder) => test_from_folder(folder, wanted, reading, &places.resources),
         DataSource::Bundled => fashion::bundled_test(wanted),
         DataSource::Synthetic => synthetic::make_test(wanted),
     }
@@ -201,11 +201,11 @@ pub fn class_count(source: &DataSource, reading: &Reading) -> Result<Option<usiz
     }
 }
 
-fn from_folder(folder: &Path, wanted: &Wanted, reading: &Reading, keeping: &Keeping) -> Result<DataSet, DataError> {
+fn from_folder(folder: &Path, wanted: &Wanted, reading: &Reading, resources: &Resources) -> Result<DataSet, DataError> {
     match layout_of(folder)? {
         Layout::Idx => {}
         Layout::Cifar(found) => return cifar::load(found, wanted),
-        Layout::ImageFiles => return images::load(folder, wanted, reading, keeping),
+        Layout::ImageFiles => return images::load(folder, wanted, reading, resources),
         Layout::Npz => return npz::load(folder, wanted),
     }
     let splits = folder::read(folder::find(folder)?, wanted)?;
@@ -217,12 +217,12 @@ fn test_from_folder(
     folder: &Path,
     wanted: &Wanted,
     reading: &Reading,
-    keeping: &Keeping,
+    resources: &Resources,
 ) -> Result<PartSet, DataError> {
     match layout_of(folder)? {
         Layout::Idx => {}
         Layout::Cifar(found) => return cifar::load_test(found, wanted),
-        Layout::ImageFiles => return images::load_test(folder, wanted, reading, keeping),
+        Layout::ImageFiles => return images::load_test(folder, wanted, reading, resources),
         Layout::Npz => return npz::load_test(folder, wanted),
     }
     let images = folder::read_split(folder::find_test(folder)?, wanted)?;

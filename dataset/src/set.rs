@@ -1,4 +1,4 @@
-//! Images and labels in memory: a split; a data set, which consists of two splits; and what a model requires of them.
+//! Images and labels: a split; a data set, which consists of two splits; and what a model requires of them.
 //!
 //! Not here: where they come from.
 
@@ -11,9 +11,9 @@ use convoy_common::parameters::hex;
 use ndarray::{Array4, Axis};
 use sha2::{Digest, Sha256};
 
+use crate::cache::ImageCache;
 use crate::error::DataError;
-use crate::hands::{Effort, Hands};
-use crate::store::Store;
+use crate::pool::{DecodePool, StageTimes};
 use crate::view::{Draw, view};
 
 /// What the model needs of a data set.
@@ -48,8 +48,8 @@ pub struct Split {
 enum Pictures {
     /// Of the size that the model takes: (image, channel, row, column), in standard layout.
     Same(Arc<Array4<u8>>),
-    /// Each of a size of its own: these images of a store.
-    Each(Arc<Store>, Arc<[usize]>),
+    /// Each of a size of its own: these images of a cache.
+    Each(Arc<ImageCache>, Arc<[usize]>),
 }
 
 /// Both splits, each checked against the model.
@@ -121,13 +121,13 @@ impl Split {
         Split { pictures: Pictures::Same(Arc::new(images)), labels: labels.into(), input, transforms }
     }
 
-    /// All images of a store.
+    /// All images of a cache.
     ///
     /// # Panics If there isn't one label per image.
-    pub(super) fn of_files(store: Store, labels: Vec<u16>, wanted: &Wanted) -> Self {
-        assert_eq!(store.len(), labels.len(), "one label an image");
-        let all = (0..store.len()).collect();
-        let pictures = Pictures::Each(Arc::new(store), all);
+    pub(super) fn of_files(cache: ImageCache, labels: Vec<u16>, wanted: &Wanted) -> Self {
+        assert_eq!(cache.len(), labels.len(), "one label an image");
+        let all = (0..cache.len()).collect();
+        let pictures = Pictures::Each(Arc::new(cache), all);
         Split { pictures, labels: labels.into(), input: wanted.input(), transforms: wanted.transforms }
     }
 
@@ -137,8 +137,8 @@ impl Split {
     pub(super) fn chosen(&self, indices: &[usize]) -> Self {
         let pictures = match &self.pictures {
             Pictures::Same(images) => Pictures::Same(Arc::new(images.select(Axis(0), indices))),
-            Pictures::Each(store, all) => {
-                Pictures::Each(store.clone(), indices.iter().map(|index| all[*index]).collect())
+            Pictures::Each(cache, all) => {
+                Pictures::Each(cache.clone(), indices.iter().map(|index| all[*index]).collect())
             }
         };
         Split { pictures, labels: indices.iter().map(|index| self.label(*index)).collect(), ..*self }
@@ -188,9 +188,9 @@ impl Split {
                 let bytes = images.as_slice().expect("the constructor asserts standard layout");
                 Ok((self.input, Cow::Borrowed(&bytes[index * size..(index + 1) * size])))
             }
-            Pictures::Each(store, chosen) => {
-                let (shape, _) = store.facts(chosen[index]);
-                Ok((shape, store.bytes(chosen[index])?))
+            Pictures::Each(cache, chosen) => {
+                let (shape, _) = cache.facts(chosen[index]);
+                Ok((shape, cache.bytes(chosen[index])?))
             }
         }
     }
@@ -201,9 +201,9 @@ impl Split {
     }
 
     /// Who prepares the images, if they are not all in memory.
-    pub(crate) fn hands(&self) -> Option<&Arc<Hands>> {
+    pub(crate) fn pool(&self) -> Option<&Arc<DecodePool>> {
         match &self.pictures {
-            Pictures::Each(store, _) if self.left_on_disk() > 0 => Some(store.hands()),
+            Pictures::Each(cache, _) if self.left_on_disk() > 0 => Some(cache.pool()),
             _ => None,
         }
     }
@@ -212,15 +212,15 @@ impl Split {
     pub(crate) fn left_on_disk(&self) -> usize {
         match &self.pictures {
             Pictures::Same(_) => 0,
-            Pictures::Each(store, chosen) => chosen.iter().filter(|index| !store.is_in_memory(**index)).count(),
+            Pictures::Each(cache, chosen) => chosen.iter().filter(|index| !cache.is_in_memory(**index)).count(),
         }
     }
 
     /// How long threads have prepared images of files so far.
-    pub fn effort(&self) -> Effort {
+    pub fn times(&self) -> StageTimes {
         match &self.pictures {
-            Pictures::Same(_) => Effort::default(),
-            Pictures::Each(store, _) => store.hands().effort(),
+            Pictures::Same(_) => StageTimes::default(),
+            Pictures::Each(cache, _) => cache.pool().times(),
         }
     }
 
@@ -239,7 +239,7 @@ impl Split {
     pub fn file(&self, index: usize) -> Option<&Path> {
         match &self.pictures {
             Pictures::Same(_) => None,
-            Pictures::Each(store, chosen) => Some(store.file(chosen[index])),
+            Pictures::Each(cache, chosen) => Some(cache.file(chosen[index])),
         }
     }
 
@@ -262,10 +262,10 @@ pub(super) fn fingerprint(splits: &[&Split]) -> String {
                 extents(&mut sha, images.shape());
                 sha.update(images.as_slice().expect("the constructor asserts standard layout"));
             }
-            Pictures::Each(store, chosen) => {
+            Pictures::Each(cache, chosen) => {
                 extents(&mut sha, &[chosen.len()]);
                 for index in chosen.iter() {
-                    let (Shape { channels, height, width }, digest) = store.facts(*index);
+                    let (Shape { channels, height, width }, digest) = cache.facts(*index);
                     extents(&mut sha, &[channels, height, width]);
                     sha.update(digest);
                 }

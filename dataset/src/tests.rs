@@ -84,7 +84,7 @@ fn load_with(name: &str, bytes: Vec<u8>) -> Result<DataSet, DataError> {
 fn load_files(files: &BTreeMap<String, Vec<u8>>, wanted: &Wanted) -> Result<DataSet, DataError> {
     let folder = TempDir::new().unwrap();
     write_files(folder.path(), files);
-    from_folder(folder.path(), wanted, &Reading::default(), &Keeping::default())
+    from_folder(folder.path(), wanted, &Reading::default(), &Resources::default())
 }
 
 fn small_without(name: &str) -> BTreeMap<String, Vec<u8>> {
@@ -189,20 +189,20 @@ fn missing_folder_and_files_are_named() {
     let folder = TempDir::new().unwrap();
     let nowhere = folder.path().join("nowhere");
     assert_error!(
-        from_folder(&nowhere, &small_wanted(), &Reading::default(), &Keeping::default()),
+        from_folder(&nowhere, &small_wanted(), &Reading::default(), &Resources::default()),
         DataError::FolderMissing { .. },
         ["nowhere"]
     );
     fs::write(&nowhere, "").unwrap();
     assert_error!(
-        from_folder(&nowhere, &small_wanted(), &Reading::default(), &Keeping::default()),
+        from_folder(&nowhere, &small_wanted(), &Reading::default(), &Resources::default()),
         DataError::FolderMissing { .. },
         ["nowhere"]
     );
     let mut files = small_without(TRAIN_LABELS);
     files.remove(TEST_IMAGES);
     write_files(folder.path(), &files);
-    let error = from_folder(folder.path(), &small_wanted(), &Reading::default(), &Keeping::default()).unwrap_err();
+    let error = from_folder(folder.path(), &small_wanted(), &Reading::default(), &Resources::default()).unwrap_err();
     let DataError::FilesMissing { missing, folder: named } = &error else { panic!("{error:?}") };
     assert_eq!(missing[..], [TRAIN_LABELS, TEST_IMAGES]);
     assert_eq!(named, folder.path());
@@ -390,11 +390,11 @@ fn test_images_are_loaded_alone() {
     let mut files = small_without(TRAIN_IMAGES);
     files.remove(TRAIN_LABELS);
     write_files(folder.path(), &files);
-    let test = test_from_folder(folder.path(), &small_wanted(), &Reading::default(), &Keeping::default()).unwrap();
+    let test = test_from_folder(folder.path(), &small_wanted(), &Reading::default(), &Resources::default()).unwrap();
     assert_eq!(test.images.fingerprint(), whole.test.fingerprint());
     assert!(test.origin.contains("2 test images of 1x2x3"), "{}", test.origin);
     fs::remove_file(folder.path().join(TEST_LABELS)).unwrap();
-    let error = test_from_folder(folder.path(), &small_wanted(), &Reading::default(), &Keeping::default());
+    let error = test_from_folder(folder.path(), &small_wanted(), &Reading::default(), &Resources::default());
     assert_error!(error, DataError::FilesMissing { .. }, [TEST_LABELS]);
     let places = Search::new().places;
     for source in [DataSource::Bundled, DataSource::Synthetic] {
@@ -447,7 +447,7 @@ impl Search {
     fn new() -> Self {
         let root = TempDir::new().unwrap();
         let places = Places {
-            keeping: Keeping::default(),
+            resources: Resources::default(),
             working_dir: root.path().join("working"),
             cache_dir: Some(root.path().join("cache")),
             system_dir: root.path().join("system"),

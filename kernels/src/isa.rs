@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// An instruction set that has kernels of its own and that this machine has. Other modules get one only from functions that check
+/// An instruction set that has kernels of its own and that this machine has. Other crates get one only from functions that check
 /// the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {

@@ -486,7 +486,9 @@ fn a_slice_that_is_too_short_is_refused() {
     ];
     for isa in Isa::available() {
         for (index, pass) in passes.iter().enumerate() {
-            let refused = std::thread::scope(|scope| scope.spawn(|| pass(&Compute::new(1, isa).unwrap().with_dirty_memory())).join());
+            let refused = std::thread::scope(|scope| {
+                scope.spawn(|| pass(&Compute::new(1, isa).unwrap().with_dirty_memory())).join()
+            });
             let panic = refused.expect_err(&format!("pass {index} under {isa} took it"));
             let text = panic.downcast_ref::<&str>().copied().unwrap_or_default();
             assert!(text.contains("out of its slice"), "pass {index}: {text}");

@@ -82,12 +82,17 @@ impl Images {
         Self { source: study.data.clone(), sha256, origin: "not loaded".to_owned(), all, test: None }
     }
 
-    /// The bytes of the first `count` test images, or of all if there are fewer, one after the other. None if they are not loaded, or their files
-    /// have changed.
-    pub(crate) fn first_test_images(&self, count: usize) -> Option<Vec<u8>> {
-        let test = self.test.as_ref()?;
-        let images = (0..count.min(test.len())).map(|image| test.image(image, None).ok());
-        Some(images.collect::<Option<Vec<_>>>()?.concat())
+    /// The bytes of the first `count` test images, or of all if there are fewer, one after the other. None if they are not loaded.
+    ///
+    /// # Errors
+    /// When a file has changed since, or is gone.
+    pub(crate) fn first_test_images(&self, count: usize) -> Result<Option<Vec<u8>>, StudyError> {
+        let Some(test) = &self.test else { return Ok(None) };
+        let mut bytes = Vec::new();
+        for image in 0..count.min(test.len()) {
+            bytes.extend_from_slice(&test.image(image, None)?);
+        }
+        Ok(Some(bytes))
     }
 
     /// SHA-256 over the images, if runs with different seeds use the same ones.

@@ -65,7 +65,7 @@ pub fn represent(
     measured: &BTreeMap<RunId, Measured>,
     known: &[Represented],
 ) -> Result<Vec<Represented>, StudyError> {
-    let bytes = images.first_test_images(what.images);
+    let bytes = images.first_test_images(what.images)?;
     let mut all = Vec::new();
     for (id, run) in measured {
         let Some(weights) = weights_of(run) else { continue };

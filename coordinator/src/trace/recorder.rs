@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
+use convoy_common::batch::Phase;
 use convoy_common::index::{PerWorker, WorkerIndex};
 use convoy_common::model::Network;
 use convoy_common::trace::{Activity, Buffer, Span, Transfer};
@@ -148,6 +149,8 @@ impl Recording {
         let step = match &span.activity {
             Activity::Step { step } => *step,
             Activity::Relay(Transfer { tensor, .. }) => tensor.training_step().unwrap_or(self.at),
+            // Measurements belong to no step.
+            Activity::AwaitImages(id) if id.phase == Phase::Evaluate => self.at,
             Activity::AwaitImages(id) | Activity::SendImages(id) | Activity::Loss(id) => id.step,
             _ => self.at,
         };

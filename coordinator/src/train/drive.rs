@@ -7,7 +7,7 @@ use convoy_common::index::WorkerIndex;
 use convoy_common::plan::Plan;
 use convoy_common::wire::Tally;
 
-use super::supply::{StepImages, Supply};
+use super::prefetch::{Prefetch, StepImages};
 use crate::cluster::Cluster;
 use crate::crew::Crew;
 use crate::exchange::{Counts, check_tally};
@@ -45,9 +45,9 @@ pub(super) struct Drive {
     pub(super) silence: Duration,
     pub(super) order: DataOrder,
     /// The images of the next steps.
-    pub(super) supply: Supply,
+    pub(super) prefetch: Prefetch,
     /// How long the job has waited for images to be decoded, and how much of that has been reported.
-    pub(super) awaited_images: Duration,
+    pub(super) image_wait: Duration,
     reported_wait: Duration,
     /// The next step's images, if they have been sent already.
     pub(super) sent: Option<StepImages>,
@@ -71,15 +71,15 @@ pub(super) struct Drive {
 
 impl Drive {
     /// Before the first step.
-    pub(super) fn new(order: DataOrder, supply: Supply) -> Self {
+    pub(super) fn new(order: DataOrder, prefetch: Prefetch) -> Self {
         Self {
             has_begun: false,
             reached: 0,
             underway: Vec::new(),
             silence: Duration::ZERO,
             order,
-            supply,
-            awaited_images: Duration::ZERO,
+            prefetch,
+            image_wait: Duration::ZERO,
             reported_wait: Duration::ZERO,
             sent: None,
             last_commit: None,
@@ -123,9 +123,9 @@ impl Drive {
     }
 
     /// Seconds of waiting for images since the last call.
-    pub(super) fn newly_awaited_images(&mut self) -> f64 {
-        let reported = std::mem::replace(&mut self.reported_wait, self.awaited_images);
-        (self.awaited_images - reported).as_secs_f64()
+    pub(super) fn new_image_wait(&mut self) -> f64 {
+        let reported = std::mem::replace(&mut self.reported_wait, self.image_wait);
+        (self.image_wait - reported).as_secs_f64()
     }
 
     /// Bytes that workers have sent since the last call.

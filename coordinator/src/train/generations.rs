@@ -36,7 +36,7 @@ impl Run {
     ) -> Result<bool, JobError> {
         let ended = self.recover_until_the_end(site, generations, drive, observer, stop);
         if let Err(error) = &ended
-            && error.is_about_workers()
+            && error.leaves_a_sound_snapshot()
             && drive.has_begun
         {
             self.save_snapshot(drive, observer);
@@ -122,7 +122,7 @@ impl Run {
         drive.reached = drive.reached.max(self.progress.step);
         self.progress = self.snapshot.progress;
         (drive.sent, drive.last_commit, drive.arriving) = (None, None, None);
-        drive.supply.forget();
+        drive.prefetch.forget();
         site.recorder.rewind(self.progress.step);
     }
 

@@ -9,11 +9,11 @@ use std::time::Instant;
 use convoy_common::index::{SegmentIndex, TowerIndex};
 use convoy_common::trace::Activity;
 use convoy_common::wire::{FromWorker, ToWorker};
-use convoy_dataset::Draw;
+use convoy_dataset::{Draw, Drawn};
 
 use super::Run;
 use super::drive::Drive;
-use super::supply::StepImages;
+use super::prefetch::StepImages;
 use crate::crew::{Crew, Received, invalid, out_of_turn};
 use crate::error::JobError;
 use crate::evaluate::{Measured, evaluate};
@@ -100,7 +100,7 @@ impl Run {
         let labels = images.iter().map(|image| self.data.train.label(*image)).collect();
         let mut step = Step::new(self.plan.clone(), labels, &micro_batches);
         while !step.is_done() {
-            if sends_next && drive.supply.is_ready() {
+            if sends_next && drive.prefetch.is_ready() {
                 drive.sent = Some(self.send_images(crew, drive, number + 1)?);
                 sends_next = false;
             }
@@ -137,7 +137,7 @@ impl Run {
         crew.stepped(number, seconds);
         drive.pace.stepped(seconds, drive.arriving.is_some());
         let (seconds, received_bytes) = (seconds.as_secs_f64(), drive.newly_received_bytes(crew));
-        let awaited_images = drive.newly_awaited_images();
+        let image_wait_seconds = drive.new_image_wait();
         crew.observer.on(Event::Step {
             step: number,
             epoch,
@@ -146,7 +146,7 @@ impl Run {
             images,
             seconds,
             received_bytes,
-            awaited_images,
+            image_wait_seconds,
             replayed,
         });
         self.catch_up(crew, drive)?;
@@ -159,15 +159,13 @@ impl Run {
     /// Sends the images of a step. Those of the steps after it are asked for, too.
     fn send_images(&self, crew: &mut Crew, drive: &mut Drive, number: u64) -> Result<StepImages, Stop> {
         self.ask_for_images(drive, number);
-        let step = drive.supply.next().expect("the images of the step were just asked for");
+        let step = drive.prefetch.next(number);
         for micro_batch in &step.micro_batches {
             crew.exchanges.open(micro_batch);
-            let (began_waiting, mut began) = (Instant::now(), crew.recorder.now());
-            let images = crew.await_images(&mut drive.supply.feeder, micro_batch.id)?;
-            if drive.supply.feeder.is_ahead() {
-                drive.awaited_images += began_waiting.elapsed();
-                began = crew.recorder.now();
-            }
+            let began_waiting = crew.recorder.now();
+            let (images, waited) = crew.await_images(&mut drive.prefetch.feeder, micro_batch.id)?;
+            drive.image_wait += waited;
+            let began = if waited.is_zero() { began_waiting } else { crew.recorder.now() };
             crew.send_images(micro_batch, images)?;
             crew.recorder.ended(began, || Activity::SendImages(micro_batch.id));
         }
@@ -176,16 +174,16 @@ impl Run {
 
     /// Asks for the images of a step and of those after it, as far as memory allows.
     fn ask_for_images(&self, drive: &mut Drive, number: u64) {
-        for number in drive.supply.missing(number, self.step_images(), self.last_step) {
+        for number in drive.prefetch.missing(number, self.step_images(), self.last_step) {
             let images = drive.order.images(number);
             let epoch = drive.order.batches().epoch(number);
             let micro_batches = self.job.division(self.record.running.micro_batches).of(number, images.len());
             for micro_batch in &micro_batches {
-                let seen = images[micro_batch.samples.clone()].iter();
-                let seen = seen.map(|image| (*image, Some(Draw::new(self.job.seed, epoch, *image))));
-                drive.supply.feeder.ask(seen.collect());
+                let seed = self.job.seed;
+                let drawn = |image: &usize| Drawn { image: *image, draw: Some(Draw::new(seed, epoch, *image)) };
+                drive.prefetch.feeder.ask(images[micro_batch.samples.clone()].iter().map(drawn).collect());
             }
-            drive.supply.asked(StepImages { number, images, micro_batches });
+            drive.prefetch.asked(StepImages { number, images, micro_batches });
         }
     }
 

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::decode::{self, BadImage};
 use crate::error::DataError;
-use crate::hands::{Hands, Stage};
+use crate::pool::{DecodePool, Stage};
 use crate::view::Picture;
 
 /// The name of the file that is read from standard input.
@@ -20,10 +20,10 @@ const STANDARD_INPUT: &str = "-";
 
 /// Images of files, all scaled for one model.
 #[derive(Debug)]
-pub(crate) struct Store {
-    images: Vec<Stored>,
+pub(crate) struct ImageCache {
+    images: Vec<Cached>,
     recipe: Recipe,
-    hands: Arc<Hands>,
+    pool: Arc<DecodePool>,
 }
 
 /// How a file becomes an image.
@@ -35,7 +35,7 @@ pub(crate) struct Recipe {
 
 /// One image.
 #[derive(Debug)]
-struct Stored {
+struct Cached {
     file: PathBuf,
     shape: Shape,
     /// SHA-256 of its bytes.
@@ -60,23 +60,25 @@ impl Recipe {
     ///
     /// # Errors
     /// Says why it can't be used.
-    pub(crate) fn decoded(&self, file: &Path, hands: &Hands) -> Result<Decoded, BadImage> {
-        let bytes = hands.timed(Stage::Read, || match is_standard_input(file) {
+    pub(crate) fn decoded(&self, file: &Path, pool: &DecodePool) -> Result<Decoded, BadImage> {
+        let bytes = pool.timed(Stage::Read, || match is_standard_input(file) {
             true => decode::bytes_from(io::stdin().lock()),
             false => decode::bytes_of(file),
         })?;
-        let pixels = hands.timed(Stage::Decode, || decode::decode(&bytes))?;
-        hands.timed(Stage::Scale, || {
+        let pixels = pool.timed(Stage::Decode, || decode::decode(&bytes))?;
+        let decoded = pool.timed(Stage::Scale, || {
             let picture = Picture::new(pixels, self.input, &self.transforms)?;
             Ok(Decoded { digest: Sha256::digest(picture.bytes()).into(), picture })
-        })
+        });
+        pool.finished();
+        decoded
     }
 }
 
-impl Store {
+impl ImageCache {
     /// Without images.
-    pub(crate) fn new(recipe: Recipe, hands: Arc<Hands>) -> Self {
-        Self { images: Vec::new(), recipe, hands }
+    pub(crate) fn new(recipe: Recipe, pool: Arc<DecodePool>) -> Self {
+        Self { images: Vec::new(), recipe, pool }
     }
 
     /// Adds the image of a file. Its bytes stay in memory if `room` is large enough, which they make smaller.
@@ -88,7 +90,7 @@ impl Store {
         // Standard input can't be read again.
         let is_kept = left.is_some() || is_standard_input(file);
         *room = left.unwrap_or(*room);
-        self.images.push(Stored { file: file.to_owned(), shape, digest, bytes: is_kept.then_some(bytes) });
+        self.images.push(Cached { file: file.to_owned(), shape, digest, bytes: is_kept.then_some(bytes) });
     }
 
     /// Number of images.
@@ -132,7 +134,7 @@ impl Store {
         if let Some(bytes) = &image.bytes {
             return Ok(Cow::Borrowed(bytes));
         }
-        let decoded = self.recipe.decoded(&image.file, &self.hands);
+        let decoded = self.recipe.decoded(&image.file, &self.pool);
         let Decoded { picture, digest } =
             decoded.map_err(|source| DataError::Gone { file: image.file.clone(), source: Box::new(source) })?;
         if digest != image.digest {
@@ -142,8 +144,8 @@ impl Store {
     }
 
     /// Who decodes the images that are not in memory.
-    pub(crate) fn hands(&self) -> &Arc<Hands> {
-        &self.hands
+    pub(crate) fn pool(&self) -> &Arc<DecodePool> {
+        &self.pool
     }
 }
 

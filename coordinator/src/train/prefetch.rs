@@ -16,12 +16,12 @@ pub(super) struct StepImages {
 }
 
 /// The steps whose images were asked for and not sent, in their order.
-pub(super) struct Supply {
+pub(super) struct Prefetch {
     pub(super) feeder: Feeder,
     upcoming: VecDeque<StepImages>,
 }
 
-impl Supply {
+impl Prefetch {
     /// For the training images.
     pub(super) fn new(split: &Split) -> Self {
         Self { feeder: Feeder::new(split), upcoming: VecDeque::new() }
@@ -40,9 +40,14 @@ impl Supply {
         self.upcoming.push_back(step);
     }
 
-    /// The next step whose images are sent, if they were asked for.
-    pub(super) fn next(&mut self) -> Option<StepImages> {
-        self.upcoming.pop_front()
+    /// The images of step `number`, which are sent next.
+    ///
+    /// # Panics
+    /// If other ones were asked for. It would train on the wrong images.
+    pub(super) fn next(&mut self, number: u64) -> StepImages {
+        let next = self.upcoming.pop_front().expect("the images of a step are asked for before they are sent");
+        assert_eq!(next.number, number, "images are sent in the order of steps");
+        next
     }
 
     /// Whether the images of the next step can be sent without a wait.
