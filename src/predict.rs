@@ -4,6 +4,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use convoy_common::batch::THREADS_MAX;
+use convoy_common::wire::printable;
 use convoy_coordinator::predict::{Predicting, Prediction, predict};
 use convoy_coordinator::running::Running;
 
@@ -58,6 +59,6 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
 fn line(prediction: &Prediction) -> String {
     let classes = prediction.classes.iter();
     let classes: Vec<String> =
-        classes.map(|likely| format!("{} {:.1} %", likely.class, likely.probability * 100.0)).collect();
-    format!("{}  {}\n", prediction.image.display(), classes.join(", "))
+        classes.map(|likely| format!("{} {:.1} %", printable(&likely.class), likely.probability * 100.0)).collect();
+    format!("{}  {}\n", printable(&prediction.image.display().to_string()), classes.join(", "))
 }

@@ -249,6 +249,10 @@ pub(crate) fn verdict(found: &Account) -> String {
             "the link from worker {from} to worker {to}, which is on the critical path for {} ms more per step than the median of the other links between workers",
             ms(*excess_ns)
         ),
+        Verdict::Images { excess_ns } => format!(
+            "the images, which steps wait for {} ms until they are decoded (run.json says which part of that is reading, decoding and scaling); more cores, --data-threads or --data-memory help",
+            ms(*excess_ns)
+        ),
         Verdict::Balanced => "none: no worker and no link delays the others by more than 5 % of a step".to_owned(),
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! Not here: who is connected (`cluster`), and what a step decides (`step`).
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -36,6 +37,8 @@ use convoy_dataset::Feeder;
 const FIRST_PINGS: usize = 4;
 /// Shorter waits, in nanoseconds, aren't recorded.
 const IDLE_MIN: u64 = 50_000;
+/// A wait for images that lasts so long is told.
+const IMAGES_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A message of a worker that the job has to handle.
 #[derive(Debug)]
@@ -81,6 +84,8 @@ pub struct Crew<'a> {
     silence: Silence,
     /// Which worker the others wait for.
     lateness: Lateness,
+    /// What was heard while the job waited for images.
+    kept: VecDeque<News>,
     /// The state that the workers were asked for.
     gathering: Option<Gathering>,
     /// Bytes of weights and momentum that each worker was given.
@@ -115,6 +120,7 @@ impl<'a> Crew<'a> {
             generation,
             silence,
             lateness,
+            kept: VecDeque::new(),
             gathering: None,
             state_bytes,
             stop,
@@ -192,12 +198,29 @@ impl<'a> Crew<'a> {
             if self.stop.load(Ordering::Relaxed) && began.elapsed() > STOP_PATIENCE {
                 return Err(Stop::Abrupt);
             }
+            self.look_while_waiting(of.step)?;
+            let before = wait.lasted();
             wait.look(Instant::now());
+            if before < IMAGES_PATIENCE && wait.lasted() >= IMAGES_PATIENCE {
+                let text = format!("step {} waits for image files that are read and decoded", of.step);
+                self.observer.on(Event::Notice { text });
+            }
             if wait.lasted() > limit {
                 let waiting_for = "image files that do not come".to_owned();
                 return Err(Stop::Fatal(JobError::NoProgress { seconds: limit.as_secs(), step: of.step, waiting_for }));
             }
         }
+    }
+
+    /// Finds lost workers while the job waits for something else than a message. All other messages are kept for later.
+    fn look_while_waiting(&mut self, step: u64) -> Result<(), Stop> {
+        while let Some(news) = self.cluster.poll(Duration::ZERO) {
+            match news {
+                News::Heard(worker, Heard::Lost(why)) => return Err(self.lost(worker, step, why).into()),
+                other => self.kept.push_back(other),
+            }
+        }
+        Ok(())
     }
 
     /// Sends the images of a micro-batch, (image, channel, row, column), once to every worker that computes its first segment.
@@ -260,7 +283,7 @@ impl<'a> Crew<'a> {
         let limit = self.cluster.deadlines().progress;
         loop {
             self.cluster.beat();
-            let news = self.cluster.poll(LOOK_EVERY);
+            let news = self.kept.pop_front().or_else(|| self.cluster.poll(LOOK_EVERY));
             let now = Instant::now();
             wait.look(now);
             let time = self.silence.passed(now);

@@ -3,10 +3,17 @@
 //! Failed downloads aren't here: they never stop a job, which then uses the bundled subset (see `fashion.rs`).
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use convoy_common::wire::printable;
 
 use super::decode::described;
 use convoy_common::model::Shape;
+
+/// A path in a message. Names of files come from strangers, too.
+fn shown(path: &Path) -> String {
+    printable(&path.display().to_string())
+}
 
 /// Why a data set can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -21,67 +28,70 @@ pub enum DataError {
     OfCheckpoint { data: String, source: Box<DataError> },
 
     /// A checkpoint couldn't remember the folder.
-    #[error("data folder {} has a name that is not UTF-8; rename it, since checkpoints record it as text", folder.display())]
+    #[error(
+        "data folder {} has a name that is not UTF-8; rename it, since checkpoints record it as text",
+        shown(folder)
+    )]
     NotUtf8 { folder: PathBuf },
 
     /// The folder that the user named doesn't exist, or is a file.
-    #[error("data folder {} does not exist, or is neither a folder nor a NumPy archive (.npz)", folder.display())]
+    #[error("data folder {} does not exist, or is neither a folder nor a NumPy archive (.npz)", shown(folder))]
     FolderMissing { folder: PathBuf },
 
     /// The folder lacks some of the files.
     #[error(
         "data folder {} lacks {}; files may also end in .gz, and images may be called -images-idx4-ubyte",
-        folder.display(),
+        shown(folder),
         missing.join(", ")
     )]
     FilesMissing { folder: PathBuf, missing: Vec<&'static str> },
 
     /// The operating system or the gzip decoder refused a file.
-    #[error("cannot read {}", file.display())]
+    #[error("cannot read {}", shown(file))]
     Read { file: PathBuf, source: io::Error },
 
     /// A file doesn't begin as an IDX file does.
     #[error(
         "{} is not an IDX file: it starts with {}; an IDX file starts with two zero bytes, the element type and the \
          number of dimensions",
-        file.display(),
+        shown(file),
         described(start)
     )]
     NotIdx { file: PathBuf, start: Vec<u8> },
 
     /// An IDX file holds something other than what its name says.
-    #[error("{} holds {found}; it must hold {needed}", file.display())]
+    #[error("{} holds {found}; it must hold {needed}", shown(file))]
     WrongContent { file: PathBuf, found: String, needed: &'static str },
 
     /// A file is shorter than its header says; bytes are counted after unpacking.
-    #[error("{} ends after {found} bytes; its header needs {expected}", file.display())]
+    #[error("{} ends after {found} bytes; its header needs {expected}", shown(file))]
     Truncated { file: PathBuf, found: u64, expected: u64 },
 
     /// A file is longer than its header says; bytes are counted after unpacking.
-    #[error("{} has more than the {expected} bytes that its header needs", file.display())]
+    #[error("{} has more than the {expected} bytes that its header needs", shown(file))]
     TrailingBytes { file: PathBuf, expected: u64 },
 
     /// A header claims more than a data set may hold.
-    #[error("{} claims to hold {claimed} bytes; the most is {limit}", file.display())]
+    #[error("{} claims to hold {claimed} bytes; the most is {limit}", shown(file))]
     TooBig { file: PathBuf, claimed: u128, limit: u64 },
 
     /// A header has a dimension of zero.
-    #[error("{} is empty: its dimensions are {dims:?}, and each must be at least 1", file.display())]
+    #[error("{} is empty: its dimensions are {dims:?}, and each must be at least 1", shown(file))]
     Empty { file: PathBuf, dims: Vec<u32> },
 
     /// The images don't fit the model's input.
     #[error(
         "images of {} are {found} (channels x height x width), and the model needs {wanted}; give other data, \
          or set the model's `input` to {found}",
-        file.display()
+        shown(file)
     )]
     ShapeMismatch { file: PathBuf, found: Shape, wanted: Shape },
 
     /// Images and labels don't pair up.
     #[error(
         "{} has {images} images, and {} has {labels} labels; there must be one label for each image",
-        images_file.display(),
-        labels_file.display()
+        shown(images_file),
+        shown(labels_file)
     )]
     CountMismatch { images_file: PathBuf, images: usize, labels_file: PathBuf, labels: usize },
 
@@ -89,7 +99,7 @@ pub enum DataError {
     #[error(
         "label {label} at index {index} of {} is out of range; the model has {classes} classes, so labels must be \
          0 to {}",
-        file.display(),
+        shown(file),
         classes.saturating_sub(1)
     )]
     LabelOutOfRange { file: PathBuf, index: usize, label: i32, classes: usize },
@@ -107,10 +117,10 @@ pub enum DataError {
     #[error(
         "{} holds {found}, and Fashion-MNIST has {} training and {} test images; \
          give --data {} if you mean these images, or remove them",
-        folder.display(),
+        shown(folder),
         super::fashion::facts::TRAIN_COUNT,
         super::fashion::facts::TEST_COUNT,
-        folder.display()
+        shown(folder)
     )]
     NotFashionMnist { folder: PathBuf, found: String },
 
@@ -124,59 +134,62 @@ pub enum DataError {
     /// A folder that has no folders of classes.
     #[error(
         "{} has no IDX files, no binary files of CIFAR, and no folder for each class; image files belong in folders that are named after their class",
-        folder.display()
+        shown(folder)
     )]
     NoClasses { folder: PathBuf },
 
     /// A net that tells one class from itself learns nothing.
     #[error(
         "{} has one class, {class}; there must be at least 2 (if the folders of classes are in {class}, give that folder)",
-        folder.display()
+        shown(folder)
     )]
     OneClass { folder: PathBuf, class: String },
 
     /// More classes than labels can number.
-    #[error("{} has {count} classes; the most is {limit}", folder.display())]
+    #[error("{} has {count} classes; the most is {limit}", shown(folder))]
     ManyClasses { folder: PathBuf, count: usize, limit: usize },
 
     /// A class without a file that could be an image.
     #[error(
         "{} has no image files; each folder in a folder of image files is a class, and must have JPEG or PNG files",
-        folder.display()
+        shown(folder)
     )]
     EmptyClass { folder: PathBuf },
 
     /// More files than a set may have.
-    #[error("{} and the folders beside it have more than {limit} image files", folder.display())]
+    #[error("{} and the folders beside it have more than {limit} image files", shown(folder))]
     ManyFiles { folder: PathBuf, limit: usize },
 
     /// Folders within folders without end.
-    #[error("{} lies more than {limit} folders below that of its class; symbolic links may form a loop", folder.display())]
+    #[error("{} lies more than {limit} folders below that of its class; symbolic links may form a loop", shown(folder))]
     TooDeep { folder: PathBuf, limit: usize },
 
     /// The training images and the test images have different classes.
-    #[error("class {class} is in {}, but not in {}; both must have the same classes", folder.display(), other.display())]
+    #[error("class {class} is in {}, but not in {}; both must have the same classes", shown(folder), shown(other))]
     OtherClasses { class: String, folder: PathBuf, other: PathBuf },
 
     /// The hash of paths left nothing for one part.
     #[error(
         "{} has no {part} images if a share of {test_share} is for tests; give convoy train another --test-share, or make folders train and test",
-        folder.display()
+        shown(folder)
     )]
     NothingLeft { folder: PathBuf, part: &'static str, test_share: f64 },
 
     /// The model tells another number of classes apart.
-    #[error("{} has {found} classes, and the model has {wanted}; convoy train --classes auto changes the model's last layer", folder.display())]
+    #[error(
+        "{} has {found} classes, and the model has {wanted}; convoy train --classes auto changes the model's last layer",
+        shown(folder)
+    )]
     ClassCount { folder: PathBuf, found: usize, wanted: usize },
 
     /// The model takes images with other channels than grey or colour.
-    #[error("{} has image files, and the model's input has {wanted} channels; it must have 1 or 3", folder.display())]
+    #[error("{} has image files, and the model's input has {wanted} channels; it must have 1 or 3", shown(folder))]
     Channels { folder: PathBuf, wanted: usize },
 
     /// Some files of a set can't be used.
     #[error(
         "{count} of {all} image files in {} can't be used; remove them, or let convoy train --bad-images skip leave them out. {named}",
-        folder.display()
+        shown(folder)
     )]
     BadImages { folder: PathBuf, count: usize, all: usize, named: String },
 
@@ -185,19 +198,22 @@ pub enum DataError {
     BadFiles { count: usize, all: usize, named: String },
 
     /// All images of a part are bad.
-    #[error("no image file in {} can be used. {named}", folder.display())]
+    #[error("no image file in {} can be used. {named}", shown(folder))]
     AllBad { folder: PathBuf, named: String },
 
     /// Images that are not in files of their own are not scaled.
-    #[error("the model's input has resize = {resize}, which is for image files alone, and {} has images of one size; leave it out", file.display())]
+    #[error(
+        "the model's input has resize = {resize}, which is for image files alone, and {} has images of one size; leave it out",
+        shown(file)
+    )]
     ResizeOfArrays { file: PathBuf, resize: usize },
 
     /// A file could be decoded when the set was opened, and now it can't.
-    #[error("{} can't be used any more; the files of a set must stay as they are while a job uses it", file.display())]
+    #[error("{} can't be used any more; the files of a set must stay as they are while a job uses it", shown(file))]
     Gone { file: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
 
     /// A file has other pixels than when the set was opened.
-    #[error("{} has changed; the files of a set must stay as they are while a job uses it", file.display())]
+    #[error("{} has changed; the files of a set must stay as they are while a job uses it", shown(file))]
     Changed { file: PathBuf },
 
     /// The system gave no more threads.
@@ -209,7 +225,7 @@ pub enum DataError {
     Unprepared,
 
     /// A file of records of one length ends in the middle of one.
-    #[error("{} has {bytes} bytes; it must hold whole records of {record} bytes, and at least one", file.display())]
+    #[error("{} has {bytes} bytes; it must hold whole records of {record} bytes, and at least one", shown(file))]
     NotRecords { file: PathBuf, bytes: usize, record: usize },
 
     /// The held-out images of a job without any.

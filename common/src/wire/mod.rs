@@ -85,10 +85,12 @@ fn address_from(field: &'static str, text: &str) -> Result<Address, WireError> {
     text.parse().map_err(|_| WireError::Value { field, value: printable(text), expected })
 }
 
-/// A peer's text on one line, without the control characters that a terminal would interpret.
+/// A peer's text on one line, without the characters that a terminal would interpret: controls, and those that change the direction of text or
+/// separate lines in Unicode.
 pub fn printable(text: &str) -> String {
     let shown = |character: char| match character {
         '\n' | '\t' => ' ',
+        '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
         other if other.is_control() => char::REPLACEMENT_CHARACTER,
         other => other,
     };

@@ -55,7 +55,7 @@ pub fn account(trace: &Trace, plan: &Plan, only: Option<u64>) -> Option<Account>
         coordinator_awaits_images_ns: mean(&|step| step.awaiting),
         images_a_step: images / count,
         images_per_second: images * 1e9 / (step_ns * count).max(1.0),
-        verdict: verdict(plan, &workers, &path, (trace.about.batch, step_ns)),
+        verdict: verdict(plan, &workers, &path, (trace.about.batch, step_ns), mean(&|step| step.awaiting)),
         exchanges: ways::exchanges(&steps.iter().map(|step| step.traced).collect::<Vec<_>>(), plan, &batches),
         segments: segments(&steps, plan, &batches),
         slowest: slowest(steps.iter().chain(&slow), &workers, step_ns),
@@ -200,17 +200,22 @@ fn path_shares(steps: &[StepAccount]) -> Vec<PathShare> {
     shares
 }
 
-/// The layer or the link with the largest excess over the others of its kind.
+/// The layer or the link with the largest excess over the others of its kind, or the images, if steps wait longer for them.
 fn verdict(
     plan: &Plan,
     workers: &PerWorker<WorkerAccount>,
     path: &[PathShare],
     (batch, step_ns): (usize, f64),
+    image_wait_ns: f64,
 ) -> Verdict {
-    let found = [slowest_layer(plan, workers, batch), slowest_link(plan, path), slowest_peer_link(plan, path)];
+    let images = Some(Verdict::Images { excess_ns: image_wait_ns });
+    let found = [slowest_layer(plan, workers, batch), slowest_link(plan, path), slowest_peer_link(plan, path), images];
     let excess = |verdict: &Option<Verdict>| match verdict {
         Some(
-            Verdict::Layer { excess_ns, .. } | Verdict::Link { excess_ns, .. } | Verdict::PeerLink { excess_ns, .. },
+            Verdict::Layer { excess_ns, .. }
+            | Verdict::Link { excess_ns, .. }
+            | Verdict::PeerLink { excess_ns, .. }
+            | Verdict::Images { excess_ns },
         ) => *excess_ns,
         _ => 0.0,
     };

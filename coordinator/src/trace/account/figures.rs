@@ -181,6 +181,11 @@ pub enum Verdict {
         /// How much longer, in the mean step.
         excess_ns: f64,
     },
+    /// Steps wait for image files to be decoded.
+    Images {
+        /// How long, in the mean step.
+        excess_ns: f64,
+    },
     /// There is none.
     Balanced,
 }
