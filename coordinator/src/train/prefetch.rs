@@ -7,11 +7,16 @@ use std::collections::VecDeque;
 use convoy_common::batch::MicroBatch;
 use convoy_dataset::{Feeder, Split};
 
-/// The images of a step, by their indices, and how they are divided.
+/// The most steps whose images are asked for ahead of time. Small images would fit by the thousand, and a fault costs all of them.
+const STEPS_MAX: usize = 16;
+
+/// The images of a step.
 pub(super) struct StepImages {
     /// Its number.
     pub(super) number: u64,
+    /// Indices of training images.
     pub(super) images: Vec<usize>,
+    /// How they are divided.
     pub(super) micro_batches: Vec<MicroBatch>,
 }
 
@@ -31,7 +36,7 @@ impl Prefetch {
     /// `last` is the last one.
     pub(super) fn missing(&self, number: u64, images: usize, last: u64) -> std::ops::RangeInclusive<u64> {
         let first = self.upcoming.back().map_or(number, |latest| latest.number + 1);
-        let ahead = self.feeder.depth(images) as u64;
+        let ahead = self.feeder.depth(images).min(STEPS_MAX) as u64;
         first..=last.min(number + ahead - 1)
     }
 
