@@ -49,7 +49,7 @@ enum Part {
 
 #[derive(clap::Args)]
 struct Steps {
-    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet-cifar, alexnet) or path of a model file
+    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet-cifar, alexnet, alexnet-torchvision) or path of a model file
     #[arg(long, value_name = "NAME|FILE", default_value = "alexnet")]
     model: String,
     /// Images per step, at most 1048576

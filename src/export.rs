@@ -19,7 +19,7 @@ use crate::{Outcome, output};
 pub(crate) struct Arguments {
     /// Folder of a checkpoint, folder of a run (its newest sound checkpoint is used), or a safetensors file
     path: PathBuf,
-    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet-cifar, alexnet) or path of a model file; required for a safetensors file outside a
+    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet-cifar, alexnet, alexnet-torchvision) or path of a model file; required for a safetensors file outside a
     /// checkpoint
     #[arg(long, value_name = "NAME|FILE")]
     model: Option<String>,

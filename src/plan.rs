@@ -28,7 +28,7 @@ use crate::{Outcome, output};
 /// The command line of `convoy plan`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet-cifar, alexnet) or path of a model file
+    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet-cifar, alexnet, alexnet-torchvision) or path of a model file
     #[arg(long, value_name = "NAME|FILE", default_value = "alexnet-fashion")]
     model: String,
     /// Worker processes, at most the number of towers times the number of slots [default: one per tower]

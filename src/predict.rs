@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
     /// JPEG or PNG files, folders of such files, or - for an image on standard input
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
-    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet-cifar, alexnet) or path of a model file; required for a safetensors file outside a
+    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet-cifar, alexnet, alexnet-torchvision) or path of a model file; required for a safetensors file outside a
     /// checkpoint
     #[arg(long, value_name = "NAME|FILE")]
     model: Option<String>,

@@ -1,5 +1,6 @@
 //! Settings that several commands share: the model, the token, the places of data.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::File;
 use std::io::Read;
@@ -101,6 +102,14 @@ pub(crate) fn read_text(path: &Path, limit: u64) -> std::io::Result<String> {
     let mut bytes = Vec::new();
     File::open(path)?.take(limit).read_to_end(&mut bytes)?;
     String::from_utf8(bytes).map_err(|_| std::io::Error::other("it is not UTF-8 text"))
+}
+
+/// The names of layers in a file of weights, by the model's own: a TOML file of texts.
+pub(crate) fn layer_names(path: &Path) -> Result<BTreeMap<String, String>, Misuse> {
+    let wrong = |why: String| Misuse(format!("cannot read the names of layers in {}: {why}", path.display()));
+    let text = read_text(path, TEXT_BYTES_MAX as u64 + 1).map_err(|error| wrong(error.to_string()))?;
+    let right = "it must have lines such as fc8 = \"classifier.6\"";
+    toml::from_str(&text).map_err(|error| wrong(format!("{}; {right}", error.message())))
 }
 
 /// A model file that can be read but is wrong.

@@ -10,6 +10,7 @@ use convoy_common::batch::{BATCH_MAX, THREADS_MAX};
 use convoy_common::chain::chain;
 use convoy_common::model::presets;
 use convoy_common::schedule::Schedule;
+use convoy_coordinator::checkpoint::correspondence::Correspondence;
 use convoy_coordinator::checkpoint::folder::{self, Opened};
 use convoy_coordinator::checkpoint::{Checkpoint, CheckpointError, Manifest};
 use convoy_coordinator::deadlines;
@@ -37,7 +38,7 @@ use crate::{Outcome, metrics, signals};
 #[derive(clap::Args)]
 #[command(after_long_help = deadlines_help())]
 pub(crate) struct Arguments {
-    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet-cifar, alexnet) or path of a model file [default: alexnet-fashion]
+    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet-cifar, alexnet, alexnet-torchvision) or path of a model file [default: alexnet-fashion]
     #[arg(long, value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
     model: Option<String>,
     /// Images: auto, a folder or a file, bundled, or synthetic. A folder has IDX files, or the binary files of CIFAR-10 or CIFAR-100, or JPEG and PNG files in
@@ -141,6 +142,12 @@ pub(crate) struct Arguments {
     /// Safetensors file with the initial weights [default: random weights]
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
+    /// Layers that do not get their weights from --init, such as a last layer for other classes. They begin with random weights
+    #[arg(long, value_name = "LAYER,...", requires = "init", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
+    init_except: Vec<String>,
+    /// File with the names that layers have in --init, where they differ: a line such as fc8 = "classifier.6" for each
+    #[arg(long, value_name = "FILE", requires = "init")]
+    init_names: Option<PathBuf>,
     /// Continue from a checkpoint, or from the newest sound checkpoint of a run. auto continues the run in the folder --out if that folder holds a
     /// run, and starts a new run there otherwise. The model and the settings that determine the result (--batch, --lr, --momentum, --weight-decay,
     /// --schedule, --order, --seed, the other seeds, --train-images, --holdout, --slots, and how --data is read) come from the checkpoint, and other values are errors. With auto and --listen, a continued run first
@@ -241,6 +248,9 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         (None, Some(run)) => Out::Continued(run),
         (None, None) => Out::Unnamed,
     };
+    let names = arguments.init_names.as_deref().map(settings::layer_names).transpose()?.unwrap_or_default();
+    let correspondence = Correspondence { except: arguments.init_except, names };
+    let init = arguments.init.map(|path| (path, correspondence));
     let training = Training {
         running: Running {
             workers: arguments.workers,
@@ -289,7 +299,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         reading,
         places: arguments.resources.places()?,
         resume,
-        init: arguments.init,
+        init,
         out,
     };
     let stop = signals::stop_flag(

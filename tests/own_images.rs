@@ -270,6 +270,46 @@ fn classes_auto_gives_a_preset_the_classes_of_a_folder() {
     succeed("train --model alexnet-cifar --classes auto --steps 2 --trace off", paths);
 }
 
+/// What a job with other classes takes from this one: all layers but the last, of which the first one stays as it is.
+#[test]
+fn a_trained_net_is_tuned_to_other_classes() {
+    let own = Own::new();
+    own.train("--epochs 2", "trained");
+    let before = support::checkpoint(&own.path("trained")).join("weights.safetensors");
+    fs::rename(own.path("set/red"), own.path("red")).unwrap();
+    // Another name for the first layer, and another number of classes.
+    let model =
+        MODEL.replace("name = \"conv1\"", "name = \"stem.0\"\ntrainable = false").replace("units = 3", "units = 2");
+    fs::write(own.path("tuned.toml"), &model).unwrap();
+    fs::write(own.path("names.toml"), "\"stem.0\" = \"conv1\"\n").unwrap();
+    let tune = |model: &str, flags: &str, out: &str| {
+        let (model, set, names, out) = (own.path(model), own.path("set"), own.path("names.toml"), own.path(out));
+        let paths: &[(&str, &Path)] =
+            &[("--model", &model), ("--data", &set), ("--init", &before), ("--init-names", &names), ("--out", &out)];
+        run(&format!("train --batch 8 --epochs 2 --trace off {flags}"), paths)
+    };
+    let refused = tune("tuned.toml", "", "refused");
+    assert!(said(&refused).contains("the tensor \"fc.weight\" is F32 of shape [3,"), "{}", said(&refused));
+    let refused = tune("tuned.toml", "--init-except fd", "refused");
+    assert!(said(&refused).contains("--init-except: \"fd\" is no layer with weights"), "{}", said(&refused));
+    for workers in [1, 2] {
+        let tuned = tune("tuned.toml", &format!("--init-except fc --workers {workers}"), &format!("tuned-{workers}"));
+        assert!(tuned.status.success(), "{}", said(&tuned));
+    }
+    let after = |out: &str| support::checkpoint(&own.path(out)).join("weights.safetensors");
+    assert_eq!(support::hash(&own.path("tuned-1")), support::hash(&own.path("tuned-2")));
+    for part in ["weight", "bias"] {
+        let (had, has) = (format!("conv1.{part}"), format!("stem.0.{part}"));
+        assert_eq!(support::read_tensor(&before, &had), support::read_tensor(&after("tuned-1"), &has), "{part}");
+    }
+    // The negative control: a layer that learns changes.
+    fs::write(own.path("learning.toml"), model.replace("trainable = false", "lr_scale = 0.5")).unwrap();
+    let learning = tune("learning.toml", "--init-except fc", "learning");
+    assert!(learning.status.success(), "{}", said(&learning));
+    let weight = |path: &Path, layer: &str| support::read_tensor(path, &format!("{layer}.weight"));
+    assert_ne!(weight(&before, "conv1"), weight(&after("learning"), "stem.0"));
+}
+
 #[test]
 fn predict_names_the_class_of_files_and_of_standard_input() {
     let own = Own::new();

@@ -3,6 +3,7 @@
 //! `manifest.sha256`, which holds the SHA-256 of the manifest. It is written under a temporary name, synced and renamed, so it is
 //! there whole or not at all. [`folder`] holds the checkpoints of a run, and [`writer`] writes them in the background.
 
+pub mod correspondence;
 pub mod folder;
 pub mod writer;
 
@@ -27,6 +28,7 @@ use crate::job::{Job, STEPS_MAX, Unsound, demand};
 use crate::outputs::{self, MANIFEST};
 use crate::state::{JobState, Progress};
 use convoy_dataset::{DataSource, Reading};
+use correspondence::{Correspondence, UnknownLayer};
 
 /// Version of the manifest. Raise it when an older program would misread the manifest. Version 2 has seeds by purpose and a selection of
 /// training images; a job without them has version 1.
@@ -95,6 +97,9 @@ pub enum CheckpointError {
     /// A file can't be written.
     #[error("cannot write {path}")]
     Write { path: PathBuf, source: std::io::Error },
+    /// A layer that was named is none.
+    #[error(transparent)]
+    Layer(#[from] UnknownLayer),
     /// Nothing is at the path given.
     #[error("{path} does not exist; give {wanted}")]
     Missing { path: PathBuf, wanted: &'static str },
@@ -249,7 +254,7 @@ pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
             let stated = stated.map_or_else(|| "nothing".to_owned(), |sum| shown(sum));
             return Err(CheckpointError::Damaged { path: file, found, stated });
         }
-        deserialized(&file, &bytes, &network)
+        deserialized(&file, &bytes, &network, &Correspondence::default())
     };
     let state = JobState { weights: load(WEIGHTS)?, momentum: load(OPTIMIZER)? };
     let found = sha256(&state.weights);
@@ -342,11 +347,27 @@ fn sha256_line(manifest: &[u8]) -> String {
     format!("{}  {MANIFEST}\n", hex(&Sha256::digest(manifest)))
 }
 
+/// The most bytes of a file of which some layers are left out.
+const LARGEST_FILE: u64 = 8 << 30;
+
 /// Reads a weights file for `network`.
 ///
 /// # Errors
 /// Names the tensor that is missing, unknown, or has another shape.
 pub fn read_weights(path: &Path, network: &Network) -> Result<Tensors, CheckpointError> {
+    read_some_weights(path, network, &Correspondence::default())
+}
+
+/// Reads the weights of those layers of `network` that are in a file.
+///
+/// # Errors
+/// Names the tensor that is missing, unknown, or has another shape, or a layer that the network does not have.
+pub fn read_some_weights(
+    path: &Path,
+    network: &Network,
+    correspondence: &Correspondence,
+) -> Result<Tensors, CheckpointError> {
+    correspondence.check(network)?;
     let is_optimizer = path.file_name().is_some_and(|name| name == OPTIMIZER);
     if is_optimizer && folder_of(path).join(MANIFEST).is_file() {
         let source = std::io::Error::other(format!("it holds the optimizer's momentum; the weights are in {WEIGHTS}"));
@@ -356,6 +377,8 @@ pub fn read_weights(path: &Path, network: &Network) -> Result<Tensors, Checkpoin
     let found = fs::metadata(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })?;
     let floats: usize = network.parameters().iter().map(Parameter::len).sum();
     let most = (floats * size_of::<f32>()) as u64 + HEADER_BYTES_MAX;
+    // A layer that is left out may be larger there.
+    let most = if correspondence.except.is_empty() { most } else { most.max(LARGEST_FILE) };
     // Some files never end.
     if !found.is_file() {
         return Err(wrong("it is not a plain file".to_owned()));
@@ -364,7 +387,7 @@ pub fn read_weights(path: &Path, network: &Network) -> Result<Tensors, Checkpoin
         let text = format!("it has {} bytes; the weights of \"{}\" have at most {most}", found.len(), network.name);
         return Err(wrong(text));
     }
-    deserialized(path, &read_file(path)?, network)
+    deserialized(path, &read_file(path)?, network, correspondence)
 }
 
 /// Writes a weights file, atomically.
@@ -445,15 +468,21 @@ impl View for Floats<'_> {
     }
 }
 
-fn deserialized(path: &Path, bytes: &[u8], network: &Network) -> Result<Tensors, CheckpointError> {
+fn deserialized(
+    path: &Path,
+    bytes: &[u8],
+    network: &Network,
+    correspondence: &Correspondence,
+) -> Result<Tensors, CheckpointError> {
     let unreadable = |error: safetensors::SafeTensorError| CheckpointError::Tensors {
         path: path.to_owned(),
         reason: shown(&error.to_string()),
     };
     let file = SafeTensors::deserialize(bytes).map_err(unreadable)?;
     let parameters = network.parameters();
-    if let Some(extra) = file.names().into_iter().find(|name| parameters.iter().all(|p| p.name != **name)) {
-        let known: Vec<_> = parameters.iter().map(|p| p.name.as_str()).collect();
+    let known: Vec<String> = parameters.iter().map(|parameter| correspondence.in_file(parameter)).collect();
+    if let Some(extra) = file.names().into_iter().find(|name| known.iter().all(|known| known != *name)) {
+        let known: Vec<_> = known.iter().map(String::as_str).collect();
         let hint = convoy_common::suggest::hint(extra, &known);
         let extra = shown(extra);
         return Err(fit(path, format!("unknown tensor \"{extra}\" for the model \"{}\"{hint}", network.name)));
@@ -482,7 +511,8 @@ fn deserialized(path: &Path, bytes: &[u8], network: &Network) -> Result<Tensors,
         }
         Ok(ArrayD::from_shape_vec(IxDyn(shape), values.collect()).expect("as many values as the shape has elements"))
     };
-    parameters.iter().map(|p| read(&p.name, &p.shape).map(|tensor| (p.name.clone(), tensor))).collect()
+    let wanted = parameters.iter().filter(|parameter| correspondence.is_read(parameter));
+    wanted.map(|p| Ok((p.name.clone(), read(&correspondence.in_file(p), &p.shape)?))).collect()
 }
 
 fn fit(path: &Path, reason: String) -> CheckpointError {

@@ -21,12 +21,13 @@ use convoy_common::batch::Batches;
 use convoy_common::chain::chain;
 use convoy_common::index::WorkerIndex;
 use convoy_common::model::Network;
-use convoy_common::parameters::sha256;
+use convoy_common::parameters::{Tensors, sha256};
 use convoy_common::plan::{Plan, Traffic};
 use convoy_common::route::Moved;
 use convoy_common::schedule::Schedule;
 use convoy_common::wire::{Assignment, Direction};
 
+use crate::checkpoint::correspondence::Correspondence;
 use crate::checkpoint::writer::Writer;
 use crate::checkpoint::{self, Checkpoint, Manifest, folder};
 use crate::cluster::{Cluster, Last};
@@ -67,8 +68,8 @@ pub struct Training {
     pub places: Places,
     /// The checkpoint to continue from.
     pub resume: Option<Checkpoint>,
-    /// A weights file to start from.
-    pub init: Option<PathBuf>,
+    /// A weights file to start from, and which layers get their weights from it.
+    pub init: Option<(PathBuf, Correspondence)>,
     /// The run's folder.
     pub out: Out,
 }
@@ -209,13 +210,16 @@ impl Run {
             None => data,
         };
         data.notices.iter().cloned().for_each(|text| observer.on(Event::Notice { text }));
-        let weights = init.map(|path| checkpoint::read_weights(&path, &network)).transpose()?;
+        let read = |(path, correspondence): (PathBuf, Correspondence)| {
+            checkpoint::read_some_weights(&path, &network, &correspondence)
+        };
+        let given = init.map(read).transpose()?;
         let images = data.train.len();
         let steps_per_epoch = |batch| Batches { images, batch }.steps_per_epoch();
         let last_step = resume.as_ref().map_or(0, |checkpoint| checkpoint.manifest.last_step);
         let before = before.map(|job| (job, last_step));
         let (job, last_step) =
-            asked.resolve(before, data.fingerprint.clone(), weights.as_ref().map(sha256), steps_per_epoch)?;
+            asked.resolve(before, data.fingerprint.clone(), given.as_ref().map(sha256), steps_per_epoch)?;
         if job.batch > images {
             let text =
                 format!("--batch {} exceeds the {images} training images; each step uses all of them", job.batch);
@@ -225,14 +229,17 @@ impl Run {
         let snapshot = match resume {
             Some(checkpoint) => Snapshot { progress: checkpoint.manifest.progress, state: checkpoint.state },
             None => {
-                let weights = weights.map(|mut weights| {
+                let is_whole = given.as_ref().is_some_and(|given| given.len() == network.parameters().len());
+                let own = || network.initial_weights(job.init_seed(), job.seed);
+                let mut weights = if is_whole { Tensors::new() } else { own() };
+                if let Some(given) = given {
+                    // Layers that are left out keep their initial weights.
+                    weights.extend(given);
                     for (name, lost) in network.apply_masks(job.seed, &mut weights) {
                         let text = format!("the mask of {name} sets {lost} values of --init to zero");
                         observer.on(Event::Notice { text });
                     }
-                    weights
-                });
-                let weights = weights.unwrap_or_else(|| network.initial_weights(job.init_seed(), job.seed));
+                }
                 let state = JobState { weights, momentum: network.zeros() };
                 Snapshot { progress: Progress::default(), state }
             }

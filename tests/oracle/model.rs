@@ -73,6 +73,14 @@ pub(crate) struct Mask {
     pub(crate) groups: usize,
 }
 
+/// How fast a layer learns.
+#[derive(Clone, Copy)]
+pub(crate) enum Learning {
+    Plain,
+    Scaled(f64),
+    Frozen,
+}
+
 #[derive(Clone, Copy)]
 pub(crate) struct Conv {
     pub(crate) name: &'static str,
@@ -82,6 +90,7 @@ pub(crate) struct Conv {
     pub(crate) mask: Option<Mask>,
     pub(crate) bias: bool,
     pub(crate) init: Option<Init>,
+    pub(crate) learning: Learning,
 }
 
 #[derive(Clone, Copy)]
@@ -98,6 +107,7 @@ pub(crate) struct Linear {
     pub(crate) units: usize,
     pub(crate) mask: Option<Mask>,
     pub(crate) init: Option<Init>,
+    pub(crate) learning: Learning,
 }
 
 #[derive(Clone, Copy)]
@@ -137,6 +147,17 @@ impl Net {
 }
 
 impl Net {
+    /// How fast the layer of a parameter learns.
+    pub(crate) fn learning_of(&self, parameter: &str) -> Learning {
+        let of_layer = self.layers.iter().find_map(|layer| match layer {
+            Layer::Conv(Conv { name, learning, .. }) | Layer::Linear(Linear { name, learning, .. }) => {
+                parameter.starts_with(&format!("{name}.")).then_some(*learning)
+            }
+            _ => None,
+        });
+        of_layer.unwrap()
+    }
+
     /// The names of the head's parameters: those of the final linear layers.
     pub(crate) fn head(&self) -> impl Iterator<Item = String> {
         let is_of_head = |layer: &&Layer| matches!(layer, Layer::Linear(_) | Layer::Relu | Layer::Dropout { .. });
@@ -154,14 +175,39 @@ fn layers(towers: usize) -> Vec<Layer> {
     use Layer as L;
     let window = |kernel, stride, pad| Window { kernel, stride, pad };
     let mask = |kind, groups| Some(Mask { kind, groups });
-    let conv =
-        |name, filters, window, groups| Conv { name, filters, window, groups, mask: None, bias: true, init: None };
+    let conv = |name, filters, window, groups| Conv {
+        name,
+        filters,
+        window,
+        groups,
+        mask: None,
+        bias: true,
+        init: None,
+        learning: Learning::Plain,
+    };
     let stem = Conv { init: Some(Init { std: 0.25, bias: 0.1 }), ..conv("stem", 8, window(3, 1, 1), 1) };
-    let mixed = Conv { bias: false, mask: mask("blocks", 2), ..conv("mixed", 16, window(2, 1, 1), 1) };
+    let mixed = Conv {
+        bias: false,
+        mask: mask("blocks", 2),
+        learning: Learning::Scaled(0.3),
+        ..conv("mixed", 16, window(2, 1, 1), 1)
+    };
+    let fourfold = Conv { learning: Learning::Frozen, ..conv("fourfold", 16, window(3, 2, 0), 2 * towers) };
     let halved = Conv { mask: mask("random", 2), ..conv("halved", 16, window(3, 2, 1), 1) };
-    let hidden =
-        Linear { name: "hidden", units: 13, mask: mask("random", 2), init: Some(Init { std: 0.3, bias: 0.2 }) };
-    let classes = Linear { name: "classes", units: CLASSES, mask: None, init: Some(Init { std: 0.25, bias: 0.0 }) };
+    let hidden = Linear {
+        name: "hidden",
+        units: 13,
+        mask: mask("random", 2),
+        init: Some(Init { std: 0.3, bias: 0.2 }),
+        learning: Learning::Scaled(2.5),
+    };
+    let classes = Linear {
+        name: "classes",
+        units: CLASSES,
+        mask: None,
+        init: Some(Init { std: 0.25, bias: 0.0 }),
+        learning: Learning::Plain,
+    };
     vec![
         L::Conv(stem), // the images are whole: no exchange, no input gradient
         L::Relu,
@@ -173,7 +219,7 @@ fn layers(towers: usize) -> Vec<Layer> {
         L::Conv(mixed),                          // needs an exchange; an even kernel; no bias; a mask; 7 x 6 to 8 x 7
         L::Relu,
         L::Lrn(Lrn { size: 4, alpha: 0.07, beta: 0.6, k: 1.1 }), // an even size, and pow instead of roots
-        L::Conv(conv("fourfold", 16, window(3, 2, 0), 2 * towers)), // two groups a tower; strided; leaves out a row
+        L::Conv(fourfold), // two groups a tower; strided; leaves out a row; frozen
         L::Relu,
         L::AvgPool(window(3, 1, 1)), // overlapping and padded: 3 x 3 stays
         L::Conv(halved),             // an exchange, strided: 3 x 3 to 2 x 2; a random mask
@@ -198,6 +244,11 @@ pub(crate) fn model_file(net: &Net) -> String {
     let masked = |mask: Option<Mask>| {
         mask.map_or(String::new(), |m| format!("mask = {{ kind = {:?}, groups = {} }}\n", m.kind, m.groups))
     };
+    let learns = |learning: Learning| match learning {
+        Learning::Plain => String::new(),
+        Learning::Scaled(scale) => format!("lr_scale = {scale:?}\n"),
+        Learning::Frozen => "trainable = false\n".to_owned(),
+    };
     let slide = |w: Window| format!("kernel = {}\nstride = {}\npad = {}\n", w.kernel, w.stride, w.pad);
     let Map { channels, rows, columns } = INPUT;
     let mut toml = format!("name = \"oracle\"\ntowers = {}\n", net.towers);
@@ -210,14 +261,15 @@ pub(crate) fn model_file(net: &Net) -> String {
     for layer in &net.layers {
         let text = match *layer {
             Layer::Conv(c) => format!(
-                "kind = \"conv\"\nname = {:?}\nfilters = {}\ngroups = {}\nbias = {}\n{}{}{}",
+                "kind = \"conv\"\nname = {:?}\nfilters = {}\ngroups = {}\nbias = {}\n{}{}{}{}",
                 c.name,
                 c.filters,
                 c.groups,
                 c.bias,
                 slide(c.window),
                 masked(c.mask),
-                init(c.init)
+                init(c.init),
+                learns(c.learning)
             ),
             Layer::Relu => "kind = \"relu\"\n".into(),
             Layer::Lrn(Lrn { size, alpha, beta, k }) => {
@@ -227,8 +279,8 @@ pub(crate) fn model_file(net: &Net) -> String {
             Layer::AvgPool(window) => format!("kind = \"avg_pool\"\n{}", slide(window)),
             Layer::Dropout { name, p } => format!("kind = \"dropout\"\nname = {name:?}\np = {p:?}\n"),
             Layer::Linear(l) => {
-                let (mask, init) = (masked(l.mask), init(l.init));
-                format!("kind = \"linear\"\nname = {:?}\nunits = {}\n{mask}{init}", l.name, l.units)
+                let (mask, init, learns) = (masked(l.mask), init(l.init), learns(l.learning));
+                format!("kind = \"linear\"\nname = {:?}\nunits = {}\n{mask}{init}{learns}", l.name, l.units)
             }
         };
         write!(toml, "\n[[layer]]\n{text}").unwrap();

@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::layers::first_maximum;
-use super::model::{Conv, Init, Layer, Linear, Net, Split, Tensors, pixels, test_data, training_data};
+use super::model::{Conv, Init, Layer, Learning, Linear, Net, Split, Tensors, pixels, test_data, training_data};
 use super::random::{self, Place, dropout, normal, shuffled};
 
 /// One job, in the words of the command line. Micro-batches and workers are convoy's alone: they mustn't matter.
@@ -280,11 +280,16 @@ pub(crate) fn train(case: Case) -> Run {
             clear_masked(&net, case.seed, &mut gradients);
             let rate = rate(case.schedule, step, n.div_ceil(BATCH));
             for (name, weight) in &mut weights {
+                let rate = match net.learning_of(name) {
+                    Learning::Plain => rate as f32,
+                    Learning::Scaled(scale) => rate as f32 * scale as f32,
+                    Learning::Frozen => continue,
+                };
                 let (g, v) = (&gradients[name], velocities.get_mut(name).unwrap());
                 for i in 0..weight.len() {
                     let g = (WEIGHT_DECAY as f32).mul_add(weight[i], g[i]);
                     v[i] = (MOMENTUM as f32).mul_add(v[i], g);
-                    weight[i] = (-(rate as f32)).mul_add(v[i], weight[i]);
+                    weight[i] = (-rate).mul_add(v[i], weight[i]);
                 }
             }
             steps.push((loss, rate));

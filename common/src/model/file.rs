@@ -77,6 +77,7 @@ pub(crate) struct RawConv {
     pub(crate) mask: Option<Mask>,
     pub(crate) bias: bool,
     pub(crate) init: RawInit,
+    pub(crate) learning: RawLearning,
 }
 
 pub(crate) struct RawLinear {
@@ -84,6 +85,12 @@ pub(crate) struct RawLinear {
     pub(crate) mask: Option<Mask>,
     pub(crate) bias: bool,
     pub(crate) init: RawInit,
+    pub(crate) learning: RawLearning,
+}
+
+pub(crate) struct RawLearning {
+    pub(crate) trainable: bool,
+    pub(crate) lr_scale: Option<f64>,
 }
 
 pub(crate) struct RawInit {
@@ -106,8 +113,8 @@ pub(crate) struct RawPool {
 
 /// The kinds of layers, and the keys of each beside `kind` and `name`.
 const KINDS: [(&str, &[&str]); 7] = [
-    ("conv", &["filters", "kernel", "stride", "pad", "groups", "mask", "bias", "init"]),
-    ("linear", &["units", "mask", "bias", "init"]),
+    ("conv", &["filters", "kernel", "stride", "pad", "groups", "mask", "bias", "init", "trainable", "lr_scale"]),
+    ("linear", &["units", "mask", "bias", "init", "trainable", "lr_scale"]),
     ("relu", &[]),
     ("lrn", &["size", "alpha", "beta", "k"]),
     ("max_pool", &["kernel", "stride", "pad"]),
@@ -184,12 +191,14 @@ fn parse_layer(position: usize, layer: Value) -> Result<RawLayer, ModelError> {
             mask: mask(&mut layer)?,
             bias: layer.flag("bias")?.unwrap_or(true),
             init: init(&mut layer)?,
+            learning: learning(&mut layer)?,
         }),
         "linear" => RawKind::Linear(RawLinear {
             units: layer.required("units", Fields::count)?,
             mask: mask(&mut layer)?,
             bias: layer.flag("bias")?.unwrap_or(true),
             init: init(&mut layer)?,
+            learning: learning(&mut layer)?,
         }),
         "lrn" => RawKind::Lrn(RawLrn {
             size: layer.count("size")?.unwrap_or(LRN.size),
@@ -220,6 +229,10 @@ fn mask(layer: &mut Fields) -> Result<Option<Mask>, FieldError> {
             Err(FieldError::Value { place: mask.place().to_owned(), reason })
         }
     }
+}
+
+fn learning(layer: &mut Fields) -> Result<RawLearning, FieldError> {
+    Ok(RawLearning { trainable: layer.flag("trainable")?.unwrap_or(true), lr_scale: layer.number("lr_scale")? })
 }
 
 fn init(layer: &mut Fields) -> Result<RawInit, FieldError> {

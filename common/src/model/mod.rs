@@ -11,5 +11,5 @@ pub mod presets;
 pub mod transforms;
 
 pub use error::ModelError;
-pub use network::{Conv, Init, Input, Layer, LayerKind, Linear, Lrn, Network, Pool, Shape, TEXT_BYTES_MAX};
+pub use network::{Conv, Init, Input, Layer, LayerKind, Learning, Linear, Lrn, Network, Pool, Shape, TEXT_BYTES_MAX};
 pub use transforms::{Crop, Transforms};

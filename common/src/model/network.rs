@@ -13,6 +13,8 @@ use crate::mask::Mask;
 
 /// The largest side, number of channels, kernel or number of units. Models also arrive over the network, so all is limited.
 const LENGTH_MAX: usize = 1 << 20;
+/// The largest factor of a layer's learning rate.
+const LR_SCALE_MAX: f64 = 1000.0;
 /// The most elements of one image's feature map, and of a weight tensor.
 const ELEMENTS_MAX: usize = 1 << 31;
 /// The longest model file. It is sent to every worker in one message.
@@ -117,6 +119,8 @@ pub struct Conv {
     pub bias: bool,
     /// Its initial parameters.
     pub init: Init,
+    /// How fast it learns.
+    pub learning: Learning,
 }
 
 /// Settings of a fully connected layer.
@@ -130,6 +134,17 @@ pub struct Linear {
     pub bias: bool,
     /// Its initial parameters.
     pub init: Init,
+    /// How fast it learns.
+    pub learning: Learning,
+}
+
+/// How fast a layer learns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Learning {
+    /// Its rate is the job's rate times this number.
+    Scaled(f64),
+    /// Its parameters stay as they are.
+    Frozen,
 }
 
 /// The initial parameters of a layer.
@@ -220,6 +235,15 @@ impl Layer {
         match &self.kind {
             LayerKind::Conv(conv) => conv.groups,
             _ => 1,
+        }
+    }
+
+    /// How fast it learns. None without weights.
+    pub fn learning(&self) -> Option<Learning> {
+        match &self.kind {
+            LayerKind::Conv(conv) => Some(conv.learning),
+            LayerKind::Linear(linear) => Some(linear.learning),
+            _ => None,
         }
     }
 
@@ -344,7 +368,7 @@ impl Network {
         let place = format!("layer {} ({})", raw.position, shown(&name.as_str().into()));
         check(!self.layers.iter().any(|l| l.name == name), &place, || "another layer has this name".to_owned())?;
         check(is_sound_name(&name), &place, || {
-            "its name must be 1 to 100 letters, digits, \"_\" and \"-\"".to_owned()
+            "its name must be 1 to 100 letters, digits, \"_\", \"-\" and \".\"".to_owned()
         })?;
         let input = self.layers.last().map_or(self.input.shape, |layer| layer.output);
         let first = self.layers.is_empty();
@@ -458,7 +482,8 @@ impl Builder<'_> {
         self.check_weights(channels / groups * kernel * kernel, filters)?;
         let init = self.init(raw.init, read / groups * kernel * kernel)?;
         self.check_size(output)?;
-        let conv = Conv { filters, kernel, stride, pad, groups, mask, bias, init };
+        let learning = self.learning(&raw.learning)?;
+        let conv = Conv { filters, kernel, stride, pad, groups, mask, bias, init, learning };
         Ok((LayerKind::Conv(conv), output))
     }
 
@@ -469,7 +494,21 @@ impl Builder<'_> {
         self.check_weights(self.input.len(), units)?;
         let init = self.init(raw.init, read)?;
         let output = Shape { channels: units, height: 1, width: 1 };
-        Ok((LayerKind::Linear(Linear { units, mask: raw.mask, bias: raw.bias, init }), output))
+        let (mask, bias, learning) = (raw.mask, raw.bias, self.learning(&raw.learning)?);
+        Ok((LayerKind::Linear(Linear { units, mask, bias, init, learning }), output))
+    }
+
+    fn learning(&self, raw: &file::RawLearning) -> Result<Learning, ModelError> {
+        let scale = raw.lr_scale.unwrap_or(1.0);
+        self.check(scale > 0.0 && scale <= LR_SCALE_MAX, || {
+            format!(
+                "lr_scale = {scale}; must be more than 0, and at most {LR_SCALE_MAX}; trainable = false freezes a layer"
+            )
+        })?;
+        self.check(raw.trainable || raw.lr_scale.is_none(), || {
+            format!("lr_scale = {scale}; a layer with trainable = false has no rate")
+        })?;
+        Ok(if raw.trainable { Learning::Scaled(scale) } else { Learning::Frozen })
     }
 
     fn lrn(&self, raw: &file::RawLrn) -> Result<(LayerKind, Shape), ModelError> {
@@ -604,7 +643,7 @@ fn check_elements(shape: Shape, place: &str) -> Result<(), ModelError> {
 }
 
 fn is_sound_name(name: &str) -> bool {
-    (1..=100).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c))
+    (1..=100).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
 }
 
 fn check(sound: bool, place: &str, reason: impl FnOnce() -> String) -> Result<(), ModelError> {

@@ -59,6 +59,17 @@ fn a_wrong_file_is_answered_with_the_place_the_value_and_what_would_be_right() {
         (model(4, &conv("groups = 2")), "groups = 2; must be 1 or a multiple of the 4 towers"),
         (model(3, &conv("")), "filters = 8; must be a multiple of the 3 towers"),
         (model(2, &conv("stride = 0")), "layer 1 (\"c\"): stride = 0; must be 1 to 1048576"),
+        (
+            model(2, &conv("lr_scale = 0")),
+            "layer 1 (\"c\"): lr_scale = 0; must be more than 0, and at most 1000; trainable = false freezes a layer",
+        ),
+        (model(2, &conv("lr_scale = 1e9")), "lr_scale = 1000000000; must be more than 0"),
+        (model(2, &conv("lr_scale = nan")), "lr_scale"),
+        (
+            model(2, &conv("trainable = false\nlr_scale = 2")),
+            "lr_scale = 2; a layer with trainable = false has no rate",
+        ),
+        (model(2, &conv("trainable = 1")), "layer 1 (\"c\"): trainable = 1; must be true or false"),
         (model(2, &conv("pad = -1")), "layer 1 (\"c\"): pad = -1; must be a whole number, at least 0, for rows"),
         (model(2, &conv("stride = [3, 2]")), "layer 1 (\"c\"): stride = [3, 2]; must be a whole number"),
         (model(2, &conv("stride = 1.5")), "stride = 1.5; must be a whole number"),

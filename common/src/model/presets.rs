@@ -5,11 +5,12 @@ use crate::suggest;
 /// The default model of a job.
 pub const DEFAULT: &str = "alexnet-fashion";
 
-const PRESETS: [(&str, &str); 4] = [
+const PRESETS: [(&str, &str); 5] = [
     ("alexnet-fashion", include_str!("../../../models/alexnet-fashion.toml")),
     ("alexnet-fashion-dense", include_str!("../../../models/alexnet-fashion-dense.toml")),
     ("alexnet-cifar", include_str!("../../../models/alexnet-cifar.toml")),
     ("alexnet", include_str!("../../../models/alexnet.toml")),
+    ("alexnet-torchvision", include_str!("../../../models/alexnet-torchvision.toml")),
 ];
 
 /// The names of all presets.

@@ -100,7 +100,8 @@ impl TowerLayer {
                 let summed = if plan.network.is_in_head(index) { Summed::AtOnce } else { Summed::BySlot(tree) };
                 let weight = plan.network.parameters_of(index).into_iter().next().filter(|_| train);
                 let kept = weight.and_then(|weight| weight.kept(seed, plan.network.slice(index, tower)));
-                let learnt = Learnt::new(&passes, bias.then_some(output.channels), kept, summed, train);
+                let learning = layer.learning().expect("a layer of weights learns or is frozen");
+                let learnt = Learnt::new(&passes, bias.then_some(output.channels), kept, (summed, learning), train);
                 Work::Affine { passes, learnt: Box::new(learnt), rectifies: rectifies(plan, index) }
             }
             LayerKind::Relu => Work::Relu { is_done: is_rectified(plan, index) },

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use convoy_common::batch::MicroBatch;
+use convoy_common::model::Learning;
 use convoy_common::slots::{Node, NodeSums, SlotTree};
 use convoy_common::wire::State;
 
@@ -27,6 +28,8 @@ pub(super) struct Learnt {
     bias: Option<Values>,
     /// In training: which weights the layer's mask keeps, if it has one.
     kept: Option<Vec<bool>>,
+    /// How fast it learns.
+    learning: Learning,
     /// In the head: the operands of the step's samples so far, by the position of their first sample.
     operands: Option<BTreeMap<usize, Operands>>,
 }
@@ -117,13 +120,16 @@ impl Values {
         Self { values: vec![0.0; length], momentum: vec![0.0; learnt], gradient: Gradient::new(learnt, tree) }
     }
 
-    fn commit(&mut self, compute: &Compute, rates: Rates, kept: Option<&[bool]>) {
+    /// Without rates, the values stay as they are.
+    fn commit(&mut self, compute: &Compute, rates: Option<Rates>, kept: Option<&[bool]>) {
         if let Some(mut gradient) = self.gradient.finish(compute) {
             if let Some(kept) = kept {
                 // Weights and momentum are zero there, and so they stay.
                 gradient.iter_mut().zip(kept).filter(|(_, kept)| !**kept).for_each(|(value, _)| *value = 0.0);
             }
-            elementwise::sgd(compute, rates, &gradient, &mut self.momentum, &mut self.values);
+            if let Some(rates) = rates {
+                elementwise::sgd(compute, rates, &gradient, &mut self.momentum, &mut self.values);
+            }
             // A worker without samples takes no memory from here for the sum over replicas. It must not pile up.
             self.gradient.idle.truncate(self.gradient.tree.root().len().ilog2() as usize);
             self.gradient.idle.push(gradient);
@@ -133,12 +139,13 @@ impl Values {
 
 impl Learnt {
     /// Zeros, until the values arrive. `bias` is the number of biases.
-    /// `kept` is which weights the layer's mask keeps, in their natural order, in training.
+    /// `kept` is which weights the layer's mask keeps, in their natural order, in training. `learning` is how its gradients are summed and
+    /// how fast it learns.
     pub(super) fn new(
         passes: &Affine,
         bias: Option<usize>,
         kept: Option<Vec<bool>>,
-        summed: Summed,
+        (summed, learning): (Summed, Learning),
         train: bool,
     ) -> Self {
         let (panels, groups) = (passes.panels(), passes.groups());
@@ -148,6 +155,7 @@ impl Learnt {
             weight: Values::new(groups * panels.len(), summed, train),
             bias: bias.map(|length| Values::new(length, summed, train)),
             kept: kept.map(|kept| panels.pack(groups, &kept)),
+            learning,
             operands: matches!(summed, Summed::AtOnce).then(BTreeMap::new),
         }
     }
@@ -236,6 +244,10 @@ impl Learnt {
 
     /// Applies the step's gradients.
     pub(super) fn commit(&mut self, compute: &Compute, rates: Rates) {
+        let rates = match self.learning {
+            Learning::Scaled(scale) => Some(Rates { learning: rates.learning * scale as f32, ..rates }),
+            Learning::Frozen => None,
+        };
         self.weight.commit(compute, rates, self.kept.as_deref());
         if let Some(bias) = &mut self.bias {
             bias.commit(compute, rates, None);
