@@ -108,8 +108,12 @@ pub(crate) fn read_text(path: &Path, limit: u64) -> std::io::Result<String> {
 pub(crate) fn layer_names(path: &Path) -> Result<BTreeMap<String, String>, Misuse> {
     let wrong = |why: String| Misuse(format!("cannot read the names of layers in {}: {why}", path.display()));
     let text = read_text(path, TEXT_BYTES_MAX as u64 + 1).map_err(|error| wrong(error.to_string()))?;
-    let right = "it must have lines such as fc8 = \"classifier.6\"";
-    toml::from_str(&text).map_err(|error| wrong(format!("{}; {right}", error.message())))
+    if text.len() > TEXT_BYTES_MAX {
+        return Err(wrong(format!("it is longer than {TEXT_BYTES_MAX} bytes")));
+    }
+    let right = "it must have lines such as \"fc8\" = \"classifier.6\": the model's name and the file's name of a layer, both in quotes";
+    let line = |error: &toml::de::Error| error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+    toml::from_str(&text).map_err(|error| wrong(format!("line {}: {}; {right}", line(&error), error.message())))
 }
 
 /// A model file that can be read but is wrong.

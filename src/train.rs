@@ -142,11 +142,12 @@ pub(crate) struct Arguments {
     /// Safetensors file with the initial weights [default: random weights]
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
-    /// Layers that do not get their weights from --init, such as a last layer for other classes. They begin with random weights
-    #[arg(long, value_name = "LAYER,...", requires = "init", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
+    /// Layers of the model that do not get their weights from --init, such as a last layer for other classes. They begin with random weights. What the
+    /// file has under their names is left out
+    #[arg(long, value_name = "LAYER,...", requires = "init", conflicts_with = "resume", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
     init_except: Vec<String>,
-    /// File with the names that layers have in --init, where they differ: a line such as fc8 = "classifier.6" for each
-    #[arg(long, value_name = "FILE", requires = "init")]
+    /// File with the names that layers have in --init, where they differ: a line such as "fc8" = "classifier.6" for each, with the model's name first
+    #[arg(long, value_name = "FILE", requires = "init", conflicts_with = "resume")]
     init_names: Option<PathBuf>,
     /// Continue from a checkpoint, or from the newest sound checkpoint of a run. auto continues the run in the folder --out if that folder holds a
     /// run, and starts a new run there otherwise. The model and the settings that determine the result (--batch, --lr, --momentum, --weight-decay,

@@ -291,6 +291,7 @@ fn a_trained_net_is_tuned_to_other_classes() {
     let refused = tune("tuned.toml", "", "refused");
     assert!(said(&refused).contains("the tensor \"fc.weight\" is F32 of shape [3,"), "{}", said(&refused));
     let refused = tune("tuned.toml", "--init-except fd", "refused");
+    assert_eq!(refused.status.code(), Some(2));
     assert!(said(&refused).contains("--init-except: \"fd\" is no layer with weights"), "{}", said(&refused));
     for workers in [1, 2] {
         let tuned = tune("tuned.toml", &format!("--init-except fc --workers {workers}"), &format!("tuned-{workers}"));

@@ -43,6 +43,11 @@ pub enum Start {
 }
 
 impl Parameter {
+    /// The name of its layer.
+    pub fn layer_name(&self) -> &str {
+        self.name.rsplit_once('.').map_or(self.name.as_str(), |(layer, _)| layer)
+    }
+
     /// Number of elements of the whole tensor.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
@@ -103,7 +108,7 @@ impl Parameter {
         let mask = self.mask?;
         let (rows, inputs) = (self.shape[0], self.shape[1]);
         let terms: usize = self.shape[2..].iter().product();
-        let layer = self.name.rsplit_once('.').map_or(self.name.as_str(), |(layer, _)| layer);
+        let layer = self.layer_name();
         let kept = mask.kept(seed, layer, outputs, [rows, inputs]);
         Some(kept.iter().flat_map(|kept| std::iter::repeat_n(*kept, terms)).collect())
     }

@@ -28,7 +28,7 @@ use crate::job::{Job, STEPS_MAX, Unsound, demand};
 use crate::outputs::{self, MANIFEST};
 use crate::state::{JobState, Progress};
 use convoy_dataset::{DataSource, Reading};
-use correspondence::{Correspondence, UnknownLayer};
+use correspondence::Correspondence;
 
 /// Version of the manifest. Raise it when an older program would misread the manifest. Version 2 has seeds by purpose and a selection of
 /// training images; a job without them has version 1.
@@ -97,9 +97,6 @@ pub enum CheckpointError {
     /// A file can't be written.
     #[error("cannot write {path}")]
     Write { path: PathBuf, source: std::io::Error },
-    /// A layer that was named is none.
-    #[error(transparent)]
-    Layer(#[from] UnknownLayer),
     /// Nothing is at the path given.
     #[error("{path} does not exist; give {wanted}")]
     Missing { path: PathBuf, wanted: &'static str },
@@ -348,7 +345,7 @@ fn sha256_line(manifest: &[u8]) -> String {
 }
 
 /// The most bytes of a file of which some layers are left out.
-const LARGEST_FILE: u64 = 8 << 30;
+const FILE_BYTES_MAX: u64 = 8 << 30;
 
 /// Reads a weights file for `network`.
 ///
@@ -358,16 +355,15 @@ pub fn read_weights(path: &Path, network: &Network) -> Result<Tensors, Checkpoin
     read_some_weights(path, network, &Correspondence::default())
 }
 
-/// Reads the weights of those layers of `network` that are in a file.
+/// Reads the weights of all layers of `network` that are not left out.
 ///
 /// # Errors
-/// Names the tensor that is missing, unknown, or has another shape, or a layer that the network does not have.
+/// Names the tensor that is missing, unknown, or has another shape.
 pub fn read_some_weights(
     path: &Path,
     network: &Network,
     correspondence: &Correspondence,
 ) -> Result<Tensors, CheckpointError> {
-    correspondence.check(network)?;
     let is_optimizer = path.file_name().is_some_and(|name| name == OPTIMIZER);
     if is_optimizer && folder_of(path).join(MANIFEST).is_file() {
         let source = std::io::Error::other(format!("it holds the optimizer's momentum; the weights are in {WEIGHTS}"));
@@ -378,7 +374,7 @@ pub fn read_some_weights(
     let floats: usize = network.parameters().iter().map(Parameter::len).sum();
     let most = (floats * size_of::<f32>()) as u64 + HEADER_BYTES_MAX;
     // A layer that is left out may be larger there.
-    let most = if correspondence.except.is_empty() { most } else { most.max(LARGEST_FILE) };
+    let most = if correspondence.except.is_empty() { most } else { most.max(FILE_BYTES_MAX) };
     // Some files never end.
     if !found.is_file() {
         return Err(wrong("it is not a plain file".to_owned()));
@@ -481,17 +477,20 @@ fn deserialized(
     let file = SafeTensors::deserialize(bytes).map_err(unreadable)?;
     let parameters = network.parameters();
     let known: Vec<String> = parameters.iter().map(|parameter| correspondence.in_file(parameter)).collect();
-    if let Some(extra) = file.names().into_iter().find(|name| known.iter().all(|known| known != *name)) {
+    let is_unknown = |name: &&str| !correspondence.leaves_out(name) && known.iter().all(|known| known != name);
+    if let Some(extra) = file.names().into_iter().find(is_unknown) {
         let known: Vec<_> = known.iter().map(String::as_str).collect();
         let hint = convoy_common::suggest::hint(extra, &known);
         let extra = shown(extra);
         return Err(fit(path, format!("unknown tensor \"{extra}\" for the model \"{}\"{hint}", network.name)));
     }
     let read = |name: &str, shape: &[usize]| {
+        // It may come from a file of names.
+        let told = shown(name);
         let Ok(view) = file.tensor(name) else {
             return Err(fit(
                 path,
-                format!("the tensor \"{name}\" is missing; the model \"{}\" needs it", network.name),
+                format!("the tensor \"{told}\" is missing; the model \"{}\" needs it", network.name),
             ));
         };
         if view.dtype() != Dtype::F32 || view.shape() != shape {
@@ -499,7 +498,7 @@ fn deserialized(
             return Err(fit(
                 path,
                 format!(
-                    "the tensor \"{name}\" is {found}; the model \"{}\" needs F32 of shape {shape:?}",
+                    "the tensor \"{told}\" is {found}; the model \"{}\" needs F32 of shape {shape:?}",
                     network.name
                 ),
             ));
@@ -507,7 +506,7 @@ fn deserialized(
         let values =
             view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
         if let Some(value) = values.clone().find(|value| !value.is_finite()) {
-            return Err(fit(path, format!("the tensor \"{name}\" holds {value}; every value must be finite")));
+            return Err(fit(path, format!("the tensor \"{told}\" holds {value}; every value must be finite")));
         }
         Ok(ArrayD::from_shape_vec(IxDyn(shape), values.collect()).expect("as many values as the shape has elements"))
     };

@@ -6,6 +6,7 @@ use convoy_common::model::ModelError;
 use convoy_common::placement::PlacementError;
 
 use crate::checkpoint::CheckpointError;
+use crate::checkpoint::correspondence::CorrespondenceError;
 use crate::fault::Fault;
 use crate::files::quoted;
 use crate::job::SettingError;
@@ -57,6 +58,9 @@ pub enum JobError {
     /// The data.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// Layers that were named for `--init` are wrong.
+    #[error(transparent)]
+    Correspondence(#[from] CorrespondenceError),
     /// A checkpoint or a weights file.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -152,6 +156,7 @@ impl JobError {
                 | JobError::OtherImages { .. }
                 | JobError::Otlp(_)
                 | JobError::Placement(_)
+                | JobError::Correspondence(_)
         )
     }
 }

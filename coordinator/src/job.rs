@@ -209,7 +209,7 @@ pub struct Job {
     pub selection: Option<Selection>,
     /// Slots per batch.
     pub slots: usize,
-    /// SHA-256 of the weights of `--init`, if there were any.
+    /// SHA-256 of the weights that were taken from `--init`, if there were any.
     pub init: Option<String>,
 }
 

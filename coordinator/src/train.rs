@@ -198,6 +198,9 @@ impl Run {
         let before = resume.as_ref().map(|checkpoint| &checkpoint.manifest.job);
         let text = asked.model_of(before, default_model)?;
         let network = Network::parse(&text)?;
+        if let Some((_, correspondence)) = &init {
+            correspondence.check(&network)?;
+        }
         asked.model = Some(text);
         let seed = asked.seed.or(before.map(|job| job.seed)).unwrap_or(crate::job::defaults::SEED);
         let plan = running.plan(network.clone(), asked.slots_of(before)?)?;

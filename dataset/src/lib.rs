@@ -14,6 +14,7 @@ mod feeder;
 mod folder;
 mod idx;
 mod images;
+mod npy;
 mod npz;
 mod pixels;
 mod pool;

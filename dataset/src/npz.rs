@@ -8,19 +8,17 @@ use std::io::{self, BufReader, Read};
 use std::path::Path;
 
 use ndarray::{Array4, ArrayView4};
-use npyz::{DType, NpyFile, Order, TypeChar};
 use zip::ZipArchive;
 
 use crate::error::DataError;
 use crate::folder::{self, Parsed};
+use crate::npy::{Header, Kind, PREAMBLE};
 use crate::set::{DataSet, PartSet, Split, Splits, Wanted};
 
 /// The first bytes of an archive.
 const MAGIC: &[u8] = b"PK\x03\x04";
 /// The largest array.
 const ARRAY_BYTES_MAX: u64 = 16 << 30;
-/// The longest header of an array. It names a type and at most four extents.
-const HEADER_BYTES_MAX: usize = 4096;
 /// What an archive must hold.
 const NEEDED: &str = "train_images, train_labels, test_images and test_labels, as the files of MedMNIST do";
 
@@ -71,119 +69,71 @@ fn part(archive: &mut Archive, file: &Path, name: &str, wanted: &Wanted) -> Resu
     folder::check(Parsed { images, images_file: of("images"), labels, labels_file: of("labels") }, wanted)
 }
 
-/// An array of the archive, whose header is known to be short and whose data have the length that it says.
-struct Array {
-    header: npyz::NpyHeader,
-    data: Vec<u8>,
-}
-
-fn array(archive: &mut Archive, file: &Path, name: &str) -> Result<Array, DataError> {
+/// Reads the header of an array, and then its data if `is_expected`. Nothing is allocated for what a header only claims.
+///
+/// # Errors
+/// Says what is wrong with it.
+fn array(
+    archive: &mut Archive,
+    file: &Path,
+    name: &str,
+    (needed, is_expected): (&'static str, impl Fn(&Header) -> bool),
+) -> Result<(Header, Vec<u8>), DataError> {
     let failed = |source| DataError::Read { file: file.join(name), source };
-    let wrong = |found: String, needed| DataError::WrongContent { file: file.join(name), found, needed };
+    let wrong = |found: String| DataError::WrongContent { file: file.join(name), found, needed };
     let entry = format!("{name}.npy");
     if archive.index_for_name(&entry).is_none() {
         let file = file.to_path_buf();
         return Err(DataError::WrongContent { file, found: format!("no array {name}"), needed: NEEDED });
     }
-    let entry = archive.by_name(&entry).map_err(|error| failed(io::Error::other(error)))?;
-    let mut bytes = Vec::new();
-    entry.take(ARRAY_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > ARRAY_BYTES_MAX {
-        let claimed = bytes.len() as u128;
-        return Err(DataError::TooBig { file: file.join(name), claimed, limit: ARRAY_BYTES_MAX });
+    let mut entry = archive.by_name(&entry).map_err(|error| failed(io::Error::other(error)))?;
+    let mut preamble = [0; PREAMBLE];
+    entry.read_exact(&mut preamble).map_err(failed)?;
+    let length = Header::length(preamble).ok_or_else(|| wrong("no array of NumPy".to_owned()))?;
+    let mut text = vec![0; length];
+    entry.read_exact(&mut text).map_err(failed)?;
+    let text = String::from_utf8_lossy(&text);
+    let header = Header::parse(&text).ok_or_else(|| wrong(format!("an array with the header {text:?}")))?;
+    if !is_expected(&header) {
+        return Err(wrong(header.to_string()));
     }
-    if !has_sane_header(&bytes) {
-        return Err(wrong("no array, or one of impossible extents".to_owned(), "a plain NumPy array"));
+    let expected = header.bytes().filter(|bytes| *bytes <= ARRAY_BYTES_MAX);
+    let expected = expected.ok_or_else(|| wrong(format!("{header}, which is too large")))?;
+    let mut data = Vec::new();
+    entry.take(expected + 1).read_to_end(&mut data).map_err(failed)?;
+    match data.len() as u64 {
+        found if found == expected => Ok((header, data)),
+        found if found < expected => Err(DataError::Truncated { file: file.join(name), found, expected }),
+        _ => Err(wrong(format!("{header}, and more bytes than that"))),
     }
-    let npy = NpyFile::new(&bytes[..]).map_err(failed)?;
-    let (header, data) = (npy.header().clone(), npy.into_inner().to_vec());
-    let DType::Plain(kind) = header.dtype() else {
-        return Err(wrong("records".to_owned(), "numbers"));
-    };
-    let size = kind.size_field();
-    let expected = header.shape().iter().try_fold(size, |bytes, extent| bytes.checked_mul(*extent));
-    match expected {
-        Some(expected) if expected == data.len() as u64 && header.order() == Order::C => Ok(Array { header, data }),
-        Some(_) if header.order() == Order::Fortran => {
-            Err(wrong("an array in Fortran's order".to_owned(), "C's order"))
-        }
-        _ => {
-            let (found, expected) = (data.len() as u64, expected.unwrap_or(u64::MAX));
-            Err(DataError::Truncated { file: file.join(name), found, expected })
-        }
-    }
-}
-
-/// Whether an array's header is short, and the product of all numbers in it fits into 64 bits: the reader of headers multiplies its extents.
-fn has_sane_header(bytes: &[u8]) -> bool {
-    let (start, length) = match bytes {
-        [0x93, b'N', b'U', b'M', b'P', b'Y', 1, _, low, high, ..] => (10, u32::from_le_bytes([*low, *high, 0, 0])),
-        [0x93, b'N', b'U', b'M', b'P', b'Y', 2 | 3, _, a, b, c, d, ..] => (12, u32::from_le_bytes([*a, *b, *c, *d])),
-        _ => return false,
-    };
-    let length = usize::try_from(length).unwrap_or(usize::MAX);
-    if length > HEADER_BYTES_MAX || bytes.len() - start < length {
-        return false;
-    }
-    let header = String::from_utf8_lossy(&bytes[start..start + length]);
-    let mut numbers = header.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
-    numbers.try_fold(1u64, |product, digits| product.checked_mul(digits.parse::<u64>().ok()?.max(1))).is_some()
 }
 
 /// The images of a part: (image, channel, row, column).
 fn images(archive: &mut Archive, file: &Path, part: &str) -> Result<Array4<u8>, DataError> {
+    let needed = "bytes (uint8) of (image, row, column) or (image, row, column, channel), and at least one image";
+    let is_expected = |header: &Header| {
+        let has_extents = matches!(header.shape.len(), 3 | 4) && !header.shape.contains(&0);
+        header.kind == (Kind::Whole { bytes: 1, is_signed: false, is_big_endian: false }) && has_extents
+    };
     let name = format!("{part}_images");
-    let Array { header, data } = array(archive, file, &name)?;
-    let wrong = |found| DataError::WrongContent {
-        file: file.join(&name),
-        found,
-        needed: "bytes (uint8) of (image, row, column) or (image, row, column, channel), and at least one image",
+    let (header, data) = array(archive, file, &name, (needed, is_expected))?;
+    let extents = match header.shape[..] {
+        [count, height, width] => [count, height, width, 1],
+        [count, height, width, channels] => [count, height, width, channels],
+        _ => unreachable!("the number of extents was checked"),
     };
-    let described = || wrong(format!("{} of shape {:?}", header.dtype().descr(), header.shape()));
-    let is_bytes =
-        matches!(header.dtype(), DType::Plain(kind) if (kind.type_char(), kind.size_field()) == (TypeChar::Uint, 1));
-    let extents: Option<Vec<usize>> = header.shape().iter().map(|extent| usize::try_from(*extent).ok()).collect();
-    let extents = match extents.as_deref() {
-        Some([count, height, width]) => [*count, *height, *width, 1],
-        Some([count, height, width, channels]) => [*count, *height, *width, *channels],
-        _ => return Err(described()),
-    };
-    if !is_bytes || extents.contains(&0) {
-        return Err(described());
-    }
-    let pixels = ArrayView4::from_shape(extents, &data).map_err(|_| described())?;
+    let pixels = ArrayView4::from_shape(extents, &data).expect("the bytes were counted");
     Ok(pixels.permuted_axes([0, 3, 1, 2]).as_standard_layout().into_owned())
 }
 
-/// The labels of a part.
+/// The labels of a part. One that is too large for a class becomes the largest number, which is no class either.
 fn labels(archive: &mut Archive, file: &Path, part: &str) -> Result<Vec<i32>, DataError> {
+    let is_expected =
+        |header: &Header| matches!(header.kind, Kind::Whole { .. }) && matches!(header.shape[..], [_] | [_, 1]);
     let name = format!("{part}_labels");
-    let Array { header, data } = array(archive, file, &name)?;
-    let wrong = || DataError::WrongContent {
-        file: file.join(&name),
-        found: format!("{} of shape {:?}", header.dtype().descr(), header.shape()),
-        needed: "whole numbers, one for each image",
-    };
-    let DType::Plain(kind) = header.dtype() else { return Err(wrong()) };
-    let npy = NpyFile::with_header(header.clone(), &data[..]);
-    let found = match (kind.type_char(), kind.size_field()) {
-        _ if !matches!(header.shape(), [_] | [_, 1]) => return Err(wrong()),
-        (TypeChar::Uint, 1) => whole(npy.into_vec::<u8>()),
-        (TypeChar::Uint, 2) => whole(npy.into_vec::<u16>()),
-        (TypeChar::Uint, 4) => whole(npy.into_vec::<u32>()),
-        (TypeChar::Uint, 8) => whole(npy.into_vec::<u64>()),
-        (TypeChar::Int, 1) => whole(npy.into_vec::<i8>()),
-        (TypeChar::Int, 2) => whole(npy.into_vec::<i16>()),
-        (TypeChar::Int, 4) => whole(npy.into_vec::<i32>()),
-        (TypeChar::Int, 8) => whole(npy.into_vec::<i64>()),
-        _ => return Err(wrong()),
-    };
-    found.map_err(|source| DataError::Read { file: file.join(&name), source })
-}
-
-/// Labels of any type. One that is too large for a class becomes the largest number, which is no class either.
-fn whole<T: TryInto<i32>>(labels: io::Result<Vec<T>>) -> io::Result<Vec<i32>> {
-    Ok(labels?.into_iter().map(|label| label.try_into().unwrap_or(i32::MAX)).collect())
+    let (header, data) = array(archive, file, &name, ("whole numbers, one for each image", is_expected))?;
+    let numbers = header.kind.numbers(&data);
+    Ok(numbers.map(|label| i32::try_from(label).unwrap_or(i32::MAX)).collect())
 }
 
 #[cfg(test)]
@@ -251,7 +201,7 @@ mod tests {
         for (error, expected) in [
             (
                 refused(WRONG, wanted(1, 3)),
-                "any.npz/train_images holds an array in Fortran's order; it must hold C's order",
+                "any.npz/train_images holds |u1 in Fortran's order of shape (6, 4, 5); it must hold bytes",
             ),
             (refused(COLOUR, wanted(1, 3)), "any.npz/train_images are 3x4x5"),
             (refused(COLOUR, wanted(3, 2)), "label 2"),
@@ -262,32 +212,36 @@ mod tests {
         with(WRONG, |file| {
             let mut archive = opened(file).unwrap();
             let error = images(&mut archive, file, "test").unwrap_err().to_string();
-            assert!(error.contains("holds '<f4' of shape [6, 4, 5]; it must hold bytes (uint8)"), "{error}");
+            assert!(error.contains("holds <f4 of shape (6, 4, 5); it must hold bytes (uint8)"), "{error}");
             let error = labels(&mut archive, file, "test").unwrap_err().to_string();
-            assert!(error.contains("of shape [6, 2]; it must hold whole numbers, one for each image"), "{error}");
+            assert!(error.contains("of shape (6, 2); it must hold whole numbers, one for each image"), "{error}");
             let error = labels(&mut archive, file, "val").unwrap_err().to_string();
             assert!(error.contains("no array val_labels; it must hold train_images"), "{error}");
         });
     }
 
-    /// A header that claims this shape, and no data.
-    fn header(shape: &str) -> Vec<u8> {
-        let text = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n");
-        let length = u16::try_from(text.len()).unwrap().to_le_bytes();
-        [b"\x93NUMPY\x01\x00", &length[..], text.as_bytes()].concat()
+    /// An archive with one array, whose header is this text, and no data.
+    fn archive_of(header: &str) -> Vec<u8> {
+        use std::io::Write;
+        let length = u16::try_from(header.len()).unwrap().to_le_bytes();
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        let mut writer = zip::ZipWriter::new(&mut bytes);
+        writer.start_file("train_images.npy", zip::write::SimpleFileOptions::default()).unwrap();
+        writer.write_all(&[b"\x93NUMPY\x01\x00", &length[..], header.as_bytes()].concat()).unwrap();
+        writer.finish().unwrap();
+        bytes.into_inner()
     }
 
     #[test]
-    fn claims_allocate_nothing() {
-        use std::io::Write;
-        for shape in ["(99999999999, 99999999999, 4)", "(18446744073709551615, 1, 1)", "(1, 1, 1)", "(", "(-1,)", "'x'"]
-        {
-            let mut bytes = std::io::Cursor::new(Vec::new());
-            let mut writer = zip::ZipWriter::new(&mut bytes);
-            writer.start_file("train_images.npy", zip::write::SimpleFileOptions::default()).unwrap();
-            writer.write_all(&header(shape)).unwrap();
-            writer.finish().unwrap();
-            assert!(with(bytes.get_ref(), |file| load(file, &wanted(1, 3))).is_err(), "{shape}");
+    fn claims_allocate_nothing_and_take_no_time() {
+        let nested = ["[".repeat(60), "{".repeat(40), "(".repeat(4000)];
+        let shapes =
+            ["(99999999999, 99999999999, 4)", "(18446744073709551615, 1, 1)", "(1, 1, 1)", "(", "(-1,)", "'x'"];
+        let odd = ["(0x7fffffffffffffff, 4, 1)", "(9_999_999_999, 1, 1)", "(4294967296, 4294967296, 1)"];
+        for shape in nested.iter().map(String::as_str).chain(shapes).chain(odd) {
+            let bytes = archive_of(&format!("{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n"));
+            let error = with(&bytes, |file| load(file, &wanted(1, 3))).unwrap_err().to_string();
+            assert!(error.contains("train_images"), "{error}");
         }
     }
 

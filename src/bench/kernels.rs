@@ -15,7 +15,7 @@ use crate::{Outcome, output, settings};
 /// The command line of `convoy bench kernels`. Its help text is at `Part`.
 #[derive(clap::Args)]
 pub(super) struct Kernels {
-    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet-cifar, alexnet) or path of a model file
+    /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet-cifar, alexnet, alexnet-torchvision) or path of a model file
     #[arg(long, value_name = "NAME|FILE", default_value = "alexnet")]
     model: String,
     /// Images per batch

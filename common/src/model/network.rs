@@ -500,13 +500,12 @@ impl Builder<'_> {
 
     fn learning(&self, raw: &file::RawLearning) -> Result<Learning, ModelError> {
         let scale = raw.lr_scale.unwrap_or(1.0);
-        self.check(scale > 0.0 && scale <= LR_SCALE_MAX, || {
-            format!(
-                "lr_scale = {scale}; must be more than 0, and at most {LR_SCALE_MAX}; trainable = false freezes a layer"
-            )
-        })?;
         self.check(raw.trainable || raw.lr_scale.is_none(), || {
             format!("lr_scale = {scale}; a layer with trainable = false has no rate")
+        })?;
+        self.check(scale > 0.0 && scale <= LR_SCALE_MAX, || {
+            let range = format!("must be more than 0, and at most {LR_SCALE_MAX}");
+            format!("lr_scale = {scale}; {range}; trainable = false freezes a layer")
         })?;
         Ok(if raw.trainable { Learning::Scaled(scale) } else { Learning::Frozen })
     }

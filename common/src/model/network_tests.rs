@@ -64,7 +64,10 @@ fn a_wrong_file_is_answered_with_the_place_the_value_and_what_would_be_right() {
             "layer 1 (\"c\"): lr_scale = 0; must be more than 0, and at most 1000; trainable = false freezes a layer",
         ),
         (model(2, &conv("lr_scale = 1e9")), "lr_scale = 1000000000; must be more than 0"),
-        (model(2, &conv("lr_scale = nan")), "lr_scale"),
+        (model(2, &conv("lr_scale = nan")), "lr_scale = NaN; must be more than 0"),
+        (model(2, &conv("lr_scale = inf")), "lr_scale = inf; must be more than 0"),
+        (model(2, &conv("lr_scale = -1.0")), "lr_scale = -1; must be more than 0"),
+        (model(2, &conv("lr_scale = 1e-60")), "; must be a number in the range of f32"),
         (
             model(2, &conv("trainable = false\nlr_scale = 2")),
             "lr_scale = 2; a layer with trainable = false has no rate",
