@@ -189,17 +189,17 @@ fn layers(towers: usize) -> Vec<Layer> {
     let mixed = Conv {
         bias: false,
         mask: mask("blocks", 2),
-        learning: Learning::Scaled(0.3),
+        learning: Learning::Scaled(0.7),
         ..conv("mixed", 16, window(2, 1, 1), 1)
     };
-    let fourfold = Conv { learning: Learning::Frozen, ..conv("fourfold", 16, window(3, 2, 0), 2 * towers) };
+    let paired = Conv { learning: Learning::Frozen, ..conv("paired", 8, window(3, 1, 1), towers) };
     let halved = Conv { mask: mask("random", 2), ..conv("halved", 16, window(3, 2, 1), 1) };
     let hidden = Linear {
         name: "hidden",
         units: 13,
         mask: mask("random", 2),
         init: Some(Init { std: 0.3, bias: 0.2 }),
-        learning: Learning::Scaled(2.5),
+        learning: Learning::Scaled(1.3),
     };
     let classes = Linear {
         name: "classes",
@@ -213,13 +213,13 @@ fn layers(towers: usize) -> Vec<Layer> {
         L::Relu,
         L::Lrn(Lrn { size: 5, alpha: 0.03, beta: 0.75, k: 1.0 }), // wider than a tower's four channels: clipped
         L::MaxPool(window(3, 2, 1)),                              // overlapping and padded: 13 x 11 to 7 x 6
-        L::Conv(conv("paired", 8, window(3, 1, 1), towers)),      // a group a tower
+        L::Conv(paired),                                          // a group a tower; frozen
         L::Relu,
         L::Dropout { name: "drop_map", p: 0.1 }, // on a feature map
         L::Conv(mixed),                          // needs an exchange; an even kernel; no bias; a mask; 7 x 6 to 8 x 7
         L::Relu,
         L::Lrn(Lrn { size: 4, alpha: 0.07, beta: 0.6, k: 1.1 }), // an even size, and pow instead of roots
-        L::Conv(fourfold), // two groups a tower; strided; leaves out a row; frozen
+        L::Conv(conv("fourfold", 16, window(3, 2, 0), 2 * towers)), // two groups a tower; strided; leaves out a row
         L::Relu,
         L::AvgPool(window(3, 1, 1)), // overlapping and padded: 3 x 3 stays
         L::Conv(halved),             // an exchange, strided: 3 x 3 to 2 x 2; a random mask
