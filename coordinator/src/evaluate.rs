@@ -9,7 +9,7 @@ use crate::crew::{Crew, Received, invalid, out_of_turn};
 use crate::exchange::Routed;
 use crate::loss::cross_entropy;
 use crate::stop::Stop;
-use convoy_dataset::{Drawn, Feeder, Split};
+use convoy_dataset::{Feeder, Seen, Split, View};
 
 /// The result of a network on a set of images.
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ pub fn evaluate(crew: &mut Crew, split: &Split, step: u64, size: usize, stop: &A
     let ahead = feeder.depth(size).clamp(1, EVALUATIONS_UNDER_WAY);
     let mut ask_ahead = |feeder: &mut Feeder, waiting: &mut VecDeque<MicroBatch>| {
         for micro_batch in unasked.by_ref().take(ahead - waiting.len()) {
-            feeder.ask(micro_batch.samples.clone().map(|image| Drawn { image, draw: None }).collect());
+            feeder.ask(micro_batch.samples.clone().map(|image| Seen { image, view: View::Centre }).collect());
             waiting.push_back(micro_batch);
         }
     };

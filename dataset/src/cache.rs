@@ -7,13 +7,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use convoy_common::model::{Shape, Transforms};
+use convoy_common::model::Shape;
 use sha2::{Digest, Sha256};
 
+use crate::colours::ColourSums;
 use crate::decode::{self, BadImage};
 use crate::error::DataError;
+use crate::picture::{Picture, Recipe};
 use crate::pool::{DecodePool, Stage};
-use crate::view::Picture;
 
 /// The name of the file that is read from standard input.
 const STANDARD_INPUT: &str = "-";
@@ -24,13 +25,8 @@ pub(crate) struct ImageCache {
     images: Vec<Cached>,
     recipe: Recipe,
     pool: Arc<DecodePool>,
-}
-
-/// How a file becomes an image.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Recipe {
-    input: Shape,
-    transforms: Transforms,
+    /// Of all images, if their colours matter.
+    colour_sums: ColourSums,
 }
 
 /// One image.
@@ -48,27 +44,25 @@ struct Cached {
 pub(crate) struct Decoded {
     picture: Picture,
     digest: [u8; 32],
+    colour_sums: Option<ColourSums>,
 }
 
-impl Recipe {
-    /// For a model with this input.
-    pub(crate) fn new(input: Shape, transforms: Transforms) -> Self {
-        Self { input, transforms }
-    }
-
+impl Decoded {
     /// Reads, decodes and scales a file.
     ///
     /// # Errors
     /// Says why it can't be used.
-    pub(crate) fn decoded(&self, file: &Path, pool: &DecodePool) -> Result<Decoded, BadImage> {
+    pub(crate) fn read(file: &Path, recipe: &Recipe, pool: &DecodePool) -> Result<Self, BadImage> {
         let bytes = pool.timed(Stage::Read, || match is_standard_input(file) {
             true => decode::bytes_from(io::stdin().lock()),
             false => decode::bytes_of(file),
         })?;
         let pixels = pool.timed(Stage::Decode, || decode::decode(&bytes))?;
         let decoded = pool.timed(Stage::Scale, || {
-            let picture = Picture::new(pixels, self.input, &self.transforms)?;
-            Ok(Decoded { digest: Sha256::digest(picture.bytes()).into(), picture })
+            let picture = recipe.picture(pixels)?;
+            let has_noise = recipe.transforms.colour_noise > 0.0;
+            let colour_sums = has_noise.then(|| ColourSums::of(picture.bytes()));
+            Ok(Self { digest: Sha256::digest(picture.bytes()).into(), picture, colour_sums })
         });
         pool.finished();
         decoded
@@ -78,12 +72,13 @@ impl Recipe {
 impl ImageCache {
     /// Without images.
     pub(crate) fn new(recipe: Recipe, pool: Arc<DecodePool>) -> Self {
-        Self { images: Vec::new(), recipe, pool }
+        Self { images: Vec::new(), recipe, pool, colour_sums: ColourSums::default() }
     }
 
     /// Adds the image of a file. Its bytes stay in memory if `room` is large enough, which they make smaller.
     pub(crate) fn add(&mut self, file: &Path, decoded: Decoded, room: &mut usize) {
-        let Decoded { picture, digest } = decoded;
+        let Decoded { picture, digest, colour_sums } = decoded;
+        colour_sums.iter().for_each(|sums| self.colour_sums.add(sums));
         let shape = picture.shape();
         let bytes = picture.into_bytes();
         let left = room.checked_sub(bytes.len());
@@ -91,6 +86,11 @@ impl ImageCache {
         let is_kept = left.is_some() || is_standard_input(file);
         *room = left.unwrap_or(*room);
         self.images.push(Cached { file: file.to_owned(), shape, digest, bytes: is_kept.then_some(bytes) });
+    }
+
+    /// The sums over the pixels of all images, if their colours matter.
+    pub(crate) fn colour_sums(&self) -> &ColourSums {
+        &self.colour_sums
     }
 
     /// Number of images.
@@ -134,8 +134,8 @@ impl ImageCache {
         if let Some(bytes) = &image.bytes {
             return Ok(Cow::Borrowed(bytes));
         }
-        let decoded = self.recipe.decoded(&image.file, &self.pool);
-        let Decoded { picture, digest } =
+        let decoded = Decoded::read(&image.file, &self.recipe, &self.pool);
+        let Decoded { picture, digest, .. } =
             decoded.map_err(|source| DataError::Gone { file: image.file.clone(), source: Box::new(source) })?;
         if digest != image.digest {
             return Err(DataError::Changed { file: image.file.clone() });

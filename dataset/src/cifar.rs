@@ -43,7 +43,7 @@ pub(super) fn find(folder: &Path) -> Option<(Cifar, PathBuf)> {
 pub(super) fn load((kind, folder): (Cifar, PathBuf), wanted: &Wanted) -> Result<DataSet, DataError> {
     let splits = Splits {
         train: folder::check(kind.read(&folder, kind.train_files(), wanted)?, wanted)?,
-        test: folder::check(kind.read(&folder, kind.test_files(), wanted)?, wanted)?,
+        test: folder::check(kind.read(&folder, kind.test_files(), wanted)?, &wanted.without_draws())?,
     };
     let notices = folder::missing_classes(&splits.train, wanted.classes).into_iter().collect();
     let mut set = DataSet::new(splits, &kind.described(&folder), notices);
@@ -53,7 +53,7 @@ pub(super) fn load((kind, folder): (Cifar, PathBuf), wanted: &Wanted) -> Result<
 
 /// Loads the test images alone.
 pub(super) fn load_test((kind, folder): (Cifar, PathBuf), wanted: &Wanted) -> Result<PartSet, DataError> {
-    let images = folder::check(kind.read(&folder, kind.test_files(), wanted)?, wanted)?;
+    let images = folder::check(kind.read(&folder, kind.test_files(), wanted)?, &wanted.without_draws())?;
     let mut set = PartSet::new(images, &kind.described(&folder), Vec::new());
     set.classes = kind.class_names(&folder, wanted);
     Ok(set)
@@ -153,13 +153,14 @@ fn read_limited(file: &Path) -> Result<Vec<u8>, DataError> {
 mod tests {
     use std::fs;
 
-    use convoy_common::model::Transforms;
+    use convoy_common::model::Shape;
     use tempfile::TempDir;
 
     use super::*;
+    use crate::view::View;
 
     fn wanted(classes: usize) -> Wanted {
-        Wanted { channels: 3, height: SIDE, width: SIDE, transforms: Transforms::default(), classes, seed: 1 }
+        Wanted { seed: 1, ..Wanted::plain(Shape { channels: 3, height: SIDE, width: SIDE }, classes) }
     }
 
     /// A record with these labels, whose planes are filled with the last label and the number of the plane.
@@ -187,7 +188,7 @@ mod tests {
         .unwrap();
         let set = load(find(folder.path()).unwrap(), &wanted(10)).unwrap();
         assert_eq!((set.train.labels(), set.test.labels()), (&[0u16, 1, 2, 3, 4][..], &[7u16, 9][..]));
-        let image = set.test.image(1, None).unwrap();
+        let image = set.test.image(1, View::Centre).unwrap();
         assert_eq!([image[0], image[SIDE * SIDE], image[2 * SIDE * SIDE]], [90, 91, 92]);
         assert_eq!(set.classes[9], "c9");
         assert!(set.notices[0].contains("have no training image: 5 to 9"), "{:?}", set.notices);

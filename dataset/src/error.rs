@@ -201,12 +201,9 @@ pub enum DataError {
     #[error("no image file in {} can be used. {named}", shown(folder))]
     AllBad { folder: PathBuf, named: String },
 
-    /// Images that are not in files of their own are not scaled.
-    #[error(
-        "the model's input has resize = {resize}, which is for image files alone, and {} has images of one size; leave it out",
-        shown(file)
-    )]
-    ResizeOfArrays { file: PathBuf, resize: usize },
+    /// The images of an array can't be scaled as the model's input says.
+    #[error("the images of {} can't be scaled for the model", shown(file))]
+    Unscalable { file: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
 
     /// A file could be decoded when the set was opened, and now it can't.
     #[error("{} can't be used any more; the files of a set must stay as they are while a job uses it", shown(file))]

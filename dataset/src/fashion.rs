@@ -76,7 +76,7 @@ pub(super) fn auto_test(wanted: &Wanted, places: &Places, remote: &Remote) -> Re
     check_model(wanted)?;
     match locate(places, remote, folder::find_test)? {
         Located::In(folder, files) => {
-            let images = folder::read_split(files, wanted)?;
+            let images = folder::read_split(files, &wanted.without_draws())?;
             check_count(&folder, images.len() == TEST_COUNT, || format!("{} test images", images.len()))?;
             let set = PartSet::new(images, &format!("Fashion-MNIST in {}", folder.display()), Vec::new());
             Ok(PartSet { classes: class_names(), ..set })
@@ -177,13 +177,13 @@ const SUBSET: &str = "the bundled subset of Fashion-MNIST";
 
 fn subset(wanted: &Wanted, why: Option<&str>) -> Result<DataSet, DataError> {
     let train = folder::check(BUNDLED_TRAIN.parse()?, wanted)?;
-    let test = folder::check(BUNDLED_TEST.parse()?, wanted)?;
+    let test = folder::check(BUNDLED_TEST.parse()?, &wanted.without_draws())?;
     let notice = notice_of_subset(&format!("{} of Fashion-MNIST's {TRAIN_COUNT} training", train.len()), why);
     Ok(named(DataSet::new(Splits { train, test }, SUBSET, vec![notice])))
 }
 
 fn subset_test(wanted: &Wanted, why: Option<&str>) -> Result<PartSet, DataError> {
-    let images = folder::check(BUNDLED_TEST.parse()?, wanted)?;
+    let images = folder::check(BUNDLED_TEST.parse()?, &wanted.without_draws())?;
     let notice = notice_of_subset(&format!("{} of Fashion-MNIST's {TEST_COUNT} test", images.len()), why);
     Ok(PartSet { classes: class_names(), ..PartSet::new(images, SUBSET, vec![notice]) })
 }

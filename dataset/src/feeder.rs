@@ -12,18 +12,18 @@ use std::time::{Duration, Instant};
 use crate::error::DataError;
 use crate::pool::DecodePool;
 use crate::set::Split;
-use crate::view::Draw;
+use crate::view::View;
 
 /// Each thread gets a batch in about so many runs of images. More runs spread the work better, and cost more messages.
 const RUNS: usize = 4;
 
 /// An image of a batch.
 #[derive(Clone, Copy, Debug)]
-pub struct Drawn {
+pub struct Seen {
     /// Its index.
     pub image: usize,
-    /// How it is cropped and mirrored. None: as in tests.
-    pub draw: Option<Draw>,
+    /// How it is seen.
+    pub view: View,
 }
 
 /// Prepares batches of the images of a split.
@@ -42,7 +42,7 @@ pub struct Feeder {
 #[derive(Debug)]
 enum Batch {
     /// It is prepared when it is taken.
-    Asked(Vec<Drawn>),
+    Asked(Vec<Seen>),
     /// Threads prepare it.
     Begun(Gathering),
 }
@@ -87,7 +87,7 @@ impl Feeder {
     ///
     /// # Panics
     /// When the batch is taken, if an index is out of range and all images are in memory.
-    pub fn ask(&mut self, images: Vec<Drawn>) {
+    pub fn ask(&mut self, images: Vec<Seen>) {
         let batch = match &self.pool {
             None => Batch::Asked(images),
             Some(pool) => Batch::Begun(self.begun(pool, &images)),
@@ -96,7 +96,7 @@ impl Feeder {
     }
 
     /// Hands the images of a batch to the threads, run by run.
-    fn begun(&self, pool: &DecodePool, images: &[Drawn]) -> Gathering {
+    fn begun(&self, pool: &DecodePool, images: &[Seen]) -> Gathering {
         let threads = pool.threads();
         let length = images.len().div_ceil(RUNS * threads.current_num_threads()).max(1);
         let (sender, runs) = channel();
@@ -188,10 +188,10 @@ impl Gathering {
 }
 
 /// The bytes of images, one after the other.
-fn prepared(split: &Split, images: &[Drawn]) -> Result<Vec<u8>, DataError> {
+fn prepared(split: &Split, images: &[Seen]) -> Result<Vec<u8>, DataError> {
     let mut bytes = Vec::with_capacity(images.len() * split.image_bytes());
-    for Drawn { image, draw } in images {
-        bytes.extend_from_slice(&split.image(*image, *draw)?);
+    for Seen { image, view } in images {
+        bytes.extend_from_slice(&split.image(*image, *view)?);
     }
     Ok(bytes)
 }
@@ -200,10 +200,11 @@ fn prepared(split: &Split, images: &[Drawn]) -> Result<Vec<u8>, DataError> {
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use convoy_common::model::{Crop, Transforms};
+    use convoy_common::model::{Crop, Shape, Transforms};
     use tempfile::TempDir;
 
     use super::*;
+    use crate::draw::Draw;
     use crate::images::{Reading, load};
     use crate::pool::Resources;
     use crate::set::Wanted;
@@ -229,12 +230,12 @@ mod tests {
     /// The training images. Each has 20 bytes after scaling, and stays in memory if they fit.
     fn split(folder: &TempDir, threads: usize, memory: usize) -> Split {
         let transforms = Transforms { crop: Crop::Random { pad: 1 }, mirror: true, ..Transforms::default() };
-        let wanted = Wanted { channels: 1, height: 4, width: 4, transforms, classes: 2, seed: 1 };
+        let wanted = Wanted { transforms, ..Wanted::plain(Shape { channels: 1, height: 4, width: 4 }, 2) };
         load(folder.path(), &wanted, &Reading::default(), &Resources { threads, memory }).unwrap().train
     }
 
-    fn plain(image: usize) -> Drawn {
-        Drawn { image, draw: None }
+    fn plain(image: usize) -> Seen {
+        Seen { image, view: View::Centre }
     }
 
     /// Five batches of four images in their epoch's order, which is backwards.
@@ -242,7 +243,7 @@ mod tests {
         let mut feeder = Feeder::new(split);
         for batch in 0..5 {
             let images = (0..4).map(|place| 19 - batch * 4 - place);
-            feeder.ask(images.map(|image| Drawn { image, draw: Some(Draw::new(1, 2, image)) }).collect());
+            feeder.ask(images.map(|image| Seen { image, view: View::Drawn(Draw::new(1, 2, image)) }).collect());
         }
         (0..5).map(|_| feeder.take(Duration::from_secs(60)).expect("a minute is enough").unwrap()).collect()
     }
@@ -260,7 +261,7 @@ mod tests {
             assert_eq!(batches(&split), expected, "{threads} threads, {memory} bytes");
             assert_eq!(split.fingerprint(), in_memory.fingerprint());
         }
-        let other = in_memory.image(19, Some(Draw::new(1, 3, 19))).unwrap().into_owned();
+        let other = in_memory.image(19, View::Drawn(Draw::new(1, 3, 19))).unwrap().into_owned();
         assert_ne!(other, expected[0][..16], "another epoch draws another crop");
     }
 
@@ -281,7 +282,7 @@ mod tests {
         drop(release);
         let seen = feeder.take(Duration::from_secs(60)).unwrap().unwrap();
         assert_eq!(split.times().images - before, 1, "the others were forgotten");
-        assert_eq!(seen, *split.image(7, None).unwrap());
+        assert_eq!(seen, *split.image(7, View::Centre).unwrap());
     }
 
     #[test]

@@ -8,9 +8,12 @@ use std::path::{Path, PathBuf};
 
 use convoy_common::model::Shape;
 use ndarray::Array4;
+use rayon::prelude::*;
 
+use super::decode::BadImage;
 use super::error::DataError;
 use super::idx;
+use super::picture::Picture;
 use super::set::{Split, Splits, Wanted};
 
 /// The names of one split's files, without `.gz`, under the names that MNIST gave them first. IDX names end in the number of
@@ -108,7 +111,7 @@ fn place(folder: &Path, names: &Names, missing: &mut Vec<&'static str>) -> Resul
 
 /// Reads all four files and checks them against each other and against the model.
 pub(super) fn read(files: Files, wanted: &Wanted) -> Result<Splits, DataError> {
-    Ok(Splits { train: read_split(files.train, wanted)?, test: read_split(files.test, wanted)? })
+    Ok(Splits { train: read_split(files.train, wanted)?, test: read_split(files.test, &wanted.without_draws())? })
 }
 
 /// Reads one split's files and checks them against each other and against the model.
@@ -125,9 +128,9 @@ pub(super) fn read_split(files: SplitFiles, wanted: &Wanted) -> Result<Split, Da
 /// Checks one split against itself and against the model.
 pub(super) fn check(split: Parsed, wanted: &Wanted) -> Result<Split, DataError> {
     let (count, channels, height, width) = split.images.dim();
-    let found = Shape { channels, height, width };
-    if found != wanted.input() {
-        return Err(DataError::ShapeMismatch { file: split.images_file, found, wanted: wanted.input() });
+    let (found, input) = (Shape { channels, height, width }, wanted.input());
+    if found != input && !(wanted.recipe().scales_arrays() && channels == input.channels) {
+        return Err(DataError::ShapeMismatch { file: split.images_file, found, wanted: input });
     }
     if count != split.labels.len() {
         return Err(DataError::CountMismatch {
@@ -137,11 +140,27 @@ pub(super) fn check(split: Parsed, wanted: &Wanted) -> Result<Split, DataError> 
             labels: split.labels.len(),
         });
     }
-    if let Some(resize) = wanted.transforms.resize {
-        return Err(DataError::ResizeOfArrays { file: split.images_file, resize });
-    }
     let labels = classes_of(&split.labels, split.labels_file, wanted.classes)?;
-    Ok(Split::new(split.images, labels, wanted.transforms))
+    let images = scaled(split.images, &split.images_file, wanted)?;
+    Ok(Split::new(images, labels, wanted))
+}
+
+/// Images as they are kept, if the model's input says how they are scaled.
+fn scaled(images: Array4<u8>, file: &Path, wanted: &Wanted) -> Result<Array4<u8>, DataError> {
+    let recipe = wanted.recipe();
+    if !recipe.scales_arrays() {
+        return Ok(images);
+    }
+    let (count, channels, height, width) = images.dim();
+    let (bytes, shape) =
+        (images.as_slice().expect("readers give the standard layout"), Shape { channels, height, width });
+    let pictures: Result<Vec<Picture>, BadImage> =
+        bytes.par_chunks_exact(shape.len()).map(|image| recipe.picture_of_planes(image, shape)).collect();
+    let pictures =
+        pictures.map_err(|source| DataError::Unscalable { file: file.to_owned(), source: Box::new(source) })?;
+    let Shape { height, width, .. } = pictures[0].shape();
+    let scaled = pictures.into_iter().flat_map(Picture::into_bytes).collect();
+    Ok(Array4::from_shape_vec((count, channels, height, width), scaled).expect("all images have one size"))
 }
 
 /// The labels as classes of the model.

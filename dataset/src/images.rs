@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{Decoded, ImageCache, Recipe};
+use crate::cache::{Decoded, ImageCache};
 use crate::classes::{self, Found, Labelled};
 use crate::decode::{BadImage, DECODERS};
 use crate::error::DataError;
@@ -160,11 +160,11 @@ fn decoded(
     pool: &Arc<DecodePool>,
     room: &mut usize,
 ) -> Result<(Split, Vec<String>), DataError> {
-    let recipe = Recipe::new(wanted.input(), wanted.transforms);
+    let recipe = wanted.recipe();
     let (mut cache, mut labels, mut bad) = (ImageCache::new(recipe, pool.clone()), Vec::new(), Vec::new());
     for files in files.chunks(AT_ONCE * pool.threads().current_num_threads()) {
         // The order of files stays, whichever thread decodes which.
-        let decode = || files.par_iter().map(|image| recipe.decoded(&image.file, pool)).collect();
+        let decode = || files.par_iter().map(|image| Decoded::read(&image.file, &recipe, pool)).collect();
         let decoded: Vec<Result<Decoded, BadImage>> = pool.threads().install(decode);
         for (image, decoded) in files.iter().zip(decoded) {
             match decoded {

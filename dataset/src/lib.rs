@@ -6,8 +6,10 @@
 mod cache;
 mod cifar;
 mod classes;
+mod colours;
 mod decode;
 mod download;
+mod draw;
 mod error;
 mod fashion;
 mod feeder;
@@ -16,8 +18,11 @@ mod idx;
 mod images;
 mod npy;
 mod npz;
+mod picture;
 mod pixels;
+mod planes;
 mod pool;
+mod scale;
 mod selection;
 mod set;
 mod synthetic;
@@ -33,15 +38,17 @@ use convoy_common::suggest;
 use serde::Serialize;
 
 pub use classes::image_files;
+pub use colours::Colours;
+pub use draw::Draw;
 pub use error::DataError;
 pub use fashion::Places;
 pub use fashion::facts::CLASS_NAMES;
-pub use feeder::{Drawn, Feeder};
+pub use feeder::{Feeder, Seen};
 pub use images::{AskedReading, BadImages, Reading, unlabelled};
 pub use pool::{Resources, StageTimes};
 pub use selection::Selection;
 pub use set::{DataSet, PartSet, Split, Wanted};
-pub use view::Draw;
+pub use view::{TEN, View};
 
 /// A part of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -226,7 +233,7 @@ fn test_from_folder(
         Layout::ImageFiles => return images::load_test(folder, wanted, reading, resources),
         Layout::Npz => return npz::load_test(folder, wanted),
     }
-    let images = folder::read_split(folder::find_test(folder)?, wanted)?;
+    let images = folder::read_split(folder::find_test(folder)?, &wanted.without_draws())?;
     Ok(PartSet::new(images, &format!("IDX files in {}", folder.display()), Vec::new()))
 }
 

@@ -138,11 +138,12 @@ fn labels(archive: &mut Archive, file: &Path, part: &str) -> Result<Vec<i32>, Da
 
 #[cfg(test)]
 mod tests {
-    use convoy_common::model::Transforms;
+    use convoy_common::model::Shape;
     use proptest::prelude::*;
     use tempfile::TempDir;
 
     use super::*;
+    use crate::view::View;
 
     /// Made by NumPy (`golden/make.py`).
     const COLOUR: &[u8] = include_bytes!("../golden/colour.npz");
@@ -150,7 +151,7 @@ mod tests {
     const WRONG: &[u8] = include_bytes!("../golden/wrong.npz");
 
     fn wanted(channels: usize, classes: usize) -> Wanted {
-        Wanted { channels, height: 4, width: 5, transforms: Transforms::default(), classes, seed: 1 }
+        Wanted { seed: 1, ..Wanted::plain(Shape { channels, height: 4, width: 5 }, classes) }
     }
 
     fn with<T>(bytes: &[u8], check: impl FnOnce(&Path) -> T) -> T {
@@ -171,7 +172,7 @@ mod tests {
                 ((((image * 4 + row) * 5 + column) * 3 + channel) % 251) as u8
             };
             for image in 0..6 {
-                let bytes = set.train.image(image, None).unwrap();
+                let bytes = set.train.image(image, View::Centre).unwrap();
                 for (index, byte) in bytes.iter().enumerate() {
                     assert_eq!(
                         *byte,
@@ -180,7 +181,7 @@ mod tests {
                     );
                 }
             }
-            assert_eq!(set.test.image(0, None).unwrap(), set.train.image(5, None).unwrap());
+            assert_eq!(set.test.image(0, View::Centre).unwrap(), set.train.image(5, View::Centre).unwrap());
             let tests = load_test(file, &wanted(3, 3)).unwrap();
             assert_eq!(tests.images.fingerprint(), set.test.fingerprint());
         });
@@ -188,7 +189,7 @@ mod tests {
         with(GREY, |file| {
             let set = load(file, &wanted(1, 3)).unwrap();
             assert_eq!((set.train.labels(), set.test.labels()), (&[0, 2, 1, 2, 0, 1][..], &[2, 0][..]));
-            assert_eq!(set.test.image(1, None).unwrap(), set.train.image(4, None).unwrap());
+            assert_eq!(set.test.image(1, View::Centre).unwrap(), set.train.image(4, View::Centre).unwrap());
         });
     }
 

@@ -77,14 +77,14 @@ impl DataSet {
 
 #[cfg(test)]
 mod tests {
-    use convoy_common::model::Transforms;
     use ndarray::Array4;
 
     use super::*;
+    use crate::view::View;
 
     fn split(count: usize) -> Split {
         let images = Array4::from_shape_fn((count, 1, 1, 1), |at| at.0 as u8);
-        Split::new(images, (0..count as u16).collect(), Transforms::default())
+        Split::plain(images, (0..count as u16).collect())
     }
 
     #[test]
@@ -106,7 +106,7 @@ mod tests {
         assert_ne!(other.labels(), held_out);
         // An image keeps its label.
         let chosen = Selection { seed: 3, holdout: 10, images: Some(5) }.trained(&all).unwrap();
-        assert!((0..5).all(|index| u16::from(chosen.image(index, None).unwrap()[0]) == chosen.label(index)));
+        assert!((0..5).all(|index| u16::from(chosen.image(index, View::Centre).unwrap()[0]) == chosen.label(index)));
     }
 
     #[test]

@@ -6,18 +6,20 @@ use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
-use convoy_common::model::{Crop, Network, Shape, Transforms};
+use convoy_common::model::{Network, Shape, Transforms};
 use convoy_common::parameters::hex;
 use ndarray::{Array4, Axis};
 use sha2::{Digest, Sha256};
 
 use crate::cache::ImageCache;
+use crate::colours::{ColourSums, Colours};
 use crate::error::DataError;
+use crate::picture::Recipe;
 use crate::pool::{DecodePool, StageTimes};
-use crate::view::{Draw, view};
+use crate::view::{View, Viewer};
 
 /// What the model needs of a data set.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Wanted {
     /// Channels of an image.
     pub channels: usize,
@@ -27,6 +29,10 @@ pub struct Wanted {
     pub width: usize,
     /// How images become inputs.
     pub transforms: Transforms,
+    /// The mean colour, by channel.
+    pub mean: Vec<u8>,
+    /// Whether each image is measured by ten views, and not by its centre alone.
+    pub ten_views: bool,
     /// Units of the model's last layer.
     pub classes: usize,
     /// The job's seed, which decides synthetic images.
@@ -38,15 +44,13 @@ pub struct Wanted {
 pub struct Split {
     pictures: Pictures,
     labels: Arc<[u16]>,
-    /// What the model takes.
-    input: Shape,
-    transforms: Transforms,
+    viewer: Arc<Viewer>,
 }
 
 /// Images that are not yet cropped.
 #[derive(Debug, Clone)]
 enum Pictures {
-    /// Of the size that the model takes: (image, channel, row, column), in standard layout.
+    /// All of one size: (image, channel, row, column), in standard layout.
     Same(Arc<Array4<u8>>),
     /// Each of a size of its own: these images of a cache.
     Each(Arc<ImageCache>, Arc<[usize]>),
@@ -73,6 +77,8 @@ pub struct DataSet {
     pub fingerprint: String,
     /// The names of the classes, by label. Empty if they have none.
     pub classes: Vec<String>,
+    /// The colours of the training images, if the model's input has colour noise.
+    pub colours: Option<Colours>,
 }
 
 /// The training images or the test images of a data set.
@@ -93,11 +99,18 @@ pub struct PartSet {
 impl DataSet {
     /// A data set of these splits, with its name for people.
     pub(super) fn new(splits: Splits, name: &str, notices: Vec<String>) -> Self {
-        let Splits { train, test } = splits;
+        let fingerprint = fingerprint(&[&splits.train, &splits.test]);
+        Self::with_fingerprint(splits, name, notices, fingerprint)
+    }
+
+    /// The same for splits whose fingerprint is known.
+    pub(super) fn with_fingerprint(splits: Splits, name: &str, notices: Vec<String>, fingerprint: String) -> Self {
+        let Splits { mut train, test } = splits;
+        let colours = train.colours();
+        Arc::make_mut(&mut train.viewer).colours = colours;
         let (train_count, test_count, shape) = (train.len(), test.len(), train.shape());
         let origin = format!("{name}: {train_count} training and {test_count} test images of {shape}");
-        let fingerprint = fingerprint(&[&train, &test]);
-        DataSet { train, test, origin, notices, fingerprint, classes: Vec::new() }
+        DataSet { train, test, origin, notices, fingerprint, classes: Vec::new(), colours }
     }
 }
 
@@ -110,15 +123,21 @@ impl PartSet {
 }
 
 impl Split {
-    /// Images of the size that a model takes.
+    /// Images of one size.
     ///
     /// # Panics If there isn't one label per image, or the images aren't in standard layout.
-    pub(super) fn new(images: Array4<u8>, labels: Vec<u16>, transforms: Transforms) -> Self {
-        let (count, channels, height, width) = images.dim();
-        assert_eq!(count, labels.len(), "one label an image");
+    pub(super) fn new(images: Array4<u8>, labels: Vec<u16>, wanted: &Wanted) -> Self {
+        assert_eq!(images.dim().0, labels.len(), "one label an image");
         assert!(images.is_standard_layout(), "images are contiguous, so that one is a slice");
-        let input = Shape { channels, height, width };
-        Split { pictures: Pictures::Same(Arc::new(images)), labels: labels.into(), input, transforms }
+        let viewer = Arc::new(wanted.viewer());
+        Split { pictures: Pictures::Same(Arc::new(images)), labels: labels.into(), viewer }
+    }
+
+    /// Images as they are, of as many classes as labels can have.
+    #[cfg(test)]
+    pub(crate) fn plain(images: Array4<u8>, labels: Vec<u16>) -> Self {
+        let (_, channels, height, width) = images.dim();
+        Self::new(images, labels, &Wanted::plain(Shape { channels, height, width }, 1 << 16))
     }
 
     /// All images of a cache.
@@ -128,7 +147,7 @@ impl Split {
         assert_eq!(cache.len(), labels.len(), "one label an image");
         let all = (0..cache.len()).collect();
         let pictures = Pictures::Each(Arc::new(cache), all);
-        Split { pictures, labels: labels.into(), input: wanted.input(), transforms: wanted.transforms }
+        Split { pictures, labels: labels.into(), viewer: Arc::new(wanted.viewer()) }
     }
 
     /// These images alone, by their indices.
@@ -141,7 +160,8 @@ impl Split {
                 Pictures::Each(cache.clone(), indices.iter().map(|index| all[*index]).collect())
             }
         };
-        Split { pictures, labels: indices.iter().map(|index| self.label(*index)).collect(), ..*self }
+        let labels = indices.iter().map(|index| self.label(*index)).collect();
+        Split { pictures, labels, viewer: self.viewer.clone() }
     }
 
     /// Number of images.
@@ -151,7 +171,7 @@ impl Split {
 
     /// The extents of one image, as the model takes it.
     pub fn shape(&self) -> Shape {
-        self.input
+        self.viewer.input()
     }
 
     /// SHA-256 over this split alone, in hex.
@@ -164,29 +184,44 @@ impl Split {
         self.labels.is_empty()
     }
 
-    /// One image as the model takes it, (channel, row, column): as a draw says in training, and otherwise its centre.
+    /// A view of one image as the model takes it, (channel, row, column).
     ///
     /// # Errors
     /// When it is not in memory, and its file has changed or is gone.
     ///
     /// # Panics
     /// If the index is out of range.
-    pub fn image(&self, index: usize, draw: Option<Draw>) -> Result<Cow<'_, [u8]>, DataError> {
+    pub fn image(&self, index: usize, view: View) -> Result<Cow<'_, [u8]>, DataError> {
         let (from, bytes) = self.stored(index)?;
-        if from == self.input && (draw.is_none() || self.transforms.draws_nothing()) {
-            return Ok(bytes);
+        Ok(self.viewer.view(bytes, from, view))
+    }
+
+    /// The principal components of the colours of all images, if they have noise.
+    fn colours(&self) -> Option<Colours> {
+        if self.viewer.recipe.transforms.colour_noise == 0.0 {
+            return None;
         }
-        Ok(Cow::Owned(view(&bytes, from, self.input, &self.transforms, draw)))
+        let sums = match &self.pictures {
+            Pictures::Same(images) => {
+                let bytes = images.as_slice().expect("the constructor asserts standard layout");
+                let mut sums = ColourSums::default();
+                bytes.chunks_exact(images.len() / images.dim().0).for_each(|image| sums.add(&ColourSums::of(image)));
+                sums
+            }
+            Pictures::Each(cache, _) => *cache.colour_sums(),
+        };
+        Some(sums.colours())
     }
 
     /// One image before it is cropped: its extents and bytes.
     fn stored(&self, index: usize) -> Result<(Shape, Cow<'_, [u8]>), DataError> {
         match &self.pictures {
             Pictures::Same(images) => {
-                let (count, size) = (images.dim().0, self.input.len());
+                let (count, channels, height, width) = images.dim();
                 assert!(index < count, "image {index} of {count}");
+                let (shape, size) = (Shape { channels, height, width }, channels * height * width);
                 let bytes = images.as_slice().expect("the constructor asserts standard layout");
-                Ok((self.input, Cow::Borrowed(&bytes[index * size..(index + 1) * size])))
+                Ok((shape, Cow::Borrowed(&bytes[index * size..(index + 1) * size])))
             }
             Pictures::Each(cache, chosen) => {
                 let (shape, _) = cache.facts(chosen[index]);
@@ -197,7 +232,7 @@ impl Split {
 
     /// Bytes of an image as the model takes it.
     pub(crate) fn image_bytes(&self) -> usize {
-        self.input.len()
+        self.shape().len()
     }
 
     /// Who prepares the images, if they are not all in memory.
@@ -282,13 +317,32 @@ impl Wanted {
     pub fn by(network: &Network, seed: u64) -> Self {
         let input = network.input.shape;
         let (channels, height, width) = (input.channels, input.height, input.width);
-        Self { channels, height, width, transforms: network.input.transforms, classes: network.classes(), seed }
+        // A mean outside of 0 to 1 is nearest to black or white.
+        let mean = network.input.mean.iter().map(|mean| (mean * 255.0).round().clamp(0.0, 255.0) as u8).collect();
+        let (transforms, classes) = (network.input.transforms, network.classes());
+        Self { channels, height, width, transforms, mean, ten_views: false, classes, seed }
+    }
+
+    /// Images of this shape, as they are.
+    #[cfg(test)]
+    pub(crate) fn plain(input: Shape, classes: usize) -> Self {
+        let Shape { channels, height, width } = input;
+        let (transforms, mean) = (Transforms::default(), vec![0; channels]);
+        Self { channels, height, width, transforms, mean, ten_views: false, classes, seed: 7 }
     }
 
     /// The same for images that are seen without a draw.
     pub(crate) fn without_draws(&self) -> Self {
-        let transforms = Transforms { crop: Crop::Centre, mirror: false, ..self.transforms };
-        Self { transforms, ..self.clone() }
+        Self { transforms: self.transforms.without_draws(), ..self.clone() }
+    }
+
+    /// How an image is kept.
+    pub(crate) fn recipe(&self) -> Recipe {
+        Recipe { input: self.input(), transforms: self.transforms, keeps_margins: self.ten_views }
+    }
+
+    fn viewer(&self) -> Viewer {
+        Viewer { recipe: self.recipe(), mean: self.mean.clone(), colours: None }
     }
 
     /// The extents of one image, as the model has them.

@@ -7,7 +7,7 @@ use ndarray::Array4;
 use sha2::{Digest, Sha256};
 
 use super::error::DataError;
-use super::set::{DataSet, PartSet, Split, Wanted};
+use super::set::{DataSet, PartSet, Split, Splits, Wanted};
 use convoy_common::parameters::hex;
 
 /// The most bytes of both splits together.
@@ -32,14 +32,9 @@ pub(super) fn make(wanted: &Wanted) -> Result<DataSet, DataError> {
     // Checkpoints of all versions hold the hash of this text, so it never changes.
     let parameters =
         format!("synthetic noise of seed {seed}: {train} train and {test} test images of {shape}, {classes} classes");
-    Ok(DataSet {
-        train: split(wanted, TRAIN, train),
-        test: split(wanted, TEST, test),
-        fingerprint: hex(&Sha256::digest(parameters)),
-        origin: format!("synthetic noise of seed {seed}: {train} training and {test} test images of {shape}"),
-        notices: Vec::new(),
-        classes: Vec::new(),
-    })
+    let name = format!("synthetic noise of seed {seed}");
+    let splits = Splits { train: split(wanted, TRAIN, train), test: split(wanted, TEST, test) };
+    Ok(DataSet::with_fingerprint(splits, &name, Vec::new(), hex(&Sha256::digest(parameters))))
 }
 
 /// Makes the test split alone.
@@ -85,5 +80,5 @@ fn split(wanted: &Wanted, purpose: &str, count: usize) -> Split {
     }
     let images = Array4::from_shape_vec(shape, bytes).expect("the bytes were counted from the shape");
     let label = |image| u16::try_from(image % wanted.classes).expect("classes were checked against CLASSES_MAX");
-    Split::new(images, (0..count).map(label).collect(), wanted.transforms)
+    Split::new(images, (0..count).map(label).collect(), wanted)
 }

@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::download::{self, Remote, RemoteFile};
-use convoy_common::model::Transforms;
+use convoy_common::model::Shape;
 use convoy_common::parameters::hex;
 
 use super::set::fingerprint;
@@ -60,11 +60,11 @@ fn small_files() -> BTreeMap<String, Vec<u8>> {
 }
 
 fn small_wanted() -> Wanted {
-    Wanted { channels: 1, height: 2, width: 3, transforms: Transforms::default(), classes: 2, seed: 7 }
+    Wanted::plain(Shape { channels: 1, height: 2, width: 3 }, 2)
 }
 
 fn fashion_wanted() -> Wanted {
-    Wanted { channels: 1, height: 28, width: 28, transforms: Transforms::default(), classes: 10, seed: 7 }
+    Wanted::plain(Shape { channels: 1, height: 28, width: 28 }, 10)
 }
 
 fn write_files(folder: &Path, files: &BTreeMap<String, Vec<u8>>) {
@@ -126,9 +126,9 @@ fn plain_files_are_read() {
     let data = load_files(&small_files(), &small_wanted()).unwrap();
     assert_eq!((data.train.len(), data.test.len()), (4, 2));
     assert_eq!((data.train.len(), data.train.shape().to_string()), (4, "1x2x3".to_owned()));
-    assert_eq!(*data.train.image(1, None).unwrap(), [6, 7, 8, 9, 10, 11]);
+    assert_eq!(*data.train.image(1, View::Centre).unwrap(), [6, 7, 8, 9, 10, 11]);
     assert_eq!(data.train.labels(), [0, 1, 1, 0]);
-    assert_eq!((data.test.image(0, None).unwrap()[0], data.test.label(0)), (100, 1));
+    assert_eq!((data.test.image(0, View::Centre).unwrap()[0], data.test.label(0)), (100, 1));
     assert!(!data.train.is_empty());
     assert_eq!(data.notices, Vec::<String>::new());
     assert!(data.origin.contains("4 training and 2 test images of 1x2x3"), "{}", data.origin);
@@ -157,7 +157,7 @@ fn colour_files_have_four_dimensions() {
     files.insert("t10k-images-idx4-ubyte.gz".into(), gz(&idx(&[2, 3, 2, 3], &bytes[..36])));
     let data = load_files(&files, &Wanted { channels: 3, ..small_wanted() }).unwrap();
     assert_eq!((data.train.len(), data.train.shape().to_string()), (4, "3x2x3".to_owned()));
-    assert_eq!(data.train.image(3, None).unwrap()[0], 54);
+    assert_eq!(data.train.image(3, View::Centre).unwrap()[0], 54);
 }
 
 /// Every byte, label and dimension counts, and so does which split it is in.
@@ -178,8 +178,8 @@ fn fingerprint_is_of_the_data() {
     seen.sort();
     seen.dedup();
     assert_eq!(seen.len(), 5);
-    let tall = Split::new(Array4::zeros((1, 1, 3, 2)), vec![0], Transforms::default());
-    let wide = Split::new(Array4::zeros((1, 1, 2, 3)), vec![0], Transforms::default());
+    let tall = Split::plain(Array4::zeros((1, 1, 3, 2)), vec![0]);
+    let wide = Split::plain(Array4::zeros((1, 1, 2, 3)), vec![0]);
     assert_ne!(fingerprint(&[&tall, &wide]), fingerprint(&[&wide, &tall]));
     assert_ne!(tall.fingerprint(), wide.fingerprint());
 }
@@ -376,8 +376,7 @@ fn classes_without_a_training_image_are_named() {
     for (labels, classes, expected) in cases {
         assert_eq!(notices(labels, classes), Vec::from_iter(expected), "{labels:?}");
     }
-    let many =
-        Split::new(Array4::zeros((50, 1, 1, 1)), (0..50).map(|label| label * 2).collect(), Transforms::default());
+    let many = Split::plain(Array4::zeros((50, 1, 1, 1)), (0..50).map(|label| label * 2).collect());
     let text = folder::missing_classes(&many, 100).unwrap();
     assert!(text.contains("50 of the model's 100") && text.ends_with("17, 19, and others"), "{text}");
 }
@@ -494,7 +493,10 @@ fn auto_takes_the_first_folder_with_all_files() {
     write_files(&search.folder("cache/convoy/fashion-mnist"), &lacking);
     write_files(&search.folder("system/fashion-mnist"), &whole_files());
     let data = search.auto(&nowhere()).unwrap();
-    assert_eq!((data.train.len(), data.test.len(), data.train.image(0, None).unwrap()[0]), (60_000, 10_000, 77));
+    assert_eq!(
+        (data.train.len(), data.test.len(), data.train.image(0, View::Centre).unwrap()[0]),
+        (60_000, 10_000, 77)
+    );
     assert!(data.origin.contains("system") && data.notices.is_empty());
     write_files(&search.folder("working/data/fashion-mnist"), &ten_each(30, 20));
     let words = ["working/data/fashion-mnist", "30 training", "20 test", "60000", "10000"];
@@ -530,8 +532,7 @@ fn auto_names_a_damaged_file() {
 #[test]
 fn fashion_mnist_is_not_for_every_model() {
     let places = Search::new().places;
-    let alexnet =
-        Wanted { channels: 3, height: 227, width: 227, transforms: Transforms::default(), classes: 1000, seed: 1 };
+    let alexnet = Wanted { seed: 1, ..Wanted::plain(Shape { channels: 3, height: 227, width: 227 }, 1000) };
     let words = ["1x28x28", "10 classes", "3x227x227", "1000", "--data DIR", "--data synthetic"];
     for source in [DataSource::Auto, DataSource::Bundled] {
         assert_error!(load(&source, &alexnet, &places, &Reading::default()), DataError::NotForThisModel { .. }, words);
@@ -550,13 +551,13 @@ fn places_of_this_machine_are_absolute_or_local() {
 /// The formula of docs/NUMERICS.md, spelled out for a single byte.
 #[test]
 fn synthetic_images_follow_the_formula() {
-    let wanted = Wanted { channels: 3, height: 5, width: 7, transforms: Transforms::default(), classes: 4, seed: 11 };
+    let wanted = Wanted { seed: 11, ..Wanted::plain(Shape { channels: 3, height: 5, width: 7 }, 4) };
     let data = load(&DataSource::Synthetic, &wanted, &Search::new().places, &Reading::default()).unwrap();
     assert_eq!((data.train.len(), data.test.len()), (2048, 512));
     for (split, purpose) in [(&data.train, "synthetic:train"), (&data.test, "synthetic:test")] {
         let index = 13 * 105 + 50;
         let word = convoy_common::random::words(11, purpose, index as u64 / 4)[index % 4];
-        assert_eq!(split.image(13, None).unwrap()[50], (word & 0xff) as u8);
+        assert_eq!(split.image(13, View::Centre).unwrap()[50], (word & 0xff) as u8);
         assert_eq!((split.label(13), split.label(16)), (1, 0));
     }
     let other = synthetic::make(&Wanted { seed: 12, ..wanted.clone() }).unwrap();
@@ -681,7 +682,7 @@ fn auto_downloads_into_the_cache() {
     let mut search = Search::new();
     search.places.offline = false;
     let data = search.auto(&remote([serve(files), closed()], known)).unwrap();
-    assert_eq!((data.train.len(), data.train.image(0, None).unwrap()[0]), (60_000, 77));
+    assert_eq!((data.train.len(), data.train.image(0, View::Centre).unwrap()[0]), (60_000, 77));
     assert!(data.origin.contains("cache/convoy/fashion-mnist"), "{}", data.origin);
     assert_eq!(names_in(&search.folder("cache/convoy/fashion-mnist")), names);
 }

@@ -4,6 +4,7 @@
 use toml::{Table, Value};
 
 use super::error::ModelError;
+use super::input::Input;
 use crate::fields::{FieldError, Fields, shown};
 use crate::mask::Mask;
 use crate::suggest;
@@ -13,27 +14,8 @@ pub(crate) struct RawModel {
     pub(crate) name: String,
     pub(crate) towers: usize,
     pub(crate) head: Option<usize>,
-    pub(crate) input: RawInput,
+    pub(crate) input: Input,
     pub(crate) layers: Vec<RawLayer>,
-}
-
-pub(crate) struct RawInput {
-    pub(crate) channels: usize,
-    pub(crate) height: usize,
-    pub(crate) width: usize,
-    pub(crate) mean: Option<Vec<f64>>,
-    pub(crate) std: Option<Vec<f64>>,
-    pub(crate) resize: Option<usize>,
-    pub(crate) crop: Option<RawCrop>,
-    pub(crate) pad: Option<usize>,
-    pub(crate) mirror: bool,
-}
-
-/// Which part of a training image is the input.
-#[derive(PartialEq)]
-pub(crate) enum RawCrop {
-    Centre,
-    Random,
 }
 
 pub(crate) struct RawLayer {
@@ -130,39 +112,13 @@ pub(crate) fn parse(text: &str) -> Result<RawModel, ModelError> {
     let mut model = Fields::parse(text, "the model")?;
     model.check_keys(&["name", "towers", "head", "input", "layer"])?;
     let layers = model.list("layer", "a list of tables, each under [[layer]]")?.ok_or(ModelError::NoLayers)?;
-    let mut input = model.required("input", Fields::table)?;
-    input.check_keys(&["channels", "height", "width", "mean", "std", "resize", "crop", "pad", "mirror"])?;
     Ok(RawModel {
         name: model.required("name", Fields::text)?,
         towers: model.required("towers", Fields::count)?,
         head: model.count("head")?,
-        input: RawInput {
-            channels: input.required("channels", Fields::count)?,
-            height: input.required("height", Fields::count)?,
-            width: input.required("width", Fields::count)?,
-            mean: input.numbers("mean")?,
-            std: input.numbers("std")?,
-            resize: input.count("resize")?,
-            crop: crop(&mut input)?,
-            pad: input.count("pad")?,
-            mirror: input.flag("mirror")?.unwrap_or(false),
-        },
+        input: Input::parse(model.required("input", Fields::table)?)?,
         layers: layers.into_iter().enumerate().map(|(i, layer)| parse_layer(i + 1, layer)).collect::<Result<_, _>>()?,
     })
-}
-
-fn crop(input: &mut Fields) -> Result<Option<RawCrop>, FieldError> {
-    const CROPS: [&str; 2] = ["centre", "random"];
-    let Some(crop) = input.text("crop")? else { return Ok(None) };
-    match crop.as_str() {
-        "centre" => Ok(Some(RawCrop::Centre)),
-        "random" => Ok(Some(RawCrop::Random)),
-        _ => {
-            let hint = suggest::hint(&crop, &CROPS);
-            let reason = format!("unknown crop {}{hint}", shown(&crop.into()));
-            Err(FieldError::Value { place: input.place().to_owned(), reason })
-        }
-    }
 }
 
 fn parse_layer(position: usize, layer: Value) -> Result<RawLayer, ModelError> {

@@ -6,10 +6,14 @@
 pub mod classes;
 pub mod error;
 pub mod file;
+pub mod input;
 pub mod network;
 pub mod presets;
+mod shape;
 pub mod transforms;
 
 pub use error::ModelError;
-pub use network::{Conv, Init, Input, Layer, LayerKind, Learning, Linear, Lrn, Network, Pool, Shape, TEXT_BYTES_MAX};
-pub use transforms::{Crop, Transforms};
+pub use input::Input;
+pub use network::{Conv, Init, Layer, LayerKind, Learning, Linear, Lrn, Network, Pool, TEXT_BYTES_MAX};
+pub use shape::Shape;
+pub use transforms::{Crop, Orient, ResizedCrop, Transforms};

@@ -4,19 +4,16 @@
 use std::ops::Range;
 
 use super::error::ModelError;
-use super::file::{self, RawCrop, RawInit, RawInput, RawKind, RawLayer, RawModel};
-use super::transforms::{Crop, Transforms};
+use super::file::{self, RawInit, RawKind, RawLayer, RawModel};
+use super::input::Input;
+use super::shape::{ELEMENTS_MAX, LENGTH_MAX, Shape, check, check_elements};
 use crate::batch::part;
-use crate::fields::{FieldError, shown};
+use crate::fields::shown;
 use crate::index::TowerIndex;
 use crate::mask::Mask;
 
-/// The largest side, number of channels, kernel or number of units. Models also arrive over the network, so all is limited.
-const LENGTH_MAX: usize = 1 << 20;
 /// The largest factor of a layer's learning rate.
 const LR_SCALE_MAX: f64 = 1000.0;
-/// The most elements of one image's feature map, and of a weight tensor.
-const ELEMENTS_MAX: usize = 1 << 31;
 /// The longest model file. It is sent to every worker in one message.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
 /// The most towers, and the most slices of the head.
@@ -39,30 +36,6 @@ pub struct Network {
     pub layers: Vec<Layer>,
     /// The text of its file. Checkpoints hold it, and workers get it.
     pub source: String,
-}
-
-/// The images that a network takes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Input {
-    /// Channels, height and width.
-    pub shape: Shape,
-    /// What is subtracted from a pixel between 0 and 1, for each channel.
-    pub mean: Vec<f64>,
-    /// What the difference is divided by, for each channel.
-    pub std: Vec<f64>,
-    /// How an image becomes an input.
-    pub transforms: Transforms,
-}
-
-/// The size of one sample's activations: a feature map, or units with height and width 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    /// Channels, or units.
-    pub channels: usize,
-    /// Rows.
-    pub height: usize,
-    /// Columns.
-    pub width: usize,
 }
 
 /// A layer. Its shapes are those of all towers together.
@@ -180,37 +153,6 @@ pub struct Pool {
     pub pad: usize,
 }
 
-impl Shape {
-    /// Number of elements of one sample.
-    pub fn len(&self) -> usize {
-        self.channels * self.height * self.width
-    }
-
-    /// Whether it has no elements. No shape of a checked network is empty.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Rows times columns.
-    pub fn pixels(&self) -> usize {
-        self.height * self.width
-    }
-
-    /// The same rows and columns with another number of channels.
-    pub fn with_channels(self, channels: usize) -> Self {
-        Self { channels, ..self }
-    }
-}
-
-impl std::fmt::Display for Shape {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.height, self.width) {
-            (1, 1) => write!(f, "{}", self.channels),
-            (height, width) => write!(f, "{}x{height}x{width}", self.channels),
-        }
-    }
-}
-
 impl Layer {
     /// Whether it has weights.
     pub fn has_weights(&self) -> bool {
@@ -308,7 +250,6 @@ impl Network {
         check(layers.len() <= LAYERS_MAX, "the model", || {
             format!("it has {} layers; must have at most {LAYERS_MAX}", layers.len())
         })?;
-        let input = check_input(input)?;
         let mut network = Self { name, towers, slices, input, layers: Vec::new(), source: text.to_owned() };
         for raw in layers {
             network.push(raw)?;
@@ -585,68 +526,8 @@ impl Builder<'_> {
     }
 }
 
-fn check_input(raw: RawInput) -> Result<Input, ModelError> {
-    let shape = Shape { channels: raw.channels, height: raw.height, width: raw.width };
-    let Shape { channels, height, width } = shape;
-    for (key, value) in [("channels", channels), ("height", height), ("width", width)] {
-        check((1..=LENGTH_MAX).contains(&value), "input", || format!("{key} = {value}; must be 1 to {LENGTH_MAX}"))?;
-    }
-    check_elements(shape, "input")?;
-    let mean = raw.mean.unwrap_or_else(|| vec![0.0; channels]);
-    let std = raw.std.unwrap_or_else(|| vec![1.0; channels]);
-    for (key, values) in [("mean", &mean), ("std", &std)] {
-        check(values.len() == channels, "input", || {
-            let wanted = if channels == 1 { "1 value".to_owned() } else { format!("{channels} values") };
-            format!("{key} = {values:?}; must have {wanted}, one for each channel")
-        })?;
-    }
-    check(mean.iter().all(|m| m.is_finite()), "input", || format!("mean = {mean:?}; each must be finite"))?;
-    check(std.iter().all(|s| s.is_finite() && *s > 0.0), "input", || {
-        format!("std = {std:?}; each must be finite and above 0")
-    })?;
-    let transforms = check_transforms(&raw.resize, raw.crop, raw.pad, raw.mirror, shape)?;
-    Ok(Input { shape, mean, std, transforms })
-}
-
-fn check_transforms(
-    resize: &Option<usize>,
-    crop: Option<RawCrop>,
-    pad: Option<usize>,
-    mirror: bool,
-    shape: Shape,
-) -> Result<Transforms, ModelError> {
-    let (longer, shorter) = (shape.height.max(shape.width), shape.height.min(shape.width));
-    if let Some(resize) = *resize {
-        check((longer..=LENGTH_MAX).contains(&resize), "input", || {
-            format!("resize = {resize}; must be {longer} to {LENGTH_MAX}, so that the image covers the input")
-        })?;
-    }
-    let crop = match (crop, pad) {
-        (Some(RawCrop::Random), pad) => Crop::Random { pad: pad.unwrap_or(0) },
-        (_, None) => Crop::Centre,
-        (_, Some(pad)) => {
-            let reason = format!("pad = {pad}; only crop = \"random\" has a border");
-            return Err(FieldError::Value { place: "input".to_owned(), reason }.into());
-        }
-    };
-    let pad = pad.unwrap_or(0);
-    check(pad < shorter, "input", || format!("pad = {pad}; must be below {shorter}, the shorter side of the input"))?;
-    Ok(Transforms { resize: *resize, crop, mirror })
-}
-
-fn check_elements(shape: Shape, place: &str) -> Result<(), ModelError> {
-    let elements = shape.channels.checked_mul(shape.height).and_then(|n| n.checked_mul(shape.width));
-    check(elements.is_some_and(|n| n <= ELEMENTS_MAX), place, || {
-        format!("a map of {shape} has too many elements; must have at most {ELEMENTS_MAX}")
-    })
-}
-
 fn is_sound_name(name: &str) -> bool {
     (1..=100).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
-}
-
-fn check(sound: bool, place: &str, reason: impl FnOnce() -> String) -> Result<(), ModelError> {
-    if sound { Ok(()) } else { Err(FieldError::Value { place: place.to_owned(), reason: reason() }.into()) }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::time::Instant;
 use convoy_common::index::{SegmentIndex, TowerIndex};
 use convoy_common::trace::Activity;
 use convoy_common::wire::{FromWorker, ToWorker};
-use convoy_dataset::{Draw, Drawn};
+use convoy_dataset::{Draw, Seen, View};
 
 use super::Run;
 use super::drive::Drive;
@@ -180,7 +180,7 @@ impl Run {
             let micro_batches = self.job.division(self.record.running.micro_batches).of(number, images.len());
             for micro_batch in &micro_batches {
                 let seed = self.job.seed;
-                let drawn = |image: &usize| Drawn { image: *image, draw: Some(Draw::new(seed, epoch, *image)) };
+                let drawn = |image: &usize| Seen { image: *image, view: View::Drawn(Draw::new(seed, epoch, *image)) };
                 drive.prefetch.feeder.ask(images[micro_batch.samples.clone()].iter().map(drawn).collect());
             }
             drive.prefetch.asked(StepImages { number, images, micro_batches });
