@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
 use convoy_common::wire::printable;
+use convoy_coordinator::evaluate::Views;
 use convoy_coordinator::job::defaults;
 use convoy_coordinator::links::Transport;
 use convoy_coordinator::measure::{Measurement, Measuring, measure};
@@ -48,6 +49,10 @@ pub(crate) struct Arguments {
     /// Images to measure: test, train (those that the job trained on), or holdout (those that it held out)
     #[arg(long, value_name = "test|train|holdout", default_value = "test")]
     part: Part,
+    /// Average the class probabilities of ten views of each image: the corners and the centre of the scaled image, and their mirror images. The
+    /// model's input must have a resize that is larger than its shorter side
+    #[arg(long)]
+    ten_crop: bool,
     /// Worker processes. With more workers than towers, several workers hold the same tower, and each computes some of the images. At most the number
     /// of towers times the number of test images [default: one per tower]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(AT_LEAST_1))]
@@ -94,6 +99,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         model: arguments.model.as_deref().map(settings::model_text).transpose()?,
         data: arguments.data,
         part: arguments.part,
+        views: views(arguments.ten_crop),
         places: arguments.resources.places()?,
         running: Running {
             workers: arguments.workers,
@@ -118,6 +124,11 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     };
     output::print(&text)?;
     Ok(Outcome::Done)
+}
+
+/// The views that `--ten-crop` asks for.
+pub(crate) fn views(ten_crop: bool) -> Views {
+    if ten_crop { Views::Ten } else { Views::Centre }
 }
 
 /// How a measurement runs: on local workers, one for each tower.

@@ -8,7 +8,7 @@ use convoy_common::wire::printable;
 use convoy_coordinator::predict::{Predicting, Prediction, predict};
 use convoy_coordinator::running::Running;
 
-use crate::eval::{Quiet, running};
+use crate::eval::{Quiet, running, views};
 use crate::log::Log;
 use crate::numbers::{AT_LEAST_1, whole};
 use crate::{Outcome, output, settings, signals};
@@ -31,6 +31,10 @@ pub(crate) struct Arguments {
     /// Compute threads of each worker that this command starts [default: the machine's cores divided by the workers]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
     threads: Option<usize>,
+    /// Average the class probabilities of ten views of each image: the corners and the centre of the scaled image, and their mirror images. The
+    /// model's input must have a resize that is larger than its shorter side
+    #[arg(long)]
+    ten_crop: bool,
     /// Print a JSON list instead of text
     #[arg(long)]
     json: bool,
@@ -42,6 +46,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         model: arguments.model.as_deref().map(settings::model_text).transpose()?,
         images: arguments.images,
         top: arguments.top,
+        views: views(arguments.ten_crop),
         running: Running { threads: arguments.threads, ..running(log)? },
     };
     let stop = signals::stop_flag("stopping", "quit".to_owned())?;

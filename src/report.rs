@@ -9,6 +9,7 @@ use convoy_common::model::Network;
 use convoy_coordinator::checkpoint::folder::{self, Opened};
 use convoy_coordinator::checkpoint::{Checkpoint, CheckpointError};
 use convoy_coordinator::error::JobError;
+use convoy_coordinator::evaluate::Views;
 use convoy_coordinator::measure::{Measuring, measure};
 use convoy_coordinator::record::TRACE;
 use convoy_dataset::{DataSource, Part};
@@ -150,6 +151,7 @@ impl Reporter<'_> {
             model: None,
             data: self.arguments.data.clone(),
             part: Part::Test,
+            views: Views::Centre,
             places: settings::places()?,
             running: running(self.log)?,
             logits: None,

@@ -121,7 +121,9 @@ fn outputs_are_those_of_a_job(run: &Path) {
     let network = Network::parse(&std::fs::read_to_string(run.join("../../../models/grouped.toml")).unwrap()).unwrap();
     let set = load(&DataSource::Bundled, &Wanted::by(&network, 1), &Places::of_this_machine(true), &Reading::default());
     let set = set.unwrap();
-    let bytes: Vec<u8> = (0..set.test.len()).flat_map(|image| set.test.image(image, None).unwrap().to_vec()).collect();
+    let bytes: Vec<u8> = (0..set.test.len())
+        .flat_map(|image| set.test.image(image, convoy_dataset::View::Centre).unwrap().to_vec())
+        .collect();
     let weights = read_weights(&newest_checkpoint(run).unwrap().join("weights.safetensors"), &network).unwrap();
     let last = network.layers.len() - 1;
     let ours = std::thread::spawn(move || activations(&network, &weights, &bytes, &[0, last]).unwrap()).join().unwrap();

@@ -27,7 +27,7 @@ use crate::files::{
 use crate::job::{Job, STEPS_MAX, Unsound, demand};
 use crate::outputs::{self, MANIFEST};
 use crate::state::{JobState, Progress};
-use convoy_dataset::{DataSource, Reading};
+use convoy_dataset::{Colours, DataSource, Reading};
 use correspondence::Correspondence;
 
 /// Version of the manifest. Raise it when an older program would misread the manifest. Version 2 has seeds by purpose and a selection of
@@ -68,6 +68,9 @@ pub struct Manifest {
     /// The names of the classes, by label. Empty if they have none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<String>,
+    /// The colours of the training images, along which the model's colour noise varies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub colours: Option<Colours>,
     /// SHA-256 over the test images, their dimensions and labels.
     pub test_images: Option<String>,
     /// SHA-256 over all weights.
@@ -159,6 +162,8 @@ pub struct Described {
     pub reading: Option<Reading>,
     /// The names of the classes, by label.
     pub classes: Vec<String>,
+    /// The colours of the training images, if the model's input has colour noise.
+    pub colours: Option<Colours>,
     /// SHA-256 over the test images.
     pub test_images: Option<String>,
 }
@@ -200,8 +205,9 @@ fn name_of(step: u64) -> String {
 /// Whether the same checkpoint is already there: a job that is resumed at its end has nothing new to write.
 fn is_already_there(path: &Path, described: &Described, state: &JobState) -> bool {
     let same = |manifest: &Manifest| {
-        let Manifest { job, last_step, progress, source, reading, classes, test_images, .. } = manifest.clone();
-        Described { job, last_step, progress, source, reading, classes, test_images } == *described
+        let Manifest { job, last_step, progress, source, reading, classes, colours, test_images, .. } =
+            manifest.clone();
+        Described { job, last_step, progress, source, reading, classes, colours, test_images } == *described
             && manifest.weights_sha256 == sha256(&state.weights)
     };
     path.is_dir() && read(path).is_ok_and(|checkpoint| same(&checkpoint.manifest))
@@ -225,6 +231,7 @@ fn write_into(temporary: &Path, described: &Described, state: &JobState) -> std:
         source: described.source.clone(),
         reading: described.reading,
         classes: described.classes.clone(),
+        colours: described.colours,
         test_images: described.test_images.clone(),
         weights_sha256: sha256(&state.weights),
         files,

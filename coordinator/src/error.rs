@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use convoy_common::model::ModelError;
+use convoy_common::model::{ModelError, Shape};
 use convoy_common::placement::PlacementError;
 
 use crate::checkpoint::CheckpointError;
@@ -52,6 +52,12 @@ pub enum JobError {
         "the {part} images are not those that the job of {path} used: they are now {origin}; to use them anyway, give --data"
     )]
     OtherImages { part: Part, path: PathBuf, origin: String },
+    /// All ten views of an image would be the same, but for the mirror images.
+    #[error(
+        "--ten-crop takes the corners of images that are larger than the model's input of {shape}, and {}; set the input's `resize` to more",
+        resize.map_or("the model says no size".to_owned(), |side| format!("the model scales them to {side}"))
+    )]
+    NoMargins { shape: Shape, resize: Option<usize> },
     /// The cluster.
     #[error(transparent)]
     Placement(#[from] PlacementError),
@@ -154,6 +160,7 @@ impl JobError {
                 | JobError::ModelWanted { .. }
                 | JobError::OtherModel { .. }
                 | JobError::OtherImages { .. }
+                | JobError::NoMargins { .. }
                 | JobError::Otlp(_)
                 | JobError::Placement(_)
                 | JobError::Correspondence(_)

@@ -1,4 +1,5 @@
-//! Measures a set of images with the towers of a job: forward passes of a few micro-batches at a time.
+//! Measures a set of images with the towers of a job: forward passes of a few micro-batches at a time. An image can be seen by ten views,
+//! whose probabilities are averaged.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,9 +8,10 @@ use convoy_common::batch::{EVALUATIONS_UNDER_WAY, MicroBatch, MicroBatchId, Phas
 
 use crate::crew::{Crew, Received, invalid, out_of_turn};
 use crate::exchange::Routed;
-use crate::loss::cross_entropy;
+use crate::loss::{cross_entropy, mean_logits};
 use crate::stop::Stop;
-use convoy_dataset::{Feeder, Seen, Split, View};
+use convoy_dataset::{Feeder, Seen, Split, TEN, View};
+use serde::Serialize;
 
 /// The result of a network on a set of images.
 #[derive(Clone, Debug)]
@@ -20,7 +22,7 @@ pub struct Measured {
     pub images: usize,
     /// The mean loss.
     pub loss: f64,
-    /// Logits, (image, class).
+    /// Logits, (image, class). With ten views, they are the logarithms of the mean probabilities.
     pub logits: Vec<f32>,
     /// The class of the highest logit of each image.
     pub predicted: Vec<u16>,
@@ -33,24 +35,67 @@ impl Measured {
     }
 }
 
-/// Measures all of `split` in micro-batches of `size`, with the weights as of `step`.
+/// The views by which each image is measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Views {
+    /// The centre.
+    #[default]
+    Centre,
+    /// The corners, the centre, and their mirror images.
+    Ten,
+}
+
+impl Views {
+    /// How many.
+    pub fn count(self) -> usize {
+        match self {
+            Views::Centre => 1,
+            Views::Ten => TEN,
+        }
+    }
+
+    /// View `number` of an image.
+    fn view(self, number: usize) -> View {
+        match self {
+            Views::Centre => View::Centre,
+            Views::Ten => View::OfTen(number),
+        }
+    }
+
+    /// The largest multiple of the number of views that is at most `size`, so that a micro-batch has all views of its images.
+    pub(crate) fn micro_batch(self, size: usize) -> usize {
+        (size / self.count()).max(1) * self.count()
+    }
+}
+
+/// Measures all of `split` in micro-batches of at most `size` views, or those of one image, with the weights as of `step`.
 ///
 /// # Errors
 /// When a worker is lost, fails, or sends an invalid message, or when `stop` is set.
-pub fn evaluate(crew: &mut Crew, split: &Split, step: u64, size: usize, stop: &AtomicBool) -> Result<Measured, Stop> {
+pub fn evaluate(
+    crew: &mut Crew,
+    split: &Split,
+    views: Views,
+    step: u64,
+    size: usize,
+    stop: &AtomicBool,
+) -> Result<Measured, Stop> {
+    let (count, size) = (views.count(), views.micro_batch(size));
     let classes = crew.plan.network.classes();
     let images = split.len();
     let mut measured =
         Measured { correct: 0, images, loss: 0.0, logits: vec![0.0; images * classes], predicted: vec![0; images] };
     let mut losses = vec![0.0; split.len()];
     let mut feeder = Feeder::new(split);
-    let mut unasked = micro_batches(split.len(), size, step);
+    let mut unasked = micro_batches(images * count, size, step);
     let mut waiting = VecDeque::new();
     // As many are being prepared as memory allows, but no more than are computed at a time.
     let ahead = feeder.depth(size).clamp(1, EVALUATIONS_UNDER_WAY);
     let mut ask_ahead = |feeder: &mut Feeder, waiting: &mut VecDeque<MicroBatch>| {
         for micro_batch in unasked.by_ref().take(ahead - waiting.len()) {
-            feeder.ask(micro_batch.samples.clone().map(|image| Seen { image, view: View::Centre }).collect());
+            let seen = |sample: usize| Seen { image: sample / count, view: views.view(sample % count) };
+            feeder.ask(micro_batch.samples.clone().map(seen).collect());
             waiting.push_back(micro_batch);
         }
     };
@@ -84,13 +129,15 @@ pub fn evaluate(crew: &mut Crew, split: &Split, step: u64, size: usize, stop: &A
             Routed::Logits { micro_batch, logits } => {
                 crew.exchanges.close(micro_batch.id);
                 under_way -= 1;
-                for (image, logits) in micro_batch.samples.clone().zip(logits.chunks_exact(classes)) {
+                let first = micro_batch.samples.start / count;
+                for (image, logits) in (first..).zip(logits.chunks_exact(classes * count)) {
+                    let logits = mean_logits(logits, classes);
                     let label = usize::from(split.label(image));
-                    let verdict = cross_entropy(logits, label, 1, &mut vec![0.0; classes]);
+                    let verdict = cross_entropy(&logits, label, 1, &mut vec![0.0; classes]);
                     measured.correct += usize::from(verdict.predicted == label);
                     losses[image] = verdict.loss;
                     measured.predicted[image] = verdict.predicted as u16;
-                    measured.logits[image * classes..][..classes].copy_from_slice(logits);
+                    measured.logits[image * classes..][..classes].copy_from_slice(&logits);
                 }
             }
         }
@@ -99,9 +146,9 @@ pub fn evaluate(crew: &mut Crew, split: &Split, step: u64, size: usize, stop: &A
     Ok(measured)
 }
 
-fn micro_batches(images: usize, size: usize, step: u64) -> impl Iterator<Item = MicroBatch> {
-    (0..images.div_ceil(size)).map(move |index| MicroBatch {
+fn micro_batches(samples: usize, size: usize, step: u64) -> impl Iterator<Item = MicroBatch> {
+    (0..samples.div_ceil(size)).map(move |index| MicroBatch {
         id: MicroBatchId { step, phase: Phase::Evaluate, slot: 0, micro_batch: index as u32 },
-        samples: index * size..images.min((index + 1) * size),
+        samples: index * size..samples.min((index + 1) * size),
     })
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use convoy_common::batch::{Batches, Division};
 use convoy_common::chain::chain;
 use convoy_common::index::WorkerIndex;
+use convoy_common::model::Network;
 use convoy_common::parameters::{Tensors, sha256};
 use convoy_common::plan::Plan;
 use convoy_common::wire::{Assignment, Generation};
@@ -17,7 +18,7 @@ use convoy_dataset::Split;
 use crate::cluster::Cluster;
 use crate::crew::Crew;
 use crate::error::JobError;
-use crate::evaluate::{Measured, evaluate};
+use crate::evaluate::{Measured, Views, evaluate};
 use crate::observe::Observer;
 use crate::running::Running;
 use crate::state::JobState;
@@ -35,6 +36,8 @@ pub(crate) struct Subject {
     pub(crate) weights: Tensors,
     /// Images per micro-batch.
     pub(crate) micro_batch: usize,
+    /// The views by which each image is measured.
+    pub(crate) views: Views,
 }
 
 /// What the network makes of all images of `split`, and the SHA-256 over its weights, which come from `path`.
@@ -49,7 +52,8 @@ pub(crate) fn forward(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<(Measured, String), JobError> {
-    let Subject { text, plan, weights, micro_batch } = subject;
+    let Subject { text, plan, weights, micro_batch, views } = subject;
+    let micro_batch = views.micro_batch(micro_batch);
     let (workers, slots) = (plan.workers, plan.placement.slots);
     let job = unguessable().max(1);
     let threads = running.threads_of_each(workers)?;
@@ -79,7 +83,7 @@ pub(crate) fn forward(
         let generation = Generation { job, number: 1 };
         let mut crew = Crew::new(&mut cluster, &mut recorder, observer, plan, micro_batch, generation, stop);
         crew.assign(&assignment, vec![Vec::new(); workers].into(), &state, 0)?;
-        evaluate(&mut crew, split, 0, micro_batch, stop)
+        evaluate(&mut crew, split, views, 0, micro_batch, stop)
     };
     let measured = compute_once().map_err(JobError::from).map_err(|error| match error {
         JobError::NotFinite { what, .. } => JobError::NotMeasurable { what, path: path.to_owned() },
@@ -88,6 +92,19 @@ pub(crate) fn forward(
     let reason = measured.as_ref().map_or_else(|error| chain(error), |_| "measured".to_owned());
     cluster.dismiss(1, &reason, |_, _| {});
     Ok((measured?, sha256(&state.weights)))
+}
+
+/// Checks that views of an image can differ in more than being mirrored.
+///
+/// # Errors
+/// When scaled images are no larger than the model's input.
+pub(crate) fn check_views(views: Views, network: &Network) -> Result<(), JobError> {
+    let (shape, resize) = (network.input.shape, network.input.transforms.resize);
+    let has_margins = resize.is_some_and(|side| side > shape.height.min(shape.width));
+    if views == Views::Ten && !has_margins {
+        return Err(JobError::NoMargins { shape, resize });
+    }
+    Ok(())
 }
 
 /// Images per micro-batch, at most `most`, so that each of `replicas` gets a micro-batch if there are as many images.

@@ -1,6 +1,8 @@
 //! Softmax and cross-entropy, in f64 with a platform-independent `exp` and `log`. No other module combines the logits of
 //! all towers.
 
+use std::borrow::Cow;
+
 /// The result of one sample's logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Verdict {
@@ -27,6 +29,30 @@ pub(crate) fn probabilities(logits: &[f32]) -> Vec<f64> {
     exponentials.iter().map(|e| e / sum).collect()
 }
 
+/// The logits of an image that was seen by several views, (view, class): for each class, the logarithm of its mean probability over the views.
+/// The logits of a single view stay as they are.
+pub(crate) fn mean_logits(logits: &[f32], classes: usize) -> Cow<'_, [f32]> {
+    if logits.len() == classes {
+        return Cow::Borrowed(logits);
+    }
+    let views: Vec<Vec<f64>> = logits.chunks_exact(classes).map(log_probabilities).collect();
+    let mean = |class: usize| {
+        let of_class = || views.iter().map(|view| view[class]);
+        let largest = of_class().fold(f64::NEG_INFINITY, f64::max);
+        let sum = of_class().fold(0.0, |sum, logarithm| sum + libm::exp(logarithm - largest));
+        (largest + libm::log(sum / views.len() as f64)) as f32
+    };
+    Cow::Owned((0..classes).map(mean).collect())
+}
+
+/// The logarithm of the softmax of one sample's logits. It is finite also where the softmax is too small for f64.
+fn log_probabilities(logits: &[f32]) -> Vec<f64> {
+    let (_, largest) = first_maximum(logits);
+    let (_, sum) = exponentials(logits, largest);
+    let logarithm = libm::log(sum);
+    logits.iter().map(|logit| f64::from(*logit) - largest - logarithm).collect()
+}
+
 /// The exponential of each logit minus the largest one, and their sum in the order of classes.
 fn exponentials(logits: &[f32], largest: f64) -> (Vec<f64>, f64) {
     let exponentials: Vec<f64> = logits.iter().map(|l| libm::exp(f64::from(*l) - largest)).collect();
@@ -50,6 +76,18 @@ mod tests {
         assert!((verdict.loss - 4f64.ln()).abs() < 1e-12);
         assert_eq!(verdict.predicted, 0);
         assert_eq!(gradient, [0.125, -0.375, 0.125, 0.125]);
+    }
+
+    #[test]
+    fn the_mean_of_views_is_that_of_their_probabilities() {
+        let views = [[1.0, 2.0, -1.0], [0.5, -3.0, 2.0]];
+        let mean = probabilities(&mean_logits(&views.concat(), 3));
+        for (class, found) in mean.iter().enumerate() {
+            let expected = (probabilities(&views[0])[class] + probabilities(&views[1])[class]) / 2.0;
+            assert!((found - expected).abs() < 1e-7, "class {class}: {found}, {expected}");
+        }
+        assert_eq!(*mean_logits(&views[0], 3), views[0], "the logits of one view stay as they are");
+        assert!(mean_logits(&[0.0, 2000.0, 1.0, 3000.0], 2).iter().all(|logit| logit.is_finite()));
     }
 
     #[test]

@@ -14,7 +14,8 @@ use serde::Serialize;
 
 use crate::checkpoint;
 use crate::error::JobError;
-use crate::forward::{Subject, forward, micro_batch_for};
+use crate::evaluate::Views;
+use crate::forward::{Subject, check_views, forward, micro_batch_for};
 use crate::job::check;
 use crate::observe::{Event, Observer};
 use crate::running::Running;
@@ -32,6 +33,8 @@ pub struct Measuring {
     pub data: Option<DataSource>,
     /// Which of its images are measured.
     pub part: Part,
+    /// The views by which each image is measured.
+    pub views: Views,
     /// Where Fashion-MNIST may be.
     pub places: Places,
     /// How to run.
@@ -55,6 +58,8 @@ pub struct Measurement {
     pub data: String,
     /// Which of them were measured.
     pub part: Part,
+    /// The views by which each image was measured.
+    pub views: Views,
     /// Number of images.
     pub images: usize,
     /// Number of images that were classified correctly.
@@ -85,7 +90,7 @@ pub struct Measurement {
 /// # Errors
 /// When weights, data or workers can't be had or don't fit, or when `stop` is set.
 pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Measurement, JobError> {
-    let Measuring { path, model, data, part, places, running, logits, wrong } = measuring;
+    let Measuring { path, model, data, part, views, places, running, logits, wrong } = measuring;
     // Before the work, and again when the file is written.
     logits.as_deref().map_or(Ok(()), checkpoint::check_logits_path)?;
     wrong.as_deref().map_or(Ok(()), wrong::check_path)?;
@@ -105,6 +110,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     } = load(&path, model)?;
     damaged.iter().for_each(|error| observer.on(Event::Notice { text: chain(error) }));
     let network = Network::parse(&text)?;
+    check_views(views, &network)?;
     let classes = network.classes();
     let workers = running.workers.unwrap_or(network.towers);
     // A measurement has no slots, so it has as many replicas as its workers need.
@@ -112,7 +118,8 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     let plan = Arc::new(Plan::new(network.clone(), workers, slots, None)?);
     let is_given = data.is_some();
     let choice = DataChoice::of(data, remembered, reading);
-    let data = choice.load_part(part, selection, &Wanted::by(&network, seed), &places)?;
+    let wanted = Wanted::by(&network, seed);
+    let data = choice.load_part(part, selection, &wanted, &places)?;
     data.notices.iter().cloned().for_each(|text| observer.on(Event::Notice { text }));
     let is_other = match part {
         Part::Test => test_images.is_some_and(|known| known != data.images.fingerprint()),
@@ -121,12 +128,17 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     if !is_given && is_other {
         return Err(JobError::OtherImages { part, path: weights_path, origin: data.origin });
     }
+    let data = match views {
+        Views::Centre => data,
+        // The fingerprint is over the images as a job has them, whose margins may be missing.
+        Views::Ten => choice.load_part(part, selection, &Wanted { ten_views: true, ..wanted }, &places)?,
+    };
     let images = data.images.len();
     let most = network.towers.saturating_mul(images);
     let expected = format!("at most {most}: {} towers times {images} {part} images", network.towers);
     check("--workers", workers, workers <= most, expected)?;
-    let micro_batch = micro_batch_for(slots, images, micro_batch);
-    let subject = Subject { text, plan, weights, micro_batch };
+    let micro_batch = micro_batch_for(slots, images * views.count(), micro_batch);
+    let subject = Subject { text, plan, weights, micro_batch, views };
     let (measured, weights_sha256) = forward(subject, &weights_path, &data.images, &running, observer, stop)?;
     let accuracy = measured.accuracy();
     if let Some(path) = logits {
@@ -143,6 +155,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         weights_sha256,
         data: data.origin,
         part,
+        views,
         images: measured.images,
         correct: measured.correct,
         accuracy,

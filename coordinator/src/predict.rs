@@ -13,7 +13,8 @@ use convoy_dataset::{Resources, Wanted, image_files, unlabelled};
 use serde::Serialize;
 
 use crate::error::JobError;
-use crate::forward::{Subject, forward, micro_batch_for};
+use crate::evaluate::Views;
+use crate::forward::{Subject, check_views, forward, micro_batch_for};
 use crate::loss::probabilities;
 use crate::observe::{Event, Observer};
 use crate::running::Running;
@@ -29,6 +30,8 @@ pub struct Predicting {
     pub images: Vec<PathBuf>,
     /// Number of classes that are listed for each image.
     pub top: usize,
+    /// The views by which each image is classified.
+    pub views: Views,
     /// How to run.
     pub running: Running,
 }
@@ -62,15 +65,23 @@ pub fn predict(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Vec<Prediction>, JobError> {
-    let Predicting { path, model, images, top, running } = predicting;
+    let Predicting { path, model, images, top, views, running } = predicting;
     let Loaded { text, path, weights, seed, classes, micro_batch, damaged, .. } = load(&path, model)?;
     damaged.iter().for_each(|error| observer.on(Event::Notice { text: chain(error) }));
     let network = Network::parse(&text)?;
     let files = image_files(&images)?;
-    let split = unlabelled(&files, &Wanted::by(&network, seed), &Resources::default())?;
+    check_views(views, &network)?;
+    let wanted = Wanted { ten_views: views == Views::Ten, ..Wanted::by(&network, seed) };
+    let split = unlabelled(&files, &wanted, &Resources::default())?;
     let workers = running.workers.unwrap_or(network.towers).min(network.towers);
     let plan = Arc::new(Plan::new(network.clone(), workers, 1, None)?);
-    let subject = Subject { text, plan, weights, micro_batch: micro_batch_for(1, files.len(), micro_batch) };
+    let subject = Subject {
+        text,
+        plan,
+        weights,
+        micro_batch: micro_batch_for(1, files.len() * views.count(), micro_batch),
+        views,
+    };
     let (measured, _) = forward(subject, &path, &split, &running, observer, stop)?;
     let rows = measured.logits.chunks_exact(network.classes());
     let prediction = |(image, logits): (PathBuf, &[f32])| Prediction { image, classes: likely(logits, &classes, top) };

@@ -1,9 +1,10 @@
-"""Makes the JPEG files of this folder, the pixels that Pillow decodes them to, and NumPy archives. Needs Pillow and NumPy.
+"""Makes the JPEG files of this folder, the pixels that Pillow decodes them to, NumPy archives and pickles. Needs Pillow and NumPy.
 
     python3 dataset/golden/make.py
 """
 
 import pathlib
+import pickle
 
 import numpy as np
 from PIL import Image
@@ -48,3 +49,9 @@ np.savez(
     test_images=greys.astype(np.float32),
     test_labels=np.stack([labels, labels], 1),
 )
+
+# Values and an array of bytes, as the files of CIFAR have them, by each protocol of pickles.
+array = np.array([[0, 10, 255], [3, 4, 5]], dtype=np.uint8)
+value = {b"data": array, b"labels": [1, 300], "name": "set", "none": (None, True, -5)}
+for protocol in range(2, 6):
+    (here / f"protocol{protocol}.pickle").write_bytes(pickle.dumps(value, protocol))

@@ -57,7 +57,7 @@ impl Decoded {
             true => decode::bytes_from(io::stdin().lock()),
             false => decode::bytes_of(file),
         })?;
-        let pixels = pool.timed(Stage::Decode, || decode::decode(&bytes))?;
+        let pixels = pool.timed(Stage::Decode, || decode::decode(&bytes, recipe.transforms.orient))?;
         let decoded = pool.timed(Stage::Scale, || {
             let picture = recipe.picture(pixels)?;
             let has_noise = recipe.transforms.colour_noise > 0.0;

@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Once;
 
+use convoy_common::model::Orient;
 use convoy_common::wire::printable;
 use png::Transformations;
 use zune_jpeg::JpegDecoder;
@@ -17,6 +18,7 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
+use crate::orient::{orientation, upright};
 use crate::pixels::Pixels;
 
 /// What decides the pixels of a file. Newer versions may give others.
@@ -98,17 +100,17 @@ pub(crate) fn bytes_from(source: impl Read) -> Result<Vec<u8>, BadImage> {
     Ok(bytes)
 }
 
-/// Decodes the bytes of a file.
+/// Decodes the bytes of a file, and turns the image as `orient` says.
 ///
 /// # Errors
 /// Says what is wrong with them.
-pub(crate) fn decode(bytes: &[u8]) -> Result<Pixels, BadImage> {
+pub(crate) fn decode(bytes: &[u8], orient: Orient) -> Result<Pixels, BadImage> {
     let length = bytes.len() as u64;
     match bytes {
         [] => Err(BadImage::Empty),
         _ if length > FILE_BYTES_MAX => Err(BadImage::LargeFile { bytes: length }),
-        _ if bytes.starts_with(JPEG_MAGIC) => guarded("JPEG", || jpeg(bytes)),
-        _ if bytes.starts_with(PNG_MAGIC) => guarded("PNG", || png(bytes)),
+        _ if bytes.starts_with(JPEG_MAGIC) => guarded("JPEG", || Ok(turned(jpeg(bytes)?, bytes, orient))),
+        _ if bytes.starts_with(PNG_MAGIC) => guarded("PNG", || Ok(turned(png(bytes)?, bytes, orient))),
         _ => {
             let foreign = FOREIGN.iter().find(|(magic, _)| bytes.starts_with(magic));
             Err(foreign.map_or_else(
@@ -116,6 +118,13 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Pixels, BadImage> {
                 |(_, format)| BadImage::Foreign { format },
             ))
         }
+    }
+}
+
+fn turned(pixels: Pixels, file: &[u8], orient: Orient) -> Pixels {
+    match orient {
+        Orient::Stored => pixels,
+        Orient::Exif => upright(pixels, orientation(file)),
     }
 }
 
@@ -229,6 +238,10 @@ mod tests {
 
     use super::*;
 
+    fn decoded(bytes: &[u8]) -> Result<Pixels, BadImage> {
+        decode(bytes, Orient::Stored)
+    }
+
     /// A PNG of these pixels.
     pub(crate) fn png_of(width: u32, height: u32, colour: png::ColorType, bytes: &[u8]) -> Vec<u8> {
         let mut file = Vec::new();
@@ -248,19 +261,19 @@ mod tests {
     #[test]
     fn a_png_has_the_pixels_that_were_written_without_its_transparency() {
         let rgba: Vec<u8> = (0..2 * 3 * 4).collect();
-        let pixels = decode(&png_of(2, 3, png::ColorType::Rgba, &rgba)).unwrap();
+        let pixels = decoded(&png_of(2, 3, png::ColorType::Rgba, &rgba)).unwrap();
         let rgb: Vec<u8> = rgba.chunks(4).flat_map(|pixel| pixel[..3].to_vec()).collect();
         assert_eq!(Some(pixels), Pixels::new(2, 3, 3, rgb));
-        let grey = decode(&png_of(3, 1, png::ColorType::Grayscale, &[7, 8, 9])).unwrap();
+        let grey = decoded(&png_of(3, 1, png::ColorType::Grayscale, &[7, 8, 9])).unwrap();
         assert_eq!(Some(grey), Pixels::new(3, 1, 1, vec![7, 8, 9]));
     }
 
     #[test]
     fn a_jpeg_is_decoded_to_the_bytes_of_pillow_within_three_levels() {
-        let grey = decode(GREY).unwrap();
+        let grey = decoded(GREY).unwrap();
         assert_eq!((grey.width(), grey.height(), grey.channels()), (8, 8, 1));
         assert!(grey.bytes().iter().all(|byte| (199..=201).contains(byte)), "{:?}", grey.bytes());
-        let colour = decode(COLOUR).unwrap();
+        let colour = decoded(COLOUR).unwrap();
         let expected = include_bytes!("../golden/colour.rgb");
         assert_eq!((colour.width(), colour.height(), colour.bytes().len()), (40, 24, expected.len()));
         // Decoders round the inverse transform and the enlarged chroma differently. A level of chroma is almost two of blue.
@@ -271,7 +284,7 @@ mod tests {
     /// These are the pixels on AVX2. The gate runs this on Arm, too, where the decoder has other vector instructions.
     #[test]
     fn a_jpeg_has_the_same_pixels_on_every_machine() {
-        let hash = |file| hex(&Sha256::digest(decode(file).unwrap().bytes()));
+        let hash = |file| hex(&Sha256::digest(decoded(file).unwrap().bytes()));
         assert_eq!(hash(COLOUR), "121b3dbbe6d8f23aed606c007637bfd808dcb8f1a82381d1bead6f7dc50d0fc3");
         assert_eq!(hash(PROGRESSIVE), "04cbdb0f6ca87951a165fc6e5c18b0ef161089abd233ad0c44fee335038d340e");
     }
@@ -286,7 +299,7 @@ mod tests {
             (&png_of(2, 2, png::ColorType::Grayscale, &[1, 2, 3, 4])[..40], "it is a damaged PNG"),
         ];
         for (bytes, expected) in cases {
-            let said = decode(bytes).unwrap_err().to_string();
+            let said = decoded(bytes).unwrap_err().to_string();
             assert!(said.contains(expected), "{said}");
             assert!(!said.contains('\n'), "{said}");
         }
@@ -300,7 +313,7 @@ mod tests {
         let mut crc = flate2::Crc::new();
         crc.update(&png[12..29]);
         png[29..33].copy_from_slice(&crc.sum().to_be_bytes());
-        let said = decode(&png).unwrap_err().to_string();
+        let said = decoded(&png).unwrap_err().to_string();
         assert_eq!(said, "it has 20000 x 20000 pixels; the most is 67108864 in all");
     }
 
@@ -324,7 +337,7 @@ mod tests {
             if is_cut {
                 bytes.truncate(cut.index(bytes.len()));
             }
-            if let Ok(pixels) = decode(&bytes) {
+            if let Ok(pixels) = decode(&bytes, Orient::Exif) {
                 prop_assert_eq!(pixels.bytes().len(), pixels.width() * pixels.height() * pixels.channels());
             }
         }

@@ -35,7 +35,10 @@ pub enum DataError {
     NotUtf8 { folder: PathBuf },
 
     /// The folder that the user named doesn't exist, or is a file.
-    #[error("data folder {} does not exist, or is neither a folder nor a NumPy archive (.npz)", shown(folder))]
+    #[error(
+        "data folder {} does not exist, or is neither a folder, a NumPy archive (.npz) nor an archive of CIFAR (.tar.gz)",
+        shown(folder)
+    )]
     FolderMissing { folder: PathBuf },
 
     /// The folder lacks some of the files.
@@ -133,7 +136,7 @@ pub enum DataError {
 
     /// A folder that has no folders of classes.
     #[error(
-        "{} has no IDX files, no binary files of CIFAR, and no folder for each class; image files belong in folders that are named after their class",
+        "{} has no IDX files, no files of CIFAR, and no folder for each class; image files belong in folders that are named after their class",
         shown(folder)
     )]
     NoClasses { folder: PathBuf },
@@ -224,6 +227,21 @@ pub enum DataError {
     /// A file of records of one length ends in the middle of one.
     #[error("{} has {bytes} bytes; it must hold whole records of {record} bytes, and at least one", shown(file))]
     NotRecords { file: PathBuf, bytes: usize, record: usize },
+
+    /// A tar archive of something else.
+    #[error(
+        "{} is an archive without the files of CIFAR-10 or CIFAR-100; unpack it, and give a folder of image files",
+        shown(file)
+    )]
+    NoCifar { file: PathBuf },
+
+    /// A file of CIFAR is not in the archive.
+    #[error("{} lacks {member}", shown(file))]
+    NoMember { file: PathBuf, member: String },
+
+    /// A file of CIFAR's Python form is damaged, or is no such file.
+    #[error("{} can't be used: {why}", shown(file))]
+    Pickle { file: PathBuf, why: String },
 
     /// The held-out images of a job without any.
     #[error("the job held out no images (--holdout); measure another part: train or test")]

@@ -3,6 +3,7 @@
 //! Images are in memory, as bytes, as long as there is room. Workers turn pixels into floats. Loading blocks on files and possibly on the
 //! network, so no async task may do it. Not here: the order of images, which the coordinator decides.
 
+mod archive;
 mod cache;
 mod cifar;
 mod classes;
@@ -18,6 +19,8 @@ mod idx;
 mod images;
 mod npy;
 mod npz;
+mod orient;
+mod pickle;
 mod picture;
 mod pixels;
 mod planes;
@@ -69,7 +72,7 @@ pub enum Part {
 pub enum DataSource {
     /// Fashion-MNIST: from disk, or else downloaded, or else the bundled subset.
     Auto,
-    /// A folder of IDX files, of the binary files of CIFAR, or of image files; or a NumPy archive.
+    /// A folder of IDX files, of the files of CIFAR, or of image files; a NumPy archive; or an archive of CIFAR.
     Folder(PathBuf),
     /// The subset of Fashion-MNIST that is part of the binary.
     Bundled,
@@ -171,7 +174,7 @@ pub fn load_test(
 /// What a folder or a file holds, found by looking.
 enum Layout {
     Idx,
-    Cifar((cifar::Cifar, PathBuf)),
+    Cifar(cifar::Cifar),
     ImageFiles,
     Npz,
 }
@@ -179,6 +182,9 @@ enum Layout {
 fn layout_of(folder: &Path) -> Result<Layout, DataError> {
     if npz::is_here(folder) {
         return Ok(Layout::Npz);
+    }
+    if archive::is_here(folder) {
+        return Ok(Layout::Cifar(cifar::in_archive(folder)?));
     }
     folder::check_folder(folder)?;
     if folder::is_here(folder) {
@@ -200,7 +206,7 @@ pub fn class_count(source: &DataSource, reading: &Reading) -> Result<Option<usiz
     match source {
         DataSource::Folder(folder) => match layout_of(folder)? {
             Layout::Idx => Ok(None),
-            Layout::Cifar((cifar, _)) => Ok(Some(cifar.class_count())),
+            Layout::Cifar(cifar) => Ok(Some(cifar.class_count())),
             Layout::ImageFiles => Ok(Some(classes::find(folder, reading.test_share)?.classes.len())),
             Layout::Npz => npz::class_count(folder).map(Some),
         },
@@ -212,7 +218,7 @@ pub fn class_count(source: &DataSource, reading: &Reading) -> Result<Option<usiz
 fn from_folder(folder: &Path, wanted: &Wanted, reading: &Reading, resources: &Resources) -> Result<DataSet, DataError> {
     match layout_of(folder)? {
         Layout::Idx => {}
-        Layout::Cifar(found) => return cifar::load(found, wanted),
+        Layout::Cifar(found) => return cifar::load(&found, wanted),
         Layout::ImageFiles => return images::load(folder, wanted, reading, resources),
         Layout::Npz => return npz::load(folder, wanted),
     }
@@ -229,7 +235,7 @@ fn test_from_folder(
 ) -> Result<PartSet, DataError> {
     match layout_of(folder)? {
         Layout::Idx => {}
-        Layout::Cifar(found) => return cifar::load_test(found, wanted),
+        Layout::Cifar(found) => return cifar::load_test(&found, wanted),
         Layout::ImageFiles => return images::load_test(folder, wanted, reading, resources),
         Layout::Npz => return npz::load_test(folder, wanted),
     }

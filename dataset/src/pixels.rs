@@ -39,6 +39,21 @@ impl Pixels {
         &self.bytes
     }
 
+    /// An image of other extents, each of whose pixels is the one that `stored` names, by row and column.
+    ///
+    /// # Panics
+    /// If there is no such pixel.
+    pub(crate) fn moved(&self, width: usize, height: usize, stored: impl Fn(usize, usize) -> (usize, usize)) -> Self {
+        let mut bytes = Vec::with_capacity(width * height * self.channels);
+        for row in 0..height {
+            for column in 0..width {
+                let (row, column) = stored(row, column);
+                bytes.extend_from_slice(&self.bytes[(row * self.width + column) * self.channels..][..self.channels]);
+            }
+        }
+        Self { width, height, channels: self.channels, bytes }
+    }
+
     /// The same image in grey or in colour. Grey is Pillow's: ITU-R BT.601 luma, as integers.
     pub(crate) fn with_channels(self, channels: usize) -> Self {
         let bytes = match (self.channels, channels) {

@@ -1,6 +1,6 @@
 //! The images of a study: loaded once before it runs, so that a missing or a wrong set is found at once.
 
-use convoy_dataset::{DataSource, Places, Reading, Split, Wanted, load};
+use convoy_dataset::{DataSource, Places, Reading, Split, View, Wanted, load};
 
 use crate::arm::Arm;
 use crate::error::StudyError;
@@ -90,7 +90,7 @@ impl Images {
         let Some(test) = &self.test else { return Ok(None) };
         let mut bytes = Vec::new();
         for image in 0..count.min(test.len()) {
-            bytes.extend_from_slice(&test.image(image, None)?);
+            bytes.extend_from_slice(&test.image(image, View::Centre)?);
         }
         Ok(Some(bytes))
     }

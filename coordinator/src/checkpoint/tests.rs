@@ -16,8 +16,16 @@ fn write_step(run: &Path, step: u64, last_step: u64) -> PathBuf {
     let asked = Asked { model: Some(MODEL.to_owned()), ..Asked::default() };
     let (job, _) = asked.resolve(None, "data".to_owned(), None, |_| 10).unwrap();
     let progress = Progress { step, epoch_images: step * job.batch as u64, ..Progress::default() };
-    let described =
-        Described { job, last_step, progress, source: None, reading: None, classes: Vec::new(), test_images: None };
+    let described = Described {
+        job,
+        last_step,
+        progress,
+        source: None,
+        reading: None,
+        classes: Vec::new(),
+        colours: None,
+        test_images: None,
+    };
     let state = JobState { weights: network.initial_weights(step, step), momentum: network.zeros() };
     fs::create_dir_all(run.join(FOLDER)).unwrap();
     write(&run.join(FOLDER), &described, &state).unwrap()

@@ -122,6 +122,7 @@ impl Run {
             source: Some(self.source.clone()),
             reading: self.reading,
             classes: self.data.classes.clone(),
+            colours: self.data.colours,
             test_images: Some(self.test_images.clone()),
         };
         let (snapshot, metrics) = (self.snapshot.clone(), self.folder.metrics_file()?);

@@ -16,7 +16,7 @@ use super::drive::Drive;
 use super::prefetch::StepImages;
 use crate::crew::{Crew, Received, invalid, out_of_turn};
 use crate::error::JobError;
-use crate::evaluate::{Measured, evaluate};
+use crate::evaluate::{Measured, Views, evaluate};
 use crate::exchange::Routed;
 use crate::fault::Fault;
 use crate::observe::{EpochRecord, Event};
@@ -250,7 +250,7 @@ impl Run {
         drive.last_commit = None;
         let step = self.progress.step;
         let (size, began) = (self.largest_micro_batch(), crew.recorder.now());
-        let measured = evaluate(crew, &self.data.test, step, size, stop).map_err(|stop| match stop {
+        let measured = evaluate(crew, &self.data.test, Views::Centre, step, size, stop).map_err(|stop| match stop {
             // A measurement comes after the update of its step.
             Stop::Fatal(JobError::NotFinite { what, .. }) => Stop::Fatal(JobError::NotFinite { what, updates: step }),
             stop => stop,
