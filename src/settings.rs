@@ -138,10 +138,14 @@ pub(crate) struct DataArguments {
     /// Threads that decode image files. This number does not change the result [default: the machine's cores]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
     data_threads: Option<usize>,
-    /// Memory for the decoded images of files, such as 512M or 4G. Images that do not fit are decoded whenever they are needed, ahead of the step that
+    /// Memory for the decoded images of files, such as 512M or 4G. Images that do not fit are decoded again whenever they are needed (or see --cache), ahead of the step that
     /// needs them, for which there is a quarter of this size in addition, and at most 256M. This size does not change the result [default: 2G]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     data_memory: Option<usize>,
+    /// Folder for decoded images that do not fit into --data-memory: they are written to a file without a name, and read again instead of decoded.
+    /// The file is gone when the process ends. This does not change the result
+    #[arg(long, value_name = "FOLDER")]
+    cache: Option<PathBuf>,
 }
 
 impl DataArguments {
@@ -151,6 +155,7 @@ impl DataArguments {
         let resources = Resources {
             threads: self.data_threads.unwrap_or(default.threads),
             memory: self.data_memory.unwrap_or(default.memory),
+            cache: self.cache.clone(),
         };
         Ok(Places { resources, ..places()? })
     }

@@ -1,12 +1,17 @@
-"""Makes the JPEG files of this folder, the pixels that Pillow decodes them to, NumPy archives and pickles. Needs Pillow and NumPy.
+"""Makes the JPEG files of this folder, the pixels that Pillow decodes them to, NumPy archives, pickles and
+Parquet files. Needs Pillow, NumPy and pyarrow.
 
     python3 dataset/golden/make.py
 """
 
+import io
+import json
 import pathlib
 import pickle
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 here = pathlib.Path(__file__).parent
@@ -55,3 +60,30 @@ array = np.array([[0, 10, 255], [3, 4, 5]], dtype=np.uint8)
 value = {b"data": array, b"labels": [1, 300], "name": "set", "none": (None, True, -5)}
 for protocol in range(2, 6):
     (here / f"protocol{protocol}.pickle").write_bytes(pickle.dumps(value, protocol))
+
+
+# Parquet files as the library datasets writes them: images of the bytes 0, 1, 2... as PNG, with paths and names of classes, and without.
+def png(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def table(name, images, labels, paths=None, classes=None, kind=pa.int64()):
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    feature = {"names": classes, "_type": "ClassLabel"} if classes else {"dtype": "int64", "_type": "Value"}
+    features = {"image": {"_type": "Image"}, "label": feature}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    schema = pa.schema([("image", image), ("label", kind)], metadata=metadata)
+    structs = [{"bytes": png(pixels), "path": paths and paths[index]} for index, pixels in enumerate(images)]
+    pq.write_table(pa.table([structs, labels], schema=schema), here / f"{name}.parquet", row_group_size=4)
+
+
+pixels = np.arange(6 * 4 * 5 * 3) % 251
+pixels = pixels.astype(np.uint8).reshape(6, 4, 5, 3)
+names = ["cat", "dog", "owl"]
+table("train", pixels, [0, 2, 1, 2, 0, 1], [f"{letter}.png" for letter in "abcdef"], names)
+table("test", pixels[:2], [1, 0])
+table("text-label", pixels[:2], ["cat", "dog"], kind=pa.string())
+table("null-label", pixels[:2], [1, None])
+pq.write_table(pa.table({"label": [1], "text": ["a"]}), here / "no-image.parquet")

@@ -1,6 +1,6 @@
-//! The images of files: each is in memory as long as there is room, and is otherwise decoded again whenever it is needed.
+//! The images of files: each is in memory, in a file of decoded images, or is decoded again whenever it is needed.
 //!
-//! Not here: which files there are (`classes`), and preparing images ahead of time (`feeder`).
+//! Not here: which of these (`loader`), and preparing images ahead of time (`feeder`).
 
 use std::borrow::Cow;
 use std::io;
@@ -15,9 +15,18 @@ use crate::decode::{self, BadImage};
 use crate::error::DataError;
 use crate::picture::{Picture, Recipe};
 use crate::pool::{DecodePool, Stage};
+use crate::spool::Spooled;
 
-/// The name of the file that is read from standard input.
-const STANDARD_INPUT: &str = "-";
+/// Where an image comes from.
+#[derive(Clone, Debug)]
+pub(crate) enum Origin {
+    /// A file of its own.
+    File(PathBuf),
+    /// Standard input.
+    StandardInput,
+    /// A part of a file, with a name for messages.
+    Row { name: PathBuf, bytes: Vec<u8> },
+}
 
 /// Images of files, all scaled for one model.
 #[derive(Debug)]
@@ -32,30 +41,51 @@ pub(crate) struct ImageCache {
 /// One image.
 #[derive(Debug)]
 struct Cached {
+    /// Its file, or a name for messages.
     file: PathBuf,
     shape: Shape,
     /// SHA-256 of its bytes.
     digest: [u8; 32],
-    /// (channel, row, column). None if there was no room.
-    bytes: Option<Vec<u8>>,
+    place: Place,
 }
 
-/// A decoded file.
+/// Where the bytes of an image are, (channel, row, column).
+#[derive(Debug)]
+enum Place {
+    Memory(Vec<u8>),
+    Spool(Spooled),
+    /// In the file, still encoded.
+    File,
+}
+
+/// An image that was decoded.
 pub(crate) struct Decoded {
     picture: Picture,
     digest: [u8; 32],
     colour_sums: Option<ColourSums>,
 }
 
+impl Origin {
+    /// The file, or a name for messages.
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Origin::File(path) => path,
+            Origin::StandardInput => Path::new("-"),
+            Origin::Row { name, .. } => name,
+        }
+    }
+}
+
 impl Decoded {
-    /// Reads, decodes and scales a file.
+    /// Reads, decodes and scales an image.
     ///
     /// # Errors
     /// Says why it can't be used.
-    pub(crate) fn read(file: &Path, recipe: &Recipe, pool: &DecodePool) -> Result<Self, BadImage> {
-        let bytes = pool.timed(Stage::Read, || match is_standard_input(file) {
-            true => decode::bytes_from(io::stdin().lock()),
-            false => decode::bytes_of(file),
+    pub(crate) fn read(origin: &Origin, recipe: &Recipe, pool: &DecodePool) -> Result<Self, BadImage> {
+        let bytes = pool.timed(Stage::Read, || match origin {
+            Origin::File(file) => decode::bytes_of(file).map(Cow::Owned),
+            Origin::StandardInput => decode::bytes_from(io::stdin().lock()).map(Cow::Owned),
+            Origin::Row { bytes, .. } => Ok(Cow::Borrowed(bytes.as_slice())),
         })?;
         let pixels = pool.timed(Stage::Decode, || decode::decode(&bytes, recipe.transforms.orient))?;
         let decoded = pool.timed(Stage::Scale, || {
@@ -67,6 +97,11 @@ impl Decoded {
         pool.finished();
         decoded
     }
+
+    /// The bytes, (channel, row, column).
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.picture.bytes()
+    }
 }
 
 impl ImageCache {
@@ -75,17 +110,32 @@ impl ImageCache {
         Self { images: Vec::new(), recipe, pool, colour_sums: ColourSums::default() }
     }
 
-    /// Adds the image of a file. Its bytes stay in memory if `room` is large enough, which they make smaller.
-    pub(crate) fn add(&mut self, file: &Path, decoded: Decoded, room: &mut usize) {
-        let Decoded { picture, digest, colour_sums } = decoded;
-        colour_sums.iter().for_each(|sums| self.colour_sums.add(sums));
-        let shape = picture.shape();
-        let bytes = picture.into_bytes();
-        let left = room.checked_sub(bytes.len());
-        // Standard input can't be read again.
-        let is_kept = left.is_some() || is_standard_input(file);
-        *room = left.unwrap_or(*room);
-        self.images.push(Cached { file: file.to_owned(), shape, digest, bytes: is_kept.then_some(bytes) });
+    /// Adds an image whose bytes stay in memory.
+    pub(crate) fn add(&mut self, origin: Origin, decoded: Decoded) {
+        self.count(&decoded);
+        let Decoded { picture, digest, .. } = decoded;
+        let (file, shape) = (origin.path().to_owned(), picture.shape());
+        self.images.push(Cached { file, shape, digest, place: Place::Memory(picture.into_bytes()) });
+    }
+
+    /// Adds an image whose bytes are in a spool.
+    pub(crate) fn add_spooled(&mut self, origin: Origin, decoded: &Decoded, spooled: Spooled) {
+        self.add_elsewhere(origin, decoded, Place::Spool(spooled));
+    }
+
+    /// Adds the image of a file that is decoded again whenever it is needed.
+    pub(crate) fn add_unkept(&mut self, origin: Origin, decoded: &Decoded) {
+        self.add_elsewhere(origin, decoded, Place::File);
+    }
+
+    fn add_elsewhere(&mut self, origin: Origin, decoded: &Decoded, place: Place) {
+        self.count(decoded);
+        let (file, shape, digest) = (origin.path().to_owned(), decoded.picture.shape(), decoded.digest);
+        self.images.push(Cached { file, shape, digest, place });
+    }
+
+    fn count(&mut self, decoded: &Decoded) {
+        decoded.colour_sums.iter().for_each(|sums| self.colour_sums.add(sums));
     }
 
     /// The sums over the pixels of all images, if their colours matter.
@@ -103,7 +153,7 @@ impl ImageCache {
     /// # Panics
     /// If the index is out of range.
     pub(crate) fn is_in_memory(&self, index: usize) -> bool {
-        self.images[index].bytes.is_some()
+        matches!(self.images[index].place, Place::Memory(_))
     }
 
     /// The extents of an image, and SHA-256 of its bytes.
@@ -114,7 +164,7 @@ impl ImageCache {
         (self.images[index].shape, &self.images[index].digest)
     }
 
-    /// The file of an image.
+    /// The file of an image, or a name for messages.
     ///
     /// # Panics
     /// If the index is out of range.
@@ -125,30 +175,40 @@ impl ImageCache {
     /// The bytes of an image, (channel, row, column).
     ///
     /// # Errors
-    /// When its file can't be decoded any more, or has other pixels than before.
+    /// When its file can't be read or decoded any more, or has other pixels than before.
     ///
     /// # Panics
     /// If the index is out of range.
     pub(crate) fn bytes(&self, index: usize) -> Result<Cow<'_, [u8]>, DataError> {
         let image = &self.images[index];
-        if let Some(bytes) = &image.bytes {
-            return Ok(Cow::Borrowed(bytes));
+        let file = || image.file.clone();
+        match &image.place {
+            Place::Memory(bytes) => Ok(Cow::Borrowed(bytes)),
+            Place::Spool(spooled) => {
+                let bytes = self.pool.timed(Stage::Read, || spooled.read());
+                let bytes = bytes.map_err(|source| DataError::Uncached { file: file(), source })?;
+                let digest: [u8; 32] = self.pool.timed(Stage::Scale, || Sha256::digest(&bytes).into());
+                self.pool.finished();
+                if digest != image.digest {
+                    let source = io::Error::other("it has other bytes than were written");
+                    return Err(DataError::Uncached { file: file(), source });
+                }
+                Ok(Cow::Owned(bytes))
+            }
+            Place::File => {
+                let decoded = Decoded::read(&Origin::File(file()), &self.recipe, &self.pool);
+                let Decoded { picture, digest, .. } =
+                    decoded.map_err(|source| DataError::Gone { file: file(), source: Box::new(source) })?;
+                if digest != image.digest {
+                    return Err(DataError::Changed { file: file() });
+                }
+                Ok(Cow::Owned(picture.into_bytes()))
+            }
         }
-        let decoded = Decoded::read(&image.file, &self.recipe, &self.pool);
-        let Decoded { picture, digest, .. } =
-            decoded.map_err(|source| DataError::Gone { file: image.file.clone(), source: Box::new(source) })?;
-        if digest != image.digest {
-            return Err(DataError::Changed { file: image.file.clone() });
-        }
-        Ok(Cow::Owned(picture.into_bytes()))
     }
 
     /// Who decodes the images that are not in memory.
     pub(crate) fn pool(&self) -> &Arc<DecodePool> {
         &self.pool
     }
-}
-
-fn is_standard_input(file: &Path) -> bool {
-    file.as_os_str() == STANDARD_INPUT
 }

@@ -85,11 +85,15 @@ fn unused(folder: &Path, used: &[&PathBuf]) -> Result<Vec<String>, DataError> {
     Ok((!names.is_empty()).then(notice).into_iter().collect())
 }
 
-/// Whether a file is for tests: a hash of its path, as a number between 0 and 1, is below the share.
 fn is_test(root: &Path, file: &Path, share: f64) -> bool {
     let below = file.strip_prefix(root).unwrap_or(file);
     let names: Vec<_> = below.iter().map(|name| name.to_string_lossy()).collect();
-    let hash = Sha256::digest(names.join("/"));
+    is_test_name(&names.join("/"), share)
+}
+
+/// Whether an image of this name is for tests: a hash of the name, as a number between 0 and 1, is below the share.
+pub(crate) fn is_test_name(name: &str, share: f64) -> bool {
+    let hash = Sha256::digest(name);
     let number = u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]);
     f64::from(number) < share * f64::from(u32::MAX)
 }

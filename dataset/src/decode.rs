@@ -3,12 +3,9 @@
 //! The decoders use integers alone, so a file has the same pixels on every machine. A file from a stranger can't make the program
 //! panic, and can't make it allocate more than its number of pixels allows. Not here: scaling and cropping (`view`).
 
-use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Cursor, Read};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Once;
 
 use convoy_common::model::Orient;
 use convoy_common::wire::printable;
@@ -18,6 +15,7 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
+use crate::guard::guarded;
 use crate::orient::{orientation, upright};
 use crate::pixels::Pixels;
 
@@ -109,8 +107,8 @@ pub(crate) fn decode(bytes: &[u8], orient: Orient) -> Result<Pixels, BadImage> {
     match bytes {
         [] => Err(BadImage::Empty),
         _ if length > FILE_BYTES_MAX => Err(BadImage::LargeFile { bytes: length }),
-        _ if bytes.starts_with(JPEG_MAGIC) => guarded("JPEG", || Ok(turned(jpeg(bytes)?, bytes, orient))),
-        _ if bytes.starts_with(PNG_MAGIC) => guarded("PNG", || Ok(turned(png(bytes)?, bytes, orient))),
+        _ if bytes.starts_with(JPEG_MAGIC) => read("JPEG", || Ok(turned(jpeg(bytes)?, bytes, orient))),
+        _ if bytes.starts_with(PNG_MAGIC) => read("PNG", || Ok(turned(png(bytes)?, bytes, orient))),
         _ => {
             let foreign = FOREIGN.iter().find(|(magic, _)| bytes.starts_with(magic));
             Err(foreign.map_or_else(
@@ -119,6 +117,11 @@ pub(crate) fn decode(bytes: &[u8], orient: Orient) -> Result<Pixels, BadImage> {
             ))
         }
     }
+}
+
+fn read(format: &'static str, decode: impl FnOnce() -> Result<Pixels, BadImage>) -> Result<Pixels, BadImage> {
+    // A panic leaves nothing behind: the decoder and its buffers are dropped.
+    guarded(decode).unwrap_or_else(|| Err(BadImage::Damaged { format, why: "its decoder failed".to_owned() }))
 }
 
 fn turned(pixels: Pixels, file: &[u8], orient: Orient) -> Pixels {
@@ -205,29 +208,6 @@ pub(crate) fn described(start: &[u8]) -> String {
         }
         _ => format!("the bytes {}", start.iter().map(u8::to_string).collect::<Vec<_>>().join(", ")),
     }
-}
-
-thread_local! {
-    /// Whether this thread is in a decoder, whose panics are errors of the file.
-    static DECODING: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Turns a panic of a decoder into an error, without a message on standard error.
-fn guarded(format: &'static str, decode: impl FnOnce() -> Result<Pixels, BadImage>) -> Result<Pixels, BadImage> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let earlier = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if !DECODING.get() {
-                earlier(panic);
-            }
-        }));
-    });
-    DECODING.set(true);
-    // A panic leaves nothing behind: the decoder and its buffers are dropped.
-    let decoded = catch_unwind(AssertUnwindSafe(decode));
-    DECODING.set(false);
-    decoded.unwrap_or_else(|_| Err(BadImage::Damaged { format, why: "its decoder failed".to_owned() }))
 }
 
 #[cfg(test)]

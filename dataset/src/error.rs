@@ -36,7 +36,7 @@ pub enum DataError {
 
     /// The folder that the user named doesn't exist, or is a file.
     #[error(
-        "data folder {} does not exist, or is neither a folder, a NumPy archive (.npz) nor an archive of CIFAR (.tar.gz)",
+        "data folder {} does not exist, or is neither a folder, a NumPy archive (.npz), a Parquet file nor an archive of CIFAR (.tar.gz)",
         shown(folder)
     )]
     FolderMissing { folder: PathBuf },
@@ -136,7 +136,7 @@ pub enum DataError {
 
     /// A folder that has no folders of classes.
     #[error(
-        "{} has no IDX files, no files of CIFAR, and no folder for each class; image files belong in folders that are named after their class",
+        "{} has no IDX files, no files of CIFAR, no Parquet files, and no folder for each class; image files belong in folders that are named after their class",
         shown(folder)
     )]
     NoClasses { folder: PathBuf },
@@ -191,7 +191,7 @@ pub enum DataError {
 
     /// Some files of a set can't be used.
     #[error(
-        "{count} of {all} image files in {} can't be used; remove them, or let convoy train --bad-images skip leave them out. {named}",
+        "{count} of {all} images in {} can't be used; remove them, or let convoy train --bad-images skip leave them out. {named}",
         shown(folder)
     )]
     BadImages { folder: PathBuf, count: usize, all: usize, named: String },
@@ -201,7 +201,7 @@ pub enum DataError {
     BadFiles { count: usize, all: usize, named: String },
 
     /// All images of a part are bad.
-    #[error("no image file in {} can be used. {named}", shown(folder))]
+    #[error("no image in {} can be used. {named}", shown(folder))]
     AllBad { folder: PathBuf, named: String },
 
     /// The images of an array can't be scaled as the model's input says.
@@ -211,6 +211,36 @@ pub enum DataError {
     /// A file could be decoded when the set was opened, and now it can't.
     #[error("{} can't be used any more; the files of a set must stay as they are while a job uses it", shown(file))]
     Gone { file: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+
+    /// The file for decoded images can't be made or written.
+    #[error("cannot keep decoded images in {}; give another --cache", shown(folder))]
+    Cache { folder: PathBuf, source: io::Error },
+
+    /// A decoded image can't be read from the file for decoded images.
+    #[error("cannot read the decoded image of {} from the file in --cache", shown(file))]
+    Uncached { file: PathBuf, source: io::Error },
+
+    /// The images of a Parquet file can't be decoded again one by one.
+    #[error(
+        "{row} and the images after it do not fit into {memory} bytes of memory; give a larger --data-memory, or --cache FOLDER for a file of decoded images"
+    )]
+    NoRoom { row: String, memory: usize },
+
+    /// Several sets in one folder.
+    #[error("{} has several folders with Parquet files; give one of them", shown(folder))]
+    ManyTables { folder: PathBuf },
+
+    /// No file of a folder has training images.
+    #[error(
+        "{} has Parquet files, but none whose name begins with train, as {} should; the names of files with test images begin with test or validation",
+        shown(folder),
+        shown(file)
+    )]
+    NoTrainTable { folder: PathBuf, file: PathBuf },
+
+    /// A Parquet file can't be read, or has no images and labels.
+    #[error("{} can't be used: {why}", shown(file))]
+    Parquet { file: PathBuf, why: String },
 
     /// A file has other pixels than when the set was opened.
     #[error("{} has changed; the files of a set must stay as they are while a job uses it", shown(file))]

@@ -205,8 +205,9 @@ mod tests {
 
     use super::*;
     use crate::draw::Draw;
-    use crate::images::{Reading, load};
+    use crate::images::load;
     use crate::pool::Resources;
+    use crate::reading::Reading;
     use crate::set::Wanted;
 
     /// A folder with twenty training images of 6 x 8, and a test image of each class. The files of the training images, in their order.
@@ -231,7 +232,7 @@ mod tests {
     fn split(folder: &TempDir, threads: usize, memory: usize) -> Split {
         let transforms = Transforms { crop: Crop::Random { pad: 1 }, mirror: true, ..Transforms::default() };
         let wanted = Wanted { transforms, ..Wanted::plain(Shape { channels: 1, height: 4, width: 4 }, 2) };
-        load(folder.path(), &wanted, &Reading::default(), &Resources { threads, memory }).unwrap().train
+        load(folder.path(), &wanted, &Reading::default(), &Resources { threads, memory, cache: None }).unwrap().train
     }
 
     fn plain(image: usize) -> Seen {

@@ -15,8 +15,10 @@ mod error;
 mod fashion;
 mod feeder;
 mod folder;
+mod guard;
 mod idx;
 mod images;
+mod loader;
 mod npy;
 mod npz;
 mod orient;
@@ -25,9 +27,12 @@ mod picture;
 mod pixels;
 mod planes;
 mod pool;
+mod reading;
+mod rows;
 mod scale;
 mod selection;
 mod set;
+mod spool;
 mod synthetic;
 #[cfg(test)]
 mod tests;
@@ -47,8 +52,9 @@ pub use error::DataError;
 pub use fashion::Places;
 pub use fashion::facts::CLASS_NAMES;
 pub use feeder::{Feeder, Seen};
-pub use images::{AskedReading, BadImages, Reading, unlabelled};
+pub use images::unlabelled;
 pub use pool::{Resources, StageTimes};
+pub use reading::{AskedReading, BadImages, Reading};
 pub use selection::Selection;
 pub use set::{DataSet, PartSet, Split, Wanted};
 pub use view::{TEN, View};
@@ -177,6 +183,7 @@ enum Layout {
     Cifar(cifar::Cifar),
     ImageFiles,
     Npz,
+    Rows(rows::RowFiles),
 }
 
 fn layout_of(folder: &Path) -> Result<Layout, DataError> {
@@ -186,12 +193,21 @@ fn layout_of(folder: &Path) -> Result<Layout, DataError> {
     if archive::is_here(folder) {
         return Ok(Layout::Cifar(cifar::in_archive(folder)?));
     }
+    if folder.is_file()
+        && let Some(found) = rows::find(folder)?
+    {
+        return Ok(Layout::Rows(found));
+    }
     folder::check_folder(folder)?;
     if folder::is_here(folder) {
         return Ok(Layout::Idx);
     }
     match cifar::find(folder) {
-        Some(found) => Ok(Layout::Cifar(found)),
+        Some(found) => return Ok(Layout::Cifar(found)),
+        None => {}
+    }
+    match rows::find(folder)? {
+        Some(found) => Ok(Layout::Rows(found)),
         None if classes::is_here(folder) => Ok(Layout::ImageFiles),
         None => Err(DataError::NoClasses { folder: folder.to_path_buf() }),
     }
@@ -209,6 +225,7 @@ pub fn class_count(source: &DataSource, reading: &Reading) -> Result<Option<usiz
             Layout::Cifar(cifar) => Ok(Some(cifar.class_count())),
             Layout::ImageFiles => Ok(Some(classes::find(folder, reading.test_share)?.classes.len())),
             Layout::Npz => npz::class_count(folder).map(Some),
+            Layout::Rows(rows) => rows.class_count().map(Some),
         },
         DataSource::Auto | DataSource::Bundled => Ok(Some(CLASS_NAMES.len())),
         DataSource::Synthetic => Ok(None),
@@ -221,6 +238,7 @@ fn from_folder(folder: &Path, wanted: &Wanted, reading: &Reading, resources: &Re
         Layout::Cifar(found) => return cifar::load(&found, wanted),
         Layout::ImageFiles => return images::load(folder, wanted, reading, resources),
         Layout::Npz => return npz::load(folder, wanted),
+        Layout::Rows(rows) => return rows.load(wanted, reading, resources),
     }
     let splits = folder::read(folder::find(folder)?, wanted)?;
     let notices = folder::missing_classes(&splits.train, wanted.classes).into_iter().collect();
@@ -238,6 +256,7 @@ fn test_from_folder(
         Layout::Cifar(found) => return cifar::load_test(&found, wanted),
         Layout::ImageFiles => return images::load_test(folder, wanted, reading, resources),
         Layout::Npz => return npz::load_test(folder, wanted),
+        Layout::Rows(rows) => return rows.load_test(wanted, reading, resources),
     }
     let images = folder::read_split(folder::find_test(folder)?, &wanted.without_draws())?;
     Ok(PartSet::new(images, &format!("IDX files in {}", folder.display()), Vec::new()))

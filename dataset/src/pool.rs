@@ -2,6 +2,7 @@
 //!
 //! Not here: which images they prepare (`cache`, `feeder`).
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ pub struct Resources {
     /// The most bytes of decoded images that stay in memory. Further images are decoded whenever they are needed. Those that are prepared
     /// ahead of time have a quarter of this beside it, and at most 256 MiB.
     pub memory: usize,
+    /// The folder of a file for decoded images that do not fit into memory. None: they are decoded again.
+    pub cache: Option<PathBuf>,
 }
 
 /// The default of [`Resources::memory`]: 2 GiB.
@@ -27,7 +30,8 @@ const AHEAD_MAX: usize = 256 << 20;
 impl Default for Resources {
     /// A thread for each core, and 2 GiB.
     fn default() -> Self {
-        Self { threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get), memory: MEMORY }
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self { threads, memory: MEMORY, cache: None }
     }
 }
 
