@@ -35,20 +35,10 @@ def make(folder, count):
         Image.fromarray(image).save(place / f"{number:05}.jpg", quality=90)
 
 
-def model(folder):
-    """The preset with the paper's crops and mirror images."""
-    text = (pathlib.Path(__file__).parent.parent / "models/alexnet.toml").read_text()
-    plain, drawn = "height = 227, width = 227,", 'height = 227, width = 227, resize = 256, crop = "random", mirror = true,'
-    assert plain in text
-    path = folder / "alexnet.toml"
-    path.write_text(text.replace(plain, drawn))
-    return path
-
-
-def trained(options, place, path, memory, number):
+def trained(options, place, memory, number):
     """The median step in milliseconds, the record of the run, and its hash."""
     out = place / f"run-{number}"
-    command = [options.convoy, "train", "--model", path, "--classes", "auto", "--data", place / "images", "--out", out]
+    command = [options.convoy, "train", "--model", "alexnet", "--classes", "auto", "--data", place / "images", "--out", out]
     command += ["--batch", "128", "--steps", str(options.steps), "--workers", "1", "--trace", "all", "--data-memory", memory]
     subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
     record = json.loads((out / "run.json").read_text())
@@ -75,11 +65,10 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
         make(place / "images", options.images)
-        path = model(place)
         rounds, hashes, rates = [], set(), []
         for number in range(options.rounds):
-            in_memory, kept = trained(options, place, path, "64G", f"memory-{number}")
-            on_disk, left = trained(options, place, path, "0", f"disk-{number}")
+            in_memory, kept = trained(options, place, "64G", f"memory-{number}")
+            on_disk, left = trained(options, place, "0", f"disk-{number}")
             hashes |= {run["final"]["weights_sha256"] for run in (kept, left)}
             spent = lambda run: sum(run["preparing"][f"{stage}_seconds"] for stage in ("read", "decode", "scale"))
             rates.append(options.images / spent(kept))

@@ -11,7 +11,7 @@ use convoy_common::model::{Network, presets};
 use convoy_common::parameters::{Start, Tensors, sha256};
 use convoy_coordinator::checkpoint::write_weights;
 use serde_json::Value;
-use support::{Images, output_of, run, said, skip, succeed, write_data};
+use support::{Images, as_they_are, output_of, run, said, skip, succeed, write_data};
 use tempfile::TempDir;
 
 /// Another program sums in another order, so the last bits differ: this share of the largest logit.
@@ -140,8 +140,7 @@ impl Case {
 fn onnxruntime_computes_the_same_logits() {
     let Some(python) = python("numpy, onnx, onnxruntime, safetensors") else { return };
     // Images of AlexNet are large.
-    // These images have the size of the input already, so they are not scaled.
-    let text = |name| presets::text(name).unwrap().replace("resize = 256, ", "");
+    let text = |name| as_they_are(presets::text(name).unwrap());
     let preset = |name: &'static str| {
         (text(name), if name.starts_with("alexnet-") && !name.ends_with("torchvision") { 64 } else { 4 })
     };

@@ -8,7 +8,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use support::{Images, read_tensor, succeed, write_data, write_tensors};
+use support::{Images, as_they_are, read_tensor, succeed, write_data, write_tensors};
 use tempfile::TempDir;
 
 /// Of the largest absolute value of a tensor.
@@ -49,7 +49,7 @@ impl Golden {
         let expected: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         let folder = TempDir::new().unwrap();
         let text = match expected["preset"].as_str() {
-            Some(preset) => std::fs::read_to_string(format!("models/{preset}.toml")).unwrap(),
+            Some(preset) => as_they_are(&std::fs::read_to_string(format!("models/{preset}.toml")).unwrap()),
             None => expected["model"].as_str().unwrap().to_owned(),
         };
         let parsed: toml::Table = text.parse().unwrap();

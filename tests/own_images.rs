@@ -138,6 +138,114 @@ fn the_bits_do_not_depend_on_where_images_are_kept_or_on_who_decodes_them() {
     assert_eq!(measured("--data-memory 0"), measured(""));
 }
 
+/// What is drawn in training beside places and mirror images.
+const DRAWN: &str =
+    "crop = \"random-resized\", scale = [0.4, 1.0], colour_noise = 0.5, cutout = 4, square = true, orient = \"exif\"";
+
+#[test]
+fn whatever_is_drawn_the_bits_do_not_depend_on_where_it_happens() {
+    let own = Own::new();
+    let model = MODEL.replace("crop = \"random\", pad = 2", DRAWN);
+    assert_ne!(model, MODEL);
+    fs::write(own.path("own.toml"), model).unwrap();
+    let in_memory = own.train("--epochs 2", "in-memory");
+    let cache = TempDir::new().unwrap();
+    let flags = format!("--epochs 2 --data-memory 0 --cache {} --data-threads 2 --workers 4", cache.path().display());
+    let cached = own.train(&flags, "cached");
+    assert_eq!(hash(&cached), hash(&in_memory));
+    assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0, "the file has no name");
+    assert_eq!(hash(&own.train("--epochs 2 --data-memory 0 --workers 1", "decoded-again")), hash(&in_memory));
+    own.train("--epochs 2 --checkpoint-every 15 --keep 9", "whole");
+    let (half, out) = (own.path("whole/checkpoints/step-000015"), own.path("continued"));
+    succeed("train --trace off", &[("--resume", &half), ("--out", &out)]);
+    assert_eq!(support::hash(&out), hash(&in_memory));
+    let manifest: Value = serde_json::from_str(&fs::read_to_string(half.join("manifest.json")).unwrap()).unwrap();
+    let variances: Vec<f64> = serde_json::from_value(manifest["colours"]["variances"].clone()).unwrap();
+    assert!(variances.is_sorted_by(|a, b| a >= b) && variances[0] > 0.0, "{variances:?}");
+    // The negative control: without noise.
+    let plain = fs::read_to_string(own.path("own.toml")).unwrap().replace("colour_noise = 0.5, ", "");
+    fs::write(own.path("own.toml"), plain).unwrap();
+    assert_ne!(hash(&own.train("--epochs 2", "plain")), hash(&in_memory));
+}
+
+/// The paper's net has a thousand classes, and its augmentation.
+#[test]
+fn alexnet_trains_on_a_folder_of_a_thousand_classes() {
+    let folder = TempDir::new().unwrap();
+    for class in 0..1000u32 {
+        for (part, count) in [("train", 2), ("val", 1)] {
+            let inside = folder.path().join(part).join(format!("class-{class:04}"));
+            fs::create_dir_all(&inside).unwrap();
+            for number in 0..count {
+                let pixel = |row: u32, column: u32| [class as u8, (row * column) as u8, (number * 40 + column) as u8];
+                fs::write(inside.join(format!("{number}.png")), png(9, 7, pixel)).unwrap();
+            }
+        }
+    }
+    let out = folder.path().join("run");
+    let text = succeed(
+        "train --model alexnet --steps 2 --batch 4 --workers 1 --trace off",
+        &[("--data", folder.path()), ("--out", &out)],
+    );
+    assert!(text.contains("1000 classes of image files"), "{text}");
+    let checkpoint = support::newest_checkpoint(&out).unwrap();
+    let manifest: Value = serde_json::from_str(&fs::read_to_string(checkpoint.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!(manifest["classes"].as_array().unwrap().len(), 1000);
+    assert!(manifest["colours"]["variances"][0].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn ten_views_are_classified_as_ten_images_are_and_their_probabilities_are_averaged() {
+    let own = Own::new();
+    own.train("--epochs 1", "run");
+    // Its shorter side has the length to which images are scaled.
+    let pixel = |row: u32, column: u32| [(row * 15) as u8, (column * 9) as u8, ((row + column) * 5) as u8];
+    fs::write(own.path("whole.png"), png(20, 14, pixel)).unwrap();
+    let crops = own.path("crops");
+    fs::create_dir(&crops).unwrap();
+    for (number, (top, left)) in [(0, 0), (0, 8), (2, 0), (2, 8), (1, 4)].into_iter().enumerate() {
+        let plain = png(12, 12, |row, column| pixel(row + top, column + left));
+        let mirrored = png(12, 12, |row, column| pixel(row + top, 11 - column + left));
+        fs::write(crops.join(format!("{number}.png")), plain).unwrap();
+        fs::write(crops.join(format!("{number}-mirrored.png")), mirrored).unwrap();
+    }
+    let probabilities = |flags: &str, paths: &[(&str, &Path)]| -> Vec<Vec<f64>> {
+        let found: Value = serde_json::from_str(&succeed(&format!("predict --json --top 3 {flags}"), paths)).unwrap();
+        let of_image = |image: &Value| {
+            let mut classes = image["classes"].as_array().unwrap().clone();
+            classes.sort_by_key(|class| class["label"].as_u64());
+            classes.iter().map(|class| class["probability"].as_f64().unwrap()).collect()
+        };
+        found.as_array().unwrap().iter().map(of_image).collect()
+    };
+    let (run_folder, whole) = (own.path("run"), own.path("whole.png"));
+    let ten = probabilities(&format!("--ten-crop {} {}", run_folder.display(), whole.display()), &[]);
+    // The same weights with a model that takes each part as it is.
+    fs::write(own.path("plain.toml"), MODEL.replace(", resize = 14, crop = \"random\", pad = 2, mirror = true", ""))
+        .unwrap();
+    let weights = support::newest_checkpoint(&run_folder).unwrap().join("weights.safetensors");
+    fs::copy(weights, own.path("plain.safetensors")).unwrap();
+    let flags = format!("{} {}", own.path("plain.safetensors").display(), crops.display());
+    let each = probabilities(&flags, &[("--model", &own.path("plain.toml"))]);
+    assert_eq!((ten.len(), each.len()), (1, 10));
+    for class in 0..3 {
+        let mean = each.iter().map(|image| image[class]).sum::<f64>() / 10.0;
+        assert!((ten[0][class] - mean).abs() < 1e-6, "class {class}: {} and {mean}", ten[0][class]);
+    }
+    let centre = probabilities(&format!("{} {}", run_folder.display(), whole.display()), &[]);
+    assert!(centre != ten, "the centre alone has other probabilities");
+    let measured = |flags: &str| -> Value {
+        serde_json::from_str(&succeed(&format!("eval --json {flags} {}", run_folder.display()), &[])).unwrap()
+    };
+    let ten = measured("--ten-crop");
+    assert_eq!((&ten["views"], &ten["images"]), (&Value::from("ten"), &measured("")["images"]));
+    assert_eq!(measured("--ten-crop --workers 4 --data-memory 0"), ten);
+    // Without margins there are no corners.
+    let refused = run(&format!("predict --ten-crop {flags}"), &[("--model", &own.path("plain.toml"))]);
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    assert!(said(&refused).contains("--ten-crop takes the corners of images that are larger"), "{}", said(&refused));
+}
+
 impl Own {
     /// Starts a job whose images are left on disk, and waits until it has written a checkpoint.
     fn begin(&self, steps: u64, memory: &str, out: &str) -> support::Process {
@@ -244,12 +352,9 @@ fn files_that_are_no_images_stop_a_job_before_it_begins_or_are_left_out() {
         &[("--model", &own.path("own.toml")), ("--data", &own.path("set")), ("--out", &own.path("bad"))];
     let refused = run("train --epochs 1 --batch 8", paths);
     assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
-    for part in [
-        "2 of 92 image files",
-        "empty.png: it is empty",
-        "text.jpg: it is neither JPEG nor PNG",
-        "--bad-images skip leave",
-    ] {
+    for part in
+        ["2 of 92 images", "empty.png: it is empty", "text.jpg: it is neither JPEG nor PNG", "--bad-images skip leave"]
+    {
         assert!(said(&refused).contains(part), "no \"{part}\" in {}", said(&refused));
     }
     assert!(!own.path("bad").exists(), "nothing is left of the job");

@@ -11,7 +11,7 @@ use std::process::Command;
 use convoy_common::model::Network;
 use convoy_dataset::{DataSet, DataSource, Draw, Places, Reading, Split, TEN, View, Wanted, load};
 use serde::Deserialize;
-use support::{output_of, said, skip};
+use support::{output_of, real_images, said, skip};
 use tempfile::TempDir;
 
 /// Decoders of JPEG round the inverse transform differently, and enlarge chroma differently: by so many levels at most in these images, and by
@@ -55,7 +55,7 @@ impl Case {
             return None;
         }
         let folder = TempDir::new().unwrap();
-        let real = unpacked(folder.path());
+        let real = real_images(folder.path());
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/readers/expected.py");
         let mut command = Command::new(&python);
         command.arg(script).arg(folder.path()).args(real.iter().flatten());
@@ -72,22 +72,6 @@ impl Case {
         let record = serde_json::from_slice(&fs::read(self.path(&format!("{name}.json"))).unwrap()).unwrap();
         Expected { record, pixels: fs::read(self.path(&format!("{name}.bin"))).unwrap() }
     }
-}
-
-/// Real images, if they are beside the project: sets that are too large to be part of it.
-fn unpacked(folder: &Path) -> Option<[PathBuf; 2]> {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-    for archive in ["sign-digits.tar", "cifar10-jpeg.tar.zst"] {
-        let place = folder.join("real");
-        fs::create_dir_all(&place).unwrap();
-        let mut command = Command::new("tar");
-        command.arg("-xaf").arg(data.join(archive)).arg("-C").arg(place);
-        if !data.join(archive).is_file() || !output_of(&mut command).status.success() {
-            skip(&format!("{archive} is not in ../shared/data, or tar can't unpack it, so real images are not read"));
-            return None;
-        }
-    }
-    Some([folder.join("real/signs"), folder.join("real/test")])
 }
 
 /// A set as a model with this input sees it.

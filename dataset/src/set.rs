@@ -9,6 +9,7 @@ use std::sync::Arc;
 use convoy_common::model::{Network, Shape, Transforms};
 use convoy_common::parameters::hex;
 use ndarray::{Array4, Axis};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::cache::ImageCache;
@@ -204,9 +205,11 @@ impl Split {
         let sums = match &self.pictures {
             Pictures::Same(images) => {
                 let bytes = images.as_slice().expect("the constructor asserts standard layout");
-                let mut sums = ColourSums::default();
-                bytes.chunks_exact(images.len() / images.dim().0).for_each(|image| sums.add(&ColourSums::of(image)));
-                sums
+                let images = bytes.par_chunks_exact(images.len() / images.dim().0).map(ColourSums::of);
+                images.reduce(ColourSums::default, |mut sums, other| {
+                    sums.add(&other);
+                    sums
+                })
             }
             Pictures::Each(cache, _) => *cache.colour_sums(),
         };

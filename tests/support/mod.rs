@@ -337,6 +337,29 @@ name = "fc6"
 units = 10
 "#;
 
+/// Folders with real images, unpacked into `folder`: photographs of signs, and the test images of CIFAR-10. They are too large to be part of the
+/// project, so they may not be here.
+pub(crate) fn real_images(folder: &Path) -> Option<[PathBuf; 2]> {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
+    let place = folder.join("real");
+    std::fs::create_dir_all(&place).unwrap();
+    for archive in ["sign-digits.tar", "cifar10-jpeg.tar.zst"] {
+        let mut command = Command::new("tar");
+        command.arg("-xaf").arg(data.join(archive)).arg("-C").arg(&place);
+        if !data.join(archive).is_file() || !output_of(&mut command).status.success() {
+            skip(&format!("{archive} is not in ../shared/data, or tar can't unpack it"));
+            return None;
+        }
+    }
+    Some([place.join("signs"), place.join("test")])
+}
+
+/// A preset for images that have the size of its input already, without what training does to them.
+pub(crate) fn as_they_are(text: &str) -> String {
+    let keys = ["resize = 256, ", "square = true, ", "crop = \"random\", ", "mirror = true, ", "colour_noise = 0.1, "];
+    keys.iter().fold(text.to_owned(), |text, key| text.replace(key, ""))
+}
+
 /// Says that a test can't run here, and why; and fails where nothing may be skipped.
 pub(crate) fn skip(why: &str) {
     let skipped = format!("SKIPPED: {why}");
