@@ -41,8 +41,9 @@ pub(crate) struct Arguments {
     /// Preset (alexnet-fashion, alexnet-fashion-dense, alexnet-cifar, alexnet, alexnet-torchvision) or path of a model file [default: alexnet-fashion]
     #[arg(long, value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
     model: Option<String>,
-    /// Images: auto, a folder or a file, bundled, or synthetic. A folder has IDX files, or the binary files of CIFAR-10 or CIFAR-100, or JPEG and PNG files in
-    /// folders that are named after their class, which may be divided into train and test (or val). A file may be a NumPy archive (.npz) with the keys of MedMNIST. auto uses Fashion-MNIST if it is on this machine. If not, auto downloads it,
+    /// Images: auto, a folder or a file, bundled, or synthetic. A folder has IDX files, the files of CIFAR-10 or CIFAR-100, Parquet files, or JPEG and PNG files in
+    /// folders that are named after their class, which may be divided into train and test (or val). A file may be a NumPy archive (.npz) with the keys of MedMNIST, a Parquet file,
+    /// or an archive of CIFAR (.tar.gz). auto uses Fashion-MNIST if it is on this machine. If not, auto downloads it,
     /// except with CONVOY_OFFLINE=1. If that is not possible, auto uses bundled. bundled is a part of Fashion-MNIST that comes with the program.
     /// synthetic is noise, for measuring speed [default: the data of the resumed job, or auto]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
@@ -50,7 +51,7 @@ pub(crate) struct Arguments {
     /// Classes of the model: its last layer gets as many units. auto means those of the data [default: as the model says]
     #[arg(long, value_name = "auto|N")]
     classes: Option<Classes>,
-    /// Share of the image files that are for tests, if the folder of --data has no test images of its own. A hash of each file's path decides
+    /// Share of the image files that are for tests, if --data has no test images of its own. A hash of each image's path decides
     /// [default: 0.1]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     test_share: Option<f64>,
