@@ -1,10 +1,10 @@
 """Trains a model in PyTorch with the schedule, the augmentation and the initial distribution that Convoy has, and compares test accuracies with
 those of Convoy's runs. Needs PyTorch, NumPy and Pillow.
 
-    python3 benches/accuracy.py --data FOLDER [--model alexnet-cifar] [--seeds 1 2 3] --runs RUN...
+    python3 benches/accuracy.py --data FOLDER [--seeds 1 2 3] --runs RUN...
 
 The folder has `train` and `test`, with a folder of JPEG or PNG files of the model's size for each class. Each run is the folder of a finished
-run of the same model, images and length; its seed need not be among those of PyTorch, whose random numbers are others anyway. Ends with exit
+run; they differ in their seeds alone. The seeds of PyTorch are independent of them, because its random numbers are others. Ends with exit
 code 1 if the means differ by more than a point.
 """
 
@@ -60,7 +60,7 @@ def trained(model, sets, options, seed):
     (pixels, labels), (test_pixels, test_labels) = sets
     net, rng = torchnet.Net(model), np.random.default_rng(seed)
     torchnet.initialise(net, model, seed)
-    sgd = torch.optim.SGD(net.parameters(), lr=options.lr, momentum=0.9, weight_decay=options.weight_decay)
+    sgd = torch.optim.SGD(net.parameters(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
     steps, step = options.epochs * math.ceil(len(labels) / options.batch), 0
     net.train()
     for epoch in range(options.epochs):
@@ -91,14 +91,20 @@ def described(name, values):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=pathlib.Path, required=True)
-    parser.add_argument("--model", default="alexnet-cifar")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--runs", type=pathlib.Path, nargs="+", required=True)
     options = parser.parse_args()
     records = [json.loads((run / "run.json").read_text()) for run in options.runs]
-    first = records[0]["configuration"]
-    options.batch, options.lr, options.weight_decay = first["batch"], first["lr"], first["weight_decay"]
-    model = torchnet.read_model(options.model)
+    jobs = [{key: value for key, value in record["configuration"].items() if key != "seed"} for record in records]
+    first = jobs[0]
+    assert all(job == first for job in jobs), "the runs differ in more than their seeds"
+    assert first["schedule"] == "one-cycle", "only one-cycle is rewritten here"
+    model = torchnet.parse_model(first["model"])
+    known = {"channels", "height", "width", "mean", "std", "crop", "pad", "mirror"}
+    image = model["input"]
+    assert set(image) == known and image["crop"] == "random" and image["mirror"], "other transforms are not rewritten here"
+    options.batch, options.lr = first["batch"], first["lr"]
+    options.momentum, options.weight_decay = first["momentum"], first["weight_decay"]
     sets = [images(options.data / part) for part in ("train", "test")]
     steps_per_epoch = math.ceil(len(sets[0][1]) / options.batch)
     options.epochs = round(records[0]["running"]["last_step"] / steps_per_epoch)

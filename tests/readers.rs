@@ -16,8 +16,8 @@ use tempfile::TempDir;
 
 /// Decoders of JPEG round the inverse transform differently, and enlarge chroma differently: by so many levels at most in these images, and by
 /// so many on average.
-const JPEG_MOST: u8 = 20;
-const JPEG_MEAN: f64 = 0.8;
+const JPEG_MOST: u8 = 6;
+const JPEG_MEAN: f64 = 0.5;
 /// Pillow rounds between the two directions of scaling as fast_image_resize does, but not always to the same level.
 const SCALED_MOST: u8 = 1;
 

@@ -131,7 +131,10 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     let data = match views {
         Views::Centre => data,
         // The fingerprint is over the images as a job has them, whose margins may be missing.
-        Views::Ten => choice.load_part(part, selection, &Wanted { ten_views: true, ..wanted }, &places)?,
+        Views::Ten => {
+            drop(data);
+            choice.load_part(part, selection, &Wanted { ten_views: true, ..wanted }, &places)?
+        }
     };
     let images = data.images.len();
     let most = network.towers.saturating_mul(images);

@@ -84,6 +84,7 @@ pixels = pixels.astype(np.uint8).reshape(6, 4, 5, 3)
 names = ["cat", "dog", "owl"]
 table("train", pixels, [0, 2, 1, 2, 0, 1], [f"{letter}.png" for letter in "abcdef"], names)
 table("test", pixels[:2], [1, 0])
+table("other-classes", pixels[:2], [1, 0], classes=["dog", "cat", "owl"])
 table("text-label", pixels[:2], ["cat", "dog"], kind=pa.string())
 table("null-label", pixels[:2], [1, None])
 pq.write_table(pa.table({"label": [1], "text": ["a"]}), here / "no-image.parquet")

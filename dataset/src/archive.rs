@@ -62,6 +62,8 @@ fn read(source: impl Read, names: &[&str]) -> io::Result<HashMap<String, Vec<u8>
             members.insert(name.to_owned(), bytes);
         }
     }
+    // The checksum of gzip comes last.
+    io::copy(&mut archive.into_inner(), &mut io::sink())?;
     Ok(members)
 }
 

@@ -90,12 +90,16 @@ impl Decoded {
         let pixels = pool.timed(Stage::Decode, || decode::decode(&bytes, recipe.transforms.orient))?;
         let decoded = pool.timed(Stage::Scale, || {
             let picture = recipe.picture(pixels)?;
-            let has_noise = recipe.transforms.colour_noise > 0.0;
-            let colour_sums = has_noise.then(|| ColourSums::of(picture.bytes()));
-            Ok(Self { digest: Sha256::digest(picture.bytes()).into(), picture, colour_sums })
+            Ok(Self { digest: Sha256::digest(picture.bytes()).into(), picture, colour_sums: None })
         });
         pool.finished();
         decoded
+    }
+
+    /// The same with the sums over its pixels, if colours matter.
+    pub(crate) fn with_colours(mut self, recipe: &Recipe) -> Self {
+        self.colour_sums = (recipe.transforms.colour_noise > 0.0).then(|| ColourSums::of(self.picture.bytes()));
+        self
     }
 
     /// The bytes, (channel, row, column).

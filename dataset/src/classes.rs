@@ -160,7 +160,7 @@ pub fn image_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
 }
 
 /// What is in a folder, in the order of names. Hidden files and folders are not for us.
-fn entries_of(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+pub(crate) fn entries_of(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     let read = |source: io::Error| DataError::Read { file: folder.to_path_buf(), source };
     let entries = fs::read_dir(folder).map_err(read)?;
     let paths: Result<Vec<PathBuf>, io::Error> = entries.map(|entry| Ok(entry?.path())).collect();

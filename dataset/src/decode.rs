@@ -60,10 +60,13 @@ pub(crate) enum BadImage {
     #[error("it has {width} x {height} pixels; the most is {PIXELS_MAX} in all")]
     TooLarge { width: usize, height: usize },
     /// Its shape is so far from the model's that scaling would take too much memory.
-    #[error(
-        "it is too long: scaled for the model, it has {width} x {height} pixels, and one side may be at most 16 times the other"
-    )]
+    #[error("it is too long: {width} x {height} pixels, and one side may be at most 16 times the other")]
     TooLong { width: usize, height: usize },
+    /// Scaling it for the model would take too much memory.
+    #[error(
+        "scaled for the model, it has {width} x {height} pixels; the most is {PIXELS_MAX} in all, so set the input's `resize` to less"
+    )]
+    TooLargeScaled { width: usize, height: usize },
     /// Its pixels have a number of components that means nothing.
     #[error("its pixels have {components} components; they must have 1, 3 or 4")]
     Components { components: usize },
@@ -133,6 +136,9 @@ fn turned(pixels: Pixels, file: &[u8], orient: Orient) -> Pixels {
 
 fn jpeg(bytes: &[u8]) -> Result<Pixels, BadImage> {
     let refused = |error: zune_jpeg::errors::DecodeErrors| damaged("JPEG", &error);
+    if !has_end(bytes) {
+        return Err(BadImage::Damaged { format: "JPEG", why: "it ends too early".to_owned() });
+    }
     // Without strictness, what is missing of a truncated image becomes grey.
     let options = DecoderOptions::default().set_strict_mode(true).set_max_width(SIDE_MAX).set_max_height(SIDE_MAX);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
@@ -150,6 +156,13 @@ fn jpeg(bytes: &[u8]) -> Result<Pixels, BadImage> {
     decoder.set_options(options);
     let bytes = decoder.decode().map_err(refused)?;
     whole("JPEG", Pixels::new(width, height, channels, bytes))
+}
+
+/// Whether the end of the image follows its last scan. The decoder fills in what is missing of the last few pixels. Markers don't occur in the
+/// data of a scan, where a byte of ones is always followed by a zero or by a restart.
+fn has_end(bytes: &[u8]) -> bool {
+    let last = |marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
+    last(0xd9) > last(0xda)
 }
 
 fn png(bytes: &[u8]) -> Result<Pixels, BadImage> {
@@ -267,6 +280,16 @@ mod tests {
         let hash = |file| hex(&Sha256::digest(decoded(file).unwrap().bytes()));
         assert_eq!(hash(COLOUR), "121b3dbbe6d8f23aed606c007637bfd808dcb8f1a82381d1bead6f7dc50d0fc3");
         assert_eq!(hash(PROGRESSIVE), "04cbdb0f6ca87951a165fc6e5c18b0ef161089abd233ad0c44fee335038d340e");
+    }
+
+    #[test]
+    fn a_jpeg_without_its_last_bytes_is_damaged() {
+        for missing in [1, 2, 3, 10, 100] {
+            let said = decoded(&COLOUR[..COLOUR.len() - missing]).unwrap_err().to_string();
+            assert!(said.contains("it is a damaged JPEG"), "{missing}: {said}");
+        }
+        // What editors append is no harm.
+        assert_eq!(decoded(&[COLOUR, b"appended"].concat()).unwrap(), decoded(COLOUR).unwrap());
     }
 
     #[test]

@@ -85,7 +85,7 @@ pub enum DataError {
     /// The images don't fit the model's input.
     #[error(
         "images of {} are {found} (channels x height x width), and the model needs {wanted}; give other data, \
-         or set the model's `input` to {found}",
+         or set the model's `input` to {found}, or its `resize` if only the size differs",
         shown(file)
     )]
     ShapeMismatch { file: PathBuf, found: Shape, wanted: Shape },
@@ -229,6 +229,18 @@ pub enum DataError {
     /// Several sets in one folder.
     #[error("{} has several folders with Parquet files; give one of them", shown(folder))]
     ManyTables { folder: PathBuf },
+
+    /// A set in several files is not whole.
+    #[error("{} is one of {all} files, and {found} {} there; download the others", shown(file), if *found == 1 { "is" } else { "are" })]
+    MissingTables { file: PathBuf, found: usize, all: usize },
+
+    /// A Parquet file has no rows.
+    #[error("{} has no rows", shown(file))]
+    NoRows { file: PathBuf },
+
+    /// Classes that a source has of itself are too few.
+    #[error("{} has images of {count} class; there must be at least 2", shown(place))]
+    FewClasses { place: PathBuf, count: usize },
 
     /// No file of a folder has training images.
     #[error(

@@ -8,12 +8,9 @@ use std::path::{Path, PathBuf};
 
 use convoy_common::model::Shape;
 use ndarray::Array4;
-use rayon::prelude::*;
 
-use super::decode::BadImage;
 use super::error::DataError;
 use super::idx;
-use super::picture::Picture;
 use super::set::{Split, Splits, Wanted};
 
 /// The names of one split's files, without `.gz`, under the names that MNIST gave them first. IDX names end in the number of
@@ -141,26 +138,10 @@ pub(super) fn check(split: Parsed, wanted: &Wanted) -> Result<Split, DataError> 
         });
     }
     let labels = classes_of(&split.labels, split.labels_file, wanted.classes)?;
-    let images = scaled(split.images, &split.images_file, wanted)?;
-    Ok(Split::new(images, labels, wanted))
-}
-
-/// Images as they are kept, if the model's input says how they are scaled.
-fn scaled(images: Array4<u8>, file: &Path, wanted: &Wanted) -> Result<Array4<u8>, DataError> {
-    let recipe = wanted.recipe();
-    if !recipe.scales_arrays() {
-        return Ok(images);
-    }
-    let (count, channels, height, width) = images.dim();
-    let (bytes, shape) =
-        (images.as_slice().expect("readers give the standard layout"), Shape { channels, height, width });
-    let pictures: Result<Vec<Picture>, BadImage> =
-        bytes.par_chunks_exact(shape.len()).map(|image| recipe.picture_of_planes(image, shape)).collect();
-    let pictures =
-        pictures.map_err(|source| DataError::Unscalable { file: file.to_owned(), source: Box::new(source) })?;
-    let Shape { height, width, .. } = pictures[0].shape();
-    let scaled = pictures.into_iter().flat_map(Picture::into_bytes).collect();
-    Ok(Array4::from_shape_vec((count, channels, height, width), scaled).expect("all images have one size"))
+    let file = || split.images_file.clone();
+    let scaled = wanted.recipe().check_scaling(found);
+    scaled.map_err(|source| DataError::Unscalable { file: file(), source: Box::new(source) })?;
+    Ok(Split::new(split.images, labels, wanted))
 }
 
 /// The labels as classes of the model.

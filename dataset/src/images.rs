@@ -9,7 +9,7 @@ use crate::classes::{self, Found, Labelled};
 use crate::decode::DECODERS;
 use crate::error::DataError;
 use crate::folder;
-use crate::loader::{Encoded, Loader, Means, check_model, named, told};
+use crate::loader::{Bad, Encoded, Loader, Means, check_model, told};
 use crate::pool::Resources;
 use crate::reading::Reading;
 use crate::set::{DataSet, PartSet, Split, Splits, Wanted};
@@ -28,8 +28,7 @@ pub(super) fn load(
     let mut means = Means::new(resources)?;
     let (train, bad) = decoded(folder, &found.train, wanted, &mut means)?;
     let (test, bad_tests) = decoded(folder, &found.test, &wanted.without_draws(), &mut means)?;
-    let bad = [bad, bad_tests].concat();
-    let mut notices = told(folder, &bad, found.train.len() + found.test.len(), reading)?;
+    let mut notices = told(folder, &bad.and(bad_tests), found.train.len() + found.test.len(), reading)?;
     notices.extend(found.notices.iter().cloned());
     notices.extend(folder::missing_classes(&train, wanted.classes));
     notices.extend(means.left_on_disk(&[&train, &test]));
@@ -69,8 +68,8 @@ pub fn unlabelled(files: &[PathBuf], wanted: &Wanted, resources: &Resources) -> 
     let mut loader = Loader::new(&wanted, &means);
     loader.add(images, &mut means)?;
     match loader.split(Path::new("the given files"), &wanted)? {
-        (split, bad) if bad.is_empty() => Ok(split),
-        (_, bad) => Err(DataError::BadFiles { count: bad.len(), all: files.len(), named: named(&bad) }),
+        (split, bad) if bad.count == 0 => Ok(split),
+        (_, bad) => Err(DataError::BadFiles { count: bad.count, all: files.len(), named: bad.named() }),
     }
 }
 
@@ -86,16 +85,9 @@ fn name(folder: &Path, found: &Found) -> String {
 }
 
 /// The images of files, and what is wrong with those that can't be used, one line each.
-fn decoded(
-    folder: &Path,
-    files: &[Labelled],
-    wanted: &Wanted,
-    means: &mut Means,
-) -> Result<(Split, Vec<String>), DataError> {
+fn decoded(folder: &Path, files: &[Labelled], wanted: &Wanted, means: &mut Means) -> Result<(Split, Bad), DataError> {
     let mut loader = Loader::new(wanted, means);
-    for files in files.chunks(means.at_once()) {
-        let encoded = |image: &Labelled| Encoded { origin: Origin::File(image.file.clone()), label: image.label };
-        loader.add(files.iter().map(encoded).collect(), means)?;
-    }
+    let encoded = |image: &Labelled| Encoded { origin: Origin::File(image.file.clone()), label: image.label };
+    loader.add(files.iter().map(encoded).collect(), means)?;
     loader.split(folder, wanted)
 }

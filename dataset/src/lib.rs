@@ -202,9 +202,8 @@ fn layout_of(folder: &Path) -> Result<Layout, DataError> {
     if folder::is_here(folder) {
         return Ok(Layout::Idx);
     }
-    match cifar::find(folder) {
-        Some(found) => return Ok(Layout::Cifar(found)),
-        None => {}
+    if let Some(found) = cifar::find(folder) {
+        return Ok(Layout::Cifar(found));
     }
     match rows::find(folder)? {
         Some(found) => Ok(Layout::Rows(found)),
@@ -220,15 +219,22 @@ fn layout_of(folder: &Path) -> Result<Layout, DataError> {
 /// When the folder can't be read.
 pub fn class_count(source: &DataSource, reading: &Reading) -> Result<Option<usize>, DataError> {
     match source {
-        DataSource::Folder(folder) => match layout_of(folder)? {
-            Layout::Idx => Ok(None),
-            Layout::Cifar(cifar) => Ok(Some(cifar.class_count())),
-            Layout::ImageFiles => Ok(Some(classes::find(folder, reading.test_share)?.classes.len())),
-            Layout::Npz => npz::class_count(folder).map(Some),
-            Layout::Rows(rows) => rows.class_count().map(Some),
+        DataSource::Folder(folder) => match count_of(folder, reading)? {
+            Some(count) if count < 2 => Err(DataError::FewClasses { place: folder.clone(), count }),
+            count => Ok(count),
         },
         DataSource::Auto | DataSource::Bundled => Ok(Some(CLASS_NAMES.len())),
         DataSource::Synthetic => Ok(None),
+    }
+}
+
+fn count_of(folder: &Path, reading: &Reading) -> Result<Option<usize>, DataError> {
+    match layout_of(folder)? {
+        Layout::Idx => Ok(None),
+        Layout::Cifar(cifar) => Ok(Some(cifar.class_count())),
+        Layout::ImageFiles => Ok(Some(classes::find(folder, reading.test_share)?.classes.len())),
+        Layout::Npz => npz::class_count(folder).map(Some),
+        Layout::Rows(rows) => rows.class_count().map(Some),
     }
 }
 

@@ -43,8 +43,15 @@ pub(crate) struct Loader {
     recipe: Recipe,
     cache: ImageCache,
     labels: Vec<u16>,
-    /// What is wrong with images that can't be used, one line each.
-    bad: Vec<String>,
+    bad: Bad,
+}
+
+/// Images that can't be used.
+#[derive(Debug, Default)]
+pub(crate) struct Bad {
+    pub(crate) count: usize,
+    /// What is wrong with the first ones, one line each.
+    first: Vec<String>,
 }
 
 impl Means {
@@ -61,7 +68,7 @@ impl Means {
     }
 
     /// Images that are best decoded at a time.
-    pub(crate) fn at_once(&self) -> usize {
+    fn at_once(&self) -> usize {
         AT_ONCE * self.pool.threads().current_num_threads()
     }
 
@@ -83,7 +90,7 @@ impl Loader {
     pub(crate) fn new(wanted: &Wanted, means: &Means) -> Self {
         let recipe = wanted.recipe();
         let cache = ImageCache::new(recipe, means.pool.clone());
-        Self { recipe, cache, labels: Vec::new(), bad: Vec::new() }
+        Self { recipe, cache, labels: Vec::new(), bad: Bad::default() }
     }
 
     /// Decodes images. Their order stays, whichever thread decodes which.
@@ -91,15 +98,25 @@ impl Loader {
     /// # Errors
     /// When an image can neither be kept nor be decoded again.
     pub(crate) fn add(&mut self, images: Vec<Encoded>, means: &mut Means) -> Result<(), DataError> {
+        let mut images = images.into_iter();
+        loop {
+            let some: Vec<Encoded> = images.by_ref().take(means.at_once()).collect();
+            if some.is_empty() {
+                return Ok(());
+            }
+            self.add_some(some, means)?;
+        }
+    }
+
+    fn add_some(&mut self, images: Vec<Encoded>, means: &mut Means) -> Result<(), DataError> {
         let (recipe, pool) = (&self.recipe, &means.pool);
-        let decode = || images.par_iter().map(|image| Decoded::read(&image.origin, recipe, pool)).collect();
+        let read = |image: &Encoded| Decoded::read(&image.origin, recipe, pool).map(|read| read.with_colours(recipe));
+        let decode = || images.par_iter().map(read).collect();
         let decoded: Vec<Result<Decoded, BadImage>> = pool.threads().install(decode);
         for (image, decoded) in images.into_iter().zip(decoded) {
             match decoded {
-                Ok(decoded) => {
-                    self.keep(image, decoded, means)?;
-                }
-                Err(error) => self.bad.push(format!("{}: {}", image.origin.shown(), chain(&error))),
+                Ok(decoded) => self.keep(image, decoded, means)?,
+                Err(error) => self.bad.add(|| format!("{}: {}", image.origin.shown(), chain(&error))),
             }
         }
         Ok(())
@@ -130,13 +147,18 @@ impl Loader {
         Ok(())
     }
 
+    /// Whether it has no image, not even a bad one.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.cache.len() == 0 && self.bad.count == 0
+    }
+
     /// The split, and what is wrong with images that can't be used.
     ///
     /// # Errors
     /// When no image of `place` can be used.
-    pub(crate) fn split(self, place: &Path, wanted: &Wanted) -> Result<(Split, Vec<String>), DataError> {
+    pub(crate) fn split(self, place: &Path, wanted: &Wanted) -> Result<(Split, Bad), DataError> {
         if self.cache.len() == 0 {
-            return Err(DataError::AllBad { folder: place.to_path_buf(), named: named(&self.bad) });
+            return Err(DataError::AllBad { folder: place.to_path_buf(), named: self.bad.named() });
         }
         Ok((Split::of_files(self.cache, self.labels, wanted), self.bad))
     }
@@ -161,22 +183,39 @@ pub(crate) fn check_model(place: &Path, classes: usize, wanted: &Wanted) -> Resu
 ///
 /// # Errors
 /// When there are some, and they are not to be skipped.
-pub(crate) fn told(place: &Path, bad: &[String], all: usize, reading: &Reading) -> Result<Vec<String>, DataError> {
-    if bad.is_empty() {
+pub(crate) fn told(place: &Path, bad: &Bad, all: usize, reading: &Reading) -> Result<Vec<String>, DataError> {
+    if bad.count == 0 {
         return Ok(Vec::new());
     }
-    let (count, named) = (bad.len(), named(bad));
+    let (count, named) = (bad.count, bad.named());
     if reading.bad_images == BadImages::Stop {
         return Err(DataError::BadImages { folder: place.to_path_buf(), count, all, named });
     }
     Ok(vec![format!("{count} of {all} images are skipped, because they can't be used: {named}")])
 }
 
-/// The first bad images.
-pub(crate) fn named(bad: &[String]) -> String {
-    let more = bad.len().saturating_sub(SHOWN_MAX);
-    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-    bad.iter().take(SHOWN_MAX).cloned().collect::<Vec<_>>().join("; ") + &more
+impl Bad {
+    fn add(&mut self, what: impl FnOnce() -> String) {
+        if self.first.len() < SHOWN_MAX {
+            self.first.push(what());
+        }
+        self.count += 1;
+    }
+
+    /// These, and then others.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        let room = SHOWN_MAX - self.first.len();
+        self.first.extend(other.first.into_iter().take(room));
+        self.count += other.count;
+        self
+    }
+
+    /// The first ones.
+    pub(crate) fn named(&self) -> String {
+        let more = self.count - self.first.len();
+        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+        self.first.join("; ") + &more
+    }
 }
 
 impl Origin {

@@ -10,7 +10,11 @@ use crate::pixels::Pixels;
 
 /// The value of EXIF's Orientation in a file: 1 to 8. Files without it, and those whose EXIF data can't be read, are stored upright: 1.
 pub(crate) fn orientation(file: &[u8]) -> u8 {
-    let read = Reader::new().read_from_container(&mut Cursor::new(file)).ok();
+    let mut reader = Reader::new();
+    // What cameras and editors add beside it is often damaged.
+    reader.continue_on_error(true);
+    let read = reader.read_from_container(&mut Cursor::new(file));
+    let read = read.or_else(|error| error.distill_partial_result(|_| {})).ok();
     let value = read.and_then(|exif| exif.get_field(Tag::Orientation, In::PRIMARY)?.value.get_uint(0));
     value.and_then(|value| u8::try_from(value).ok()).filter(|value| (1..=8).contains(value)).unwrap_or(1)
 }

@@ -10,6 +10,8 @@ use convoy_common::wire::printable;
 
 /// The deepest nesting of lists, tuples and dictionaries.
 const DEPTH_MAX: usize = 16;
+/// The most dimensions of an array.
+const RANK_MAX: usize = 4;
 /// The most values. A value of one byte in the file takes some forty in memory.
 const VALUES_MAX: usize = 4_000_000;
 
@@ -78,8 +80,14 @@ impl Value {
 /// # Errors
 /// Says what is wrong, as a part of a sentence.
 pub(crate) fn read(bytes: &[u8]) -> Result<Value, Refused> {
-    let mut machine =
-        Machine { rest: bytes, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), left: VALUES_MAX };
+    let mut machine = Machine {
+        rest: bytes,
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: HashMap::new(),
+        left: VALUES_MAX,
+        bytes_left: bytes.len(),
+    };
     if bytes.first() != Some(&0x80) {
         return Err("it is not a pickle of protocol 2 or later".to_owned());
     }
@@ -99,6 +107,8 @@ struct Machine<'a> {
     memo: HashMap<u32, Value>,
     /// Values that may still follow.
     left: usize,
+    /// Bytes that calls may still make out of others.
+    bytes_left: usize,
 }
 
 impl<'a> Machine<'a> {
@@ -185,6 +195,7 @@ impl<'a> Machine<'a> {
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 let (Value::Bytes(name), Value::Bytes(module)) = (name, module) else { return Err(strange("a name")) };
+                self.charge(name.len() + module.len())?;
                 let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
                 self.push(Value::Global(format!("{}.{}", text(&module), text(&name)).into()))?;
             }
@@ -202,7 +213,10 @@ impl<'a> Machine<'a> {
             return Err(strange("a call"));
         };
         let made = match (&*name, &*arguments) {
-            ("_codecs.encode", [Value::Bytes(text), Value::Bytes(_)]) => Value::Bytes(latin1(text)?),
+            ("_codecs.encode", [Value::Bytes(text), Value::Bytes(_)]) => {
+                self.charge(text.len())?;
+                Value::Bytes(latin1(text)?)
+            }
             ("numpy.dtype", [Value::Bytes(name), ..]) => Value::Dtype(name.clone()),
             ("numpy.core.multiarray._reconstruct" | "numpy._core.multiarray._reconstruct", _) => Value::Opaque,
             (
@@ -288,6 +302,13 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
+    /// Counts bytes that are made out of others, which can be named any number of times.
+    fn charge(&mut self, bytes: usize) -> Result<(), Refused> {
+        let left = self.bytes_left.checked_sub(bytes);
+        self.bytes_left = left.ok_or_else(|| "its values have more bytes than the file".to_owned())?;
+        Ok(())
+    }
+
     fn pop(&mut self) -> Result<Value, Refused> {
         if let Some(length) = self.stack.len().checked_sub(1) {
             self.check_mark(length)?;
@@ -358,7 +379,8 @@ fn array(shape: &[Value], dtype: &[u8], is_fortran: bool, bytes: &Rc<[u8]>) -> R
     if !matches!(dtype, b"u1" | b"|u1") || is_fortran {
         return Err("it has an array that is not of bytes in C order".to_owned());
     }
-    let shape: Option<Vec<usize>> = shape.iter().map(Value::int).collect();
+    let few = (shape.len() <= RANK_MAX).then_some(shape);
+    let shape: Option<Vec<usize>> = few.and_then(|shape| shape.iter().map(Value::int).collect());
     let shape = shape.ok_or_else(|| strange("the shape of an array"))?;
     let length = shape.iter().try_fold(1usize, |product, extent| product.checked_mul(*extent));
     if length != Some(bytes.len()) {

@@ -7,7 +7,7 @@ use convoy_common::model::{Crop, Shape, Transforms};
 use crate::decode::{BadImage, PIXELS_MAX};
 use crate::pixels::Pixels;
 use crate::planes::{centre, cut};
-use crate::scale::{in_planes, scaled, scaled_planes};
+use crate::scale::{in_planes, scaled};
 
 /// The longest side of a scaled image is at most so many times the shorter one. So a file of a few bytes can't fill the memory.
 const RATIO_MAX: usize = 16;
@@ -43,36 +43,36 @@ impl Recipe {
 
     /// Whether images of arrays, which have one size, are scaled. If the model does not say so, they must have its input's size.
     pub(crate) fn scales_arrays(&self) -> bool {
-        self.transforms.resize.is_some() || matches!(self.transforms.crop, Crop::Resized(_))
+        self.transforms.resize.is_some() || self.draws_sizes()
     }
 
-    /// As [`Recipe::picture`], for an image in planes with as many channels as the input.
+    /// Whether each draw scales a part of the image, which is kept as it is.
+    pub(crate) fn draws_sizes(&self) -> bool {
+        matches!(self.transforms.crop, Crop::Resized(_))
+    }
+
+    /// Checks that an image of an array, which is scaled whenever it is needed, does not get too large.
     ///
     /// # Errors
     /// When it would have too many pixels then.
-    pub(crate) fn picture_of_planes(&self, bytes: &[u8], from: Shape) -> Result<Picture, BadImage> {
-        let (height, width) = self.kept_size(from.height, from.width)?;
-        let bytes = scaled_planes(bytes, from, height, width);
-        Ok(self.trimmed(Picture { shape: Shape { height, width, ..from }, bytes }))
+    pub(crate) fn check_scaling(&self, from: Shape) -> Result<(), BadImage> {
+        let (height, width) = scaled_size(from.height, from.width, self.input, &self.transforms);
+        check_size(height, width)
     }
 
     /// Height and width of an image that is kept, before it is trimmed.
     fn kept_size(&self, height: usize, width: usize) -> Result<(usize, usize), BadImage> {
-        let (height, width) = match self.transforms.crop {
-            // Each draw scales a part of the image as it is.
-            Crop::Resized(_) => (height, width),
-            _ => scaled_size(height, width, self.input, &self.transforms),
+        let (height, width) = match self.draws_sizes() {
+            true => (height, width),
+            false => scaled_size(height, width, self.input, &self.transforms),
         };
-        let most = PIXELS_MAX.min(RATIO_MAX * height.min(width) * height.min(width));
-        if height.saturating_mul(width) > most {
-            return Err(BadImage::TooLong { width, height });
-        }
+        check_size(height, width)?;
         Ok((height, width))
     }
 
     /// Without the pixels that no view has.
     fn trimmed(&self, picture: Picture) -> Picture {
-        if let Crop::Resized(_) = self.transforms.crop {
+        if self.draws_sizes() {
             return picture;
         }
         let side = self.transforms.resize.filter(|_| self.transforms.square);
@@ -107,6 +107,17 @@ impl Picture {
         let bytes = cut(&self.bytes, self.shape, 0, centre(self.shape, height, width));
         Self { shape: Shape { height, width, ..self.shape }, bytes }
     }
+}
+
+fn check_size(height: usize, width: usize) -> Result<(), BadImage> {
+    let (longer, shorter) = (height.max(width), height.min(width));
+    if longer > RATIO_MAX.saturating_mul(shorter) {
+        return Err(BadImage::TooLong { width, height });
+    }
+    if height.saturating_mul(width) > PIXELS_MAX {
+        return Err(BadImage::TooLargeScaled { width, height });
+    }
+    Ok(())
 }
 
 /// Height and width after scaling: at least those of the input. The ratio is kept, and the longer side is rounded down, as in torchvision.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use convoy_common::wire::printable;
+use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
@@ -16,7 +17,7 @@ use parquet::schema::types::{Type, TypePtr};
 use serde_json::Value;
 
 use crate::cache::Origin;
-use crate::classes::is_test_name;
+use crate::classes::{entries_of, is_test_name};
 use crate::decode::DECODERS;
 use crate::error::DataError;
 use crate::folder::missing_classes;
@@ -32,11 +33,16 @@ const MAGIC: &[u8] = b"PAR1";
 const ENDING: &str = "parquet";
 /// How the names of files with training images and with test images begin. Of the latter, the first that is there counts.
 const TRAIN: &str = "train";
-const TEST: [&str; 4] = ["test", "validation", "valid", "val"];
+const TEST: [&str; 2] = ["test", "val"];
 /// Columns of labels, in the order in which they are looked for.
 const LABELS: [&str; 3] = ["label", "labels", "fine_label"];
-/// The most rows that are read at a time.
-const BATCH: usize = 64;
+/// The most rows that are decoded at a time, and the bytes of their images after which no more are read.
+const BATCH: usize = 512;
+const BATCH_BYTES: usize = 64 << 20;
+/// The most rows of a set.
+const ROWS_MAX: usize = 1 << 26;
+/// Rows of each column that are read ahead.
+const READ_AHEAD: usize = 64;
 /// The key of the metadata that names the classes.
 const METADATA: &str = "huggingface";
 
@@ -72,9 +78,9 @@ pub(crate) fn find(place: &Path) -> Result<Option<RowFiles>, DataError> {
     }
     let mut here = files_in(place)?;
     if here.is_empty() {
-        let folders = entries(place)?.into_iter().filter(|path| path.is_dir());
-        let found: Vec<Vec<PathBuf>> = folders.map(|folder| files_in(&folder)).collect::<Result<_, _>>()?;
-        let mut found = found.into_iter().filter(|files| !files.is_empty());
+        // A folder of image files may have thousands of folders, which can also be unreadable. Those are not for us.
+        let folders = entries_of(place)?.into_iter().filter(|path| path.is_dir());
+        let mut found = folders.filter_map(|folder| files_in(&folder).ok()).filter(|files| !files.is_empty());
         here = match (found.next(), found.next()) {
             (None, _) => return Ok(None),
             (Some(files), None) => files,
@@ -82,15 +88,18 @@ pub(crate) fn find(place: &Path) -> Result<Option<RowFiles>, DataError> {
         };
     }
     let with = |prefix: &str| -> Vec<PathBuf> {
-        here.iter().filter(|file| part_of(file).eq_ignore_ascii_case(prefix)).cloned().collect()
+        here.iter().filter(|file| name_of(file).to_ascii_lowercase().starts_with(prefix)).cloned().collect()
     };
     let test = TEST.iter().map(|prefix| with(prefix)).find(|files| !files.is_empty()).unwrap_or_default();
     let train = match with(TRAIN) {
-        files if files.is_empty() && here.len() == 1 => here.clone(),
+        files if files.is_empty() && test.is_empty() && here.len() == 1 => here.clone(),
         files => files,
     };
-    if train.is_empty() {
+    if train.is_empty() && test.is_empty() {
         return Err(DataError::NoTrainTable { folder: place.to_owned(), file: here[0].clone() });
+    }
+    for files in [&train, &test] {
+        check_shards(files)?;
     }
     Ok(Some(RowFiles { place: place.to_owned(), train, test }))
 }
@@ -101,45 +110,50 @@ impl RowFiles {
     /// # Errors
     /// When a file can't be read.
     pub(crate) fn class_count(&self) -> Result<usize, DataError> {
-        let named = Table::open(&self.train[0])?.classes.len();
+        let named = Table::open(self.first()?)?.classes.len();
         if named > 0 {
             return Ok(named);
         }
-        let mut largest = 0;
+        let mut largest = None;
         for file in &self.train {
             let table = Table::open(file)?;
-            table.each_batch(&[table.label.clone()], |rows| {
-                for (index, row) in rows {
-                    largest = largest.max(table.label_of(index, &row)?);
-                }
+            table.each_row(&[table.label.clone()], |index, row| {
+                largest = largest.max(Some(table.label_of(index, &row)?));
                 Ok(())
             })?;
         }
+        let largest = largest.ok_or_else(|| DataError::NoRows { file: self.place.clone() })?;
         Ok(usize::from(largest) + 1)
     }
 
     /// Loads both parts.
     pub(crate) fn load(&self, wanted: &Wanted, reading: &Reading, resources: &Resources) -> Result<DataSet, DataError> {
+        if self.train.is_empty() {
+            return Err(DataError::NoTrainTable { folder: self.place.clone(), file: self.first()?.to_owned() });
+        }
         let classes = self.checked_classes(wanted)?;
         let mut means = Means::new(resources)?;
         let test_wanted = wanted.without_draws();
         let (mut train, mut test) = (Loader::new(wanted, &means), Loader::new(&test_wanted, &means));
         let mut all = 0;
         for file in &self.train {
+            let is_test = |name: &str| self.is_divided() && is_test_name(name, reading.test_share);
             all += self.feed(
                 file,
+                &classes,
                 wanted,
                 &mut means,
-                |name| self.is_divided() && is_test_name(name, reading.test_share),
-                [Some(&mut train), Some(&mut test)],
+                is_test,
+                Parts { train: Some(&mut train), test: &mut test },
             )?;
         }
         for file in &self.test {
-            all += self.feed(file, wanted, &mut means, |_| true, [Some(&mut train), Some(&mut test)])?;
+            all += self.feed(file, &classes, wanted, &mut means, |_| true, Parts { train: None, test: &mut test })?;
         }
+        self.check_parts(&[("training", &train), ("test", &test)], reading)?;
         let (train, bad) = train.split(&self.place, wanted)?;
         let (test, bad_tests) = test.split(&self.place, &test_wanted)?;
-        let mut notices = told(&self.place, &[bad, bad_tests].concat(), all, reading)?;
+        let mut notices = told(&self.place, &bad.and(bad_tests), all, reading)?;
         notices.extend(missing_classes(&train, wanted.classes));
         notices.extend(means.left_on_disk(&[&train, &test]));
         let mut set = DataSet::new(Splits { train, test }, &self.described(), notices);
@@ -162,8 +176,9 @@ impl RowFiles {
         let files = if self.is_divided() { &self.train } else { &self.test };
         for file in files {
             let is_test = |name: &str| !self.is_divided() || is_test_name(name, reading.test_share);
-            all += self.feed(file, &wanted, &mut means, is_test, [None, Some(&mut test)])?;
+            all += self.feed(file, &classes, &wanted, &mut means, is_test, Parts { train: None, test: &mut test })?;
         }
+        self.check_parts(&[("test", &test)], reading)?;
         let (test, bad) = test.split(&self.place, &wanted)?;
         let mut notices = told(&self.place, &bad, all, reading)?;
         notices.extend(means.left_on_disk(&[&test]));
@@ -176,6 +191,23 @@ impl RowFiles {
         self.test.is_empty()
     }
 
+    /// The first file. There is one.
+    fn first(&self) -> Result<&Path, DataError> {
+        let first = self.train.first().or(self.test.first());
+        first.map(PathBuf::as_path).ok_or_else(|| DataError::NoRows { file: self.place.clone() })
+    }
+
+    /// Checks that each part has a row.
+    fn check_parts(&self, parts: &[(&'static str, &Loader)], reading: &Reading) -> Result<(), DataError> {
+        let Some((part, _)) = parts.iter().find(|(_, loader)| loader.is_empty()) else { return Ok(()) };
+        if self.is_divided() {
+            let (folder, test_share) = (self.place.clone(), reading.test_share);
+            return Err(DataError::NothingLeft { folder, part, test_share });
+        }
+        let files = if *part == "test" { &self.test } else { &self.train };
+        Err(DataError::NoRows { file: files[0].clone() })
+    }
+
     fn described(&self) -> String {
         let divided = if self.is_divided() { ", divided by a hash of each name" } else { "" };
         format!("Parquet files in {}, decoded by {DECODERS}{divided}", self.place.display())
@@ -183,37 +215,80 @@ impl RowFiles {
 
     /// The names of the classes, if the model has as many.
     fn checked_classes(&self, wanted: &Wanted) -> Result<Vec<String>, DataError> {
-        let classes = Table::open(&self.train[0])?.classes;
+        let classes = Table::open(self.first()?)?.classes;
         let count = if classes.is_empty() { wanted.classes } else { classes.len() };
         check_model(&self.place, count, wanted)?;
         Ok(classes)
     }
 
-    /// Hands the images of a file to one of two loaders, to the second one those for which `is_test` is true. Images without a loader are left
-    /// out. Returns how many there were.
+    /// Hands the images of a file to the loader of their part, and returns how many there were. `is_test` gets the name of an image.
     fn feed(
         &self,
         file: &Path,
+        classes: &[String],
         wanted: &Wanted,
         means: &mut Means,
         is_test: impl Fn(&str) -> bool,
-        [mut train, mut test]: [Option<&mut Loader>; 2],
+        mut parts: Parts,
     ) -> Result<usize, DataError> {
         let table = Table::open(file)?;
+        if !table.classes.is_empty() && table.classes != classes {
+            let first = self.first()?.display();
+            return Err(
+                table.refused(format!("its metadata name other classes than {}", printable(&first.to_string())))
+            );
+        }
+        let mut batch = Batch::default();
         let mut count = 0;
-        table.each_batch(&[table.image.clone(), table.label.clone()], |rows| {
-            let (mut trained, mut tested) = (Vec::new(), Vec::new());
-            for (index, row) in rows {
-                count += 1;
-                let label = table.checked_label(index, &row, wanted.classes)?;
-                let (name, bytes) = table.image_of(index, row);
-                let part = if is_test(&name) { &mut tested } else { &mut trained };
-                part.push(Encoded { origin: Origin::Row { name: table.path.join(name), bytes }, label });
-            }
-            train.as_mut().map_or(Ok(()), |loader| loader.add(trained, means))?;
-            test.as_mut().map_or(Ok(()), |loader| loader.add(tested, means))
+        table.each_row(&[table.image.clone(), table.label.clone()], |index, row| {
+            count += 1;
+            let label = table.checked_label(index, &row, wanted.classes)?;
+            let (name, bytes) = table.image_of(index, row);
+            let is_test = is_test(&name);
+            // Text, because a path that begins at the root would replace that of the file.
+            let name = format!("{}/{name}", table.path.display());
+            batch.add(is_test, Encoded { origin: Origin::Row { name: name.into(), bytes }, label });
+            if batch.is_full() { parts.add(std::mem::take(&mut batch), means) } else { Ok(()) }
         })?;
+        parts.add(batch, means)?;
         Ok(count)
+    }
+}
+
+/// Images that were read, and not yet decoded.
+#[derive(Default)]
+struct Batch {
+    train: Vec<Encoded>,
+    test: Vec<Encoded>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn add(&mut self, is_test: bool, image: Encoded) {
+        if let Origin::Row { bytes, .. } = &image.origin {
+            self.bytes += bytes.len();
+        }
+        if is_test { self.test.push(image) } else { self.train.push(image) }
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes > BATCH_BYTES || self.train.len() + self.test.len() >= BATCH
+    }
+}
+
+/// The loaders of the parts of a set.
+struct Parts<'a> {
+    /// None if training images are left out.
+    train: Option<&'a mut Loader>,
+    test: &'a mut Loader,
+}
+
+impl Parts<'_> {
+    fn add(&mut self, batch: Batch, means: &mut Means) -> Result<(), DataError> {
+        if let Some(train) = &mut self.train {
+            train.add(batch.train, means)?;
+        }
+        self.test.add(batch.test, means)
     }
 }
 
@@ -223,7 +298,7 @@ impl Table {
         let refused = |why: String| DataError::Parquet { file: path.to_owned(), why };
         let file = File::open(path).map_err(failed)?;
         let opened = guarded(|| SerializedFileReader::new(file)).ok_or_else(|| refused(broken()))?;
-        let reader = opened.map_err(|error| refused(printable(&error.to_string())))?;
+        let reader = opened.map_err(|error| refused(said(&error)))?;
         let fields = reader.metadata().file_metadata().schema().get_fields().to_vec();
         let (image, label) = columns(&fields).map_err(refused)?;
         let classes = class_names(&reader, label.name());
@@ -234,26 +309,23 @@ impl Table {
         DataError::Parquet { file: self.path.clone(), why }
     }
 
-    /// Reads some columns of all rows, and hands them on in batches with their numbers.
-    fn each_batch(
+    /// Hands on each row, with its number and with these columns alone.
+    fn each_row(
         &self,
         columns: &[TypePtr],
-        mut each: impl FnMut(Vec<(usize, Row)>) -> Result<(), DataError>,
+        mut each: impl FnMut(usize, Row) -> Result<(), DataError>,
     ) -> Result<(), DataError> {
         let name = self.reader.metadata().file_metadata().schema().name();
         let projection = Type::group_type_builder(name).with_fields(columns.to_vec()).build();
         let rows = projection.and_then(|projection| RowIter::from_file(Some(projection), &self.reader));
-        let mut rows =
-            rows.map_err(|error| self.refused(printable(&error.to_string())))?.with_batch_size(BATCH).enumerate();
-        loop {
-            let batch = guarded(|| rows.by_ref().take(BATCH).map(|(index, row)| Ok((index, row?))).collect());
-            let batch: Result<Vec<_>, parquet::errors::ParquetError> = batch.ok_or_else(|| self.refused(broken()))?;
-            let batch = batch.map_err(|error| self.refused(printable(&error.to_string())))?;
-            if batch.is_empty() {
-                return Ok(());
+        let mut rows = rows.map_err(|error| self.refused(said(&error)))?.with_batch_size(READ_AHEAD);
+        for index in 0..=ROWS_MAX {
+            match guarded(|| rows.next()).ok_or_else(|| self.refused(broken()))? {
+                None => return Ok(()),
+                Some(row) => each(index, row.map_err(|error| self.refused(said(&error)))?)?,
             }
-            each(batch)?;
         }
+        Err(self.refused(format!("it has more than {ROWS_MAX} rows")))
     }
 
     fn label_of(&self, index: usize, row: &Row) -> Result<u16, DataError> {
@@ -269,8 +341,9 @@ impl Table {
             Some(Field::UByte(number)) => i64::from(*number),
             Some(Field::UShort(number)) => i64::from(*number),
             Some(Field::UInt(number)) => i64::from(*number),
-            Some(Field::ULong(number)) => i64::try_from(*number).unwrap_or(-1),
-            _ => return Err(wrong("missing".to_owned())),
+            Some(Field::ULong(number)) => i64::try_from(*number).unwrap_or(i64::MAX),
+            Some(Field::Null) | None => return Err(wrong("missing".to_owned())),
+            Some(other) => return Err(wrong(printable(&other.to_string()))),
         };
         u16::try_from(number).ok().filter(|label| *label < u16::MAX).ok_or_else(|| wrong(number.to_string()))
     }
@@ -283,7 +356,7 @@ impl Table {
         Err(DataError::LabelOutOfRange { file: self.path.clone(), index, label: i32::from(label), classes })
     }
 
-    /// The name of an image, which is its path or the number of its row, and its bytes. A row without an image has no bytes.
+    /// The name of an image, which is its path, or its file and the number of its row, and its bytes. A row without an image has no bytes.
     fn image_of(&self, index: usize, row: Row) -> (String, Vec<u8>) {
         let (mut name, mut bytes) = (None, Vec::new());
         let image = row.into_columns().into_iter().find(|(name, _)| name == self.image.name());
@@ -296,7 +369,7 @@ impl Table {
                 }
             }
         }
-        (name.unwrap_or_else(|| format!("row {index}")), bytes)
+        (name.unwrap_or_else(|| format!("{} row {index}", name_of(&self.path))), bytes)
     }
 }
 
@@ -331,30 +404,44 @@ fn class_names(reader: &SerializedFileReader<File>, label: &str) -> Vec<String> 
     names.and_then(|names| names.iter().map(name).collect()).unwrap_or_default()
 }
 
-/// The part of a set that a file belongs to, as its name says: what comes before the first `-` or `.`.
-fn part_of(file: &Path) -> &str {
-    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.split(['-', '.']).next().unwrap_or_default()
+fn name_of(file: &Path) -> &str {
+    file.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
 /// The Parquet files of a folder, in the order of their names.
 fn files_in(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     let is_one = |path: &PathBuf| path.extension().is_some_and(|ending| ending == ENDING) && path.is_file();
-    Ok(entries(folder)?.into_iter().filter(is_one).collect())
+    Ok(entries_of(folder)?.into_iter().filter(is_one).collect())
 }
 
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let failed = |source| DataError::Read { file: folder.to_path_buf(), source };
-    let found = std::fs::read_dir(folder).map_err(failed)?.map(|entry| Ok(entry?.path()));
-    let mut found: Vec<PathBuf> = found.collect::<Result<_, _>>().map_err(failed)?;
-    found.sort();
-    Ok(found)
+/// Checks that no file is missing of those that the last name announces: `train-00001-of-00003.parquet` is one of three.
+fn check_shards(files: &[PathBuf]) -> Result<(), DataError> {
+    let Some(last) = files.last() else { return Ok(()) };
+    let stem = last.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    // What follows the number is a hash in some sets.
+    let announced = stem.split("-of-").nth(1).and_then(|rest| rest.split('-').next()?.parse().ok());
+    match announced {
+        Some(all) if all != files.len() => {
+            Err(DataError::MissingTables { file: last.clone(), found: files.len(), all })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn start_of(file: &Path) -> Option<[u8; 4]> {
     let mut start = [0; 4];
     File::open(file).ok()?.read_exact(&mut start).ok()?;
     Some(start)
+}
+
+/// What the reader says of a file.
+fn said(error: &ParquetError) -> String {
+    let text = printable(&error.to_string());
+    if text.contains("Disabled feature") {
+        return "its compression is not read; write it again with compression=\"snappy\" or without compression"
+            .to_owned();
+    }
+    text
 }
 
 fn broken() -> String {
@@ -372,6 +459,8 @@ mod tests {
     /// Made by pyarrow (`golden/make.py`): six images with paths and names of classes, and two without.
     const TRAIN_FILE: &[u8] = include_bytes!("../golden/train.parquet");
     const TEST_FILE: &[u8] = include_bytes!("../golden/test.parquet");
+    /// With the same classes in another order.
+    const OTHER_CLASSES: &[u8] = include_bytes!("../golden/other-classes.parquet");
     /// Without images, with labels that are texts, with a label that is missing.
     const WRONG: [&[u8]; 3] = [
         include_bytes!("../golden/no-image.parquet"),
@@ -410,7 +499,7 @@ mod tests {
             assert_eq!(*bytes, expected, "image {image}");
         }
         assert_eq!(set.train.file(1).unwrap(), here.path().join("data/train-00000-of-00001.parquet/b.png"));
-        assert!(set.test.file(0).unwrap().ends_with("row 0"));
+        assert!(set.test.file(0).unwrap().ends_with("test-0.parquet/test-0.parquet row 0"));
         let alone =
             find(here.path()).unwrap().unwrap().load_test(&wanted(), &Reading::default(), &Resources::default());
         assert_eq!(alone.unwrap().images.fingerprint(), set.test.fingerprint());
@@ -426,10 +515,9 @@ mod tests {
         let set = files.load(&wanted(), &reading, &Resources::default()).unwrap();
         let alone = files.load_test(&wanted(), &reading, &Resources::default()).unwrap();
         assert_eq!((set.train.len() + set.test.len(), alone.images.fingerprint()), (6, set.test.fingerprint()));
-        assert_eq!(
-            load(here.path(), &wanted(), &Resources::default()).unwrap_err().to_string().contains("no image"),
-            true
-        );
+        let reading = Reading { test_share: 0.0001, ..Reading::default() };
+        let said = files.load(&wanted(), &reading, &Resources::default()).unwrap_err().to_string();
+        assert!(said.contains("has no test images if a share of 0.0001 is for tests"), "{said}");
     }
 
     #[test]
@@ -470,9 +558,23 @@ mod tests {
         let unnamed = folder(&[("one.parquet", TRAIN_FILE), ("two.parquet", TRAIN_FILE)]);
         assert!(find(unnamed.path()).unwrap_err().to_string().contains("none whose name begins with train"));
         assert_eq!(find(folder(&[("cat/1.png", b"x")]).path()).unwrap(), None);
+        let half = folder(&[("train-00000-of-00002.parquet", TRAIN_FILE), ("test.parquet", TEST_FILE)]);
+        let said = find(half.path()).unwrap_err().to_string();
+        assert!(said.contains("train-00000-of-00002.parquet is one of 2 files, and 1 is there"), "{said}");
+        // Test images alone are enough for a measurement, and not for training.
+        let tests = folder(&[("test.parquet", TEST_FILE)]);
+        let files = find(tests.path()).unwrap().unwrap();
+        files.load_test(&wanted(), &Reading::default(), &Resources::default()).unwrap();
+        let said = files.load(&wanted(), &Reading::default(), &Resources::default()).unwrap_err().to_string();
+        assert!(said.contains("none whose name begins with train"), "{said}");
+        let files: &[(&str, &[u8])] =
+            &[("train-0.parquet", TRAIN_FILE), ("train-1.parquet", OTHER_CLASSES), ("test.parquet", TEST_FILE)];
+        let other = folder(files);
+        let said = load(other.path(), &wanted(), &Resources::default()).unwrap_err().to_string();
+        assert!(said.contains("its metadata name other classes than"), "{said}");
     }
 
-    /// Every byte of the file is changed once. No change may end the program or take more memory than there is.
+    /// A bit of every seventh byte is changed. No change may end the program.
     #[test]
     fn damaged_files_give_a_set_or_an_error() {
         let here = folder(&[("train.parquet", TRAIN_FILE), ("test.parquet", TEST_FILE)]);

@@ -128,10 +128,20 @@ impl Split {
     ///
     /// # Panics If there isn't one label per image, or the images aren't in standard layout.
     pub(super) fn new(images: Array4<u8>, labels: Vec<u16>, wanted: &Wanted) -> Self {
+        Self::of_array(images, labels, wanted.viewer(false))
+    }
+
+    /// Images that were made in the size that is cropped.
+    ///
+    /// # Panics If there isn't one label per image, or the images aren't in standard layout.
+    pub(super) fn made(images: Array4<u8>, labels: Vec<u16>, wanted: &Wanted) -> Self {
+        Self::of_array(images, labels, wanted.viewer(true))
+    }
+
+    fn of_array(images: Array4<u8>, labels: Vec<u16>, viewer: Viewer) -> Self {
         assert_eq!(images.dim().0, labels.len(), "one label an image");
         assert!(images.is_standard_layout(), "images are contiguous, so that one is a slice");
-        let viewer = Arc::new(wanted.viewer());
-        Split { pictures: Pictures::Same(Arc::new(images)), labels: labels.into(), viewer }
+        Split { pictures: Pictures::Same(Arc::new(images)), labels: labels.into(), viewer: Arc::new(viewer) }
     }
 
     /// Images as they are, of as many classes as labels can have.
@@ -148,7 +158,7 @@ impl Split {
         assert_eq!(cache.len(), labels.len(), "one label an image");
         let all = (0..cache.len()).collect();
         let pictures = Pictures::Each(Arc::new(cache), all);
-        Split { pictures, labels: labels.into(), viewer: Arc::new(wanted.viewer()) }
+        Split { pictures, labels: labels.into(), viewer: Arc::new(wanted.viewer(!wanted.recipe().draws_sizes())) }
     }
 
     /// These images alone, by their indices.
@@ -238,15 +248,17 @@ impl Split {
         self.shape().len()
     }
 
-    /// Who prepares the images, if they are not all in memory.
+    /// Who prepares the images, if they are not all in memory, or if each is scaled whenever it is needed.
     pub(crate) fn pool(&self) -> Option<&Arc<DecodePool>> {
         match &self.pictures {
-            Pictures::Each(cache, _) if self.left_on_disk() > 0 => Some(cache.pool()),
+            Pictures::Each(cache, _) if self.left_on_disk() > 0 || self.viewer.recipe.draws_sizes() => {
+                Some(cache.pool())
+            }
             _ => None,
         }
     }
 
-    /// Images that are decoded whenever they are needed.
+    /// Images that are decoded, or read from the file for decoded images, whenever they are needed.
     pub(crate) fn left_on_disk(&self) -> usize {
         match &self.pictures {
             Pictures::Same(_) => 0,
@@ -344,8 +356,9 @@ impl Wanted {
         Recipe { input: self.input(), transforms: self.transforms, keeps_margins: self.ten_views }
     }
 
-    fn viewer(&self) -> Viewer {
-        Viewer { recipe: self.recipe(), mean: self.mean.clone(), colours: None }
+    /// `is_scaled` says whether images are kept in the size that is cropped.
+    fn viewer(&self, is_scaled: bool) -> Viewer {
+        Viewer { recipe: self.recipe(), is_scaled, mean: self.mean.clone(), colours: None }
     }
 
     /// The extents of one image, as the model has them.

@@ -80,5 +80,5 @@ fn split(wanted: &Wanted, purpose: &str, count: usize) -> Split {
     }
     let images = Array4::from_shape_vec(shape, bytes).expect("the bytes were counted from the shape");
     let label = |image| u16::try_from(image % wanted.classes).expect("classes were checked against CLASSES_MAX");
-    Split::new(images, (0..count).map(label).collect(), wanted)
+    Split::made(images, (0..count).map(label).collect(), wanted)
 }

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use convoy_common::model::{Crop, Shape};
+use convoy_common::model::{Crop, ResizedCrop, Shape};
 
 use crate::colours::{Colours, shift};
 use crate::draw::{Draw, Rectangle};
@@ -30,6 +30,8 @@ pub enum View {
 #[derive(Clone, Debug)]
 pub(crate) struct Viewer {
     pub(crate) recipe: Recipe,
+    /// Whether images are kept in the size that is cropped.
+    pub(crate) is_scaled: bool,
     /// The mean colour, by channel.
     pub(crate) mean: Vec<u8>,
     /// The colours of the training images, if they have noise.
@@ -47,51 +49,57 @@ impl Viewer {
     /// # Panics
     /// If the image was made by another recipe.
     pub(crate) fn view<'a>(&self, bytes: Cow<'a, [u8]>, from: Shape, view: View) -> Cow<'a, [u8]> {
-        let is_whole = from == self.input();
-        match view {
-            View::Drawn(draw) if !self.recipe.transforms.draws_nothing() => Cow::Owned(self.drawn(&bytes, from, draw)),
-            View::Centre | View::Drawn(_) if is_whole => bytes,
-            View::Centre | View::Drawn(_) => {
-                let (bytes, from) = self.scaled(bytes, from);
+        let draw = match view {
+            View::Drawn(draw) if !self.recipe.transforms.draws_nothing() => Some(draw),
+            _ => None,
+        };
+        if let (Some(draw), Crop::Resized(bounds)) = (draw, self.recipe.transforms.crop) {
+            return Cow::Owned(self.changed(self.scaled_part(&bytes, from, draw, &bounds), draw));
+        }
+        let (bytes, from) = if self.is_scaled { (bytes, from) } else { self.scaled(bytes, from) };
+        match (draw, view) {
+            (Some(draw), _) => Cow::Owned(self.changed(self.part(&bytes, from, draw), draw)),
+            (None, View::OfTen(number)) => Cow::Owned(self.of_ten(&bytes, from, number)),
+            (None, _) if from == self.input() => bytes,
+            (None, _) => {
                 let Shape { height, width, .. } = self.input();
                 Cow::Owned(cut(&bytes, from, 0, centre(from, height, width)))
             }
-            View::OfTen(number) => {
-                let (bytes, from) = self.scaled(bytes, from);
-                Cow::Owned(self.of_ten(&bytes, from, number))
-            }
         }
     }
 
-    /// An image of the size that is cropped. An image whose parts are scaled one by one is kept as it is.
+    /// An image of the size that is cropped.
     fn scaled<'a>(&self, bytes: Cow<'a, [u8]>, from: Shape) -> (Cow<'a, [u8]>, Shape) {
         let Recipe { input, transforms, .. } = &self.recipe;
-        if !matches!(transforms.crop, Crop::Resized(_)) {
-            return (bytes, from);
-        }
         let (height, width) = scaled_size(from.height, from.width, *input, transforms);
         let whole = Shape { height, width, ..from };
-        let bytes = scaled_planes(&bytes, from, height, width);
-        let Some(side) = transforms.resize.filter(|_| transforms.square) else { return (bytes.into(), whole) };
+        let bytes = if whole == from { bytes } else { scaled_planes(&bytes, from, height, width).into() };
+        let Some(side) = transforms.resize.filter(|_| transforms.square) else { return (bytes, whole) };
         (cut(&bytes, whole, 0, centre(whole, side, side)).into(), Shape { height: side, width: side, ..from })
     }
 
-    fn drawn(&self, bytes: &[u8], from: Shape, draw: Draw) -> Vec<u8> {
+    /// A drawn part of an image, scaled to the input.
+    fn scaled_part(&self, bytes: &[u8], from: Shape, draw: Draw, bounds: &ResizedCrop) -> Vec<u8> {
+        let part = draw.rectangle(from.height, from.width, bounds);
+        let shape = Shape { channels: from.channels, height: part.height, width: part.width };
+        scaled_planes(&cut(bytes, from, 0, part), shape, self.input().height, self.input().width)
+    }
+
+    /// A drawn part of a scaled image.
+    fn part(&self, bytes: &[u8], from: Shape, draw: Draw) -> Vec<u8> {
+        let Shape { height, width, .. } = self.input();
+        let Crop::Random { pad } = self.recipe.transforms.crop else {
+            return cut(bytes, from, 0, centre(from, height, width));
+        };
+        let (rows, columns) = (from.height + 2 * pad - height, from.width + 2 * pad - width);
+        let (top, left) = draw.corner(rows + 1, columns + 1);
+        cut(bytes, from, pad, Rectangle { top, left, height, width })
+    }
+
+    /// An input after everything else that is drawn for it.
+    fn changed(&self, mut out: Vec<u8>, draw: Draw) -> Vec<u8> {
         let (input, transforms) = (self.input(), &self.recipe.transforms);
         let Shape { height, width, .. } = input;
-        let mut out = match transforms.crop {
-            Crop::Centre => cut(bytes, from, 0, centre(from, height, width)),
-            Crop::Random { pad } => {
-                let (rows, columns) = (from.height + 2 * pad - height, from.width + 2 * pad - width);
-                let (top, left) = draw.corner(rows + 1, columns + 1);
-                cut(bytes, from, pad, Rectangle { top, left, height, width })
-            }
-            Crop::Resized(bounds) => {
-                let part = draw.rectangle(from.height, from.width, &bounds);
-                let shape = Shape { channels: from.channels, height: part.height, width: part.width };
-                scaled_planes(&cut(bytes, from, 0, part), shape, height, width)
-            }
-        };
         if transforms.mirror && draw.is_mirrored() {
             mirror(&mut out, width);
         }
@@ -130,7 +138,7 @@ impl Viewer {
 mod tests {
     use std::collections::BTreeSet;
 
-    use convoy_common::model::{ResizedCrop, Transforms};
+    use convoy_common::model::Transforms;
 
     use super::*;
     use crate::colours::ColourSums;
@@ -141,7 +149,7 @@ mod tests {
 
     fn viewer(input: Shape, transforms: Transforms) -> Viewer {
         let recipe = Recipe { input, transforms, keeps_margins: true };
-        Viewer { recipe, mean: vec![100; input.channels], colours: None }
+        Viewer { recipe, is_scaled: !recipe.draws_sizes(), mean: vec![100; input.channels], colours: None }
     }
 
     fn numbered(shape: Shape) -> Vec<u8> {
@@ -200,6 +208,7 @@ mod tests {
         let cut_out = cut(&numbered(from), from, 0, part);
         let expected = scaled_planes(&cut_out, shape(1, part.height, part.width), 5, 5);
         assert_eq!(seen(&viewer, from, View::Drawn(draw)), expected);
+        assert_ne!(seen(&viewer, input, View::Centre), numbered(input), "an image of the input's size is scaled, too");
         let whole = scaled_planes(&numbered(from), from, 6, 8);
         let expected = cut(&whole, shape(1, 6, 8), 0, Rectangle { top: 0, left: 2, height: 5, width: 5 });
         assert_eq!(seen(&viewer, from, View::Centre), expected);
