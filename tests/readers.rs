@@ -85,7 +85,7 @@ fn seen(place: &Path, input: &str, classes: usize, ten_views: bool) -> DataSet {
         "name = \"reader\"\ntowers = 1\ninput = {{ channels = 3, {input} }}\n[[layer]]\nkind = \"linear\"\nname = \"fc\"\nunits = {classes}\n"
     );
     let wanted = Wanted { ten_views, ..Wanted::by(&Network::parse(&text).unwrap(), 9) };
-    // Other readers do not divide a folder, so as few images as possible are for tests.
+    // Other readers do not divide a folder. Both parts together are compared with what they see, so any share will do.
     let reading = Reading { test_share: 0.5, ..Reading::default() };
     load(&DataSource::Folder(place.to_owned()), &wanted, &Places::of_this_machine(true), &reading).unwrap()
 }
@@ -157,7 +157,7 @@ fn orientations_are_those_of_pillow() {
     let Some(case) = Case::new() else { return };
     let expected = case.expected("exif");
     let worst = |orient: &str| {
-        let set = seen(&case.path("exif"), &format!("height = 24, width = 24, orient = \"{orient}\""), 2, false);
+        let set = seen(&case.path("exif"), &format!("height = 24, width = 31, orient = \"{orient}\""), 2, false);
         let files = (0..2).flat_map(|class| (1..9).map(move |value| PathBuf::from(format!("{class}/{value}.jpg"))));
         difference(&all_of(&set, &case.path("exif"), &files.collect::<Vec<_>>()), |_| View::Centre, &expected.pixels)
     };
@@ -172,7 +172,7 @@ fn ten_views_are_those_of_torchvision() {
     let Some(case) = Case::new() else { return };
     let (expected, files) = (case.expected("ten"), case.expected("sizes").record.files);
     let set = seen(&case.path("sizes"), "height = 20, width = 20, resize = 24", 2, true);
-    // Training images are cropped in the centre here, so theirs are compared with the margins of tests.
+    // Both parts keep their margins.
     let images: Vec<(&Split, usize)> =
         all_of(&set, &case.path("sizes"), &files).into_iter().flat_map(|image| [image; TEN]).collect();
     let (most, mean) = difference(&images, |place| View::OfTen(place % TEN), &expected.pixels);
@@ -195,6 +195,41 @@ fn what_is_drawn_is_what_the_paper_says() {
     assert_eq!(difference(&images, drawn(3), &expected.pixels), (0, 0.0));
     // The negative control: another epoch.
     assert!(difference(&images, drawn(4), &expected.pixels).1 > 5.0);
+}
+
+#[test]
+fn a_random_resized_crop_is_that_of_pillow() {
+    let Some(case) = Case::new() else { return };
+    let input = "height = 20, width = 20, crop = \"random-resized\"";
+    let set = seen(&case.path("sizes"), input, 2, false);
+    let (expected, files) = (case.expected("resized"), case.expected("sizes").record.files);
+    let images = all_of(&set, &case.path("sizes"), &files);
+    let drawn = |epoch| move |image| View::Drawn(Draw::new(9, epoch, image));
+    // Images of the test part have no draws.
+    let is_trained = |place: usize| std::ptr::eq(images[place].0, &set.train);
+    let size = 20 * 20 * 3;
+    let mut compared = 0;
+    for place in (0..images.len()).filter(|place| is_trained(*place)) {
+        let pixels = &expected.pixels[place * size..][..size];
+        let (most, mean) = difference(&images[place..=place], |_| drawn(3)(place), pixels);
+        assert!(most <= SCALED_MOST && mean < 0.3, "{place}: {most}, {mean}");
+        // The negative control: another epoch.
+        assert!(difference(&images[place..=place], |_| drawn(4)(place), pixels).0 > SCALED_MOST);
+        compared += 1;
+    }
+    assert!(compared > 10, "{compared} images are for training");
+}
+
+#[test]
+fn the_python_form_of_cifar_100_is_that_of_torchvision() {
+    let Some(case) = Case::new() else { return };
+    let expected = case.expected("hundred");
+    let set = seen(&case.path("hundred"), "height = 32, width = 32", 100, false);
+    assert_eq!((set.test.labels(), &set.classes), (&*expected.record.labels, &expected.record.classes));
+    let images: Vec<(&Split, usize)> = (0..set.test.len()).map(|index| (&set.test, index)).collect();
+    assert_eq!(difference(&images, |_| View::Centre, &expected.pixels), (0, 0.0));
+    let coarse = seen(&case.path("hundred"), "height = 32, width = 32", 20, false);
+    assert!(coarse.test.labels().iter().copied().eq((0..20).rev()));
 }
 
 #[test]

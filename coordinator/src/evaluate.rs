@@ -63,7 +63,8 @@ impl Views {
         }
     }
 
-    /// The largest multiple of the number of views that is at most `size`, so that a micro-batch has all views of its images.
+    /// The largest multiple of the number of views that is at most `size`, and at least that number, so that a micro-batch has all views of its
+    /// images.
     pub(crate) fn micro_batch(self, size: usize) -> usize {
         (size / self.count()).max(1) * self.count()
     }

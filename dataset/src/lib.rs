@@ -78,7 +78,7 @@ pub enum Part {
 pub enum DataSource {
     /// Fashion-MNIST: from disk, or else downloaded, or else the bundled subset.
     Auto,
-    /// A folder of IDX files, of the files of CIFAR, or of image files; a NumPy archive; or an archive of CIFAR.
+    /// A folder of IDX files, of the files of CIFAR, of Parquet files, or of image files; a NumPy archive; a Parquet file; or an archive of CIFAR.
     Folder(PathBuf),
     /// The subset of Fashion-MNIST that is part of the binary.
     Bundled,
@@ -212,8 +212,7 @@ fn layout_of(folder: &Path) -> Result<Layout, DataError> {
     }
 }
 
-/// The number of classes of a source, if its files say so before a model is known: folders of image files or of CIFAR, and NumPy archives
-/// do.
+/// The number of classes of a source, if its files say so before a model is known: all but IDX files do.
 ///
 /// # Errors
 /// When the folder can't be read.

@@ -1,6 +1,6 @@
 //! Decoded images: rows of pixels, with the channels of a pixel next to each other.
 //!
-//! Not here: decoding (`decode`), scaling and cropping (`view`).
+//! Not here: decoding (`decode`), scaling (`scale`).
 
 /// An image.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use crate::error::DataError;
 pub struct Resources {
     /// Threads that decode images.
     pub threads: usize,
-    /// The most bytes of decoded images that stay in memory. Further images are decoded whenever they are needed. Those that are prepared
+    /// The most bytes of decoded images that stay in memory. Further images are decoded, or read from the file for decoded images, whenever they are needed. Those that are prepared
     /// ahead of time have a quarter of this beside it, and at most 256 MiB.
     pub memory: usize,
     /// The folder of a file for decoded images that do not fit into memory. None: they are decoded again.

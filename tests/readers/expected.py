@@ -77,7 +77,7 @@ for value in range(1, 9):
     exif = Image.Exif()
     exif[0x0112] = value
     for index in range(2):
-        write(out / "exif" / str(index) / f"{value}.jpg", smooth(24, 24), quality=95, exif=exif)
+        write(out / "exif" / str(index) / f"{value}.jpg", smooth(*((31, 24) if value > 4 else (24, 31))), quality=95, exif=exif)
 folder = datasets.ImageFolder(out / "exif", loader=lambda path: ImageOps.exif_transpose(Image.open(path)))
 save("exif", *zip(*folder))
 
@@ -142,6 +142,33 @@ for index, picture in enumerate(pictures):
     drawn.append(view)
 save("drawn", drawn, [label for _, label in folder])
 
+
+def rectangle(image, height, width, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
+    """A random resized crop, as docs/NUMERICS.md has it: torchvision's, with other random numbers."""
+    w = words(f"resized:{EPOCH}", image * 24, 24)
+    between = lambda word, low, high: low + (high - low) * (word / 2**32)
+    for attempt in range(10):
+        area = height * width * between(w[2 * attempt], *scale)
+        aspect = np.exp(between(w[2 * attempt + 1], *np.log(ratio)))
+        wide, high = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if 0 < wide <= width and 0 < high <= height:
+            return below(w[20], height - high + 1), below(w[21], width - wide + 1), high, wide
+    if width / height < ratio[0]:
+        high, wide = round(width / ratio[0]), width
+    elif width / height > ratio[1]:
+        high, wide = height, round(height * ratio[1])
+    else:
+        high, wide = height, width
+    return (height - high) // 2, (width - wide) // 2, high, wide
+
+
+folder = datasets.ImageFolder(out / "sizes")
+parts = []
+for index, (image, _) in enumerate(folder):
+    top, left, high, wide = rectangle(index, image.height, image.width)
+    parts.append(image.crop((left, top, left + wide, top + high)).resize((SIDE, SIDE), Image.BILINEAR))
+save("resized", parts, [label for _, label in folder])
+
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
 planes = rng.integers(0, 256, (60, 3072), dtype=np.uint8)
@@ -177,6 +204,28 @@ class Unchecked(datasets.CIFAR10):
 for part in (True, False):
     found = Unchecked(out / "python", train=part)
     save("cifar-train" if part else "cifar-test", found.data, found.targets, classes=classes)
+
+hundred = out / "hundred" / "cifar-100-python"
+hundred.mkdir(parents=True)
+for name in ("train", "test"):
+    batch = {"data": planes[:20], "fine_labels": list(range(20)), "coarse_labels": [19 - number for number in range(20)]}
+    (hundred / name).write_bytes(pickle.dumps(batch, protocol=2))
+fine = [f"fine {number}" for number in range(100)]
+(hundred / "meta").write_bytes(pickle.dumps({"fine_label_names": fine, "coarse_label_names": fine[:20]}, protocol=2))
+
+
+class UncheckedHundred(datasets.CIFAR100):
+    """These are not the published files."""
+
+    def _check_integrity(self):
+        return True
+
+    def _load_meta(self):
+        self.classes = fine
+
+
+found = UncheckedHundred(out / "hundred", train=False)
+save("hundred", found.data, found.targets, classes=found.classes)
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::presets;
+use crate::model::{Crop, ResizedCrop};
 
 fn model(towers: usize, layers: &str) -> String {
     format!("name = \"m\"\ntowers = {towers}\ninput = {{ channels = 4, height = 8, width = 8 }}\n{layers}")
@@ -158,6 +159,56 @@ fn a_wrong_file_is_answered_with_the_place_the_value_and_what_would_be_right() {
 }
 
 /// Without the key, the head has as many slices as there are towers.
+/// Keys of `input` that say how an image becomes an input of 3 x 9 x 11.
+#[test]
+fn a_wrong_transform_is_answered_with_the_key_the_value_and_what_would_be_right() {
+    let parsed = |keys: &str| {
+        Network::parse(&format!(
+            "name = \"n\"\ntowers = 1\ninput = {{ channels = 3, height = 9, width = 11, {keys} }}\n{LAST}"
+        ))
+    };
+    let cases = [
+        ("orient = \"up\"", "unknown orient \"up\"; expected one of stored, exif"),
+        ("resize = 10", "resize = 10; must be 11 to 1048576, so that the image covers the input"),
+        ("square = true", "square = true; it needs resize, the side of the square"),
+        ("square = 1", "square = 1; must be true or false"),
+        ("crop = \"randon\"", "unknown crop \"randon\"; did you mean \"random\"?"),
+        ("crop = \"random\", pad = 9", "pad = 9; must be below 9, the shorter side of the input"),
+        ("pad = 1", "pad = 1; only crop = \"random\" has a border"),
+        ("crop = \"random-resized\", pad = 1", "pad = 1; only crop = \"random\" has a border"),
+        ("scale = [0.1, 1.0]", "scale = [0.1, 1.0]; only crop = \"random-resized\" has it"),
+        ("crop = \"random\", ratio = [1, 2]", "ratio = [1.0, 2.0]; only crop = \"random-resized\" has it"),
+        (
+            "crop = \"random-resized\", scale = [0.0, 1.0]",
+            "scale = [0.0, 1.0]; must be two numbers, each from 0.001 to 1",
+        ),
+        ("crop = \"random-resized\", scale = [0.9, 0.5]", "the smaller one first"),
+        ("crop = \"random-resized\", ratio = [1]", "ratio = [1.0]; must be two numbers"),
+        ("colour_noise = 2", "colour_noise = 2; must be 0 to 1"),
+        ("colour_noise = -0.1", "colour_noise = -0.1; must be 0 to 1"),
+        ("cutout = 12", "cutout = 12; must be 1 to 11, the longer side of the input"),
+        ("cutout = 0", "cutout = 0; must be 1 to 11"),
+        ("color_noise = 0.1", "unknown key \"color_noise\"; did you mean \"colour_noise\"?"),
+    ];
+    for (keys, expected) in cases {
+        let said = parsed(keys).unwrap_err().to_string();
+        assert!(said.starts_with("input: ") && said.contains(expected), "{keys}: {said}");
+    }
+    let grey = format!(
+        "name = \"n\"\ntowers = 1\ninput = {{ channels = 1, height = 9, width = 9, colour_noise = 0.1 }}\n{LAST}"
+    );
+    let said = Network::parse(&grey).unwrap_err().to_string();
+    assert!(said.contains("colour_noise = 0.1; needs 3 channels, and the input has 1"), "{said}");
+    let all = "orient = \"exif\", resize = 12, square = true, crop = \"random\", pad = 2, mirror = true, colour_noise = 0.1, cutout = 3";
+    let transforms = parsed(all).unwrap().input.transforms;
+    assert_eq!((transforms.crop, transforms.cutout), (Crop::Random { pad: 2 }, Some(3)));
+    let Crop::Resized(bounds) = parsed("crop = \"random-resized\", scale = [0.5, 1]").unwrap().input.transforms.crop
+    else {
+        panic!("the crop is resized")
+    };
+    assert_eq!(bounds, ResizedCrop { scale: [0.5, 1.0], ..ResizedCrop::default() });
+}
+
 #[test]
 fn the_head_may_have_another_number_of_slices() {
     let slices = |text: String| Network::parse(&text).unwrap().slices;
