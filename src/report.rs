@@ -22,8 +22,9 @@ use convoy_report::run::{RunReport, Time, Trained};
 use crate::eval::{Quiet, running};
 use crate::log::Log;
 use crate::pages::Wrote;
+use crate::settings::DataArguments;
 use crate::trace::{accounted, verdict, worker_rows};
-use crate::{Outcome, output, pages, settings, signals};
+use crate::{Outcome, output, pages, signals};
 
 /// The command line of `convoy report`. Its help text is at `Command`.
 #[derive(clap::Args)]
@@ -36,6 +37,8 @@ pub(crate) struct Arguments {
     /// Measure these test images instead of those of the run: auto, a folder as for convoy train, bundled, or synthetic
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
+    #[command(flatten)]
+    resources: DataArguments,
     /// File of the page. If it exists, it is replaced only if it is a page of convoy; otherwise the command fails. Not with --json if it is
     /// a device, such as /dev/stdout [default: report.html, or compare.html with --compare, in the run's folder]
     #[arg(long, value_name = "FILE")]
@@ -152,7 +155,7 @@ impl Reporter<'_> {
             data: self.arguments.data.clone(),
             part: Part::Test,
             views: Views::Centre,
-            places: settings::places()?,
+            places: self.arguments.resources.places()?,
             running: running(self.log)?,
             logits: None,
             wrong: None,

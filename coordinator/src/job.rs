@@ -8,6 +8,7 @@ use convoy_common::batch::{BATCH_MAX, Division};
 use convoy_common::placement::Placement;
 use convoy_common::schedule::{Schedule, Span};
 use convoy_common::suggest;
+use convoy_common::wire::printable;
 use serde::{Deserialize, Serialize};
 
 use convoy_dataset::Selection;
@@ -84,6 +85,8 @@ pub mod defaults {
     }
 }
 
+/// Characters of a model's line that an error shows.
+const LINE_SHOWN_MAX: usize = 100;
 /// The last step of a job is at most this. Larger whole numbers are not exact in every reader of JSON.
 pub(crate) const STEPS_MAX: u64 = 1 << 53;
 
@@ -97,10 +100,15 @@ pub enum SettingError {
     /// A resumed job must keep the settings that decide its result.
     #[error("--{key} is {asked}, but the checkpoint's job has {before}; a resumed job must keep it")]
     ResumeDiffers { key: &'static str, asked: String, before: String },
+    /// A resumed job must keep its model.
+    #[error(
+        "--model or --classes gives another model than the checkpoint's job has: line {line} is {asked}, and there it is {before}; a resumed job must keep its model, so omit both"
+    )]
+    OtherModel { line: usize, asked: String, before: String },
     /// The training data differ from those of the checkpoint's job.
     #[error(
         "the data are not those of the checkpoint's job: their SHA-256 is {asked}, and that of the original data is {before}; restore \
-             the original files, or give --data with their folder"
+             the original files, or give --data with their folder, and read it with the same --test-share and --bad-images"
     )]
     OtherData { asked: String, before: String },
 }
@@ -417,23 +425,31 @@ fn settle<T: PartialEq + std::fmt::Display>(
 ) -> Result<T, SettingError> {
     match (asked, before) {
         (Some(asked), Some(before)) if asked != before => {
-            let (asked, before) = (shown(&asked), shown(&before));
-            Err(if key == "data" {
-                SettingError::OtherData { asked, before }
-            } else {
-                SettingError::ResumeDiffers { key, asked, before }
+            let (asked, before) = (asked.to_string(), before.to_string());
+            Err(match key {
+                "data" => SettingError::OtherData { asked, before },
+                "model" => other_model(&asked, &before),
+                _ => SettingError::ResumeDiffers { key, asked, before },
             })
         }
         (asked, before) => Ok(asked.or(before).unwrap_or(default)),
     }
 }
 
-/// A value for an error message. A model's text is shown by its name.
-fn shown(value: &impl std::fmt::Display) -> String {
-    let text = value.to_string();
-    match (text.find("name = "), text.len() > 100) {
-        (Some(at), true) => format!("the one with {}", text[at..].lines().next().unwrap_or_default()),
-        _ => text,
+/// The first line in which the texts of two models differ.
+fn other_model(asked: &str, before: &str) -> SettingError {
+    let (mut asked, mut before) = (asked.lines(), before.lines());
+    let shown = |line: Option<&str>| match line.map(|line| printable(line.trim())) {
+        Some(line) => format!("\"{}\"", line.chars().take(LINE_SHOWN_MAX).collect::<String>()),
+        None => "missing".to_owned(),
+    };
+    let mut line = 0;
+    loop {
+        line += 1;
+        match (asked.next(), before.next()) {
+            (Some(a), Some(b)) if a == b => {}
+            (a, b) => return SettingError::OtherModel { line, asked: shown(a), before: shown(b) },
+        }
     }
 }
 
