@@ -25,7 +25,7 @@ const MEMBERS_MAX: usize = 10_000;
 pub(super) fn is_here(file: &Path) -> bool {
     let mut start = Vec::new();
     let length = (TAR_MAGIC_AT + TAR_MAGIC.len()) as u64;
-    let read = |mut start: &mut Vec<u8>| File::open(file)?.take(length).read_to_end(&mut start);
+    let read = |start: &mut Vec<u8>| File::open(file)?.take(length).read_to_end(start);
     file.is_file() && read(&mut start).is_ok() && (start.starts_with(GZIP_MAGIC) || start.ends_with(TAR_MAGIC))
 }
 

@@ -244,7 +244,7 @@ impl Cifar {
         let labels_of_each = if self.kind == Kind::Hundred { 2 } else { 1 };
         let label_at = if self.kind == Kind::Hundred && !self.is_coarse(wanted) { 1 } else { 0 };
         let record = labels_of_each + IMAGE;
-        if bytes.is_empty() || bytes.len() % record != 0 {
+        if bytes.is_empty() || !bytes.len().is_multiple_of(record) {
             return Err(DataError::NotRecords { file: file.to_owned(), bytes: bytes.len(), record });
         }
         let records = bytes.chunks_exact(record);

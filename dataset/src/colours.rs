@@ -75,8 +75,8 @@ impl ColourSums {
             numerator as f64 / scale
         };
         let mut covariance = [[0.0; 3]; 3];
-        for channel in 0..3 {
-            covariance[channel][channel] = of(self.squares[channel], channel, channel);
+        for (channel, row) in covariance.iter_mut().enumerate() {
+            row[channel] = of(self.squares[channel], channel, channel);
         }
         for ((a, b), product) in PAIRS.into_iter().zip(self.products) {
             (covariance[a][b], covariance[b][a]) = (of(product, a, b), of(product, a, b));
@@ -125,11 +125,9 @@ fn eigen(mut matrix: [[f64; 3]; 3]) -> ([f64; 3], [[f64; 3]; 3]) {
             (row[a], row[b]) = (x, y);
         }
         for rows in [&mut matrix, &mut vectors] {
-            for column in 0..3 {
-                let (mut x, mut y) = (rows[a][column], rows[b][column]);
-                rotate(&mut x, &mut y);
-                (rows[a][column], rows[b][column]) = (x, y);
-            }
+            let (mut x, mut y) = (rows[a], rows[b]);
+            x.iter_mut().zip(&mut y).for_each(|(x, y)| rotate(x, y));
+            (rows[a], rows[b]) = (x, y);
         }
     }
     ([matrix[0][0], matrix[1][1], matrix[2][2]], vectors)

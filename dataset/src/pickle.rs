@@ -152,7 +152,7 @@ impl<'a> Machine<'a> {
                 self.push_tuple(items)?;
             }
             b't' => {
-                let items = self.to_mark()?;
+                let items = self.above_mark()?;
                 self.push_tuple(items)?;
             }
             b'a' => {
@@ -160,7 +160,7 @@ impl<'a> Machine<'a> {
                 self.append(vec![item])?;
             }
             b'e' => {
-                let items = self.to_mark()?;
+                let items = self.above_mark()?;
                 self.append(items)?;
             }
             b's' => {
@@ -168,7 +168,7 @@ impl<'a> Machine<'a> {
                 self.set(vec![key, value])?;
             }
             b'u' => {
-                let items = self.to_mark()?;
+                let items = self.above_mark()?;
                 self.set(items)?;
             }
             b'q' => {
@@ -321,7 +321,7 @@ impl<'a> Machine<'a> {
         if self.marks.last().is_some_and(|mark| *mark > length) { Err(short()) } else { Ok(()) }
     }
 
-    fn to_mark(&mut self) -> Result<Vec<Value>, Refused> {
+    fn above_mark(&mut self) -> Result<Vec<Value>, Refused> {
         let mark = self.marks.pop().ok_or_else(short)?;
         Ok(self.stack.split_off(mark))
     }

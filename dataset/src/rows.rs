@@ -117,7 +117,7 @@ impl RowFiles {
         let mut largest = None;
         for file in &self.train {
             let table = Table::open(file)?;
-            table.each_row(&[table.label.clone()], |index, row| {
+            table.each_row(std::slice::from_ref(&table.label), |index, row| {
                 largest = largest.max(Some(table.label_of(index, &row)?));
                 Ok(())
             })?;
