@@ -132,7 +132,7 @@ fn check_folder(case: &Case, name: &str, root: &Path, input: &str) -> (u8, f64) 
         assert!(files.eq(0..split.len()), "{name}: the order of files");
     }
     let found = difference(&images, |_| View::Centre, &expected.pixels);
-    println!("{name}: {} images differ by at most {} levels, on average by {:.4}", images.len(), found.0, found.1);
+    eprintln!("{name}: {} images differ by at most {} levels, on average by {:.4}", images.len(), found.0, found.1);
     found
 }
 

@@ -21,6 +21,6 @@ fn signs_are_told_apart() {
     succeed(flags, &[("--data", &signs), ("--out", &out)]);
     let measured: Value = serde_json::from_str(&succeed(&format!("eval --json {}", out.display()), &[])).unwrap();
     let accuracy = measured["accuracy"].as_f64().unwrap();
-    println!("test accuracy {accuracy} of {} photographs", measured["images"]);
+    eprintln!("test accuracy {accuracy} of {} photographs", measured["images"]);
     assert!(accuracy >= ACCURACY, "{accuracy}");
 }
