@@ -1,6 +1,6 @@
 //! What other people's readers see in the same files: torchvision's folders, CIFAR and transforms, pyarrow, Pillow, and the augmentation of
 //! the AlexNet paper, rewritten in NumPy (`readers/expected.py`).
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 mod support;
 

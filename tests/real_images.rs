@@ -1,5 +1,5 @@
 //! Real photographs as people have them: a folder of JPEG files without test images, and how well a preset tells them apart.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 mod support;
 
