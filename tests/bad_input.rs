@@ -254,6 +254,11 @@ fn a_checkpoint_that_does_not_fit_or_is_damaged_is_refused_and_left_as_it_is() {
     refused("train --steps 8 --seed 2", resume, MISUSED, &["seed is 2", "has 1"]);
     refused("train --steps 8 --slots 1", resume, MISUSED, &["--slots is 1", "has 2", "must keep it"]);
     refused("train --steps 8 --model alexnet-fashion", resume, MISUSED, &["alexnet-fashion", "small"]);
+    let changed = folder.path().join("changed.toml");
+    let text = fs::read_to_string(&model).unwrap();
+    fs::write(&changed, text.replace("height = 8", "mirror = true, height = 8")).unwrap();
+    let other: &[(&str, &Path)] = &[("--resume", &run), ("--data", &data), ("--model", &changed)];
+    refused("train --steps 8", other, MISUSED, &["--model or --classes", "mirror = true", "and there it is"]);
     refused("train --steps 3", resume, MISUSED, &["after step 3", "checkpoint's step 4", "larger --epochs or --steps"]);
     refused("train --steps 4 --batch 5", fitting, MISUSED, &["already holds a run", "--resume", "--out"]);
     refused("train --resume ./no-such-run", &[], FAILED, &["no-such-run"]);

@@ -436,8 +436,13 @@ fn settle<T: PartialEq + std::fmt::Display>(
     }
 }
 
-/// The first line in which the texts of two models differ.
+/// How two models differ: by their names, or else in a line of their texts.
 fn other_model(asked: &str, before: &str) -> SettingError {
+    let name = |text: &str| text.lines().find(|line| line.starts_with("name = ")).map(printable).unwrap_or_default();
+    if name(asked) != name(before) {
+        let shown = |text| format!("the one with {}", name(text));
+        return SettingError::ResumeDiffers { key: "model", asked: shown(asked), before: shown(before) };
+    }
     let (mut asked, mut before) = (asked.lines(), before.lines());
     let shown = |line: Option<&str>| match line.map(|line| printable(line.trim())) {
         Some(line) => format!("\"{}\"", line.chars().take(LINE_SHOWN_MAX).collect::<String>()),
