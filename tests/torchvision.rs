@@ -87,7 +87,7 @@ fn the_preset_is_tuned_to_signs_with_frozen_features() {
     assert_eq!(frozen, 5);
     let (weights, model, run) = (case.path("weights.safetensors"), case.path("model.toml"), case.path("run"));
     succeed(
-        "train --classes auto --init-except classifier.6 --train-images 32 --batch 16 --epochs 6 --lr 0.00001 --schedule constant --workers 1 --trace off",
+        "train --classes auto --init-except classifier.6 --train-images 32 --batch 16 --epochs 6 --checkpoint-every 12 --lr 0.00001 --schedule constant --workers 1 --trace off",
         &[("--model", &model), ("--data", &signs), ("--init", &weights), ("--out", &run)],
     );
     let losses: Vec<f64> = fs::read_to_string(run.join("metrics.jsonl"))
