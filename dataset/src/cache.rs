@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use convoy_common::model::Shape;
+use convoy_common::wire::printable;
 use sha2::{Digest, Sha256};
 
 use crate::colours::ColourSums;
@@ -73,6 +74,11 @@ impl Origin {
             Origin::StandardInput => Path::new("-"),
             Origin::Row { name, .. } => name,
         }
+    }
+
+    /// The same for messages. Names come from strangers.
+    pub(crate) fn shown(&self) -> String {
+        printable(&self.path().display().to_string())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Files of images as pixels: JPEG and PNG, told apart by their first bytes and never by their names.
 //!
 //! The decoders use integers alone, so a file has the same pixels on every machine. A file from a stranger can't make the program
-//! panic, and can't make it allocate more than its number of pixels allows. Not here: scaling and cropping (`view`).
+//! panic, and can't make it allocate more than its number of pixels allows. Not here: scaling (`picture`) and cropping (`view`).
 
 use std::fs::File;
 use std::io::{self, Cursor, Read};

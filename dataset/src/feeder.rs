@@ -1,7 +1,8 @@
 //! Prepares batches of images ahead of time, in the order in which they were asked for.
 //!
-//! If all images of a split are in memory, the thread that takes a batch crops them, because that costs less than handing them over.
-//! Otherwise, threads of their own decode and crop them. Not here: which batches are asked for, and when.
+//! If all images of a split are in memory, the thread that takes a batch crops them, because that costs less than handing them over. Images of
+//! files whose drawn parts are scaled one by one are an exception. Otherwise, threads of their own decode and crop them. Not here: which
+//! batches are asked for, and when.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ pub struct Seen {
 #[derive(Debug)]
 pub struct Feeder {
     split: Split,
-    /// None if all images are in memory.
+    /// None if the thread that takes a batch prepares it.
     pool: Option<Arc<DecodePool>>,
     /// What was asked for and not taken, the oldest first.
     batches: VecDeque<Batch>,

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use convoy_common::chain::chain;
-use convoy_common::wire::printable;
 use rayon::prelude::*;
 
 use crate::cache::{Decoded, ImageCache, Origin};
@@ -215,12 +214,5 @@ impl Bad {
         let more = self.count - self.first.len();
         let more = if more > 0 { format!("; and {more} more") } else { String::new() };
         self.first.join("; ") + &more
-    }
-}
-
-impl Origin {
-    /// For messages. Names come from strangers.
-    fn shown(&self) -> String {
-        printable(&self.path().display().to_string())
     }
 }
