@@ -7,7 +7,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use support::{hash, run, said, succeed};
+use support::{as_they_are, hash, run, said, succeed};
 use tempfile::TempDir;
 
 const FILE: &str = "tests/bits.toml";
@@ -26,6 +26,9 @@ struct Job {
     command: String,
     #[serde(default)]
     each_instruction_set: bool,
+    /// A preset, which the job trains on images that are not augmented.
+    #[serde(default)]
+    not_augmented: Option<String>,
     weights_sha256: String,
     quoted_in: Vec<PathBuf>,
     /// Earlier hashes, and why they changed.
@@ -47,10 +50,16 @@ fn jobs() -> Vec<Job> {
 }
 
 /// The hash that a command ends in, if this machine can run it.
-fn bits_of(command: &str) -> Option<String> {
+fn bits_of(command: &str, not_augmented: Option<&str>) -> Option<String> {
     let folder = TempDir::new().unwrap();
-    let out = folder.path().join("run");
-    let output = run(command, &[("--out", &out)]);
+    let (out, model) = (folder.path().join("run"), folder.path().join("model.toml"));
+    let mut paths = vec![("--out", out.as_path())];
+    if let Some(preset) = not_augmented {
+        let text = std::fs::read_to_string(format!("models/{preset}.toml")).unwrap();
+        std::fs::write(&model, as_they_are(&text)).unwrap();
+        paths.push(("--model", &model));
+    }
+    let output = run(command, &paths);
     if command.contains("--isa") && output.status.code() == Some(2) {
         assert!(said(&output).contains("is not available on this machine"), "{}", said(&output));
         return None;
@@ -62,7 +71,8 @@ fn bits_of(command: &str) -> Option<String> {
 #[test]
 fn each_command_ends_in_its_bits() {
     for job in jobs() {
-        let Job { name, command, weights_sha256, .. } = job;
+        let Job { name, command, weights_sha256, not_augmented, .. } = job;
+        let bits_of = |command: &str| bits_of(command, not_augmented.as_deref());
         if job.each_instruction_set {
             let sets = ["scalar", "avx2", "avx512", "neon"];
             let found: Vec<_> = sets.iter().filter_map(|isa| bits_of(&format!("{command} --isa {isa}"))).collect();
