@@ -14,7 +14,7 @@ use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::observe::{Event, Observer};
 use convoy_coordinator::running::{Rehearsal, Running};
 use convoy_coordinator::trace::Sampling;
-use convoy_dataset::{DataSource, Part};
+use convoy_dataset::{AskedReading, DataSource, Part};
 use convoy_report::run::classes::{Classes, TOP};
 use convoy_worker::Isa;
 use serde::Serialize;
@@ -98,6 +98,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         path: arguments.path,
         model: arguments.model.as_deref().map(settings::model_text).transpose()?,
         data: arguments.data,
+        reading: AskedReading { format: arguments.resources.format(), ..AskedReading::default() },
         part: arguments.part,
         views: views(arguments.ten_crop),
         places: arguments.resources.places()?,

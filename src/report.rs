@@ -12,7 +12,7 @@ use convoy_coordinator::error::JobError;
 use convoy_coordinator::evaluate::Views;
 use convoy_coordinator::measure::{Measuring, measure};
 use convoy_coordinator::record::TRACE;
-use convoy_dataset::{DataSource, Part};
+use convoy_dataset::{AskedReading, DataSource, Part};
 use convoy_report::run::classes::Classes;
 use convoy_report::run::compare::Comparison;
 use convoy_report::run::layers::Layers;
@@ -153,6 +153,7 @@ impl Reporter<'_> {
             path: checkpoint.to_owned(),
             model: None,
             data: self.arguments.data.clone(),
+            reading: AskedReading { format: self.arguments.resources.format(), ..AskedReading::default() },
             part: Part::Test,
             views: Views::Centre,
             places: self.arguments.resources.places()?,

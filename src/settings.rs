@@ -13,7 +13,7 @@ use convoy_common::model::{ModelError, Network, TEXT_BYTES_MAX, presets};
 use convoy_common::placement::PlacementError;
 use convoy_common::token::{TOKEN_BYTES_MAX, Token, TokenError};
 use convoy_coordinator::JobError;
-use convoy_dataset::{DataSource, Places, Reading, Resources, class_count};
+use convoy_dataset::{DataSource, Format, Places, Reading, Resources, class_count};
 use convoy_study::error::StudyError;
 
 use crate::numbers::{bytes, whole};
@@ -135,6 +135,9 @@ pub(crate) fn token(file: Option<&Path>) -> Result<Option<Token>, Misuse> {
 /// How image files are kept in memory and decoded.
 #[derive(clap::Args)]
 pub(crate) struct DataArguments {
+    /// Format of the files of --data: idx, images (JPEG and PNG files), cifar, npz or parquet [default: the one that is found there]
+    #[arg(long, value_name = "FORMAT")]
+    data_format: Option<Format>,
     /// Threads that decode image files. This number does not change the result [default: the machine's cores]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=THREADS_MAX as u64))]
     data_threads: Option<usize>,
@@ -149,6 +152,11 @@ pub(crate) struct DataArguments {
 }
 
 impl DataArguments {
+    /// The format of the files, if it is given.
+    pub(crate) fn format(&self) -> Option<Format> {
+        self.data_format
+    }
+
     /// Where images may be on this machine, kept as these arguments say.
     pub(crate) fn places(&self) -> Result<Places, Misuse> {
         let default = Resources::default();

@@ -224,16 +224,19 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     }
     let resume = arguments.checkpoint()?;
     let default_model = presets::text(presets::DEFAULT).unwrap_or_default().to_owned();
-    let reading = AskedReading { test_share: arguments.test_share, bad_images: arguments.bad_images };
+    let reading = AskedReading {
+        test_share: arguments.test_share,
+        bad_images: arguments.bad_images,
+        format: arguments.resources.format(),
+    };
     let model = arguments.model.as_deref().map(settings::model_text).transpose()?;
     let model = match &arguments.classes {
         Some(classes) => {
             let before = resume.as_ref().map(|checkpoint| checkpoint.manifest.job.model.clone());
             let text = model.or(before).unwrap_or_else(|| default_model.clone());
             let manifest = resume.as_ref().map(|checkpoint| &checkpoint.manifest);
-            let reading = reading.or(manifest.and_then(|manifest| manifest.reading));
-            let remembered = manifest.and_then(Manifest::data_source);
-            let choice = DataChoice::of(arguments.data.clone(), remembered, reading);
+            let remembered = (manifest.and_then(Manifest::data_source), manifest.and_then(|manifest| manifest.reading));
+            let choice = DataChoice::of((arguments.data.clone(), reading), remembered);
             Some(classes.applied(&text, &choice.source, &choice.reading)?)
         }
         None => model,

@@ -21,7 +21,7 @@ use crate::observe::{Event, Observer};
 use crate::running::Running;
 use crate::weights::{Loaded, load};
 use crate::wrong;
-use convoy_dataset::{DataChoice, DataSource, Part, Places, Wanted};
+use convoy_dataset::{AskedReading, DataChoice, DataSource, Part, Places, Wanted};
 
 /// A request to measure.
 pub struct Measuring {
@@ -31,6 +31,8 @@ pub struct Measuring {
     pub model: Option<String>,
     /// Where the images come from. Left out: where the checkpoint says, or [`DataSource::Auto`] for a weights file.
     pub data: Option<DataSource>,
+    /// How they are read, as far as it is said.
+    pub reading: AskedReading,
     /// Which of its images are measured.
     pub part: Part,
     /// The views by which each image is measured.
@@ -90,7 +92,7 @@ pub struct Measurement {
 /// # Errors
 /// When weights, data or workers can't be had or don't fit, or when `stop` is set.
 pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Measurement, JobError> {
-    let Measuring { path, model, data, part, views, places, running, logits, wrong } = measuring;
+    let Measuring { path, model, data, reading, part, views, places, running, logits, wrong } = measuring;
     // Before the work, and again when the file is written.
     logits.as_deref().map_or(Ok(()), checkpoint::check_logits_path)?;
     wrong.as_deref().map_or(Ok(()), wrong::check_path)?;
@@ -100,7 +102,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         weights,
         seed,
         data: remembered,
-        reading,
+        reading: remembered_reading,
         classes: _,
         test_images,
         whole_set,
@@ -117,7 +119,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     let slots = workers.div_ceil(network.towers).max(1);
     let plan = Arc::new(Plan::new(network.clone(), workers, slots, None)?);
     let is_given = data.is_some();
-    let choice = DataChoice::of(data, remembered, reading);
+    let choice = DataChoice::of((data, reading), (remembered, Some(remembered_reading)));
     let wanted = Wanted::by(&network, seed);
     let data = choice.load_part(part, selection, &wanted, &places)?;
     data.notices.iter().cloned().for_each(|text| observer.on(Event::Notice { text }));

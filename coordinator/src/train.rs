@@ -88,8 +88,8 @@ pub enum Out {
 impl Training {
     fn data_choice(&self) -> DataChoice {
         let manifest = self.resume.as_ref().map(|checkpoint| &checkpoint.manifest);
-        let reading = self.reading.or(manifest.and_then(|manifest| manifest.reading));
-        DataChoice::of(self.data.clone(), manifest.and_then(Manifest::data_source), reading)
+        let remembered = (manifest.and_then(Manifest::data_source), manifest.and_then(|manifest| manifest.reading));
+        DataChoice::of((self.data.clone(), self.reading), remembered)
     }
 }
 

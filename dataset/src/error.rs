@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use convoy_common::wire::printable;
 
 use super::decode::described;
+use super::reading::Format;
 use convoy_common::model::Shape;
 
 /// A path in a message. Names of files come from strangers, too.
@@ -140,6 +141,10 @@ pub enum DataError {
         shown(folder)
     )]
     NoClasses { folder: PathBuf },
+
+    /// The files are others than `--data-format` says.
+    #[error("{} has no {} (--data-format {format})", shown(place), format.described())]
+    NotOfFormat { place: PathBuf, format: Format },
 
     /// A net that tells one class from itself learns nothing.
     #[error(

@@ -11,7 +11,7 @@ use ndarray::Array4;
 
 use super::error::DataError;
 use super::idx;
-use super::set::{Split, Splits, Wanted};
+use super::set::{DataSet, PartSet, Split, Splits, Wanted};
 
 /// The names of one split's files, without `.gz`, under the names that MNIST gave them first. IDX names end in the number of
 /// dimensions and the element type; which of these a file holds is read from the file itself.
@@ -61,6 +61,23 @@ pub(super) fn find(folder: &Path) -> Result<Files, DataError> {
     let mut missing = Vec::new();
     let files = Files { train: place(folder, &TRAIN, &mut missing)?, test: place(folder, &TEST, &mut missing)? };
     none_missing(folder, missing).map(|()| files)
+}
+
+/// Loads both parts.
+pub(super) fn load(folder: &Path, wanted: &Wanted) -> Result<DataSet, DataError> {
+    let splits = read(find(folder)?, wanted)?;
+    let notices = missing_classes(&splits.train, wanted.classes).into_iter().collect();
+    Ok(DataSet::new(splits, &described(folder), notices))
+}
+
+/// Loads the test images alone.
+pub(super) fn load_test(folder: &Path, wanted: &Wanted) -> Result<PartSet, DataError> {
+    let images = read_split(find_test(folder)?, &wanted.without_draws())?;
+    Ok(PartSet::new(images, &described(folder), Vec::new()))
+}
+
+fn described(folder: &Path) -> String {
+    format!("IDX files in {}", folder.display())
 }
 
 /// Finds the two files of a folder that hold test images.

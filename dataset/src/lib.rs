@@ -18,6 +18,7 @@ mod folder;
 mod guard;
 mod idx;
 mod images;
+mod layout;
 mod loader;
 mod npy;
 mod npz;
@@ -39,11 +40,13 @@ mod tests;
 mod view;
 
 use std::fmt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, PathBuf};
 use std::str::FromStr;
 
 use convoy_common::suggest;
 use serde::Serialize;
+
+use layout::Layout;
 
 pub use classes::image_files;
 pub use colours::Colours;
@@ -54,7 +57,7 @@ pub use fashion::facts::CLASS_NAMES;
 pub use feeder::{Feeder, Seen};
 pub use images::unlabelled;
 pub use pool::{Resources, StageTimes};
-pub use reading::{AskedReading, BadImages, Reading};
+pub use reading::{AskedReading, BadImages, Format, Reading};
 pub use selection::Selection;
 pub use set::{DataSet, PartSet, Split, Wanted};
 pub use view::{TEN, View};
@@ -98,11 +101,15 @@ pub struct DataChoice {
 }
 
 impl DataChoice {
-    /// The source that was asked for, or else the one that a checkpoint remembers, or else [`DataSource::Auto`]. Every command
-    /// that opens a checkpoint asks this.
-    pub fn of(asked: Option<DataSource>, remembered: Option<DataSource>, reading: Reading) -> Self {
-        let is_remembered = asked.is_none() && remembered.is_some();
-        Self { source: asked.or(remembered).unwrap_or(DataSource::Auto), is_remembered, reading }
+    /// The source that was asked for, or else the one that a checkpoint remembers, or else [`DataSource::Auto`]; and how it is read. Every
+    /// command that opens a checkpoint asks this.
+    pub fn of(asked: (Option<DataSource>, AskedReading), remembered: (Option<DataSource>, Option<Reading>)) -> Self {
+        let is_remembered = asked.0.is_none() && remembered.0.is_some();
+        // Another source may have another format.
+        let before =
+            remembered.1.map(|reading| Reading { format: reading.format.filter(|_| is_remembered), ..reading });
+        let reading = asked.1.or(before);
+        Self { source: asked.0.or(remembered.0).unwrap_or(DataSource::Auto), is_remembered, reading }
     }
 
     /// As [`load`].
@@ -153,7 +160,9 @@ impl DataChoice {
 pub fn load(source: &DataSource, wanted: &Wanted, places: &Places, reading: &Reading) -> Result<DataSet, DataError> {
     match source {
         DataSource::Auto => fashion::auto(wanted, places, &download::Remote::fashion_mnist()),
-        DataSource::Folder(folder) => from_folder(folder, wanted, reading, &places.resources),
+        DataSource::Folder(folder) => {
+            Layout::of(folder, reading.format)?.load(folder, wanted, reading, &places.resources)
+        }
         DataSource::Bundled => fashion::bundled(wanted),
         DataSource::Synthetic => synthetic::make(wanted),
     }
@@ -171,44 +180,11 @@ pub fn load_test(
 ) -> Result<PartSet, DataError> {
     match source {
         DataSource::Auto => fashion::auto_test(wanted, places, &download::Remote::fashion_mnist().test_files()),
-        DataSource::Folder(folder) => test_from_folder(folder, wanted, reading, &places.resources),
+        DataSource::Folder(folder) => {
+            Layout::of(folder, reading.format)?.load_test(folder, wanted, reading, &places.resources)
+        }
         DataSource::Bundled => fashion::bundled_test(wanted),
         DataSource::Synthetic => synthetic::make_test(wanted),
-    }
-}
-
-/// What a folder or a file holds, found by looking.
-enum Layout {
-    Idx,
-    Cifar(cifar::Cifar),
-    ImageFiles,
-    Npz,
-    Rows(rows::RowFiles),
-}
-
-fn layout_of(folder: &Path) -> Result<Layout, DataError> {
-    if npz::is_here(folder) {
-        return Ok(Layout::Npz);
-    }
-    if archive::is_here(folder) {
-        return Ok(Layout::Cifar(cifar::in_archive(folder)?));
-    }
-    if folder.is_file()
-        && let Some(found) = rows::find(folder)?
-    {
-        return Ok(Layout::Rows(found));
-    }
-    folder::check_folder(folder)?;
-    if folder::is_here(folder) {
-        return Ok(Layout::Idx);
-    }
-    if let Some(found) = cifar::find(folder) {
-        return Ok(Layout::Cifar(found));
-    }
-    match rows::find(folder)? {
-        Some(found) => Ok(Layout::Rows(found)),
-        None if classes::is_here(folder) => Ok(Layout::ImageFiles),
-        None => Err(DataError::NoClasses { folder: folder.to_path_buf() }),
     }
 }
 
@@ -218,53 +194,13 @@ fn layout_of(folder: &Path) -> Result<Layout, DataError> {
 /// When the folder can't be read.
 pub fn class_count(source: &DataSource, reading: &Reading) -> Result<Option<usize>, DataError> {
     match source {
-        DataSource::Folder(folder) => match count_of(folder, reading)? {
+        DataSource::Folder(folder) => match Layout::of(folder, reading.format)?.class_count(folder, reading)? {
             Some(count) if count < 2 => Err(DataError::FewClasses { place: folder.clone(), count }),
             count => Ok(count),
         },
         DataSource::Auto | DataSource::Bundled => Ok(Some(CLASS_NAMES.len())),
         DataSource::Synthetic => Ok(None),
     }
-}
-
-fn count_of(folder: &Path, reading: &Reading) -> Result<Option<usize>, DataError> {
-    match layout_of(folder)? {
-        Layout::Idx => Ok(None),
-        Layout::Cifar(cifar) => Ok(Some(cifar.class_count())),
-        Layout::ImageFiles => Ok(Some(classes::find(folder, reading.test_share)?.classes.len())),
-        Layout::Npz => npz::class_count(folder).map(Some),
-        Layout::Rows(rows) => rows.class_count().map(Some),
-    }
-}
-
-fn from_folder(folder: &Path, wanted: &Wanted, reading: &Reading, resources: &Resources) -> Result<DataSet, DataError> {
-    match layout_of(folder)? {
-        Layout::Idx => {}
-        Layout::Cifar(found) => return cifar::load(&found, wanted),
-        Layout::ImageFiles => return images::load(folder, wanted, reading, resources),
-        Layout::Npz => return npz::load(folder, wanted),
-        Layout::Rows(rows) => return rows.load(wanted, reading, resources),
-    }
-    let splits = folder::read(folder::find(folder)?, wanted)?;
-    let notices = folder::missing_classes(&splits.train, wanted.classes).into_iter().collect();
-    Ok(DataSet::new(splits, &format!("IDX files in {}", folder.display()), notices))
-}
-
-fn test_from_folder(
-    folder: &Path,
-    wanted: &Wanted,
-    reading: &Reading,
-    resources: &Resources,
-) -> Result<PartSet, DataError> {
-    match layout_of(folder)? {
-        Layout::Idx => {}
-        Layout::Cifar(found) => return cifar::load_test(&found, wanted),
-        Layout::ImageFiles => return images::load_test(folder, wanted, reading, resources),
-        Layout::Npz => return npz::load_test(folder, wanted),
-        Layout::Rows(rows) => return rows.load_test(wanted, reading, resources),
-    }
-    let images = folder::read_split(folder::find_test(folder)?, &wanted.without_draws())?;
-    Ok(PartSet::new(images, &format!("IDX files in {}", folder.display()), Vec::new()))
 }
 
 impl DataSource {

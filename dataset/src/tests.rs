@@ -81,10 +81,14 @@ fn load_with(name: &str, bytes: Vec<u8>) -> Result<DataSet, DataError> {
     load_files(&files, &small_wanted())
 }
 
+fn load_from(place: &Path, wanted: &Wanted) -> Result<DataSet, DataError> {
+    Layout::of(place, None)?.load(place, wanted, &Reading::default(), &Resources::default())
+}
+
 fn load_files(files: &BTreeMap<String, Vec<u8>>, wanted: &Wanted) -> Result<DataSet, DataError> {
     let folder = TempDir::new().unwrap();
     write_files(folder.path(), files);
-    from_folder(folder.path(), wanted, &Reading::default(), &Resources::default())
+    load_from(folder.path(), wanted)
 }
 
 fn small_without(name: &str) -> BTreeMap<String, Vec<u8>> {
@@ -188,21 +192,13 @@ fn fingerprint_is_of_the_data() {
 fn missing_folder_and_files_are_named() {
     let folder = TempDir::new().unwrap();
     let nowhere = folder.path().join("nowhere");
-    assert_error!(
-        from_folder(&nowhere, &small_wanted(), &Reading::default(), &Resources::default()),
-        DataError::FolderMissing { .. },
-        ["nowhere"]
-    );
+    assert_error!(load_from(&nowhere, &small_wanted()), DataError::FolderMissing { .. }, ["nowhere"]);
     fs::write(&nowhere, "").unwrap();
-    assert_error!(
-        from_folder(&nowhere, &small_wanted(), &Reading::default(), &Resources::default()),
-        DataError::FolderMissing { .. },
-        ["nowhere"]
-    );
+    assert_error!(load_from(&nowhere, &small_wanted()), DataError::FolderMissing { .. }, ["nowhere"]);
     let mut files = small_without(TRAIN_LABELS);
     files.remove(TEST_IMAGES);
     write_files(folder.path(), &files);
-    let error = from_folder(folder.path(), &small_wanted(), &Reading::default(), &Resources::default()).unwrap_err();
+    let error = load_from(folder.path(), &small_wanted()).unwrap_err();
     let DataError::FilesMissing { missing, folder: named } = &error else { panic!("{error:?}") };
     assert_eq!(missing[..], [TRAIN_LABELS, TEST_IMAGES]);
     assert_eq!(named, folder.path());
@@ -389,11 +385,15 @@ fn test_images_are_loaded_alone() {
     let mut files = small_without(TRAIN_IMAGES);
     files.remove(TRAIN_LABELS);
     write_files(folder.path(), &files);
-    let test = test_from_folder(folder.path(), &small_wanted(), &Reading::default(), &Resources::default()).unwrap();
+    let test = Layout::of(folder.path(), None)
+        .and_then(|layout| layout.load_test(folder.path(), &small_wanted(), &Reading::default(), &Resources::default()))
+        .unwrap();
     assert_eq!(test.images.fingerprint(), whole.test.fingerprint());
     assert!(test.origin.contains("2 test images of 1x2x3"), "{}", test.origin);
     fs::remove_file(folder.path().join(TEST_LABELS)).unwrap();
-    let error = test_from_folder(folder.path(), &small_wanted(), &Reading::default(), &Resources::default());
+    let error = Layout::of(folder.path(), None).and_then(|layout| {
+        layout.load_test(folder.path(), &small_wanted(), &Reading::default(), &Resources::default())
+    });
     assert_error!(error, DataError::FilesMissing { .. }, [TEST_LABELS]);
     let places = Search::new().places;
     for source in [DataSource::Bundled, DataSource::Synthetic] {
@@ -406,8 +406,8 @@ fn test_images_are_loaded_alone() {
 
 #[test]
 fn a_source_that_a_checkpoint_names_is_taken_unless_another_was_asked_for() {
-    let nowhere = DataSource::Folder("nowhere".into());
-    let choice = DataChoice::of(None, Some(nowhere.clone()), Reading::default());
+    let (nowhere, usual) = (DataSource::Folder("nowhere".into()), AskedReading::default());
+    let choice = DataChoice::of((None, usual), (Some(nowhere.clone()), None));
     let places = Search::new().places;
     for error in [
         choice.load(&small_wanted(), &places).unwrap_err(),
@@ -416,9 +416,39 @@ fn a_source_that_a_checkpoint_names_is_taken_unless_another_was_asked_for() {
         let text = convoy_common::chain::chain(&error);
         assert!(text.contains("that the checkpoint names, nowhere") && text.contains("does not exist"), "{text}");
     }
-    let asked = DataChoice::of(Some(DataSource::Bundled), Some(nowhere), Reading::default());
+    let asked = DataChoice::of((Some(DataSource::Bundled), usual), (Some(nowhere), None));
     assert_eq!(asked, DataChoice { source: DataSource::Bundled, is_remembered: false, reading: Reading::default() });
-    assert_eq!(DataChoice::of(None, None, Reading::default()).source, DataSource::Auto);
+    assert_eq!(DataChoice::of((None, usual), (None, None)).source, DataSource::Auto);
+}
+
+#[test]
+fn a_format_that_is_asked_for_is_the_only_one_that_is_looked_for() {
+    let folder = TempDir::new().unwrap();
+    write_files(folder.path(), &small_files());
+    fs::create_dir(folder.path().join("a-class")).unwrap();
+    let of = |format| Layout::of(folder.path(), format);
+    assert!(matches!(of(None), Ok(Layout::Idx)) && matches!(of(Some(Format::Idx)), Ok(Layout::Idx)));
+    assert!(matches!(of(Some(Format::Images)), Ok(Layout::ImageFiles)));
+    for (format, missing) in
+        [(Format::Npz, "NumPy archive"), (Format::Cifar, "files of CIFAR"), (Format::Parquet, "Parquet files")]
+    {
+        let expected = format!("has no {missing} (--data-format {format})");
+        assert_error!(of(Some(format)).map(|_| ()), DataError::NotOfFormat { .. }, [&*expected]);
+        assert_eq!(format.to_string().parse(), Ok(format));
+    }
+    let text = "idxx".parse::<Format>().unwrap_err();
+    assert_eq!(text, "unknown format \"idxx\"; did you mean \"idx\"?");
+}
+
+#[test]
+fn a_remembered_format_is_that_of_the_remembered_source() {
+    let folder = |name: &str| Some(DataSource::Folder(name.into()));
+    let before = || (folder("here"), Some(Reading { format: Some(Format::Idx), ..Reading::default() }));
+    let format = |asked| DataChoice::of(asked, before()).reading.format;
+    assert_eq!(format((None, AskedReading::default())), Some(Format::Idx));
+    assert_eq!(format((folder("there"), AskedReading::default())), None);
+    let npz = AskedReading { format: Some(Format::Npz), ..AskedReading::default() };
+    assert_eq!([format((None, npz)), format((folder("there"), npz))], [Some(Format::Npz); 2]);
 }
 
 #[test]
