@@ -363,6 +363,24 @@ fn files_that_are_no_images_stop_a_job_before_it_begins_or_are_left_out() {
 }
 
 #[test]
+fn a_folder_with_two_formats_is_read_as_the_one_that_is_named() {
+    let own = Own::new();
+    let plain = own.train("--epochs 1", "plain");
+    fs::write(own.path("set/train-labels-idx1-ubyte"), b"").unwrap();
+    let out = own.path("found");
+    let paths: &[(&str, &Path)] = &[("--model", &own.path("own.toml")), ("--data", &own.path("set")), ("--out", &out)];
+    let found = run("train --epochs 1 --batch 8", paths);
+    assert!(!found.status.success() && said(&found).contains("t10k-images-idx3-ubyte"), "{}", said(&found));
+    let named = own.train("--epochs 1 --data-format images", "named");
+    assert_eq!(hash(&named), hash(&plain));
+    succeed(&format!("eval {}", own.path("named").display()), &[]);
+    let other = run("train --epochs 1 --batch 8 --data-format parquet", paths);
+    assert_eq!(other.status.code(), Some(1), "{}", said(&other));
+    assert!(said(&other).contains("set has no Parquet files (--data-format parquet)"), "{}", said(&other));
+    assert!(!out.exists(), "nothing is left of the jobs");
+}
+
+#[test]
 fn classes_auto_gives_a_preset_the_classes_of_a_folder() {
     let own = Own::new();
     let paths: &[(&str, &Path)] = &[("--data", &own.path("set")), ("--out", &own.path("preset"))];
