@@ -74,7 +74,7 @@ def main():
             rates.append(options.images / spent(kept))
             # Both decode all images before they begin.
             a_step = (spent(left) - spent(kept)) / options.steps / os.cpu_count() * 1e3
-            rounds.append((in_memory, on_disk, a_step, left["preparing"]["waited_seconds"]))
+            rounds.append((in_memory, on_disk, a_step, left["preparing"]["image_wait_seconds"]))
             print(
                 f"round {number + 1}: a step takes {in_memory:.0f} ms from memory and {on_disk:.0f} ms from files; decoding takes "
                 f"{a_step:.0f} ms of all cores a step; the job waited {rounds[-1][3] * 1e3:.0f} ms for images in all"
