@@ -4,7 +4,7 @@
 
 Makes JPEG files of 500 x 375, trains `alexnet` on them at batch 128 in turns, with all decoded images in memory and with none, and
 compares the steps. Decoding takes processor time, which a machine whose cores all compute does not have to spare. So the figure that counts
-is what a step takes beyond its share of that time. Pillow decodes and scales the same files in the same run.
+is what a step takes beyond its share of that time. Pillow, and torchvision if it is there, decode and scale the same files in the same run.
 """
 
 import argparse
@@ -46,13 +46,26 @@ def trained(options, place, memory, number):
     return account["step_ns"] / 1e6, record
 
 
-def pillow(place, most):
+def rate_of(prepare, files):
     """Images a second of one core: read, decoded, and scaled to a shorter side of 256."""
-    files = sorted((place / "images").glob("*/*.jpg"))[:most]
     began = time.process_time()
     for file in files:
-        Image.open(file).convert("RGB").resize((341, 256), Image.BILINEAR).tobytes()
+        prepare(file)
     return len(files) / (time.process_time() - began)
+
+
+def peers():
+    """What other libraries do to a file, by their names."""
+    found = {"Pillow": lambda file: Image.open(file).convert("RGB").resize((341, 256), Image.BILINEAR).tobytes()}
+    try:
+        import torch
+        from torchvision.io import ImageReadMode, decode_image
+        from torchvision.transforms.v2.functional import resize
+    except ImportError:
+        return found
+    torch.set_num_threads(1)
+    found["torchvision"] = lambda file: resize(decode_image(str(file), ImageReadMode.RGB), [256], antialias=True)
+    return found
 
 
 def main():
@@ -82,8 +95,11 @@ def main():
         beyond = [(on_disk - a_step) / in_memory - 1 for in_memory, on_disk, a_step, _ in rounds]
         whole = [on_disk / in_memory - 1 for in_memory, on_disk, *_ in rounds]
         print(f"from files, a step takes {statistics.median(whole):+.1%}; beyond the time for decoding, {statistics.median(beyond):+.1%}")
-        rate, peer = statistics.median(rates), pillow(place, 500)
-        print(f"a core decodes and scales {rate:.0f} images/s; Pillow {peer:.0f} images/s, so {rate / peer:.2f} times")
+        rate, files = statistics.median(rates), sorted((place / "images").glob("*/*.jpg"))[:500]
+        print(f"a core decodes and scales {rate:.0f} images/s")
+        for name, prepare in peers().items():
+            peer = rate_of(prepare, files)
+            print(f"{name}: {peer:.0f} images/s, so Convoy does {rate / peer:.2f} times as many")
         assert len(hashes) == 1, hashes
         print("the weights are the same to the bit")
 

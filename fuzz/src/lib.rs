@@ -50,7 +50,9 @@ pub fn open_set(place: PathBuf) {
 
 /// Opens the test images of a set alone.
 pub fn open_test_images(place: PathBuf, channels: usize, classes: usize) {
-    if let Some(part) = checked(load_test(&DataSource::Folder(place), &wanted(channels, classes), &places(), &reading())) {
+    if let Some(part) =
+        checked(load_test(&DataSource::Folder(place), &wanted(channels, classes), &places(), &reading()))
+    {
         look_at(&part.images);
     }
 }
