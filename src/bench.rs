@@ -19,7 +19,7 @@ use convoy_coordinator::running::{Rehearsal, Running};
 use convoy_coordinator::trace::Sampling;
 use convoy_coordinator::trace::account::Account;
 use convoy_coordinator::train::{Out, Training, train};
-use convoy_dataset::{AskedReading, DataSource};
+use convoy_dataset::{AskedData, DataSource};
 use convoy_worker::Isa;
 use convoy_worker::bench::Yardstick;
 use machine::Energy;
@@ -160,8 +160,7 @@ fn job(asked: &Steps, model: String, out: &Path, log: &Log) -> Result<Training, 
             ..Asked::default()
         },
         default_model: String::new(),
-        data: Some(DataSource::Synthetic),
-        reading: AskedReading::default(),
+        data: AskedData { source: Some(DataSource::Synthetic), ..AskedData::default() },
         places: settings::places()?,
         resume: None,
         init: None,

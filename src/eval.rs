@@ -14,14 +14,14 @@ use convoy_coordinator::metrics::Metrics;
 use convoy_coordinator::observe::{Event, Observer};
 use convoy_coordinator::running::{Rehearsal, Running};
 use convoy_coordinator::trace::Sampling;
-use convoy_dataset::{AskedReading, DataSource, Part};
+use convoy_dataset::{AskedData, AskedReading, DataSource, Part};
 use convoy_report::run::classes::{Classes, TOP};
 use convoy_worker::Isa;
 use serde::Serialize;
 
 use crate::console::{Console, connected};
 use crate::log::Log;
-use crate::numbers::{AT_LEAST_1, whole};
+use crate::numbers::{AT_LEAST_1, share_or_all, whole};
 use crate::settings::DataArguments;
 use crate::sockets::SocketFile;
 use crate::table::aligned;
@@ -44,6 +44,10 @@ pub(crate) struct Arguments {
     /// synthetic is noise, for measuring speed [default: the data of the checkpoint, or auto for a safetensors file outside a checkpoint]
     #[arg(long, value_name = "auto|DIR|bundled|synthetic")]
     data: Option<DataSource>,
+    /// Share of the image files that are for tests, if --data has no test images of its own. 1 measures all of them
+    /// [default: that of the checkpoint, or 0.1]
+    #[arg(long, value_name = "SHARE", value_parser = share_or_all)]
+    test_share: Option<f64>,
     #[command(flatten)]
     resources: DataArguments,
     /// Images to measure: test, train (those that the job trained on), or holdout (those that it held out)
@@ -94,11 +98,15 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     if arguments.lifeline {
         signals::end_with_input()?;
     }
+    let reading = AskedReading {
+        test_share: arguments.test_share,
+        format: arguments.resources.format(),
+        ..AskedReading::default()
+    };
     let measuring = Measuring {
         path: arguments.path,
         model: arguments.model.as_deref().map(settings::model_text).transpose()?,
-        data: arguments.data,
-        reading: AskedReading { format: arguments.resources.format(), ..AskedReading::default() },
+        data: AskedData { source: arguments.data, reading },
         part: arguments.part,
         views: views(arguments.ten_crop),
         places: arguments.resources.places()?,

@@ -42,6 +42,12 @@ pub(crate) fn share(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "must be a number between 0 and 1, such as 0.1".to_owned())
 }
 
+/// A parser of a share that is above 0 and at most 1.
+pub(crate) fn share_or_all(text: &str) -> Result<f64, String> {
+    let number = text.trim().parse::<f64>().ok().filter(|number| *number > 0.0 && *number <= 1.0);
+    number.ok_or_else(|| "must be above 0 and at most 1, such as 0.1".to_owned())
+}
+
 /// A parser of sizes in bytes, such as 512M or 4G.
 pub(crate) fn bytes(text: &str) -> Result<usize, String> {
     let wrong = || "must be a number of bytes, such as 512M or 4G (K, M, G and T are powers of 1,024)".to_owned();

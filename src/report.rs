@@ -12,7 +12,7 @@ use convoy_coordinator::error::JobError;
 use convoy_coordinator::evaluate::Views;
 use convoy_coordinator::measure::{Measuring, measure};
 use convoy_coordinator::record::TRACE;
-use convoy_dataset::{AskedReading, DataSource, Part};
+use convoy_dataset::{AskedData, AskedReading, DataSource, Part};
 use convoy_report::run::classes::Classes;
 use convoy_report::run::compare::Comparison;
 use convoy_report::run::layers::Layers;
@@ -149,11 +149,11 @@ impl Reporter<'_> {
 
     /// A request to measure the test images with a checkpoint.
     fn measuring(&self, checkpoint: &Path) -> Result<Measuring, Box<dyn Error>> {
+        let reading = AskedReading { format: self.arguments.resources.format(), ..AskedReading::default() };
         Ok(Measuring {
             path: checkpoint.to_owned(),
             model: None,
-            data: self.arguments.data.clone(),
-            reading: AskedReading { format: self.arguments.resources.format(), ..AskedReading::default() },
+            data: AskedData { source: self.arguments.data.clone(), reading },
             part: Part::Test,
             views: Views::Centre,
             places: self.arguments.resources.places()?,

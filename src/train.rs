@@ -22,7 +22,7 @@ use convoy_coordinator::record::holds_run;
 use convoy_coordinator::running::{Rehearsal, Running};
 use convoy_coordinator::trace::Sampling;
 use convoy_coordinator::train::{Out, Training, train};
-use convoy_dataset::{AskedReading, BadImages, DataChoice, DataSource};
+use convoy_dataset::{AskedData, AskedReading, BadImages, DataChoice, DataSource};
 
 use convoy_worker::Isa;
 
@@ -229,14 +229,14 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         bad_images: arguments.bad_images,
         format: arguments.resources.format(),
     };
+    let data = AskedData { source: arguments.data.clone(), reading };
     let model = arguments.model.as_deref().map(settings::model_text).transpose()?;
     let model = match &arguments.classes {
         Some(classes) => {
             let before = resume.as_ref().map(|checkpoint| checkpoint.manifest.job.model.clone());
             let text = model.or(before).unwrap_or_else(|| default_model.clone());
             let manifest = resume.as_ref().map(|checkpoint| &checkpoint.manifest);
-            let remembered = (manifest.and_then(Manifest::data_source), manifest.and_then(|manifest| manifest.reading));
-            let choice = DataChoice::of((arguments.data.clone(), reading), remembered);
+            let choice = DataChoice::of(data.clone(), manifest.map(Manifest::remembered_data).unwrap_or_default());
             Some(classes.applied(&text, &choice.source, &choice.reading)?)
         }
         None => model,
@@ -300,8 +300,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
             slots: arguments.slots,
         },
         default_model,
-        data: arguments.data,
-        reading,
+        data,
         places: arguments.resources.places()?,
         resume,
         init,

@@ -332,6 +332,20 @@ fn a_checkpoint_has_the_names_of_classes_and_is_measured_on_the_same_test_images
     assert_eq!(listed.lines().count() as u64, 1 + sum("images") - sum("correct"));
     let table = succeed(&format!("eval --by-class {}", own.path("run").display()), &[]);
     assert!(table.contains("class  images  correct  accuracy") && table.contains("\ngreen "), "{table}");
+    // Other images may have other names of classes, and all of them may be for tests.
+    fs::create_dir(own.path("other")).unwrap();
+    for name in ["blue", "green", "red"] {
+        std::os::unix::fs::symlink(own.path("set").join(name), own.path("other").join(name)).unwrap();
+    }
+    let all = "eval --json --test-share 1";
+    let of_other = |flags: &str| run(flags, &[("--data", &own.path("other"))]);
+    let whole = of_other(&format!("{all} {}", own.path("run").display()));
+    assert!(whole.status.success() && said(&whole).contains("\"images\":90"), "{}", said(&whole));
+    fs::rename(own.path("other/red"), own.path("other/amber")).unwrap();
+    let renamed = of_other(&format!("{all} {}", own.path("run").display()));
+    assert_eq!(renamed.status.code(), Some(2), "{}", said(&renamed));
+    assert!(said(&renamed).contains("class 0 is \"blue\" in"), "{}", said(&renamed));
+    assert!(said(&renamed).contains("and \"amber\" in the images"), "{}", said(&renamed));
     // What a checkpoint remembers of how a folder is read stays, whatever else is asked for.
     let longer = "train --epochs 3 --trace off --bad-images skip --classes auto";
     succeed(longer, &[("--resume", &own.path("run")), ("--out", &own.path("longer"))]);
@@ -377,6 +391,8 @@ fn a_folder_with_two_formats_is_read_as_the_one_that_is_named() {
     let other = run("train --epochs 1 --batch 8 --data-format parquet", paths);
     assert_eq!(other.status.code(), Some(1), "{}", said(&other));
     assert!(said(&other).contains("set has no Parquet files (--data-format parquet)"), "{}", said(&other));
+    let bundled = run("train --data bundled --data-format idx", &[]);
+    assert!(said(&bundled).contains("is for a folder or a file, and --data is bundled"), "{}", said(&bundled));
     assert!(!out.exists(), "nothing is left of the jobs");
 }
 

@@ -27,7 +27,7 @@ use crate::files::{
 use crate::job::{Job, STEPS_MAX, Unsound, demand};
 use crate::outputs::{self, MANIFEST};
 use crate::state::{JobState, Progress};
-use convoy_dataset::{Colours, DataSource, Reading};
+use convoy_dataset::{Colours, Reading, RememberedData};
 use correspondence::Correspondence;
 
 /// Version of the manifest. Raise it when an older program would misread the manifest. Version 2 has seeds by purpose and a selection of
@@ -169,9 +169,9 @@ pub struct Described {
 }
 
 impl Manifest {
-    /// Where the job's data came from, as `--data` says it.
-    pub fn data_source(&self) -> Option<DataSource> {
-        self.source.as_ref()?.parse().ok()
+    /// Where the job's data came from, and how they were read.
+    pub fn remembered_data(&self) -> RememberedData {
+        RememberedData { source: self.source.as_ref().and_then(|source| source.parse().ok()), reading: self.reading }
     }
 }
 

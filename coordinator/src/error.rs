@@ -52,6 +52,11 @@ pub enum JobError {
         "the {part} images are not those that the job of {path} used: they are now {origin}; to use them anyway, give --data"
     )]
     OtherImages { part: Part, path: PathBuf, origin: String },
+    /// The classes of other images are not those that the job learned.
+    #[error(
+        "class {label} is \"{learned}\" in {path}, and \"{found}\" in the images, which are {origin}; they must have the same classes in the same order"
+    )]
+    OtherClasses { label: usize, learned: String, found: String, path: PathBuf, origin: String },
     /// All ten views of an image would be the same, but for the mirror images.
     #[error(
         "--ten-crop takes the corners of images that are larger than the model's input of {shape}, and {}; set the input's `resize` to more",
@@ -160,6 +165,7 @@ impl JobError {
                 | JobError::ModelWanted { .. }
                 | JobError::OtherModel { .. }
                 | JobError::OtherImages { .. }
+                | JobError::OtherClasses { .. }
                 | JobError::NoMargins { .. }
                 | JobError::Otlp(_)
                 | JobError::Placement(_)

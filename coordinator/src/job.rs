@@ -108,7 +108,7 @@ pub enum SettingError {
     /// The training data differ from those of the checkpoint's job.
     #[error(
         "the data are not those of the checkpoint's job: their SHA-256 is {asked}, and that of the original data is {before}; restore \
-             the original files, or give --data with their folder, and read it with the same --test-share and --bad-images"
+             the original files, or give --data with their folder, and read it with the same --data-format, --test-share and --bad-images"
     )]
     OtherData { asked: String, before: String },
 }

@@ -2,7 +2,7 @@
 //!
 //! Not here: the cluster (`forward`), the measurement itself, which jobs use too (`evaluate`), and printing.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -21,7 +21,7 @@ use crate::observe::{Event, Observer};
 use crate::running::Running;
 use crate::weights::{Loaded, load};
 use crate::wrong;
-use convoy_dataset::{AskedReading, DataChoice, DataSource, Part, Places, Wanted};
+use convoy_dataset::{AskedData, DataChoice, Part, PartSet, Places, Wanted};
 
 /// A request to measure.
 pub struct Measuring {
@@ -30,9 +30,7 @@ pub struct Measuring {
     /// The model's text. Required for a weights file. For a checkpoint it must be the checkpoint's own.
     pub model: Option<String>,
     /// Where the images come from. Left out: where the checkpoint says, or [`DataSource::Auto`] for a weights file.
-    pub data: Option<DataSource>,
-    /// How they are read, as far as it is said.
-    pub reading: AskedReading,
+    pub data: AskedData,
     /// Which of its images are measured.
     pub part: Part,
     /// The views by which each image is measured.
@@ -87,12 +85,27 @@ pub struct Measurement {
     pub logits: Vec<f32>,
 }
 
+/// Checks that the classes of images are those that a job learned, if both have names. A class with another number would count as wrong.
+fn check_names(names: &[String], data: &PartSet, path: &Path) -> Result<(), JobError> {
+    let pairs = names.iter().zip(&data.classes).enumerate();
+    match pairs.into_iter().find(|(_, (learned, found))| learned != found) {
+        None => Ok(()),
+        Some((label, (learned, found))) => Err(JobError::OtherClasses {
+            label,
+            learned: learned.clone(),
+            found: found.clone(),
+            path: path.to_owned(),
+            origin: data.origin.clone(),
+        }),
+    }
+}
+
 /// Measures.
 ///
 /// # Errors
 /// When weights, data or workers can't be had or don't fit, or when `stop` is set.
 pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Measurement, JobError> {
-    let Measuring { path, model, data, reading, part, views, places, running, logits, wrong } = measuring;
+    let Measuring { path, model, data, part, views, places, running, logits, wrong } = measuring;
     // Before the work, and again when the file is written.
     logits.as_deref().map_or(Ok(()), checkpoint::check_logits_path)?;
     wrong.as_deref().map_or(Ok(()), wrong::check_path)?;
@@ -102,8 +115,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
         weights,
         seed,
         data: remembered,
-        reading: remembered_reading,
-        classes: _,
+        classes: names,
         test_images,
         whole_set,
         selection,
@@ -118,8 +130,8 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     // A measurement has no slots, so it has as many replicas as its workers need.
     let slots = workers.div_ceil(network.towers).max(1);
     let plan = Arc::new(Plan::new(network.clone(), workers, slots, None)?);
-    let is_given = data.is_some();
-    let choice = DataChoice::of((data, reading), (remembered, Some(remembered_reading)));
+    let is_given = data.source.is_some();
+    let choice = DataChoice::of(data, remembered);
     let wanted = Wanted::by(&network, seed);
     let data = choice.load_part(part, selection, &wanted, &places)?;
     data.notices.iter().cloned().for_each(|text| observer.on(Event::Notice { text }));
@@ -130,6 +142,7 @@ pub fn measure(measuring: Measuring, observer: &mut dyn Observer, stop: &AtomicB
     if !is_given && is_other {
         return Err(JobError::OtherImages { part, path: weights_path, origin: data.origin });
     }
+    check_names(&names, &data, &weights_path)?;
     let data = match views {
         Views::Centre => data,
         // The fingerprint is over the images as a job has them, whose margins may be missing.

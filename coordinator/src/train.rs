@@ -48,7 +48,7 @@ use crate::state::{JobState, Progress, Snapshot};
 use crate::trace::otlp::read_endpoint;
 use crate::trace::{Recorder, Sampling};
 use crate::unguessable::unguessable;
-use convoy_dataset::{AskedReading, DataChoice, DataSet, DataSource, Places, Reading, Wanted};
+use convoy_dataset::{AskedData, DataChoice, DataSet, DataSource, Places, Reading, Wanted};
 use drive::{Drive, Site};
 use prefetch::Prefetch;
 
@@ -60,10 +60,8 @@ pub struct Training {
     pub running: Running,
     /// The model's text, if neither a flag nor a checkpoint gives one.
     pub default_model: String,
-    /// Where the images come from. None: as the checkpoint says, or [`DataSource::Auto`].
-    pub data: Option<DataSource>,
-    /// How a folder of image files is read. What is missing is as the checkpoint says, or the default.
-    pub reading: AskedReading,
+    /// Where the images come from. What is missing is as the checkpoint says, or the default.
+    pub data: AskedData,
     /// Where Fashion-MNIST may be.
     pub places: Places,
     /// The checkpoint to continue from.
@@ -88,8 +86,7 @@ pub enum Out {
 impl Training {
     fn data_choice(&self) -> DataChoice {
         let manifest = self.resume.as_ref().map(|checkpoint| &checkpoint.manifest);
-        let remembered = (manifest.and_then(Manifest::data_source), manifest.and_then(|manifest| manifest.reading));
-        DataChoice::of((self.data.clone(), self.reading), remembered)
+        DataChoice::of(self.data.clone(), manifest.map(Manifest::remembered_data).unwrap_or_default())
     }
 }
 

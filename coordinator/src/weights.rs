@@ -11,7 +11,7 @@ use crate::checkpoint::folder::{self, Opened};
 use crate::checkpoint::{self, Checkpoint, CheckpointError};
 use crate::error::JobError;
 use crate::job::{Job, defaults};
-use convoy_dataset::{DataSource, Reading, Selection};
+use convoy_dataset::{RememberedData, Selection};
 
 /// The most images per micro-batch. A checkpoint of a job with smaller micro-batches is measured with those, because its workers
 /// may have less memory.
@@ -28,10 +28,8 @@ pub struct Loaded {
     pub weights: Tensors,
     /// The job's seed, which decides synthetic images.
     pub seed: u64,
-    /// Where the job's data came from, if a checkpoint says so.
-    pub data: Option<DataSource>,
-    /// How a folder of image files was read.
-    pub reading: Reading,
+    /// Where the job's data came from, and how they were read, as far as a checkpoint says so.
+    pub data: RememberedData,
     /// The names of the classes, by label. Empty if nothing says them.
     pub classes: Vec<String>,
     /// SHA-256 over the job's test images, if a checkpoint says so.
@@ -56,7 +54,7 @@ pub fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
     if path.is_dir() || of_checkpoint.is_some() {
         let Opened { checkpoint, damaged } = folder::open(of_checkpoint.as_deref().unwrap_or(path))?;
         let Checkpoint { path: found, manifest, state } = checkpoint;
-        let (data, reading) = (manifest.data_source(), manifest.reading.unwrap_or_default());
+        let data = manifest.remembered_data();
         let (classes, test_images) = (manifest.classes, manifest.test_images);
         let batch = manifest.job.batch;
         // Replicas may have trained with micro-batches as small as these.
@@ -77,7 +75,6 @@ pub fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
             weights: state.weights,
             seed,
             data,
-            reading,
             classes,
             test_images,
             whole_set: Some(whole_set),
@@ -94,8 +91,7 @@ pub fn load(path: &Path, model: Option<String>) -> Result<Loaded, JobError> {
         path: path.to_owned(),
         weights,
         seed: defaults::SEED,
-        data: None,
-        reading: Reading::default(),
+        data: RememberedData::default(),
         classes: Vec::new(),
         test_images: None,
         whole_set: None,

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
 
+use convoy_common::wire::printable;
 use flate2::read::MultiGzDecoder;
 use tar::Archive;
 
@@ -34,7 +35,11 @@ pub(super) fn is_here(file: &Path) -> bool {
 /// # Errors
 /// When it can't be read, or is larger than any that is meant.
 pub(super) fn members(file: &Path, names: &[&str]) -> Result<HashMap<String, Vec<u8>>, DataError> {
-    let failed = |source| DataError::Read { file: file.to_path_buf(), source };
+    // What the reader of archives says quotes their bytes.
+    let failed = |source: io::Error| DataError::Read {
+        file: file.to_path_buf(),
+        source: io::Error::new(source.kind(), printable(&source.to_string())),
+    };
     let mut magic = [0; GZIP_MAGIC.len()];
     File::open(file).and_then(|mut file| file.read_exact(&mut magic)).map_err(failed)?;
     let plain = BufReader::new(File::open(file).map_err(failed)?);

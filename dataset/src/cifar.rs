@@ -3,6 +3,7 @@
 //!
 //! Not here: the checks against the model (`folder`), and reading pickles and archives.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
@@ -161,12 +162,12 @@ impl Place {
         }
     }
 
-    fn bytes(&self, name: &str) -> Result<Vec<u8>, DataError> {
+    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, DataError> {
         match self {
-            Place::Folder(folder) => read_limited(&folder.join(name)),
+            Place::Folder(folder) => read_limited(&folder.join(name)).map(Cow::Owned),
             Place::Archive(file, members) => {
                 let missing = || DataError::NoMember { file: file.clone(), member: name.to_owned() };
-                members.get(name).cloned().ok_or_else(missing)
+                members.get(name).map(|bytes| Cow::Borrowed(bytes.as_slice())).ok_or_else(missing)
             }
         }
     }

@@ -21,6 +21,11 @@ const FILES_MAX: usize = 1 << 26;
 /// Names of the folders of parts.
 const TRAIN: &str = "train";
 const TEST: [&str; 2] = ["val", "test"];
+/// Names that folders of parts have in some sets. If all folders have such a name, they are no classes.
+const PARTS: [&str; 6] = ["train", "training", "val", "valid", "validation", "test"];
+/// The folder in which runs are by default, and the file that each of them has.
+const RUNS: &str = "runs";
+const RUN: &str = "run.json";
 /// The endings that `ImageFolder` takes for images, in any case. Which format a file has is decided by its bytes.
 const ENDINGS: [&str; 10] = ["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp", "gif"];
 
@@ -53,9 +58,11 @@ pub(crate) fn is_here(folder: &Path) -> bool {
 /// Finds all files of a folder. Without test images, a share `test_share` of the files is for tests. The choice depends on the path of each
 /// file below the folder alone, so it is the same on every machine, and stays when files are added.
 pub(crate) fn find(folder: &Path, test_share: f64) -> Result<Found, DataError> {
-    let test_folder = TEST.map(|name| folder.join(name)).into_iter().find(|path| path.is_dir());
     let train_folder = folder.join(TRAIN);
-    if let (true, Some(test_folder)) = (train_folder.is_dir(), test_folder) {
+    let has_train = is_folder(&train_folder)?;
+    let mut tests = TEST.map(|name| folder.join(name)).into_iter();
+    let test_folder = tests.find_map(|path| is_folder(&path).map(|is_folder| is_folder.then_some(path)).transpose());
+    if let (true, Some(test_folder)) = (has_train, test_folder.transpose()?) {
         let (classes, train) = classes_of(&train_folder)?;
         let (test_classes, test) = classes_of(&test_folder)?;
         if classes != test_classes {
@@ -64,12 +71,16 @@ pub(crate) fn find(folder: &Path, test_share: f64) -> Result<Found, DataError> {
         let used = [&train_folder, &test_folder];
         return Ok(Found { classes, train, test, is_divided: false, notices: unused(folder, &used)? });
     }
-    let notices = if train_folder.is_dir() { unused(folder, &[&train_folder])? } else { Vec::new() };
-    let root = if train_folder.is_dir() { &train_folder } else { folder };
+    if !has_train {
+        check_are_no_parts(folder)?;
+    }
+    let notices = if has_train { unused(folder, &[&train_folder])? } else { Vec::new() };
+    let root = if has_train { &train_folder } else { folder };
     let (classes, all) = classes_of(root)?;
     let (test, train): (Vec<_>, Vec<_>) = all.into_iter().partition(|image| is_test(root, &image.file, test_share));
     for (part, images) in [("training", &train), ("test", &test)] {
-        if images.is_empty() {
+        let may_be_empty = part == "training" && test_share >= 1.0;
+        if images.is_empty() && !may_be_empty {
             return Err(DataError::NothingLeft { folder: folder.to_path_buf(), part, test_share });
         }
     }
@@ -95,12 +106,55 @@ fn is_test(root: &Path, file: &Path, share: f64) -> bool {
 pub(crate) fn is_test_name(name: &str, share: f64) -> bool {
     let hash = Sha256::digest(name);
     let number = u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]);
-    f64::from(number) < share * f64::from(u32::MAX)
+    share >= 1.0 || f64::from(number) < share * f64::from(u32::MAX)
+}
+
+/// Checks that the folders of a set without the folder `train` are not all those of other parts.
+fn check_are_no_parts(folder: &Path) -> Result<(), DataError> {
+    let names: Vec<String> = folders_of(folder)?.iter().map(|path| name_of(path)).collect::<Result<_, _>>()?;
+    let is_part = |name: &String| PARTS.contains(&&*name.to_lowercase());
+    match names.last() {
+        Some(one) if names.iter().all(is_part) => {
+            let (folder, one) = (folder.to_path_buf(), one.clone());
+            Err(DataError::NoTrainFolder { folder, names: names.join(", "), one })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The folders in a folder, in the order of names, without those of runs that were started here.
+fn folders_of(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let mut folders = Vec::new();
+    for path in entries_of(folder)? {
+        if is_folder(&path)? && !has_runs(&path) {
+            folders.push(path);
+        }
+    }
+    Ok(folders)
+}
+
+/// Whether this is a folder.
+///
+/// # Errors
+/// When it is a link that leads nowhere. Then nobody can say, and a class or a part would be missing.
+fn is_folder(path: &Path) -> Result<bool, DataError> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.is_dir()),
+        Err(source) if path.is_symlink() => Err(DataError::Read { file: path.to_path_buf(), source }),
+        Err(_) => Ok(false),
+    }
+}
+
+/// Whether a folder is that of a run, or the one with all runs.
+fn has_runs(folder: &Path) -> bool {
+    let entries = || fs::read_dir(folder).into_iter().flatten().flatten();
+    let is_for_runs = folder.file_name().is_some_and(|name| name == RUNS);
+    folder.join(RUN).is_file() || is_for_runs && entries().any(|entry| entry.path().join(RUN).is_file())
 }
 
 /// The classes below a folder, and the files of each.
 fn classes_of(folder: &Path) -> Result<(Vec<String>, Vec<Labelled>), DataError> {
-    let folders: Vec<PathBuf> = entries_of(folder)?.into_iter().filter(|path| path.is_dir()).collect();
+    let folders = folders_of(folder)?;
     let classes: Vec<String> = folders.iter().map(|path| name_of(path)).collect::<Result<_, _>>()?;
     match classes.len() {
         0 => return Err(DataError::NoClasses { folder: folder.to_path_buf() }),
@@ -276,5 +330,33 @@ mod tests {
         let looped = folder(&["a/1.png", "b/1.png"]);
         symlink("..", looped.path().join("a/up")).unwrap();
         assert!(find(looped.path(), 0.1).unwrap_err().to_string().contains("symbolic links may form a loop"));
+        for files in [&["Train/a/1.png", "test/a/1.png"][..], &["test/a/1.png", "test/b/1.png"]] {
+            assert!(
+                said(files).contains("none named train") && said(files).contains("/test --test-share 1"),
+                "{files:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_no_missing_class_or_part() {
+        let whole = ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png"];
+        for link in ["test", "val", "train", "train/c"] {
+            let here = folder(&whole);
+            let _ = fs::remove_dir_all(here.path().join(link));
+            symlink("nowhere", here.path().join(link)).unwrap();
+            let error = find(here.path(), 0.1).unwrap_err();
+            assert!(matches!(error, DataError::Read { .. }) && error.to_string().ends_with(link), "{link}: {error}");
+        }
+    }
+
+    #[test]
+    fn runs_beside_classes_are_no_class_and_all_images_may_be_for_tests() {
+        let here = folder(&["a/1.png", "b/1.png", "runs/one/run.json", "mine/run.json", "mine/checkpoints/x"]);
+        let found = find(here.path(), 1.0).unwrap();
+        assert_eq!((found.classes, found.train.len(), found.test.len()), (vec!["a".into(), "b".into()], 0, 2));
+        // A class may have the name.
+        let here = folder(&["a/1.png", "runs/1.png"]);
+        assert_eq!(find(here.path(), 1.0).unwrap().classes, ["a", "runs"]);
     }
 }

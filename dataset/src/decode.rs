@@ -60,7 +60,9 @@ pub(crate) enum BadImage {
     #[error("it has {width} x {height} pixels; the most is {PIXELS_MAX} in all")]
     TooLarge { width: usize, height: usize },
     /// Its shape is so far from the model's that scaling would take too much memory.
-    #[error("it is too long: {width} x {height} pixels, and one side may be at most 16 times the other")]
+    #[error(
+        "it is too long: scaled for the model, it has {width} x {height} pixels; one side may be at most 16 times the other"
+    )]
     TooLong { width: usize, height: usize },
     /// Scaling it for the model would take too much memory.
     #[error(
@@ -158,11 +160,22 @@ fn jpeg(bytes: &[u8]) -> Result<Pixels, BadImage> {
     whole("JPEG", Pixels::new(width, height, channels, bytes))
 }
 
-/// Whether the end of the image follows its last scan. The decoder fills in what is missing of the last few pixels. Markers don't occur in the
-/// data of a scan, where a byte of ones is always followed by a zero or by a restart.
+/// Whether the image has an end, after its last scan. The decoder fills in what is missing of the last few pixels. What cameras append, such as
+/// a film, is not looked at.
 fn has_end(bytes: &[u8]) -> bool {
-    let last = |marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
-    last(0xd9) > last(0xda)
+    let mut rest = bytes;
+    loop {
+        // In the data of a scan, a byte of ones is followed by a zero or by a restart. More of them may precede a marker.
+        let is_marker = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0 | 0xd0..=0xd7 | 0xff);
+        let Some(at) = rest.windows(2).position(is_marker) else { return false };
+        let (marker, after) = (rest[at + 1], &rest[at + 2..]);
+        rest = match (marker, after) {
+            (0xd9, _) => return true,
+            (0x01 | 0xd8, _) => after,
+            (_, [high, low, ..]) => after.get(usize::from(u16::from_be_bytes([*high, *low]))..).unwrap_or_default(),
+            _ => return false,
+        };
+    }
 }
 
 fn png(bytes: &[u8]) -> Result<Pixels, BadImage> {
@@ -289,7 +302,15 @@ mod tests {
             assert!(said.contains("it is a damaged JPEG"), "{missing}: {said}");
         }
         // What editors append is no harm.
-        assert_eq!(decoded(&[COLOUR, b"appended"].concat()).unwrap(), decoded(COLOUR).unwrap());
+        for appended in [&b"appended"[..], b"\xff\xda", b"\xff\xd9\xff\xda", COLOUR] {
+            assert_eq!(decoded(&[COLOUR, appended].concat()).unwrap(), decoded(COLOUR).unwrap(), "{appended:?}");
+        }
+        // A picture in the picture, as cameras write it, has an end of its own.
+        let length = (COLOUR.len() as u16 + 2).to_be_bytes();
+        let inner = [&COLOUR[..2], &[0xff, 0xe5], &length, COLOUR, &COLOUR[2..COLOUR.len() - 2]].concat();
+        let said = decoded(&inner).unwrap_err().to_string();
+        assert!(said.contains("it ends too early"), "{said}");
+        assert!(decoded(&[&inner, &[0xff, 0xd9][..]].concat()).is_ok());
     }
 
     #[test]

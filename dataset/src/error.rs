@@ -12,6 +12,12 @@ use super::reading::Format;
 use convoy_common::model::Shape;
 
 /// A path in a message. Names of files come from strangers, too.
+/// The beginning of a text of a file, for people.
+pub(crate) fn excerpt(text: &str) -> String {
+    const CHARACTERS: usize = 100;
+    printable(&text.chars().take(CHARACTERS).collect::<String>())
+}
+
 fn shown(path: &Path) -> String {
     printable(&path.display().to_string())
 }
@@ -36,11 +42,28 @@ pub enum DataError {
     NotUtf8 { folder: PathBuf },
 
     /// The folder that the user named doesn't exist, or is a file.
-    #[error(
-        "data folder {} does not exist, or is neither a folder, a NumPy archive (.npz), a Parquet file nor an archive of CIFAR (.tar.gz)",
-        shown(folder)
-    )]
+    #[error("data folder {} does not exist, or is neither a folder nor a file", shown(folder))]
     FolderMissing { folder: PathBuf },
+
+    /// A file that is no set of images.
+    #[error(
+        "{} is no set of images: it {}; a set is a NumPy archive (.npz), a Parquet file, an archive of CIFAR (.tar.gz), or a folder",
+        shown(file),
+        if start.is_empty() { "is empty".to_owned() } else { format!("starts with {}", described(start)) }
+    )]
+    NotASet { file: PathBuf, start: Vec<u8> },
+
+    /// A format is asked for of images that have no files.
+    #[error("--data-format {format} is for a folder or a file, and --data is {data}")]
+    FormatOfNoFiles { format: Format, data: String },
+
+    /// Folders of parts without training images.
+    #[error(
+        "{} has folders named {names}, and none named train; training images belong in {}, and test images beside it in test or val \
+         (convoy eval --data {} --test-share 1 measures the images of one folder)",
+        shown(folder), shown(&folder.join("train")), shown(&folder.join(one))
+    )]
+    NoTrainFolder { folder: PathBuf, names: String, one: String },
 
     /// The folder lacks some of the files.
     #[error(
@@ -137,13 +160,13 @@ pub enum DataError {
 
     /// A folder that has no folders of classes.
     #[error(
-        "{} has no IDX files, no files of CIFAR, no Parquet files, and no folder for each class; image files belong in folders that are named after their class",
+        "{} has no IDX files, no files of CIFAR, no Parquet files, and no folder for each class; image files belong in folders that are named after their class (a NumPy archive or an archive of CIFAR is given itself)",
         shown(folder)
     )]
     NoClasses { folder: PathBuf },
 
     /// The files are others than `--data-format` says.
-    #[error("{} has no {} (--data-format {format})", shown(place), format.described())]
+    #[error("{} {} (--data-format {format})", shown(place), format.absence())]
     NotOfFormat { place: PathBuf, format: Format },
 
     /// A net that tells one class from itself learns nothing.
@@ -185,7 +208,7 @@ pub enum DataError {
 
     /// The model tells another number of classes apart.
     #[error(
-        "{} has {found} classes, and the model has {wanted}; convoy train --classes auto changes the model's last layer",
+        "{} has {found} classes, and the model has {wanted}; a new job with --classes auto has a model for these classes",
         shown(folder)
     )]
     ClassCount { folder: PathBuf, found: usize, wanted: usize },

@@ -1,6 +1,6 @@
 //! A folder of IDX files, and the checks that a data set must pass before a model uses it.
 //!
-//! Which folder it is, and what to do when there is none, is decided in `fashion.rs` and `mod.rs`.
+//! Not here: which folder it is (`layout`, `fashion`), and reading files (`idx`).
 
 use std::fs;
 use std::io::ErrorKind;
@@ -139,13 +139,20 @@ pub(super) fn read_split(files: SplitFiles, wanted: &Wanted) -> Result<Split, Da
     check(parsed, wanted)
 }
 
+/// Checks that a model takes images of an array of this shape.
+pub(super) fn check_shape(file: &Path, found: Shape, wanted: &Wanted) -> Result<(), DataError> {
+    let input = wanted.input();
+    if found == input || wanted.recipe().scales_arrays() && found.channels == input.channels {
+        return Ok(());
+    }
+    Err(DataError::ShapeMismatch { file: file.to_path_buf(), found, wanted: input })
+}
+
 /// Checks one split against itself and against the model.
 pub(super) fn check(split: Parsed, wanted: &Wanted) -> Result<Split, DataError> {
     let (count, channels, height, width) = split.images.dim();
-    let (found, input) = (Shape { channels, height, width }, wanted.input());
-    if found != input && !(wanted.recipe().scales_arrays() && channels == input.channels) {
-        return Err(DataError::ShapeMismatch { file: split.images_file, found, wanted: input });
-    }
+    let found = Shape { channels, height, width };
+    check_shape(&split.images_file, found, wanted)?;
     if count != split.labels.len() {
         return Err(DataError::CountMismatch {
             images_file: split.images_file,

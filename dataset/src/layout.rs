@@ -2,6 +2,8 @@
 //!
 //! Not here: the readers (`folder`, `cifar`, `images`, `npz`, `rows`).
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use crate::error::DataError;
@@ -10,6 +12,9 @@ use crate::reading::{Format, Reading};
 use crate::rows::RowFiles;
 use crate::set::{DataSet, PartSet, Wanted};
 use crate::{archive, cifar, classes, folder, images, npz, rows};
+
+/// The bytes of a file that an error shows.
+const START: u64 = 8;
 
 /// What a folder or a file holds.
 pub(crate) enum Layout {
@@ -38,10 +43,13 @@ impl Layout {
         if let Some(format) = format {
             return Err(DataError::NotOfFormat { place: place.to_path_buf(), format });
         }
-        folder::check_folder(place)?;
+        if place.is_file() {
+            return Err(DataError::NotASet { file: place.to_path_buf(), start: start_of(place)? });
+        }
         Err(DataError::NoClasses { folder: place.to_path_buf() })
     }
 
+    /// What a place holds in one format, if it does.
     fn found(format: Format, place: &Path) -> Result<Option<Self>, DataError> {
         Ok(match format {
             Format::Npz => npz::is_here(place).then_some(Layout::Npz),
@@ -106,4 +114,11 @@ impl Layout {
             Layout::Rows(rows) => rows.load_test(wanted, reading, resources),
         }
     }
+}
+
+/// The first bytes of a file, for people.
+fn start_of(file: &Path) -> Result<Vec<u8>, DataError> {
+    let mut start = Vec::new();
+    let read = File::open(file).and_then(|opened| opened.take(START).read_to_end(&mut start));
+    read.map(|_| start).map_err(|source| DataError::Read { file: file.to_path_buf(), source })
 }

@@ -15,6 +15,7 @@ mod error;
 mod fashion;
 mod feeder;
 mod folder;
+mod footer;
 mod guard;
 mod idx;
 mod images;
@@ -100,16 +101,37 @@ pub struct DataChoice {
     pub reading: Reading,
 }
 
+/// What the user asks for.
+#[derive(Debug, Clone, Default)]
+pub struct AskedData {
+    /// The source.
+    pub source: Option<DataSource>,
+    /// How it is read.
+    pub reading: AskedReading,
+}
+
+/// What a checkpoint remembers.
+#[derive(Debug, Clone, Default)]
+pub struct RememberedData {
+    /// The source.
+    pub source: Option<DataSource>,
+    /// How it was read.
+    pub reading: Option<Reading>,
+}
+
 impl DataChoice {
     /// The source that was asked for, or else the one that a checkpoint remembers, or else [`DataSource::Auto`]; and how it is read. Every
     /// command that opens a checkpoint asks this.
-    pub fn of(asked: (Option<DataSource>, AskedReading), remembered: (Option<DataSource>, Option<Reading>)) -> Self {
-        let is_remembered = asked.0.is_none() && remembered.0.is_some();
+    pub fn of(asked: AskedData, remembered: RememberedData) -> Self {
+        let is_remembered = asked.source.is_none() && remembered.source.is_some();
+        let is_same = match (&asked.source, &remembered.source) {
+            (Some(asked), Some(before)) => asked.remembered().ok() == before.remembered().ok(),
+            (asked, _) => asked.is_none(),
+        };
         // Another source may have another format.
-        let before =
-            remembered.1.map(|reading| Reading { format: reading.format.filter(|_| is_remembered), ..reading });
-        let reading = asked.1.or(before);
-        Self { source: asked.0.or(remembered.0).unwrap_or(DataSource::Auto), is_remembered, reading }
+        let before = remembered.reading.map(|before| Reading { format: before.format.filter(|_| is_same), ..before });
+        let reading = asked.reading.or(before);
+        Self { source: asked.source.or(remembered.source).unwrap_or(DataSource::Auto), is_remembered, reading }
     }
 
     /// As [`load`].
@@ -158,6 +180,7 @@ impl DataChoice {
 /// Says which file, which value in it, and what would be right. A download that fails is no error: `Auto` then uses the
 /// bundled subset, and a notice says why.
 pub fn load(source: &DataSource, wanted: &Wanted, places: &Places, reading: &Reading) -> Result<DataSet, DataError> {
+    check_format(source, reading)?;
     match source {
         DataSource::Auto => fashion::auto(wanted, places, &download::Remote::fashion_mnist()),
         DataSource::Folder(folder) => {
@@ -178,6 +201,7 @@ pub fn load_test(
     places: &Places,
     reading: &Reading,
 ) -> Result<PartSet, DataError> {
+    check_format(source, reading)?;
     match source {
         DataSource::Auto => fashion::auto_test(wanted, places, &download::Remote::fashion_mnist().test_files()),
         DataSource::Folder(folder) => {
@@ -193,6 +217,7 @@ pub fn load_test(
 /// # Errors
 /// When the folder can't be read.
 pub fn class_count(source: &DataSource, reading: &Reading) -> Result<Option<usize>, DataError> {
+    check_format(source, reading)?;
     match source {
         DataSource::Folder(folder) => match Layout::of(folder, reading.format)?.class_count(folder, reading)? {
             Some(count) if count < 2 => Err(DataError::FewClasses { place: folder.clone(), count }),
@@ -200,6 +225,14 @@ pub fn class_count(source: &DataSource, reading: &Reading) -> Result<Option<usiz
         },
         DataSource::Auto | DataSource::Bundled => Ok(Some(CLASS_NAMES.len())),
         DataSource::Synthetic => Ok(None),
+    }
+}
+
+/// Checks that a format is asked for only where there are files.
+fn check_format(source: &DataSource, reading: &Reading) -> Result<(), DataError> {
+    match (source, reading.format) {
+        (DataSource::Folder(_), _) | (_, None) => Ok(()),
+        (_, Some(format)) => Err(DataError::FormatOfNoFiles { format, data: source.to_string() }),
     }
 }
 

@@ -17,7 +17,8 @@ use crate::reading::{BadImages, Reading};
 use crate::set::{Split, Wanted};
 use crate::spool::Spool;
 
-/// Images for each thread that are decoded before their memory is counted. So this many images may be in memory beyond the bound.
+/// Images for each thread that are decoded before their memory is counted. So this many images may be in memory beyond the bound. Images
+/// that are not scaled can be so large that it is one for each thread.
 const AT_ONCE: usize = 16;
 /// Bad images that an error or a notice names.
 const SHOWN_MAX: usize = 5;
@@ -66,9 +67,10 @@ impl Means {
         Ok(Self { pool, memory: resources.memory, spool, resources: resources.clone() })
     }
 
-    /// Images that are best decoded at a time.
-    fn at_once(&self) -> usize {
-        AT_ONCE * self.pool.threads().current_num_threads()
+    /// Images that are decoded at a time.
+    fn at_once(&self, recipe: &Recipe) -> usize {
+        let of_each = if recipe.draws_sizes() { 1 } else { AT_ONCE };
+        of_each * self.pool.threads().current_num_threads()
     }
 
     /// The notice about images that don't stay in memory.
@@ -99,7 +101,7 @@ impl Loader {
     pub(crate) fn add(&mut self, images: Vec<Encoded>, means: &mut Means) -> Result<(), DataError> {
         let mut images = images.into_iter();
         loop {
-            let some: Vec<Encoded> = images.by_ref().take(means.at_once()).collect();
+            let some: Vec<Encoded> = images.by_ref().take(means.at_once(&self.recipe)).collect();
             if some.is_empty() {
                 return Ok(());
             }

@@ -7,18 +7,23 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
 
-use ndarray::{Array4, ArrayView4};
+use convoy_common::model::Shape;
+use convoy_common::wire::printable;
+use ndarray::Array4;
 use zip::ZipArchive;
 
-use crate::error::DataError;
+use crate::error::{DataError, excerpt};
 use crate::folder::{self, Parsed};
 use crate::npy::{Header, Kind, PREAMBLE};
+use crate::scale::in_planes;
 use crate::set::{DataSet, PartSet, Split, Splits, Wanted};
 
 /// The first bytes of an archive.
 const MAGIC: &[u8] = b"PK\x03\x04";
 /// The largest array.
 const ARRAY_BYTES_MAX: u64 = 16 << 30;
+/// The most images of an array.
+const IMAGES_MAX: usize = 1 << 26;
 /// What an archive must hold.
 const NEEDED: &str = "train_images, train_labels, test_images and test_labels, as the files of MedMNIST do";
 
@@ -48,28 +53,33 @@ pub(super) fn load_test(file: &Path, wanted: &Wanted) -> Result<PartSet, DataErr
 /// The number of classes: one more than the largest training label.
 pub(super) fn class_count(file: &Path) -> Result<usize, DataError> {
     let labels = labels(&mut opened(file)?, file, "train")?;
-    Ok(labels.into_iter().max().and_then(|most| usize::try_from(most).ok()).map_or(1, |most| most.saturating_add(1)))
+    let is_wrong = |label: &i32| u16::try_from(*label).ok().is_none_or(|label| label == u16::MAX);
+    if let Some(index) = labels.iter().position(is_wrong) {
+        let (file, label, classes) = (file.join("train_labels"), labels[index], usize::from(u16::MAX));
+        return Err(DataError::LabelOutOfRange { file, index, label, classes });
+    }
+    Ok(labels.into_iter().max().map_or(0, |most| most as usize + 1))
 }
 
 fn opened(file: &Path) -> Result<Archive, DataError> {
     let failed = |source| DataError::Read { file: file.to_path_buf(), source };
     let reader = BufReader::new(File::open(file).map_err(failed)?);
-    ZipArchive::new(reader).map_err(|error| failed(io::Error::other(error)))
+    ZipArchive::new(reader).map_err(|error| failed(io::Error::other(printable(&error.to_string()))))
 }
 
 fn test_part(archive: &mut Archive, file: &Path, wanted: &Wanted) -> Result<Split, DataError> {
     let has_tests = archive.index_for_name("test_images.npy").is_some();
-    part(archive, file, if has_tests { "test" } else { "val" }, wanted)
+    part(archive, file, if has_tests { "test" } else { "val" }, &wanted.without_draws())
 }
 
 fn part(archive: &mut Archive, file: &Path, name: &str, wanted: &Wanted) -> Result<Split, DataError> {
-    let images = images(archive, file, name)?;
+    let images = images(archive, file, name, wanted)?;
     let labels = labels(archive, file, name)?;
     let of = |what: &str| file.join(format!("{name}_{what}"));
     folder::check(Parsed { images, images_file: of("images"), labels, labels_file: of("labels") }, wanted)
 }
 
-/// Reads the header of an array, and then its data if `is_expected`. Nothing is allocated for what a header only claims.
+/// Reads the header of an array, and then its data if it `is_expected` and passes the check. Nothing is allocated for what a header only claims.
 ///
 /// # Errors
 /// Says what is wrong with it.
@@ -78,6 +88,7 @@ fn array(
     file: &Path,
     name: &str,
     (needed, is_expected): (&'static str, impl Fn(&Header) -> bool),
+    check: impl Fn(&Header) -> Result<(), DataError>,
 ) -> Result<(Header, Vec<u8>), DataError> {
     let failed = |source| DataError::Read { file: file.join(name), source };
     let wrong = |found: String| DataError::WrongContent { file: file.join(name), found, needed };
@@ -93,10 +104,11 @@ fn array(
     let mut text = vec![0; length];
     entry.read_exact(&mut text).map_err(failed)?;
     let text = String::from_utf8_lossy(&text);
-    let header = Header::parse(&text).ok_or_else(|| wrong(format!("an array with the header {text:?}")))?;
+    let header = Header::parse(&text).ok_or_else(|| wrong(format!("an array with the header {}", excerpt(&text))))?;
     if !is_expected(&header) {
         return Err(wrong(header.to_string()));
     }
+    check(&header)?;
     let expected = header.bytes().filter(|bytes| *bytes <= ARRAY_BYTES_MAX);
     let expected = expected.ok_or_else(|| wrong(format!("{header}, which is too large")))?;
     let mut data = Vec::new();
@@ -109,36 +121,46 @@ fn array(
 }
 
 /// The images of a part: (image, channel, row, column).
-fn images(archive: &mut Archive, file: &Path, part: &str) -> Result<Array4<u8>, DataError> {
+fn images(archive: &mut Archive, file: &Path, part: &str, wanted: &Wanted) -> Result<Array4<u8>, DataError> {
     let needed = "bytes (uint8) of (image, row, column) or (image, row, column, channel), and at least one image";
     let is_expected = |header: &Header| {
         let has_extents = matches!(header.shape.len(), 3 | 4) && !header.shape.contains(&0);
         header.kind == (Kind::Whole { bytes: 1, is_signed: false, is_big_endian: false }) && has_extents
     };
     let name = format!("{part}_images");
-    let (header, data) = array(archive, file, &name, (needed, is_expected))?;
-    let extents = match header.shape[..] {
-        [count, height, width] => [count, height, width, 1],
-        [count, height, width, channels] => [count, height, width, channels],
-        _ => unreachable!("the number of extents was checked"),
-    };
-    let pixels = ArrayView4::from_shape(extents, &data).expect("the bytes were counted");
-    Ok(pixels.permuted_axes([0, 3, 1, 2]).as_standard_layout().into_owned())
+    // Before the data, which can take a lot of memory.
+    let check = |header: &Header| folder::check_shape(&file.join(&name), image_shape(header), wanted);
+    let (header, mut data) = array(archive, file, &name, (needed, is_expected), check)?;
+    let Shape { channels, height, width } = image_shape(&header);
+    if channels > 1 {
+        for image in data.chunks_exact_mut(channels * height * width) {
+            let planes = in_planes(image.to_vec(), channels);
+            image.copy_from_slice(&planes);
+        }
+    }
+    Ok(Array4::from_shape_vec((header.shape[0], channels, height, width), data).expect("the bytes were counted"))
+}
+
+/// The extents of the images of an array.
+fn image_shape(header: &Header) -> Shape {
+    let channels = header.shape.get(3).copied().unwrap_or(1);
+    Shape { channels, height: header.shape[1], width: header.shape[2] }
 }
 
 /// The labels of a part. One that is too large for a class becomes the largest number, which is no class either.
 fn labels(archive: &mut Archive, file: &Path, part: &str) -> Result<Vec<i32>, DataError> {
-    let is_expected =
-        |header: &Header| matches!(header.kind, Kind::Whole { .. }) && matches!(header.shape[..], [_] | [_, 1]);
+    let is_expected = |header: &Header| {
+        matches!(header.kind, Kind::Whole { .. }) && matches!(header.shape[..], [0..=IMAGES_MAX] | [0..=IMAGES_MAX, 1])
+    };
+    let needed = "whole numbers, one for each image";
     let name = format!("{part}_labels");
-    let (header, data) = array(archive, file, &name, ("whole numbers, one for each image", is_expected))?;
+    let (header, data) = array(archive, file, &name, (needed, is_expected), |_| Ok(()))?;
     let numbers = header.kind.numbers(&data);
     Ok(numbers.map(|label| i32::try_from(label).unwrap_or(i32::MAX)).collect())
 }
 
 #[cfg(test)]
 mod tests {
-    use convoy_common::model::Shape;
     use proptest::prelude::*;
     use tempfile::TempDir;
 
@@ -212,7 +234,7 @@ mod tests {
         }
         with(WRONG, |file| {
             let mut archive = opened(file).unwrap();
-            let error = images(&mut archive, file, "test").unwrap_err().to_string();
+            let error = images(&mut archive, file, "test", &wanted(1, 3)).unwrap_err().to_string();
             assert!(error.contains("holds <f4 of shape (6, 4, 5); it must hold bytes (uint8)"), "{error}");
             let error = labels(&mut archive, file, "test").unwrap_err().to_string();
             assert!(error.contains("of shape (6, 2); it must hold whole numbers, one for each image"), "{error}");

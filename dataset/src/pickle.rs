@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use convoy_common::wire::printable;
+use crate::error::excerpt;
 
 /// The deepest nesting of lists, tuples and dictionaries.
 const DEPTH_MAX: usize = 16;
@@ -223,7 +223,7 @@ impl<'a> Machine<'a> {
                 "numpy.core.numeric._frombuffer" | "numpy._core.numeric._frombuffer",
                 [Value::Bytes(bytes), Value::Dtype(dtype), Value::Tuple(shape, _), Value::Bytes(order)],
             ) => array(shape, dtype, **order != *b"C", bytes)?,
-            _ => return Err(format!("it calls {}, which no file of CIFAR does", printable(&name))),
+            _ => return Err(format!("it calls {}, which no file of CIFAR does", excerpt(&name))),
         };
         self.push(made)?;
         Ok(())

@@ -83,14 +83,14 @@ impl Format {
         }
     }
 
-    /// The files that a set of this format has.
-    pub(crate) fn described(self) -> &'static str {
+    /// What is wrong with a place that has no set of this format.
+    pub(crate) fn absence(self) -> &'static str {
         match self {
-            Format::Npz => "NumPy archive",
-            Format::Idx => "IDX files",
-            Format::Cifar => "files of CIFAR",
-            Format::Parquet => "Parquet files",
-            Format::Images => "folder for each class",
+            Format::Npz => "is not a NumPy archive (.npz)",
+            Format::Idx => "has no IDX files",
+            Format::Cifar => "has no files of CIFAR, and is not an archive of them",
+            Format::Parquet => "has no Parquet files",
+            Format::Images => "has no folder for each class",
         }
     }
 }

@@ -19,8 +19,9 @@ use serde_json::Value;
 use crate::cache::Origin;
 use crate::classes::{entries_of, is_test_name};
 use crate::decode::DECODERS;
-use crate::error::DataError;
+use crate::error::{DataError, excerpt};
 use crate::folder::missing_classes;
+use crate::footer;
 use crate::guard::guarded;
 use crate::loader::{Encoded, Loader, Means, check_model, told};
 use crate::pool::Resources;
@@ -39,8 +40,12 @@ const LABELS: [&str; 3] = ["label", "labels", "fine_label"];
 /// The most rows that are decoded at a time, and the bytes of their images after which no more are read.
 const BATCH: usize = 512;
 const BATCH_BYTES: usize = 64 << 20;
-/// The most rows of a set.
+/// The most rows of a file.
 const ROWS_MAX: usize = 1 << 26;
+/// The most columns that an error names.
+const COLUMNS_SHOWN: usize = 20;
+/// The longest path of an image that is its name. Names of all images stay in memory.
+const NAME_BYTES_MAX: usize = 4096;
 /// Rows of each column that are read ahead.
 const READ_AHEAD: usize = 64;
 /// The key of the metadata that names the classes.
@@ -296,7 +301,8 @@ impl Table {
     fn open(path: &Path) -> Result<Self, DataError> {
         let failed = |source| DataError::Read { file: path.to_path_buf(), source };
         let refused = |why: String| DataError::Parquet { file: path.to_owned(), why };
-        let file = File::open(path).map_err(failed)?;
+        let mut file = File::open(path).map_err(failed)?;
+        footer::check(&mut file).map_err(failed)?.map_err(|why| refused(why.to_owned()))?;
         let opened = guarded(|| SerializedFileReader::new(file)).ok_or_else(|| refused(broken()))?;
         let reader = opened.map_err(|error| refused(said(&error)))?;
         let fields = reader.metadata().file_metadata().schema().get_fields().to_vec();
@@ -356,7 +362,7 @@ impl Table {
         Err(DataError::LabelOutOfRange { file: self.path.clone(), index, label: i32::from(label), classes })
     }
 
-    /// The name of an image, which is its path, or its file and the number of its row, and its bytes. A row without an image has no bytes.
+    /// The name of an image, which is its path, or its file and the number of its row if there is no path or a very long one; and its bytes. A row without an image has no bytes.
     fn image_of(&self, index: usize, row: Row) -> (String, Vec<u8>) {
         let (mut name, mut bytes) = (None, Vec::new());
         let image = row.into_columns().into_iter().find(|(name, _)| name == self.image.name());
@@ -364,7 +370,7 @@ impl Table {
             for (field, value) in image.into_columns() {
                 match (field.as_str(), value) {
                     ("bytes", Field::Bytes(value)) => bytes = value.data().to_vec(),
-                    ("path", Field::Str(path)) if !path.is_empty() => name = Some(path),
+                    ("path", Field::Str(path)) if (1..=NAME_BYTES_MAX).contains(&path.len()) => name = Some(path),
                     _ => {}
                 }
             }
@@ -383,7 +389,7 @@ fn columns(fields: &[TypePtr]) -> Result<(TypePtr, TypePtr), String> {
         field.is_primitive() && matches!(field.get_physical_type(), INT32 | INT64)
     };
     let named = |name: &&str| fields.iter().find(|field| field.name() == *name).filter(is_number);
-    let all: Vec<String> = fields.iter().map(|field| printable(field.name())).collect();
+    let all: Vec<String> = fields.iter().take(COLUMNS_SHOWN).map(|field| excerpt(field.name())).collect();
     let lacks = |what: &str| format!("it has no {what}; its columns are {}", all.join(", "));
     let image = fields
         .iter()

@@ -1,6 +1,6 @@
 //! Which training images a job trains on, and which it holds out: parts of a permutation that a seed decides.
 //!
-//! Not here: the order of images in an epoch (`order`).
+//! Not here: the order of images in an epoch (the coordinator).
 
 use convoy_common::random::permutation;
 use serde::{Deserialize, Serialize};

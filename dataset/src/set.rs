@@ -126,14 +126,16 @@ impl PartSet {
 impl Split {
     /// Images of one size.
     ///
-    /// # Panics If there isn't one label per image, or the images aren't in standard layout.
+    /// # Panics
+    /// If there isn't one label per image, or the images aren't in standard layout.
     pub(super) fn new(images: Array4<u8>, labels: Vec<u16>, wanted: &Wanted) -> Self {
         Self::of_array(images, labels, wanted.viewer(false))
     }
 
     /// Images that were made in the size that is cropped.
     ///
-    /// # Panics If there isn't one label per image, or the images aren't in standard layout.
+    /// # Panics
+    /// If there isn't one label per image, or the images aren't in standard layout.
     pub(super) fn made(images: Array4<u8>, labels: Vec<u16>, wanted: &Wanted) -> Self {
         Self::of_array(images, labels, wanted.viewer(true))
     }
@@ -153,7 +155,8 @@ impl Split {
 
     /// All images of a cache.
     ///
-    /// # Panics If there isn't one label per image.
+    /// # Panics
+    /// If there isn't one label per image.
     pub(super) fn of_files(cache: ImageCache, labels: Vec<u16>, wanted: &Wanted) -> Self {
         assert_eq!(cache.len(), labels.len(), "one label an image");
         let all = (0..cache.len()).collect();
@@ -163,7 +166,8 @@ impl Split {
 
     /// These images alone, by their indices.
     ///
-    /// # Panics If an index is out of range.
+    /// # Panics
+    /// If an index is out of range.
     pub(super) fn chosen(&self, indices: &[usize]) -> Self {
         let pictures = match &self.pictures {
             Pictures::Same(images) => Pictures::Same(Arc::new(images.select(Axis(0), indices))),
@@ -282,7 +286,7 @@ impl Split {
         self.labels[index]
     }
 
-    /// The file of one image, if it has one of its own.
+    /// The file of one image, unless it is in an array. That of a row of a table is the table and the row's name.
     ///
     /// # Panics
     /// If the index is out of range.

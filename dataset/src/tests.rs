@@ -194,7 +194,7 @@ fn missing_folder_and_files_are_named() {
     let nowhere = folder.path().join("nowhere");
     assert_error!(load_from(&nowhere, &small_wanted()), DataError::FolderMissing { .. }, ["nowhere"]);
     fs::write(&nowhere, "").unwrap();
-    assert_error!(load_from(&nowhere, &small_wanted()), DataError::FolderMissing { .. }, ["nowhere"]);
+    assert_error!(load_from(&nowhere, &small_wanted()), DataError::NotASet { .. }, ["nowhere is no set"]);
     let mut files = small_without(TRAIN_LABELS);
     files.remove(TEST_IMAGES);
     write_files(folder.path(), &files);
@@ -406,8 +406,8 @@ fn test_images_are_loaded_alone() {
 
 #[test]
 fn a_source_that_a_checkpoint_names_is_taken_unless_another_was_asked_for() {
-    let (nowhere, usual) = (DataSource::Folder("nowhere".into()), AskedReading::default());
-    let choice = DataChoice::of((None, usual), (Some(nowhere.clone()), None));
+    let remembered = RememberedData { source: Some(DataSource::Folder("nowhere".into())), reading: None };
+    let choice = DataChoice::of(AskedData::default(), remembered.clone());
     let places = Search::new().places;
     for error in [
         choice.load(&small_wanted(), &places).unwrap_err(),
@@ -416,9 +416,9 @@ fn a_source_that_a_checkpoint_names_is_taken_unless_another_was_asked_for() {
         let text = convoy_common::chain::chain(&error);
         assert!(text.contains("that the checkpoint names, nowhere") && text.contains("does not exist"), "{text}");
     }
-    let asked = DataChoice::of((Some(DataSource::Bundled), usual), (Some(nowhere), None));
+    let asked = DataChoice::of(AskedData { source: Some(DataSource::Bundled), ..AskedData::default() }, remembered);
     assert_eq!(asked, DataChoice { source: DataSource::Bundled, is_remembered: false, reading: Reading::default() });
-    assert_eq!(DataChoice::of((None, usual), (None, None)).source, DataSource::Auto);
+    assert_eq!(DataChoice::of(AskedData::default(), RememberedData::default()).source, DataSource::Auto);
 }
 
 #[test]
@@ -429,11 +429,13 @@ fn a_format_that_is_asked_for_is_the_only_one_that_is_looked_for() {
     let of = |format| Layout::of(folder.path(), format);
     assert!(matches!(of(None), Ok(Layout::Idx)) && matches!(of(Some(Format::Idx)), Ok(Layout::Idx)));
     assert!(matches!(of(Some(Format::Images)), Ok(Layout::ImageFiles)));
-    for (format, missing) in
-        [(Format::Npz, "NumPy archive"), (Format::Cifar, "files of CIFAR"), (Format::Parquet, "Parquet files")]
-    {
-        let expected = format!("has no {missing} (--data-format {format})");
-        assert_error!(of(Some(format)).map(|_| ()), DataError::NotOfFormat { .. }, [&*expected]);
+    for (format, missing) in [
+        (Format::Npz, "is not a NumPy archive"),
+        (Format::Cifar, "has no files of CIFAR"),
+        (Format::Parquet, "has no Parquet files"),
+    ] {
+        let flag = format!("(--data-format {format})");
+        assert_error!(of(Some(format)).map(|_| ()), DataError::NotOfFormat { .. }, [missing, &*flag]);
         assert_eq!(format.to_string().parse(), Ok(format));
     }
     let text = "idxx".parse::<Format>().unwrap_err();
@@ -442,13 +444,18 @@ fn a_format_that_is_asked_for_is_the_only_one_that_is_looked_for() {
 
 #[test]
 fn a_remembered_format_is_that_of_the_remembered_source() {
-    let folder = |name: &str| Some(DataSource::Folder(name.into()));
-    let before = || (folder("here"), Some(Reading { format: Some(Format::Idx), ..Reading::default() }));
-    let format = |asked| DataChoice::of(asked, before()).reading.format;
-    assert_eq!(format((None, AskedReading::default())), Some(Format::Idx));
-    assert_eq!(format((folder("there"), AskedReading::default())), None);
-    let npz = AskedReading { format: Some(Format::Npz), ..AskedReading::default() };
-    assert_eq!([format((None, npz)), format((folder("there"), npz))], [Some(Format::Npz); 2]);
+    let format = |source: Option<&str>, asked: Option<Format>| {
+        let folder = |name: &str| DataSource::Folder(name.into());
+        let reading = AskedReading { format: asked, ..AskedReading::default() };
+        let before = Some(Reading { format: Some(Format::Idx), ..Reading::default() });
+        let remembered = RememberedData { source: Some(folder("here")), reading: before };
+        DataChoice::of(AskedData { source: source.map(folder), reading }, remembered).reading.format
+    };
+    assert_eq!(
+        [None, Some("here"), Some("there")].map(|source| format(source, None)),
+        [Some(Format::Idx), Some(Format::Idx), None]
+    );
+    assert_eq!([None, Some("there")].map(|source| format(source, Some(Format::Npz))), [Some(Format::Npz); 2]);
 }
 
 #[test]

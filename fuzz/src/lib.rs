@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use convoy_common::chain::chain;
 use convoy_common::model::{Crop, Orient, Transforms};
 use convoy_dataset::{
     BadImages, DataError, DataSource, Draw, Places, Reading, Resources, Split, TEN, View, Wanted, class_count, load,
@@ -24,7 +25,7 @@ thread_local! {
     static FOLDER: RefCell<TempDir> = RefCell::new(TempDir::new().expect("a folder for the files of one input"));
 }
 
-/// Writes files by these names, and opens each place that `open` gets the folder of.
+/// Writes files by these names into a folder, and hands it to `open`.
 pub fn with_files(files: &[(&str, &[u8])], open: impl FnOnce(&Path)) {
     FOLDER.with_borrow(|folder| {
         for (name, bytes) in files {
@@ -80,7 +81,7 @@ fn checked<T>(result: Result<T, DataError>) -> Option<T> {
 }
 
 fn check_text(error: &dyn std::error::Error) {
-    let text = error.to_string();
+    let text = chain(error);
     assert!(!text.is_empty(), "an error without a text");
     assert!(!text.chars().any(|char| char.is_control() && char != '\n'), "control characters in {text:?}");
     assert!(text.len() < 1 << 14, "an error of {} bytes", text.len());
