@@ -338,11 +338,10 @@ fn a_checkpoint_has_the_names_of_classes_and_is_measured_on_the_same_test_images
         std::os::unix::fs::symlink(own.path("set").join(name), own.path("other").join(name)).unwrap();
     }
     let all = "eval --json --test-share 1";
-    let of_other = |flags: &str| run(flags, &[("--data", &own.path("other"))]);
-    let whole = of_other(&format!("{all} {}", own.path("run").display()));
-    assert!(whole.status.success() && said(&whole).contains("\"images\":90"), "{}", said(&whole));
+    let whole = succeed(&format!("{all} {}", own.path("run").display()), &[("--data", &own.path("other"))]);
+    assert_eq!(serde_json::from_str::<Value>(&whole).unwrap()["images"], 90);
     fs::rename(own.path("other/red"), own.path("other/amber")).unwrap();
-    let renamed = of_other(&format!("{all} {}", own.path("run").display()));
+    let renamed = run(&format!("{all} {}", own.path("run").display()), &[("--data", &own.path("other"))]);
     assert_eq!(renamed.status.code(), Some(2), "{}", said(&renamed));
     assert!(said(&renamed).contains("class 0 is \"blue\" in"), "{}", said(&renamed));
     assert!(said(&renamed).contains("and \"amber\" in the images"), "{}", said(&renamed));
@@ -402,7 +401,7 @@ fn classes_auto_gives_a_preset_the_classes_of_a_folder() {
     let paths: &[(&str, &Path)] = &[("--data", &own.path("set")), ("--out", &own.path("preset"))];
     let refused = run("train --model alexnet-cifar --steps 2 --trace off", paths);
     assert!(
-        said(&refused).contains("has 3 classes, and the model has 10; convoy train --classes auto"),
+        said(&refused).contains("has 3 classes, and the model has 10; a new job with --classes auto"),
         "{}",
         said(&refused)
     );
