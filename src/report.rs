@@ -125,10 +125,8 @@ impl Reporter<'_> {
             }
             measured => {
                 let found = measured?;
-                {
-                    let classes = Classes::new(&found.labels, &found.predicted, &found.logits, found.loss);
-                    Some(classes.of_images(found.data, found.images_sha256))
-                }
+                let classes = Classes::new(&found.labels, &found.predicted, &found.logits, found.loss);
+                Some(classes.of_images(found.data, found.classes, found.images_sha256))
             }
         };
         let step = manifest.progress.step;

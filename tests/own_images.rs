@@ -332,6 +332,9 @@ fn a_checkpoint_has_the_names_of_classes_and_is_measured_on_the_same_test_images
     assert_eq!(listed.lines().count() as u64, 1 + sum("images") - sum("correct"));
     let table = succeed(&format!("eval --by-class {}", own.path("run").display()), &[]);
     assert!(table.contains("class  images  correct  accuracy") && table.contains("\ngreen "), "{table}");
+    let report = succeed(&format!("report --json {}", own.path("run").display()), &[]);
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["trained"]["classes"]["names"], serde_json::json!(["blue", "green", "red"]));
     // Other images may have other names of classes, and all of them may be for tests.
     fs::create_dir(own.path("other")).unwrap();
     for name in ["blue", "green", "red"] {

@@ -29,7 +29,7 @@ pub struct Measuring {
     pub path: PathBuf,
     /// The model's text. Required for a weights file. For a checkpoint it must be the checkpoint's own.
     pub model: Option<String>,
-    /// Where the images come from. Left out: where the checkpoint says, or [`DataSource::Auto`] for a weights file.
+    /// Where the images come from. What is missing is as the checkpoint says, or the default.
     pub data: AskedData,
     /// Which of its images are measured.
     pub part: Part,

@@ -14,6 +14,8 @@ pub struct Classes {
     pub origin: String,
     /// Number of classes.
     pub classes: usize,
+    /// Their names. Empty if they have none.
+    pub names: Vec<String>,
     /// Number of images.
     pub images: usize,
     /// Images that were classified correctly.
@@ -59,14 +61,20 @@ impl Classes {
             loss,
             confusion,
             right,
+            names: Vec::new(),
             origin: String::new(),
             images_sha256: String::new(),
         }
     }
 
-    /// The same, with what the images are: their origin for people, and their SHA-256.
-    pub fn of_images(self, origin: String, images_sha256: String) -> Self {
-        Self { origin, images_sha256, ..self }
+    /// The same, with what the images are: their origin for people, the names of their classes, and their SHA-256.
+    pub fn of_images(self, origin: String, names: Vec<String>, images_sha256: String) -> Self {
+        Self { origin, names, images_sha256, ..self }
+    }
+
+    /// The name of a class, or its number if it has none.
+    pub fn name(&self, class: usize) -> String {
+        self.names.get(class).cloned().unwrap_or_else(|| class.to_string())
     }
 
     /// The share of images that were classified correctly.
@@ -120,6 +128,9 @@ mod tests {
         assert_eq!((found.count(0, 1), found.count(0, 6), found.images_of(0), found.images_of(3)), (1, 1, 3, 0));
         assert_eq!((found.accuracy_of(0), found.accuracy_of(3)), (Some(1.0 / 3.0), None));
         assert_eq!(found.confusions(9), [(0, 1, 1), (0, 6, 1)]);
+        assert_eq!(found.name(1), "1");
+        let names = ["cat", "dog"].map(str::to_owned).to_vec();
+        assert_eq!(found.of_images(String::new(), names, String::new()).name(1), "dog");
         // Of equal logits, the first ones come first.
         let equal = Classes::new(&[4, 5], &[0, 0], &[1.0; 14], 0.0);
         assert_eq!(equal.in_top, 1);

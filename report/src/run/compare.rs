@@ -34,6 +34,8 @@ pub struct Results {
     pub chance: f64,
     /// The accuracies of each class, of both runs. None of a class without images.
     pub by_class: Vec<Option<[f64; 2]>>,
+    /// The names of the classes, or their numbers.
+    pub names: Vec<String>,
 }
 
 impl Comparison {
@@ -141,8 +143,8 @@ impl Comparison {
 
     fn classes(&self) -> String {
         let Some(results) = &self.results else { return String::new() };
-        let row = |(class, both): (usize, &Option<[f64; 2]>)| {
-            let Some([a, b]) = both else { return String::new() };
+        let row = |(class, both): (&String, &Option<[f64; 2]>)| {
+            let (class, Some([a, b])) = (escaped(class), both) else { return String::new() };
             let points = (b - a) * 100.0;
             format!(
                 "<tr><td>{class}</td><td>{:.1} %</td><td>{:.1} %</td><td>{points:+.1}</td></tr>\n",
@@ -150,7 +152,7 @@ impl Comparison {
                 b * 100.0
             )
         };
-        let rows: String = results.by_class.iter().enumerate().map(row).collect();
+        let rows: String = results.names.iter().zip(&results.by_class).map(row).collect();
         format!(
             "<h2>Accuracy by class</h2>\n<div class=\"wide\"><table>\n<tr><th>class</th><th>first</th><th>second</th><th>difference, points</th></tr>\n\
              {rows}</table></div>\n"
@@ -192,5 +194,6 @@ fn results(first: &RunReport, second: &RunReport) -> Option<Results> {
         only,
         difference: b.accuracy() - a.accuracy(),
         by_class: (0..a.classes).map(class).collect(),
+        names: (0..a.classes).map(|class| a.name(class)).collect(),
     })
 }

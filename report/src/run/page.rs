@@ -93,7 +93,10 @@ impl Classes {
         let listed = self.confusions(CONFUSIONS);
         let rows: String = listed
             .iter()
-            .map(|(label, predicted, count)| format!("<tr><td>{label}</td><td>{predicted}</td><td>{count}</td></tr>\n"))
+            .map(|(label, predicted, count)| {
+                let [label, predicted] = [label, predicted].map(|class| self.escaped_name(usize::from(*class)));
+                format!("<tr><td>{label}</td><td>{predicted}</td><td>{count}</td></tr>\n")
+            })
             .collect();
         let confusions = if rows.is_empty() {
             String::new()
@@ -120,12 +123,16 @@ impl Classes {
         )
     }
 
+    fn escaped_name(&self, class: usize) -> String {
+        escaped(&self.name(class))
+    }
+
     /// The confusion matrix, with the accuracy of each class.
     fn matrix(&self) -> String {
         if self.classes > CLASSES_IN_TABLE {
             return String::new();
         }
-        let head: String = (0..self.classes).map(|class| format!("<th>{class}</th>")).collect();
+        let head: String = (0..self.classes).map(|class| format!("<th>{}</th>", self.escaped_name(class))).collect();
         let row = |label: usize| {
             let images = self.images_of(label).max(1);
             let cell = |predicted: usize| {
@@ -137,7 +144,7 @@ impl Classes {
             };
             let cells: String = (0..self.classes).map(cell).collect();
             let accuracy = self.accuracy_of(label).map_or("-".to_owned(), |share| format!("{:.1} %", share * 100.0));
-            format!("<tr><th>{label}</th>{cells}<td>{accuracy}</td></tr>\n")
+            format!("<tr><th>{}</th>{cells}<td>{accuracy}</td></tr>\n", self.escaped_name(label))
         };
         let rows: String = (0..self.classes).map(row).collect();
         format!(

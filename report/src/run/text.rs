@@ -55,6 +55,7 @@ impl RunReport {
                 lines.push(format!("test accuracy   {:.2} %{top}", classes.accuracy() * 100.0));
                 lines.push(format!("test loss       {:.4}", classes.loss));
                 let taken = |(label, predicted, count): &(u16, u16, u32)| {
+                    let [label, predicted] = [label, predicted].map(|class| classes.name(usize::from(*class)));
                     format!("class {label} taken for {predicted} ({count} images)")
                 };
                 let listed: Vec<String> = classes.confusions(3).iter().map(taken).collect();
