@@ -12,6 +12,7 @@ use flate2::read::MultiGzDecoder;
 use tar::Archive;
 
 use crate::error::DataError;
+use crate::start::start_of;
 
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 const TAR_MAGIC: &[u8] = b"ustar";
@@ -24,10 +25,8 @@ const MEMBERS_MAX: usize = 10_000;
 
 /// Whether a file looks like a tar archive, by its first bytes.
 pub(super) fn is_here(file: &Path) -> bool {
-    let mut start = Vec::new();
-    let length = (TAR_MAGIC_AT + TAR_MAGIC.len()) as u64;
-    let read = |start: &mut Vec<u8>| File::open(file)?.take(length).read_to_end(start);
-    file.is_file() && read(&mut start).is_ok() && (start.starts_with(GZIP_MAGIC) || start.ends_with(TAR_MAGIC))
+    let start = start_of(file, TAR_MAGIC_AT + TAR_MAGIC.len());
+    start.is_ok_and(|start| start.starts_with(GZIP_MAGIC) || start.ends_with(TAR_MAGIC))
 }
 
 /// The members with these names, in whichever folder of the archive they are.
@@ -40,8 +39,7 @@ pub(super) fn members(file: &Path, names: &[&str]) -> Result<HashMap<String, Vec
         file: file.to_path_buf(),
         source: io::Error::new(source.kind(), printable(&source.to_string())),
     };
-    let mut magic = [0; GZIP_MAGIC.len()];
-    File::open(file).and_then(|mut file| file.read_exact(&mut magic)).map_err(failed)?;
+    let magic = start_of(file, GZIP_MAGIC.len()).map_err(failed)?;
     let plain = BufReader::new(File::open(file).map_err(failed)?);
     if magic == GZIP_MAGIC {
         read(MultiGzDecoder::new(plain), names).map_err(failed)

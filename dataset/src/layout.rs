@@ -2,8 +2,6 @@
 //!
 //! Not here: the readers (`folder`, `cifar`, `images`, `npz`, `rows`).
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use crate::error::DataError;
@@ -11,10 +9,11 @@ use crate::pool::Resources;
 use crate::reading::{Format, Reading};
 use crate::rows::RowFiles;
 use crate::set::{DataSet, PartSet, Wanted};
+use crate::start::start_of;
 use crate::{archive, cifar, classes, folder, images, npz, rows};
 
 /// The bytes of a file that an error shows.
-const START: u64 = 8;
+const START: usize = 8;
 
 /// What a folder or a file holds.
 pub(crate) enum Layout {
@@ -44,7 +43,11 @@ impl Layout {
             return Err(DataError::NotOfFormat { place: place.to_path_buf(), format });
         }
         if place.is_file() {
-            return Err(DataError::NotASet { file: place.to_path_buf(), start: start_of(place)? });
+            let file = place.to_path_buf();
+            return Err(match start_of(place, START) {
+                Ok(start) => DataError::NotASet { file, start },
+                Err(source) => DataError::Read { file, source },
+            });
         }
         Err(DataError::NoClasses { folder: place.to_path_buf() })
     }
@@ -114,11 +117,4 @@ impl Layout {
             Layout::Rows(rows) => rows.load_test(wanted, reading, resources),
         }
     }
-}
-
-/// The first bytes of a file, for people.
-fn start_of(file: &Path) -> Result<Vec<u8>, DataError> {
-    let mut start = Vec::new();
-    let read = File::open(file).and_then(|opened| opened.take(START).read_to_end(&mut start));
-    read.map(|_| start).map_err(|source| DataError::Read { file: file.to_path_buf(), source })
 }

@@ -35,6 +35,7 @@ mod scale;
 mod selection;
 mod set;
 mod spool;
+mod start;
 mod synthetic;
 #[cfg(test)]
 mod tests;

@@ -17,6 +17,7 @@ use crate::folder::{self, Parsed};
 use crate::npy::{Header, Kind, PREAMBLE};
 use crate::scale::in_planes;
 use crate::set::{DataSet, PartSet, Split, Splits, Wanted};
+use crate::start::start_of;
 
 /// The first bytes of an archive.
 const MAGIC: &[u8] = b"PK\x03\x04";
@@ -31,8 +32,7 @@ type Archive = ZipArchive<BufReader<File>>;
 
 /// Whether a file is such an archive, by its first bytes.
 pub(super) fn is_here(file: &Path) -> bool {
-    let mut start = [0; MAGIC.len()];
-    file.is_file() && File::open(file).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == MAGIC
+    start_of(file, MAGIC.len()).is_ok_and(|start| start == MAGIC)
 }
 
 /// Loads both parts.

@@ -4,7 +4,6 @@
 //! Not here: decoding images, and keeping them (`loader`).
 
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,6 +26,7 @@ use crate::loader::{Encoded, Loader, Means, check_model, told};
 use crate::pool::Resources;
 use crate::reading::Reading;
 use crate::set::{DataSet, PartSet, Splits, Wanted};
+use crate::start::start_of;
 
 /// The first and last bytes of a Parquet file.
 const MAGIC: &[u8] = b"PAR1";
@@ -77,7 +77,7 @@ struct Table {
 /// When a folder can't be read, or has files of which no name says what they are.
 pub(crate) fn find(place: &Path) -> Result<Option<RowFiles>, DataError> {
     if place.is_file() {
-        let is_one = start_of(place).is_some_and(|start| start == MAGIC);
+        let is_one = start_of(place, MAGIC.len()).is_ok_and(|start| start == MAGIC);
         let files = || RowFiles { place: place.to_owned(), train: vec![place.to_owned()], test: Vec::new() };
         return Ok(is_one.then(files));
     }
@@ -432,12 +432,6 @@ fn check_shards(files: &[PathBuf]) -> Result<(), DataError> {
         }
         _ => Ok(()),
     }
-}
-
-fn start_of(file: &Path) -> Option<[u8; 4]> {
-    let mut start = [0; 4];
-    File::open(file).ok()?.read_exact(&mut start).ok()?;
-    Some(start)
 }
 
 /// What the reader says of a file.
