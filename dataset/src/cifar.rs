@@ -137,11 +137,11 @@ impl Kind {
         [self.train_files(form), self.test_files(form), self.name_files(form)].into_iter().flatten().copied()
     }
 
-    /// Whether a place has this set in this form. Test images alone are enough, since they can be measured. The pickles of CIFAR-100 have
+    /// Whether a place has this set in this form. One file is enough: reading names those that are missing. The pickles of CIFAR-100 have
     /// names that folders of images could have, too, so the file with the names of classes must also be there.
     fn is_in(self, form: Form, has: impl Fn(&str) -> bool) -> bool {
         let is_plain = self == Kind::Hundred && form == Form::Python;
-        self.test_files(form).iter().all(|name| has(name))
+        [self.test_files(form), self.train_files(form)].into_iter().flatten().any(|name| has(name))
             && (!is_plain || self.name_files(form).iter().all(|name| has(name)))
     }
 }
@@ -377,5 +377,7 @@ mod tests {
         assert!(said().contains("label 10 at index 1 of") && said().contains("data_batch_4.bin"), "{}", said());
         fs::write(folder.path().join("data_batch_2.bin"), [0; 3072]).unwrap();
         assert!(said().contains("data_batch_2.bin has 3072 bytes; it must hold whole records of 3073"), "{}", said());
+        fs::remove_file(folder.path().join("test_batch.bin")).unwrap();
+        assert!(said().contains("cannot read") && said().contains("test_batch.bin"), "{}", said());
     }
 }

@@ -26,7 +26,7 @@ const ARRAY_BYTES_MAX: u64 = 16 << 30;
 /// The most images of an array.
 const IMAGES_MAX: usize = 1 << 26;
 /// What an archive must hold.
-const NEEDED: &str = "train_images, train_labels, test_images and test_labels, as the files of MedMNIST do";
+const NEEDED: &str = "train_images, train_labels, and test_images and test_labels (or val_images and val_labels), as the files of MedMNIST do";
 
 type Archive = ZipArchive<BufReader<File>>;
 
