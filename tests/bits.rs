@@ -72,13 +72,13 @@ fn bits_of(command: &str, not_augmented: Option<&str>) -> Option<String> {
 fn each_command_ends_in_its_bits() {
     for job in jobs() {
         let Job { name, command, weights_sha256, not_augmented, .. } = job;
-        let bits_of = |command: &str| bits_of(command, not_augmented.as_deref());
+        let found_by = |command: &str| bits_of(command, not_augmented.as_deref());
         if job.each_instruction_set {
             let sets = ["scalar", "avx2", "avx512", "neon"];
-            let found: Vec<_> = sets.iter().filter_map(|isa| bits_of(&format!("{command} --isa {isa}"))).collect();
+            let found: Vec<_> = sets.iter().filter_map(|isa| found_by(&format!("{command} --isa {isa}"))).collect();
             assert!(!found.is_empty() && found.iter().all(|found| *found == weights_sha256), "{name}: {found:?}");
         } else {
-            assert_eq!(bits_of(&command).unwrap(), weights_sha256, "{name}: convoy {command}");
+            assert_eq!(found_by(&command).unwrap(), weights_sha256, "{name}: convoy {command}");
         }
     }
 }
