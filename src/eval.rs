@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
-use convoy_common::wire::printable;
+use convoy_common::text::printable;
 use convoy_coordinator::evaluate::Views;
 use convoy_coordinator::job::defaults;
 use convoy_coordinator::links::Transport;

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use convoy_common::batch::THREADS_MAX;
-use convoy_common::wire::printable;
+use convoy_common::text::printable;
 use convoy_coordinator::predict::{Predicting, Prediction, predict};
 use convoy_coordinator::running::Running;
 

@@ -3,7 +3,7 @@
 
 use convoy_common::misdeed::{Deed, Misdeed, Moment};
 use convoy_common::random::Source;
-use convoy_common::wire::printable;
+use convoy_common::text::{NAME_MAX, brief};
 use serde::{Deserialize, Serialize};
 
 /// Steps before the first fault. In containers, also the steps after the last one.
@@ -29,8 +29,6 @@ const DELAY_MS: u64 = 700;
 
 /// No fault may last longer, in milliseconds.
 const MILLISECONDS_MAX: u64 = 60_000;
-/// An error shows at most this many characters of a name.
-const NAME_SHOWN: usize = 100;
 /// Steps of a storm from a file. A job that is longer would take days.
 const STEPS_MAX: u64 = 10_000_000;
 
@@ -214,8 +212,7 @@ fn of_name<T: Copy + std::fmt::Debug>(key: &str, name: &str, all: &[T]) -> Resul
     let named = |item: &T| format!("{item:?}").to_lowercase();
     all.iter().find(|item| named(item) == name).copied().ok_or_else(|| {
         let names: Vec<_> = all.iter().map(named).collect();
-        let name = printable(&name.chars().take(NAME_SHOWN).collect::<String>());
-        format!("\"{key}\" is \"{name}\", and must be one of {}", names.join(", "))
+        format!("\"{key}\" is \"{}\", and must be one of {}", brief(name, NAME_MAX), names.join(", "))
     })
 }
 

@@ -5,7 +5,7 @@
 use toml::{Table, Value};
 
 use crate::suggest;
-use crate::wire::printable;
+use crate::text::printable;
 
 /// What is wrong with a key or its value.
 #[derive(Debug, thiserror::Error, PartialEq)]

@@ -25,6 +25,7 @@ pub mod route;
 pub mod schedule;
 pub mod slots;
 pub mod suggest;
+pub mod text;
 pub mod token;
 pub mod trace;
 pub mod wire;

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use convoy_common::model::Network;
 use convoy_common::parameters::{Parameter, Tensors, hex, sha256};
+use convoy_common::text::brief;
 use ndarray::{ArrayD, IxDyn};
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
@@ -343,7 +344,7 @@ fn check_progress(progress: &Progress, job: &Job, last_step: u64) -> Result<(), 
 
 /// The beginning of a text from a damaged file, as an error shows it.
 fn shown(text: &str) -> String {
-    convoy_common::wire::printable(&text.chars().take(SHOWN_MAX).collect::<String>())
+    brief(text, SHOWN_MAX)
 }
 
 /// The line of a manifest in its sum file.

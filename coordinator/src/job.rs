@@ -8,7 +8,7 @@ use convoy_common::batch::{BATCH_MAX, Division};
 use convoy_common::placement::Placement;
 use convoy_common::schedule::{Schedule, Span};
 use convoy_common::suggest;
-use convoy_common::wire::printable;
+use convoy_common::text::printable;
 use serde::{Deserialize, Serialize};
 
 use convoy_dataset::Selection;

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use convoy_common::wire::printable;
+use convoy_common::text::printable;
 
 use crate::error::JobError;
 use crate::files::{read_regular, write_atomically};

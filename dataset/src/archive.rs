@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
 
-use convoy_common::wire::printable;
+use convoy_common::text::printable;
 use flate2::read::MultiGzDecoder;
 use tar::Archive;
 

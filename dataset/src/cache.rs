@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use convoy_common::model::Shape;
-use convoy_common::wire::printable;
+use convoy_common::text::printable;
 use sha2::{Digest, Sha256};
 
 use crate::colours::ColourSums;

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use convoy_common::wire::printable;
+use convoy_common::text::printable;
 use ndarray::Array4;
 
 use crate::archive;

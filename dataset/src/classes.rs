@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use convoy_common::wire::printable;
+use convoy_common::text::printable;
 use sha2::{Digest, Sha256};
 
 use crate::error::DataError;

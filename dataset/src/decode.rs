@@ -8,7 +8,7 @@ use std::io::{self, Cursor, Read};
 use std::path::Path;
 
 use convoy_common::model::Orient;
-use convoy_common::wire::printable;
+use convoy_common::text::printable;
 use png::Transformations;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;

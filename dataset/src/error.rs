@@ -5,7 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use convoy_common::wire::printable;
+use convoy_common::text::printable;
 
 use super::decode::described;
 use super::reading::Format;

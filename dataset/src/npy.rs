@@ -97,7 +97,7 @@ impl fmt::Display for Header {
         let order = if self.is_fortran { " in Fortran's order" } else { "" };
         let extents: Vec<String> = self.shape.iter().map(usize::to_string).collect();
         let comma = if extents.len() == 1 { "," } else { "" };
-        write!(f, "{}{order} of shape ({}{comma})", convoy_common::wire::printable(&self.descr), extents.join(", "))
+        write!(f, "{}{order} of shape ({}{comma})", convoy_common::text::printable(&self.descr), extents.join(", "))
     }
 }
 

@@ -8,7 +8,7 @@ use std::io::{self, BufReader, Read};
 use std::path::Path;
 
 use convoy_common::model::Shape;
-use convoy_common::wire::printable;
+use convoy_common::text::printable;
 use ndarray::Array4;
 use zip::ZipArchive;
 

@@ -7,7 +7,7 @@ use convoy_proto::v1;
 use super::peer::{Peer, PeerFailed, Tally, tally_from, tally_to};
 use super::tensor::{Direction, direction_from, direction_to, micro_batch_from, micro_batch_to};
 use super::trace::Recorded;
-use super::{WireError, address_from, nonzero, printable, required};
+use super::{WireError, address_from, description_from, name_from, nonzero, required};
 use crate::address::Address;
 use crate::batch::{BATCH_MAX, Batches, Division, MicroBatch};
 use crate::index::{TowerIndex, WorkerIndex};
@@ -258,11 +258,11 @@ impl TryFrom<v1::from_worker::Message> for FromWorker {
         Ok(match message {
             Message::Hello(m) => FromWorker::Hello(Hello {
                 protocol_version: m.protocol_version,
-                convoy_version: printable(&m.convoy_version),
+                convoy_version: name_from(&m.convoy_version),
                 process_id: m.process_id,
                 threads: m.threads as usize,
-                instruction_set: printable(&m.instruction_set),
-                host: printable(&m.host),
+                instruction_set: name_from(&m.instruction_set),
+                host: name_from(&m.host),
                 exchange_address: Some(&m.exchange_address)
                     .filter(|address| !address.is_empty())
                     .map(|address| address_from("exchange_address", address))
@@ -352,7 +352,7 @@ impl TryFrom<v1::to_worker::Message> for ToWorker {
                 ToWorker::Commit { step: nonzero("step", m.step)?, rate: m.rate, hand_over: m.hand_over }
             }
             Message::SendState(m) => ToWorker::SendState { step: m.step },
-            Message::EndJob(m) => ToWorker::EndJob { reason: m.reason },
+            Message::EndJob(m) => ToWorker::EndJob { reason: description_from(&m.reason) },
             Message::Ping(m) => ToWorker::Ping { sent: m.sent_ns },
         })
     }
@@ -367,7 +367,7 @@ impl From<Numbered<ToWorker>> for v1::ToWorker {
             ToWorker::Assign(assignment) => Message::Assign(assignment.into()),
             ToWorker::Commit { step, rate, hand_over } => Message::Commit(v1::Commit { step, rate, hand_over }),
             ToWorker::SendState { step } => Message::SendState(v1::SendState { step }),
-            ToWorker::EndJob { reason } => Message::EndJob(v1::EndJob { reason }),
+            ToWorker::EndJob { reason } => Message::EndJob(v1::EndJob { reason: description_from(&reason) }),
             ToWorker::Ping { sent } => Message::Ping(v1::Ping { sent_ns: sent }),
         };
         Self { generation: numbered.generation, message: Some(message) }
@@ -493,8 +493,8 @@ impl TryFrom<v1::Failure> for Failure {
         };
         Ok(Failure {
             kind,
-            message: printable(&m.message),
-            layer: m.layer.as_deref().map(printable),
+            message: description_from(&m.message),
+            layer: m.layer.as_deref().map(name_from),
             tower: m.tower.map(TowerIndex::from),
             step: m.step,
         })
@@ -510,7 +510,7 @@ impl From<Failure> for v1::Failure {
         };
         Self {
             kind: kind.into(),
-            message: failure.message,
+            message: description_from(&failure.message),
             layer: failure.layer,
             tower: failure.tower.map(u32::from),
             step: failure.step,

@@ -40,6 +40,7 @@ pub mod tuning {
 }
 
 use crate::address::Address;
+use crate::text::{DESCRIPTION_MAX, NAME_MAX, brief};
 
 /// A malformed message.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -82,17 +83,15 @@ fn nonzero(field: &'static str, value: u64) -> Result<u64, WireError> {
 /// Where a worker listens.
 fn address_from(field: &'static str, text: &str) -> Result<Address, WireError> {
     let expected = "it must be HOST:PORT or unix:PATH";
-    text.parse().map_err(|_| WireError::Value { field, value: printable(text), expected })
+    text.parse().map_err(|_| WireError::Value { field, value: name_from(text), expected })
 }
 
-/// A peer's text on one line, without the characters that a terminal would interpret: controls, and those that change the direction of text or
-/// separate lines in Unicode.
-pub fn printable(text: &str) -> String {
-    let shown = |character: char| match character {
-        '\n' | '\t' => ' ',
-        '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
-        other if other.is_control() => char::REPLACEMENT_CHARACTER,
-        other => other,
-    };
-    text.chars().map(shown).collect()
+/// A short text of another process, such as the name of its machine.
+pub fn name_from(text: &str) -> String {
+    brief(text, NAME_MAX)
+}
+
+/// A longer text of another process, such as the reason why it ends a job.
+pub fn description_from(text: &str) -> String {
+    brief(text, DESCRIPTION_MAX)
 }

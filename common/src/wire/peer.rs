@@ -6,7 +6,7 @@ use std::time::Duration;
 use convoy_proto::v1;
 
 use super::tensor::{Direction, direction_from, direction_to};
-use super::{WireError, address_from, nonzero, printable};
+use super::{WireError, address_from, description_from, nonzero};
 use crate::address::Address;
 use crate::index::{ExchangeIndex, WorkerIndex};
 use crate::route::Moved;
@@ -186,7 +186,7 @@ impl TryFrom<v1::PeerFailed> for PeerFailed {
             v1::PeerFailureKind::Invalid => PeerFailure::Invalid,
             v1::PeerFailureKind::Unspecified => return Err(WireError::Missing("kind")),
         };
-        Ok(Self { peer: m.peer.into(), kind, message: printable(&m.message) })
+        Ok(Self { peer: m.peer.into(), kind, message: description_from(&m.message) })
     }
 }
 
@@ -197,7 +197,7 @@ impl From<PeerFailed> for v1::PeerFailed {
             PeerFailure::Broken => v1::PeerFailureKind::Broken,
             PeerFailure::Invalid => v1::PeerFailureKind::Invalid,
         };
-        Self { peer: failed.peer.into(), kind: kind.into(), message: failed.message }
+        Self { peer: failed.peer.into(), kind: kind.into(), message: description_from(&failed.message) }
     }
 }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use bytes::Bytes;
 use convoy_proto::v1;
 
-use super::{WireError, nonzero, required};
+use super::{WireError, name_from, nonzero, required};
 use crate::batch::{MicroBatch, MicroBatchId, Phase};
 use crate::index::{ExchangeIndex, TowerIndex};
 use crate::slots::Node;
@@ -21,6 +21,11 @@ pub const CHUNK_BYTES: usize = 256 << 10;
 pub const FRAME_BYTES_MAX: usize = CHUNK_BYTES + (64 << 10);
 /// The largest control message, in bytes. A model file is the largest part of any.
 pub const CONTROL_BYTES_MAX: usize = crate::model::TEXT_BYTES_MAX + (64 << 10);
+
+/// The longest name of a parameter or of a bundle. A bundle's name holds those of two layers, which have at most 100 characters.
+const TENSOR_NAME_MAX: usize = 256;
+/// The most axes of a tensor. Errors show the lengths of all.
+const AXES_MAX: usize = 8;
 
 /// Identifies a tensor.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -370,6 +375,10 @@ pub fn chunk_from_frame(frame: v1::Frame) -> Result<Chunk, WireError> {
     if found != chunk.crc32c {
         return Err(WireError::Checksum { key: key.to_string(), offset: chunk.offset, found, stated: chunk.crc32c });
     }
+    if chunk.shape.len() > AXES_MAX {
+        let (value, expected) = (format!("a list of {}", chunk.shape.len()), "it must have at most 8 axes");
+        return Err(WireError::Value { field: "shape", value, expected });
+    }
     let shape = chunk.shape.into_iter().map(|length| length as usize).collect();
     let generation = Generation { job: nonzero("job", chunk.job)?, number: nonzero("generation", chunk.generation)? };
     Ok(Chunk { generation, key, shape, offset: chunk.offset, data: chunk.data, checksum: found })
@@ -406,20 +415,29 @@ pub(super) fn key_from(tensor: v1::chunk::Tensor) -> Result<TensorKey, WireError
                 v1::State::Unspecified => return Err(WireError::Missing("state")),
             },
             step: m.step,
-            name: m.name,
+            name: tensor_name(m.name)?,
             tower: m.tower.into(),
         },
         v1::chunk::Tensor::Gradient(m) => {
             let first = m.first_slot as usize;
             TensorKey::Gradient {
                 step: nonzero("step", m.step)?,
-                name: m.name,
+                name: tensor_name(m.name)?,
                 tower: m.tower.into(),
                 piece: m.piece as usize,
                 node: (m.slots > 0).then(|| first..first + m.slots as usize),
             }
         }
     })
+}
+
+/// The name of a parameter or of a bundle, which consists of names of layers. Errors and logs show it.
+fn tensor_name(name: String) -> Result<String, WireError> {
+    if name.len() <= TENSOR_NAME_MAX && name.chars().all(|c| c.is_ascii_graphic() || c == ' ') {
+        return Ok(name);
+    }
+    let expected = "it must have at most 256 characters, all of them printable and of ASCII";
+    Err(WireError::Value { field: "name", value: format!("\"{}\"", name_from(&name)), expected })
 }
 
 pub(super) fn key_to(key: TensorKey) -> v1::chunk::Tensor {

@@ -126,3 +126,47 @@ fn what_a_worker_says_of_itself_commands_no_terminal() {
     let crate::wire::FromWorker::Hello(hello) = numbered.message else { panic!("it is a hello") };
     assert_eq!(hello.host, "\u{fffd}[2Jx error: y\u{fffd}");
 }
+
+/// No text of a message is long, and none commands a terminal, whichever message carries it.
+#[test]
+fn long_and_hostile_texts_are_short_and_printable() {
+    use crate::wire::{FromWorker, Numbered, ToWorker};
+    use v1::from_worker::Message;
+    let hostile = "\u{1b}[31m\n\u{202e}x".repeat(1 << 18);
+    let failure = v1::Failure { kind: 2, message: hostile.clone(), layer: Some(hostile.clone()), ..Default::default() };
+    let failed = v1::PeerFailed { kind: 1, message: hostile.clone(), ..Default::default() };
+    let hello = v1::Hello {
+        convoy_version: hostile.clone(),
+        instruction_set: hostile.clone(),
+        host: hostile.clone(),
+        ..Default::default()
+    };
+    for message in [Message::Failure(failure), Message::PeerFailed(failed), Message::Hello(hello)] {
+        let message = v1::FromWorker { generation: 1, message: Some(message) };
+        assert_brief(&format!("{:?}", Numbered::<FromWorker>::try_from(message).unwrap()));
+    }
+    let end = v1::to_worker::Message::EndJob(v1::EndJob { reason: hostile.clone() });
+    let end = v1::ToWorker { generation: 1, message: Some(end) };
+    assert_brief(&format!("{:?}", Numbered::<ToWorker>::try_from(end).unwrap()));
+    let of = |exchange_address| v1::Hello { exchange_address, ..Default::default() };
+    let hello = v1::FromWorker { generation: 0, message: Some(Message::Hello(of(hostile.clone()))) };
+    assert_brief(&Numbered::<FromWorker>::try_from(hello).unwrap_err().to_string());
+    let parameter = v1::Parameter { name: hostile.clone(), state: 1, ..Default::default() };
+    let gradient = v1::Gradient { step: 1, name: hostile, ..Default::default() };
+    for tensor in [v1::chunk::Tensor::Parameter(parameter), v1::chunk::Tensor::Gradient(gradient)] {
+        let chunk = v1::Chunk { job: 1, tensor: Some(tensor), ..Default::default() };
+        assert_brief(
+            &chunk_from_frame(v1::Frame { frame: Some(v1::frame::Frame::Chunk(chunk)) }).unwrap_err().to_string(),
+        );
+    }
+    let tensor = v1::chunk::Tensor::Gradient(v1::Gradient { step: 1, name: "a".to_owned(), ..Default::default() });
+    let data = Bytes::from_static(&[0; 4]);
+    let crc32c = crc32c::crc32c(&data);
+    let chunk = v1::Chunk { job: 1, tensor: Some(tensor), shape: vec![1; 1 << 16], data, crc32c, ..Default::default() };
+    assert_brief(&chunk_from_frame(v1::Frame { frame: Some(v1::frame::Frame::Chunk(chunk)) }).unwrap_err().to_string());
+}
+
+fn assert_brief(text: &str) {
+    assert!(text.chars().count() < 3000, "{} characters: {}", text.chars().count(), &text[..300]);
+    assert!(!text.contains(['\u{1b}', '\n', '\u{202e}']) && !text.contains("\\u{"), "{text}");
+}

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use convoy_common::model::Network;
 use convoy_common::parameters::Parameter;
 use convoy_common::suggest;
-use convoy_common::wire::printable;
+use convoy_common::text::printable;
 
 /// Layers of a network, and layers of a file.
 #[derive(Clone, Debug, Default)]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use convoy_common::chain::chain;
 use convoy_common::model::Network;
 use convoy_common::trace::{Activity, Span};
+use convoy_common::wire::description_from;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value};
@@ -95,7 +96,7 @@ async fn send_all(mut client: TraceServiceClient<Channel>, requests: Receiver<Ex
         let sent = tokio::time::timeout(ANSWER_MAX, client.export(request)).await;
         let failed = match sent {
             Ok(Ok(_)) => continue,
-            Ok(Err(status)) => status.message().to_owned(),
+            Ok(Err(status)) => description_from(status.message()),
             Err(_) => format!("no answer within {ANSWER_MAX:?}"),
         };
         trouble.failed += 1;

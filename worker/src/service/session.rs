@@ -19,7 +19,7 @@ use convoy_common::trace::{Activity, Transfer};
 use convoy_common::wire::{
     Assembler, Assignment, Carried, Chunk, Doing, Elements, Failure, FailureKind, FromWorker, Generation, Hello,
     Numbered, Payload, Peer, PeerFailed, PeerFailure, Pong, Tally, TensorKey, ToWorker, WireError, chunk_from_frame,
-    expected_shape, frames, open_frame,
+    description_from, expected_shape, frames, open_frame,
 };
 use convoy_proto::{PROTOCOL_VERSION, v1};
 use tokio::sync::mpsc::error::TryRecvError;
@@ -55,6 +55,9 @@ const BACKLOG_MAX: usize = 64;
 /// How long a worker that reported a failure waits for the end of the job.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// The most towers that a log line names.
+const TOWERS_SHOWN: usize = 16;
+
 /// Why a session failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SessionError {
@@ -63,7 +66,7 @@ pub(super) enum SessionError {
     #[error("cannot connect to a coordinator at {0}")]
     Connect(Place, #[source] tonic::transport::Error),
     #[error("the process at {place} does not answer like a coordinator of Convoy: {why}", place = .0, why = stranger(.1))]
-    Stranger(Place, #[source] Status),
+    Stranger(Place, #[source] Answer),
     #[error("another coordinator behind this name comes first")]
     Moved(Place),
     #[error("the coordinator did not answer within {GREETING_TIMEOUT:?}")]
@@ -74,8 +77,8 @@ pub(super) enum SessionError {
     Full(String),
     #[error("refused: {reason}")]
     Refused { reason: String },
-    #[error("lost the connection to the coordinator: {}", with_causes(.0.message(), .0))]
-    Broken(Status),
+    #[error("lost the connection to the coordinator: {0}")]
+    Broken(Answer),
     #[error("the coordinator closed the connection during a job")]
     Left,
     #[error("this worker closed its connections to rehearse a fault")]
@@ -98,13 +101,13 @@ impl From<Status> for SessionError {
     fn from(status: Status) -> Self {
         match status.code() {
             Code::FailedPrecondition | Code::Unauthenticated => {
-                SessionError::Refused { reason: status.message().to_owned() }
+                SessionError::Refused { reason: description_from(status.message()) }
             }
             // The coordinator itself sent this status: a transport error would have a source.
             Code::Unavailable if std::error::Error::source(&status).is_none() => {
-                SessionError::Full(status.message().to_owned())
+                SessionError::Full(description_from(status.message()))
             }
-            _ => SessionError::Broken(status),
+            _ => SessionError::Broken(Answer::from(status)),
         }
     }
 }
@@ -119,8 +122,8 @@ impl SessionError {
     /// The error before the first answer. A coordinator answers with neither of these codes.
     fn before_welcome(self, place: &Place) -> Self {
         match self {
-            SessionError::Broken(status) if matches!(status.code(), Code::Unimplemented | Code::Internal) => {
-                SessionError::Stranger(place.clone(), status)
+            SessionError::Broken(answer) if matches!(answer.code, Code::Unimplemented | Code::Internal) => {
+                SessionError::Stranger(place.clone(), answer)
             }
             other => other,
         }
@@ -131,20 +134,37 @@ impl SessionError {
         use SessionError::{Broken, Connect, Full, NoToken, Stranger};
         match self {
             Connect(..) | Stranger(..) | NoToken | Full(_) => true,
-            Broken(status) => status.code() == Code::Unavailable,
+            Broken(answer) => answer.code == Code::Unavailable,
             _ => false,
         }
     }
 }
 
+/// How a call ended: the status of the other side, or of the transport, as far as people may see it.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub(super) struct Answer {
+    code: Code,
+    /// What the status says, with its causes.
+    text: String,
+    /// Whether the transport failed, so the status is not of the other side.
+    is_of_transport: bool,
+}
+
+impl From<Status> for Answer {
+    fn from(status: Status) -> Self {
+        let is_of_transport = std::error::Error::source(&status).is_some();
+        let text = description_from(&with_causes(status.message(), &status));
+        Self { code: status.code(), text, is_of_transport }
+    }
+}
+
 /// What a program does that is no coordinator.
-fn stranger(status: &Status) -> &'static str {
-    match status.code() {
+fn stranger(answer: &Answer) -> &'static str {
+    match answer.code {
         Code::Unimplemented => "it has no service for workers",
         // The transport itself failed, or the answer was plain HTTP.
-        _ if std::error::Error::source(status).is_some()
-            || status.message().starts_with("grpc-status header missing") =>
-        {
+        _ if answer.is_of_transport || answer.text.starts_with("grpc-status header missing") => {
             "its answer is not gRPC"
         }
         _ => "it answers with an error",
@@ -930,7 +950,8 @@ fn hostname() -> String {
 fn span_of(assignment: &Numbered<Assignment>) -> tracing::Span {
     let Assignment { job, worker, placement, .. } = &assignment.message;
     let in_trunk = |held: &(Half, TowerIndex)| held.0 == Half::Trunk;
-    let towers: Vec<_> = placement.held_by(*worker).into_iter().filter(in_trunk).map(|(_, tower)| tower).collect();
+    let held = placement.held_by(*worker).into_iter().filter(in_trunk).map(|(_, tower)| tower);
+    let towers: Vec<_> = held.take(TOWERS_SHOWN).collect();
     // At error level, so that no log filter removes it.
     tracing::error_span!("job", job = %format_args!("{job:016x}"), worker = worker.0, ?towers)
 }

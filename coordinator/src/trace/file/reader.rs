@@ -8,8 +8,8 @@ use convoy_common::batch::BATCH_MAX;
 use convoy_common::index::{ExchangeIndex, SegmentIndex, WorkerIndex};
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
+use convoy_common::text::printable;
 use convoy_common::trace::Transfer;
-use convoy_common::wire::printable;
 
 use super::event::{Event, activity_of, nanos};
 use super::*;
