@@ -10,10 +10,11 @@ use std::process::Command;
 use serde_json::Value;
 
 /// The source folders of the program and of its crates.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 12] = [
     "src",
     "proto/src",
     "common/src",
+    "net/src",
     "kernels/src",
     "worker/src",
     "dataset/src",
@@ -24,7 +25,7 @@ const SOURCES: [&str; 11] = [
     "study/src",
 ];
 
-/// `proto <- common <- {kernels, dataset, chaos, onnx}`, `kernels <- worker`, `dataset <- coordinator`, and `coordinator <- report <- study <- convoy`: worker and coordinator never see each other.
+/// `proto <- common <- {net, kernels, dataset, chaos, onnx}`, `{net, kernels} <- worker`, `{net, dataset} <- coordinator`, and `coordinator <- report <- study <- convoy`: worker and coordinator never see each other.
 #[test]
 fn dependencies_point_one_way() {
     let mut command = Command::new(env!("CARGO"));
@@ -55,9 +56,10 @@ fn dependencies_point_one_way() {
         ),
         ("convoy-chaos", vec!["convoy-common"]),
         ("convoy-common", vec!["convoy-proto"]),
-        ("convoy-coordinator", vec!["convoy-common", "convoy-dataset", "convoy-proto"]),
+        ("convoy-coordinator", vec!["convoy-common", "convoy-dataset", "convoy-net", "convoy-proto"]),
         ("convoy-dataset", vec!["convoy-common"]),
         ("convoy-kernels", vec!["convoy-common"]),
+        ("convoy-net", vec!["convoy-common"]),
         ("convoy-onnx", vec!["convoy-common"]),
         ("convoy-proto", vec![]),
         ("convoy-report", vec!["convoy-common", "convoy-coordinator"]),
@@ -65,7 +67,7 @@ fn dependencies_point_one_way() {
             "convoy-study",
             vec!["convoy-common", "convoy-coordinator", "convoy-dataset", "convoy-report", "convoy-worker"],
         ),
-        ("convoy-worker", vec!["convoy-common", "convoy-kernels", "convoy-proto"]),
+        ("convoy-worker", vec!["convoy-common", "convoy-kernels", "convoy-net", "convoy-proto"]),
     ];
     assert_eq!(found.keys().map(String::as_str).collect::<Vec<_>>(), allowed.iter().map(|a| a.0).collect::<Vec<_>>());
     for (package, allowed) in allowed {

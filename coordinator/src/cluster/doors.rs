@@ -2,30 +2,30 @@
 //! worker's two connections, and forwards messages. It admits the workers that the job needs, and some spares.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use convoy_common::address::Address;
 use convoy_common::chain::{chain, with_causes};
 use convoy_common::token::Token;
 use convoy_common::wire::WireError;
 use convoy_common::wire::{
-    CONTROL_BYTES_MAX, FRAME_BYTES_MAX, FromWorker, Hello, Numbered, ToWorker, chunk_from_frame, session_from_frame,
-    tuning,
+    FRAME_BYTES_MAX, FromWorker, Hello, Numbered, ToWorker, chunk_from_frame, description_from, name_from,
+    session_from_frame, tuning,
 };
+use convoy_net::grpc;
+use convoy_net::listening::Listening;
+use convoy_net::reception::{LIMITS, Reception, Visit};
 use convoy_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use convoy_proto::{PROTOCOL_VERSION, v1};
-use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnixListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::metadata::MetadataMap;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
-use tonic_health::server::health_reporter;
 
 use super::health::{Vitals, watch};
 use super::member::{Elsewhere, Heard, Member, Report};
@@ -45,38 +45,6 @@ const SPARES_MAX: usize = 16;
 /// A worker that has connected must send Hello within this.
 const GREETING_MAX: Duration = Duration::from_secs(10);
 
-/// A bound address.
-pub enum Listening {
-    /// TCP, and the address with the real port.
-    Tcp(TcpListener, String),
-    /// A Unix socket.
-    Unix(UnixListener, String),
-}
-
-impl Listening {
-    /// Binds the address.
-    ///
-    /// # Errors
-    /// When it is in use, or doesn't belong to this machine.
-    pub async fn open(address: &Address) -> std::io::Result<Self> {
-        match address {
-            Address::Tcp(host) => {
-                let listener = TcpListener::bind(host.as_str()).await?;
-                let bound = listener.local_addr()?.to_string();
-                Ok(Listening::Tcp(listener, bound))
-            }
-            Address::Unix(path) => Ok(Listening::Unix(UnixListener::bind(path)?, address.to_string())),
-        }
-    }
-
-    /// The address to connect to.
-    pub fn address(&self) -> &str {
-        match self {
-            Listening::Tcp(_, address) | Listening::Unix(_, address) => address,
-        }
-    }
-}
-
 /// Serves on `listening` until the returned task is aborted. What workers do and say comes out of the receiver.
 ///
 /// If there is a token, workers that don't present it are refused. `seats` workers and some spares are admitted; others are told to
@@ -93,15 +61,14 @@ pub fn serve(
     let refusals = heard.clone();
     let ping_timeout = deadlines.connection;
     let doors = Doors { heard, clock, ping_timeout, seats, requires_token: token.is_some(), sessions: Arc::default() };
-    let service =
-        CoordinatorServer::new(doors.clone()).max_decoding_message_size(CONTROL_BYTES_MAX.max(FRAME_BYTES_MAX));
+    let service = CoordinatorServer::new(doors.clone()).max_decoding_message_size(FRAME_BYTES_MAX);
     let service = InterceptedService::new(service, move |request: Request<()>| {
         let checked = check_token(token.as_ref(), request.metadata());
         checked.inspect_err(|status| tell_of_refusal(&refusals, peer(&request), status)).map(|()| request)
     });
-    let (reporter, health) = health_reporter();
+    let (reporter, health) = grpc::health();
     tokio::spawn(watch(reporter, vitals, deadlines.progress));
-    let router = Server::builder()
+    let router = grpc::server()
         .initial_stream_window_size(tuning::STREAM_WINDOW)
         .initial_connection_window_size(tuning::CONNECTION_WINDOW)
         .max_frame_size(tuning::FRAME)
@@ -109,27 +76,9 @@ pub fn serve(
         .http2_keepalive_timeout(Some(ping_timeout))
         .add_service(service)
         .add_service(health);
+    let guests = listening.guests(Reception::new("workers of the job", LIMITS));
     let serving = tokio::spawn(async move {
-        let served = match listening {
-            Listening::Tcp(listener, _) => {
-                let tuned = TcpListenerStream::new(listener).map(|stream| {
-                    stream.inspect(|stream| {
-                        // Without it the connection is slower but still works.
-                        let _ = stream.set_nodelay(true);
-                    })
-                });
-                router.serve_with_incoming(tuned).await
-            }
-            Listening::Unix(listener, _) => {
-                let tuned = UnixListenerStream::new(listener).map(|stream| {
-                    stream.inspect(|stream| {
-                        let _ = socket2::SockRef::from(stream).set_send_buffer_size(tuning::SOCKET_BUFFER);
-                    })
-                });
-                router.serve_with_incoming(tuned).await
-            }
-        };
-        if let Err(error) = served {
+        if let Err(error) = router.serve_with_incoming(guests).await {
             tracing::error!("the coordinator no longer accepts workers: {}", chain(&error));
         }
     });
@@ -170,12 +119,14 @@ impl Coordinator for Doors {
         &self,
         request: Request<Streaming<v1::FromWorker>>,
     ) -> Result<Response<Self::ControlStream>, Status> {
-        let address = peer(&request);
+        let visit = visit(&request)?;
+        let address = visit.peer();
         let mut messages = request.into_inner();
         let hello = greeting(&mut messages).await?;
         check_version(&hello).inspect_err(|status| tell_of_refusal(&self.heard, address.clone(), status))?;
         let (control, orders) = channel(ORDERS_QUEUED);
         let session = self.let_in(Arrival { hello, address, control: control.clone() })?;
+        let proof = visit.prove().ok_or_else(closed_meanwhile)?;
         let message = ToWorker::Welcome { session, requires_token: self.requires_token };
         let _ = control.send(Numbered { generation: 0, message }.into()).await;
         let (heard, sessions, clock) = (self.heard.clone(), self.sessions.clone(), self.clock);
@@ -184,6 +135,7 @@ impl Coordinator for Doors {
         tokio::spawn(async move {
             let why =
                 listen(&mut messages, session, &heard, clock).await.unwrap_or_else(|| closed("control", ping_timeout));
+            drop(proof);
             sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
             // The coordinator may have ended already.
             let _ = heard.send(Report::Heard(session, Heard::Lost(why))).await;
@@ -192,6 +144,7 @@ impl Coordinator for Doors {
     }
 
     async fn tensors(&self, request: Request<Streaming<v1::Frame>>) -> Result<Response<Self::TensorsStream>, Status> {
+        let visit = visit(&request)?;
         let mut incoming = request.into_inner();
         let first = timeout(GREETING_MAX, incoming.message()).await.map_err(|_| late())??;
         let first =
@@ -199,13 +152,15 @@ impl Coordinator for Doors {
         let session = session_from_frame(first).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let (frames, outgoing) = channel(FRAMES_QUEUED);
         let member = self.pair(session, frames)?;
+        let (proof, may_send) = (visit.prove().ok_or_else(closed_meanwhile)?, member.may_send.clone());
         let (heard, clock, ping_timeout) = (self.heard.clone(), self.clock, self.ping_timeout);
         tokio::spawn(async move {
             if heard.send(Report::Joined(Box::new(member))).await.is_err() {
                 return;
             }
-            let why =
-                pass_on(&mut incoming, session, &heard, clock).await.unwrap_or_else(|| closed("tensor", ping_timeout));
+            let why = pass_on(&mut incoming, session, &may_send, &heard, clock).await;
+            let why = why.unwrap_or_else(|| closed("tensor", ping_timeout));
+            drop(proof);
             let _ = heard.send(Report::Heard(session, Heard::Lost(why))).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing).map(Ok))))
@@ -213,8 +168,8 @@ impl Coordinator for Doors {
 
     async fn elsewhere(&self, request: Request<v1::WorkerElsewhere>) -> Result<Response<v1::ElsewhereAnswer>, Status> {
         let v1::WorkerElsewhere { host, coordinator, model, session } = request.into_inner();
-        let model = Some(shortened(model)).filter(|model| !model.is_empty());
-        let said = Elsewhere { host: shortened(host), coordinator: shortened(coordinator), model };
+        let model = Some(name_from(&model)).filter(|model| !model.is_empty());
+        let said = Elsewhere { host: name_from(&host), coordinator: name_from(&coordinator), model };
         let wanted = {
             let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
             sessions.len() < self.seats && !sessions.contains_key(&session)
@@ -225,11 +180,6 @@ impl Coordinator for Doors {
         }
         Ok(Response::new(v1::ElsewhereAnswer { wanted }))
     }
-}
-
-/// Text of a stranger that people will see: short, and without control characters.
-fn shortened(text: String) -> String {
-    text.chars().filter(|character| !character.is_control()).take(100).collect()
 }
 
 impl Doors {
@@ -263,7 +213,20 @@ impl Doors {
         let Arrival { hello, address, control } = arrival;
         let quiet = Quiet::default();
         let (is_leaving, is_spare, has_failed, relayed) = (false, false, false, Vec::new());
-        Ok(Member { session, hello, address, control, frames, is_leaving, is_spare, quiet, has_failed, relayed })
+        let may_send = Arc::default();
+        Ok(Member {
+            session,
+            hello,
+            address,
+            control,
+            frames,
+            is_leaving,
+            is_spare,
+            quiet,
+            has_failed,
+            relayed,
+            may_send,
+        })
     }
 }
 
@@ -313,7 +276,7 @@ fn check_version(hello: &Hello) -> Result<(), Status> {
         "the worker has protocol version {} (convoy {}), and the coordinator has version {PROTOCOL_VERSION} (convoy {}); \
          use the same version of the program for both",
         hello.protocol_version,
-        shortened(hello.convoy_version.clone()),
+        hello.convoy_version,
         env!("CARGO_PKG_VERSION"),
     )))
 }
@@ -346,6 +309,7 @@ async fn listen(
 async fn pass_on(
     incoming: &mut Streaming<v1::Frame>,
     session: u64,
+    may_send: &AtomicBool,
     heard: &Sender<Report>,
     clock: Clock,
 ) -> Option<String> {
@@ -356,6 +320,9 @@ async fn pass_on(
             Ok(frame) => chunk_from_frame(frame?),
             Err(status) => return Some(broken("tensor", &status)),
         };
+        if !may_send.load(Ordering::Relaxed) {
+            return Some("it sent a tensor before it was assigned to the job".to_owned());
+        }
         let sent = match chunk {
             Ok(chunk) => Heard::Chunk(chunk, at),
             Err(error) => return Some(error.to_string()),
@@ -368,7 +335,7 @@ async fn pass_on(
 
 /// A connection that broke. The reason is for those who look into the log: for everybody else, the worker is gone.
 fn broken(which: &str, status: &Status) -> String {
-    tracing::info!("a worker's {which} connection broke: {}", with_causes(status.message(), status));
+    tracing::info!("a worker's {which} connection broke: {}", description_from(&with_causes(status.message(), status)));
     format!("its {which} connection broke")
 }
 
@@ -381,6 +348,15 @@ fn late() -> Status {
     Status::deadline_exceeded(format!("the connection sent nothing within {GREETING_MAX:?}"))
 }
 
+fn closed_meanwhile() -> Status {
+    Status::unavailable("this connection took too long to introduce itself, and was closed")
+}
+
 fn peer<T>(request: &Request<T>) -> String {
-    request.remote_addr().map_or_else(|| "a Unix socket".to_owned(), |address| address.to_string())
+    request.extensions().get::<Visit>().map_or_else(|| "an unknown address".to_owned(), Visit::peer)
+}
+
+/// The connection of a request. Every connection has been let in by the reception.
+fn visit<T>(request: &Request<T>) -> Result<Visit, Status> {
+    request.extensions().get::<Visit>().cloned().ok_or_else(|| Status::internal("the connection is unknown"))
 }

@@ -6,12 +6,14 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::doors::{self, Listening};
+use super::doors;
 use super::health::Vitals;
 use super::local::{LocalPlan, LocalWorkers, SocketFolder};
 use super::member::{Elsewhere, Heard};
 use super::strangers::Strangers;
 use super::{Cluster, News};
+use convoy_net::listening::Listening;
+
 use crate::deadlines::{Deadlines, LOCAL_CONNECTS, LOOK_EVERY, REMOTE_CONNECTS};
 use crate::error::JobError;
 use crate::observe::{Event, Observer};

@@ -2,6 +2,7 @@
 //!
 //! Not here: what a message means, and which place a worker takes.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,8 @@ pub struct Member {
     pub(super) has_failed: bool,
     /// Sessions of the workers to which it can't be connected directly.
     pub(super) relayed: Vec<u64>,
+    /// Whether it may send tensors: it has, or had, a seat.
+    pub(super) may_send: Arc<AtomicBool>,
 }
 
 impl Member {

@@ -12,7 +12,7 @@ pub mod member;
 mod strangers;
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use convoy_common::index::{PerWorker, WorkerIndex};
@@ -400,7 +400,10 @@ impl Cluster {
             None => self.seats.position(Option::is_none),
         };
         match seat.filter(|seat| self.seats.get(*seat).is_some_and(Option::is_none)) {
-            Some(seat) => self.seats[seat] = Some(member),
+            Some(seat) => {
+                member.may_send.store(true, Ordering::Relaxed);
+                self.seats[seat] = Some(member);
+            }
             None => {
                 // A spare that does not learn it now still gets a seat later.
                 if !std::mem::replace(&mut member.is_spare, true) {

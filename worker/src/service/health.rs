@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use convoy_common::address::Address;
+use convoy_net::grpc;
+use convoy_net::listening::Listening;
+use convoy_net::reception::{LIMITS, Reception};
 use convoy_proto::WORKER_SERVICE;
-use tokio::net::{TcpListener, UnixListener};
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
-use tonic::transport::Server;
 use tonic_health::ServingStatus;
-use tonic_health::server::{HealthReporter, health_reporter};
+use tonic_health::server::HealthReporter;
 
 use crate::vitals::Vitals;
 
@@ -24,18 +24,9 @@ fn status_of(busy: Duration) -> ServingStatus {
 
 /// Serves health checks at `address` until the runtime ends.
 pub(super) async fn serve(address: &Address, vitals: Vitals) -> std::io::Result<()> {
-    let (reporter, service) = health_reporter();
-    let router = Server::builder().add_service(service);
-    match address {
-        Address::Tcp(host) => {
-            let incoming = TcpListenerStream::new(TcpListener::bind(host.as_str()).await?);
-            tokio::spawn(router.serve_with_incoming(incoming));
-        }
-        Address::Unix(path) => {
-            let incoming = UnixListenerStream::new(UnixListener::bind(path)?);
-            tokio::spawn(router.serve_with_incoming(incoming));
-        }
-    }
+    let (reporter, service) = grpc::health();
+    let guests = Listening::open(address).await?.guests(Reception::new("health checks", LIMITS));
+    tokio::spawn(grpc::server().add_service(service).serve_with_incoming(guests));
     tokio::spawn(watch(reporter, vitals));
     Ok(())
 }

@@ -1,0 +1,256 @@
+//! Keeps the connections of an address within the limits of a [`Room`]: closes strangers that are too many or too late, and reports how many.
+//!
+//! Not here: sockets (`listening`), and bytes (`guest`).
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+pub use crate::room::Limits;
+use crate::room::{Number, Room};
+
+/// The limits of an address where jobs or machines connect: far fewer than the descriptors of a process.
+pub const LIMITS: Limits = Limits { strangers: 64, patience: Duration::from_secs(10), visitors: 32 };
+/// Closed connections are reported after the first time, and then at most as often as the second one says.
+const TOLD_AFTER: Duration = Duration::from_secs(1);
+const TOLD_EVERY: Duration = Duration::from_secs(60);
+
+/// The connections of an address.
+#[derive(Clone, Debug)]
+pub struct Reception(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// What connects there, for the log.
+    whose: &'static str,
+    // A std mutex, because it is never held across an await.
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    room: Room,
+    closers: HashMap<Number, oneshot::Sender<()>>,
+    closed: Closed,
+}
+
+/// The strangers that were closed, and have not been reported.
+#[derive(Debug, Default)]
+struct Closed {
+    count: u64,
+    /// When the first of them was closed.
+    since: Option<Instant>,
+    told: Option<Instant>,
+}
+
+impl Closed {
+    fn add(&mut self, now: Instant) {
+        self.count += 1;
+        self.since.get_or_insert(now);
+    }
+
+    /// How many to report now, if any.
+    fn take(&mut self, now: Instant) -> Option<u64> {
+        let has_waited = self.since.is_some_and(|since| now.saturating_duration_since(since) >= TOLD_AFTER);
+        let may_tell = self.told.is_none_or(|told| now.saturating_duration_since(told) >= TOLD_EVERY);
+        if !has_waited || !may_tell {
+            return None;
+        }
+        (self.told, self.since) = (Some(now), None);
+        Some(std::mem::take(&mut self.count))
+    }
+}
+
+/// The stay of an open connection, which ends when this is dropped.
+#[derive(Debug)]
+pub struct Stay {
+    visit: Visit,
+    closer: oneshot::Receiver<()>,
+}
+
+/// A connection, for those who handle its requests.
+#[derive(Clone, Debug)]
+pub struct Visit {
+    reception: Reception,
+    number: Number,
+    peer: Option<SocketAddr>,
+    is_member: Arc<AtomicBool>,
+}
+
+/// While it exists, its connection is a member: it has no limits here.
+#[derive(Debug)]
+pub struct Proof(Visit);
+
+impl Reception {
+    /// A reception for `whose` connections, such as "workers".
+    pub fn new(whose: &'static str, limits: Limits) -> Self {
+        let kept = Kept { room: Room::new(limits), closers: HashMap::new(), closed: Closed::default() };
+        Self(Arc::new(Shared { whose, kept: Mutex::new(kept) }))
+    }
+
+    /// Lets a new connection in, as a stranger. The oldest stranger is closed if there are too many.
+    pub fn admit(&self, peer: Option<SocketAddr>) -> Stay {
+        let (closer, closed) = oneshot::channel();
+        let mut kept = self.kept();
+        let (number, oldest) = kept.room.arrive(Instant::now());
+        kept.closers.insert(number, closer);
+        kept.close(oldest);
+        drop(kept);
+        let visit = Visit { reception: self.clone(), number, peer, is_member: Arc::default() };
+        Stay { visit, closer: closed }
+    }
+
+    /// Closes the strangers whose time is over, and reports those that were closed. Must be called several times a second.
+    pub fn look(&self) {
+        let now = Instant::now();
+        let mut kept = self.kept();
+        let overdue = kept.room.overdue(now);
+        kept.close(overdue);
+        let told = kept.closed.take(now);
+        drop(kept);
+        if let Some(count) = told {
+            let (whose, s) = (self.0.whose, if count == 1 { "" } else { "s" });
+            tracing::warn!("closed {count} connection{s} that did not prove to be of {whose}");
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn close(&mut self, numbers: impl IntoIterator<Item = Number>) {
+        for number in numbers {
+            // The receiver learns of it.
+            drop(self.closers.remove(&number));
+            self.closed.add(Instant::now());
+        }
+    }
+}
+
+impl Stay {
+    /// The connection, for those who handle its requests.
+    pub fn visit(&self) -> &Visit {
+        &self.visit
+    }
+
+    /// Completes when the connection must be closed.
+    pub async fn is_over(&mut self) {
+        // The sender is dropped without a message.
+        let _ = (&mut self.closer).await;
+    }
+
+    /// Whether the connection must be closed.
+    pub(crate) fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.closer).poll(context).map(drop)
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        let mut kept = self.visit.reception.kept();
+        kept.room.forget(self.visit.number);
+        kept.closers.remove(&self.visit.number);
+    }
+}
+
+impl Visit {
+    /// Where it comes from, for a person.
+    pub fn peer(&self) -> String {
+        self.peer.map_or_else(|| "a Unix socket".to_owned(), |address| address.to_string())
+    }
+
+    /// The connection has made a request that everybody may make, such as a health check. It has no deadline from now on.
+    pub fn visits(&self) {
+        let mut kept = self.reception.kept();
+        let oldest = kept.room.visit(self.number);
+        kept.close(oldest);
+    }
+
+    /// The connection has proved what it is. None: it has been closed meanwhile.
+    pub fn prove(&self) -> Option<Proof> {
+        let is_there = self.reception.kept().room.prove(self.number);
+        self.is_member.store(is_there, Ordering::Relaxed);
+        is_there.then(|| Proof(self.clone()))
+    }
+
+    /// Whether it has proved what it is.
+    pub(crate) fn is_member(&self) -> bool {
+        self.is_member.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Proof {
+    fn drop(&mut self) {
+        let Visit { reception, number, is_member, .. } = &self.0;
+        let mut kept = reception.kept();
+        let oldest = kept.room.unprove(*number, Instant::now());
+        kept.close(oldest);
+        is_member.store(kept.room.is_member(*number), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FEW: Limits = Limits { strangers: 2, patience: Duration::ZERO, visitors: 1 };
+
+    fn is_over(stay: &mut Stay) -> bool {
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        stay.poll_over(&mut context).is_ready()
+    }
+
+    #[test]
+    fn strangers_are_closed_and_members_stay() {
+        let reception = Reception::new("tests", FEW);
+        let [mut member, mut visitor, mut stranger] = [0, 1, 2].map(|_| {
+            let stay = reception.admit(None);
+            if stay.visit().number == 1 {
+                std::mem::forget(stay.visit().prove());
+            } else if stay.visit().number == 2 {
+                stay.visit().visits();
+            }
+            stay
+        });
+        reception.look();
+        assert_eq!([&mut member, &mut visitor, &mut stranger].map(is_over), [false, false, true]);
+        assert!(stranger.visit().prove().is_none() && member.visit().is_member());
+    }
+
+    #[test]
+    fn a_member_without_its_proofs_is_a_stranger_and_a_stay_leaves_nothing_behind() {
+        let reception = Reception::new("tests", FEW);
+        let mut stay = reception.admit(None);
+        let proofs = [stay.visit().prove().unwrap(), stay.visit().prove().unwrap()];
+        let [first, second] = proofs;
+        drop(first);
+        reception.look();
+        assert!(stay.visit().is_member() && !is_over(&mut stay));
+        drop(second);
+        assert!(!stay.visit().is_member() && !is_over(&mut stay));
+        reception.look();
+        assert!(is_over(&mut stay));
+        drop(stay);
+        assert!(reception.kept().closers.is_empty());
+    }
+
+    #[test]
+    fn closed_connections_are_reported_together_and_not_again_and_again() {
+        let (mut closed, began) = (Closed::default(), Instant::now());
+        let after = |seconds| began + Duration::from_secs(seconds);
+        assert_eq!(closed.take(after(0)), None);
+        closed.add(after(0));
+        closed.add(after(0));
+        assert_eq!([0, 1, 2].map(|second| closed.take(after(second))), [None, Some(2), None]);
+        closed.add(after(3));
+        assert_eq!([4, 60, 61, 62].map(|second| closed.take(after(second))), [None, None, Some(1), None]);
+    }
+}
