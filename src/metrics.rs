@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use convoy_common::address::Address;
+use convoy_net::reception::{Limits, Reception};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE};
@@ -24,17 +25,16 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep};
 
 use crate::settings::Misuse;
 
 const PATH: &str = "/metrics";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// Connections that are served at the same time. Others wait.
-const CONNECTIONS_MAX: usize = 16;
-/// How long one connection may last.
-const CONNECTION_TIME_MAX: Duration = Duration::from_secs(2);
+/// A connection that lasts for longer is closed, and so is the oldest one if there are more.
+const LIMITS: Limits = Limits { strangers: 64, patience: Duration::from_secs(2), visitors: 0 };
+/// How often connections are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Pause after the system failed to accept a connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -77,28 +77,30 @@ fn serve(address: &Address, registry: Registry) -> Result<(), Box<dyn Error>> {
     let bound = listener.local_addr().map_err(wrong)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(wrong)?;
     let answering = move || {
-        // This thread does nothing else, so it ends with its listener.
-        if let Err(error) = runtime.block_on(answer_all(listener, Arc::new(registry))) {
-            tracing::warn!("metrics are no longer served: {error}");
-        }
+        let Err(error) = runtime.block_on(answer_all(listener, Arc::new(registry)));
+        tracing::warn!("metrics are not served: {error}");
     };
     std::thread::Builder::new().name("metrics".to_owned()).spawn(answering).map_err(wrong)?;
     tracing::info!("metrics at http://{bound}{PATH}");
     Ok(())
 }
 
-async fn answer_all(listener: TcpListener, registry: Arc<Registry>) -> std::io::Result<()> {
+async fn answer_all(listener: TcpListener, registry: Arc<Registry>) -> std::io::Result<Infallible> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    while let Ok(place) = room.clone().acquire_owned().await {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(_) => {
-                sleep(PAUSE).await;
+    let (reception, mut look) = (Reception::new("for metrics", LIMITS), interval(LOOK_EVERY));
+    loop {
+        let accepted = tokio::select! {
+            _ = look.tick() => {
+                reception.look();
                 continue;
             }
+            accepted = listener.accept() => accepted,
         };
-        let registry = registry.clone();
+        let Ok((stream, peer)) = accepted else {
+            sleep(PAUSE).await;
+            continue;
+        };
+        let (mut stay, registry) = (reception.admit(Some(peer)), registry.clone());
         tokio::spawn(async move {
             let service = service_fn(|request| {
                 let registry = registry.clone();
@@ -106,11 +108,12 @@ async fn answer_all(listener: TcpListener, registry: Arc<Registry>) -> std::io::
             });
             let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
             // A reader that missed the answer asks again.
-            let _ = timeout(CONNECTION_TIME_MAX, connection).await;
-            drop(place);
+            tokio::select! {
+                _ = connection => {}
+                () = stay.is_over() => {}
+            }
         });
     }
-    Ok(())
 }
 
 fn answer(request: &Request<Incoming>, registry: &Registry) -> Response<Full<Bytes>> {

@@ -47,6 +47,7 @@ fn dependencies_point_one_way() {
                 "convoy-common",
                 "convoy-coordinator",
                 "convoy-dataset",
+                "convoy-net",
                 "convoy-onnx",
                 "convoy-proto",
                 "convoy-report",

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use convoy_common::links;
-use convoy_common::wire::tuning::PING_TIMEOUT;
+use convoy_common::wire::tuning::SILENCE_MAX;
 
 /// How often a wait checks for a request to stop, for silent workers, and for processes that have ended.
 pub const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -61,7 +61,7 @@ impl Deadlines {
     pub fn of(patience: Duration) -> Self {
         let given_up = patience.max(GIVEN_UP_MIN);
         let later = given_up.saturating_add(MARGIN);
-        Self { replaced: patience, given_up, connection: later.max(PING_TIMEOUT), progress: later.max(PROGRESS_MIN) }
+        Self { replaced: patience, given_up, connection: later.max(SILENCE_MAX), progress: later.max(PROGRESS_MIN) }
     }
 }
 
@@ -69,7 +69,7 @@ impl Deadlines {
 pub fn table() -> Vec<(&'static str, String)> {
     let seconds = |duration: Duration| format!("{} s", duration.as_secs_f64());
     let after = |duration| format!("after {}", seconds(duration));
-    let (margin, ping) = (seconds(MARGIN), seconds(PING_TIMEOUT));
+    let (margin, silence) = (seconds(MARGIN), seconds(SILENCE_MAX));
     let hung = format!(
         "after {WORK_LONGER} times its longest computation so far, at least {} and at most {}",
         seconds(WORK_MIN),
@@ -92,10 +92,10 @@ pub fn table() -> Vec<(&'static str, String)> {
         ),
         ("the job ends if a worker process that it started does not connect", after(LOCAL_CONNECTS)),
         ("the job ends if too few remote workers connect", after(REMOTE_CONNECTS)),
-        ("a worker leaves a coordinator that does not answer", after(PING_TIMEOUT)),
+        ("a worker leaves a coordinator that sends nothing", after(SILENCE_MAX)),
         (
             "the coordinator closes a connection whose other end does not answer pings",
-            format!("after P + {margin}, at least {ping}"),
+            format!("after P + {margin}, at least {silence}"),
         ),
         (
             "the job ends if it makes no progress although its workers answer",
@@ -125,7 +125,7 @@ mod tests {
             assert_eq!(replaced, patience);
             assert!(SUSPECTED_AFTER < given_up && given_up >= patience, "{seconds}");
             assert!(given_up < connection && given_up < progress, "{seconds}");
-            assert!(connection >= PING_TIMEOUT, "{seconds}");
+            assert!(connection >= SILENCE_MAX, "{seconds}");
         }
         assert_eq!(Deadlines::of(Duration::from_secs(10)).given_up, Duration::from_secs(10));
     }

@@ -27,8 +27,8 @@ pub struct Reception(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// What connects there, for the log.
-    whose: &'static str,
+    /// What its connections are for, as the log says it.
+    purpose: &'static str,
     // A std mutex, because it is never held across an await.
     kept: Mutex<Kept>,
 }
@@ -88,10 +88,10 @@ pub struct Visit {
 pub struct Proof(Visit);
 
 impl Reception {
-    /// A reception for `whose` connections, such as "workers".
-    pub fn new(whose: &'static str, limits: Limits) -> Self {
+    /// A reception for connections with a purpose, such as "for workers".
+    pub fn new(purpose: &'static str, limits: Limits) -> Self {
         let kept = Kept { room: Room::new(limits), closers: HashMap::new(), closed: Closed::default() };
-        Self(Arc::new(Shared { whose, kept: Mutex::new(kept) }))
+        Self(Arc::new(Shared { purpose, kept: Mutex::new(kept) }))
     }
 
     /// Lets a new connection in, as a stranger. The oldest stranger is closed if there are too many.
@@ -115,8 +115,8 @@ impl Reception {
         let told = kept.closed.take(now);
         drop(kept);
         if let Some(count) = told {
-            let (whose, s) = (self.0.whose, if count == 1 { "" } else { "s" });
-            tracing::warn!("closed {count} connection{s} that did not prove to be of {whose}");
+            let (purpose, s) = (self.0.purpose, if count == 1 { "" } else { "s" });
+            tracing::warn!("closed {count} connection{s} {purpose} that were silent, slow or too many");
         }
     }
 
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn strangers_are_closed_and_members_stay() {
-        let reception = Reception::new("tests", FEW);
+        let reception = Reception::new("for tests", FEW);
         let [mut member, mut visitor, mut stranger] = [0, 1, 2].map(|_| {
             let stay = reception.admit(None);
             if stay.visit().number == 1 {
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_member_without_its_proofs_is_a_stranger_and_a_stay_leaves_nothing_behind() {
-        let reception = Reception::new("tests", FEW);
+        let reception = Reception::new("for tests", FEW);
         let mut stay = reception.admit(None);
         let proofs = [stay.visit().prove().unwrap(), stay.visit().prove().unwrap()];
         let [first, second] = proofs;

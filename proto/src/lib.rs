@@ -4,7 +4,7 @@
 
 /// Version of the protocol. Both sides must have the same one. Raise it with any change that an older program would
 /// misread or miss.
-pub const PROTOCOL_VERSION: u32 = 11;
+pub const PROTOCOL_VERSION: u32 = 12;
 
 /// The name of a worker in health checks. A coordinator uses the name of its gRPC service; a worker has no service.
 pub const WORKER_SERVICE: &str = "convoy.v1.Worker";

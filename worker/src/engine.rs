@@ -102,6 +102,9 @@ pub(crate) enum EngineError {
     /// A request for the weights of a step other than the last one.
     #[error("the coordinator requested the weights of step {step}; the last commit was step {committed}")]
     State { step: u64, committed: u64 },
+    /// An order that needs the weights.
+    #[error("the coordinator sent {order} before all weights")]
+    NoWeights { order: &'static str },
     /// A commit before the step is complete.
     #[error("the coordinator committed step {step} before all its gradients were complete")]
     Unfinished { step: u64 },
@@ -120,6 +123,8 @@ pub(crate) struct Engine {
     towers: BTreeMap<(Half, TowerIndex), Tower>,
     /// Parameters that have not arrived yet.
     awaited: HashSet<(String, TowerIndex, State)>,
+    /// Whether any has arrived.
+    has_parameters: bool,
     /// The last step that was applied. Before Ready, the step after which the weights were saved.
     committed: u64,
     tasks: Tasks,
@@ -199,6 +204,7 @@ impl Engine {
         let early_bytes_max = early_bytes_max(&plan, assignment.batches.batch, samples);
         Ok(Self {
             awaited,
+            has_parameters: false,
             early_bytes_max,
             pixels: Pixels::new(&plan.network.input),
             towers,
@@ -381,6 +387,7 @@ impl Engine {
     /// # Errors
     /// When `step` is neither the next step nor the last one, or a backward pass of it is missing.
     pub(crate) fn commit(&mut self, compute: &Compute, step: u64, learning: f32) -> Result<Vec<Out>, EngineError> {
+        self.check_weights("Commit")?;
         if step == self.committed + 1 {
             if !self.has_all_gradients() {
                 return Err(EngineError::Unfinished { step });
@@ -416,6 +423,7 @@ impl Engine {
     /// # Errors
     /// When the last commit was of another step.
     pub(crate) fn state(&self, step: u64) -> Result<Vec<Out>, EngineError> {
+        self.check_weights("SendState")?;
         if step != self.committed {
             return Err(EngineError::State { step, committed: self.committed });
         }
@@ -439,6 +447,11 @@ impl Engine {
         Ok(out.collect())
     }
 
+    /// Checks that the weights have arrived, which an order needs.
+    fn check_weights(&self, order: &'static str) -> Result<(), EngineError> {
+        if self.awaited.is_empty() { Ok(()) } else { Err(EngineError::NoWeights { order }) }
+    }
+
     fn accept_parameter(
         &mut self,
         step: u64,
@@ -451,6 +464,10 @@ impl Engine {
         if !self.awaited.remove(&(name.to_owned(), tower, state)) {
             return Err(unexpected(key, "it arrived before, or it belongs to another worker"));
         }
+        if self.has_parameters && step != self.committed {
+            return Err(unexpected(key, "the weights that arrived before are of another step"));
+        }
+        self.has_parameters = true;
         let parameter: Option<Parameter> = self.plan.network.parameter(name);
         if let Some(parameter) = parameter
             && let Some(tower) = self.towers.get_mut(&(self.plan.half_of(parameter.layer), tower))

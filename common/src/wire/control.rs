@@ -7,11 +7,14 @@ use convoy_proto::v1;
 use super::peer::{Peer, PeerFailed, Tally, tally_from, tally_to};
 use super::tensor::{Direction, direction_from, direction_to, micro_batch_from, micro_batch_to};
 use super::trace::Recorded;
-use super::{WireError, address_from, description_from, name_from, nonzero, required};
+use super::{WireError, address_from, description_from, name_from, nonzero, required, step_from};
 use crate::address::Address;
 use crate::batch::{BATCH_MAX, Batches, Division, MicroBatch};
 use crate::index::{TowerIndex, WorkerIndex};
 use crate::placement::Placement;
+
+/// The most training images of a job.
+const IMAGES_MAX: u64 = 1 << 40;
 
 /// A control message, and the number of the generation that it belongs to: 0 before the first.
 #[derive(Clone, Debug, PartialEq)]
@@ -272,10 +275,11 @@ impl TryFrom<v1::from_worker::Message> for FromWorker {
             Message::BackwardDone(m) => {
                 FromWorker::BackwardDone { micro_batch: micro_batch_from(m.micro_batch)?, tower: m.tower.into() }
             }
-            Message::StepDone(m) => {
-                FromWorker::StepDone { step: nonzero("step", m.step)?, tally: tally_from(m.carried, m.busy_ns)? }
-            }
-            Message::Committed(m) => FromWorker::Committed { step: nonzero("step", m.step)? },
+            Message::StepDone(m) => FromWorker::StepDone {
+                step: nonzero("step", step_from(m.step)?)?,
+                tally: tally_from(m.carried, m.busy_ns)?,
+            },
+            Message::Committed(m) => FromWorker::Committed { step: nonzero("step", step_from(m.step)?)? },
             Message::Failure(m) => FromWorker::Failure(m.try_into()?),
             Message::Finished(m) => {
                 FromWorker::Finished { busy_threads: m.busy_threads as usize, tally: tally_from(m.carried, 0)? }
@@ -349,9 +353,9 @@ impl TryFrom<v1::to_worker::Message> for ToWorker {
             Message::Standby(v1::Standby {}) => ToWorker::Standby,
             Message::Assign(m) => ToWorker::Assign(m.try_into()?),
             Message::Commit(m) => {
-                ToWorker::Commit { step: nonzero("step", m.step)?, rate: m.rate, hand_over: m.hand_over }
+                ToWorker::Commit { step: nonzero("step", step_from(m.step)?)?, rate: m.rate, hand_over: m.hand_over }
             }
-            Message::SendState(m) => ToWorker::SendState { step: m.step },
+            Message::SendState(m) => ToWorker::SendState { step: step_from(m.step)? },
             Message::EndJob(m) => ToWorker::EndJob { reason: description_from(&m.reason) },
             Message::Ping(m) => ToWorker::Ping { sent: m.sent_ns },
         })
@@ -413,13 +417,16 @@ impl TryFrom<v1::Assign> for Assignment {
                 });
             }
         }
-        // No batch has more slots, and no slot more micro-batches, than images.
-        for (field, value) in [("batch", m.batch), ("slots", m.slots), ("micro_batches", m.micro_batches)] {
-            if value as usize > BATCH_MAX {
-                let value = value.to_string();
-                return Err(WireError::Value { field, value, expected: "it must be at most 1048576" });
-            }
-        }
+        at_most("batch", m.batch.into(), BATCH_MAX as u64, "it must be at most 1048576")?;
+        at_most("images", m.images, IMAGES_MAX, "it must be at most 2^40")?;
+        at_most("slots", m.slots.into(), m.batch.into(), "it must be at most \"batch\"")?;
+        let largest_slot = m.batch.div_ceil(m.slots.max(1));
+        at_most(
+            "micro_batches",
+            m.micro_batches.into(),
+            largest_slot.into(),
+            "it must be at most the images of the largest slot",
+        )?;
         let placement = placement_from(&m, nonzero("slots", m.slots.into())? as usize)?;
         Ok(Assignment {
             job: nonzero("job", m.job)?,
@@ -443,6 +450,10 @@ impl TryFrom<v1::Assign> for Assignment {
             peers: m.peers.into_iter().map(Peer::try_from).collect::<Result<_, _>>()?,
         })
     }
+}
+
+fn at_most(field: &'static str, value: u64, limit: u64, expected: &'static str) -> Result<(), WireError> {
+    if value <= limit { Ok(()) } else { Err(WireError::Value { field, value: value.to_string(), expected }) }
 }
 
 /// A placement, which the plan checks further.

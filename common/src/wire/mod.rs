@@ -32,11 +32,14 @@ pub mod tuning {
     pub const FRAME: u32 = 256 << 10;
     /// Send buffer of a Unix socket, in bytes. The system's default is smaller than a chunk.
     pub const SOCKET_BUFFER: usize = 4 << 20;
-    /// Interval of the HTTP/2 pings to a silent peer.
+    /// Interval of the coordinator's HTTP/2 pings to a silent worker. Workers send none: servers of other gRPC libraries close connections
+    /// whose clients ping more often than every five minutes.
     pub const PING_EVERY: Duration = Duration::from_millis(500);
-    /// A worker closes a connection whose other end does not answer a ping within this time. A busy host can stall a virtual machine for
-    /// several seconds, which must not end a connection.
-    pub const PING_TIMEOUT: Duration = Duration::from_secs(30);
+    /// The coordinator sends a worker a message at least this often.
+    pub const MESSAGE_EVERY: Duration = Duration::from_secs(10);
+    /// A worker leaves a coordinator that sends it no message for this long. A busy host can stall a virtual machine for several seconds,
+    /// which must not end a connection.
+    pub const SILENCE_MAX: Duration = Duration::from_secs(30);
 }
 
 use crate::address::Address;
@@ -73,6 +76,15 @@ pub enum WireError {
 
 fn required<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {
     value.ok_or(WireError::Missing(field))
+}
+
+/// The number of a step. With this limit, no arithmetic on steps overflows.
+fn step_from(step: u64) -> Result<u64, WireError> {
+    const STEPS_MAX: u64 = 1 << 48;
+    if step <= STEPS_MAX {
+        return Ok(step);
+    }
+    Err(WireError::Value { field: "step", value: step.to_string(), expected: "it must be at most 2^48" })
 }
 
 /// Zero means "not set" in proto3.

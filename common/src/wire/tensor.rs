@@ -6,7 +6,7 @@ use std::fmt;
 use bytes::Bytes;
 use convoy_proto::v1;
 
-use super::{WireError, name_from, nonzero, required};
+use super::{WireError, name_from, nonzero, required, step_from};
 use crate::batch::{MicroBatch, MicroBatchId, Phase};
 use crate::index::{ExchangeIndex, TowerIndex};
 use crate::slots::Node;
@@ -414,14 +414,14 @@ pub(super) fn key_from(tensor: v1::chunk::Tensor) -> Result<TensorKey, WireError
                 v1::State::Momentum => State::Momentum,
                 v1::State::Unspecified => return Err(WireError::Missing("state")),
             },
-            step: m.step,
+            step: step_from(m.step)?,
             name: tensor_name(m.name)?,
             tower: m.tower.into(),
         },
         v1::chunk::Tensor::Gradient(m) => {
             let first = m.first_slot as usize;
             TensorKey::Gradient {
-                step: nonzero("step", m.step)?,
+                step: nonzero("step", step_from(m.step)?)?,
                 name: tensor_name(m.name)?,
                 tower: m.tower.into(),
                 piece: m.piece as usize,
@@ -497,7 +497,10 @@ pub(super) fn micro_batch_from(message: Option<v1::MicroBatch>) -> Result<MicroB
     };
     let first = m.first_sample as usize;
     let samples = first..first + nonzero("samples", m.samples.into())? as usize;
-    Ok(MicroBatch { id: MicroBatchId { step: m.step, phase, slot: m.slot, micro_batch: m.micro_batch }, samples })
+    Ok(MicroBatch {
+        id: MicroBatchId { step: step_from(m.step)?, phase, slot: m.slot, micro_batch: m.micro_batch },
+        samples,
+    })
 }
 
 pub(super) fn micro_batch_to(m: &MicroBatch) -> v1::MicroBatch {

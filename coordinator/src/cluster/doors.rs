@@ -18,7 +18,8 @@ use convoy_net::listening::Listening;
 use convoy_net::reception::{LIMITS, Reception, Visit};
 use convoy_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use convoy_proto::{PROTOCOL_VERSION, v1};
-use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::{Receiver, Sender, WeakSender, channel};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -76,7 +77,7 @@ pub fn serve(
         .http2_keepalive_timeout(Some(ping_timeout))
         .add_service(service)
         .add_service(health);
-    let guests = listening.guests(Reception::new("workers of the job", LIMITS));
+    let guests = listening.guests(Reception::new("for workers", LIMITS));
     let serving = tokio::spawn(async move {
         if let Err(error) = router.serve_with_incoming(guests).await {
             tracing::error!("the coordinator no longer accepts workers: {}", chain(&error));
@@ -132,6 +133,7 @@ impl Coordinator for Doors {
         let (heard, sessions, clock) = (self.heard.clone(), self.sessions.clone(), self.clock);
         let ping_timeout = self.ping_timeout;
         tokio::spawn(give_up_unless_paired(session, sessions.clone()));
+        tokio::spawn(keep_in_touch(control.downgrade(), clock));
         tokio::spawn(async move {
             let why =
                 listen(&mut messages, session, &heard, clock).await.unwrap_or_else(|| closed("control", ping_timeout));
@@ -236,6 +238,19 @@ async fn give_up_unless_paired(session: u64, sessions: Arc<Sessions>) {
     let mut sessions = sessions.lock().unwrap_or_else(PoisonError::into_inner);
     if matches!(sessions.get(&session), Some(Some(_))) {
         sessions.remove(&session);
+    }
+}
+
+/// Sends a worker a message from time to time, whatever the job does. A worker leaves a coordinator that sends nothing.
+async fn keep_in_touch(orders: WeakSender<v1::ToWorker>, clock: Clock) {
+    loop {
+        tokio::time::sleep(tuning::MESSAGE_EVERY).await;
+        let Some(orders) = orders.upgrade() else { return };
+        // A full queue holds other messages.
+        let ping = Numbered { generation: 0, message: ToWorker::Ping { sent: clock.now() } };
+        if let Err(TrySendError::Closed(_)) = orders.try_send(ping.into()) {
+            return;
+        }
     }
 }
 

@@ -579,3 +579,27 @@ fn the_memory_of_a_tensor_serves_again_once_it_has_been_sent() {
         assert_eq!(compute.tensor(length).as_ptr().cast(), place);
     });
 }
+
+/// What needs the weights is refused while some of them are missing, and so are weights of another step.
+#[test]
+fn nothing_is_committed_or_read_before_all_weights_have_arrived() {
+    on_a_pool(|compute| {
+        let mut engine = Engine::new(assignment(&[0, 1]), u64::MAX).unwrap();
+        let refused = |error: EngineError| assert!(error.to_string().contains("before all weights"), "{error}");
+        refused(engine.commit(compute, 1, 0.1).unwrap_err());
+        refused(engine.state(0).unwrap_err());
+        let (key, elements) = images(1, 0);
+        let error = engine.get(compute, key, elements).unwrap_err();
+        assert!(error.to_string().contains("some weights have not arrived"), "{error}");
+        let plan = engine.plan();
+        let mut give = |step, parameter: &Parameter| {
+            let values = vec![0.0; parameter.slice_shape(&plan.network, TowerIndex(0)).iter().product()];
+            let (name, tower, state) = (parameter.name.clone(), TowerIndex(0), State::Weights);
+            engine.get(compute, TensorKey::Parameter { step, name, tower, state }, Elements::Floats(values))
+        };
+        let parameters = plan.network.parameters();
+        give(7, &parameters[0]).unwrap();
+        let error = give(8, &parameters[1]).unwrap_err();
+        assert!(error.to_string().contains("of another step"), "{error}");
+    });
+}

@@ -115,9 +115,6 @@ fn tuned(endpoint: Endpoint) -> Endpoint {
         .initial_stream_window_size(tuning::STREAM_WINDOW)
         .initial_connection_window_size(tuning::CONNECTION_WINDOW)
         .max_frame_size(tuning::FRAME)
-        .http2_keep_alive_interval(tuning::PING_EVERY)
-        .keep_alive_timeout(tuning::PING_TIMEOUT)
-        .keep_alive_while_idle(true)
 }
 
 async fn open_unix(path: &Path) -> std::io::Result<UnixStream> {

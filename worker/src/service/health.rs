@@ -25,7 +25,7 @@ fn status_of(busy: Duration) -> ServingStatus {
 /// Serves health checks at `address` until the runtime ends.
 pub(super) async fn serve(address: &Address, vitals: Vitals) -> std::io::Result<()> {
     let (reporter, service) = grpc::health();
-    let guests = Listening::open(address).await?.guests(Reception::new("health checks", LIMITS));
+    let guests = Listening::open(address).await?.guests(Reception::new("for health checks", LIMITS));
     tokio::spawn(grpc::server().add_service(service).serve_with_incoming(guests));
     tokio::spawn(watch(reporter, vitals));
     Ok(())

@@ -15,19 +15,22 @@ use convoy_common::chain::chain;
 use convoy_common::index::WorkerIndex;
 use convoy_common::links::CONNECTED_WITHIN;
 use convoy_common::wire::{Generation, Peer, PeerFailed, PeerFailure, PeerHello, Secret};
+use convoy_net::reception::{Limits, Reception};
 use convoy_proto::v1;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, interval, sleep, timeout_at};
 
 use super::connection::Place;
 use super::link::{Link, LinkError};
 
 /// The pause before the next attempt, if a peer does not listen yet.
 const RETRY_EVERY: Duration = Duration::from_millis(50);
-/// Connections whose other end has not proved who it is. More are closed at once.
-const UNPROVED_MAX: usize = 64;
+/// The limits of connections whose other end has not proved who it is.
+const UNPROVED: Limits = Limits { strangers: 64, patience: CONNECTED_WITHIN, visitors: 0 };
+/// How often they are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// The pause after a connection could not be accepted, for example because there are too many open files.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -218,20 +221,28 @@ async fn greet(peer: &Peer, own: WorkerIndex, generation: Generation) -> Result<
 
 /// Accepts connections, each of which has a short time to prove who it is.
 async fn accept(listener: Listener, awaited: Arc<watch::Sender<Awaited>>) {
-    let room = Arc::new(Semaphore::new(UNPROVED_MAX));
-    let mut unproved = JoinSet::new();
+    let reception = Reception::new("for other workers", UNPROVED);
+    let (mut unproved, mut look) = (JoinSet::new(), interval(LOOK_EVERY));
     loop {
         while unproved.try_join_next().is_some() {}
-        let Ok(link) = listener.accept().await else {
+        let accepted = tokio::select! {
+            _ = look.tick() => {
+                reception.look();
+                continue;
+            }
+            accepted = listener.accept() => accepted,
+        };
+        let Ok(link) = accepted else {
             sleep(ACCEPT_AGAIN).await;
             continue;
         };
-        let Ok(permit) = room.clone().try_acquire_owned() else { continue };
-        let admitted = admit(link, awaited.clone());
+        let (mut stay, admitted) = (reception.admit(None), admit(link, awaited.clone()));
         unproved.spawn(async move {
-            let _permit = permit;
-            // A stranger is not told why.
-            let _ = timeout(CONNECTED_WITHIN, admitted).await;
+            tokio::select! {
+                // A stranger is not told why.
+                () = stay.is_over() => {}
+                _ = admitted => {}
+            }
         });
     }
 }
@@ -346,25 +357,26 @@ mod tests {
         assert!(matches!(shows(right).await, Err(LinkError::Closed)), "a secret opens the door once");
     }
 
-    /// Silent connections use up the room for a short time only, and connections beyond it are closed at once.
+    /// Silent connections make room for others, and are closed after a short time.
     #[tokio::test]
-    async fn silent_connections_keep_nobody_out_for_long() {
+    async fn silent_connections_keep_nobody_out() {
         let door = door().await;
         let peers = [peer(0, &door)];
         let _arrivals = door.await_peers(GENERATION, peers.iter());
         let mut silent = Vec::new();
-        for _ in 0..UNPROVED_MAX {
+        for _ in 0..UNPROVED.strangers {
             silent.push(Link::to(&peers[0].address).await.unwrap());
-        }
-        let mut beyond = Link::to(&peers[0].address).await.unwrap();
-        assert!(beyond.reading.next::<v1::PeerWelcome>().await.is_err());
-        for mut link in silent {
-            assert!(link.reading.next::<v1::PeerWelcome>().await.is_err(), "its time is over");
         }
         let hello = PeerHello { job: 7, generation: 3, from: WorkerIndex(0), shown: secret().question().to_vec() };
         let mut link = Link::to(&peers[0].address).await.unwrap();
         link.writing.send(&v1::PeerHello::from(hello)).await.unwrap();
+        let began = Instant::now();
         assert!(link.reading.next::<v1::PeerWelcome>().await.is_ok());
+        assert!(silent.remove(0).reading.next::<v1::PeerWelcome>().await.is_err(), "it made room");
+        assert!(began.elapsed() < CONNECTED_WITHIN, "nobody had to wait");
+        for mut link in silent {
+            assert!(link.reading.next::<v1::PeerWelcome>().await.is_err(), "its time is over");
+        }
     }
 
     #[tokio::test]

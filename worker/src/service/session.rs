@@ -16,6 +16,7 @@ use convoy_common::placement::Half;
 use convoy_common::plan::Plan;
 use convoy_common::route::{Moved, route};
 use convoy_common::trace::{Activity, Transfer};
+use convoy_common::wire::tuning::SILENCE_MAX;
 use convoy_common::wire::{
     Assembler, Assignment, Carried, Chunk, Doing, Elements, Failure, FailureKind, FromWorker, Generation, Hello,
     Numbered, Payload, Peer, PeerFailed, PeerFailure, Pong, Tally, TensorKey, ToWorker, WireError, chunk_from_frame,
@@ -79,6 +80,8 @@ pub(super) enum SessionError {
     Refused { reason: String },
     #[error("lost the connection to the coordinator: {0}")]
     Broken(Answer),
+    #[error("the coordinator sent nothing for {SILENCE_MAX:?}")]
+    Silent,
     #[error("the coordinator closed the connection during a job")]
     Left,
     #[error("this worker closed its connections to rehearse a fault")]
@@ -115,8 +118,8 @@ impl From<Status> for SessionError {
 impl SessionError {
     /// Whether the session failed after the greeting, other than by a broken connection.
     pub(super) fn was_in_a_job(&self) -> bool {
-        use SessionError::{Broken, Connect, Full, Greeting, Name, NoToken, Stranger};
-        !matches!(self, Name(..) | Connect(..) | Stranger(..) | Greeting | NoToken | Full(_) | Broken(_))
+        use SessionError::{Broken, Connect, Full, Greeting, Name, NoToken, Silent, Stranger};
+        !matches!(self, Name(..) | Connect(..) | Stranger(..) | Greeting | NoToken | Full(_) | Broken(_) | Silent)
     }
 
     /// The error before the first answer. A coordinator answers with neither of these codes.
@@ -131,9 +134,9 @@ impl SessionError {
 
     /// Whether this coordinator has no place for the worker, and another one may have.
     fn is_turned_away(&self) -> bool {
-        use SessionError::{Broken, Connect, Full, NoToken, Stranger};
+        use SessionError::{Broken, Connect, Full, NoToken, Silent, Stranger};
         match self {
-            Connect(..) | Stranger(..) | NoToken | Full(_) => true,
+            Connect(..) | Stranger(..) | NoToken | Full(_) | Silent => true,
             Broken(answer) => answer.code == Code::Unavailable,
             _ => false,
         }
@@ -925,8 +928,15 @@ fn name(order: Option<&Numbered<ToWorker>>) -> &'static str {
     order.map_or("the end of the stream", |order| order.message.name())
 }
 
+/// The next order. None: the coordinator has closed the connection.
 async fn next(orders: &mut Streaming<v1::ToWorker>) -> Result<Option<Numbered<ToWorker>>, SessionError> {
-    orders.message().await?.map(Numbered::try_from).transpose().map_err(SessionError::from)
+    // A process that was stopped meanwhile has waited for one part only, so it still finds what has arrived.
+    for _ in 0..SILENCE_MAX.as_secs() {
+        if let Ok(order) = timeout(Duration::from_secs(1), orders.message()).await {
+            return order?.map(Numbered::try_from).transpose().map_err(SessionError::from);
+        }
+    }
+    Err(SessionError::Silent)
 }
 
 fn hello(config: &WorkerConfig, isa: Isa) -> Hello {
