@@ -19,8 +19,8 @@ use crate::settings::Misuse;
 
 /// The variable that sets the log's format where no flag does.
 pub(crate) const FORMAT_VARIABLE: &str = "CONVOY_LOG_FORMAT";
-/// The level where RUST_LOG sets none.
-const DEFAULT: &str = "warn";
+/// The levels where RUST_LOG sets none. The HTTP library warns of connections that break its rules, which any stranger can open.
+const DEFAULT: &str = "warn,h2=error";
 /// Messages for people are logged at any level.
 const TOLD: &str = "convoy::output=warn";
 /// Longer lines of workers are cut.

@@ -31,8 +31,9 @@ use crate::settings::Misuse;
 
 const PATH: &str = "/metrics";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// A connection that lasts for longer is closed, and so is the oldest one if there are more.
-const LIMITS: Limits = Limits { strangers: 64, patience: Duration::from_secs(2), visitors: 0 };
+/// A connection that lasts for longer is closed. If there are more, the oldest one makes room.
+const LIMITS: Limits =
+    Limits { strangers: 64, grace: Duration::from_millis(100), patience: Duration::from_secs(2), visitors: 0 };
 /// How often connections are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Pause after the system failed to accept a connection.
@@ -94,7 +95,7 @@ async fn answer_all(listener: TcpListener, registry: Arc<Registry>) -> std::io::
                 reception.look();
                 continue;
             }
-            accepted = listener.accept() => accepted,
+            accepted = async { reception.has_room().await; listener.accept().await } => accepted,
         };
         let Ok((stream, peer)) = accepted else {
             sleep(PAUSE).await;

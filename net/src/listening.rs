@@ -67,7 +67,7 @@ impl Listening {
                         reception.look();
                         continue;
                     }
-                    accepted = self.accept() => accepted,
+                    accepted = self.accept(&reception) => accepted,
                 };
                 match accepted {
                     Ok(socket) => {
@@ -88,7 +88,8 @@ impl Listening {
         ReceiverStream::new(arriving)
     }
 
-    async fn accept(&self) -> io::Result<Socket> {
+    async fn accept(&self, reception: &Reception) -> io::Result<Socket> {
+        reception.has_room().await;
         // Without these settings, a connection is slower but still works.
         match self {
             Listening::Tcp(listener, _) => {

@@ -16,7 +16,8 @@ pub use crate::room::Limits;
 use crate::room::{Number, Room};
 
 /// The limits of an address where jobs or machines connect: far fewer than the descriptors of a process.
-pub const LIMITS: Limits = Limits { strangers: 64, patience: Duration::from_secs(10), visitors: 32 };
+pub const LIMITS: Limits =
+    Limits { strangers: 128, grace: Duration::from_millis(200), patience: Duration::from_secs(10), visitors: 32 };
 /// Closed connections are reported after the first time, and then at most as often as the second one says.
 const TOLD_AFTER: Duration = Duration::from_secs(1);
 const TOLD_EVERY: Duration = Duration::from_secs(60);
@@ -92,6 +93,18 @@ impl Reception {
     pub fn new(purpose: &'static str, limits: Limits) -> Self {
         let kept = Kept { room: Room::new(limits), closers: HashMap::new(), closed: Closed::default() };
         Self(Arc::new(Shared { purpose, kept: Mutex::new(kept) }))
+    }
+
+    /// Waits until there is room for another connection. So those that are here have some time to prove what they are, however fast others come.
+    pub async fn has_room(&self) {
+        loop {
+            // The guard must not be held while this waits.
+            let full_for = self.kept().room.full_for(Instant::now());
+            match full_for {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => return,
+            }
+        }
     }
 
     /// Lets a new connection in, as a stranger. The oldest stranger is closed if there are too many.
@@ -201,7 +214,7 @@ impl Drop for Proof {
 mod tests {
     use super::*;
 
-    const FEW: Limits = Limits { strangers: 2, patience: Duration::ZERO, visitors: 1 };
+    const FEW: Limits = Limits { strangers: 2, grace: Duration::ZERO, patience: Duration::ZERO, visitors: 1 };
 
     fn is_over(stay: &mut Stay) -> bool {
         let mut context = Context::from_waker(std::task::Waker::noop());

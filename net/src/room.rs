@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 pub struct Limits {
     /// The most strangers. If another one comes, the oldest one is closed.
     pub strangers: usize,
+    /// What each of them has at least, to prove what it is. Others wait until then.
+    pub grace: Duration,
     /// How long a connection may remain a stranger.
     pub patience: Duration,
     /// The most visitors. If another one comes, the oldest one is closed.
@@ -36,6 +38,12 @@ impl Room {
     pub(crate) fn new(limits: Limits) -> Self {
         let (strangers, visitors, members) = Default::default();
         Self { limits, strangers, visitors, members, arrived: 0 }
+    }
+
+    /// How long the next connection must wait: until the oldest stranger has had its grace.
+    pub(crate) fn full_for(&self, now: Instant) -> Option<Duration> {
+        let (_, since) = self.strangers.front().filter(|_| self.strangers.len() >= self.limits.strangers)?;
+        Some((*since + self.limits.grace).saturating_duration_since(now)).filter(|wait| !wait.is_zero())
     }
 
     /// A connection has arrived. Returns its number, and the stranger that must be closed for it.
@@ -114,7 +122,8 @@ impl Room {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { strangers: 2, patience: Duration::from_secs(10), visitors: 2 };
+    const LIMITS: Limits =
+        Limits { strangers: 2, grace: Duration::from_secs(1), patience: Duration::from_secs(10), visitors: 2 };
 
     fn after(seconds: u64) -> Instant {
         // One origin for all, so that times can be compared.
@@ -128,6 +137,20 @@ mod tests {
         let closed: Vec<_> = (0..5).map(|_| room.arrive(after(0)).1).collect();
         assert_eq!(closed, [None, None, Some(1), Some(2), Some(3)]);
         assert_eq!(room.len(), 2);
+    }
+
+    #[test]
+    fn each_stranger_has_its_grace_before_another_one_takes_its_place() {
+        let mut room = Room::new(LIMITS);
+        room.arrive(after(0));
+        assert_eq!(room.full_for(after(0)), None);
+        room.arrive(after(5));
+        assert_eq!(room.full_for(after(0)), Some(Duration::from_secs(1)));
+        assert_eq!(room.full_for(after(1)), None, "the oldest one has had its grace");
+        room.arrive(after(5));
+        assert_eq!(room.full_for(after(5)), Some(Duration::from_secs(1)));
+        assert!(room.forget(2));
+        assert_eq!(room.full_for(after(5)), None, "there is room");
     }
 
     #[test]

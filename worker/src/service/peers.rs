@@ -28,7 +28,8 @@ use super::link::{Link, LinkError};
 /// The pause before the next attempt, if a peer does not listen yet.
 const RETRY_EVERY: Duration = Duration::from_millis(50);
 /// The limits of connections whose other end has not proved who it is.
-const UNPROVED: Limits = Limits { strangers: 64, patience: CONNECTED_WITHIN, visitors: 0 };
+const UNPROVED: Limits =
+    Limits { strangers: 128, grace: Duration::from_millis(200), patience: CONNECTED_WITHIN, visitors: 0 };
 /// How often they are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// The pause after a connection could not be accepted, for example because there are too many open files.
@@ -230,7 +231,7 @@ async fn accept(listener: Listener, awaited: Arc<watch::Sender<Awaited>>) {
                 reception.look();
                 continue;
             }
-            accepted = listener.accept() => accepted,
+            accepted = async { reception.has_room().await; listener.accept().await } => accepted,
         };
         let Ok(link) = accepted else {
             sleep(ACCEPT_AGAIN).await;
@@ -373,7 +374,7 @@ mod tests {
         let began = Instant::now();
         assert!(link.reading.next::<v1::PeerWelcome>().await.is_ok());
         assert!(silent.remove(0).reading.next::<v1::PeerWelcome>().await.is_err(), "it made room");
-        assert!(began.elapsed() < CONNECTED_WITHIN, "nobody had to wait");
+        assert!(began.elapsed() < CONNECTED_WITHIN, "nobody has to wait for the end of their time");
         for mut link in silent {
             assert!(link.reading.next::<v1::PeerWelcome>().await.is_err(), "its time is over");
         }

@@ -804,7 +804,7 @@ impl<'a> Session<'a> {
 
     /// Reports why this worker cannot take part in the generation, and waits until the coordinator ends it.
     async fn give_up(&self, failure: Failure, orders: &mut Streaming<v1::ToWorker>) -> Result<Ended, SessionError> {
-        tracing::info!("cannot continue: {}", failure.message);
+        tracing::info!("cannot continue: {}", description_from(&failure.message));
         self.say(FromWorker::Failure(failure)).await?;
         let own = self.generation.load(Ordering::Relaxed);
         let ended = async {

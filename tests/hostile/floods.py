@@ -1,0 +1,139 @@
+"""Floods a process with connections of strangers, one kind after the other, and measures what they cost it.
+
+    floods.py ADDRESS PID VERSION CONNECTIONS SERVICE [KIND...]
+
+SERVICE is `coordinator` or `health`. Prints a line of JSON for each kind: the name, the resident memory of the process before the flood and
+at its peak, in megabytes, and how many connections were closed by the process. VERSION is that of the protocol, and KIND names some kinds.
+"""
+
+import json
+import pathlib
+import resource
+import select
+import sys
+import time
+
+from raw import (ACKNOWLEDGED, CONTINUATION, DATA, END_HEADERS, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, WINDOW_UPDATE, call, connect, data, fields, frame, message)
+
+HEALTH, CONTROL, TENSORS, ELSEWHERE = (
+    "/grpc.health.v1.Health/Check",
+    "/convoy.v1.Coordinator/Control",
+    "/convoy.v1.Coordinator/Tensors",
+    "/convoy.v1.Coordinator/Elsewhere",
+)
+STREAMS = 200
+"""Calls of a connection, unless the process allows fewer."""
+HOLD = 1.5
+"""Seconds for which all connections are held."""
+
+
+def calls(path, payload, streams=STREAMS):
+    """Calls whose messages lack their last byte."""
+    numbers = range(1, 2 * streams, 2)
+    return b"".join(call(number, path) + data(number, message(payload, len(payload) + 1)) for number in numbers)
+
+
+def hello(version):
+    """A valid Hello: protocol_version, threads, host."""
+    assert version < 128
+    body = bytes([8, version, 32, 1]) + b"\x32\x01x"
+    return message(b"\x0a" + bytes([len(body)]) + body)
+
+
+def kinds(version):
+    """What each kind of stranger sends, after the preface of HTTP/2 if it is a list."""
+    text = b"\x0a\xa0\x8d\x06" + b"x" * 100_000
+    return {
+        "silent": b"",
+        "preface": [],
+        "http1": b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+        "tls": bytes.fromhex("1603010200010001fc0303") + b"\x55" * 200,
+        "garbage": bytes(range(256)) * 400,
+        "partial-frame": [call(1, CONTROL), frame(DATA, 0, 1, message(b"\x0a" * 250_000), 262_000)],
+        "partial-health": [calls(HEALTH, b"x" * 4_000_000, 3)],
+        "many-partial-health": [calls(HEALTH, b"x" * 20_000)],
+        "partial-control": [calls(CONTROL, b"x" * 1_000_000, 3)],
+        "many-partial-control": [calls(CONTROL, b"x" * 20_000)],
+        "partial-tensors": [calls(TENSORS, b"x" * 300_000, 4)],
+        "elsewhere": [b"".join(call(n, ELSEWHERE) + data(n, message(text), end=True) for n in range(1, 40, 2))],
+        "partial-elsewhere": [calls(ELSEWHERE, text)],
+        "unknown-path": [calls("/a.b/C", b"x" * 100_000)],
+        "endless-headers": [frame(HEADERS, 0, 1, fields(CONTROL)), frame(CONTINUATION, 0, 1, fields(CONTROL)) * 2000],
+        "resets": [b"".join(call(n, CONTROL) + frame(RST_STREAM, 0, n, b"\0\0\0\x08") for n in range(1, 1000, 2))],
+        "pings": [frame(PING, 0, 0, b"12345678") * 5000],
+        "settings": [frame(SETTINGS, 0, 0, b"\0\x04\0\0\xff\xff") * 5000],
+        "wrong-sessions": [b"".join(call(n, TENSORS) + data(n, message(b"\x08\x07")) for n in range(1, 8, 2))],
+        "within-the-allowance": [calls(CONTROL, b"x" * 15_000, 4)],
+        "hello": [call(1, CONTROL), data(1, hello(version))],
+        "hello-and-leave": [call(1, CONTROL), data(1, hello(version), end=True)],
+        "hello-and-reset": [call(1, CONTROL), data(1, hello(version)), frame(RST_STREAM, 0, 1, b"\0\0\0\x08")],
+        "hello-and-flood": [call(1, CONTROL), data(1, hello(version)), data(1, message(b"\x0a" * 1_000_000, 1_000_001))],
+    }
+
+
+def status(process, key):
+    """A figure of a process in megabytes."""
+    lines = pathlib.Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+
+
+def is_closed(connection):
+    """Whether the other side has closed the connection. What it sent is dropped."""
+    while select.select([connection], [], [], 0)[0]:
+        try:
+            if not connection.recv(1 << 16):
+                return True
+        except OSError:
+            return True
+    return False
+
+
+def send(connection, content):
+    """Sends what a kind sends, as far as the other side takes it."""
+    connection.settimeout(1)
+    try:
+        if isinstance(content, bytes):
+            connection.sendall(content)
+        else:
+            connection.sendall(PREFACE)
+            # The last frame of the answer tells how much may be sent. It is the only one with this header.
+            answer = b""
+            while frame(WINDOW_UPDATE, 0, 0, claimed=4) not in answer:
+                answer += connection.recv(1 << 16)
+            connection.sendall(frame(SETTINGS, ACKNOWLEDGED, 0))
+            for part in content:
+                connection.sendall(part)
+    except OSError:
+        pass
+
+
+def flood(address, process, content, count):
+    """Opens the connections, sends, and holds them."""
+    pathlib.Path(f"/proc/{process}/clear_refs").write_text("5")
+    before, began = status(process, "VmRSS"), time.monotonic()
+    connections = []
+    for _ in range(count):
+        connections.append(connect(address))
+        send(connections[-1], content)
+    sent = time.monotonic()
+    while time.monotonic() < sent + HOLD:
+        time.sleep(0.05)
+    most = status(process, "VmHWM")
+    closed = sum(map(is_closed, connections))
+    for connection in connections:
+        connection.close()
+    return {"before": before, "most": most, "closed": closed, "seconds": time.monotonic() - began}
+
+
+def main():
+    address, process, version, count, service, *chosen = sys.argv[1:]
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    for name, content in kinds(int(version)).items():
+        is_here = service == "coordinator" or not any(part in name for part in ("control", "tensors", "elsewhere", "hello", "sessions"))
+        if is_here and (not chosen or name in chosen):
+            print(json.dumps({"kind": name, **flood(address, process, content, int(count))}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
