@@ -266,4 +266,25 @@ mod tests {
         closed.add(after(3));
         assert_eq!([4, 60, 61, 62].map(|second| closed.take(after(second))), [None, None, Some(1), None]);
     }
+
+    /// Each limit stands in docs/SECURITY.md.
+    #[test]
+    fn the_docs_say_every_limit() {
+        let docs = include_str!("../../docs/SECURITY.md");
+        for (what, value) in [
+            (
+                "strangers at an address for workers or for health checks; the oldest makes room for the next one",
+                LIMITS.strangers.to_string(),
+            ),
+            ("what each stranger has at least before it makes room", format!("{} ms", LIMITS.grace.as_millis())),
+            ("after this time, a stranger is closed", format!("{} s", LIMITS.patience.as_secs())),
+            ("connections that have asked for the health, and have no deadline", LIMITS.visitors.to_string()),
+            ("what a stranger may send at once", format!("{} bytes", crate::ALLOWANCE)),
+            ("what it may send after that", format!("{} bytes per second", crate::ALLOWANCE_PER_SECOND)),
+            ("calls of a connection at once", crate::grpc::REQUESTS_MAX.to_string()),
+            ("a message to the health service", format!("{} bytes", crate::grpc::HEALTH_BYTES_MAX)),
+        ] {
+            assert!(docs.contains(&format!("| {what} | {value} |\n")), "docs/SECURITY.md lacks: | {what} | {value} |");
+        }
+    }
 }

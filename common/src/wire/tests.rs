@@ -170,3 +170,17 @@ fn assert_brief(text: &str) {
     assert!(text.chars().count() < 3000, "{} characters: {}", text.chars().count(), &text[..300]);
     assert!(!text.contains(['\u{1b}', '\n', '\u{202e}']) && !text.contains("\\u{"), "{text}");
 }
+
+/// Each limit stands in docs/SECURITY.md.
+#[test]
+fn the_docs_say_every_limit() {
+    let docs = include_str!("../../../docs/SECURITY.md");
+    for (what, value) in [
+        ("characters of a reason or a description from another process", crate::text::DESCRIPTION_MAX),
+        ("characters of a name from another process", crate::text::NAME_MAX),
+        ("axes of a tensor", AXES_MAX),
+        ("images of a step", crate::batch::BATCH_MAX),
+    ] {
+        assert!(docs.contains(&format!("| {what} | {value} |\n")), "docs/SECURITY.md lacks: | {what} | {value} |");
+    }
+}

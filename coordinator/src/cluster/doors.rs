@@ -375,3 +375,21 @@ fn peer<T>(request: &Request<T>) -> String {
 fn visit<T>(request: &Request<T>) -> Result<Visit, Status> {
     request.extensions().get::<Visit>().cloned().ok_or_else(|| Status::internal("the connection is unknown"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each limit stands in docs/SECURITY.md.
+    #[test]
+    fn the_docs_say_every_limit() {
+        let docs = include_str!("../../../docs/SECURITY.md");
+        for (what, value) in [
+            ("a message to the coordinator", format!("{FRAME_BYTES_MAX} bytes")),
+            ("workers without a seat", SPARES_MAX.to_string()),
+            ("a connected worker must open its second connection within", format!("{} s", GREETING_MAX.as_secs())),
+        ] {
+            assert!(docs.contains(&format!("| {what} | {value} |\n")), "docs/SECURITY.md lacks: | {what} | {value} |");
+        }
+    }
+}

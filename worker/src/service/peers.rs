@@ -419,4 +419,16 @@ mod tests {
         let address = door.address(&Place::Tcp("127.0.0.1:7878".parse().unwrap())).unwrap().to_string();
         assert!(address.starts_with("127.0.0.1:") && !address.ends_with(":0"), "{address}");
     }
+
+    /// Each limit stands in docs/SECURITY.md.
+    #[test]
+    fn the_docs_say_every_limit() {
+        let docs = include_str!("../../../docs/SECURITY.md");
+        for (what, value) in [
+            ("strangers at the address where a worker listens for others", UNPROVED.strangers.to_string()),
+            ("after this time, a stranger at that address is closed", format!("{} s", UNPROVED.patience.as_secs())),
+        ] {
+            assert!(docs.contains(&format!("| {what} | {value} |\n")), "docs/SECURITY.md lacks: | {what} | {value} |");
+        }
+    }
 }

@@ -996,4 +996,16 @@ mod tests {
             assert!(queue_limit(&plan, batch, samples_max) > images, "batches of {batch}");
         }
     }
+
+    /// Each limit stands in docs/SECURITY.md.
+    #[test]
+    fn the_docs_say_every_limit() {
+        let docs = include_str!("../../../docs/SECURITY.md");
+        for (what, value) in [
+            ("control messages that may wait for a worker's compute thread", BACKLOG_MAX.to_string()),
+            ("a message to a worker", format!("{} bytes", convoy_common::wire::CONTROL_BYTES_MAX)),
+        ] {
+            assert!(docs.contains(&format!("| {what} | {value} |\n")), "docs/SECURITY.md lacks: | {what} | {value} |");
+        }
+    }
 }
