@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use convoy_common::chain::{chain, with_causes};
 use convoy_common::token::Token;
@@ -29,7 +29,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::health::{Vitals, watch};
-use super::member::{Elsewhere, Heard, Member, Report};
+use super::member::{Elsewhere, Heard, Member, Place, Report};
 use crate::deadlines::Deadlines;
 use crate::silence::Quiet;
 use crate::trace::Clock;
@@ -43,6 +43,8 @@ const ORDERS_QUEUED: usize = 32;
 const MESSAGES_QUEUED: usize = 256;
 /// The most workers without a seat.
 const SPARES_MAX: usize = 16;
+/// If all places are taken, a worker whose second connection has not come within this loses its place to the next one.
+const PAIRING_MIN: Duration = Duration::from_secs(1);
 /// A worker that has connected must send Hello within this.
 const GREETING_MAX: Duration = Duration::from_secs(10);
 
@@ -107,6 +109,8 @@ struct Arrival {
     hello: Hello,
     address: String,
     control: Sender<v1::ToWorker>,
+    place: Place,
+    since: Instant,
 }
 
 type Replies<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -126,21 +130,31 @@ impl Coordinator for Doors {
         let hello = greeting(&mut messages).await?;
         check_version(&hello).inspect_err(|status| tell_of_refusal(&self.heard, address.clone(), status))?;
         let (control, orders) = channel(ORDERS_QUEUED);
-        let session = self.let_in(Arrival { hello, address, control: control.clone() })?;
+        // A connection that was closed meanwhile gets no place.
         let proof = visit.prove().ok_or_else(closed_meanwhile)?;
+        let (place, mut left) = Place::new();
+        let since = Instant::now();
+        let session = self.let_in(Arrival { hello, address, control: control.clone(), place, since })?;
         let message = ToWorker::Welcome { session, requires_token: self.requires_token };
-        let _ = control.send(Numbered { generation: 0, message }.into()).await;
+        // The queue is empty.
+        let _ = control.try_send(Numbered { generation: 0, message }.into());
         let (heard, sessions, clock) = (self.heard.clone(), self.sessions.clone(), self.clock);
         let ping_timeout = self.ping_timeout;
         tokio::spawn(give_up_unless_paired(session, sessions.clone()));
         tokio::spawn(keep_in_touch(control.downgrade(), clock));
         tokio::spawn(async move {
-            let why =
-                listen(&mut messages, session, &heard, clock).await.unwrap_or_else(|| closed("control", ping_timeout));
+            let why = tokio::select! {
+                why = listen(&mut messages, session, &heard, clock) => {
+                    Some(why.unwrap_or_else(|| closed("control", ping_timeout)))
+                }
+                () = left.is_over() => None,
+            };
             drop(proof);
             sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
-            // The coordinator may have ended already.
-            let _ = heard.send(Report::Heard(session, Heard::Lost(why))).await;
+            if let Some(why) = why {
+                // The coordinator may have ended already.
+                let _ = heard.send(Report::Heard(session, Heard::Lost(why))).await;
+            }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(orders).map(Ok))))
     }
@@ -153,14 +167,18 @@ impl Coordinator for Doors {
             first.ok_or_else(|| Status::invalid_argument("the tensor connection closed before its first frame"))?;
         let session = session_from_frame(first).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let (frames, outgoing) = channel(FRAMES_QUEUED);
+        let proof = visit.prove().ok_or_else(closed_meanwhile)?;
         let member = self.pair(session, frames)?;
-        let (proof, may_send) = (visit.prove().ok_or_else(closed_meanwhile)?, member.may_send.clone());
+        let (may_send, mut left) = (member.may_send.clone(), member.place.stay());
         let (heard, clock, ping_timeout) = (self.heard.clone(), self.clock, self.ping_timeout);
         tokio::spawn(async move {
             if heard.send(Report::Joined(Box::new(member))).await.is_err() {
                 return;
             }
-            let why = pass_on(&mut incoming, session, &may_send, &heard, clock).await;
+            let why = tokio::select! {
+                why = pass_on(&mut incoming, session, &may_send, &heard, clock) => why,
+                () = left.is_over() => return,
+            };
             let why = why.unwrap_or_else(|| closed("tensor", ping_timeout));
             drop(proof);
             let _ = heard.send(Report::Heard(session, Heard::Lost(why))).await;
@@ -185,13 +203,16 @@ impl Coordinator for Doors {
 }
 
 impl Doors {
-    /// Frees the place of a worker that was given up. Its connections may stay open for a while.
+    /// Frees the place of a worker that was given up.
     pub(super) fn forget(&self, session: u64) {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
     }
 
     fn let_in(&self, arrival: Arrival) -> Result<u64, Status> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        if sessions.len() >= self.seats + SPARES_MAX {
+            free_a_place(&mut sessions);
+        }
         if sessions.len() >= self.seats + SPARES_MAX {
             let text =
                 format!("the job already has its {} workers and {SPARES_MAX} spares; try again later", self.seats);
@@ -212,7 +233,7 @@ impl Doors {
         let arrival = sessions.get_mut(&session).and_then(Option::take);
         let arrival =
             arrival.ok_or_else(|| Status::invalid_argument("the tensor connection names an unknown session"))?;
-        let Arrival { hello, address, control } = arrival;
+        let Arrival { hello, address, control, place, .. } = arrival;
         let quiet = Quiet::default();
         let (is_leaving, is_spare, has_failed, relayed) = (false, false, false, Vec::new());
         let may_send = Arc::default();
@@ -228,8 +249,16 @@ impl Doors {
             has_failed,
             relayed,
             may_send,
+            place,
         })
     }
+}
+
+/// Frees the place of the worker that has been without its second connection for the longest time, unless it has just come.
+fn free_a_place(sessions: &mut HashMap<u64, Option<Arrival>>) {
+    let arrivals = sessions.iter().filter_map(|(session, arrival)| Some((*session, arrival.as_ref()?.since)));
+    let oldest = arrivals.min_by_key(|(_, since)| *since).filter(|(_, since)| since.elapsed() >= PAIRING_MIN);
+    oldest.map(|(session, _)| sessions.remove(&session));
 }
 
 /// Frees the place of a worker whose second connection doesn't come in time.

@@ -11,6 +11,7 @@ use convoy_proto::v1;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Sender, channel};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::deadlines::{LOOK_EVERY, STOP_PATIENCE};
@@ -51,6 +52,33 @@ pub struct Elsewhere {
     pub model: Option<String>,
 }
 
+/// The place of a worker. When it is dropped, the worker's connections are closed.
+#[derive(Debug)]
+pub(super) struct Place(watch::Sender<()>);
+
+/// The stay of one connection, for as long as the worker has its place.
+#[derive(Debug)]
+pub(super) struct Stay(watch::Receiver<()>);
+
+impl Place {
+    pub(super) fn new() -> (Self, Stay) {
+        let (place, stay) = watch::channel(());
+        (Self(place), Stay(stay))
+    }
+
+    pub(super) fn stay(&self) -> Stay {
+        Stay(self.0.subscribe())
+    }
+}
+
+impl Stay {
+    /// Completes when the worker has lost its place.
+    pub(super) async fn is_over(&mut self) {
+        // Nothing is ever sent.
+        let _ = self.0.changed().await;
+    }
+}
+
 /// A connected worker.
 #[derive(Debug)]
 pub struct Member {
@@ -73,6 +101,8 @@ pub struct Member {
     pub(super) relayed: Vec<u64>,
     /// Whether it may send tensors: it has, or had, a seat.
     pub(super) may_send: Arc<AtomicBool>,
+    /// What keeps its connections open.
+    pub(super) place: Place,
 }
 
 impl Member {
