@@ -69,6 +69,8 @@ impl Log {
     /// Starts the log. It shows warnings unless RUST_LOG sets another level.
     pub(crate) fn begin(format: Format) -> Self {
         let wanted = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|wanted| !wanted.is_empty());
+        // Whoever wants to see what the HTTP library says names it.
+        let wanted = wanted.map(|wanted| if wanted.contains("h2") { wanted } else { format!("{wanted},h2=error") });
         let parsed = EnvFilter::builder().parse(wanted.as_deref().unwrap_or(DEFAULT));
         let unreadable = parsed.as_ref().err().map(|error| format!("note: RUST_LOG is ignored: {error}"));
         let filter = parsed.unwrap_or_else(|_| EnvFilter::new(DEFAULT));

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use convoy_common::address::Address;
+use convoy_net::listening::{Listening, Socket};
 use convoy_net::reception::{Limits, Reception};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -25,7 +26,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use tokio::time::{interval, sleep};
+use tokio_stream::StreamExt;
 
 use crate::settings::Misuse;
 
@@ -33,11 +34,7 @@ const PATH: &str = "/metrics";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// A connection that lasts for longer is closed. If there are more, the oldest one makes room.
 const LIMITS: Limits =
-    Limits { strangers: 64, grace: Duration::from_millis(100), patience: Duration::from_secs(2), visitors: 0 };
-/// How often connections are looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Pause after the system failed to accept a connection.
-const PAUSE: Duration = Duration::from_millis(100);
+    Limits { strangers: 64, grace: Duration::from_millis(25), patience: Duration::from_secs(2), visitors: 0 };
 
 /// Registers counters with `register`, and serves them at `address` if there is one.
 pub(crate) fn counted<M>(
@@ -78,30 +75,24 @@ fn serve(address: &Address, registry: Registry) -> Result<(), Box<dyn Error>> {
     let bound = listener.local_addr().map_err(wrong)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(wrong)?;
     let answering = move || {
-        let Err(error) = runtime.block_on(answer_all(listener, Arc::new(registry)));
-        tracing::warn!("metrics are not served: {error}");
+        // This thread does nothing else, so it ends with its listener.
+        if let Err(error) = runtime.block_on(answer_all(listener, Arc::new(registry))) {
+            tracing::warn!("metrics are not served: {error}");
+        }
     };
     std::thread::Builder::new().name("metrics".to_owned()).spawn(answering).map_err(wrong)?;
     tracing::info!("metrics at http://{bound}{PATH}");
     Ok(())
 }
 
-async fn answer_all(listener: TcpListener, registry: Arc<Registry>) -> std::io::Result<Infallible> {
+async fn answer_all(listener: TcpListener, registry: Arc<Registry>) -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let (reception, mut look) = (Reception::new("for metrics", LIMITS), interval(LOOK_EVERY));
-    loop {
-        let accepted = tokio::select! {
-            _ = look.tick() => {
-                reception.look();
-                continue;
-            }
-            accepted = async { reception.has_room().await; listener.accept().await } => accepted,
-        };
-        let Ok((stream, peer)) = accepted else {
-            sleep(PAUSE).await;
-            continue;
-        };
-        let (mut stay, registry) = (reception.admit(Some(peer)), registry.clone());
+    let address = listener.local_addr()?.to_string();
+    let listening = Listening::Tcp(listener, address);
+    let mut arrivals = listening.arrivals(Reception::new("for metrics", LIMITS));
+    while let Some((socket, mut stay)) = arrivals.next().await {
+        let Socket::Tcp(stream) = socket else { continue };
+        let registry = registry.clone();
         tokio::spawn(async move {
             let service = service_fn(|request| {
                 let registry = registry.clone();
@@ -111,10 +102,11 @@ async fn answer_all(listener: TcpListener, registry: Arc<Registry>) -> std::io::
             // A reader that missed the answer asks again.
             tokio::select! {
                 _ = connection => {}
-                () = stay.is_over() => {}
+                () = stay.ended() => {}
             }
         });
     }
+    Ok(())
 }
 
 fn answer(request: &Request<Incoming>, registry: &Registry) -> Response<Full<Bytes>> {
@@ -139,4 +131,24 @@ fn told(status: StatusCode, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each limit stands in docs/SECURITY.md.
+    #[test]
+    fn the_docs_say_every_limit() {
+        let docs = include_str!("../docs/SECURITY.md");
+        for (what, value) in [
+            (
+                "connections at the address for metrics; the oldest makes room for the next one",
+                LIMITS.strangers.to_string(),
+            ),
+            ("after this time, a connection for metrics is closed", format!("{} s", LIMITS.patience.as_secs())),
+        ] {
+            assert!(docs.contains(&format!("| {what} | {value} |\n")), "docs/SECURITY.md lacks: | {what} | {value} |");
+        }
+    }
 }

@@ -7,7 +7,7 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -23,6 +23,8 @@ const JOB: &str = "train --data bundled --batch 16 --steps 12 --schedule constan
 const COST_MAX: f64 = 64.0;
 /// Connections of each kind of stranger.
 const CONNECTIONS: usize = 1000;
+/// More connections of strangers than a process keeps.
+const ROOM: usize = 200;
 
 /// A Python that has gRPC and its compiler, if there is one.
 fn python() -> Option<String> {
@@ -86,13 +88,14 @@ fn flood(python: &str, address: &str, process: u32, service: &str) {
     assert!(output.status.success(), "{}", said(&output));
     let text = String::from_utf8(output.stdout).unwrap();
     let kinds: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert!(kinds.len() >= 15, "{text}");
+    assert!(kinds.len() > 10, "{text}");
     let before = kinds[0]["before"].as_f64().unwrap();
     for kind in &kinds {
         let cost = kind["most"].as_f64().unwrap() - before;
         assert!(cost < COST_MAX, "{cost} MB: {text}");
-        // Those that stay are as many as there is room for.
-        assert!(kind["closed"].as_u64().unwrap() as usize >= CONNECTIONS - 200, "{text}");
+        // Those that stay are no more than there is room for.
+        assert!(kind["closed"].as_u64().unwrap() as usize >= CONNECTIONS - ROOM, "{text}");
+        assert!((kind["descriptors"].as_u64().unwrap() as usize) < ROOM + 50, "{text}");
     }
 }
 
@@ -144,8 +147,13 @@ fn floods_cost_a_worker_little() {
     let worker = worker(&nobody, &["--health", &address]);
     support::wait_for("the worker's health", || TcpStream::connect(&address).ok());
     flood(&python, &address, worker.id(), "health");
-    let healthy = support::run(&format!("health {address}"), &[]);
-    assert!(healthy.status.success(), "{}", said(&healthy));
+    // Whoever asks for the health while others come gets an answer in time.
+    let silent = Silent::at(&python, &address, 500);
+    for _ in 0..3 {
+        let healthy = support::run(&format!("health {address}"), &[]);
+        assert!(healthy.status.success(), "{}", said(&healthy));
+    }
+    assert!(silent.end() > 500);
     end([worker]);
 }
 
@@ -189,9 +197,17 @@ fn silent_connections_keep_no_worker_out_and_change_no_bit() {
     let text = said(&output);
     assert!(silent.end() > 2000, "no connection was closed");
     assert!(output.status.success(), "{text}");
-    assert!(text.contains("connections for workers that were silent, slow or too many"), "{text}");
+    assert!(text.contains("connections to the address for workers: silent, too slow, or too many"), "{text}");
     assert_eq!(hash(&out), undisturbed(job, folder.path()));
     end(workers);
+}
+
+fn scrape(address: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// Whoever opens connections to the address of metrics and is slow makes room for a scrape.
@@ -204,13 +220,9 @@ fn metrics_are_served_beside_slow_connections() {
     let silent = Silent::at(&python, &address, 300);
     for _ in 0..5 {
         let began = Instant::now();
-        let mut stream = TcpStream::connect(&address).unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        BufReader::new(&mut stream).read_line(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.contains("convoy_build_info"), "{answer}");
+        // The flood may close a scrape, too. Then it is repeated, within the time that it has.
+        let answer = support::wait_for("an answer", || scrape(&address).ok().filter(|answer| !answer.is_empty()));
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("convoy_build_info"), "{answer}");
         assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     }
     assert!(silent.end() > 300);

@@ -18,8 +18,8 @@ pub fn brief(text: &str, most: usize) -> String {
     let mut characters = text.chars();
     let mut kept: String = characters.by_ref().take(most).map(shown).collect();
     if characters.next().is_some() {
-        kept.pop();
-        kept.push('…');
+        let has_room = kept.pop().is_some();
+        kept.extend(has_room.then_some('…'));
     }
     kept
 }
@@ -52,6 +52,6 @@ mod tests {
     fn a_long_text_is_cut_at_a_character() {
         assert_eq!((brief("größe", 5), brief("größer", 5)), ("größe".to_owned(), "größ…".to_owned()));
         assert_eq!(brief(&"x\n".repeat(1 << 20), NAME_MAX).chars().count(), NAME_MAX);
-        assert_eq!(brief("", 0), "");
+        assert_eq!((brief("", 0), brief("a", 0)), (String::new(), String::new()));
     }
 }

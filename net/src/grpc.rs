@@ -2,12 +2,11 @@
 //!
 //! Not here: the services of Convoy, and what is healthy (the coordinator and the worker decide).
 
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
-use tonic::{Request, Status};
+use tonic::{Request, Response, Status};
 use tonic_health::pb::health_server::{Health, HealthServer};
-use tonic_health::server::{HealthReporter, health_reporter};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::reception::Visit;
 
@@ -22,20 +21,32 @@ pub fn server() -> Server {
 }
 
 /// The health service, and who tells it what is healthy. Everybody may ask.
-pub fn health() -> (HealthReporter, InterceptedService<HealthServer<impl Health>, Visiting>) {
-    let (reporter, service) = health_reporter();
-    (reporter, InterceptedService::new(service.max_decoding_message_size(HEALTH_BYTES_MAX), Visiting))
+pub fn health() -> (HealthReporter, HealthServer<impl Health>) {
+    let reporter = HealthReporter::new();
+    let service = Visited(HealthService::from_health_reporter(reporter.clone()));
+    (reporter, HealthServer::new(service).max_decoding_message_size(HEALTH_BYTES_MAX))
 }
 
-/// Notes that a connection asks for the health: it has no deadline.
-#[derive(Clone, Copy, Debug)]
-pub struct Visiting;
+/// A health service that notes who has asked a whole question. Such a connection has no deadline.
+struct Visited<H>(H);
 
-impl Interceptor for Visiting {
-    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(visit) = request.extensions().get::<Visit>() {
-            visit.visits();
-        }
-        Ok(request)
+fn note<T>(request: &Request<T>) {
+    if let Some(visit) = request.extensions().get::<Visit>() {
+        visit.visits();
+    }
+}
+
+#[tonic::async_trait]
+impl<H: Health> Health for Visited<H> {
+    type WatchStream = H::WatchStream;
+
+    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        note(&request);
+        self.0.check(request).await
+    }
+
+    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        note(&request);
+        self.0.watch(request).await
     }
 }

@@ -8,10 +8,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
 use tonic::transport::server::Connected;
 
-use crate::reception::{Reception, Stay, Visit};
+use crate::listening::Socket;
+use crate::reception::{Stay, Visit};
 
 /// What a stranger may send at once, in bytes: an introduction, with what HTTP/2 needs, has at most a quarter of that.
 pub const ALLOWANCE: usize = 64 << 10;
@@ -24,12 +24,6 @@ pub struct Guest {
     socket: Socket,
     stay: Stay,
     allowance: Allowance,
-}
-
-#[derive(Debug)]
-pub(crate) enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
 }
 
 /// How many bytes a stranger may still send.
@@ -57,13 +51,18 @@ impl Allowance {
 }
 
 impl Guest {
-    /// A connection that `reception` lets in.
-    pub(crate) fn new(socket: Socket, reception: &Reception) -> Self {
-        let peer = match &socket {
-            Socket::Tcp(stream) => stream.peer_addr().ok(),
-            Socket::Unix(_) => None,
-        };
-        Self { socket, stay: reception.admit(peer), allowance: Allowance::whole(Instant::now()) }
+    /// A connection for as long as its stay lasts.
+    pub(crate) fn new(socket: Socket, stay: Stay) -> Self {
+        Self { socket, stay, allowance: Allowance::whole(Instant::now()) }
+    }
+
+    /// Fails if the connection must be closed. Reading and writing both ask this: a peer that does not read can keep the server from reading,
+    /// and then only the attempt to write can end the connection.
+    fn check(&mut self, context: &mut Context<'_>) -> Result<()> {
+        match self.stay.poll_ended(context) {
+            Poll::Ready(()) => Err(Error::new(ErrorKind::ConnectionAborted, "it did not prove what it is")),
+            Poll::Pending => Ok(()),
+        }
     }
 
     /// Counts bytes that have arrived.
@@ -89,9 +88,7 @@ impl Connected for Guest {
 impl AsyncRead for Guest {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<Result<()>> {
         let guest = self.get_mut();
-        if guest.stay.poll_over(context).is_ready() {
-            return Poll::Ready(Err(Error::new(ErrorKind::ConnectionAborted, "it did not prove what it is")));
-        }
+        guest.check(context)?;
         let before = buffer.filled().len();
         ready!(match &mut guest.socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
@@ -103,7 +100,9 @@ impl AsyncRead for Guest {
 
 impl AsyncWrite for Guest {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
-        match &mut self.get_mut().socket {
+        let guest = self.get_mut();
+        guest.check(context)?;
+        match &mut guest.socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
             Socket::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
         }
@@ -114,7 +113,9 @@ impl AsyncWrite for Guest {
         context: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
-        match &mut self.get_mut().socket {
+        let guest = self.get_mut();
+        guest.check(context)?;
+        match &mut guest.socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
             Socket::Unix(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
         }
@@ -128,14 +129,18 @@ impl AsyncWrite for Guest {
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
-        match &mut self.get_mut().socket {
+        let guest = self.get_mut();
+        guest.check(context)?;
+        match &mut guest.socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_flush(context),
             Socket::Unix(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
-        match &mut self.get_mut().socket {
+        let guest = self.get_mut();
+        guest.check(context)?;
+        match &mut guest.socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
             Socket::Unix(stream) => Pin::new(stream).poll_shutdown(context),
         }

@@ -4,24 +4,35 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use convoy_common::address::Address;
 use convoy_common::wire::tuning;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc::channel;
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 
-use crate::guest::{Guest, Socket};
-use crate::reception::Reception;
+use crate::guest::Guest;
+use crate::reception::{Reception, Stay};
 
-/// How often strangers are looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often strangers whose time is over are closed.
+const CLOSE_EVERY: Duration = Duration::from_millis(250);
 /// The pause after a connection could not be accepted, for example because there are too many open files.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// A failure to accept connections is logged again after this.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+
+/// An accepted socket.
+#[derive(Debug)]
+pub enum Socket {
+    /// TCP.
+    Tcp(TcpStream),
+    /// A Unix socket.
+    Unix(UnixStream),
+}
 
 /// A bound address.
 #[derive(Debug)]
@@ -56,26 +67,26 @@ impl Listening {
     }
 
     /// The connections that arrive and that `reception` lets in, until the stream is dropped. Must be called in a runtime.
-    pub fn guests(self, reception: Reception) -> ReceiverStream<Result<Guest, Infallible>> {
-        let (guests, arriving) = channel(1);
+    pub fn arrivals(self, reception: Reception) -> ReceiverStream<(Socket, Stay)> {
+        let (arrivals, arriving) = channel(1);
         tokio::spawn(async move {
-            let (mut look, mut complained) = (interval(LOOK_EVERY), None::<Instant>);
+            let mut complained = None::<Instant>;
+            let mut watch = interval(CLOSE_EVERY);
+            watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
+                let next = async { (arrivals.reserve().await, self.accept(&reception).await) };
                 let accepted = tokio::select! {
-                    () = guests.closed() => return,
-                    _ = look.tick() => {
-                        reception.look();
+                    () = arrivals.closed() => return,
+                    _ = watch.tick() => {
+                        reception.close_overdue();
                         continue;
                     }
-                    accepted = self.accept(&reception) => accepted,
+                    accepted = next => accepted,
                 };
                 match accepted {
-                    Ok(socket) => {
-                        if guests.send(Ok(Guest::new(socket, &reception))).await.is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => {
+                    (Ok(place), Ok((socket, peer))) => place.send((socket, reception.admit(peer))),
+                    (Err(_), _) => return,
+                    (_, Err(error)) => {
                         if complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
                             complained = Some(Instant::now());
                             tracing::warn!("cannot accept a connection at {}: {error}; trying again", self.address());
@@ -88,19 +99,24 @@ impl Listening {
         ReceiverStream::new(arriving)
     }
 
-    async fn accept(&self, reception: &Reception) -> io::Result<Socket> {
+    /// The same connections, for a gRPC server.
+    pub fn guests(self, reception: Reception) -> impl Stream<Item = Result<Guest, Infallible>> + Send {
+        self.arrivals(reception).map(|(socket, stay)| Ok(Guest::new(socket, stay)))
+    }
+
+    async fn accept(&self, reception: &Reception) -> io::Result<(Socket, Option<SocketAddr>)> {
         reception.has_room().await;
         // Without these settings, a connection is slower but still works.
         match self {
             Listening::Tcp(listener, _) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, peer) = listener.accept().await?;
                 let _ = stream.set_nodelay(true);
-                Ok(Socket::Tcp(stream))
+                Ok((Socket::Tcp(stream), Some(peer)))
             }
             Listening::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
                 let _ = socket2::SockRef::from(&stream).set_send_buffer_size(tuning::SOCKET_BUFFER);
-                Ok(Socket::Unix(stream))
+                Ok((Socket::Unix(stream), None))
             }
         }
     }

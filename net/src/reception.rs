@@ -17,10 +17,10 @@ use crate::room::{Number, Room};
 
 /// The limits of an address where jobs or machines connect: far fewer than the descriptors of a process.
 pub const LIMITS: Limits =
-    Limits { strangers: 128, grace: Duration::from_millis(200), patience: Duration::from_secs(10), visitors: 32 };
+    Limits { strangers: 128, grace: Duration::from_millis(25), patience: Duration::from_secs(10), visitors: 32 };
 /// Closed connections are reported after the first time, and then at most as often as the second one says.
-const TOLD_AFTER: Duration = Duration::from_secs(1);
-const TOLD_EVERY: Duration = Duration::from_secs(60);
+const REPORTED_AFTER: Duration = Duration::from_secs(1);
+const REPORTED_EVERY: Duration = Duration::from_secs(60);
 
 /// The connections of an address.
 #[derive(Clone, Debug)]
@@ -58,8 +58,8 @@ impl Closed {
 
     /// How many to report now, if any.
     fn take(&mut self, now: Instant) -> Option<u64> {
-        let has_waited = self.since.is_some_and(|since| now.saturating_duration_since(since) >= TOLD_AFTER);
-        let may_tell = self.told.is_none_or(|told| now.saturating_duration_since(told) >= TOLD_EVERY);
+        let has_waited = self.since.is_some_and(|since| now.saturating_duration_since(since) >= REPORTED_AFTER);
+        let may_tell = self.told.is_none_or(|told| now.saturating_duration_since(told) >= REPORTED_EVERY);
         if !has_waited || !may_tell {
             return None;
         }
@@ -73,6 +73,7 @@ impl Closed {
 pub struct Stay {
     visit: Visit,
     closer: oneshot::Receiver<()>,
+    has_ended: bool,
 }
 
 /// A connection, for those who handle its requests.
@@ -96,7 +97,7 @@ impl Reception {
     }
 
     /// Waits until there is room for another connection. So those that are here have some time to prove what they are, however fast others come.
-    pub async fn has_room(&self) {
+    pub(crate) async fn has_room(&self) {
         loop {
             // The guard must not be held while this waits.
             let full_for = self.kept().room.full_for(Instant::now());
@@ -108,7 +109,7 @@ impl Reception {
     }
 
     /// Lets a new connection in, as a stranger. The oldest stranger is closed if there are too many.
-    pub fn admit(&self, peer: Option<SocketAddr>) -> Stay {
+    pub(crate) fn admit(&self, peer: Option<SocketAddr>) -> Stay {
         let (closer, closed) = oneshot::channel();
         let mut kept = self.kept();
         let (number, oldest) = kept.room.arrive(Instant::now());
@@ -116,11 +117,11 @@ impl Reception {
         kept.close(oldest);
         drop(kept);
         let visit = Visit { reception: self.clone(), number, peer, is_member: Arc::default() };
-        Stay { visit, closer: closed }
+        Stay { visit, closer: closed, has_ended: false }
     }
 
     /// Closes the strangers whose time is over, and reports those that were closed. Must be called several times a second.
-    pub fn look(&self) {
+    pub(crate) fn close_overdue(&self) {
         let now = Instant::now();
         let mut kept = self.kept();
         let overdue = kept.room.overdue(now);
@@ -129,7 +130,7 @@ impl Reception {
         drop(kept);
         if let Some(count) = told {
             let (purpose, s) = (self.0.purpose, if count == 1 { "" } else { "s" });
-            tracing::warn!("closed {count} connection{s} {purpose} that were silent, slow or too many");
+            tracing::warn!("closed {count} connection{s} to the address {purpose}: silent, too slow, or too many");
         }
     }
 
@@ -155,14 +156,15 @@ impl Stay {
     }
 
     /// Completes when the connection must be closed.
-    pub async fn is_over(&mut self) {
-        // The sender is dropped without a message.
-        let _ = (&mut self.closer).await;
+    pub async fn ended(&mut self) {
+        std::future::poll_fn(|context| self.poll_ended(context)).await;
     }
 
     /// Whether the connection must be closed.
-    pub(crate) fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        Pin::new(&mut self.closer).poll(context).map(drop)
+    pub(crate) fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        // The sender is dropped without a message. A receiver must not be asked again after that.
+        self.has_ended = self.has_ended || Pin::new(&mut self.closer).poll(context).is_ready();
+        if self.has_ended { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 
@@ -204,8 +206,8 @@ impl Drop for Proof {
     fn drop(&mut self) {
         let Visit { reception, number, is_member, .. } = &self.0;
         let mut kept = reception.kept();
-        let oldest = kept.room.unprove(*number, Instant::now());
-        kept.close(oldest);
+        let closed = kept.room.unprove(*number, Instant::now());
+        kept.close(closed);
         is_member.store(kept.room.is_member(*number), Ordering::Relaxed);
     }
 }
@@ -216,9 +218,9 @@ mod tests {
 
     const FEW: Limits = Limits { strangers: 2, grace: Duration::ZERO, patience: Duration::ZERO, visitors: 1 };
 
-    fn is_over(stay: &mut Stay) -> bool {
+    fn has_ended(stay: &mut Stay) -> bool {
         let mut context = Context::from_waker(std::task::Waker::noop());
-        stay.poll_over(&mut context).is_ready()
+        stay.poll_ended(&mut context).is_ready()
     }
 
     #[test]
@@ -233,8 +235,8 @@ mod tests {
             }
             stay
         });
-        reception.look();
-        assert_eq!([&mut member, &mut visitor, &mut stranger].map(is_over), [false, false, true]);
+        reception.close_overdue();
+        assert_eq!([&mut member, &mut visitor, &mut stranger].map(has_ended), [false, false, true]);
         assert!(stranger.visit().prove().is_none() && member.visit().is_member());
     }
 
@@ -245,12 +247,12 @@ mod tests {
         let proofs = [stay.visit().prove().unwrap(), stay.visit().prove().unwrap()];
         let [first, second] = proofs;
         drop(first);
-        reception.look();
-        assert!(stay.visit().is_member() && !is_over(&mut stay));
+        reception.close_overdue();
+        assert!(stay.visit().is_member() && !has_ended(&mut stay));
         drop(second);
-        assert!(!stay.visit().is_member() && !is_over(&mut stay));
-        reception.look();
-        assert!(is_over(&mut stay));
+        assert!(!stay.visit().is_member() && !has_ended(&mut stay));
+        reception.close_overdue();
+        assert!(has_ended(&mut stay));
         drop(stay);
         assert!(reception.kept().closers.is_empty());
     }

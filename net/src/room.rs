@@ -80,7 +80,8 @@ impl Room {
         is_there
     }
 
-    /// A proof of a connection no longer counts. Without any, it is a stranger again: returns the stranger that must be closed for it.
+    /// A proof of a connection no longer counts. Without any, it is a stranger again. If there are enough of them, it must be closed itself:
+    /// returns its number then.
     pub(crate) fn unprove(&mut self, number: Number, now: Instant) -> Option<Number> {
         let proofs = self.members.get_mut(&number)?;
         *proofs -= 1;
@@ -88,6 +89,9 @@ impl Room {
             return None;
         }
         self.members.remove(&number);
+        if self.strangers.len() >= self.limits.strangers {
+            return Some(number);
+        }
         self.add_stranger(number, now)
     }
 
@@ -180,9 +184,11 @@ mod tests {
             room.prove(4) && room.unprove(4, after(15)).is_none() && room.is_member(4),
             "one of two proofs still counts"
         );
-        assert!(room.unprove(4, after(20)).is_some(), "a stranger made room for it");
-        assert!(!room.is_member(4) && !room.overdue(after(29)).contains(&4));
-        assert!(room.overdue(after(30)).contains(&4));
+        assert_eq!(room.unprove(5, after(15)), Some(5), "there are enough strangers");
+        room.overdue(after(20));
+        assert_eq!(room.unprove(4, after(20)), None);
+        assert!(!room.is_member(4) && room.overdue(after(29)).is_empty());
+        assert_eq!(room.overdue(after(30)), [4]);
         assert_eq!(room.unprove(4, after(30)), None, "it is gone");
     }
 

@@ -299,6 +299,7 @@ def main():
             if current.text and current.text not in last:
                 # The last conversation's reason is the first one that it logs after that.
                 worker.wait_for(current.text, seen)
+            seen = len(worker.lines)
             assert len(last) <= 1000 and "\x1b" not in last, last
             assert seconds < 5 or current.hold, f"the worker took {seconds} s to say {current.text}"
             assert seconds >= current.hold, f"the worker left after {seconds} s of silence: {worker.lines[-3:]}"

@@ -88,13 +88,13 @@ def before_the_job(address, coordinator):
             with grpc.insecure_channel(address, LOCAL) as channel:
                 notice = messages.WorkerElsewhere(session=session, **texts)
                 assert services.CoordinatorStub(channel).Elsewhere(notice, timeout=20).wanted
-    # Some are welcome, and then do not come back, or with too little.
-    for leave in ("at once", "after the tensors", "before the tensors"):
+    # Some are welcome, and then leave.
+    for opens_both in (False, True):
         worker = Worker(address)
-        if leave != "at once":
+        if opens_both:
+            worker.open()
+        else:
             worker.hear("welcome")
-        if leave == "after the tensors":
-            worker.control.incoming.queue.clear()
         worker.close()
     coordinator.check()
 
@@ -121,7 +121,7 @@ def tensors_of_nobody(job, micro):
     yield chunk(job, 1, **right), "has shape [1]; the plan requires"
     yield chunk(job, 1, shape=(MANY,) * 8, **right), "has shape"
     yield chunk(job, 1, shape=(1,) * 1000, **right), '"shape" is a list of 1000'
-    yield chunk(job, 1, images=messages.Images(micro_batch=micro)), "images"
+    yield chunk(job, 1, images=messages.Images(micro_batch=micro)), "sent an invalid message at step 1"
     yield chunk(job, 1, **activations(exchange=MANY)), '"exchange" is'
     yield chunk(job, 1, **activations(from_tower=MANY)), '"from_tower" is'
     yield chunk(job, 1, **activations(to_tower=0)), '"to_tower" is'
@@ -145,7 +145,7 @@ def tensors_of_nobody(job, micro):
     yield chunk(job, 1, **gradient(step=0)), 'lacks "step"'
     yield chunk(job, 1, **gradient(piece=MANY)), "no such piece"
     yield chunk(job, 1, **gradient(tower=MANY)), '"tower" is'
-    yield chunk(job, 1, **gradient(slots=MANY, first_slot=MANY)), "worker"
+    yield chunk(job, 1, **gradient(slots=MANY, first_slot=MANY)), "sent an invalid message at step 1"
 
 
 def words_out_of_turn(micro):
@@ -162,7 +162,7 @@ def words_out_of_turn(micro):
     yield From(failure=messages.Failure(kind=2, message=HOSTILE, layer=HOSTILE)), "forged"
     yield From(failure=messages.Failure(kind=3, message="x" * 300_000)), "xxxxx"
     yield From(peer_failed=messages.PeerFailed(peer=MANY, kind=2, message=HOSTILE)), "but it has none"
-    yield From(peer_failed=messages.PeerFailed(peer=0, kind=3, message=HOSTILE)), "worker"
+    yield From(peer_failed=messages.PeerFailed(peer=0, kind=3, message=HOSTILE)), "but it has none"
 
 
 class Seated(Worker):
@@ -234,7 +234,7 @@ def main():
     for begin in range(0, count, FAULTS):
         before = before_the_job if begin == 0 else lambda *_: None
         disturbed(program, folder / f"run{begin}", before, range(begin, min(begin + FAULTS, count)))
-    print(f"{len(list(first_messages())) + len(list(first_frames())) + 15 + count} conversations")
+    print(f"{len(list(first_messages())) + len(list(first_frames())) + 14 + count} conversations")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     floods.py ADDRESS PID VERSION CONNECTIONS SERVICE [KIND...]
 
 SERVICE is `coordinator` or `health`. Prints a line of JSON for each kind: the name, the resident memory of the process before the flood and
-at its peak, in megabytes, and how many connections were closed by the process. VERSION is that of the protocol, and KIND names some kinds.
+at its peak, in megabytes, how many connections the process closed, and how many descriptors it had then. VERSION is that of the protocol, and KIND names some kinds.
 """
 
 import json
@@ -23,8 +23,10 @@ HEALTH, CONTROL, TENSORS, ELSEWHERE = (
 )
 STREAMS = 200
 """Calls of a connection, unless the process allows fewer."""
-HOLD = 1.5
-"""Seconds for which all connections are held."""
+HOLD, SOON = 1.0, 15.0
+"""Seconds for which all connections are held, and for which they are held at most until those that are too many are closed."""
+ROOM = 200
+"""More connections of strangers than a process keeps."""
 
 
 def calls(path, payload, streams=STREAMS):
@@ -63,6 +65,7 @@ def kinds(version):
         "pings": [frame(PING, 0, 0, b"12345678") * 5000],
         "settings": [frame(SETTINGS, 0, 0, b"\0\x04\0\0\xff\xff") * 5000],
         "wrong-sessions": [b"".join(call(n, TENSORS) + data(n, message(b"\x08\x07")) for n in range(1, 8, 2))],
+        "never-reading": [frame(PING, 0, 0, b"12345678") * 3000, call(1, HEALTH), data(1, message(b""), end=True)],
         "within-the-allowance": [calls(CONTROL, b"x" * 15_000, 4)],
         "hello": [call(1, CONTROL), data(1, hello(version))],
         "hello-and-leave": [call(1, CONTROL), data(1, hello(version), end=True)],
@@ -99,7 +102,10 @@ def send(connection, content):
             # The last frame of the answer tells how much may be sent. It is the only one with this header.
             answer = b""
             while frame(WINDOW_UPDATE, 0, 0, claimed=4) not in answer:
-                answer += connection.recv(1 << 16)
+                part = connection.recv(1 << 16)
+                if not part:
+                    return
+                answer += part
             connection.sendall(frame(SETTINGS, ACKNOWLEDGED, 0))
             for part in content:
                 connection.sendall(part)
@@ -115,14 +121,15 @@ def flood(address, process, content, count):
     for _ in range(count):
         connections.append(connect(address))
         send(connections[-1], content)
-    sent = time.monotonic()
-    while time.monotonic() < sent + HOLD:
+    # Those that are too many are closed soon, and what all of them cost shows within a second.
+    sent, closed = time.monotonic(), set()
+    while time.monotonic() < sent + HOLD or (len(closed) < count - ROOM and time.monotonic() < sent + SOON):
+        closed.update(number for number, connection in enumerate(connections) if number not in closed and is_closed(connection))
         time.sleep(0.05)
-    most = status(process, "VmHWM")
-    closed = sum(map(is_closed, connections))
+    most, descriptors = status(process, "VmHWM"), len(list(pathlib.Path(f"/proc/{process}/fd").iterdir()))
     for connection in connections:
         connection.close()
-    return {"before": before, "most": most, "closed": closed, "seconds": time.monotonic() - began}
+    return {"before": before, "most": most, "closed": len(closed), "descriptors": descriptors, "seconds": time.monotonic() - began}
 
 
 def main():

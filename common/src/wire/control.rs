@@ -522,7 +522,7 @@ impl From<Failure> for v1::Failure {
         Self {
             kind: kind.into(),
             message: description_from(&failure.message),
-            layer: failure.layer,
+            layer: failure.layer.as_deref().map(name_from),
             tower: failure.tower.map(u32::from),
             step: failure.step,
         }

@@ -29,7 +29,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::health::{Vitals, watch};
-use super::member::{Elsewhere, Heard, Member, Place, Report};
+use super::member::{Elsewhere, Heard, Lease, Member, Report};
 use crate::deadlines::Deadlines;
 use crate::silence::Quiet;
 use crate::trace::Clock;
@@ -109,7 +109,7 @@ struct Arrival {
     hello: Hello,
     address: String,
     control: Sender<v1::ToWorker>,
-    place: Place,
+    lease: Lease,
     since: Instant,
 }
 
@@ -132,9 +132,9 @@ impl Coordinator for Doors {
         let (control, orders) = channel(ORDERS_QUEUED);
         // A connection that was closed meanwhile gets no place.
         let proof = visit.prove().ok_or_else(closed_meanwhile)?;
-        let (place, mut left) = Place::new();
+        let (lease, mut end) = Lease::new();
         let since = Instant::now();
-        let session = self.let_in(Arrival { hello, address, control: control.clone(), place, since })?;
+        let session = self.let_in(Arrival { hello, address, control: control.clone(), lease, since })?;
         let message = ToWorker::Welcome { session, requires_token: self.requires_token };
         // The queue is empty.
         let _ = control.try_send(Numbered { generation: 0, message }.into());
@@ -147,7 +147,7 @@ impl Coordinator for Doors {
                 why = listen(&mut messages, session, &heard, clock) => {
                     Some(why.unwrap_or_else(|| closed("control", ping_timeout)))
                 }
-                () = left.is_over() => None,
+                () = end.comes() => None,
             };
             drop(proof);
             sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
@@ -169,7 +169,7 @@ impl Coordinator for Doors {
         let (frames, outgoing) = channel(FRAMES_QUEUED);
         let proof = visit.prove().ok_or_else(closed_meanwhile)?;
         let member = self.pair(session, frames)?;
-        let (may_send, mut left) = (member.may_send.clone(), member.place.stay());
+        let (may_send, mut end) = (member.may_send.clone(), member.lease.end());
         let (heard, clock, ping_timeout) = (self.heard.clone(), self.clock, self.ping_timeout);
         tokio::spawn(async move {
             if heard.send(Report::Joined(Box::new(member))).await.is_err() {
@@ -177,7 +177,7 @@ impl Coordinator for Doors {
             }
             let why = tokio::select! {
                 why = pass_on(&mut incoming, session, &may_send, &heard, clock) => why,
-                () = left.is_over() => return,
+                () = end.comes() => return,
             };
             let why = why.unwrap_or_else(|| closed("tensor", ping_timeout));
             drop(proof);
@@ -195,8 +195,7 @@ impl Coordinator for Doors {
             sessions.len() < self.seats && !sessions.contains_key(&session)
         };
         if wanted {
-            // This is only for people. If the queue is full, it is dropped.
-            let _ = self.heard.try_send(Report::Elsewhere(said));
+            tell_people(&self.heard, Report::Elsewhere(said));
         }
         Ok(Response::new(v1::ElsewhereAnswer { wanted }))
     }
@@ -233,7 +232,7 @@ impl Doors {
         let arrival = sessions.get_mut(&session).and_then(Option::take);
         let arrival =
             arrival.ok_or_else(|| Status::invalid_argument("the tensor connection names an unknown session"))?;
-        let Arrival { hello, address, control, place, .. } = arrival;
+        let Arrival { hello, address, control, lease, .. } = arrival;
         let quiet = Quiet::default();
         let (is_leaving, is_spare, has_failed, relayed) = (false, false, false, Vec::new());
         let may_send = Arc::default();
@@ -249,7 +248,7 @@ impl Doors {
             has_failed,
             relayed,
             may_send,
-            place,
+            lease,
         })
     }
 }
@@ -294,9 +293,16 @@ async fn greeting(messages: &mut Streaming<v1::FromWorker>) -> Result<Hello, Sta
     }
 }
 
-/// Reports a refusal. This is only for people: if the queue is full, it is dropped.
+/// Reports a refusal.
 fn tell_of_refusal(heard: &Sender<Report>, address: String, status: &Status) {
-    let _ = heard.try_send(Report::Refused(address, status.message().to_owned()));
+    tell_people(heard, Report::Refused(address, status.message().to_owned()));
+}
+
+/// Reports what is only for people. It must leave room in the queue for what workers say, so it may be dropped.
+fn tell_people(heard: &Sender<Report>, report: Report) {
+    if heard.capacity() > MESSAGES_QUEUED / 2 {
+        let _ = heard.try_send(report);
+    }
 }
 
 /// Without a token, every worker may connect.
@@ -417,6 +423,10 @@ mod tests {
             ("a message to the coordinator", format!("{FRAME_BYTES_MAX} bytes")),
             ("workers without a seat", SPARES_MAX.to_string()),
             ("a connected worker must open its second connection within", format!("{} s", GREETING_MAX.as_secs())),
+            (
+                "if all places are taken, after this time it makes room for the next worker",
+                format!("{} s", PAIRING_MIN.as_secs()),
+            ),
         ] {
             assert!(docs.contains(&format!("| {what} | {value} |\n")), "docs/SECURITY.md lacks: | {what} | {value} |");
         }

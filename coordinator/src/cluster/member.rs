@@ -52,28 +52,29 @@ pub struct Elsewhere {
     pub model: Option<String>,
 }
 
-/// The place of a worker. When it is dropped, the worker's connections are closed.
+/// What keeps the connections of a worker open. When it is dropped, they are closed.
 #[derive(Debug)]
-pub(super) struct Place(watch::Sender<()>);
+pub(super) struct Lease(watch::Sender<()>);
 
-/// The stay of one connection, for as long as the worker has its place.
+/// Tells one connection when the lease of its worker ends.
 #[derive(Debug)]
-pub(super) struct Stay(watch::Receiver<()>);
+pub(super) struct LeaseEnd(watch::Receiver<()>);
 
-impl Place {
-    pub(super) fn new() -> (Self, Stay) {
-        let (place, stay) = watch::channel(());
-        (Self(place), Stay(stay))
+impl Lease {
+    pub(super) fn new() -> (Self, LeaseEnd) {
+        let (lease, end) = watch::channel(());
+        (Self(lease), LeaseEnd(end))
     }
 
-    pub(super) fn stay(&self) -> Stay {
-        Stay(self.0.subscribe())
+    /// Tells when the lease ends.
+    pub(super) fn end(&self) -> LeaseEnd {
+        LeaseEnd(self.0.subscribe())
     }
 }
 
-impl Stay {
-    /// Completes when the worker has lost its place.
-    pub(super) async fn is_over(&mut self) {
+impl LeaseEnd {
+    /// Completes when the lease has ended.
+    pub(super) async fn comes(&mut self) {
         // Nothing is ever sent.
         let _ = self.0.changed().await;
     }
@@ -101,8 +102,7 @@ pub struct Member {
     pub(super) relayed: Vec<u64>,
     /// Whether it may send tensors: it has, or had, a seat.
     pub(super) may_send: Arc<AtomicBool>,
-    /// What keeps its connections open.
-    pub(super) place: Place,
+    pub(super) lease: Lease,
 }
 
 impl Member {

@@ -15,12 +15,14 @@ use convoy_common::chain::chain;
 use convoy_common::index::WorkerIndex;
 use convoy_common::links::CONNECTED_WITHIN;
 use convoy_common::wire::{Generation, Peer, PeerFailed, PeerFailure, PeerHello, Secret};
+use convoy_net::listening as net;
 use convoy_net::reception::{Limits, Reception};
 use convoy_proto::v1;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_stream::StreamExt;
 
 use super::connection::Place;
 use super::link::{Link, LinkError};
@@ -29,11 +31,7 @@ use super::link::{Link, LinkError};
 const RETRY_EVERY: Duration = Duration::from_millis(50);
 /// The limits of connections whose other end has not proved who it is.
 const UNPROVED: Limits =
-    Limits { strangers: 128, grace: Duration::from_millis(200), patience: CONNECTED_WITHIN, visitors: 0 };
-/// How often they are looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// The pause after a connection could not be accepted, for example because there are too many open files.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+    Limits { strangers: 128, grace: Duration::from_millis(10), patience: CONNECTED_WITHIN, visitors: 0 };
 
 /// Where other workers connect to this one. It is closed when it is dropped.
 #[derive(Debug)]
@@ -86,27 +84,13 @@ impl std::fmt::Debug for Link {
     }
 }
 
-enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-impl Listener {
-    async fn accept(&self) -> io::Result<Link> {
-        match self {
-            Listener::Tcp(listener) => Link::over_tcp(listener.accept().await?.0),
-            Listener::Unix(listener) => Ok(Link::over_unix(listener.accept().await?.0)),
-        }
-    }
-}
-
 impl Door {
     /// Opens a door at `address`.
     pub(super) async fn at(address: &Address) -> io::Result<Self> {
         match address {
             Address::Unix(path) => {
-                let listener = UnixListener::bind(path)?;
-                Ok(Self::over(Listener::Unix(listener), Listening::Unix(path.clone())))
+                let listener = net::Listening::Unix(UnixListener::bind(path)?, address.to_string());
+                Ok(Self::over(listener, Listening::Unix(path.clone())))
             }
             Address::Tcp(host) => Self::over_tcp(TcpListener::bind(host.as_str()).await?),
         }
@@ -119,10 +103,11 @@ impl Door {
 
     fn over_tcp(listener: TcpListener) -> io::Result<Self> {
         let at = Listening::Tcp(listener.local_addr()?);
-        Ok(Self::over(Listener::Tcp(listener), at))
+        let address = listener.local_addr()?.to_string();
+        Ok(Self::over(net::Listening::Tcp(listener, address), at))
     }
 
-    fn over(listener: Listener, at: Listening) -> Self {
+    fn over(listener: net::Listening, at: Listening) -> Self {
         let awaited = Arc::new(watch::Sender::new(Awaited::default()));
         let mut accepting = JoinSet::new();
         accepting.spawn(accept(listener, awaited.clone()));
@@ -221,27 +206,21 @@ async fn greet(peer: &Peer, own: WorkerIndex, generation: Generation) -> Result<
 }
 
 /// Accepts connections, each of which has a short time to prove who it is.
-async fn accept(listener: Listener, awaited: Arc<watch::Sender<Awaited>>) {
-    let reception = Reception::new("for other workers", UNPROVED);
-    let (mut unproved, mut look) = (JoinSet::new(), interval(LOOK_EVERY));
-    loop {
+async fn accept(listener: net::Listening, awaited: Arc<watch::Sender<Awaited>>) {
+    let mut arrivals = listener.arrivals(Reception::new("for other workers", UNPROVED));
+    let mut unproved = JoinSet::new();
+    while let Some((socket, mut stay)) = arrivals.next().await {
         while unproved.try_join_next().is_some() {}
-        let accepted = tokio::select! {
-            _ = look.tick() => {
-                reception.look();
-                continue;
-            }
-            accepted = async { reception.has_room().await; listener.accept().await } => accepted,
+        let link = match socket {
+            net::Socket::Tcp(stream) => Link::over_tcp(stream),
+            net::Socket::Unix(stream) => Ok(Link::over_unix(stream)),
         };
-        let Ok(link) = accepted else {
-            sleep(ACCEPT_AGAIN).await;
-            continue;
-        };
-        let (mut stay, admitted) = (reception.admit(None), admit(link, awaited.clone()));
+        let Ok(link) = link else { continue };
+        let admitted = admit(link, awaited.clone());
         unproved.spawn(async move {
             tokio::select! {
                 // A stranger is not told why.
-                () = stay.is_over() => {}
+                () = stay.ended() => {}
                 _ = admitted => {}
             }
         });
@@ -426,6 +405,7 @@ mod tests {
         let docs = include_str!("../../../docs/SECURITY.md");
         for (what, value) in [
             ("strangers at the address where a worker listens for others", UNPROVED.strangers.to_string()),
+            ("what each of them has at least before it makes room", format!("{} ms", UNPROVED.grace.as_millis())),
             ("after this time, a stranger at that address is closed", format!("{} s", UNPROVED.patience.as_secs())),
         ] {
             assert!(docs.contains(&format!("| {what} | {value} |\n")), "docs/SECURITY.md lacks: | {what} | {value} |");

@@ -564,7 +564,11 @@ impl<'a> Session<'a> {
             let (began, chunk) = match ahead.take() {
                 Some(chunk) => (terms.probe.now(), chunk),
                 None => {
-                    let Some(frame) = incoming.message().await? else { break };
+                    let frame = match incoming.message().await {
+                        Ok(Some(frame)) => frame,
+                        Ok(None) => break,
+                        Err(status) => return Err(after_farewell(status.into()).await),
+                    };
                     (terms.probe.now(), chunk_from_frame(frame)?)
                 }
             };
@@ -793,7 +797,9 @@ impl<'a> Session<'a> {
                 let _ = peer.send(frame.clone()).await;
             }
             if let Some(coordinator) = receivers.coordinator {
-                coordinator.send(frame).await.map_err(|_| SessionError::Left)?;
+                if coordinator.send(frame).await.is_err() {
+                    return Err(after_farewell(SessionError::Left).await);
+                }
             }
         }
         if let Some(moment) = moment {
@@ -926,6 +932,12 @@ fn moment_of(key: &TensorKey) -> Option<Moment> {
 /// The name of a message in the protocol.
 fn name(order: Option<&Numbered<ToWorker>>) -> &'static str {
     order.map_or("the end of the stream", |order| order.message.name())
+}
+
+/// An error of the tensor connection. The coordinator may have closed it, and says why on the other connection.
+async fn after_farewell(error: SessionError) -> SessionError {
+    sleep(FAREWELL).await;
+    error
 }
 
 /// The next order. None: the coordinator has closed the connection.
