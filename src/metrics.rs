@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use convoy_common::address::Address;
-use convoy_net::listening::{Listening, Socket};
+use convoy_net::Socket;
+use convoy_net::listening::Listening;
 use convoy_net::reception::{Limits, Reception};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -33,8 +34,13 @@ use crate::settings::Misuse;
 const PATH: &str = "/metrics";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// A connection that lasts for longer is closed. If there are more, the oldest one makes room.
-const LIMITS: Limits =
-    Limits { strangers: 64, grace: Duration::from_millis(25), patience: Duration::from_secs(2), visitors: 0 };
+const LIMITS: Limits = Limits {
+    strangers: 64,
+    grace: Duration::from_millis(25),
+    crowd: 128,
+    patience: Duration::from_secs(2),
+    visitors: 0,
+};
 
 /// Registers counters with `register`, and serves them at `address` if there is one.
 pub(crate) fn counted<M>(

@@ -24,7 +24,7 @@ const COST_MAX: f64 = 64.0;
 /// Connections of each kind of stranger.
 const CONNECTIONS: usize = 1000;
 /// More connections of strangers than a process keeps.
-const ROOM: usize = 200;
+const ROOM: usize = 250;
 
 /// A Python that has gRPC and its compiler, if there is one.
 fn python() -> Option<String> {

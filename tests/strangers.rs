@@ -96,7 +96,9 @@ async fn strangers_at_the_coordinators_door_are_refused_and_the_job_goes_on() {
     if let Some(v1::from_worker::Message::Hello(hello)) = &mut endless.message {
         hello.host = "x".repeat(16 << 20);
     }
-    assert_eq!(answer_to(&address, endless).await.code(), Code::OutOfRange, "a message of 16 MiB isn't read");
+    // The connection is closed after 64 KB.
+    let status = answer_to(&address, endless).await;
+    assert!([Code::Unknown, Code::Unavailable, Code::Internal].contains(&status.code()), "{status}");
 
     let forged = v1::Frame { frame: Some(v1::frame::Frame::Open(12345)) };
     let stream = tokio_stream::once(forged).chain(tokio_stream::pending());
@@ -377,6 +379,10 @@ async fn a_worker_that_sends_nonsense_is_named_with_what_it_sent() {
         ),
         (
             "the plan requires [8, 7, 7, 32]",
+            Box::new(|job, images| vec![frame(job, activations(images, 0, 1), &[u32::MAX; 8], 0, &[0; 4])]),
+        ),
+        (
+            "it must have at most 8 axes",
             Box::new(|job, images| vec![frame(job, activations(images, 0, 1), &[u32::MAX; 9], 0, &[0; 4])]),
         ),
         (

@@ -10,8 +10,8 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 
-use crate::listening::Socket;
 use crate::reception::{Stay, Visit};
+use crate::socket::Socket;
 
 /// What a stranger may send at once, in bytes: an introduction, with what HTTP/2 needs, has at most a quarter of that.
 pub const ALLOWANCE: usize = 64 << 10;

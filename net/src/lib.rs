@@ -13,5 +13,7 @@ mod guest;
 pub mod listening;
 pub mod reception;
 mod room;
+mod socket;
 
 pub use guest::{ALLOWANCE, ALLOWANCE_PER_SECOND, Guest};
+pub use socket::Socket;

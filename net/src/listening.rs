@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use convoy_common::address::Address;
 use convoy_common::wire::tuning;
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc::channel;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,6 +17,7 @@ use tokio_stream::{Stream, StreamExt};
 
 use crate::guest::Guest;
 use crate::reception::{Reception, Stay};
+use crate::socket::Socket;
 
 /// How often strangers whose time is over are closed.
 const CLOSE_EVERY: Duration = Duration::from_millis(250);
@@ -24,15 +25,6 @@ const CLOSE_EVERY: Duration = Duration::from_millis(250);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// A failure to accept connections is logged again after this.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
-
-/// An accepted socket.
-#[derive(Debug)]
-pub enum Socket {
-    /// TCP.
-    Tcp(TcpStream),
-    /// A Unix socket.
-    Unix(UnixStream),
-}
 
 /// A bound address.
 #[derive(Debug)]

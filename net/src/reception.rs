@@ -16,8 +16,13 @@ pub use crate::room::Limits;
 use crate::room::{Number, Room};
 
 /// The limits of an address where jobs or machines connect: far fewer than the descriptors of a process.
-pub const LIMITS: Limits =
-    Limits { strangers: 128, grace: Duration::from_millis(25), patience: Duration::from_secs(10), visitors: 32 };
+pub const LIMITS: Limits = Limits {
+    strangers: 128,
+    grace: Duration::from_millis(25),
+    crowd: 512,
+    patience: Duration::from_secs(10),
+    visitors: 32,
+};
 /// Closed connections are reported after the first time, and then at most as often as the second one says.
 const REPORTED_AFTER: Duration = Duration::from_secs(1);
 const REPORTED_EVERY: Duration = Duration::from_secs(60);
@@ -108,13 +113,13 @@ impl Reception {
         }
     }
 
-    /// Lets a new connection in, as a stranger. The oldest stranger is closed if there are too many.
+    /// Lets a new connection in, as a stranger. The oldest strangers are closed if there are too many.
     pub(crate) fn admit(&self, peer: Option<SocketAddr>) -> Stay {
         let (closer, closed) = oneshot::channel();
         let mut kept = self.kept();
-        let (number, oldest) = kept.room.arrive(Instant::now());
+        let (number, surplus) = kept.room.arrive(Instant::now());
         kept.closers.insert(number, closer);
-        kept.close(oldest);
+        kept.close(surplus);
         drop(kept);
         let visit = Visit { reception: self.clone(), number, peer, is_member: Arc::default() };
         Stay { visit, closer: closed, has_ended: false }
@@ -216,7 +221,7 @@ impl Drop for Proof {
 mod tests {
     use super::*;
 
-    const FEW: Limits = Limits { strangers: 2, grace: Duration::ZERO, patience: Duration::ZERO, visitors: 1 };
+    const FEW: Limits = Limits { strangers: 2, grace: Duration::ZERO, crowd: 2, patience: Duration::ZERO, visitors: 1 };
 
     fn has_ended(stay: &mut Stay) -> bool {
         let mut context = Context::from_waker(std::task::Waker::noop());
@@ -275,12 +280,13 @@ mod tests {
         let docs = include_str!("../../docs/SECURITY.md");
         for (what, value) in [
             (
-                "strangers at an address for workers or for health checks; the oldest makes room for the next one",
+                "strangers that may stay at an address for workers or for health checks; the oldest make room",
                 LIMITS.strangers.to_string(),
             ),
             ("what each stranger has at least before it makes room", format!("{} ms", LIMITS.grace.as_millis())),
             ("after this time, a stranger is closed", format!("{} s", LIMITS.patience.as_secs())),
             ("connections that have asked for the health, and have no deadline", LIMITS.visitors.to_string()),
+            ("strangers at any time, with those that have just come", LIMITS.crowd.to_string()),
             ("what a stranger may send at once", format!("{} bytes", crate::ALLOWANCE)),
             ("what it may send after that", format!("{} bytes per second", crate::ALLOWANCE_PER_SECOND)),
             ("calls of a connection at once", crate::grpc::REQUESTS_MAX.to_string()),

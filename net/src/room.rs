@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 /// Limits of a room.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// The most strangers. If another one comes, the oldest one is closed.
+    /// The strangers that may stay. If there are more, the oldest ones are closed after their grace.
     pub strangers: usize,
-    /// What each of them has at least, to prove what it is. Others wait until then.
+    /// What each stranger has at least, to prove what it is.
     pub grace: Duration,
+    /// The most strangers at any time, with those that have their grace. Others wait.
+    pub crowd: usize,
     /// How long a connection may remain a stranger.
     pub patience: Duration,
     /// The most visitors. If another one comes, the oldest one is closed.
@@ -42,22 +44,24 @@ impl Room {
 
     /// How long the next connection must wait: until the oldest stranger has had its grace.
     pub(crate) fn full_for(&self, now: Instant) -> Option<Duration> {
-        let (_, since) = self.strangers.front().filter(|_| self.strangers.len() >= self.limits.strangers)?;
+        let (_, since) = self.strangers.front().filter(|_| self.strangers.len() >= self.limits.crowd)?;
         Some((*since + self.limits.grace).saturating_duration_since(now)).filter(|wait| !wait.is_zero())
     }
 
-    /// A connection has arrived. Returns its number, and the stranger that must be closed for it.
-    pub(crate) fn arrive(&mut self, now: Instant) -> (Number, Option<Number>) {
+    /// A connection has arrived. Returns its number, and the strangers that must be closed.
+    pub(crate) fn arrive(&mut self, now: Instant) -> (Number, Vec<Number>) {
         self.arrived += 1;
-        (self.arrived, self.add_stranger(self.arrived, now))
+        self.strangers.push_back((self.arrived, now));
+        (self.arrived, self.surplus(now))
     }
 
-    fn add_stranger(&mut self, number: Number, now: Instant) -> Option<Number> {
-        self.strangers.push_back((number, now));
-        (self.strangers.len() > self.limits.strangers)
-            .then(|| self.strangers.pop_front())
-            .flatten()
-            .map(|(oldest, _)| oldest)
+    /// Takes out the strangers that are too many and have had their grace.
+    fn surplus(&mut self, now: Instant) -> Vec<Number> {
+        let grace = self.limits.grace;
+        let is_old = |(_, since): &(Number, Instant)| now.saturating_duration_since(*since) >= grace;
+        let surplus = self.strangers.len().saturating_sub(self.limits.strangers);
+        let count = self.strangers.iter().take(surplus).take_while(|stranger| is_old(stranger)).count();
+        self.strangers.drain(..count).map(|(number, _)| number).collect()
     }
 
     /// A connection has made a request that everybody may make. Returns the visitor that must be closed for it: the one whose last request
@@ -92,7 +96,8 @@ impl Room {
         if self.strangers.len() >= self.limits.strangers {
             return Some(number);
         }
-        self.add_stranger(number, now)
+        self.strangers.push_back((number, now));
+        None
     }
 
     /// Whether a connection has proved what it is.
@@ -109,12 +114,13 @@ impl Room {
         self.len() < before
     }
 
-    /// Takes out the strangers whose time is over.
+    /// Takes out the strangers whose time is over, and those that are too many.
     pub(crate) fn overdue(&mut self, now: Instant) -> Vec<Number> {
         let patience = self.limits.patience;
         let is_overdue = |(_, since): &(Number, Instant)| now.saturating_duration_since(*since) >= patience;
         let count = self.strangers.iter().take_while(|stranger| is_overdue(stranger)).count();
-        self.strangers.drain(..count).map(|(number, _)| number).collect()
+        let late = self.strangers.drain(..count).map(|(number, _)| number).collect();
+        [late, self.surplus(now)].concat()
     }
 
     fn len(&self) -> usize {
@@ -127,7 +133,7 @@ mod tests {
     use super::*;
 
     const LIMITS: Limits =
-        Limits { strangers: 2, grace: Duration::from_secs(1), patience: Duration::from_secs(10), visitors: 2 };
+        Limits { strangers: 2, grace: Duration::ZERO, crowd: 2, patience: Duration::from_secs(10), visitors: 2 };
 
     fn after(seconds: u64) -> Instant {
         // One origin for all, so that times can be compared.
@@ -139,27 +145,27 @@ mod tests {
     fn the_oldest_stranger_makes_room_for_another_one() {
         let mut room = Room::new(LIMITS);
         let closed: Vec<_> = (0..5).map(|_| room.arrive(after(0)).1).collect();
-        assert_eq!(closed, [None, None, Some(1), Some(2), Some(3)]);
+        assert_eq!(closed, [vec![], vec![], vec![1], vec![2], vec![3]]);
         assert_eq!(room.len(), 2);
     }
 
     #[test]
-    fn each_stranger_has_its_grace_before_another_one_takes_its_place() {
-        let mut room = Room::new(LIMITS);
-        room.arrive(after(0));
-        assert_eq!(room.full_for(after(0)), None);
-        room.arrive(after(5));
+    fn each_stranger_has_its_grace_and_a_crowd_waits() {
+        let mut room = Room::new(Limits { grace: Duration::from_secs(1), crowd: 4, ..LIMITS });
+        for _ in 0..4 {
+            assert_eq!((room.full_for(after(0)), room.arrive(after(0)).1), (None, vec![]));
+        }
         assert_eq!(room.full_for(after(0)), Some(Duration::from_secs(1)));
         assert_eq!(room.full_for(after(1)), None, "the oldest one has had its grace");
-        room.arrive(after(5));
-        assert_eq!(room.full_for(after(5)), Some(Duration::from_secs(1)));
-        assert!(room.forget(2));
-        assert_eq!(room.full_for(after(5)), None, "there is room");
+        assert_eq!(room.arrive(after(1)).1, [1, 2, 3]);
+        let mut room = Room::new(Limits { grace: Duration::from_secs(1), crowd: 4, ..LIMITS });
+        (0..4).for_each(|_| drop(room.arrive(after(0))));
+        assert_eq!((room.overdue(after(0)), room.overdue(after(1))), (vec![], vec![1, 2]));
     }
 
     #[test]
     fn strangers_are_overdue_after_the_patience_and_no_others_are() {
-        let mut room = Room::new(Limits { strangers: 9, ..LIMITS });
+        let mut room = Room::new(Limits { strangers: 9, crowd: 9, ..LIMITS });
         let [visitor, member, early, late] = [0, 0, 1, 2].map(|second| room.arrive(after(second)).0);
         assert_eq!(room.visit(visitor), None);
         assert!(room.prove(member));

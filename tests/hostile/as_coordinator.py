@@ -223,7 +223,7 @@ def conversations():
         frames = frames if text == mixed_weights()[2] else weights() + frames
         yield Conversation(text, [assign()], frames, later)
     for code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.PERMISSION_DENIED):
-        yield Conversation("red", status=(code, HOSTILE[:1000]))
+        yield Conversation(None, status=(code, HOSTILE[:1000]))
     yield Conversation("unexpected message from the coordinator: Assign; expected Welcome", [assign()], welcome=False)
     # For five seconds, nothing is said. A client that pings would have been told by now that it pings too often.
     end = To(end_job=messages.EndJob(reason="enough"))

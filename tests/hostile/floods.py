@@ -25,7 +25,7 @@ STREAMS = 200
 """Calls of a connection, unless the process allows fewer."""
 HOLD, SOON = 1.0, 15.0
 """Seconds for which all connections are held, and for which they are held at most until those that are too many are closed."""
-ROOM = 200
+ROOM = 250
 """More connections of strangers than a process keeps."""
 
 

@@ -15,6 +15,7 @@ use convoy_common::chain::chain;
 use convoy_common::index::WorkerIndex;
 use convoy_common::links::CONNECTED_WITHIN;
 use convoy_common::wire::{Generation, Peer, PeerFailed, PeerFailure, PeerHello, Secret};
+use convoy_net::Socket;
 use convoy_net::listening as net;
 use convoy_net::reception::{Limits, Reception};
 use convoy_proto::v1;
@@ -31,7 +32,7 @@ use super::link::{Link, LinkError};
 const RETRY_EVERY: Duration = Duration::from_millis(50);
 /// The limits of connections whose other end has not proved who it is.
 const UNPROVED: Limits =
-    Limits { strangers: 128, grace: Duration::from_millis(10), patience: CONNECTED_WITHIN, visitors: 0 };
+    Limits { strangers: 128, grace: Duration::from_millis(10), crowd: 256, patience: CONNECTED_WITHIN, visitors: 0 };
 
 /// Where other workers connect to this one. It is closed when it is dropped.
 #[derive(Debug)]
@@ -212,8 +213,8 @@ async fn accept(listener: net::Listening, awaited: Arc<watch::Sender<Awaited>>) 
     while let Some((socket, mut stay)) = arrivals.next().await {
         while unproved.try_join_next().is_some() {}
         let link = match socket {
-            net::Socket::Tcp(stream) => Link::over_tcp(stream),
-            net::Socket::Unix(stream) => Ok(Link::over_unix(stream)),
+            Socket::Tcp(stream) => Link::over_tcp(stream),
+            Socket::Unix(stream) => Ok(Link::over_unix(stream)),
         };
         let Ok(link) = link else { continue };
         let admitted = admit(link, awaited.clone());
