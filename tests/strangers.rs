@@ -386,7 +386,7 @@ async fn a_worker_that_sends_nonsense_is_named_with_what_it_sent() {
             Box::new(|job, images| vec![frame(job, activations(images, 0, 1), &[u32::MAX; 9], 0, &[0; 4])]),
         ),
         (
-            "1048576 bytes of activations",
+            "decoded message length too large",
             Box::new(move |job, images| vec![frame(job, activations(images, 0, 1), &shape, 0, &[0; 1 << 20])]),
         ),
         (

@@ -1,4 +1,4 @@
-//! Keeps the connections of an address within the limits of a [`Room`]: closes strangers that are too many or too late, and reports how many.
+//! Keeps the connections of an address within the limits of a `Room`: closes strangers that are too many or too late, and reports how many.
 //!
 //! Not here: sockets (`listening`), and bytes (`guest`).
 

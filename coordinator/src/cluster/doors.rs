@@ -26,7 +26,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::metadata::MetadataMap;
 use tonic::service::interceptor::InterceptedService;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::health::{Vitals, watch};
 use super::member::{Elsewhere, Heard, Lease, Member, Report};
@@ -383,10 +383,14 @@ async fn pass_on(
     }
 }
 
-/// A connection that broke. The reason is for those who look into the log: for everybody else, the worker is gone.
+/// A connection that broke. The reason is for those who look into the log: for everybody else, the worker is gone, unless it sent too much.
 fn broken(which: &str, status: &Status) -> String {
-    tracing::info!("a worker's {which} connection broke: {}", description_from(&with_causes(status.message(), status)));
-    format!("its {which} connection broke")
+    let reason = description_from(&with_causes(status.message(), status));
+    tracing::info!("a worker's {which} connection broke: {reason}");
+    match status.code() {
+        Code::OutOfRange => format!("its {which} connection broke: {reason}"),
+        _ => format!("its {which} connection broke"),
+    }
 }
 
 /// A connection whose other end does not answer pings ends in the same way as one that it has closed.

@@ -796,10 +796,10 @@ impl<'a> Session<'a> {
                 // If the link has ended, its other half reports that.
                 let _ = peer.send(frame.clone()).await;
             }
-            if let Some(coordinator) = receivers.coordinator {
-                if coordinator.send(frame).await.is_err() {
-                    return Err(after_farewell(SessionError::Left).await);
-                }
+            if let Some(coordinator) = receivers.coordinator
+                && coordinator.send(frame).await.is_err()
+            {
+                return Err(after_farewell(SessionError::Left).await);
             }
         }
         if let Some(moment) = moment {
