@@ -54,7 +54,79 @@ def archive(members):
     return out.getvalue()
 
 
+def varint(value):
+    parts = []
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes(parts + [value])
+
+
+def protobuf(fields):
+    """A message of protocol buffers: values by the numbers of their fields. Numbers, bytes, and 32 bits as a tuple of one."""
+    out = b""
+    for number, value in fields.items():
+        if isinstance(value, int):
+            out += varint(number << 3) + varint(value)
+        elif isinstance(value, tuple):
+            out += varint(number << 3 | 5) + value[0].to_bytes(4, "little")
+        else:
+            out += varint(number << 3 | 2) + varint(len(value)) + value
+    return out
+
+
+def crc32c(payload):
+    value = 0xFFFFFFFF
+    for byte in payload:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value ^ 0xFFFFFFFF
+
+
+def heard(kind, message):
+    """A message as the target `message` reads it."""
+    return bytes([kind]) + len(message).to_bytes(2, "big") + message
+
+
+def messages():
+    """A script of messages for each kind of peer, by name."""
+    micro = protobuf({1: 1, 2: 1, 6: 2})
+    says = {
+        1: protobuf({1: 12, 2: b"0.1", 3: 7, 4: 1, 5: b"scalar", 6: b"host", 7: b"10.0.0.1:80"}),
+        3: protobuf({1: micro, 2: 1}),
+        5: protobuf({1: 2, 2: b"why", 3: b"conv1", 4: 1, 5: 3}),
+        8: protobuf({1: 5, 2: 6, 3: 7, 4: 8, 6: 1, 7: 1}),
+        9: protobuf({1: 1, 4: protobuf({1: 5, 2: 6, 4: protobuf({1: 1, 2: 1})}), 5: 99}),
+        10: protobuf({1: 1, 2: protobuf({1: 1, 2: 0, 3: 1, 4: 1, 5: 8}), 3: 5}),
+        11: protobuf({1: 1, 2: 2, 3: b"why"}),
+    }
+    yield "worker", b"".join(heard(0, protobuf({number: body, 16: 1})) for number, body in says.items())
+    model = (here.parent / "models" / "alexnet-fashion.toml").read_bytes()
+    placement = {3: bytes([0, 1]), 14: bytes([0, 1]), 16: 2}
+    peer = protobuf({1: 1, 2: b"10.0.0.1:80", 3: bytes(32)})
+    assign = protobuf({1: 5, 2: model, **placement, 8: 16, 13: 16, 9: 2, 10: 2, 11: 1, 15: peer})
+    orders = {1: protobuf({1: 9}), 2: assign, 3: protobuf({1: 1}), 4: protobuf({1: 1}), 5: protobuf({1: b"why"}), 6: protobuf({1: 5})}
+    yield "coordinator", b"".join(heard(1, protobuf({number: body, 16: 1})) for number, body in orders.items())
+    tensors = {
+        2: (protobuf({1: micro}), [2, 1, 4, 4], bytes(32)),
+        3: (protobuf({1: micro, 2: 0, 3: 1}), [2, 4, 4, 2], bytes(256)),
+        4: (protobuf({2: b"fc3.bias", 4: 1}), [2], bytes(8)),
+        10: (protobuf({1: 1, 2: b"conv1 to conv2", 6: 1}), [29], bytes(116)),
+    }
+    frames = b""
+    for number, (tensor, shape, payload) in tensors.items():
+        chunk = {1: 7, 9: 1, number: tensor, 5: bytes(shape), 7: payload, 8: (crc32c(payload),)}
+        frames += heard(2, protobuf({2: protobuf(chunk)}))
+    yield "tensors", frames + heard(3, protobuf({1: 5, 2: 1, 3: 1, 4: bytes(16)}))
+
+
 def main():
+    for name, script in messages():
+        (corpus("message") / name).write_bytes(script)
+    for file in (here.parent / "models").glob("*.toml"):
+        shutil.copy(file, corpus("model"))
+
     images = corpus("image")
     for mode in ("L", "RGB", "CMYK"):
         (images / f"{mode}.jpg").write_bytes(encoded(mode, "JPEG"))
