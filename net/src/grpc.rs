@@ -11,9 +11,9 @@ use tonic_health::server::{HealthReporter, HealthService};
 use crate::reception::Visit;
 
 /// The most requests of a connection at once. A worker has one on each of its connections.
-pub const REQUESTS_MAX: u32 = 4;
+pub(crate) const REQUESTS_MAX: u32 = 4;
 /// The longest message of a health check, which holds the name of a service.
-pub const HEALTH_BYTES_MAX: usize = 1 << 10;
+pub(crate) const HEALTH_BYTES_MAX: usize = 1 << 10;
 
 /// A server with these limits.
 pub fn server() -> Server {

@@ -14,9 +14,9 @@ use crate::reception::{Stay, Visit};
 use crate::socket::Socket;
 
 /// What a stranger may send at once, in bytes: an introduction, with what HTTP/2 needs, has at most a quarter of that.
-pub const ALLOWANCE: usize = 64 << 10;
+pub(crate) const ALLOWANCE: usize = 64 << 10;
 /// What it may send later, in bytes per second: a few health checks.
-pub const ALLOWANCE_PER_SECOND: usize = 4 << 10;
+pub(crate) const ALLOWANCE_PER_SECOND: usize = 4 << 10;
 
 /// An accepted connection.
 #[derive(Debug)]

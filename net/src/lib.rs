@@ -15,5 +15,5 @@ pub mod reception;
 mod room;
 mod socket;
 
-pub use guest::{ALLOWANCE, ALLOWANCE_PER_SECOND, Guest};
+pub use guest::Guest;
 pub use socket::Socket;

@@ -156,7 +156,7 @@ impl Kept {
 
 impl Stay {
     /// The connection, for those who handle its requests.
-    pub fn visit(&self) -> &Visit {
+    pub(crate) fn visit(&self) -> &Visit {
         &self.visit
     }
 
@@ -287,8 +287,8 @@ mod tests {
             ("after this time, a stranger is closed", format!("{} s", LIMITS.patience.as_secs())),
             ("connections that have asked for the health, and have no deadline", LIMITS.visitors.to_string()),
             ("strangers at any time, with those that have just come", LIMITS.crowd.to_string()),
-            ("what a stranger may send at once", format!("{} bytes", crate::ALLOWANCE)),
-            ("what it may send after that", format!("{} bytes per second", crate::ALLOWANCE_PER_SECOND)),
+            ("what a stranger may send at once", format!("{} bytes", crate::guest::ALLOWANCE)),
+            ("what it may send after that", format!("{} bytes per second", crate::guest::ALLOWANCE_PER_SECOND)),
             ("calls of a connection at once", crate::grpc::REQUESTS_MAX.to_string()),
             ("a message to the health service", format!("{} bytes", crate::grpc::HEALTH_BYTES_MAX)),
         ] {
