@@ -20,6 +20,7 @@ use convoy_coordinator::trace::Sampling;
 use convoy_coordinator::trace::account::Account;
 use convoy_coordinator::train::{Out, Training, train};
 use convoy_dataset::{AskedData, DataSource};
+use convoy_net::secrets::Secrets;
 use convoy_worker::Isa;
 use convoy_worker::bench::Yardstick;
 use machine::Energy;
@@ -137,7 +138,7 @@ fn job(asked: &Steps, model: String, out: &Path, log: &Log) -> Result<Training, 
             threads: asked.threads,
             isa: asked.isa.map(|isa| isa.to_string()),
             listen: None,
-            token: None,
+            secrets: Secrets::default(),
             micro_batches: asked.micro_batches,
             checkpoint_every: None,
             // A bench measures steps, and nothing between them.

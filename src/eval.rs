@@ -15,11 +15,14 @@ use convoy_coordinator::observe::{Event, Observer};
 use convoy_coordinator::running::{Rehearsal, Running};
 use convoy_coordinator::trace::Sampling;
 use convoy_dataset::{AskedData, AskedReading, DataSource, Part};
+use convoy_net::secrets::Secrets;
+use convoy_net::tls::Role;
 use convoy_report::run::classes::{Classes, TOP};
 use convoy_worker::Isa;
 use serde::Serialize;
 
 use crate::console::{Console, connected};
+use crate::credentials::Credentials;
 use crate::log::Log;
 use crate::numbers::{AT_LEAST_1, share_or_all, whole};
 use crate::settings::DataArguments;
@@ -71,10 +74,8 @@ pub(crate) struct Arguments {
     /// Address on which to wait for workers, instead of starting them: HOST:PORT, or unix:PATH if all workers are on this machine
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<Address>,
-    /// File with a shared secret. Workers must be started with the same secret (--token-file); others are refused. The secret is
-    /// sent unencrypted
-    #[arg(long, value_name = "FILE", requires = "listen", conflicts_with_all = ["threads", "isa"])]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    credentials: Credentials,
     /// Write all logits to this safetensors file, as one tensor "logits" of shape (images, classes). If the file exists, it is replaced
     /// only if it holds logits; otherwise the command fails
     #[arg(long, value_name = "FILE")]
@@ -103,6 +104,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
         format: arguments.resources.format(),
         ..AskedReading::default()
     };
+    let secrets = arguments.credentials.secrets(Role::Coordinator, "--listen", &arguments.listen)?;
     let measuring = Measuring {
         path: arguments.path,
         model: arguments.model.as_deref().map(settings::model_text).transpose()?,
@@ -114,7 +116,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
             workers: arguments.workers,
             threads: arguments.threads,
             listen: arguments.listen,
-            token: settings::token(arguments.token_file.as_deref())?,
+            secrets,
             isa: arguments.isa.map(|isa| isa.to_string()),
             ..running(log)?
         },
@@ -148,7 +150,7 @@ pub(crate) fn running(log: &Log) -> Result<Running, Box<dyn Error>> {
         transport: Transport::Relay,
         threads: None,
         listen: None,
-        token: None,
+        secrets: Secrets::default(),
         micro_batches: None,
         checkpoint_every: None,
         snapshot_every: None,

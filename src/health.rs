@@ -4,15 +4,20 @@ use std::error::Error;
 use std::time::Duration;
 
 use convoy_common::address::Address;
+use convoy_net::dial::{DialError, dial};
+use convoy_net::fault::Fault;
+use convoy_net::tls::{Protocol, Role, Tls};
+use convoy_net::{Fate, Socket, grpc};
 use convoy_proto::WORKER_SERVICE;
 use convoy_proto::v1::coordinator_server::SERVICE_NAME as COORDINATOR_SERVICE;
 use tokio::time::{Instant, timeout_at};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_health::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::credentials::TlsArguments;
 use crate::{Outcome, output};
 
 /// The command line of `convoy health`. Its help text is at `Command`.
@@ -24,6 +29,8 @@ pub(crate) struct Arguments {
     /// Check only that the process is alive. A coordinator that is still waiting for its first workers is alive but not ready
     #[arg(long)]
     live: bool,
+    #[command(flatten)]
+    tls: TlsArguments,
 }
 
 /// A health check that takes longer has failed. Orchestrators allow one second by default, part of which a busy machine needs
@@ -39,6 +46,8 @@ enum Unwell {
         "cannot connect to {address}: {reason}; the process has not started, has ended, or uses another address (--health, --listen)"
     )]
     Nobody { address: Address, reason: String },
+    #[error("cannot trust the process at {address}: {reason}")]
+    Untrusted { address: Address, reason: Fault },
     #[error("{0} did not answer within {LIMIT:?}: it hangs, can't be reached, or is not Convoy")]
     Silent(Address),
     #[error("the process at {address} is not a worker or a coordinator of Convoy: {reason}")]
@@ -51,7 +60,8 @@ enum Unwell {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let asked = runtime.block_on(ask(&arguments.address, arguments.live));
+    let tls = arguments.tls.identity(None)?;
+    let asked = runtime.block_on(ask(&arguments.address, tls.as_ref(), arguments.live));
     // A name lookup can't be cancelled, and must not be waited for.
     runtime.shutdown_background();
     let role = asked?;
@@ -61,32 +71,47 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
 }
 
 /// The role of the process if it is healthy. Returns within [`LIMIT`] for any address.
-async fn ask(address: &Address, live: bool) -> Result<&'static str, Unwell> {
+async fn ask(address: &Address, tls: Option<&Tls>, live: bool) -> Result<&'static str, Unwell> {
     let began = Instant::now();
     let place = timeout_at(began + LIMIT, dialled(address)).await;
     let place = place.unwrap_or_else(|_| Err(format!("no answer within {LIMIT:?}")));
     let place = place.map_err(|reason| Unwell::Name { address: address.clone(), reason })?;
-    let asked = timeout_at(began + LIMIT, ask_at(&place, address, live)).await;
+    let asked = timeout_at(began + LIMIT, ask_at(&place, address, tls, live)).await;
     asked.unwrap_or_else(|_| Err(Unwell::Silent(address.clone())))
 }
 
 /// The address to connect to, with its name looked up.
-async fn dialled(address: &Address) -> Result<String, String> {
+async fn dialled(address: &Address) -> Result<Address, String> {
     match address {
-        Address::Unix(_) => Ok(address.to_string()),
+        Address::Unix(_) => Ok(address.clone()),
         Address::Tcp(host) => {
             let mut found = tokio::net::lookup_host(host.as_str()).await.map_err(|error| error.to_string())?;
-            found.next().map(|found| format!("http://{found}")).ok_or_else(|| "the name has no address".to_owned())
+            let first = found.next().map(|found| Address::Tcp(found.to_string()));
+            first.ok_or_else(|| "the name has no address".to_owned())
         }
     }
 }
 
-async fn ask_at(place: &str, address: &Address, live: bool) -> Result<&'static str, Unwell> {
-    let stranger = |reason: String| Unwell::Stranger { address: address.clone(), reason };
-    let endpoint = Endpoint::from_shared(place.to_owned()).map_err(|error| stranger(error.to_string()))?;
-    let nobody = |error| Unwell::Nobody { address: address.clone(), reason: cause_of(&error) };
-    let channel = endpoint.connect().await.map_err(nobody)?;
-    let mut client = HealthClient::new(channel);
+/// Connects to a worker or a coordinator. Which of them it is shows only in its certificate.
+async fn connect(place: &Address, tls: Option<&Tls>) -> Result<(Socket, Fate), DialError> {
+    match dial(place, Role::Worker, Protocol::Grpc, tls).await {
+        Err(DialError::Tls(Fault::Name { .. })) => dial(place, Role::Coordinator, Protocol::Grpc, tls).await,
+        dialled => dialled,
+    }
+}
+
+async fn ask_at(place: &Address, address: &Address, tls: Option<&Tls>, live: bool) -> Result<&'static str, Unwell> {
+    let untrusted = |reason| Unwell::Untrusted { address: address.clone(), reason };
+    let (socket, fate) = connect(place, tls).await.map_err(|error| match error {
+        DialError::Tls(fault) => untrusted(fault),
+        DialError::Network(error) => Unwell::Nobody { address: address.clone(), reason: error.to_string() },
+    })?;
+    let stranger = |reason: String| match fate.fault() {
+        Some(fault) => untrusted(fault.clone()),
+        None => Unwell::Stranger { address: address.clone(), reason },
+    };
+    let channel = grpc::channel(socket, Role::Worker, |endpoint| endpoint).await;
+    let mut client = HealthClient::new(channel.map_err(|error| stranger(error.to_string()))?);
     let alive = check(&mut client, "").await.map_err(|status| stranger(described(&status)))?;
     let (role, ready) = match check(&mut client, COORDINATOR_SERVICE).await {
         Ok(ready) => ("coordinator", ready),
@@ -105,15 +130,6 @@ async fn ask_at(place: &str, address: &Address, live: bool) -> Result<&'static s
 async fn check(client: &mut HealthClient<Channel>, service: &str) -> Result<bool, Status> {
     let answer = client.check(HealthCheckRequest { service: service.to_owned() }).await?;
     Ok(answer.into_inner().status == ServingStatus::Serving as i32)
-}
-
-/// What the system said when a connection could not be opened: the last of the causes.
-fn cause_of(error: &tonic::transport::Error) -> String {
-    let mut cause: &dyn Error = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause.to_string()
 }
 
 fn described(status: &Status) -> String {

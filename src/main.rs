@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod certs;
 mod chaos;
 mod console;
+mod credentials;
 mod environment;
 mod eval;
 mod export;
@@ -84,6 +86,11 @@ enum Command {
     /// Health checks of containers can use this command. A coordinator is ready when its job has its workers. A worker is ready unless its
     /// computation hangs. The exit code is 0 if the process is ready (with --live: alive), and 1 if not.
     Health(health::Arguments),
+    /// Make a certificate authority and certificates for TLS
+    ///
+    /// The folder gets a CA (ca.pem, ca-key.pem), a certificate for the coordinator and one for each worker, with their keys. What exists stays, so
+    /// the command can be repeated with more workers. docs/SECURITY.md explains how to use the files, and certificates of another CA.
+    Certs(certs::Arguments),
     /// Check that the checkpoints of a run are sound
     ///
     /// A checkpoint is sound if each of its files still has the SHA-256 that was recorded when the checkpoint was written, its settings
@@ -176,6 +183,7 @@ fn carry_out(command: Command, log: &Log) -> Result<Outcome, Box<dyn Error>> {
         Command::Predict(arguments) => predict::run(arguments, log),
         Command::Export(arguments) => export::run(&arguments),
         Command::Health(arguments) => health::run(&arguments),
+        Command::Certs(arguments) => certs::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Trace(arguments) => trace::run(&arguments),

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use convoy_common::address::Address;
-use convoy_net::Socket;
 use convoy_net::listening::Listening;
 use convoy_net::reception::{Limits, Reception};
+use convoy_net::tls::{Protocol, Tls};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE};
@@ -42,9 +42,10 @@ const LIMITS: Limits = Limits {
     visitors: 0,
 };
 
-/// Registers counters with `register`, and serves them at `address` if there is one.
+/// Registers counters with `register`, and serves them at `address` if there is one: over HTTPS if there is an identity.
 pub(crate) fn counted<M>(
     address: Option<&Address>,
+    tls: Option<&Tls>,
     register: impl FnOnce(&mut Registry) -> M,
 ) -> Result<M, Box<dyn Error>> {
     let mut registry = Registry::default();
@@ -52,7 +53,7 @@ pub(crate) fn counted<M>(
     registry.register_collector(Box::new(Memory));
     let metrics = register(&mut registry);
     if let Some(address) = address {
-        serve(address, registry)?;
+        serve(address, tls.cloned(), registry)?;
     }
     Ok(metrics)
 }
@@ -71,7 +72,7 @@ impl Collector for Memory {
     }
 }
 
-fn serve(address: &Address, registry: Registry) -> Result<(), Box<dyn Error>> {
+fn serve(address: &Address, tls: Option<Tls>, registry: Registry) -> Result<(), Box<dyn Error>> {
     let Address::Tcp(host) = address else {
         return Err(Misuse(format!("--metrics {address}: must be HOST:PORT")).into());
     };
@@ -80,31 +81,31 @@ fn serve(address: &Address, registry: Registry) -> Result<(), Box<dyn Error>> {
     listener.set_nonblocking(true).map_err(wrong)?;
     let bound = listener.local_addr().map_err(wrong)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(wrong)?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let answering = move || {
         // This thread does nothing else, so it ends with its listener.
-        if let Err(error) = runtime.block_on(answer_all(listener, Arc::new(registry))) {
+        if let Err(error) = runtime.block_on(answer_all(listener, tls.as_ref(), Arc::new(registry))) {
             tracing::warn!("metrics are not served: {error}");
         }
     };
     std::thread::Builder::new().name("metrics".to_owned()).spawn(answering).map_err(wrong)?;
-    tracing::info!("metrics at http://{bound}{PATH}");
+    tracing::info!("metrics at {scheme}://{bound}{PATH}");
     Ok(())
 }
 
-async fn answer_all(listener: TcpListener, registry: Arc<Registry>) -> std::io::Result<()> {
+async fn answer_all(listener: TcpListener, tls: Option<&Tls>, registry: Arc<Registry>) -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let address = listener.local_addr()?.to_string();
     let listening = Listening::Tcp(listener, address);
-    let mut arrivals = listening.arrivals(Reception::new("for metrics", LIMITS));
+    let mut arrivals = listening.arrivals(Reception::new("for metrics", LIMITS), Protocol::Http, tls);
     while let Some((socket, mut stay)) = arrivals.next().await {
-        let Socket::Tcp(stream) = socket else { continue };
         let registry = registry.clone();
         tokio::spawn(async move {
             let service = service_fn(|request| {
                 let registry = registry.clone();
                 async move { Ok::<_, Infallible>(answer(&request, &registry)) }
             });
-            let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+            let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(socket), service);
             // A reader that missed the answer asks again.
             tokio::select! {
                 _ = connection => {}

@@ -1,4 +1,4 @@
-//! Settings that several commands share: the model, the token, the places of data.
+//! Settings that several commands share: the model, the places of data.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -11,7 +11,6 @@ use convoy_common::batch::THREADS_MAX;
 use convoy_common::model::classes::with_classes;
 use convoy_common::model::{ModelError, Network, TEXT_BYTES_MAX, presets};
 use convoy_common::placement::PlacementError;
-use convoy_common::token::{TOKEN_BYTES_MAX, Token, TokenError};
 use convoy_coordinator::JobError;
 use convoy_dataset::{DataSource, Format, Places, Reading, Resources, class_count};
 use convoy_study::error::StudyError;
@@ -122,14 +121,6 @@ pub(crate) fn layer_names(path: &Path) -> Result<BTreeMap<String, String>, Misus
 struct ModelFile {
     path: String,
     source: ModelError,
-}
-
-/// The token in a file, if one is named.
-pub(crate) fn token(file: Option<&Path>) -> Result<Option<Token>, Misuse> {
-    let Some(path) = file else { return Ok(None) };
-    let wrong = |why: String| Misuse(format!("cannot read the token in {}: {why}", path.display()));
-    let text = read_text(path, TOKEN_BYTES_MAX as u64 + 3).map_err(|error| wrong(error.to_string()))?;
-    text.parse().map(Some).map_err(|error: TokenError| wrong(error.to_string()))
 }
 
 /// How image files are kept in memory and decoded.

@@ -11,6 +11,7 @@ use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
 use convoy_coordinator::files::{folder_of, quoted};
 use convoy_dataset::DataSource;
+use convoy_net::tls::Role;
 use convoy_study::conduct::Progress;
 use convoy_study::costs::Bench;
 use convoy_study::design::Design;
@@ -22,9 +23,10 @@ use convoy_study::measured::{Measured, Outcome};
 use convoy_study::perform::{PAGE, REPORT, perform, report_again};
 use convoy_study::place::{Lane, Place};
 
+use crate::credentials::Credentials;
 use crate::numbers::{AT_LEAST_1, counted, whole};
 use crate::output::{complain, print, tell};
-use crate::settings::{self, Misuse, model_text, places};
+use crate::settings::{Misuse, model_text, places};
 use crate::sockets::SocketFile;
 use crate::{Outcome as Ended, signals};
 
@@ -56,9 +58,8 @@ pub(crate) struct Arguments {
     /// one run after another, so as many runs are computed at a time. Workers get the same list: convoy worker --join HOST:PORT,HOST:PORT
     #[arg(long, value_name = "HOST:PORT,...", value_delimiter = ',')]
     listen: Vec<Address>,
-    /// File with a shared secret, for --listen. Workers must be started with the same secret
-    #[arg(long, value_name = "FILE", requires = "listen")]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    credentials: Credentials,
     /// Folder of the study [default: studies/NAME]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -158,7 +159,7 @@ impl Arguments {
             parts.push(format!("--listen {}", quoted(Path::new(&addresses.join(",")))));
         }
         parts.push(format!("--workers {}", self.workers));
-        parts.extend(self.token_file.as_ref().map(|file| format!("--token-file {}", quoted(file))));
+        parts.extend(self.credentials.flags().iter().map(|part| quoted(Path::new(part))));
         parts.extend(self.costs.then(|| "--costs".to_owned()));
         parts.push(format!("--out {}", quoted(out)));
         parts.join(" ")
@@ -220,10 +221,9 @@ impl Arguments {
     fn invitation(&self) -> Option<String> {
         let addresses: Vec<String> = self.listen.iter().map(Address::to_string).collect();
         (!addresses.is_empty()).then(|| {
-            let token =
-                self.token_file.as_ref().map(|file| format!(" --token-file {}", quoted(file))).unwrap_or_default();
+            let credentials = self.credentials.for_workers();
             format!(
-                "workers   start them with: convoy worker --join {}{token} (other machines: with the name of this one)",
+                "workers   start them with: convoy worker --join {}{credentials} (other machines: with the name of this one)",
                 addresses.join(",")
             )
         })
@@ -244,16 +244,16 @@ impl Arguments {
             );
         }
         self.try_addresses()?;
-        // Each run reads the file itself. One that is wrong is found at once.
-        settings::token(self.token_file.as_deref())?;
+        // Each run reads the files itself. One that is wrong is found at once.
+        self.credentials.secrets(Role::Coordinator, "--listen", &self.listen)?;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let at_once =
             self.at_once.unwrap_or_else(|| (cores / self.threads.saturating_mul(self.workers)).clamp(1, AT_ONCE_MAX));
         let lanes = if self.listen.is_empty() {
             vec![Lane::Own { threads: self.threads }; at_once]
         } else {
-            let token = self.token_file.as_ref();
-            self.listen.iter().map(|at| Lane::Listening { at: at.clone(), token: token.cloned() }).collect()
+            let credentials = self.credentials.flags();
+            self.listen.iter().map(|at| Lane::Listening { at: at.clone(), credentials: credentials.clone() }).collect()
         };
         Ok(Place { program: std::env::current_exe()?, workers: self.workers, lanes })
     }

@@ -24,9 +24,11 @@ use convoy_coordinator::trace::Sampling;
 use convoy_coordinator::train::{Out, Training, train};
 use convoy_dataset::{AskedData, AskedReading, BadImages, DataChoice, DataSource};
 
+use convoy_net::tls::Role;
 use convoy_worker::Isa;
 
 use crate::console::Console;
+use crate::credentials::Credentials;
 use crate::log::Log;
 use crate::numbers::{ANY, AT_LEAST_1, real, share, whole};
 use crate::output::complain;
@@ -136,10 +138,8 @@ pub(crate) struct Arguments {
     /// Address on which to wait for workers, instead of starting them: HOST:PORT, or unix:PATH if all workers are on this machine
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<Address>,
-    /// File with a shared secret. Workers must be started with the same secret (--token-file); others are refused. The secret is
-    /// sent unencrypted
-    #[arg(long, value_name = "FILE", requires = "listen", conflicts_with_all = ["threads", "isa"])]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    credentials: Credentials,
     /// Safetensors file with the initial weights [default: random weights]
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
@@ -256,6 +256,8 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     let names = arguments.init_names.as_deref().map(settings::layer_names).transpose()?.unwrap_or_default();
     let correspondence = Correspondence { except: arguments.init_except, names };
     let init = arguments.init.map(|path| (path, correspondence));
+    let secrets = arguments.credentials.secrets(Role::Coordinator, "--listen", &arguments.listen)?;
+    let metrics = metrics::counted(arguments.metrics.as_ref(), secrets.tls.as_ref(), Metrics::registered)?;
     let training = Training {
         running: Running {
             workers: arguments.workers,
@@ -263,7 +265,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
             transport: arguments.exchange,
             threads: arguments.threads,
             listen: arguments.listen,
-            token: settings::token(arguments.token_file.as_deref())?,
+            secrets,
             micro_batches: arguments.micro_batches,
             checkpoint_every: arguments.checkpoint_every,
             keep: arguments.keep.unwrap_or(defaults::KEEP),
@@ -279,7 +281,7 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
             otlp: settings::otlp_endpoint(),
             isa: arguments.isa.map(|isa| isa.to_string()),
             local: log.local_program()?,
-            metrics: metrics::counted(arguments.metrics.as_ref(), Metrics::registered)?,
+            metrics,
         },
         asked: Asked {
             model,

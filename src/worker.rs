@@ -1,7 +1,6 @@
 //! `convoy worker`: parses the command line, handles signals, and serves jobs.
 
 use std::error::Error;
-use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -9,11 +8,12 @@ use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
 use convoy_common::misdeed::Misdeed;
 use convoy_common::wire::Direction;
+use convoy_net::tls::Role;
 use convoy_worker::service::{self, WorkerConfig};
 use convoy_worker::{Isa, Metrics, Rehearsal, Slow};
 
+use crate::credentials::Credentials;
 use crate::numbers::whole;
-use crate::settings;
 use crate::sockets::SocketFile;
 use crate::{Outcome, metrics, signals};
 
@@ -31,9 +31,8 @@ pub(crate) struct Arguments {
     /// [default: the best that the machine has]
     #[arg(long, value_name = "NAME")]
     isa: Option<Isa>,
-    /// File with a shared secret. The coordinator must be started with the same secret (--token-file). The secret is sent unencrypted
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    credentials: Credentials,
     /// Address on which this worker accepts direct connections from other workers: HOST:PORT, or unix:PATH if all workers are on one machine
     /// [default: a free port of the network interface that this worker uses to reach the coordinator]
     #[arg(long, value_name = "HOST:PORT")]
@@ -76,7 +75,8 @@ fn slow(text: &str) -> Result<Slow, String> {
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let cores = || thread::available_parallelism().map_or(1, std::num::NonZero::get).min(THREADS_MAX);
     let threads = arguments.threads.unwrap_or_else(cores);
-    let token = settings::token(arguments.token_file.as_deref())?;
+    let secrets = arguments.credentials.secrets(Role::Worker, "--join", &arguments.join)?;
+    let metrics = metrics::counted(arguments.metrics.as_ref(), secrets.tls.as_ref(), Metrics::registered)?;
     if arguments.lifeline {
         signals::end_with_input()?;
     }
@@ -87,7 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
             join: arguments.join.clone(),
             threads,
             isa: arguments.isa,
-            token,
+            secrets,
             exchange_listen: arguments.exchange_listen.clone(),
             health: arguments.health.clone(),
             rehearsal: Rehearsal {
@@ -96,7 +96,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
                 misdeeds: arguments.rehearse.iter().copied().collect(),
                 ..Rehearsal::default()
             },
-            metrics: metrics::counted(arguments.metrics.as_ref(), Metrics::registered)?,
+            metrics,
         },
         signals::any,
     )?;

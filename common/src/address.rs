@@ -55,7 +55,10 @@ impl Address {
     pub fn is_local(&self) -> bool {
         match self {
             Address::Unix(_) => true,
-            Address::Tcp(text) => text.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback()),
+            Address::Tcp(text) => {
+                let is_loopback = text.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
+                is_loopback || text.rsplit_once(':').is_some_and(|(host, _)| host == "localhost")
+            }
         }
     }
 }
@@ -83,7 +86,9 @@ mod tests {
     #[test]
     fn addresses_read_back_as_they_are_written() {
         let is_local = |text: &str| text.parse::<Address>().unwrap().is_local();
-        assert!(["unix:/x", "127.0.0.1:1", "[::1]:1"].into_iter().all(is_local) && !is_local("10.0.0.7:1"));
+        assert!(
+            ["unix:/x", "127.0.0.1:1", "[::1]:1", "localhost:1"].into_iter().all(is_local) && !is_local("10.0.0.7:1")
+        );
         for text in ["10.0.0.7:7878", "[::1]:80", "coordinator:1", "unix:/run/x.sock"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }

@@ -2,21 +2,39 @@
 //!
 //! Not here: what the files hold.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use crate::unguessable::unguessable;
+
+/// The permissions of new files, less what the user's mask takes away.
+const PUBLIC: u32 = 0o666;
+/// The permissions of secrets.
+const PRIVATE: u32 = 0o600;
 
 /// Writes a file under a temporary name, syncs it, and renames it.
 ///
 /// # Errors
 /// When it can't be written. Then nothing of it is left.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    write_with(path, bytes, PUBLIC)
+}
+
+/// The same, for a secret: only this user can read the file.
+///
+/// # Errors
+/// When it can't be written. Then nothing of it is left.
+pub fn write_privately(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    write_with(path, bytes, PRIVATE)
+}
+
+fn write_with(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     // Two writers of one file must not share a temporary one: the first to finish would rename what the other still writes.
     let name = path.file_name().map_or_else(|| "file".into(), |name| name.to_string_lossy().into_owned());
     let temporary = path.with_file_name(format!(".{name}.{:016x}.tmp", unguessable()));
-    let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    let written = write_synced_with(&temporary, bytes, mode).and_then(|()| fs::rename(&temporary, path));
     written.inspect_err(|_| {
         // The first error is the useful one.
         let _ = fs::remove_file(&temporary);
@@ -84,7 +102,11 @@ pub fn quoted(path: &Path) -> String {
 
 /// Writes a file and syncs it.
 pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = File::create(path)?;
+    write_synced_with(path, bytes, PUBLIC)
+}
+
+fn write_synced_with(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }

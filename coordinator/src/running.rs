@@ -11,7 +11,7 @@ use convoy_common::batch::THREADS_MAX;
 use convoy_common::model::Network;
 use convoy_common::placement::PlacementError;
 use convoy_common::plan::Plan;
-use convoy_common::token::Token;
+use convoy_net::secrets::Secrets;
 
 use crate::job::{SettingError, check};
 use crate::links::Transport;
@@ -33,8 +33,8 @@ pub struct Running {
     pub isa: Option<String>,
     /// Address on which to wait for workers, instead of starting them.
     pub listen: Option<Address>,
-    /// The secret that remote workers must present, if any.
-    pub token: Option<Token>,
+    /// What tells remote workers of this cluster from others.
+    pub secrets: Secrets,
     /// Micro-batches per slot. None: the default (see [`crate::job::micro_batches`]).
     pub micro_batches: Option<usize>,
     /// Steps between checkpoints. None: the steps of one epoch.

@@ -1,14 +1,18 @@
-//! The gRPC server of an address: how many requests a connection may have at once, and the standard health service, whose messages are tiny.
+//! The two ends of gRPC: the server of an address, which limits the requests of a connection, with the standard health service; and a channel
+//! over one connection.
 //!
 //! Not here: the services of Convoy, and what is healthy (the coordinator and the worker decide).
 
-use tonic::transport::Server;
+use hyper_util::rt::TokioIo;
+use tonic::transport::{Channel, Endpoint, Server, Uri};
 use tonic::{Request, Response, Status};
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_health::server::{HealthReporter, HealthService};
 
+use crate::Socket;
 use crate::reception::Visit;
+use crate::tls::Role;
 
 /// The most requests of a connection at once. A worker has one on each of its connections.
 pub(crate) const REQUESTS_MAX: u32 = 4;
@@ -25,6 +29,27 @@ pub fn health() -> (HealthReporter, HealthServer<impl Health>) {
     let reporter = HealthReporter::new();
     let service = Visited(HealthService::from_health_reporter(reporter.clone()));
     (reporter, HealthServer::new(service).max_decoding_message_size(HEALTH_BYTES_MAX))
+}
+
+/// A channel over one connection to a process with this role. It ends with the connection.
+///
+/// # Errors
+/// When the first bytes can't be sent.
+pub async fn channel(
+    socket: Socket,
+    role: Role,
+    tune: impl FnOnce(Endpoint) -> Endpoint,
+) -> Result<Channel, tonic::transport::Error> {
+    let scheme = if socket.is_encrypted() { "https" } else { "http" };
+    let origin = Endpoint::from_shared(format!("{scheme}://{}", role.name()))?;
+    // The connection is open already, so the scheme of this address means nothing.
+    let endpoint = Endpoint::from_shared(format!("http://{}", role.name()))?.origin(origin.uri().clone());
+    let mut socket = Some(socket);
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.take().ok_or_else(|| std::io::Error::other("the connection has ended"));
+        async move { socket.map(TokioIo::new) }
+    });
+    tune(endpoint).connect_with_connector(connector).await
 }
 
 /// A health service that notes who has asked a whole question. Such a connection has no deadline.

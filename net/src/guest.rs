@@ -90,10 +90,7 @@ impl AsyncRead for Guest {
         let guest = self.get_mut();
         guest.check(context)?;
         let before = buffer.filled().len();
-        ready!(match &mut guest.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
-            Socket::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
-        })?;
+        ready!(Pin::new(&mut guest.socket).poll_read(context, buffer))?;
         Poll::Ready(guest.count(buffer.filled().len() - before))
     }
 }
@@ -102,10 +99,7 @@ impl AsyncWrite for Guest {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
         let guest = self.get_mut();
         guest.check(context)?;
-        match &mut guest.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
-            Socket::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
-        }
+        Pin::new(&mut guest.socket).poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -115,35 +109,23 @@ impl AsyncWrite for Guest {
     ) -> Poll<Result<usize>> {
         let guest = self.get_mut();
         guest.check(context)?;
-        match &mut guest.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
-            Socket::Unix(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
-        }
+        Pin::new(&mut guest.socket).poll_write_vectored(context, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.socket {
-            Socket::Tcp(stream) => stream.is_write_vectored(),
-            Socket::Unix(stream) => stream.is_write_vectored(),
-        }
+        self.socket.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
         let guest = self.get_mut();
         guest.check(context)?;
-        match &mut guest.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_flush(context),
-            Socket::Unix(stream) => Pin::new(stream).poll_flush(context),
-        }
+        Pin::new(&mut guest.socket).poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
         let guest = self.get_mut();
         guest.check(context)?;
-        match &mut guest.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
-            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(context),
-        }
+        Pin::new(&mut guest.socket).poll_shutdown(context)
     }
 }
 

@@ -1,23 +1,28 @@
-//! An address on which this process listens, and the connections that arrive there.
+//! An address on which this process listens, and the connections that arrive there. With TLS, each of them first completes a handshake.
 //!
-//! Not here: which of them may stay (`reception`).
+//! Not here: which of them may stay (`reception`), and which certificates are trusted (`tls`).
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use convoy_common::address::Address;
-use convoy_common::wire::tuning;
-use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::mpsc::channel;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::mpsc::{Sender, channel};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 
+use crate::dial::tuned;
+use crate::fault::Fault;
 use crate::guest::Guest;
 use crate::reception::{Reception, Stay};
 use crate::socket::Socket;
+use crate::tls::{Protocol, Tls};
 
 /// How often strangers whose time is over are closed.
 const CLOSE_EVERY: Duration = Duration::from_millis(250);
@@ -25,6 +30,13 @@ const CLOSE_EVERY: Duration = Duration::from_millis(250);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// A failure to accept connections is logged again after this.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+/// After a failed handshake, the connection stays open for this long, so that the other end can read why.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// What the other end may send meanwhile, in bytes.
+const FAREWELL_BYTES: u64 = 64 << 10;
+
+/// Connections that the system completes before this process accepts them, as for TCP sockets of the standard library.
+const BACKLOG: i32 = 128;
 
 /// A bound address.
 #[derive(Debug)]
@@ -47,7 +59,7 @@ impl Listening {
                 let bound = listener.local_addr()?.to_string();
                 Ok(Listening::Tcp(listener, bound))
             }
-            Address::Unix(path) => Ok(Listening::Unix(UnixListener::bind(path)?, address.to_string())),
+            Address::Unix(path) => Ok(Listening::Unix(private_socket(path)?, address.to_string())),
         }
     }
 
@@ -58,9 +70,16 @@ impl Listening {
         }
     }
 
-    /// The connections that arrive and that `reception` lets in, until the stream is dropped. Must be called in a runtime.
-    pub fn arrivals(self, reception: Reception) -> ReceiverStream<(Socket, Stay)> {
+    /// The connections that arrive and that `reception` lets in, until the stream is dropped. Those over TCP use TLS if there is an
+    /// identity. Must be called in a runtime.
+    pub fn arrivals(
+        self,
+        reception: Reception,
+        protocol: Protocol,
+        tls: Option<&Tls>,
+    ) -> ReceiverStream<(Socket, Stay)> {
         let (arrivals, arriving) = channel(1);
+        let acceptor = tls.map(|tls| tls.acceptor(protocol));
         tokio::spawn(async move {
             let mut complained = None::<Instant>;
             let mut watch = interval(CLOSE_EVERY);
@@ -76,7 +95,18 @@ impl Listening {
                     accepted = next => accepted,
                 };
                 match accepted {
-                    (Ok(place), Ok((socket, peer))) => place.send((socket, reception.admit(peer))),
+                    (Ok(place), Ok(Accepted::Unix(socket))) => place.send((socket, reception.admit(None))),
+                    (Ok(place), Ok(Accepted::Tcp(stream, peer))) => {
+                        let stay = reception.admit(Some(peer));
+                        match &acceptor {
+                            None => place.send((Socket::tcp(stream), stay)),
+                            // A handshake must not keep the next connection waiting.
+                            Some(acceptor) => {
+                                drop(place);
+                                tokio::spawn(secure(acceptor.clone(), stream, stay, arrivals.clone()));
+                            }
+                        }
+                    }
                     (Err(_), _) => return,
                     (_, Err(error)) => {
                         if complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
@@ -92,24 +122,80 @@ impl Listening {
     }
 
     /// The same connections, for a gRPC server.
-    pub fn guests(self, reception: Reception) -> impl Stream<Item = Result<Guest, Infallible>> + Send {
-        self.arrivals(reception).map(|(socket, stay)| Ok(Guest::new(socket, stay)))
+    pub fn guests(
+        self,
+        reception: Reception,
+        tls: Option<&Tls>,
+    ) -> impl Stream<Item = Result<Guest, Infallible>> + Send + use<> {
+        self.arrivals(reception, Protocol::Grpc, tls).map(|(socket, stay)| Ok(Guest::new(socket, stay)))
     }
 
-    async fn accept(&self, reception: &Reception) -> io::Result<(Socket, Option<SocketAddr>)> {
+    async fn accept(&self, reception: &Reception) -> io::Result<Accepted> {
         reception.has_room().await;
-        // Without these settings, a connection is slower but still works.
         match self {
             Listening::Tcp(listener, _) => {
                 let (stream, peer) = listener.accept().await?;
+                // Without this, a connection is slower but still works.
                 let _ = stream.set_nodelay(true);
-                Ok((Socket::Tcp(stream), Some(peer)))
+                Ok(Accepted::Tcp(stream, peer))
             }
-            Listening::Unix(listener, _) => {
-                let (stream, _) = listener.accept().await?;
-                let _ = socket2::SockRef::from(&stream).set_send_buffer_size(tuning::SOCKET_BUFFER);
-                Ok((Socket::Unix(stream), None))
+            Listening::Unix(listener, _) => Ok(Accepted::Unix(Socket::unix(tuned(listener.accept().await?.0)))),
+        }
+    }
+}
+
+/// A connection that has just been accepted.
+enum Accepted {
+    Tcp(TcpStream, SocketAddr),
+    Unix(Socket),
+}
+
+/// A listening Unix socket to which only this user can connect.
+fn private_socket(path: &Path) -> io::Result<UnixListener> {
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    // Set before it has a path, so that there is no moment in which others could connect.
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::RWXU)?;
+    socket.bind(&socket2::SockAddr::unix(path)?)?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    UnixListener::from_std(socket.into())
+}
+
+/// Completes the handshake of a connection, and hands it over. A connection that has not completed it is a stranger.
+async fn secure(acceptor: TlsAcceptor, stream: TcpStream, mut stay: Stay, arrivals: Sender<(Socket, Stay)>) {
+    let finished = tokio::select! {
+        () = stay.ended() => return,
+        finished = handshake(acceptor, stream) => finished,
+    };
+    match finished {
+        // The server may have ended.
+        Ok(socket) => drop(arrivals.send((socket, stay)).await),
+        Err((fault, stream)) => {
+            stay.visit().fails(fault);
+            tokio::select! {
+                () = stay.ended() => {}
+                () = part(stream) => {}
             }
         }
     }
+}
+
+/// The handshake of this end. If it fails: why, unless the network did, and the connection.
+pub(crate) async fn handshake(acceptor: TlsAcceptor, stream: TcpStream) -> Result<Socket, (Option<Fault>, TcpStream)> {
+    match acceptor.accept(stream).into_fallible().await {
+        Ok(stream) => Ok(Socket::tls(tokio_rustls::TlsStream::Server(stream))),
+        Err((error, stream)) => Err((Fault::of_handshake(&error), stream)),
+    }
+}
+
+/// Ends a connection in such a way that what was sent last is not lost: a socket that is closed with unread bytes is reset.
+pub(crate) async fn part(mut stream: TcpStream) {
+    if stream.shutdown().await.is_ok() {
+        let _ = tokio::time::timeout(FAREWELL, discard(stream.take(FAREWELL_BYTES))).await;
+    }
+}
+
+async fn discard(mut stream: impl AsyncRead + Unpin) {
+    let mut sink = tokio::io::sink();
+    let _ = tokio::io::copy(&mut stream, &mut sink).await;
 }

@@ -3,6 +3,7 @@
 //! Not here: sockets (`listening`), and bytes (`guest`).
 
 use std::collections::HashMap;
+use std::mem::{Discriminant, discriminant};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::fault::Fault;
 pub use crate::room::Limits;
 use crate::room::{Number, Room};
 
@@ -44,6 +46,8 @@ struct Kept {
     room: Room,
     closers: HashMap<Number, oneshot::Sender<()>>,
     closed: Closed,
+    /// When failures of TLS were last reported, by kind.
+    faults: HashMap<Discriminant<Fault>, Instant>,
 }
 
 /// The strangers that were closed, and have not been reported.
@@ -97,7 +101,12 @@ pub struct Proof(Visit);
 impl Reception {
     /// A reception for connections with a purpose, such as "for workers".
     pub fn new(purpose: &'static str, limits: Limits) -> Self {
-        let kept = Kept { room: Room::new(limits), closers: HashMap::new(), closed: Closed::default() };
+        let kept = Kept {
+            room: Room::new(limits),
+            closers: HashMap::new(),
+            closed: Closed::default(),
+            faults: HashMap::new(),
+        };
         Self(Arc::new(Shared { purpose, kept: Mutex::new(kept) }))
     }
 
@@ -145,6 +154,16 @@ impl Reception {
 }
 
 impl Kept {
+    /// Whether no failure of this kind was reported within the last minute.
+    fn is_new(&mut self, fault: &Fault, now: Instant) -> bool {
+        let told = self.faults.get(&discriminant(fault));
+        let is_new = told.is_none_or(|told| now.saturating_duration_since(*told) >= REPORTED_EVERY);
+        if is_new {
+            self.faults.insert(discriminant(fault), now);
+        }
+        is_new
+    }
+
     fn close(&mut self, numbers: impl IntoIterator<Item = Number>) {
         for number in numbers {
             // The receiver learns of it.
@@ -185,6 +204,16 @@ impl Visit {
     /// Where it comes from, for a person.
     pub fn peer(&self) -> String {
         self.peer.map_or_else(|| "a Unix socket".to_owned(), |address| address.to_string())
+    }
+
+    /// The handshake has failed. None: the network did. Each kind of failure is reported at most once a minute.
+    pub(crate) fn fails(&self, fault: Option<Fault>) {
+        // Port scanners and load balancers connect and leave.
+        let Some(fault) = fault.filter(|fault| *fault != Fault::Closed) else { return };
+        if self.reception.kept().is_new(&fault, Instant::now()) {
+            let purpose = self.reception.0.purpose;
+            tracing::warn!("refused a connection from {} to the address {purpose}: {fault}", self.peer());
+        }
     }
 
     /// The connection has made a request that everybody may make, such as a health check. It has no deadline from now on.

@@ -2,6 +2,7 @@
 //!
 //! Not here: starting processes (`process`).
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use convoy_common::address::Address;
@@ -32,7 +33,7 @@ pub enum Lane {
     Listening {
         /// Where they connect.
         at: Address,
-        /// The file with the secret that they must have, if any.
-        token: Option<PathBuf>,
+        /// The flags for the secrets that they must have.
+        credentials: Vec<OsString>,
     },
 }

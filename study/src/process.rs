@@ -43,11 +43,8 @@ impl Program<'_> {
         command.args(["--workers", &self.place.workers.to_string()]);
         match self.lane {
             Lane::Own { threads } => drop(command.args(["--threads", &threads.to_string()])),
-            Lane::Listening { at, token } => {
-                command.args(["--listen", &at.to_string()]);
-                if let Some(token) = token {
-                    command.arg("--token-file").arg(token);
-                }
+            Lane::Listening { at, credentials } => {
+                command.args(["--listen", &at.to_string()]).args(credentials);
             }
         }
         command

@@ -100,13 +100,13 @@ where
         let ended = runtime.block_on(async {
             if let Some(address) = &config.health {
                 let wrong = |source| WorkerError::Health { address: address.clone(), source };
-                health::serve(address, shown.clone()).await.map_err(wrong)?;
+                health::serve(address, config.secrets.tls.as_ref(), shown.clone()).await.map_err(wrong)?;
             }
             let door = match &config.exchange_listen {
                 None => None,
                 Some(address) => {
                     let wrong = |source| WorkerError::Exchange { address: address.clone(), source };
-                    Some(Door::at(address).await.map_err(wrong)?)
+                    Some(Door::at(address, config.secrets.tls.clone()).await.map_err(wrong)?)
                 }
             };
             let presence = Presence {

@@ -16,6 +16,7 @@ use convoy_common::wire::{
 use convoy_net::grpc;
 use convoy_net::listening::Listening;
 use convoy_net::reception::{LIMITS, Reception, Visit};
+use convoy_net::secrets::Secrets;
 use convoy_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use convoy_proto::{PROTOCOL_VERSION, v1};
 use tokio::sync::mpsc::error::TrySendError;
@@ -50,16 +51,17 @@ const GREETING_MAX: Duration = Duration::from_secs(10);
 
 /// Serves on `listening` until the returned task is aborted. What workers do and say comes out of the receiver.
 ///
-/// If there is a token, workers that don't present it are refused. `seats` workers and some spares are admitted; others are told to
+/// Workers without the secrets are refused. `seats` workers and some spares are admitted; others are told to
 /// try again later. A connection whose other end does not answer pings within [`Deadlines::connection`] is closed.
 pub fn serve(
     listening: Listening,
     seats: usize,
     vitals: Vitals,
-    token: Option<Token>,
+    secrets: Secrets,
     clock: Clock,
     deadlines: Deadlines,
 ) -> (Doors, Receiver<Report>, JoinHandle<()>) {
+    let Secrets { token, tls } = secrets;
     let (heard, messages) = channel(MESSAGES_QUEUED);
     let refusals = heard.clone();
     let ping_timeout = deadlines.connection;
@@ -79,7 +81,7 @@ pub fn serve(
         .http2_keepalive_timeout(Some(ping_timeout))
         .add_service(service)
         .add_service(health);
-    let guests = listening.guests(Reception::new("for workers", LIMITS));
+    let guests = listening.guests(Reception::new("for workers", LIMITS), tls.as_ref());
     let serving = tokio::spawn(async move {
         if let Err(error) = router.serve_with_incoming(guests).await {
             tracing::error!("the coordinator no longer accepts workers: {}", chain(&error));

@@ -13,6 +13,7 @@ use super::member::{Elsewhere, Heard};
 use super::strangers::Strangers;
 use super::{Cluster, News};
 use convoy_net::listening::Listening;
+use convoy_net::secrets::Secrets;
 
 use crate::deadlines::{Deadlines, LOCAL_CONNECTS, LOOK_EVERY, REMOTE_CONNECTS};
 use crate::error::JobError;
@@ -69,12 +70,13 @@ impl Cluster {
         let listening = opened.map_err(unusable(&address.to_string()))?;
         let address = dialled(listening.address());
         // Only this user can enter the socket's folder, so it needs no token.
-        let token = running.token.clone().filter(|_| folder.is_none());
+        let Secrets { token, tls } = running.secrets.clone();
+        let secrets = Secrets { token: token.filter(|_| folder.is_none()), tls };
         let (vitals, clock) = (Vitals::starting(), Clock::starting());
         let deadlines = Deadlines::of(running.patience);
         let shown = vitals.clone();
         let (doors, reports, serving) =
-            runtime.block_on(async { doors::serve(listening, workers, shown, token, clock, deadlines) });
+            runtime.block_on(async { doors::serve(listening, workers, shown, secrets, clock, deadlines) });
         let local = folder.map(|folder| {
             let plan = LocalPlan { program: running.local.clone(), workers, threads, isa: running.isa.clone() };
             LocalWorkers::start(plan, folder)

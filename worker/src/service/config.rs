@@ -1,7 +1,7 @@
 //! The configuration of a worker, and the state of its process that outlives a session.
 
 use convoy_common::address::Address;
-use convoy_common::token::Token;
+use convoy_net::secrets::Secrets;
 use tokio::sync::watch;
 
 use super::peers::Door;
@@ -20,8 +20,8 @@ pub struct WorkerConfig {
     pub threads: usize,
     /// The instruction set of the kernels; by default the best that the machine has.
     pub isa: Option<Isa>,
-    /// The token that both sides require, if any.
-    pub token: Option<Token>,
+    /// What tells the coordinator and the workers of this cluster from others.
+    pub secrets: Secrets,
     /// Where to listen for other workers. None: at a free port of the network interface that leads to the coordinator.
     pub exchange_listen: Option<Address>,
     /// Address for health checks, if any.

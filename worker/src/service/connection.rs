@@ -1,20 +1,22 @@
-//! Connects to a coordinator over TCP or a Unix socket, with the same settings for both.
+//! Connects to a coordinator: which places its addresses resolve to, and the gRPC client. Not here: sockets and TLS (`convoy_net`).
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use convoy_common::address::Address;
 use convoy_common::token::Token;
 use convoy_common::wire::{CONTROL_BYTES_MAX, FRAME_BYTES_MAX, tuning};
+use convoy_net::dial::{DialError, dial};
+use convoy_net::secrets::Secrets;
+use convoy_net::tls::{Protocol, Role};
+use convoy_net::{Fate, grpc};
 use convoy_proto::v1::coordinator_client::CoordinatorClient;
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,6 +36,15 @@ impl fmt::Display for Place {
         match self {
             Place::Tcp(address) => address.fmt(f),
             Place::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl Place {
+    fn address(&self) -> Address {
+        match self {
+            Place::Tcp(address) => Address::Tcp(address.to_string()),
+            Place::Unix(path) => Address::Unix(path.clone()),
         }
     }
 }
@@ -90,36 +101,22 @@ impl Interceptor for Introduction {
     }
 }
 
-/// Opens a new connection. Control and tensors never share one.
-pub(super) async fn connect(place: &Place, token: Option<&Token>) -> Result<Client, tonic::transport::Error> {
-    let channel = match place {
-        Place::Tcp(address) => tuned(Endpoint::from_shared(format!("http://{address}"))?).connect().await?,
-        Place::Unix(path) => {
-            let path = path.clone();
-            let connector = tower::service_fn(move |_: Uri| {
-                let path = path.clone();
-                async move { open_unix(&path).await.map(TokioIo::new) }
-            });
-            // The connector ignores the URI and uses the path.
-            tuned(Endpoint::from_static("http://unix.invalid")).connect_with_connector(connector).await?
-        }
-    };
-    let client = CoordinatorClient::with_interceptor(channel, Introduction(token.cloned()));
-    Ok(client.max_decoding_message_size(CONTROL_BYTES_MAX.max(FRAME_BYTES_MAX)))
+/// Opens a new connection. Control and tensors never share one. The fate tells later whether the coordinator refuses this worker's
+/// certificate.
+pub(super) async fn connect(place: &Place, secrets: &Secrets) -> Result<(Client, Fate), DialError> {
+    let late = |_| DialError::Network(std::io::ErrorKind::TimedOut.into());
+    let address = place.address();
+    let dialling = dial(&address, Role::Coordinator, Protocol::Grpc, secrets.tls.as_ref());
+    let (socket, fate) = timeout(CONNECT_TIMEOUT, dialling).await.map_err(late)??;
+    let broken = |error| DialError::Network(std::io::Error::other(error));
+    let channel = grpc::channel(socket, Role::Coordinator, tuned).await.map_err(broken)?;
+    let client = CoordinatorClient::with_interceptor(channel, Introduction(secrets.token.clone()));
+    Ok((client.max_decoding_message_size(CONTROL_BYTES_MAX.max(FRAME_BYTES_MAX)), fate))
 }
 
 fn tuned(endpoint: Endpoint) -> Endpoint {
     endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
         .initial_stream_window_size(tuning::STREAM_WINDOW)
         .initial_connection_window_size(tuning::CONNECTION_WINDOW)
         .max_frame_size(tuning::FRAME)
-}
-
-async fn open_unix(path: &Path) -> std::io::Result<UnixStream> {
-    let stream = UnixStream::connect(path).await?;
-    // With a smaller buffer, transfers are slower but still correct.
-    let _ = socket2::SockRef::from(&stream).set_send_buffer_size(tuning::SOCKET_BUFFER);
-    Ok(stream)
 }

@@ -59,7 +59,8 @@ impl Whereabouts<'_> {
             model: self.model.clone(),
             session: self.session,
         };
-        let answer = connect(other, self.config.token.as_ref()).await.ok()?.elsewhere(notice).await.ok()?;
+        let (mut client, _) = connect(other, &self.config.secrets).await.ok()?;
+        let answer = client.elsewhere(notice).await.ok()?;
         Some(answer.into_inner().wanted)
     }
 }

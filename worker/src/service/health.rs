@@ -7,6 +7,7 @@ use convoy_common::address::Address;
 use convoy_net::grpc;
 use convoy_net::listening::Listening;
 use convoy_net::reception::{LIMITS, Reception};
+use convoy_net::tls::Tls;
 use convoy_proto::WORKER_SERVICE;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -23,9 +24,9 @@ fn status_of(busy: Duration) -> ServingStatus {
 }
 
 /// Serves health checks at `address` until the runtime ends.
-pub(super) async fn serve(address: &Address, vitals: Vitals) -> std::io::Result<()> {
+pub(super) async fn serve(address: &Address, tls: Option<&Tls>, vitals: Vitals) -> std::io::Result<()> {
     let (reporter, service) = grpc::health();
-    let guests = Listening::open(address).await?.guests(Reception::new("for health checks", LIMITS));
+    let guests = Listening::open(address).await?.guests(Reception::new("for health checks", LIMITS), tls);
     tokio::spawn(grpc::server().add_service(service).serve_with_incoming(guests));
     tokio::spawn(watch(reporter, vitals));
     Ok(())

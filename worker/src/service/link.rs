@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use convoy_common::address::Address;
 use convoy_common::links::ACKNOWLEDGED_WITHIN;
-use convoy_common::wire::{FRAME_BYTES_MAX, tuning};
+use convoy_common::wire::FRAME_BYTES_MAX;
+use convoy_net::Socket;
+use convoy_net::dial::{DialError, dial};
+use convoy_net::tls::{Protocol, Role, Tls};
 use convoy_proto::v1;
 use prost::Message;
 use prost::bytes::{BufMut, BytesMut};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc::Receiver;
 use tokio_stream::StreamExt;
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
@@ -58,36 +60,23 @@ pub(super) struct Writing(Box<dyn AsyncWrite + Send + Unpin>);
 
 impl Link {
     /// Connects to another worker.
-    pub(super) async fn to(address: &Address) -> io::Result<Self> {
-        match address {
-            Address::Tcp(host) => Self::over_tcp(TcpStream::connect(host.as_str()).await?),
-            Address::Unix(path) => Ok(Self::over_unix(UnixStream::connect(path).await?)),
+    pub(super) async fn to(address: &Address, tls: Option<&Tls>) -> Result<Self, DialError> {
+        let (socket, _) = dial(address, Role::Worker, Protocol::Exchange, tls).await?;
+        Ok(Self::over(socket)?)
+    }
+
+    /// A link over an open connection.
+    pub(super) fn over(socket: Socket) -> io::Result<Self> {
+        if let Some(stream) = socket.as_tcp() {
+            let socket = SockRef::from(stream);
+            socket.set_tcp_keepalive(
+                &TcpKeepalive::new().with_time(ASK_AFTER).with_interval(ASK_AFTER).with_retries(ASK_AGAIN),
+            )?;
+            socket.set_tcp_user_timeout(Some(ACKNOWLEDGED_WITHIN))?;
         }
-    }
-
-    /// A link over a TCP connection.
-    pub(super) fn over_tcp(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
-        let socket = SockRef::from(&stream);
-        socket.set_tcp_keepalive(
-            &TcpKeepalive::new().with_time(ASK_AFTER).with_interval(ASK_AFTER).with_retries(ASK_AGAIN),
-        )?;
-        socket.set_tcp_user_timeout(Some(ACKNOWLEDGED_WITHIN))?;
-        let (input, output) = stream.into_split();
-        Ok(Self::new(Box::new(input), Box::new(output)))
-    }
-
-    /// A link over a Unix socket.
-    pub(super) fn over_unix(stream: UnixStream) -> Self {
-        // With a smaller buffer, transfers are slower but still correct.
-        let _ = SockRef::from(&stream).set_send_buffer_size(tuning::SOCKET_BUFFER);
-        let (input, output) = stream.into_split();
-        Self::new(Box::new(input), Box::new(output))
-    }
-
-    fn new(input: Box<dyn AsyncRead + Send + Unpin>, output: Box<dyn AsyncWrite + Send + Unpin>) -> Self {
+        let (input, output) = socket.split();
         let codec = LengthDelimitedCodec::builder().max_frame_length(GREETING_BYTES_MAX).new_codec();
-        Self { reading: Reading(FramedRead::new(input, codec)), writing: Writing(output) }
+        Ok(Self { reading: Reading(FramedRead::new(input, codec)), writing: Writing(output) })
     }
 
     /// The peer has proved who it is, and may send frames.
@@ -119,7 +108,13 @@ impl Writing {
     pub(super) async fn send(&mut self, message: &impl Message) -> io::Result<()> {
         let mut buffer = BytesMut::new();
         append(&mut buffer, message);
-        self.0.write_all(&buffer).await
+        self.write(&buffer).await
+    }
+
+    /// With TLS, bytes wait in a buffer until they are flushed.
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes).await?;
+        self.0.flush().await
     }
 
     /// Sends frames until there are no more, or the link ends. The other half then learns why.
@@ -132,7 +127,7 @@ impl Writing {
             {
                 append(&mut buffer, &frame);
             }
-            if self.0.write_all(&buffer).await.is_err() {
+            if self.write(&buffer).await.is_err() {
                 return;
             }
             buffer.clear();
@@ -152,8 +147,8 @@ mod tests {
     use super::*;
 
     async fn pair() -> (Link, Link) {
-        let (one, other) = UnixStream::pair().unwrap();
-        (Link::over_unix(one), Link::over_unix(other))
+        let (one, other) = tokio::net::UnixStream::pair().unwrap();
+        (Link::over(Socket::unix(one)).unwrap(), Link::over(Socket::unix(other)).unwrap())
     }
 
     fn frame(bytes: usize) -> v1::Frame {

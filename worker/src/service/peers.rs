@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,14 +15,15 @@ use convoy_common::index::WorkerIndex;
 use convoy_common::links::CONNECTED_WITHIN;
 use convoy_common::wire::{Generation, Peer, PeerFailed, PeerFailure, PeerHello, Secret};
 use convoy_net::Socket;
-use convoy_net::listening as net;
-use convoy_net::reception::{Limits, Reception};
+use convoy_net::dial::DialError;
+use convoy_net::listening::Listening;
+use convoy_net::reception::{Limits, Reception, Stay};
+use convoy_net::tls::{Protocol, Tls};
 use convoy_proto::v1;
-use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
-use tokio_stream::StreamExt;
+use tokio_stream::{Stream, StreamExt};
 
 use super::connection::Place;
 use super::link::{Link, LinkError};
@@ -37,15 +37,10 @@ const UNPROVED: Limits =
 /// Where other workers connect to this one. It is closed when it is dropped.
 #[derive(Debug)]
 pub(super) struct Door {
-    at: Listening,
+    at: Address,
+    tls: Option<Tls>,
     awaited: Arc<watch::Sender<Awaited>>,
     _accepting: JoinSet<()>,
-}
-
-#[derive(Debug)]
-enum Listening {
-    Tcp(SocketAddr),
-    Unix(PathBuf),
 }
 
 /// The links of a generation, as far as they could be opened.
@@ -87,43 +82,32 @@ impl std::fmt::Debug for Link {
 
 impl Door {
     /// Opens a door at `address`.
-    pub(super) async fn at(address: &Address) -> io::Result<Self> {
-        match address {
-            Address::Unix(path) => {
-                let listener = net::Listening::Unix(UnixListener::bind(path)?, address.to_string());
-                Ok(Self::over(listener, Listening::Unix(path.clone())))
-            }
-            Address::Tcp(host) => Self::over_tcp(TcpListener::bind(host.as_str()).await?),
-        }
+    pub(super) async fn at(address: &Address, tls: Option<Tls>) -> io::Result<Self> {
+        let listener = Listening::open(address).await?;
+        let at = match address {
+            Address::Tcp(_) => Address::Tcp(listener.address().to_owned()),
+            Address::Unix(_) => address.clone(),
+        };
+        let awaited = Arc::new(watch::Sender::new(Awaited::default()));
+        let arrivals =
+            listener.arrivals(Reception::new("for other workers", UNPROVED), Protocol::Exchange, tls.as_ref());
+        let mut accepting = JoinSet::new();
+        accepting.spawn(accept(arrivals, awaited.clone()));
+        Ok(Self { at, tls, awaited, _accepting: accepting })
     }
 
     /// Opens a door at a free port of the network interface that leads to the coordinator.
-    pub(super) async fn towards(coordinator: &Place) -> io::Result<Self> {
-        Self::over_tcp(TcpListener::bind((interface(coordinator)?, 0)).await?)
-    }
-
-    fn over_tcp(listener: TcpListener) -> io::Result<Self> {
-        let at = Listening::Tcp(listener.local_addr()?);
-        let address = listener.local_addr()?.to_string();
-        Ok(Self::over(net::Listening::Tcp(listener, address), at))
-    }
-
-    fn over(listener: net::Listening, at: Listening) -> Self {
-        let awaited = Arc::new(watch::Sender::new(Awaited::default()));
-        let mut accepting = JoinSet::new();
-        accepting.spawn(accept(listener, awaited.clone()));
-        Self { at, awaited, _accepting: accepting }
+    pub(super) async fn towards(coordinator: &Place, tls: Option<Tls>) -> io::Result<Self> {
+        let address = SocketAddr::new(interface(coordinator)?, 0).to_string();
+        Self::at(&Address::Tcp(address), tls).await
     }
 
     /// Where the workers of this coordinator connect. A door on all interfaces is reached by the one that leads to the coordinator.
     pub(super) fn address(&self, coordinator: &Place) -> io::Result<Address> {
-        match &self.at {
-            Listening::Unix(path) => Ok(Address::Unix(path.clone())),
-            Listening::Tcp(listening) => {
-                let ip = if listening.ip().is_unspecified() { interface(coordinator)? } else { listening.ip() };
-                Ok(Address::Tcp(SocketAddr::new(ip, listening.port()).to_string()))
-            }
-        }
+        let Address::Tcp(text) = &self.at else { return Ok(self.at.clone()) };
+        let listening: SocketAddr = text.parse().map_err(io::Error::other)?;
+        let ip = if listening.ip().is_unspecified() { interface(coordinator)? } else { listening.ip() };
+        Ok(Address::Tcp(SocketAddr::new(ip, listening.port()).to_string()))
     }
 
     /// Lets in these peers from now on, and nobody else.
@@ -145,7 +129,8 @@ impl Door {
         let mut arrivals = self.await_peers(generation, peers.iter().filter(|peer| peer.worker < own));
         let mut dialling = JoinSet::new();
         for peer in peers.iter().filter(|peer| peer.worker > own).cloned() {
-            dialling.spawn(async move { (peer.worker, dial(&peer, own, generation, deadline).await) });
+            let tls = self.tls.clone();
+            dialling.spawn(async move { (peer.worker, dial(&peer, own, generation, tls.as_ref(), deadline).await) });
         }
         let (mut links, mut failed): (HashMap<WorkerIndex, Link>, Vec<PeerFailed>) = Default::default();
         let unreachable = |peer, message| PeerFailed { peer, kind: PeerFailure::Unreachable, message };
@@ -183,10 +168,16 @@ impl Opened {
 }
 
 /// Connects to a peer until `deadline`.
-async fn dial(peer: &Peer, own: WorkerIndex, generation: Generation, deadline: Instant) -> Result<Link, String> {
+async fn dial(
+    peer: &Peer,
+    own: WorkerIndex,
+    generation: Generation,
+    tls: Option<&Tls>,
+    deadline: Instant,
+) -> Result<Link, String> {
     let mut why = "no answer".to_owned();
     while Instant::now() < deadline {
-        match timeout_at(deadline, greet(peer, own, generation)).await {
+        match timeout_at(deadline, greet(peer, own, generation, tls)).await {
             Ok(Ok(link)) => return Ok(link),
             Ok(Err(error)) => why = chain(&error),
             Err(_) => break,
@@ -196,27 +187,31 @@ async fn dial(peer: &Peer, own: WorkerIndex, generation: Generation, deadline: I
     Err(format!("cannot connect to worker {} at {} within {CONNECTED_WITHIN:?}: {why}", peer.worker, peer.address))
 }
 
-async fn greet(peer: &Peer, own: WorkerIndex, generation: Generation) -> Result<Link, LinkError> {
-    let mut link = Link::to(&peer.address).await.map_err(LinkError::Broken)?;
+/// Why a peer could not be greeted.
+#[derive(Debug, thiserror::Error)]
+enum GreetError {
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+async fn greet(peer: &Peer, own: WorkerIndex, generation: Generation, tls: Option<&Tls>) -> Result<Link, GreetError> {
+    let mut link = Link::to(&peer.address, tls).await?;
     let Generation { job, number } = generation;
     let hello = PeerHello { job, generation: number, from: own, shown: peer.secret.question().to_vec() };
     link.writing.send(&v1::PeerHello::from(hello)).await.map_err(LinkError::Broken)?;
     let welcome: v1::PeerWelcome = link.reading.next().await?;
     // Whoever listens there now is another process.
-    if peer.secret.is_answered_by(&welcome.secret) { Ok(link.trusted()) } else { Err(LinkError::Stranger) }
+    if peer.secret.is_answered_by(&welcome.secret) { Ok(link.trusted()) } else { Err(LinkError::Stranger.into()) }
 }
 
 /// Accepts connections, each of which has a short time to prove who it is.
-async fn accept(listener: net::Listening, awaited: Arc<watch::Sender<Awaited>>) {
-    let mut arrivals = listener.arrivals(Reception::new("for other workers", UNPROVED));
+async fn accept(mut arrivals: impl Stream<Item = (Socket, Stay)> + Unpin, awaited: Arc<watch::Sender<Awaited>>) {
     let mut unproved = JoinSet::new();
     while let Some((socket, mut stay)) = arrivals.next().await {
         while unproved.try_join_next().is_some() {}
-        let link = match socket {
-            Socket::Tcp(stream) => Link::over_tcp(stream),
-            Socket::Unix(stream) => Ok(Link::over_unix(stream)),
-        };
-        let Ok(link) = link else { continue };
+        let Ok(link) = Link::over(socket) else { continue };
         let admitted = admit(link, awaited.clone());
         unproved.spawn(async move {
             tokio::select! {
@@ -265,12 +260,14 @@ fn interface(coordinator: &Place) -> io::Result<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     const GENERATION: Generation = Generation { job: 7, number: 3 };
 
     async fn door() -> Door {
-        Door::towards(&here()).await.unwrap()
+        Door::towards(&here(), None).await.unwrap()
     }
 
     /// A coordinator on this machine.
@@ -326,7 +323,7 @@ mod tests {
             PeerHello { generation: 2, ..right.clone() },
         ];
         let shows = async |hello: PeerHello| {
-            let mut link = Link::to(&peers[0].address).await.unwrap();
+            let mut link = Link::to(&peers[0].address, None).await.unwrap();
             link.writing.send(&v1::PeerHello::from(hello)).await.unwrap();
             link.reading.next::<v1::PeerWelcome>().await
         };
@@ -346,10 +343,10 @@ mod tests {
         let _arrivals = door.await_peers(GENERATION, peers.iter());
         let mut silent = Vec::new();
         for _ in 0..UNPROVED.strangers {
-            silent.push(Link::to(&peers[0].address).await.unwrap());
+            silent.push(Link::to(&peers[0].address, None).await.unwrap());
         }
         let hello = PeerHello { job: 7, generation: 3, from: WorkerIndex(0), shown: secret().question().to_vec() };
-        let mut link = Link::to(&peers[0].address).await.unwrap();
+        let mut link = Link::to(&peers[0].address, None).await.unwrap();
         link.writing.send(&v1::PeerHello::from(hello)).await.unwrap();
         let began = Instant::now();
         assert!(link.reading.next::<v1::PeerWelcome>().await.is_ok());
@@ -395,7 +392,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_door_on_all_interfaces_says_the_one_that_leads_to_the_coordinator() {
-        let door = Door::at(&"0.0.0.0:0".parse().unwrap()).await.unwrap();
+        let door = Door::at(&"0.0.0.0:0".parse().unwrap(), None).await.unwrap();
         let address = door.address(&Place::Tcp("127.0.0.1:7878".parse().unwrap())).unwrap().to_string();
         assert!(address.starts_with("127.0.0.1:") && !address.ends_with(":0"), "{address}");
     }

@@ -22,6 +22,8 @@ use convoy_common::wire::{
     Numbered, Payload, Peer, PeerFailed, PeerFailure, Pong, Tally, TensorKey, ToWorker, WireError, chunk_from_frame,
     description_from, expected_shape, frames, open_frame,
 };
+use convoy_net::Fate;
+use convoy_net::dial::DialError;
 use convoy_proto::{PROTOCOL_VERSION, v1};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -65,7 +67,7 @@ pub(super) enum SessionError {
     #[error("cannot look up {0}")]
     Name(Address, #[source] std::io::Error),
     #[error("cannot connect to a coordinator at {0}")]
-    Connect(Place, #[source] tonic::transport::Error),
+    Connect(Place, #[source] DialError),
     #[error("the process at {place} does not answer like a coordinator of Convoy: {why}", place = .0, why = stranger(.1))]
     Stranger(Place, #[source] Answer),
     #[error("another coordinator behind this name comes first")]
@@ -123,12 +125,16 @@ impl SessionError {
     }
 
     /// The error before the first answer. A coordinator answers with neither of these codes.
-    fn before_welcome(self, place: &Place) -> Self {
-        match self {
-            SessionError::Broken(answer) if matches!(answer.code, Code::Unimplemented | Code::Internal) => {
+    fn before_welcome(self, place: &Place, fate: &Fate) -> Self {
+        match (self, fate.fault()) {
+            (SessionError::Broken(_), Some(fault)) if fault.is_refusal() => {
+                SessionError::Refused { reason: fault.to_string() }
+            }
+            (SessionError::Broken(_), Some(fault)) => SessionError::Connect(place.clone(), fault.clone().into()),
+            (SessionError::Broken(answer), None) if matches!(answer.code, Code::Unimplemented | Code::Internal) => {
                 SessionError::Stranger(place.clone(), answer)
             }
-            other => other,
+            (other, _) => other,
         }
     }
 
@@ -324,30 +330,30 @@ impl<'a> Session<'a> {
         };
         let own = match presence.door {
             Some(_) => None,
-            None => Door::towards(place).await.inspect_err(complain).ok(),
+            None => Door::towards(place, config.secrets.tls.clone()).await.inspect_err(complain).ok(),
         };
         let door = presence.door.as_ref().or(own.as_ref());
         let exchange_address = door.and_then(|door| door.address(place).inspect_err(complain).ok());
         session.say(FromWorker::Hello(Hello { exchange_address, ..hello(config, isa) })).await?;
         let unreachable = |error| SessionError::Connect(place.clone(), error);
-        let mut client = connect(place, config.token.as_ref()).await.map_err(unreachable)?;
+        let (mut client, fate) = connect(place, &config.secrets).await.map_err(unreachable)?;
         let greeting = async {
             let mut orders = client.control(ReceiverStream::new(requests)).await?.into_inner();
             let first = next(&mut orders).await?;
             Ok::<_, SessionError>((orders, first))
         };
         let greeted = timeout(GREETING_TIMEOUT, greeting).await.map_err(|_| SessionError::Greeting)?;
-        let (orders, first) = greeted.map_err(|error| error.before_welcome(place))?;
+        let (orders, first) = greeted.map_err(|error| error.before_welcome(place, &fate))?;
         let Some(Numbered { message: ToWorker::Welcome { session: number, requires_token }, .. }) = first else {
             return Err(SessionError::OutOfTurn { found: name(first.as_ref()), expected: "Welcome" });
         };
         config.rehearsal.reached(Moment::Join);
-        if config.token.is_some() && !requires_token {
+        if config.secrets.token.is_some() && !requires_token {
             return Err(SessionError::NoToken);
         }
         let (frames, outgoing) = channel(QUEUE);
         let _ = frames.send(open_frame(number)).await;
-        let mut tensors = connect(place, config.token.as_ref()).await.map_err(unreachable)?;
+        let (mut tensors, _) = connect(place, &config.secrets).await.map_err(unreachable)?;
         let incoming = timeout(GREETING_TIMEOUT, tensors.tensors(ReceiverStream::new(outgoing)));
         let incoming = incoming.await.map_err(|_| SessionError::Greeting)??.into_inner();
         let whereabouts = Whereabouts {

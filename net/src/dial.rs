@@ -1,0 +1,59 @@
+//! Opens connections to other processes.
+//!
+//! Not here: which process to connect to, how often and for how long to try (the worker decides), and what is said.
+
+use std::io;
+
+use convoy_common::address::Address;
+use convoy_common::wire::tuning;
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::fault::Fault;
+use crate::socket::{Fate, Socket};
+use crate::tls::{Protocol, Role, Tls, server_name};
+
+/// Why a connection could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The network failed, or nobody listens there.
+    #[error(transparent)]
+    Network(#[from] io::Error),
+    /// The other end can't be trusted, or does not use TLS.
+    #[error(transparent)]
+    Tls(#[from] Fault),
+}
+
+/// Connects to a process with this role. Connections over TCP use TLS if there is an identity; Unix sockets never do.
+///
+/// # Errors
+/// When nobody listens there, or the other end has no certificate that this process trusts. The other end checks the certificate of this
+/// process later: then reading fails, and the `Fate` tells why.
+pub async fn dial(
+    address: &Address,
+    role: Role,
+    protocol: Protocol,
+    tls: Option<&Tls>,
+) -> Result<(Socket, Fate), DialError> {
+    let host = match address {
+        Address::Unix(path) => return Ok(Socket::unix(tuned(UnixStream::connect(path).await?)).watched()),
+        Address::Tcp(host) => host,
+    };
+    let stream = TcpStream::connect(host.as_str()).await?;
+    stream.set_nodelay(true)?;
+    match tls {
+        None => Ok(Socket::tcp(stream).watched()),
+        Some(tls) => Ok(secured(stream, role, protocol, tls).await?.watched()),
+    }
+}
+
+/// A Unix socket with a larger buffer. Without it, transfers are slower but still correct.
+pub(crate) fn tuned(stream: UnixStream) -> UnixStream {
+    let _ = socket2::SockRef::from(&stream).set_send_buffer_size(tuning::SOCKET_BUFFER);
+    stream
+}
+
+async fn secured(stream: TcpStream, role: Role, protocol: Protocol, tls: &Tls) -> Result<Socket, DialError> {
+    let failed = |error| Fault::of_handshake(&error).map_or(DialError::Network(error), DialError::Tls);
+    let handshake = tls.connector(protocol).connect(server_name(role), stream);
+    Ok(Socket::tls(tokio_rustls::TlsStream::Client(handshake.await.map_err(failed)?)))
+}

@@ -1,0 +1,257 @@
+//! The TLS identity of a process: its certificate, its key and the CAs that it trusts. TLS is mutual: both ends show a certificate.
+//!
+//! A certificate names a role, not a machine, because workers move and containers have changing addresses. So a process that connects knows
+//! that it has reached a coordinator or a worker of its cluster, and a worker cannot pose as a coordinator.
+//!
+//! Not here: handshakes (`dial`, `listening`), and making certificates (`authority`).
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::version::TLS13;
+use rustls::{CertificateError, ClientConfig, Error, RootCertStore, ServerConfig};
+
+use crate::fault::{Fault, rough};
+
+/// The longest file of certificates or of a key, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// What a process is to the one that connects to it. Its certificate must name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The coordinator of a job.
+    Coordinator,
+    /// A worker.
+    Worker,
+}
+
+impl Role {
+    /// Both roles.
+    pub const ALL: [Self; 2] = [Self::Coordinator, Self::Worker];
+
+    /// The DNS name in the certificates of this role.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Role::Coordinator => "coordinator.convoy.internal",
+            Role::Worker => "worker.convoy.internal",
+        }
+    }
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Role::Coordinator => "coordinator",
+            Role::Worker => "worker",
+        })
+    }
+}
+
+/// What is spoken at an address, as ALPN names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// gRPC: jobs and health checks.
+    Grpc,
+    /// Tensors between two workers.
+    Exchange,
+    /// HTTP: metrics.
+    Http,
+}
+
+impl Protocol {
+    fn alpn(self) -> Vec<Vec<u8>> {
+        let name: &[u8] = match self {
+            Protocol::Grpc => b"h2",
+            Protocol::Exchange => b"convoy-exchange",
+            Protocol::Http => b"http/1.1",
+        };
+        vec![name.to_owned()]
+    }
+}
+
+/// The files of an identity, in PEM.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The certificate of the process, and those of intermediate CAs after it.
+    pub certificate: PathBuf,
+    /// The key of the certificate.
+    pub key: PathBuf,
+    /// The CAs whose certificates this process trusts.
+    pub authorities: PathBuf,
+}
+
+/// Why an identity can't be used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each message says what its fields are")]
+pub enum TlsError {
+    #[error("{flag} {file}: {why}", file = .file.display())]
+    File { flag: &'static str, file: PathBuf, why: String },
+    #[error("--tls-cert {certificate}: its key is not the one in --tls-key {key}", certificate = .certificate.display(), key = .key.display())]
+    KeyMismatch { certificate: PathBuf, key: PathBuf },
+    #[error("--tls-cert {}: {why}", .file.display())]
+    Unusable { file: PathBuf, why: String },
+}
+
+/// The identity of a process.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    client: ClientConfig,
+    server: ServerConfig,
+}
+
+impl Tls {
+    /// Loads an identity, and checks it as the other end of a connection will. A process that only connects has no role.
+    ///
+    /// # Errors
+    /// When a file can't be read, the key is not that of the certificate, or the certificate has expired, is not one of the role, or
+    /// was not issued by one of the CAs.
+    pub fn load(files: &TlsFiles, role: Option<Role>) -> Result<Self, TlsError> {
+        let chain = certificates("--tls-cert", &files.certificate)?;
+        let roots = certificates("--tls-ca", &files.authorities)?;
+        let key_text = read("--tls-key", &files.key)?;
+        let wrong_key = |error: pem::Error| file_error("--tls-key", &files.key, &no_pem(&error, "key"));
+        let key = PrivateKeyDer::from_pem_slice(&key_text).map_err(wrong_key)?;
+        let mut store = RootCertStore::empty();
+        for root in roots {
+            store.add(root).map_err(|error| file_error("--tls-ca", &files.authorities, &error.to_string()))?;
+        }
+        let unusable = |why: String| TlsError::Unusable { file: files.certificate.clone(), why };
+        let verifiers = Verifiers::new(store).map_err(|why| file_error("--tls-ca", &files.authorities, &why))?;
+        verifiers.check(&chain, role).map_err(unusable)?;
+        verifiers.identity(chain, key).map_err(|error| match error {
+            Error::InconsistentKeys(_) => {
+                TlsError::KeyMismatch { certificate: files.certificate.clone(), key: files.key.clone() }
+            }
+            other => file_error("--tls-key", &files.key, &other.to_string()),
+        })
+    }
+
+    /// The side that connects.
+    pub(crate) fn connector(&self, protocol: Protocol) -> tokio_rustls::TlsConnector {
+        let mut config = self.client.clone();
+        config.alpn_protocols = protocol.alpn();
+        Arc::new(config).into()
+    }
+
+    /// The side that listens.
+    pub(crate) fn acceptor(&self, protocol: Protocol) -> tokio_rustls::TlsAcceptor {
+        let mut config = self.server.clone();
+        config.alpn_protocols = protocol.alpn();
+        Arc::new(config).into()
+    }
+}
+
+/// The name that the certificate of this role must have.
+pub(crate) fn server_name(role: Role) -> ServerName<'static> {
+    // A constant, which a test parses.
+    ServerName::try_from(role.name()).unwrap_or(ServerName::from(std::net::IpAddr::from([0; 4])))
+}
+
+/// What checks the certificates of the other end, for both sides of a connection.
+struct Verifiers {
+    provider: Arc<CryptoProvider>,
+    of_servers: Arc<WebPkiServerVerifier>,
+    of_clients: Arc<dyn rustls::server::danger::ClientCertVerifier>,
+}
+
+impl Verifiers {
+    fn new(roots: RootCertStore) -> Result<Self, String> {
+        let (provider, roots) = (Arc::new(ring::default_provider()), Arc::new(roots));
+        let of_servers = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone());
+        let of_clients = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
+        let wrong = |error: rustls::server::VerifierBuilderError| error.to_string();
+        Ok(Self {
+            of_servers: of_servers.build().map_err(wrong)?,
+            of_clients: of_clients.build().map_err(wrong)?,
+            provider,
+        })
+    }
+
+    /// Checks a certificate as the other ends of connections will.
+    fn check(&self, chain: &[CertificateDer<'static>], role: Option<Role>) -> Result<(), String> {
+        let Some((own, between)) = chain.split_first() else { return Err("it has no certificate".to_owned()) };
+        let now = UnixTime::now();
+        self.of_clients.verify_client_cert(own, between, now).map_err(|error| said(&error))?;
+        if let Some(role) = role {
+            self.of_servers
+                .verify_server_cert(own, between, &server_name(role), &[], now)
+                .map_err(|error| said(&error))?;
+        }
+        Ok(())
+    }
+
+    fn identity(self, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Tls, Error> {
+        let mut client = ClientConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&TLS13])?
+            .with_webpki_verifier(self.of_servers)
+            .with_client_auth_cert(chain.clone(), key.clone_key())?;
+        let mut server = ServerConfig::builder_with_provider(self.provider)
+            .with_protocol_versions(&[&TLS13])?
+            .with_client_cert_verifier(self.of_clients)
+            .with_single_cert(chain, key)?;
+        // Connections are few and long, and each of them checks certificates.
+        (client.resumption, server.send_tls13_tickets) = (Resumption::disabled(), 0);
+        Ok(Tls { client, server })
+    }
+}
+
+/// What is wrong with the certificate of this process.
+fn said(error: &Error) -> String {
+    let Error::InvalidCertificate(error) = error else { return error.to_string() };
+    match Fault::of_certificate(error) {
+        Fault::Issuer => "no CA in --tls-ca issued this certificate".to_owned(),
+        Fault::Name { found, expected } => {
+            format!(
+                "this certificate is for {found}; the certificate of this process must have the DNS name {expected}"
+            )
+        }
+        Fault::Expired(since) => {
+            format!("this certificate expired {} ago; renew it, or set the clock of this machine", rough(since))
+        }
+        Fault::NotYet(until) => {
+            format!("this certificate becomes valid only in {}; set the clock of this machine", rough(until))
+        }
+        Fault::Purpose => "this certificate must allow the authentication of servers and of clients".to_owned(),
+        Fault::Other(_) if *error == CertificateError::BadEncoding => "this is not an X.509 certificate".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn certificates(flag: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let text = read(flag, path)?;
+    let wrong = |error: pem::Error| file_error(flag, path, &no_pem(&error, "certificate"));
+    let found: Vec<_> = CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(wrong)?;
+    if found.is_empty() { Err(wrong(pem::Error::NoItemsFound)) } else { Ok(found) }
+}
+
+fn no_pem(error: &pem::Error, what: &str) -> String {
+    match error {
+        pem::Error::NoItemsFound => format!("it has no {what} in PEM: a block of lines that begins with -----BEGIN"),
+        other => format!("it is damaged: {other:?}"),
+    }
+}
+
+fn read(flag: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
+    let wrong = |error: std::io::Error| file_error(flag, path, &error.to_string());
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)).map_err(wrong)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(file_error(flag, path, &format!("it is longer than {FILE_BYTES_MAX} bytes")));
+    }
+    Ok(bytes)
+}
+
+fn file_error(flag: &'static str, path: &Path, why: &str) -> TlsError {
+    TlsError::File { flag, file: path.to_owned(), why: why.to_owned() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+//! `convoy certs`: makes a CA for a cluster, and certificates for its processes.
+//!
+//! Not here: what a certificate says (`convoy_net::authority`).
+
+use std::error::Error;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use convoy_coordinator::files::{quoted, write_atomically, write_privately};
+use convoy_net::authority::{Authority, Issued};
+use convoy_net::tls::{Role, Tls, TlsError, TlsFiles};
+
+use crate::numbers::{counted, whole};
+use crate::settings::{Misuse, read_text};
+use crate::{Outcome, output};
+
+/// The longest key of a CA, in bytes.
+const KEY_BYTES_MAX: u64 = 1 << 16;
+/// The most workers for which this command makes certificates.
+const WORKERS_MAX: u64 = 10_000;
+/// The longest time for which a certificate is valid: as long as its CA's.
+const DAYS_MAX: u64 = 3650;
+const AUTHORITY: &str = "ca";
+
+/// The command line of `convoy certs`. Its help text is at `Command`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Folder for the files. It is created, and only its user can enter it
+    dir: PathBuf,
+    /// Workers that get a certificate. Several workers may also share one
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<usize>(1..=WORKERS_MAX))]
+    workers: usize,
+    /// Days for which the certificates are valid
+    #[arg(long, value_name = "N", default_value_t = 365, value_parser = whole::<u32>(1..=DAYS_MAX))]
+    days: u32,
+    /// Replace the certificates that exist, for example because they expire soon. The CA stays
+    #[arg(long)]
+    renew: bool,
+}
+
+/// The names of a certificate's files.
+struct Pair {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl Pair {
+    fn of(dir: &Path, name: &str) -> Self {
+        Self { certificate: dir.join(format!("{name}.pem")), key: dir.join(format!("{name}-key.pem")) }
+    }
+
+    fn is_there(&self) -> bool {
+        self.certificate.exists() && self.key.exists()
+    }
+
+    /// Writes the key first: a certificate without its key would look complete.
+    fn write(&self, issued: &Issued) -> Result<(), Misuse> {
+        let wrong = |path: &Path| {
+            let path = path.display().to_string();
+            move |error: std::io::Error| Misuse(format!("cannot write {path}: {error}"))
+        };
+        write_privately(&self.key, issued.key.as_bytes()).map_err(wrong(&self.key))?;
+        write_atomically(&self.certificate, issued.certificate.as_bytes()).map_err(wrong(&self.certificate))
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
+    let dir = &arguments.dir;
+    let wrong = |error: std::io::Error| Misuse(format!("cannot use the folder {}: {error}", dir.display()));
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(wrong)?;
+    let authority = authority(dir)?;
+    let workers = (1..=arguments.workers).map(|number| (Role::Worker, format!("worker-{number}")));
+    let (mut made, mut kept) = (0, 0);
+    for (role, name) in [(Role::Coordinator, "coordinator".to_owned())].into_iter().chain(workers) {
+        let pair = Pair::of(dir, &name);
+        if pair.is_there() && !arguments.renew {
+            kept += 1;
+        } else {
+            pair.write(&authority.issue(role, &name, arguments.days)?)?;
+            made += 1;
+        }
+        check(dir, pair, role)?;
+    }
+    output::print(&summary(dir, made, kept, arguments.days))?;
+    Ok(Outcome::Done)
+}
+
+/// The CA in a folder. It is made if there is none.
+fn authority(dir: &Path) -> Result<Authority, Box<dyn Error>> {
+    let pair = Pair::of(dir, AUTHORITY);
+    let missing = |what: &Path, there: &Path| {
+        let (what, there) = (what.display(), there.display());
+        Misuse(format!("{what} is missing, although {there} exists: put it there, or use another folder for a new CA"))
+    };
+    match (pair.certificate.exists(), pair.key.exists()) {
+        (false, false) => {
+            let (authority, issued) = Authority::new()?;
+            pair.write(&issued)?;
+            Ok(authority)
+        }
+        (true, false) => Err(missing(&pair.key, &pair.certificate).into()),
+        (false, true) => Err(missing(&pair.certificate, &pair.key).into()),
+        (true, true) => {
+            let wrong =
+                |why: &dyn Error| Misuse(format!("cannot use the key of the CA in {}: {why}", pair.key.display()));
+            let text = read_text(&pair.key, KEY_BYTES_MAX).map_err(|error| wrong(&error))?;
+            Ok(Authority::of_key(&text).map_err(|error| wrong(&error))?)
+        }
+    }
+}
+
+/// Checks a certificate as the process that uses it will.
+fn check(dir: &Path, pair: Pair, role: Role) -> Result<(), Misuse> {
+    let authorities = Pair::of(dir, AUTHORITY).certificate;
+    let files = TlsFiles { certificate: pair.certificate, key: pair.key, authorities };
+    let advice = |error: TlsError| Misuse(format!("{error}; --renew makes the certificates again"));
+    Tls::load(&files, Some(role)).map(drop).map_err(advice)
+}
+
+fn summary(dir: &Path, made: usize, kept: usize, days: u32) -> String {
+    let file = |name: &str| quoted(&dir.join(name));
+    let kept = if kept == 0 { String::new() } else { format!(", kept {kept} that exist") };
+    format!(
+        "{}: made {}, valid for {}{kept}\n\
+         coordinator  convoy train --listen 0.0.0.0:7878 --tls-ca {ca} --tls-cert {} --tls-key {}\n\
+         a worker     convoy worker --join HOST:7878 --tls-ca {ca} --tls-cert {} --tls-key {}\n\
+         Each machine needs ca.pem, and the certificate and the key of its process. Keep ca-key.pem secret: whoever has it can join the cluster.\n",
+        dir.display(),
+        counted(made, "certificate", "certificates"),
+        counted(days as usize, "day", "days"),
+        file("coordinator.pem"),
+        file("coordinator-key.pem"),
+        file("worker-1.pem"),
+        file("worker-1-key.pem"),
+        ca = file("ca.pem"),
+    )
+}
