@@ -1,5 +1,7 @@
-"""Measures the cost of the default trace or of the default snapshots: jobs with it and without it, in turns, in another order each time.
-Prints the time of each pair, the median of the differences, and its 95 % interval.
+"""Measures the cost of the default trace, of the default snapshots, or of TLS: jobs with it and without it, in turns, in another order each
+time. Prints the time of each pair, the median of the differences, and its 95 % interval.
+
+For TLS, two workers of one thread are connected over TCP on this machine, which also computes what the encryption of both ends takes.
 
 For snapshots, a third job of each round takes a snapshot every five steps, far more than the default. This gives the cost of one snapshot.
 By default, a job takes a snapshot after sixty times the cost that it has counted for the last one, and at most one every two seconds. The
@@ -9,14 +11,17 @@ visible nevertheless.
 
     python benches/cost.py trace [--pairs 24]
     python benches/cost.py snapshots [--pairs 8] [--model alexnet --data synthetic --batch 64 --steps 60]
+    python benches/cost.py tls [--pairs 12] [--model alexnet --data synthetic --batch 128 --steps 12]
 
 Times are wall-clock times, from the end of the first steps to the end of the last step. Checkpoints and measurements are avoided: a run is
 shorter than an epoch. Two identical runs differ by 1 or 2 % on an idle machine, and by 10 % on a busy one. The interval shows this.
 """
 
 import argparse
+import contextlib
 import json
 import random
+import socket
 import statistics
 import subprocess
 import tempfile
@@ -35,13 +40,38 @@ WAYS = {
         "with": ["--trace", "off"],
         "often": ["--trace", "off", "--snapshot-every", str(OFTEN)],
     },
+    "tls": {"without": ["--trace", "off", "--snapshot-every", NEVER], "with": ["--trace", "off", "--snapshot-every", NEVER]},
 }
 
 
-def measured(arguments, options):
+def credentials(folder, name):
+    return ["--tls-ca", f"{folder}/ca.pem", "--tls-cert", f"{folder}/{name}.pem", "--tls-key", f"{folder}/{name}-key.pem"]
+
+
+@contextlib.contextmanager
+def workers(arguments, folder, with_tls):
+    """Two workers over TCP. What the coordinator needs to wait for them."""
+    subprocess.run([arguments.convoy, "certs", folder], check=True, stdout=subprocess.DEVNULL)
+    secrets = (lambda name: credentials(folder, name)) if with_tls else (lambda name: [])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = "127.0.0.1:%d" % listener.getsockname()[1]
+    join = [arguments.convoy, "worker", "--threads", "1", "--join", address]
+    started = [subprocess.Popen([*join, *secrets(f"worker-{number}")], stderr=subprocess.DEVNULL) for number in (1, 2)]
+    try:
+        yield ["--listen", address, *secrets("coordinator")]
+    finally:
+        for process in started:
+            process.terminate()
+            process.wait()
+
+
+def measured(arguments, way):
     """The seconds from the end of the first steps to the end of the last one, and those that the job counted for each snapshot meanwhile."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [arguments.convoy, "train", "--json", "--checkpoint-every", NEVER, "--out", f"{folder}/run", *options]
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        command = [arguments.convoy, "train", "--json", "--checkpoint-every", NEVER, "--out", f"{folder}/run", *WAYS[arguments.of][way]]
+        if arguments.of == "tls":
+            command += stack.enter_context(workers(arguments, f"{folder}/certs", way == "with"))
         for name in ("model", "data", "batch", "steps"):
             command += [f"--{name}", str(getattr(arguments, name))]
         began = ended = None
@@ -81,7 +111,7 @@ def main():
     for pair in range(arguments.pairs):
         first = pair % len(ways)
         order = [*list(ways)[first:], *list(ways)[:first]]
-        took = {way: measured(arguments, ways[way]) for way in order}
+        took = {way: measured(arguments, way) for way in order}
         (with_it, taken), (without, _) = took["with"], took["without"]
         shares.append((with_it / without - 1) * 100)
         line = f"{with_it:.3f} s with {arguments.of}, {without:.3f} s without: {shares[-1]:+.2f} %"

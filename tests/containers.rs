@@ -655,6 +655,45 @@ fn log_of(id: &str) -> String {
     said(&output)
 }
 
+/// Certificates in a folder, for a coordinator and a worker.
+fn certificates(folder: &Path) -> String {
+    let certs = folder.join("certs");
+    support::succeed(&format!("certs {} --workers 1", certs.display()), &[]);
+    certs.display().to_string()
+}
+
+/// Connections between containers are encrypted, those of health checks too, and the bits are the same.
+#[test]
+fn containers_with_tls_end_in_the_same_bits() {
+    let _one = ENGINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some((image, folder, composes)) = setting() else { return };
+    let (certs, whole) = (certificates(folder.path()), embedded(folder.path(), "--steps 12"));
+    for compose in &composes {
+        let project = Project::new(compose, &image, folder.path()).and_file("deploy/compose-tls.yml");
+        let project = project.with("CONVOY_CERTS", &certs).with_folder();
+        project.run(&["up", "-d", "worker"]);
+        let ids = project.wait_healthy("worker", 2);
+        let health = [
+            "exec",
+            "-e",
+            "CONVOY_TLS_CA=",
+            "-e",
+            "CONVOY_TLS_CERT=",
+            "-e",
+            "CONVOY_TLS_KEY=",
+            &ids[0],
+            "convoy",
+            "health",
+        ];
+        let output = output_of(Command::new("docker").args(health));
+        assert!(said(&output).contains("it requires TLS"), "{}", said(&output));
+        project.run(&[&JOB[..], &["--out", "/runs/secret"]].concat());
+        let run = project.runs().join("secret");
+        assert_eq!((hash(&run), exchanges_directly(&run)), (whole.clone(), true), "{compose:?}");
+        project.run(&["down", "--volumes"]);
+    }
+}
+
 /// Starts a job whose coordinator has the name that workers join.
 fn start(project: &Project, steps_and_more: &[&str]) -> Process {
     let job = ["run", "--rm", "--no-deps", "--use-aliases", "coordinator", "train", "--data", "bundled", "--steps"];
@@ -809,11 +848,25 @@ impl Drop for Swarm {
 fn a_swarm_of_one_node_ends_in_the_same_bits() {
     let _one = ENGINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let Some((image, folder, _)) = setting() else { return };
+    let whole = embedded(folder.path(), "--steps 60 --seed 4");
+    let certs = certificates(folder.path());
+    for files in [&["deploy/swarm.yml"][..], &["deploy/swarm.yml", "deploy/swarm-tls.yml"]] {
+        let run = run_on_a_swarm(files, &certs, &image, folder.path());
+        assert_eq!(hash(&run), whole, "{files:?}");
+        assert_eq!(record(&run)["workers"].as_array().unwrap().len(), 2);
+        assert!(exchanges_directly(&run), "over the stack's network");
+    }
+}
+
+/// Runs a job as a stack of these files. The run.
+fn run_on_a_swarm(files: &[&str], certs: &str, image: &Image, folder: &Path) -> PathBuf {
     let swarm = Swarm::found();
     let mut command = Command::new("docker");
-    command.args(["stack", "deploy", "--compose-file", "deploy/swarm.yml", "--resolve-image", "never", &swarm.name]);
+    command.args(["stack", "deploy", "--resolve-image", "never"]);
+    command.args(files.iter().flat_map(|file| ["--compose-file", file])).arg(&swarm.name);
     support::forget_settings(&mut command);
     command.env("CONVOY_IMAGE", &image.0).env("CONVOY_STEPS", "60").env("CONVOY_DATA", "bundled");
+    command.env("CONVOY_CERTS", certs);
     let output = output_of(command.env("CONVOY_SEED", "4").env("CONVOY_OFFLINE", "1"));
     assert!(output.status.success(), "{}", said(&output));
     let service = format!("{}_coordinator", swarm.name);
@@ -822,10 +875,7 @@ fn a_swarm_of_one_node_ends_in_the_same_bits() {
         assert!(!states.contains("Failed"), "{states}\n{}", docker(&["service", "logs", &service]));
         states.contains("Complete").then_some(())
     });
-    let runs = fetch(&format!("{}_runs", swarm.name), &image, folder.path()).join("job");
-    assert_eq!(hash(&runs), embedded(folder.path(), "--steps 60 --seed 4"));
-    assert_eq!(record(&runs)["workers"].as_array().unwrap().len(), 2);
-    assert!(exchanges_directly(&runs), "over the stack's network");
+    fetch(&format!("{}_runs", swarm.name), image, folder).join("job")
 }
 
 /// Kubernetes' own schemas, where Python has them.
@@ -839,9 +889,11 @@ fn the_kubernetes_manifests_fit_their_schemas() {
         let script = "import sys, kubernetes_validate.__main__ as m; sys.argv[0] = 'v'; sys.exit(m.main())";
         output_of(Command::new(&python).args(["-c", script, "--strict"]).arg(path))
     };
-    let output = check(Path::new("deploy/kubernetes.yaml"));
-    assert!(output.status.success(), "{}", said(&output));
-    assert_eq!(said(&output).matches(" passed for resource ").count(), 5, "{}", said(&output));
+    for (file, resources) in [("deploy/kubernetes.yaml", 5), ("deploy/kubernetes-tls.yaml", 1)] {
+        let output = check(Path::new(file));
+        assert!(output.status.success(), "{}", said(&output));
+        assert_eq!(said(&output).matches(" passed for resource ").count(), resources, "{}", said(&output));
+    }
     let folder = TempDir::new().unwrap();
     let wrong = folder.path().join("wrong.yaml");
     let text = std::fs::read_to_string("deploy/kubernetes.yaml").unwrap();
