@@ -15,8 +15,8 @@ use crate::numbers::{counted, whole};
 use crate::settings::{Misuse, read_text};
 use crate::{Outcome, output};
 
-/// The longest key of a CA, in bytes.
-const KEY_BYTES_MAX: u64 = 1 << 16;
+/// The longest file of a CA, in bytes.
+const PEM_BYTES_MAX: u64 = 1 << 16;
 /// The most workers for which this command makes certificates.
 const WORKERS_MAX: u64 = 10_000;
 /// The longest time for which a certificate is valid: as long as its CA's.
@@ -26,7 +26,7 @@ const AUTHORITY: &str = "ca";
 /// The command line of `convoy certs`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Folder for the files. It is created, and only its user can enter it
+    /// Folder for the files. If it is new, only its user can enter it
     dir: PathBuf,
     /// Workers that get a certificate. Several workers may also share one
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<usize>(1..=WORKERS_MAX))]
@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     /// Days for which the certificates are valid
     #[arg(long, value_name = "N", default_value_t = 365, value_parser = whole::<u32>(1..=DAYS_MAX))]
     days: u32,
-    /// Replace the certificates that exist, for example because they expire soon. The CA stays
+    /// Replace all certificates in the folder, for example because they expire soon. The CA stays
     #[arg(long)]
     renew: bool,
 }
@@ -70,7 +70,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let wrong = |error: std::io::Error| Misuse(format!("cannot use the folder {}: {error}", dir.display()));
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(wrong)?;
     let authority = authority(dir)?;
-    let workers = (1..=arguments.workers).map(|number| (Role::Worker, format!("worker-{number}")));
+    let last =
+        if arguments.renew { arguments.workers.max(last_worker(dir).map_err(wrong)?) } else { arguments.workers };
+    let workers = (1..=last).map(|number| (Role::Worker, format!("worker-{number}")));
     let (mut made, mut kept) = (0, 0);
     for (role, name) in [(Role::Coordinator, "coordinator".to_owned())].into_iter().chain(workers) {
         let pair = Pair::of(dir, &name);
@@ -84,6 +86,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     }
     output::print(&summary(dir, made, kept, arguments.days))?;
     Ok(Outcome::Done)
+}
+
+/// The largest number of a worker's certificate in a folder; 0 if there is none.
+fn last_worker(dir: &Path) -> std::io::Result<usize> {
+    let number = |name: &str| name.strip_prefix("worker-")?.strip_suffix(".pem")?.parse::<usize>().ok();
+    let names = std::fs::read_dir(dir)?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    Ok(names.filter_map(|name| number(&name)).filter(|found| *found <= WORKERS_MAX as usize).max().unwrap_or(0))
 }
 
 /// The CA in a folder. It is made if there is none.
@@ -104,8 +113,12 @@ fn authority(dir: &Path) -> Result<Authority, Box<dyn Error>> {
         (true, true) => {
             let wrong =
                 |why: &dyn Error| Misuse(format!("cannot use the key of the CA in {}: {why}", pair.key.display()));
-            let text = read_text(&pair.key, KEY_BYTES_MAX).map_err(|error| wrong(&error))?;
-            Ok(Authority::of_key(&text).map_err(|error| wrong(&error))?)
+            let [certificate, key] = [&pair.certificate, &pair.key].map(|path| read_text(path, PEM_BYTES_MAX));
+            let certificate = certificate.map_err(|error| {
+                Misuse(format!("cannot use the certificate of the CA in {}: {error}", pair.certificate.display()))
+            })?;
+            let key = key.map_err(|error| wrong(&error))?;
+            Ok(Authority::of(certificate.as_bytes(), &key).map_err(|error| wrong(&error))?)
         }
     }
 }

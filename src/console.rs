@@ -141,10 +141,9 @@ impl Observer for Console {
         }
         match event {
             Event::Notice { text } => tell(&format!("note: {text}")),
-            Event::Waiting { address, have, want } if have < want => tell(&format!(
-                "waiting for workers at {address}: {}; start more with: convoy worker --join {address}",
-                connected(have, want)
-            )),
+            Event::Waiting { address, start, have, want } if have < want => {
+                tell(&format!("waiting for workers at {address}: {}; start more with: {start}", connected(have, want)));
+            }
             Event::Waiting { have, want, .. } => tell(&connected(have, want)),
             Event::Elsewhere { .. } | Event::Refused { .. } => Self::peer(&event).iter().for_each(|line| tell(line)),
             Event::Started(started) => self.start(started),

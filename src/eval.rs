@@ -265,7 +265,7 @@ impl Observer for Quiet {
     fn on(&mut self, event: Event) {
         match event {
             Event::Notice { text } if self.json => output::complain(&format!("note: {text}")),
-            Event::Waiting { address, have, want } if self.json => {
+            Event::Waiting { address, have, want, .. } if self.json => {
                 output::complain(&format!("{} to {address}", connected(have, want)))
             }
             event @ (Event::Elsewhere { .. } | Event::Refused { .. }) if self.json => {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use convoy_common::address::Address;
 use convoy_net::dial::{DialError, dial};
 use convoy_net::fault::Fault;
+use convoy_net::grpc;
 use convoy_net::tls::{Protocol, Role, Tls};
-use convoy_net::{Fate, Socket, grpc};
 use convoy_proto::WORKER_SERVICE;
 use convoy_proto::v1::coordinator_server::SERVICE_NAME as COORDINATOR_SERVICE;
 use tokio::time::{Instant, timeout_at};
@@ -92,17 +92,10 @@ async fn dialled(address: &Address) -> Result<Address, String> {
     }
 }
 
-/// Connects to a worker or a coordinator. Which of them it is shows only in its certificate.
-async fn connect(place: &Address, tls: Option<&Tls>) -> Result<(Socket, Fate), DialError> {
-    match dial(place, Role::Worker, Protocol::Grpc, tls).await {
-        Err(DialError::Tls(Fault::Name { .. })) => dial(place, Role::Coordinator, Protocol::Grpc, tls).await,
-        dialled => dialled,
-    }
-}
-
 async fn ask_at(place: &Address, address: &Address, tls: Option<&Tls>, live: bool) -> Result<&'static str, Unwell> {
+    let dialled = dial(place, &[Role::Worker, Role::Coordinator], Protocol::Grpc, tls).await;
     let untrusted = |reason| Unwell::Untrusted { address: address.clone(), reason };
-    let (socket, fate) = connect(place, tls).await.map_err(|error| match error {
+    let (socket, fate) = dialled.map_err(|error| match error {
         DialError::Tls(fault) => untrusted(fault),
         DialError::Network(error) => Unwell::Nobody { address: address.clone(), reason: error.to_string() },
     })?;
@@ -110,7 +103,7 @@ async fn ask_at(place: &Address, address: &Address, tls: Option<&Tls>, live: boo
         Some(fault) => untrusted(fault.clone()),
         None => Unwell::Stranger { address: address.clone(), reason },
     };
-    let channel = grpc::channel(socket, Role::Worker, |endpoint| endpoint).await;
+    let channel = grpc::channel(socket, |endpoint| endpoint).await;
     let mut client = HealthClient::new(channel.map_err(|error| stranger(error.to_string()))?);
     let alive = check(&mut client, "").await.map_err(|status| stranger(described(&status)))?;
     let (role, ready) = match check(&mut client, COORDINATOR_SERVICE).await {

@@ -115,21 +115,32 @@ fn end(workers: impl IntoIterator<Item = Process>) {
 }
 
 #[test]
-fn floods_cost_a_coordinator_little_with_and_without_a_token() {
+fn floods_cost_a_coordinator_little_with_and_without_a_token_and_with_tls() {
     let Some(python) = python() else { return };
     let folder = TempDir::new().unwrap();
     let token = folder.path().join("token");
     std::fs::write(&token, "correct-horse-battery\n").unwrap();
     let (token, expected) = (token.to_str().unwrap(), undisturbed(JOB, folder.path()));
-    for (name, secret) in [("open", &[][..]), ("closed", &["--token-file", token])] {
+    let certs = folder.path().join("certs").display().to_string();
+    succeed(&format!("certs {certs}"), &[]);
+    let [ca, cert, key, worker_cert, worker_key] =
+        ["ca", "coordinator", "coordinator-key", "worker-1", "worker-1-key"].map(|name| format!("{certs}/{name}.pem"));
+    let own = ["--tls-ca", &ca, "--tls-cert", &cert, "--tls-key", &key];
+    let of_workers = ["--tls-ca", &ca, "--tls-cert", &worker_cert, "--tls-key", &worker_key];
+    let secret = &["--token-file", token][..];
+    for (name, secret, of_workers, service) in [
+        ("open", &[][..], &[][..], "coordinator"),
+        ("closed", secret, secret, "coordinator"),
+        ("encrypted", &own, &of_workers, "encrypted"),
+    ] {
         let out = folder.path().join(name);
         let mut command = support::convoy();
         command.args(JOB.split_whitespace()).args(["--workers", "2", "--listen", "127.0.0.1:0"]).args(secret);
         command.arg("--out").arg(&out).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut coordinator = command.start();
         let address = listening_at(&mut coordinator);
-        flood(&python, &address, coordinator.id(), "coordinator");
-        let workers = [worker(&address, secret), worker(&address, secret)];
+        flood(&python, &address, coordinator.id(), service);
+        let workers = [worker(&address, of_workers), worker(&address, of_workers)];
         let output = finish(coordinator);
         assert!(output.status.success(), "{}", said(&output));
         let lines = said(&output).lines().count();

@@ -116,6 +116,7 @@ fn a_job_over_tls_ends_in_the_same_bits_and_tells_its_health_and_metrics() {
             succeed(&format!("health --live {flags} {address}"), &[])
         };
         assert!(is_well(&health).contains("the worker at") && is_well(&address).contains("the coordinator at"));
+        succeed(&format!("health --live {} {address}", certs.flags("coordinator").join(" ")), &[]);
         let talk =
             |what: &str, address: &str| said(&finish(foreign(&python, &[what, address, certs.0.to_str().unwrap()])));
         let scraped = talk("scrape", &metrics);
@@ -126,11 +127,30 @@ fn a_job_over_tls_ends_in_the_same_bits_and_tells_its_health_and_metrics() {
         let output = finish(coordinator);
         assert!(output.status.success(), "{}", said(&output));
         assert_eq!(hash(&out), expected, "{count} workers, {exchange}");
+        assert!(!said(&output).contains("refused"), "health checks are no refusals: {}", said(&output));
         let record = record(&out);
         let across = record["planned_step_traffic"]["across"].as_u64();
         assert_eq!((across > Some(0), &record["incidents"]), (exchange == "direct", &serde_json::json!([])));
         end(workers);
     }
+}
+
+/// A worker that is killed in a job with TLS is replaced, and its end reads as without TLS.
+#[test]
+fn a_worker_is_lost_as_without_tls() {
+    let folder = TempDir::new().unwrap();
+    let (certs, out) = (Certs::made(folder.path(), "certs"), folder.path().join("run"));
+    let mut coordinator = coordinator(JOB, &certs.flags("coordinator"), &out);
+    let address = listening_at(&mut coordinator);
+    let dies = [certs.flags("worker-1"), vec!["--rehearse".to_owned(), "kill@forward:5".to_owned()]].concat();
+    let workers = [&dies, &certs.flags("worker-1"), &certs.flags("worker-2")].map(|flags| worker(&address, flags));
+    let output = finish(coordinator);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(hash(&out), undisturbed(folder.path()));
+    let incidents = record(&out)["incidents"].to_string();
+    assert!(incidents.len() > 2 && !incidents.contains("close_notify"), "{incidents}");
+    let [_, others @ ..] = workers;
+    assert!(!end(others).contains("close_notify"));
 }
 
 /// What crossed the loopback interface during a job with these flags, and the run. None: this user may not look.
@@ -292,7 +312,8 @@ fn each_wrong_set_up_has_a_sentence_and_the_job_goes_on() {
 
 /// A certificate that has expired, and its key.
 fn expired(certs: &Certs, folder: &Path, role: Role) -> (String, String) {
-    let authority = Authority::of_key(&std::fs::read_to_string(certs.path("ca-key.pem")).unwrap()).unwrap();
+    let [ca, key] = ["ca.pem", "ca-key.pem"].map(|name| std::fs::read_to_string(certs.path(name)).unwrap());
+    let authority = Authority::of(ca.as_bytes(), &key).unwrap();
     let Issued { certificate, key } = authority.issue(role, "test", 0).unwrap();
     // Certificates are valid to the end of a second.
     let second = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
@@ -367,9 +388,11 @@ fn certificates_stay_until_they_are_renewed_and_damage_is_named() {
     assert!(said_again.contains("made 1 certificate,") && said_again.contains("kept 3"), "{said_again}");
     assert_eq!(["ca.pem", "coordinator.pem", "worker-2.pem"].map(read), before);
     assert!(read("worker-3.pem").starts_with("-----BEGIN CERTIFICATE-----"));
+    let third = read("worker-3.pem");
     certs.make("--workers 2 --renew");
     let after = ["ca.pem", "coordinator.pem", "worker-2.pem"].map(read);
     assert!(after[0] == before[0] && after[1] != before[1] && after[2] != before[2]);
+    assert_ne!(read("worker-3.pem"), third, "all certificates are renewed");
 
     let refused = |why: &str| {
         let output = support::run(&format!("certs {} --workers 2", certs.0.display()), &[]);
@@ -391,8 +414,8 @@ fn certificates_stay_until_they_are_renewed_and_damage_is_named() {
     refused("ca-key.pem is missing, although");
     restore("ca-key.pem", &key);
     restore("ca.pem", &std::fs::read_to_string(Certs::made(folder.path(), "other").path("ca.pem")).unwrap());
-    refused("no CA in --tls-ca issued this certificate");
+    refused("ca-key.pem: it is not the key of the certificate beside it");
     let mut file = std::fs::File::create(certs.path("ca.pem")).unwrap();
     file.write_all(&[0; 64]).unwrap();
-    refused("ca.pem: it has no certificate in PEM");
+    refused("ca-key.pem: it is not the key of the certificate beside it");
 }

@@ -1,5 +1,6 @@
-//! A secret that a coordinator and its workers may share, so that no other worker joins. It is sent unencrypted, so it doesn't
-//! protect against anybody who can read the network's traffic.
+//! A secret that a coordinator and its workers may share, so that no other worker joins.
+//!
+//! Not here: encryption. Without TLS, a token doesn't protect against anybody who can read the network's traffic.
 
 use std::fmt;
 use std::str::FromStr;

@@ -106,7 +106,11 @@ pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 fn write_synced_with(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
+    let mut options = OpenOptions::new();
+    options.write(true).mode(mode);
+    // The permissions are only those of a new file.
+    let mut file =
+        if mode == PRIVATE { options.create_new(true) } else { options.create(true).truncate(true) }.open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }

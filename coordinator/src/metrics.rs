@@ -213,7 +213,7 @@ impl Observer for Metered<'_> {
 fn log(event: &Event) {
     match event {
         Event::Notice { text } => tracing::info!("{text}"),
-        Event::Waiting { address, have, want } => tracing::info!(address, have, want, "workers connected"),
+        Event::Waiting { address, have, want, .. } => tracing::info!(address, have, want, "workers connected"),
         Event::Elsewhere { host, coordinator, .. } => {
             tracing::info!(host, coordinator, "a worker serves another coordinator")
         }
@@ -267,7 +267,7 @@ mod tests {
         let mut registry = Registry::default();
         let metrics = Metrics::registered(&mut registry);
         let address = || "here".to_owned();
-        metrics.count(&Event::Waiting { address: address(), have: 3, want: 4 });
+        metrics.count(&Event::Waiting { address: address(), start: String::new(), have: 3, want: 4 });
         metrics.count(&Event::Refused { address: address(), reason: "no".to_owned() });
         for (step, loss) in [(7, 0.5), (8, 0.25)] {
             metrics.count(&Event::Step {

@@ -20,6 +20,8 @@ pub enum Event {
     Waiting {
         /// The address that workers connect to.
         address: String,
+        /// The command that starts a worker for this job, with names of files that are to be replaced.
+        start: String,
         /// Number of connected workers.
         have: usize,
         /// Number of workers that the job needs.

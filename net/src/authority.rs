@@ -9,7 +9,7 @@ use rcgen::{
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 
-use crate::tls::Role;
+use crate::tls::{Role, is_issued_by};
 
 /// For how long the certificate of a CA is valid.
 const AUTHORITY_DAYS: i64 = 3650;
@@ -22,13 +22,16 @@ pub enum AuthorityError {
     /// A text is not the key of a CA.
     #[error("it is not a private key in PEM (ECDSA P-256)")]
     Key(#[source] rcgen::Error),
+    /// The certificate of an authority is not that of its key.
+    #[error("it is not the key of the certificate beside it")]
+    Another,
     /// The library refuses.
     #[error("cannot make a certificate")]
     Make(#[source] rcgen::Error),
 }
 
 /// A certificate and its key, both in PEM.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Issued {
     /// The certificate.
     pub certificate: String,
@@ -52,13 +55,19 @@ impl Authority {
         Ok((Self(Issuer::new(params, key)), issued))
     }
 
-    /// The authority whose key this is, in PEM. Its name follows from its key, so its certificate is not needed.
+    /// The authority with this certificate and this key, both in PEM.
     ///
     /// # Errors
-    /// When the text is not such a key.
-    pub fn of_key(text: &str) -> Result<Self, AuthorityError> {
-        let key = KeyPair::from_pem(text).map_err(AuthorityError::Key)?;
-        Ok(Self(Issuer::new(params_of_authority(&key), key)))
+    /// When the text is not such a key, or the certificate is that of another key.
+    pub fn of(certificate: &[u8], key: &str) -> Result<Self, AuthorityError> {
+        let key = KeyPair::from_pem(key).map_err(AuthorityError::Key)?;
+        // Its name follows from its key.
+        let authority = Self(Issuer::new(params_of_authority(&key), key));
+        let issued = authority.issue(Role::Worker, "test", 1)?;
+        match is_issued_by(certificate, issued.certificate.as_bytes()) {
+            true => Ok(authority),
+            false => Err(AuthorityError::Another),
+        }
     }
 
     /// Issues a certificate for a process with this role. `title` is for people, such as `worker 3`.

@@ -9,8 +9,8 @@ use convoy_common::wire::tuning;
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::fault::Fault;
-use crate::socket::{Fate, Socket};
-use crate::tls::{Protocol, Role, Tls, server_name};
+use crate::socket::{Fate, Socket, buffered};
+use crate::tls::{Protocol, Role, Tls};
 
 /// Why a connection could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -23,14 +23,14 @@ pub enum DialError {
     Tls(#[from] Fault),
 }
 
-/// Connects to a process with this role. Connections over TCP use TLS if there is an identity; Unix sockets never do.
+/// Connects to a process with one of these roles. Connections over TCP use TLS if there is an identity; Unix sockets never do.
 ///
 /// # Errors
 /// When nobody listens there, or the other end has no certificate that this process trusts. The other end checks the certificate of this
 /// process later: then reading fails, and the `Fate` tells why.
 pub async fn dial(
     address: &Address,
-    role: Role,
+    roles: &[Role],
     protocol: Protocol,
     tls: Option<&Tls>,
 ) -> Result<(Socket, Fate), DialError> {
@@ -42,7 +42,7 @@ pub async fn dial(
     stream.set_nodelay(true)?;
     match tls {
         None => Ok(Socket::tcp(stream).watched()),
-        Some(tls) => Ok(secured(stream, role, protocol, tls).await?.watched()),
+        Some(tls) => Ok(secured(stream, roles, protocol, tls).await?.watched()),
     }
 }
 
@@ -52,8 +52,10 @@ pub(crate) fn tuned(stream: UnixStream) -> UnixStream {
     stream
 }
 
-async fn secured(stream: TcpStream, role: Role, protocol: Protocol, tls: &Tls) -> Result<Socket, DialError> {
+async fn secured(stream: TcpStream, roles: &[Role], protocol: Protocol, tls: &Tls) -> Result<Socket, DialError> {
     let failed = |error| Fault::of_handshake(&error).map_or(DialError::Network(error), DialError::Tls);
-    let handshake = tls.connector(protocol).connect(server_name(role), stream);
-    Ok(Socket::tls(tokio_rustls::TlsStream::Client(handshake.await.map_err(failed)?)))
+    // The name is only for servers with several certificates. The connector knows the roles.
+    let name = roles.first().copied().unwrap_or(Role::Coordinator).server_name().map_err(io::Error::other)?;
+    let handshake = tls.connector(protocol, roles).connect(name, buffered(stream));
+    Ok(Socket::tls(handshake.await.map_err(failed)?))
 }

@@ -38,6 +38,12 @@ pub enum Fault {
     /// The other end has refused the certificate of this process.
     #[error("{0}")]
     Refused(&'static str),
+    /// The protocols of both ends differ.
+    #[error("the address serves something else, such as metrics")]
+    Protocol,
+    /// The versions of both ends differ.
+    #[error("both processes must support TLS 1.3")]
+    Version,
     #[error("the TLS connection failed: {0}")]
     Other(String),
 }
@@ -103,8 +109,13 @@ impl Fault {
             AlertDescription::UnsupportedCertificate => {
                 "the certificate of this process (--tls-cert) must allow the authentication of servers and of clients"
             }
-            AlertDescription::NoApplicationProtocol => "the address serves something else, such as metrics",
-            AlertDescription::ProtocolVersion => "both processes must support TLS 1.3",
+            AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::AccessDenied => {
+                "the other process refuses the certificate of this process (--tls-cert)"
+            }
+            AlertDescription::NoApplicationProtocol => return Fault::Protocol,
+            AlertDescription::ProtocolVersion => return Fault::Version,
             other => return Fault::Other(format!("the other process ended the handshake with the alert {other:?}")),
         })
     }

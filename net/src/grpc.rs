@@ -12,12 +12,14 @@ use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::Socket;
 use crate::reception::Visit;
-use crate::tls::Role;
 
 /// The most requests of a connection at once. A worker has one on each of its connections.
 pub(crate) const REQUESTS_MAX: u32 = 4;
 /// The longest message of a health check, which holds the name of a service.
 pub(crate) const HEALTH_BYTES_MAX: usize = 1 << 10;
+
+/// The host that requests name. The connection is open already, so nobody looks it up.
+const AUTHORITY: &str = "convoy.internal";
 
 /// A server with these limits.
 pub fn server() -> Server {
@@ -31,19 +33,18 @@ pub fn health() -> (HealthReporter, HealthServer<impl Health>) {
     (reporter, HealthServer::new(service).max_decoding_message_size(HEALTH_BYTES_MAX))
 }
 
-/// A channel over one connection to a process with this role. It ends with the connection.
+/// A channel over one connection. It ends with the connection.
 ///
 /// # Errors
 /// When the first bytes can't be sent.
 pub async fn channel(
     socket: Socket,
-    role: Role,
     tune: impl FnOnce(Endpoint) -> Endpoint,
 ) -> Result<Channel, tonic::transport::Error> {
     let scheme = if socket.is_encrypted() { "https" } else { "http" };
-    let origin = Endpoint::from_shared(format!("{scheme}://{}", role.name()))?;
+    let origin = Endpoint::from_shared(format!("{scheme}://{AUTHORITY}"))?;
     // The connection is open already, so the scheme of this address means nothing.
-    let endpoint = Endpoint::from_shared(format!("http://{}", role.name()))?.origin(origin.uri().clone());
+    let endpoint = Endpoint::from_shared(format!("http://{AUTHORITY}"))?.origin(origin.uri().clone());
     let mut socket = Some(socket);
     let connector = tower::service_fn(move |_: Uri| {
         let socket = socket.take().ok_or_else(|| std::io::Error::other("the connection has ended"));

@@ -9,9 +9,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use convoy_common::address::Address;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::mpsc::{Sender, channel};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,7 +22,7 @@ use crate::dial::tuned;
 use crate::fault::Fault;
 use crate::guest::Guest;
 use crate::reception::{Reception, Stay};
-use crate::socket::Socket;
+use crate::socket::{Buffered, Socket, buffered};
 use crate::tls::{Protocol, Tls};
 
 /// How often strangers whose time is over are closed.
@@ -80,35 +81,29 @@ impl Listening {
     ) -> ReceiverStream<(Socket, Stay)> {
         let (arrivals, arriving) = channel(1);
         let acceptor = tls.map(|tls| tls.acceptor(protocol));
+        if acceptor.is_some() {
+            reception.expect_handshakes();
+        }
         tokio::spawn(async move {
             let mut complained = None::<Instant>;
+            // Connections that the server does not have yet. They end with the address.
+            let mut guided = JoinSet::new();
             let mut watch = interval(CLOSE_EVERY);
             watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
-                let next = async { (arrivals.reserve().await, self.accept(&reception).await) };
+                while guided.try_join_next().is_some() {}
                 let accepted = tokio::select! {
                     () = arrivals.closed() => return,
                     _ = watch.tick() => {
                         reception.close_overdue();
                         continue;
                     }
-                    accepted = next => accepted,
+                    accepted = self.accept(&reception) => accepted,
                 };
                 match accepted {
-                    (Ok(place), Ok(Accepted::Unix(socket))) => place.send((socket, reception.admit(None))),
-                    (Ok(place), Ok(Accepted::Tcp(stream, peer))) => {
-                        let stay = reception.admit(Some(peer));
-                        match &acceptor {
-                            None => place.send((Socket::tcp(stream), stay)),
-                            // A handshake must not keep the next connection waiting.
-                            Some(acceptor) => {
-                                drop(place);
-                                tokio::spawn(secure(acceptor.clone(), stream, stay, arrivals.clone()));
-                            }
-                        }
-                    }
-                    (Err(_), _) => return,
-                    (_, Err(error)) => {
+                    // Neither a handshake nor a slow server keeps the next connection waiting.
+                    Ok(accepted) => drop(guided.spawn(guide(accepted, &reception, acceptor.clone(), arrivals.clone()))),
+                    Err(error) => {
                         if complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
                             complained = Some(Instant::now());
                             tracing::warn!("cannot accept a connection at {}: {error}; trying again", self.address());
@@ -161,15 +156,45 @@ fn private_socket(path: &Path) -> io::Result<UnixListener> {
     UnixListener::from_std(socket.into())
 }
 
+/// Brings a connection from its acceptance to the server.
+fn guide(
+    accepted: Accepted,
+    reception: &Reception,
+    acceptor: Option<TlsAcceptor>,
+    arrivals: Sender<(Socket, Stay)>,
+) -> impl Future<Output = ()> + Send + use<> {
+    let peer = if let Accepted::Tcp(_, peer) = &accepted { Some(*peer) } else { None };
+    // Admitted before the next one is accepted, so that the limits count it.
+    let stay = reception.admit(peer);
+    async move {
+        match (accepted, acceptor) {
+            (Accepted::Unix(socket), _) => hand_over(&arrivals, socket, stay).await,
+            (Accepted::Tcp(stream, _), None) => hand_over(&arrivals, Socket::tcp(stream), stay).await,
+            (Accepted::Tcp(stream, _), Some(acceptor)) => secure(acceptor, stream, stay, &arrivals).await,
+        }
+    }
+}
+
+/// Hands a connection to the server, unless its stay ends before the server takes it.
+async fn hand_over(arrivals: &Sender<(Socket, Stay)>, socket: Socket, mut stay: Stay) {
+    let place = tokio::select! {
+        () = stay.ended() => return,
+        place = arrivals.reserve() => place,
+    };
+    // The server may have ended.
+    if let Ok(place) = place {
+        place.send((socket, stay));
+    }
+}
+
 /// Completes the handshake of a connection, and hands it over. A connection that has not completed it is a stranger.
-async fn secure(acceptor: TlsAcceptor, stream: TcpStream, mut stay: Stay, arrivals: Sender<(Socket, Stay)>) {
+async fn secure(acceptor: TlsAcceptor, stream: TcpStream, mut stay: Stay, arrivals: &Sender<(Socket, Stay)>) {
     let finished = tokio::select! {
         () = stay.ended() => return,
         finished = handshake(acceptor, stream) => finished,
     };
     match finished {
-        // The server may have ended.
-        Ok(socket) => drop(arrivals.send((socket, stay)).await),
+        Ok(socket) => hand_over(arrivals, socket, stay).await,
         Err((fault, stream)) => {
             stay.visit().fails(fault);
             tokio::select! {
@@ -181,15 +206,15 @@ async fn secure(acceptor: TlsAcceptor, stream: TcpStream, mut stay: Stay, arriva
 }
 
 /// The handshake of this end. If it fails: why, unless the network did, and the connection.
-pub(crate) async fn handshake(acceptor: TlsAcceptor, stream: TcpStream) -> Result<Socket, (Option<Fault>, TcpStream)> {
-    match acceptor.accept(stream).into_fallible().await {
-        Ok(stream) => Ok(Socket::tls(tokio_rustls::TlsStream::Server(stream))),
+pub(crate) async fn handshake(acceptor: TlsAcceptor, stream: TcpStream) -> Result<Socket, (Option<Fault>, Buffered)> {
+    match acceptor.accept(buffered(stream)).into_fallible().await {
+        Ok(stream) => Ok(Socket::tls(stream)),
         Err((error, stream)) => Err((Fault::of_handshake(&error), stream)),
     }
 }
 
 /// Ends a connection in such a way that what was sent last is not lost: a socket that is closed with unread bytes is reset.
-pub(crate) async fn part(mut stream: TcpStream) {
+pub(crate) async fn part(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     if stream.shutdown().await.is_ok() {
         let _ = tokio::time::timeout(FAREWELL, discard(stream.take(FAREWELL_BYTES))).await;
     }

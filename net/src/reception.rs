@@ -25,6 +25,8 @@ pub const LIMITS: Limits = Limits {
     patience: Duration::from_secs(10),
     visitors: 32,
 };
+/// What each stranger has at least at an address with TLS. A handshake needs one more round trip to the other machine.
+pub(crate) const HANDSHAKE_GRACE: Duration = Duration::from_millis(250);
 /// Closed connections are reported after the first time, and then at most as often as the second one says.
 const REPORTED_AFTER: Duration = Duration::from_secs(1);
 const REPORTED_EVERY: Duration = Duration::from_secs(60);
@@ -108,6 +110,11 @@ impl Reception {
             faults: HashMap::new(),
         };
         Self(Arc::new(Shared { purpose, kept: Mutex::new(kept) }))
+    }
+
+    /// Each connection begins with a handshake, so each stranger has more time before it makes room.
+    pub(crate) fn expect_handshakes(&self) {
+        self.kept().room.extend_grace(HANDSHAKE_GRACE);
     }
 
     /// Waits until there is room for another connection. So those that are here have some time to prove what they are, however fast others come.
@@ -292,6 +299,15 @@ mod tests {
     }
 
     #[test]
+    fn each_kind_of_failure_is_reported_once_a_minute() {
+        let (reception, began) = (Reception::new("for tests", FEW), Instant::now());
+        let mut kept = reception.kept();
+        let mut is_new = |fault, second| kept.is_new(&fault, began + Duration::from_secs(second));
+        assert_eq!([0, 59, 60].map(|second| is_new(Fault::Plain, second)), [true, false, true]);
+        assert!(is_new(Fault::Issuer, 1), "another kind");
+    }
+
+    #[test]
     fn closed_connections_are_reported_together_and_not_again_and_again() {
         let (mut closed, began) = (Closed::default(), Instant::now());
         let after = |seconds| began + Duration::from_secs(seconds);
@@ -313,6 +329,7 @@ mod tests {
                 LIMITS.strangers.to_string(),
             ),
             ("what each stranger has at least before it makes room", format!("{} ms", LIMITS.grace.as_millis())),
+            ("the same at any address with TLS", format!("{} ms", HANDSHAKE_GRACE.as_millis())),
             ("after this time, a stranger is closed", format!("{} s", LIMITS.patience.as_secs())),
             ("connections that have asked for the health, and have no deadline", LIMITS.visitors.to_string()),
             ("strangers at any time, with those that have just come", LIMITS.crowd.to_string()),

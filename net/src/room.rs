@@ -42,6 +42,11 @@ impl Room {
         Self { limits, strangers, visitors, members, arrived: 0 }
     }
 
+    /// Gives each stranger at least this grace.
+    pub(crate) fn extend_grace(&mut self, grace: Duration) {
+        self.limits.grace = self.limits.grace.max(grace);
+    }
+
     /// How long the next connection must wait: until the oldest stranger has had its grace.
     pub(crate) fn full_for(&self, now: Instant) -> Option<Duration> {
         let (_, since) = self.strangers.front().filter(|_| self.strangers.len() >= self.limits.crowd)?;

@@ -14,3 +14,12 @@ pub struct Secrets {
     /// The identity of this process for TLS. None: connections are not encrypted.
     pub tls: Option<Tls>,
 }
+
+impl Secrets {
+    /// The command that starts a worker which has the same secrets. Its names of files are to be replaced.
+    pub fn command_of_worker(&self, address: &str) -> String {
+        let token = if self.token.is_some() { " --token-file TOKEN" } else { "" };
+        let tls = if self.tls.is_some() { " --tls-ca CA --tls-cert CERT --tls-key KEY" } else { "" };
+        format!("convoy worker --join {address}{token}{tls}")
+    }
+}

@@ -2,12 +2,12 @@
 //!
 //! Not here: whether an accepted socket may stay open (`reception`), and how sockets are opened (`dial`, `listening`).
 
-use std::io::{Error, IoSlice, Result};
+use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
@@ -15,6 +15,9 @@ use crate::fault::Fault;
 
 /// The first byte of an alert of TLS (RFC 8446, section 5.1). No protocol of Convoy begins with it.
 const ALERT: u8 = 21;
+
+/// Bytes below TLS that are read together: two of its records.
+const READ_TOGETHER: usize = 32 << 10;
 
 /// A connected socket.
 #[derive(Debug)]
@@ -24,10 +27,18 @@ pub struct Socket {
     watch: Option<Watch>,
 }
 
+/// A TCP connection below TLS. The TLS library reads four kilobytes at a time, which would be as many calls to the system.
+pub(crate) type Buffered = BufReader<TcpStream>;
+
+/// A TCP connection for TLS.
+pub(crate) fn buffered(stream: TcpStream) -> Buffered {
+    BufReader::with_capacity(READ_TOGETHER, stream)
+}
+
 #[derive(Debug)]
 enum Stream {
     Tcp(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Buffered>>),
     Unix(UnixStream),
 }
 
@@ -82,7 +93,7 @@ impl Socket {
     }
 
     /// A TLS connection, after the handshake.
-    pub(crate) fn tls(stream: impl Into<TlsStream<TcpStream>>) -> Self {
+    pub(crate) fn tls(stream: impl Into<TlsStream<Buffered>>) -> Self {
         Self { stream: Stream::Tls(Box::new(stream.into())), watch: None }
     }
 
@@ -102,13 +113,13 @@ impl Socket {
     pub fn as_tcp(&self) -> Option<&TcpStream> {
         match &self.stream {
             Stream::Tcp(stream) => Some(stream),
-            Stream::Tls(stream) => Some(stream.get_ref().0),
+            Stream::Tls(stream) => Some(stream.get_ref().0.get_ref()),
             Stream::Unix(_) => None,
         }
     }
 
     /// Whether it is encrypted.
-    pub fn is_encrypted(&self) -> bool {
+    pub(crate) fn is_encrypted(&self) -> bool {
         matches!(self.stream, Stream::Tls(_))
     }
 
@@ -117,7 +128,10 @@ impl Socket {
         match self.stream {
             Stream::Tcp(stream) => {
                 let (input, output) = stream.into_split();
-                (Box::new(input), Box::new(output))
+                match self.watch {
+                    None => (Box::new(input), Box::new(output)),
+                    Some(watch) => (Box::new(Watched { input, watch }), Box::new(output)),
+                }
             }
             Stream::Unix(stream) => {
                 let (input, output) = stream.into_split();
@@ -130,7 +144,7 @@ impl Socket {
         }
     }
 
-    /// An error of this socket; one of TLS says what to change.
+    /// What to make of an error of this socket; one of TLS says what to change.
     fn told(&self, error: Error) -> Error {
         match (Fault::of_io(&error), &self.watch) {
             (None, _) => error,
@@ -145,13 +159,31 @@ impl AsyncRead for Socket {
         let socket = self.get_mut();
         let before = buffer.filled().len();
         let read = ready!(on_stream!(&mut socket.stream, stream => Pin::new(stream).poll_read(context, buffer)));
-        if let Err(error) = read {
-            return Poll::Ready(Err(socket.told(error)));
+        match (read, &socket.stream) {
+            (Ok(()), _) => {}
+            // A process that is killed ends TCP and not TLS. Whatever TLS carries here has messages that tell whether they are whole.
+            (Err(error), Stream::Tls(_)) if error.kind() == ErrorKind::UnexpectedEof => return Poll::Ready(Ok(())),
+            (Err(error), _) => return Poll::Ready(Err(socket.told(error))),
         }
         match (&socket.stream, &mut socket.watch) {
             (Stream::Tcp(_), Some(watch)) => Poll::Ready(watch.look(&buffer.filled()[before..])),
             _ => Poll::Ready(Ok(())),
         }
+    }
+}
+
+/// The incoming half of a TCP connection that this process has opened.
+struct Watched<I> {
+    input: I,
+    watch: Watch,
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+        let half = self.get_mut();
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut half.input).poll_read(context, buffer))?;
+        Poll::Ready(half.watch.look(&buffer.filled()[before..]))
     }
 }
 

@@ -10,14 +10,17 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::danger::ServerCertVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::version::TLS13;
-use rustls::{CertificateError, ClientConfig, Error, RootCertStore, ServerConfig};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::fault::{Fault, rough};
 
@@ -34,9 +37,6 @@ pub enum Role {
 }
 
 impl Role {
-    /// Both roles.
-    pub const ALL: [Self; 2] = [Self::Coordinator, Self::Worker];
-
     /// The DNS name in the certificates of this role.
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -44,14 +44,10 @@ impl Role {
             Role::Worker => "worker.convoy.internal",
         }
     }
-}
 
-impl std::fmt::Display for Role {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Role::Coordinator => "coordinator",
-            Role::Worker => "worker",
-        })
+    /// The same name, for the library.
+    pub(crate) fn server_name(self) -> Result<ServerName<'static>, Error> {
+        ServerName::try_from(self.name()).map_err(|error| Error::General(error.to_string()))
     }
 }
 
@@ -103,6 +99,7 @@ pub enum TlsError {
 /// The identity of a process.
 #[derive(Clone, Debug)]
 pub struct Tls {
+    of_servers: Arc<WebPkiServerVerifier>,
     client: ClientConfig,
     server: ServerConfig,
 }
@@ -134,25 +131,28 @@ impl Tls {
         })
     }
 
-    /// The side that connects.
-    pub(crate) fn connector(&self, protocol: Protocol) -> tokio_rustls::TlsConnector {
+    /// The side that connects to a process that has one of these roles.
+    pub(crate) fn connector(&self, protocol: Protocol, roles: &[Role]) -> TlsConnector {
         let mut config = self.client.clone();
         config.alpn_protocols = protocol.alpn();
+        let verifier = AnyOf { roles: roles.to_vec(), verifier: self.of_servers.clone() };
+        config.dangerous().set_certificate_verifier(Arc::new(verifier));
         Arc::new(config).into()
     }
 
     /// The side that listens.
-    pub(crate) fn acceptor(&self, protocol: Protocol) -> tokio_rustls::TlsAcceptor {
+    pub(crate) fn acceptor(&self, protocol: Protocol) -> TlsAcceptor {
         let mut config = self.server.clone();
         config.alpn_protocols = protocol.alpn();
         Arc::new(config).into()
     }
 }
 
-/// The name that the certificate of this role must have.
-pub(crate) fn server_name(role: Role) -> ServerName<'static> {
-    // A constant, which a test parses.
-    ServerName::try_from(role.name()).unwrap_or(ServerName::from(std::net::IpAddr::from([0; 4])))
+/// The library of algorithms, with the fastest cipher first: all of them are secure.
+fn provider() -> CryptoProvider {
+    use ring::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
+    let cipher_suites = vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256];
+    CryptoProvider { cipher_suites, ..ring::default_provider() }
 }
 
 /// What checks the certificates of the other end, for both sides of a connection.
@@ -164,7 +164,7 @@ struct Verifiers {
 
 impl Verifiers {
     fn new(roots: RootCertStore) -> Result<Self, String> {
-        let (provider, roots) = (Arc::new(ring::default_provider()), Arc::new(roots));
+        let (provider, roots) = (Arc::new(provider()), Arc::new(roots));
         let of_servers = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone());
         let of_clients = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
         let wrong = |error: rustls::server::VerifierBuilderError| error.to_string();
@@ -181,9 +181,8 @@ impl Verifiers {
         let now = UnixTime::now();
         self.of_clients.verify_client_cert(own, between, now).map_err(|error| said(&error))?;
         if let Some(role) = role {
-            self.of_servers
-                .verify_server_cert(own, between, &server_name(role), &[], now)
-                .map_err(|error| said(&error))?;
+            let name = role.server_name().map_err(|error| said(&error))?;
+            self.of_servers.verify_server_cert(own, between, &name, &[], now).map_err(|error| said(&error))?;
         }
         Ok(())
     }
@@ -191,7 +190,7 @@ impl Verifiers {
     fn identity(self, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Tls, Error> {
         let mut client = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&TLS13])?
-            .with_webpki_verifier(self.of_servers)
+            .with_webpki_verifier(self.of_servers.clone())
             .with_client_auth_cert(chain.clone(), key.clone_key())?;
         let mut server = ServerConfig::builder_with_provider(self.provider)
             .with_protocol_versions(&[&TLS13])?
@@ -199,8 +198,68 @@ impl Verifiers {
             .with_single_cert(chain, key)?;
         // Connections are few and long, and each of them checks certificates.
         (client.resumption, server.send_tls13_tickets) = (Resumption::disabled(), 0);
-        Ok(Tls { client, server })
+        Ok(Tls { of_servers: self.of_servers, client, server })
     }
+}
+
+/// Checks that a certificate is that of one of several roles. Everything else is checked as for one.
+#[derive(Debug)]
+struct AnyOf {
+    roles: Vec<Role>,
+    verifier: Arc<WebPkiServerVerifier>,
+}
+
+impl ServerCertVerifier for AnyOf {
+    fn verify_server_cert(
+        &self,
+        own: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let mut verdict = Err(Error::InvalidCertificate(CertificateError::NotValidForName));
+        for role in &self.roles {
+            verdict = self.verifier.verify_server_cert(own, between, &role.server_name()?, ocsp, now);
+            if verdict.is_ok() {
+                break;
+            }
+        }
+        verdict
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
+}
+
+/// Whether the certificate of a CA, in PEM, is that of the CA that issued this one.
+pub(crate) fn is_issued_by(authority: &[u8], certificate: &[u8]) -> bool {
+    let parsed = |text: &[u8]| CertificateDer::from_pem_slice(text).ok();
+    let checked = || {
+        let mut roots = RootCertStore::empty();
+        roots.add(parsed(authority)?).ok()?;
+        Verifiers::new(roots).ok()?.check(&[parsed(certificate)?], None).ok()
+    };
+    checked().is_some()
 }
 
 /// What is wrong with the certificate of this process.
@@ -235,7 +294,10 @@ fn certificates(flag: &'static str, path: &Path) -> Result<Vec<CertificateDer<'s
 fn no_pem(error: &pem::Error, what: &str) -> String {
     match error {
         pem::Error::NoItemsFound => format!("it has no {what} in PEM: a block of lines that begins with -----BEGIN"),
-        other => format!("it is damaged: {other:?}"),
+        pem::Error::MissingSectionEnd { .. } => "it is damaged: a block has no line -----END".to_owned(),
+        // Its text would show a line, perhaps of a key.
+        pem::Error::IllegalSectionStart { .. } => "it is damaged: a line -----BEGIN is malformed".to_owned(),
+        _ => "it is damaged: a block is not in Base64".to_owned(),
     }
 }
 

@@ -2,7 +2,7 @@
 
     floods.py ADDRESS PID VERSION CONNECTIONS SERVICE [KIND...]
 
-SERVICE is `coordinator` or `health`. Prints a line of JSON for each kind: the name, the resident memory of the process before the flood and
+SERVICE is `coordinator`, `health`, or `encrypted` for a coordinator with TLS. Prints a line of JSON for each kind: the name, the resident memory of the process before the flood and
 at its peak, in megabytes, how many connections the process closed, and how many descriptors it had then. VERSION is that of the protocol, and KIND names some kinds.
 """
 
@@ -10,6 +10,7 @@ import json
 import pathlib
 import resource
 import select
+import ssl
 import sys
 import time
 
@@ -74,6 +75,56 @@ def kinds(version):
     }
 
 
+def first_flight(**versions):
+    """What a client of TLS sends first."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = without_certificate()
+    for name, version in versions.items():
+        setattr(context, name, version)
+    try:
+        context.wrap_bio(incoming, outgoing).do_handshake()
+    except ssl.SSLWantReadError:
+        return outgoing.read()
+
+
+def without_certificate():
+    """A client that trusts everybody and shows nothing."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def shake_hands(connection):
+    """Completes the client's part of a handshake, without a certificate, and keeps the connection."""
+    stream = without_certificate().wrap_socket(connection.dup())
+    stream.sendall(PREFACE)
+
+
+def encrypted_kinds():
+    """What each kind of stranger sends to an address with TLS."""
+    record = lambda kind, payload: bytes([kind, 3, 1]) + len(payload).to_bytes(2) + payload
+    hello = first_flight()
+    # A handshake message of 64 KB that never ends.
+    long = [b"\x01\x00\xff\xf0" + bytes(16_000), bytes(16_000), bytes(16_000), bytes(16_000)]
+    return {
+        "silent": b"",
+        "half-hello": hello[:100],
+        "hello": hello,
+        "two-hellos": hello * 2,
+        "long-hello": b"".join(record(22, part) for part in long),
+        "pieces": b"".join(record(22, bytes([byte])) for byte in hello[5:-1]),
+        "empty-records": record(22, b"") * 20_000,
+        "alerts": record(21, b"\x01\x00") * 10_000,
+        "cipher-changes": hello + record(20, b"\x01") * 10_000,
+        "data-first": record(23, bytes(16_000)) * 10,
+        "old-version": first_flight(minimum_version=ssl.TLSVersion.TLSv1_2, maximum_version=ssl.TLSVersion.TLSv1_2),
+        "garbage": bytes(range(256)) * 400,
+        "http1": b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+        "preface": PREFACE,
+        "no-certificate": shake_hands,
+    }
+
+
 def status(process, key):
     """A figure of a process in megabytes."""
     lines = pathlib.Path(f"/proc/{process}/status").read_text().splitlines()
@@ -95,7 +146,9 @@ def send(connection, content):
     """Sends what a kind sends, as far as the other side takes it."""
     connection.settimeout(1)
     try:
-        if isinstance(content, bytes):
+        if callable(content):
+            content(connection)
+        elif isinstance(content, bytes):
             connection.sendall(content)
         else:
             connection.sendall(PREFACE)
@@ -136,8 +189,8 @@ def main():
     address, process, version, count, service, *chosen = sys.argv[1:]
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    for name, content in kinds(int(version)).items():
-        is_here = service == "coordinator" or not any(part in name for part in ("control", "tensors", "elsewhere", "hello", "sessions"))
+    for name, content in (encrypted_kinds() if service == "encrypted" else kinds(int(version))).items():
+        is_here = service != "health" or not any(part in name for part in ("control", "tensors", "elsewhere", "hello", "sessions"))
         if is_here and (not chosen or name in chosen):
             print(json.dumps({"kind": name, **flood(address, process, content, int(count))}), flush=True)
 

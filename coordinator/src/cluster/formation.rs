@@ -72,6 +72,7 @@ impl Cluster {
         // Only this user can enter the socket's folder, so it needs no token.
         let Secrets { token, tls } = running.secrets.clone();
         let secrets = Secrets { token: token.filter(|_| folder.is_none()), tls };
+        let start = secrets.command_of_worker(&address);
         let (vitals, clock) = (Vitals::starting(), Clock::starting());
         let deadlines = Deadlines::of(running.patience);
         let shown = vitals.clone();
@@ -97,6 +98,7 @@ impl Cluster {
             clock,
             deadlines,
             address,
+            start,
         })
     }
 
@@ -139,7 +141,7 @@ impl Cluster {
         let (have, seconds) = (self.present(), patience.as_secs());
         let advice = match self.local {
             Some(_) => "RUST_LOG=info shows what the worker processes do".to_owned(),
-            None => format!("start more with: convoy worker --join {}", self.address),
+            None => format!("start more with: {}", self.start),
         };
         JobError::TooFewWorkers { have, want, seconds, advice }
     }
@@ -185,7 +187,8 @@ impl Cluster {
             self.seat_spares();
             let have = self.present();
             if told != Some(have) && self.local.is_none() {
-                observer.on(Event::Waiting { address: self.address.clone(), have, want });
+                let (address, start) = (self.address.clone(), self.start.clone());
+                observer.on(Event::Waiting { address, start, have, want });
             }
             told = Some(have);
             if have == want {

@@ -61,6 +61,8 @@ pub struct Cluster {
     deadlines: Deadlines,
     /// The address that other machines can connect to.
     address: String,
+    /// The command that starts a worker for this cluster.
+    start: String,
 }
 
 /// What a worker reports when its job is over.

@@ -106,10 +106,10 @@ impl Interceptor for Introduction {
 pub(super) async fn connect(place: &Place, secrets: &Secrets) -> Result<(Client, Fate), DialError> {
     let late = |_| DialError::Network(std::io::ErrorKind::TimedOut.into());
     let address = place.address();
-    let dialling = dial(&address, Role::Coordinator, Protocol::Grpc, secrets.tls.as_ref());
+    let dialling = dial(&address, &[Role::Coordinator], Protocol::Grpc, secrets.tls.as_ref());
     let (socket, fate) = timeout(CONNECT_TIMEOUT, dialling).await.map_err(late)??;
     let broken = |error| DialError::Network(std::io::Error::other(error));
-    let channel = grpc::channel(socket, Role::Coordinator, tuned).await.map_err(broken)?;
+    let channel = grpc::channel(socket, tuned).await.map_err(broken)?;
     let client = CoordinatorClient::with_interceptor(channel, Introduction(secrets.token.clone()));
     Ok((client.max_decoding_message_size(CONTROL_BYTES_MAX.max(FRAME_BYTES_MAX)), fate))
 }

@@ -61,7 +61,7 @@ pub(super) struct Writing(Box<dyn AsyncWrite + Send + Unpin>);
 impl Link {
     /// Connects to another worker.
     pub(super) async fn to(address: &Address, tls: Option<&Tls>) -> Result<Self, DialError> {
-        let (socket, _) = dial(address, Role::Worker, Protocol::Exchange, tls).await?;
+        let (socket, _) = dial(address, &[Role::Worker], Protocol::Exchange, tls).await?;
         Ok(Self::over(socket)?)
     }
 
