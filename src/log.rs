@@ -19,8 +19,10 @@ use crate::settings::Misuse;
 
 /// The variable that sets the log's format where no flag does.
 pub(crate) const FORMAT_VARIABLE: &str = "CONVOY_LOG_FORMAT";
-/// The levels where RUST_LOG sets none. The HTTP library warns of connections that break its rules, which any stranger can open.
-const DEFAULT: &str = "warn,h2=error";
+/// The level where RUST_LOG sets none.
+const DEFAULT: &str = "warn";
+/// Libraries of HTTP and of TLS. They warn of connections that break their rules, which any stranger can open.
+const WARY: [&str; 2] = ["h2", "rustls"];
 /// Messages for people are logged at any level.
 const TOLD: &str = "convoy::output=warn";
 /// Longer lines of workers are cut.
@@ -55,6 +57,12 @@ impl Drop for Log {
     }
 }
 
+/// These levels, and only errors of the libraries that they do not name.
+fn quieted(levels: &str) -> String {
+    let unnamed = WARY.iter().filter(|library| !levels.contains(**library));
+    unnamed.fold(levels.to_owned(), |levels, library| format!("{levels},{library}=error"))
+}
+
 struct ToStandardError;
 
 impl MakeWriter<'_> for ToStandardError {
@@ -69,11 +77,9 @@ impl Log {
     /// Starts the log. It shows warnings unless RUST_LOG sets another level.
     pub(crate) fn begin(format: Format) -> Self {
         let wanted = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|wanted| !wanted.is_empty());
-        // Whoever wants to see what the HTTP library says names it.
-        let wanted = wanted.map(|wanted| if wanted.contains("h2") { wanted } else { format!("{wanted},h2=error") });
-        let parsed = EnvFilter::builder().parse(wanted.as_deref().unwrap_or(DEFAULT));
+        let parsed = EnvFilter::builder().parse(quieted(wanted.as_deref().unwrap_or(DEFAULT)));
         let unreadable = parsed.as_ref().err().map(|error| format!("note: RUST_LOG is ignored: {error}"));
-        let filter = parsed.unwrap_or_else(|_| EnvFilter::new(DEFAULT));
+        let filter = parsed.unwrap_or_else(|_| EnvFilter::new(quieted(DEFAULT)));
         // What people always see must also reach programs, whatever the level.
         let told = Directive::from_str(TOLD).map(|told| filter.clone().add_directive(told));
         let filter = told.unwrap_or(filter);

@@ -89,7 +89,7 @@ def first_flight(**versions):
 
 def without_certificate():
     """A client that trusts everybody and shows nothing."""
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
 
