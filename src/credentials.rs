@@ -35,7 +35,7 @@ pub(crate) struct Credentials {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Send the token unencrypted, to other machines too. Whoever can read the network's traffic learns it
-    #[arg(long, requires = "token_file")]
+    #[arg(long)]
     insecure_token: bool,
     #[command(flatten)]
     tls: TlsArguments,

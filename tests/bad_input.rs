@@ -80,7 +80,6 @@ fn slips_of_the_command_line_are_answered_with_what_would_be_right() {
         ("worker --join 127.0.0.1:1 --token-file nowhere", &["the token in nowhere", "No such file"]),
         ("worker --join 127.0.0.1:1 --token-file /dev/zero", &["the token in /dev/zero", "1 to 1024 ASCII letters"]),
         ("train --data bundled --token-file nowhere", &["--listen"]),
-        ("worker --join 127.0.0.1:1 --insecure-token", &["--token-file"]),
         (
             "worker --join 10.0.0.7:1 --token-file nowhere",
             &["--join 10.0.0.7:1", "unencrypted", "--tls-cert", "--insecure-token"],

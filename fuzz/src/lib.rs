@@ -5,11 +5,15 @@
 
 mod messages;
 mod models;
+mod runs;
 mod sets;
+mod settings;
 
 pub use messages::hear;
 pub use models::plan_of;
+pub use runs::{open_checkpoint, open_records, open_trace, open_weights};
 pub use sets::{open_image, open_set, open_test_images, with_files};
+pub use settings::{open_secrets, parse_value};
 
 use convoy_common::chain::chain;
 

@@ -14,7 +14,7 @@ use prost::Message;
 use crate::{check_text, checked};
 
 /// Two towers on two replicas, with an exchange and gradients that are summed.
-const MODEL: &str = r#"
+pub(crate) const MODEL: &str = r#"
 name = "fuzzed"
 towers = 2
 input = { channels = 1, height = 4, width = 4 }
