@@ -1,7 +1,8 @@
 """Measures the cost of the default trace, of the default snapshots, or of TLS: jobs with it and without it, in turns, in another order each
 time. Prints the time of each pair, the median of the differences, and its 95 % interval.
 
-For TLS, two workers of one thread are connected over TCP on this machine, which also computes what the encryption of both ends takes.
+For TLS, two workers of one thread are connected over TCP on this machine, which also computes what the encryption of both ends takes. Times of
+steps differ more than TLS costs on a busy machine, so the last line has the processor time of the threads that send and receive.
 
 For snapshots, a third job of each round takes a snapshot every five steps, far more than the default. This gives the cost of one snapshot.
 By default, a job takes a snapshot after sixty times the cost that it has counted for the last one, and at most one every two seconds. The
@@ -20,6 +21,8 @@ shorter than an epoch. Two identical runs differ by 1 or 2 % on an idle machine,
 import argparse
 import contextlib
 import json
+import os
+import pathlib
 import random
 import socket
 import statistics
@@ -44,6 +47,20 @@ WAYS = {
 }
 
 
+# For TLS: the processor time of each run, in milliseconds per step, of the coordinator and of the threads that send and receive.
+SENDING = {"with": [], "without": []}
+
+
+def spent(process, thread=None):
+    """The processor time of a process, or of one of its threads, in seconds."""
+    seconds = 0
+    for task in pathlib.Path(f"/proc/{process}/task").iterdir():
+        name, fields = (task / "stat").read_text().rsplit(")", 1)
+        if thread is None or name.endswith(f"({thread}"):
+            seconds += sum(map(int, fields.split()[11:13])) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
 def credentials(folder, name):
     return ["--tls-ca", f"{folder}/ca.pem", "--tls-cert", f"{folder}/{name}.pem", "--tls-key", f"{folder}/{name}-key.pem"]
 
@@ -58,7 +75,7 @@ def workers(arguments, folder, with_tls):
     join = [arguments.convoy, "worker", "--threads", "1", "--join", address]
     started = [subprocess.Popen([*join, *secrets(f"worker-{number}")], stderr=subprocess.DEVNULL) for number in (1, 2)]
     try:
-        yield ["--listen", address, *secrets("coordinator")]
+        yield ["--listen", address, *secrets("coordinator")], started
     finally:
         for process in started:
             process.terminate()
@@ -70,22 +87,28 @@ def measured(arguments, way):
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         command = [arguments.convoy, "train", "--json", "--checkpoint-every", NEVER, "--out", f"{folder}/run", *WAYS[arguments.of][way]]
+        processes = []
         if arguments.of == "tls":
-            command += stack.enter_context(workers(arguments, f"{folder}/certs", way == "with"))
+            flags, processes = stack.enter_context(workers(arguments, f"{folder}/certs", way == "with"))
+            command += flags
         for name in ("model", "data", "batch", "steps"):
             command += [f"--{name}", str(getattr(arguments, name))]
         began = ended = None
-        snapshots = []
+        snapshots, sending = [], []
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             for line in process.stdout:
                 event = json.loads(line)
                 if event["event"] == "step":
                     ended = time.monotonic()
                     began = ended if event["step"] == WARM_UP else began
+                    if processes and event["step"] in (WARM_UP, arguments.steps - 1):
+                        sending.append(1e3 * (spent(process.pid) + sum(spent(worker.pid, "network") for worker in processes)))
                 elif event["event"] == "snapshot" and WARM_UP <= event["step"] < arguments.steps:
                     snapshots.append(event["seconds"])
         if process.returncode != 0:
             raise SystemExit(f"it failed ({process.returncode}): {' '.join(command)}")
+        if sending:
+            SENDING[way].append((sending[1] - sending[0]) / (arguments.steps - 1 - WARM_UP))
         return ended - began, snapshots
 
 
@@ -107,12 +130,13 @@ def main():
     parser.add_argument("--steps", type=int, default=474, help="steps per run (%(default)s)")
     arguments = parser.parse_args()
     ways = WAYS[arguments.of]
-    shares, counts, costs, by_pace = [], [], [], []
+    shares, counts, costs, by_pace, seconds_without = [], [], [], [], []
     for pair in range(arguments.pairs):
         first = pair % len(ways)
         order = [*list(ways)[first:], *list(ways)[:first]]
         took = {way: measured(arguments, way) for way in order}
         (with_it, taken), (without, _) = took["with"], took["without"]
+        seconds_without.append(without)
         shares.append((with_it / without - 1) * 100)
         line = f"{with_it:.3f} s with {arguments.of}, {without:.3f} s without: {shares[-1]:+.2f} %"
         if "often" in took:
@@ -126,6 +150,12 @@ def main():
             line += f"{statistics.fmean(counted) * 1e3:.1f} ms by the job's own count"
         print(line, flush=True)
     print(f"pairs: {interval(shares)}")
+    if SENDING["with"]:
+        means = {way: statistics.fmean(times) for way, times in SENDING.items()}
+        added = means["with"] - means["without"]
+        step = statistics.median(seconds_without) / (arguments.steps - WARM_UP) * 1e3
+        line = f"sending and receiving take {means['with']:.2f} ms of processor time per step with TLS, {means['without']:.2f} ms without: "
+        print(line + f"{added:+.2f} ms, {100 * added / step / os.cpu_count():.1f} % of all cores")
     if by_pace:
         print(f"one snapshot costs {statistics.median(costs) * 1e3:.1f} ms; the default took {statistics.median(counts):.0f} per run")
         print(f"at the default pace, they cost {interval(by_pace)}")
