@@ -1,7 +1,7 @@
-"""Writes the files that the fuzz targets begin with to fuzz/corpus/TARGET: small ones of each format, beside those of dataset/golden.
-Needs NumPy and Pillow.
+"""Writes the files that the fuzz targets begin with to fuzz/seeds/TARGET: small ones of each format, beside those of dataset/golden, and what
+a job of three steps writes. The repository has them; this program says how they were made. Needs NumPy, Pillow, and a release build.
 
-    python3 fuzz/seeds.py
+    cargo build --release && python3 fuzz/seeds.py
 """
 
 import gzip
@@ -9,7 +9,9 @@ import io
 import pathlib
 import pickle
 import shutil
+import subprocess
 import tarfile
+import tempfile
 
 import numpy as np
 from PIL import Image
@@ -20,7 +22,7 @@ rng = np.random.default_rng(1)
 
 
 def corpus(target):
-    folder = here / "corpus" / target
+    folder = here / "seeds" / target
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -121,7 +123,36 @@ def messages():
     yield "tensors", frames + heard(3, protobuf({1: 5, 2: 1, 3: 1, 4: bytes(16)}))
 
 
+SETTINGS = [
+    "10.0.0.7:7878", "[::1]:80", "unix:/run/x.sock", "kill@forward:5", "limp:100@join", "flip@exchange:3", "step:30:0.1", "constant", "cosine",
+    "all", "off", "5,10-20", "auto", "relay", "shuffled", "parquet", "avx2", "correct-horse", "bundled", "synthetic:3",
+]
+
+
+def job():
+    """What a short job and `convoy certs` write."""
+    program = here.parent / "target/release/convoy"
+    with tempfile.TemporaryDirectory() as place:
+        place = pathlib.Path(place)
+        run = place / "run"
+        command = f"train --model {here}/model.toml --data synthetic --batch 8 --steps 3 --schedule constant --trace all --out {run}"
+        subprocess.run([program, *command.split()], check=True, stdout=subprocess.DEVNULL)
+        [checkpoint] = (run / "checkpoints").iterdir()
+        manifest, weights = ((checkpoint / name).read_bytes() for name in ("manifest.json", "weights.safetensors"))
+        (corpus("checkpoint") / "checkpoint").write_bytes(manifest + b"\0" + weights)
+        (corpus("weights") / "weights").write_bytes(weights)
+        (corpus("records") / "records").write_bytes((run / "run.json").read_bytes() + b"\0" + (run / "metrics.jsonl").read_bytes())
+        (corpus("trace") / "trace").write_bytes((run / "trace.json").read_bytes())
+        subprocess.run([program, "certs", place / "certs", "--workers", "1"], check=True, stdout=subprocess.DEVNULL)
+        secrets = {file.stem: file.read_bytes() for file in (place / "certs").iterdir()}
+        (corpus("secrets") / "worker").write_bytes(secrets["worker-1"] + secrets["worker-1-key"])
+        (corpus("secrets") / "ca").write_bytes(secrets["ca"] + secrets["ca-key"])
+    for number, value in enumerate(SETTINGS):
+        (corpus("setting") / f"{number:02}").write_text(value)
+
+
 def main():
+    job()
     for name, script in messages():
         (corpus("message") / name).write_bytes(script)
     for file in (here.parent / "models").glob("*.toml"):

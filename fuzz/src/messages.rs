@@ -14,28 +14,7 @@ use prost::Message;
 use crate::{check_text, checked};
 
 /// Two towers on two replicas, with an exchange and gradients that are summed.
-pub(crate) const MODEL: &str = r#"
-name = "fuzzed"
-towers = 2
-input = { channels = 1, height = 4, width = 4 }
-[[layer]]
-kind = "conv"
-name = "conv1"
-filters = 4
-kernel = 3
-pad = 1
-[[layer]]
-kind = "relu"
-[[layer]]
-kind = "conv"
-name = "conv2"
-filters = 4
-kernel = 3
-[[layer]]
-kind = "linear"
-name = "fc3"
-units = 3
-"#;
+pub(crate) const MODEL: &str = include_str!("../model.toml");
 /// Samples of a batch and of the largest micro-batch.
 const BATCH: usize = 8;
 const MICRO_BATCH: usize = 2;
