@@ -3,11 +3,11 @@
 //! Not here: what a certificate says (`convoy_net::authority`).
 
 use std::error::Error;
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use convoy_coordinator::files::{quoted, write_atomically, write_privately};
+use convoy_coordinator::files::{quoted, remove_temporary, write_atomically, write_privately};
 use convoy_net::authority::{Authority, Issued};
 use convoy_net::tls::{Role, Tls, TlsError, TlsFiles};
 
@@ -22,6 +22,7 @@ const WORKERS_MAX: u64 = 10_000;
 /// The longest time for which a certificate is valid: as long as its CA's.
 const DAYS_MAX: u64 = 3650;
 const AUTHORITY: &str = "ca";
+const COORDINATOR: &str = "coordinator";
 
 /// The command line of `convoy certs`. Its help text is at `Command`.
 #[derive(clap::Args)]
@@ -69,13 +70,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Box<dyn Error>> {
     let dir = &arguments.dir;
     let wrong = |error: std::io::Error| Misuse(format!("cannot use the folder {}: {error}", dir.display()));
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(wrong)?;
+    // Two processes must not mix their files. The lock ends with the process.
+    let _locked = File::open(dir).and_then(|folder| folder.lock().map(|()| folder)).map_err(wrong)?;
     let authority = authority(dir)?;
     let last =
         if arguments.renew { arguments.workers.max(last_worker(dir).map_err(wrong)?) } else { arguments.workers };
     let workers = (1..=last).map(|number| (Role::Worker, format!("worker-{number}")));
     let (mut made, mut kept) = (0, 0);
-    for (role, name) in [(Role::Coordinator, "coordinator".to_owned())].into_iter().chain(workers) {
+    for (role, name) in [(Role::Coordinator, COORDINATOR.to_owned())].into_iter().chain(workers) {
         let pair = Pair::of(dir, &name);
+        remove_temporary(dir, &format!("{name}-key.pem"));
         if pair.is_there() && !arguments.renew {
             kept += 1;
         } else {
@@ -103,6 +107,13 @@ fn authority(dir: &Path) -> Result<Authority, Box<dyn Error>> {
         Misuse(format!("{what} is missing, although {there} exists: put it there, or use another folder for a new CA"))
     };
     match (pair.certificate.exists(), pair.key.exists()) {
+        (false, false) if Pair::of(dir, COORDINATOR).is_there() => Err(Misuse(format!(
+            "{} has certificates but no CA: put {} and {} there, or use another folder for a new CA",
+            dir.display(),
+            pair.certificate.display(),
+            pair.key.display()
+        ))
+        .into()),
         (false, false) => {
             let (authority, issued) = Authority::new()?;
             pair.write(&issued)?;
@@ -133,7 +144,7 @@ fn check(dir: &Path, pair: Pair, role: Role) -> Result<(), Misuse> {
 
 fn summary(dir: &Path, made: usize, kept: usize, days: u32) -> String {
     let file = |name: &str| quoted(&dir.join(name));
-    let kept = if kept == 0 { String::new() } else { format!(", kept {kept} that exist") };
+    let kept = if kept == 0 { String::new() } else { format!("; kept {kept} that exist, with their own dates") };
     format!(
         "{}: made {}, valid for {}{kept}\n\
          coordinator  convoy train --listen 0.0.0.0:7878 --tls-ca {ca} --tls-cert {} --tls-key {}\n\

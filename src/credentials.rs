@@ -18,13 +18,13 @@ use crate::settings::{Misuse, read_text};
 pub(crate) struct TlsArguments {
     /// Certificate of this process, in PEM. With these three files, connections over TCP are encrypted, and both ends must show a certificate. `convoy
     /// certs` makes certificates
-    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_ca"])]
+    #[arg(long, value_name = "FILE")]
     tls_cert: Option<PathBuf>,
     /// Private key of --tls-cert, in PEM
-    #[arg(long, value_name = "FILE", requires_all = ["tls_cert", "tls_ca"])]
+    #[arg(long, value_name = "FILE")]
     tls_key: Option<PathBuf>,
     /// Certificates of the CAs that this process trusts, in PEM
-    #[arg(long, value_name = "FILE", requires_all = ["tls_cert", "tls_key"])]
+    #[arg(long, value_name = "FILE")]
     tls_ca: Option<PathBuf>,
 }
 
@@ -42,14 +42,24 @@ pub(crate) struct Credentials {
 }
 
 impl TlsArguments {
-    fn files(&self) -> Option<TlsFiles> {
-        let (certificate, key, authorities) = (self.tls_cert.clone()?, self.tls_key.clone()?, self.tls_ca.clone()?);
-        Some(TlsFiles { certificate, key, authorities })
+    fn files(&self) -> Result<Option<TlsFiles>, Misuse> {
+        let flags = [("--tls-cert", &self.tls_cert), ("--tls-key", &self.tls_key), ("--tls-ca", &self.tls_ca)];
+        match flags.map(|(_, file)| file.clone()) {
+            [Some(certificate), Some(key), Some(authorities)] => Ok(Some(TlsFiles { certificate, key, authorities })),
+            [None, None, None] => Ok(None),
+            _ => {
+                let named = |is_given| {
+                    let found = flags.iter().filter(|(_, file)| file.is_some() == is_given);
+                    found.map(|(flag, _)| *flag).collect::<Vec<_>>().join(" and ")
+                };
+                Err(Misuse(format!("{} without {}: TLS needs all three files", named(true), named(false))))
+            }
+        }
     }
 
     /// The identity of this process, if there are files. A command that only connects has no role.
     pub(crate) fn identity(&self, role: Option<Role>) -> Result<Option<Tls>, Misuse> {
-        let loaded = self.files().map(|files| Tls::load(&files, role)).transpose();
+        let loaded = self.files()?.map(|files| Tls::load(&files, role)).transpose();
         loaded.map_err(|error| Misuse(error.to_string()))
     }
 }

@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use convoy_common::address::Address;
@@ -53,6 +53,9 @@ impl SocketFile {
         let mut lock = OsString::from(path);
         lock.push(".lock");
         let lock = PathBuf::from(lock);
+        if fs::symlink_metadata(&lock).is_ok_and(|found| found.is_symlink()) {
+            return Err(NoSocket::Kind { path: lock, what: "a symbolic link" });
+        }
         match locked(&lock) {
             Ok(locked) => {
                 let held = Held { path: path.clone(), lock, _locked: locked };
@@ -85,7 +88,8 @@ impl Drop for Held {
 /// Locks the file at `path`, which is made if it does not exist.
 fn locked(path: &Path) -> Result<File, TryLockError> {
     for _ in 0..LOCKS_MAX {
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+        // Another user who could open it could lock it.
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
         let file = file.map_err(TryLockError::Error)?;
         file.try_lock()?;
         // The process that had locked it may have removed it, and another one may have made a new file.

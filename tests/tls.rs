@@ -359,7 +359,8 @@ fn a_worker_says_why_it_does_not_trust_a_server() {
     let line = complaint(&address);
     assert!(line.contains("it does not use TLS; start it with --tls-cert, --tls-key and --tls-ca"), "{line}");
     signal(plain.id(), "INT");
-    finish(plain);
+    let output = finish(plain);
+    assert!(said(&output).contains("it uses TLS; give this process --tls-cert, --tls-key"), "{}", said(&output));
 }
 
 /// A worker speaks to a server of another implementation of gRPC and TLS.
@@ -374,6 +375,20 @@ fn a_foreign_coordinator_hears_a_worker_over_tls() {
     let heard = said(&finish(server));
     assert!(heard.contains(env!("CARGO_PKG_VERSION")), "its Hello has the version of the program: {heard}");
     end([worker]);
+}
+
+#[test]
+fn two_processes_in_one_folder_do_not_mix_their_files() {
+    let folder = TempDir::new().unwrap();
+    let dir = folder.path().join("certs");
+    let made = [(); 4].map(|()| {
+        let mut command = support::convoy();
+        command.args(["certs", "--workers", "10"]).arg(&dir).stdout(Stdio::piped()).stderr(Stdio::piped()).start()
+    });
+    for process in made {
+        let output = finish(process);
+        assert!(output.status.success(), "{}", said(&output));
+    }
 }
 
 #[test]
@@ -417,5 +432,9 @@ fn certificates_stay_until_they_are_renewed_and_damage_is_named() {
     refused("ca-key.pem: it is not the key of the certificate beside it");
     let mut file = std::fs::File::create(certs.path("ca.pem")).unwrap();
     file.write_all(&[0; 64]).unwrap();
-    refused("ca-key.pem: it is not the key of the certificate beside it");
+    refused("ca-key.pem: the certificate beside it is damaged");
+    std::fs::remove_file(certs.path("ca.pem")).unwrap();
+    std::fs::remove_file(certs.path("ca-key.pem")).unwrap();
+    refused("has certificates but no CA: put");
+    assert!(!certs.0.join("ca-key.pem").exists(), "no other CA takes its place");
 }

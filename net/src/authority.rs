@@ -6,6 +6,8 @@ use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 
@@ -23,8 +25,11 @@ pub enum AuthorityError {
     #[error("it is not a private key in PEM (ECDSA P-256)")]
     Key(#[source] rcgen::Error),
     /// The certificate of an authority is not that of its key.
-    #[error("it is not the key of the certificate beside it")]
+    #[error("it is not the key of the certificate beside it, or `convoy certs` did not make them")]
     Another,
+    /// A text is not a certificate.
+    #[error("the certificate beside it is damaged")]
+    Damaged,
     /// The library refuses.
     #[error("cannot make a certificate")]
     Make(#[source] rcgen::Error),
@@ -61,6 +66,7 @@ impl Authority {
     /// When the text is not such a key, or the certificate is that of another key.
     pub fn of(certificate: &[u8], key: &str) -> Result<Self, AuthorityError> {
         let key = KeyPair::from_pem(key).map_err(AuthorityError::Key)?;
+        CertificateDer::from_pem_slice(certificate).map_err(|_| AuthorityError::Damaged)?;
         // Its name follows from its key.
         let authority = Self(Issuer::new(params_of_authority(&key), key));
         let issued = authority.issue(Role::Worker, "test", 1)?;

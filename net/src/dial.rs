@@ -35,7 +35,11 @@ pub async fn dial(
     tls: Option<&Tls>,
 ) -> Result<(Socket, Fate), DialError> {
     let host = match address {
-        Address::Unix(path) => return Ok(Socket::unix(tuned(UnixStream::connect(path).await?)).watched()),
+        Address::Unix(path) => {
+            let stream = UnixStream::connect(path).await?;
+            check_owner(&stream)?;
+            return Ok(Socket::unix(tuned(stream)).watched());
+        }
         Address::Tcp(host) => host,
     };
     let stream = TcpStream::connect(host.as_str()).await?;
@@ -44,6 +48,19 @@ pub async fn dial(
         None => Ok(Socket::tcp(stream).watched()),
         Some(tls) => Ok(secured(stream, roles, protocol, tls).await?.watched()),
     }
+}
+
+/// Whoever can write to a folder can put a socket there, so the process that listens must be one of this user's, or the system's.
+fn check_owner(stream: &UnixStream) -> io::Result<()> {
+    const ROOT: u32 = 0;
+    let (owner, own) = (stream.peer_cred()?.uid(), rustix::process::geteuid().as_raw());
+    if owner == own || owner == ROOT {
+        return Ok(());
+    }
+    let why = format!(
+        "the process there belongs to user {owner}; it must belong to user {own}, as this one does, or to root"
+    );
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
 }
 
 /// A Unix socket with a larger buffer. Without it, transfers are slower but still correct.

@@ -14,6 +14,11 @@ pub enum Fault {
     /// The other end sent plain bytes.
     #[error("it does not use TLS; start it with --tls-cert, --tls-key and --tls-ca, or this process without them")]
     Plain,
+    /// The other end sent the bytes of TLS, and this one expected plain ones.
+    #[error(
+        "it uses TLS; give this process --tls-cert, --tls-key and --tls-ca too, or start the other one without them"
+    )]
+    Unexpected,
     /// This end sent plain bytes.
     #[error("it requires TLS; give this process --tls-cert, --tls-key and --tls-ca too")]
     RequiresTls,
@@ -44,6 +49,9 @@ pub enum Fault {
     /// The versions of both ends differ.
     #[error("both processes must support TLS 1.3")]
     Version,
+    /// Something else is wrong with a certificate.
+    #[error("its certificate is wrong: {0}")]
+    Certificate(String),
     #[error("the TLS connection failed: {0}")]
     Other(String),
 }
@@ -69,6 +77,7 @@ impl Fault {
             Error::NoCertificatesPresented => Fault::NoCertificate,
             Error::InvalidCertificate(error) => Fault::of_certificate(error),
             Error::AlertReceived(alert) => Fault::of_alert(*alert),
+            Error::PeerIncompatible(_) => Fault::Version,
             other => Fault::Other(other.to_string()),
         }
     }
@@ -88,7 +97,12 @@ impl Fault {
                 Fault::Name { found: names(presented), expected: expected.to_str().into_owned() }
             }
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => Fault::Purpose,
-            other => Fault::Other(format!("its certificate is wrong: {other}")),
+            CertificateError::BadEncoding => Fault::Certificate("it is not an X.509 certificate".to_owned()),
+            // The library gives the other reasons only as text.
+            other if other.to_string().contains("CaUsedAsEndEntity") => {
+                Fault::Certificate("it is that of a CA; the certificate of the process must come first".to_owned())
+            }
+            other => Fault::Certificate(other.to_string()),
         }
     }
 
@@ -131,10 +145,10 @@ fn tls_error(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// The names in a certificate, as `rustls` shows them: `DnsName("a")`.
+/// The names in a certificate, as `rustls` shows them: `DnsName("a")`, `IpAddress(::1)`.
 fn names(presented: &[String]) -> String {
     const SHOWN: usize = 4;
-    let bare = |name: &String| name.split('"').nth(1).map_or_else(|| name.clone(), str::to_owned);
+    let bare = |name: &String| name.split(['"', '(', ')']).rfind(|part| !part.is_empty()).unwrap_or(name).to_owned();
     let shown: Vec<_> = presented.iter().take(SHOWN).map(bare).collect();
     if shown.is_empty() {
         return "no name".to_owned();
@@ -165,6 +179,6 @@ mod tests {
     fn names_are_bare_and_few() {
         let presented: Vec<_> = (0..9).map(|n| format!("DnsName(\"n{n}\")")).collect();
         assert_eq!(names(&presented), "n0, n1, n2, n3");
-        assert_eq!(names(&[]), "no name");
+        assert_eq!((names(&["IpAddress(::1)".to_owned()]), names(&[])), ("::1".to_owned(), "no name".to_owned()));
     }
 }

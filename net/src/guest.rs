@@ -10,6 +10,7 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 
+use crate::fault::Fault;
 use crate::reception::{Stay, Visit};
 use crate::socket::Socket;
 
@@ -18,12 +19,16 @@ pub(crate) const ALLOWANCE: usize = 64 << 10;
 /// What it may send later, in bytes per second: a few health checks.
 pub(crate) const ALLOWANCE_PER_SECOND: usize = 4 << 10;
 
+/// The first byte of a client of TLS (RFC 8446, section 5.1). No protocol of Convoy begins with it.
+const HANDSHAKE: u8 = 22;
+
 /// An accepted connection.
 #[derive(Debug)]
 pub struct Guest {
     socket: Socket,
     stay: Stay,
     allowance: Allowance,
+    has_read: bool,
 }
 
 /// How many bytes a stranger may still send.
@@ -53,7 +58,7 @@ impl Allowance {
 impl Guest {
     /// A connection for as long as its stay lasts.
     pub(crate) fn new(socket: Socket, stay: Stay) -> Self {
-        Self { socket, stay, allowance: Allowance::whole(Instant::now()) }
+        Self { socket, stay, allowance: Allowance::whole(Instant::now()), has_read: false }
     }
 
     /// Fails if the connection must be closed. Reading and writing both ask this: a peer that does not read can keep the server from reading,
@@ -62,6 +67,16 @@ impl Guest {
         match self.stay.poll_ended(context) {
             Poll::Ready(()) => Err(Error::new(ErrorKind::ConnectionAborted, "it did not prove what it is")),
             Poll::Pending => Ok(()),
+        }
+    }
+
+    /// Looks at the first bytes. A client of TLS at an address without TLS could only guess why its connection is closed, and this process tells.
+    fn look(&mut self, bytes: &[u8]) {
+        if !std::mem::replace(&mut self.has_read, true)
+            && bytes.first() == Some(&HANDSHAKE)
+            && !self.socket.is_encrypted()
+        {
+            self.stay.visit().fails(Some(Fault::Unexpected));
         }
     }
 
@@ -91,6 +106,7 @@ impl AsyncRead for Guest {
         guest.check(context)?;
         let before = buffer.filled().len();
         ready!(Pin::new(&mut guest.socket).poll_read(context, buffer))?;
+        guest.look(&buffer.filled()[before..]);
         Poll::Ready(guest.count(buffer.filled().len() - before))
     }
 }

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,6 +27,9 @@ use crate::fault::{Fault, rough};
 
 /// The longest file of certificates or of a key, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// What the files of encrypted keys have in their first lines.
+const ENCRYPTED: &[u8] = b"ENCRYPTED";
 
 /// What a process is to the one that connects to it. Its certificate must name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,11 +118,17 @@ impl Tls {
         let chain = certificates("--tls-cert", &files.certificate)?;
         let roots = certificates("--tls-ca", &files.authorities)?;
         let key_text = read("--tls-key", &files.key)?;
-        let wrong_key = |error: pem::Error| file_error("--tls-key", &files.key, &no_pem(&error, "key"));
+        let is_encrypted = key_text.windows(ENCRYPTED.len()).any(|part| part == ENCRYPTED);
+        let wrong_key = |error: pem::Error| match is_encrypted {
+            true => file_error("--tls-key", &files.key, "it is encrypted; decrypt it, for example with openssl pkey"),
+            false => file_error("--tls-key", &files.key, &no_pem(&error, "key")),
+        };
         let key = PrivateKeyDer::from_pem_slice(&key_text).map_err(wrong_key)?;
         let mut store = RootCertStore::empty();
         for root in roots {
-            store.add(root).map_err(|error| file_error("--tls-ca", &files.authorities, &error.to_string()))?;
+            let wrong =
+                |_| file_error("--tls-ca", &files.authorities, "it holds something that is not an X.509 certificate");
+            store.add(root).map_err(wrong)?;
         }
         let unusable = |why: String| TlsError::Unusable { file: files.certificate.clone(), why };
         let verifiers = Verifiers::new(store).map_err(|why| file_error("--tls-ca", &files.authorities, &why))?;
@@ -127,7 +137,11 @@ impl Tls {
             Error::InconsistentKeys(_) => {
                 TlsError::KeyMismatch { certificate: files.certificate.clone(), key: files.key.clone() }
             }
-            other => file_error("--tls-key", &files.key, &other.to_string()),
+            _ => file_error(
+                "--tls-key",
+                &files.key,
+                "it must be a key of ECDSA (P-256 or P-384), Ed25519, or RSA (2048 bits or more)",
+            ),
         })
     }
 
@@ -279,7 +293,7 @@ fn said(error: &Error) -> String {
             format!("this certificate becomes valid only in {}; set the clock of this machine", rough(until))
         }
         Fault::Purpose => "this certificate must allow the authentication of servers and of clients".to_owned(),
-        Fault::Other(_) if *error == CertificateError::BadEncoding => "this is not an X.509 certificate".to_owned(),
+        Fault::Certificate(why) => format!("this certificate is wrong: {why}"),
         other => other.to_string(),
     }
 }
@@ -303,6 +317,10 @@ fn no_pem(error: &pem::Error, what: &str) -> String {
 
 fn read(flag: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
     let wrong = |error: std::io::Error| file_error(flag, path, &error.to_string());
+    // Reading a pipe could take forever.
+    if std::fs::metadata(path).map_err(wrong)?.file_type().is_fifo() {
+        return Err(file_error(flag, path, "it is a named pipe; give a file"));
+    }
     let mut bytes = Vec::new();
     File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)).map_err(wrong)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {

@@ -245,7 +245,11 @@ fn wrong_files_are_named() {
         (certificate("empty.pem", ""), Role::Worker, "empty.pem: it has no certificate in PEM"),
         (certificate("key.pem", &issued.key), Role::Worker, "key.pem: it has no certificate in PEM"),
         (certificate("torn.pem", torn), Role::Worker, "torn.pem: it is damaged: a block has no line -----END"),
-        (certificate("garbage.pem", garbage), Role::Worker, "garbage.pem: this is not an X.509 certificate"),
+        (
+            certificate("garbage.pem", garbage),
+            Role::Worker,
+            "garbage.pem: this certificate is wrong: it is not an X.509 certificate",
+        ),
         (key("empty-key.pem", "\n"), Role::Worker, "--tls-key"),
         (authorities("garbage-ca.pem", garbage), Role::Worker, "--tls-ca"),
         (certificate("long.pem", &"x".repeat(1 << 21)), Role::Worker, "it is longer than 1048576 bytes"),
