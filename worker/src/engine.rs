@@ -1010,4 +1010,6 @@ fn unexpected(key: &TensorKey, why: &'static str) -> EngineError {
 }
 
 #[cfg(test)]
+mod scripts;
+#[cfg(test)]
 mod tests;

@@ -49,7 +49,7 @@ fn assignment(placement: &[usize]) -> Assignment {
     }
 }
 
-fn micro_batch(step: u64, index: u32) -> MicroBatch {
+pub(super) fn micro_batch(step: u64, index: u32) -> MicroBatch {
     let first = index as usize;
     MicroBatch {
         id: MicroBatchId { step, phase: Phase::Train, slot: 0, micro_batch: index },
@@ -65,7 +65,7 @@ impl Engine {
 }
 
 /// An engine with its weights: those of the job's seed.
-fn ready(compute: &Compute, placement: &[usize]) -> Engine {
+pub(super) fn ready(compute: &Compute, placement: &[usize]) -> Engine {
     ready_for(compute, assignment(placement))
 }
 
@@ -88,11 +88,11 @@ fn ready_for(compute: &Compute, assignment: Assignment) -> Engine {
     engine
 }
 
-fn images(step: u64, index: u32) -> (TensorKey, Elements) {
+pub(super) fn images(step: u64, index: u32) -> (TensorKey, Elements) {
     (TensorKey::Images(micro_batch(step, index)), Elements::Bytes((0..16).map(|i| i * 9 + index as u8).collect()))
 }
 
-fn gradient(step: u64, index: u32, tower: TowerIndex) -> (TensorKey, Elements) {
+pub(super) fn gradient(step: u64, index: u32, tower: TowerIndex) -> (TensorKey, Elements) {
     let key = TensorKey::Activations {
         micro_batch: micro_batch(step, index),
         exchange: ExchangeIndex(1),
@@ -136,7 +136,7 @@ fn whole_step(engine: &mut Engine, compute: &Compute, step: u64) -> Vec<Out> {
 }
 
 /// `rayon` lets a thread belong to one pool alone, so every test computes on a thread of its own.
-fn on_a_pool(test: impl FnOnce(&Compute) + Send + 'static) {
+pub(super) fn on_a_pool(test: impl FnOnce(&Compute) + Send + 'static) {
     std::thread::spawn(move || test(&Compute::new(1, Isa::detect()).unwrap().with_dirty_memory())).join().unwrap();
 }
 
