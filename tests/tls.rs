@@ -377,6 +377,40 @@ fn a_foreign_coordinator_hears_a_worker_over_tls() {
     end([worker]);
 }
 
+/// Listens at a socket as another user, and prints how many bytes the first client sent.
+const LISTENS_AS_NOBODY: &str = "
+import os, socket, sys
+os.setuid(65534)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o777)
+listener.listen()
+print('listening', flush=True)
+client = listener.accept()[0]
+print(len(client.recv(1 << 16)), flush=True)
+";
+
+#[test]
+fn a_worker_tells_nothing_to_a_socket_of_another_user() {
+    let folder = TempDir::new().unwrap();
+    if std::fs::metadata("/proc/self").map(|own| std::os::unix::fs::MetadataExt::uid(&own)).unwrap() != 0 {
+        return skip("only root can listen as another user");
+    }
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    let (socket, token) = (folder.path().join("socket"), folder.path().join("token"));
+    std::fs::write(&token, "correct-horse").unwrap();
+    let mut command = Command::new("python3");
+    command.args(["-c", LISTENS_AS_NOBODY]).arg(&socket).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut listening = command.start();
+    line_with(listening.stdout.as_mut().unwrap(), "listening");
+    let flags = ["--token-file".to_owned(), token.display().to_string()];
+    let mut worker = worker(&format!("unix:{}", socket.display()), &flags);
+    let line = line_with(worker.stderr.as_mut().unwrap(), "cannot connect to a coordinator");
+    assert!(line.contains("belongs to user 65534; it must belong to user 0"), "{line}");
+    end([worker]);
+    assert_eq!(said(&finish(listening)), "0\n");
+}
+
 #[test]
 fn two_processes_in_one_folder_do_not_mix_their_files() {
     let folder = TempDir::new().unwrap();
