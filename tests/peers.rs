@@ -19,7 +19,7 @@ use std::time::Duration;
 use convoy_proto::v1;
 use prost::Message;
 use support::{
-    Process, Start as _, finish, free_address, hash, listening_at, losses, record, said, signal, succeed, wait_for,
+    Process, Start as _, end, finish, free_address, hash, listening_at, losses, record, said, succeed, wait_for,
 };
 use tempfile::TempDir;
 
@@ -51,15 +51,6 @@ fn worker_in(folder: &Path, join: &str, exchange: &str) -> Process {
     let mut command = support::convoy();
     command.args(["worker", "--join", join, "--threads", "1", "--exchange-listen", exchange]).current_dir(folder);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).start()
-}
-
-/// Ends workers. What they have logged.
-fn end(workers: impl IntoIterator<Item = Process>) -> String {
-    let ended = workers.into_iter().map(|worker| {
-        signal(worker.id(), "TERM");
-        said(&finish(worker))
-    });
-    ended.collect()
 }
 
 /// A message after its length.

@@ -14,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use convoy_net::authority::{Authority, Issued};
 use convoy_net::tls::Role;
 use support::{
-    Images, Process, Start as _, finish, free_address, hash, line_with, listening_at, record, said, signal, skip,
+    Images, Process, Start as _, end, finish, free_address, hash, line_with, listening_at, record, said, signal, skip,
     succeed,
 };
 use tempfile::TempDir;
@@ -63,15 +63,6 @@ fn worker(address: &str, flags: &[String]) -> Process {
     let mut command = support::convoy();
     command.args(["worker", "--threads", "1", "--join", address]).args(flags);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).start()
-}
-
-/// Ends workers. What they have logged.
-fn end(workers: impl IntoIterator<Item = Process>) -> String {
-    let ended = workers.into_iter().map(|worker| {
-        signal(worker.id(), "TERM");
-        said(&finish(worker))
-    });
-    ended.collect()
 }
 
 /// A Python with gRPC, if there is one.

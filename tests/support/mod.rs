@@ -82,6 +82,15 @@ pub(crate) fn finish(mut child: Process) -> Output {
     Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
 }
 
+/// Ends workers. What they have logged.
+pub(crate) fn end(workers: impl IntoIterator<Item = Process>) -> String {
+    let ended = workers.into_iter().map(|worker| {
+        signal(worker.id(), "TERM");
+        said(&finish(worker))
+    });
+    ended.collect()
+}
+
 /// Where a coordinator that was started with `--listen 127.0.0.1:0` waits for its workers, as it says on standard output.
 pub(crate) fn listening_at(coordinator: &mut Process) -> String {
     let before = "waiting for workers at ";
