@@ -90,6 +90,11 @@ impl Credentials {
         }
     }
 
+    /// The files of TLS, if they are given.
+    pub(crate) fn tls_files(&self) -> Result<Option<TlsFiles>, Misuse> {
+        self.tls.files()
+    }
+
     /// The flags, for another command of this program.
     pub(crate) fn flags(&self) -> Vec<OsString> {
         let TlsArguments { tls_cert, tls_key, tls_ca } = &self.tls;

@@ -6,6 +6,7 @@ mod certs;
 mod chaos;
 mod console;
 mod credentials;
+mod doctor;
 mod environment;
 mod eval;
 mod export;
@@ -86,6 +87,12 @@ enum Command {
     /// Health checks of containers can use this command. A coordinator is ready when its job has its workers. A worker is ready unless its
     /// computation hangs. The exit code is 0 if the process is ready (with --live: alive), and 1 if not.
     Health(health::Arguments),
+    /// Check a machine, or a cluster, before a job
+    ///
+    /// The checks cover processor, memory, descriptors, clock, disk, names and addresses, and the files of TLS. With --join, also the way to a
+    /// coordinator; with --listen, also the workers that connect: how fast their connections are, and whether they can connect to each other. Each
+    /// finding says what to do. The exit code is 1 if a job would fail.
+    Doctor(doctor::Arguments),
     /// Make a certificate authority and certificates for TLS
     ///
     /// The folder gets a CA (ca.pem, ca-key.pem), a certificate for the coordinator and one for each worker, with their keys. What exists stays, so
@@ -183,6 +190,7 @@ fn carry_out(command: Command, log: &Log) -> Result<Outcome, Box<dyn Error>> {
         Command::Predict(arguments) => predict::run(arguments, log),
         Command::Export(arguments) => export::run(&arguments),
         Command::Health(arguments) => health::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(arguments, log),
         Command::Certs(arguments) => certs::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),

@@ -10,7 +10,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// The source folders of the program and of its crates.
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 13] = [
     "src",
     "proto/src",
     "common/src",
@@ -23,9 +23,10 @@ const SOURCES: [&str; 12] = [
     "onnx/src",
     "report/src",
     "study/src",
+    "doctor/src",
 ];
 
-/// `proto <- common <- {net, kernels, dataset, chaos, onnx}`, `{net, kernels} <- worker`, `{net, dataset} <- coordinator`, and `coordinator <- report <- study <- convoy`: worker and coordinator never see each other.
+/// `proto <- common <- {net, kernels, dataset, chaos, onnx}`, `{net, kernels} <- worker`, `{net, dataset} <- coordinator`, and `coordinator <- {doctor, report <- study} <- convoy`: worker and coordinator never see each other.
 #[test]
 fn dependencies_point_one_way() {
     let mut command = Command::new(env!("CARGO"));
@@ -47,6 +48,7 @@ fn dependencies_point_one_way() {
                 "convoy-common",
                 "convoy-coordinator",
                 "convoy-dataset",
+                "convoy-doctor",
                 "convoy-net",
                 "convoy-onnx",
                 "convoy-proto",
@@ -59,6 +61,7 @@ fn dependencies_point_one_way() {
         ("convoy-common", vec!["convoy-proto"]),
         ("convoy-coordinator", vec!["convoy-common", "convoy-dataset", "convoy-net", "convoy-proto"]),
         ("convoy-dataset", vec!["convoy-common"]),
+        ("convoy-doctor", vec!["convoy-common", "convoy-coordinator", "convoy-kernels", "convoy-net", "convoy-proto"]),
         ("convoy-kernels", vec!["convoy-common"]),
         ("convoy-net", vec!["convoy-common"]),
         ("convoy-onnx", vec!["convoy-common"]),

@@ -516,7 +516,7 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// DecodePool the record of who is silent to the cluster, which keeps it for the next crew.
+    /// Leaves the record of who is silent to the cluster, which keeps it for the next crew.
     pub fn leave_silence(&mut self) {
         self.silence.workers().for_each(|(worker, quiet)| self.cluster.leave_quiet(worker, quiet));
     }

@@ -11,6 +11,7 @@ pub mod deadlines;
 pub mod earlier;
 pub mod error;
 pub mod evaluate;
+pub mod examine;
 pub mod exchange;
 pub mod fault;
 pub mod files;

@@ -5,11 +5,13 @@
 //!
 //! Not here: handshakes (`dial`, `listening`), and making certificates (`authority`).
 
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
@@ -28,6 +30,9 @@ use crate::fault::{Fault, rough};
 /// The longest file of certificates or of a key, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// As far as one looks for the time at which a certificate expires.
+const CENTURY_SECONDS: u64 = 100 * 365 * 86_400;
+
 /// What the files of encrypted keys have in their first lines.
 const ENCRYPTED: &[u8] = b"ENCRYPTED";
 
@@ -38,6 +43,15 @@ pub enum Role {
     Coordinator,
     /// A worker.
     Worker,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::Coordinator => "coordinator",
+            Role::Worker => "worker",
+        })
+    }
 }
 
 impl Role {
@@ -106,6 +120,8 @@ pub struct Tls {
     of_servers: Arc<WebPkiServerVerifier>,
     client: ClientConfig,
     server: ServerConfig,
+    /// When the certificate expires, or that of its CA.
+    expires: UnixTime,
 }
 
 impl Tls {
@@ -143,6 +159,11 @@ impl Tls {
                 "it must be a key of ECDSA (P-256 or P-384), Ed25519, or RSA (2048 bits or more)",
             ),
         })
+    }
+
+    /// For how long the certificate and that of its CA are valid, at most a century.
+    pub fn expires_in(&self) -> Duration {
+        Duration::from_secs(self.expires.as_secs().saturating_sub(UnixTime::now().as_secs()))
     }
 
     /// The side that connects to a process that has one of these roles.
@@ -201,7 +222,26 @@ impl Verifiers {
         Ok(())
     }
 
+    /// The last second at which a certificate that is valid now will be, with all CAs on the way to it. The library tells only whether it
+    /// is valid at a time, so this is a search.
+    fn expires(&self, chain: &[CertificateDer<'static>]) -> UnixTime {
+        let now = UnixTime::now().as_secs();
+        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let is_valid = |seconds| {
+            chain
+                .split_first()
+                .is_some_and(|(own, between)| self.of_clients.verify_client_cert(own, between, at(seconds)).is_ok())
+        };
+        let (mut valid, mut expired) = (now, now.saturating_add(CENTURY_SECONDS));
+        while valid + 1 < expired {
+            let between = valid.midpoint(expired);
+            if is_valid(between) { valid = between } else { expired = between }
+        }
+        at(valid)
+    }
+
     fn identity(self, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Tls, Error> {
+        let expires = self.expires(&chain);
         let mut client = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&TLS13])?
             .with_webpki_verifier(self.of_servers.clone())
@@ -212,7 +252,7 @@ impl Verifiers {
             .with_single_cert(chain, key)?;
         // Connections are few and long, and each of them checks certificates.
         (client.resumption, server.send_tls13_tickets) = (Resumption::disabled(), 0);
-        Ok(Tls { of_servers: self.of_servers, client, server })
+        Ok(Tls { of_servers: self.of_servers, client, server, expires })
     }
 }
 

@@ -15,6 +15,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use convoy_common::address::Address;
 use convoy_common::index::{PerWorker, WorkerIndex};
 use convoy_common::wire::{FromWorker, Numbered, Recorded, Tally, ToWorker};
 use convoy_proto::v1;
@@ -269,6 +270,17 @@ impl Cluster {
     pub fn must_relay(&self, one: WorkerIndex, other: WorkerIndex) -> bool {
         let session = self.member(other).map(|member| member.session);
         self.member(one).is_none_or(|member| session.is_none_or(|session| member.relayed.contains(&session)))
+    }
+
+    /// Whether one of these two workers listens at an address that leads elsewhere on the other one's machine.
+    pub fn leads_elsewhere(&self, one: WorkerIndex, other: WorkerIndex) -> bool {
+        let hello = |worker| self.member(worker).map(|member| &member.hello);
+        let is_local = |worker| {
+            let address = hello(worker).and_then(|hello| hello.exchange_address.as_ref());
+            address.is_some_and(Address::is_local)
+        };
+        hello(one).map(|hello| &hello.host) != hello(other).map(|hello| &hello.host)
+            && (is_local(one) || is_local(other))
     }
 
     /// Removes the seats that are empty. The workers are numbered anew.

@@ -183,11 +183,8 @@ impl Run {
         let cluster = &*site.cluster;
         let address_of = |worker| cluster.member(worker)?.hello.exchange_address.clone();
         let is_direct = self.running.transport == Transport::Direct;
-        let host = |worker| cluster.member(worker).map(|member| &member.hello.host);
-        let is_local = |worker| address_of(worker).is_some_and(|address| address.is_local());
-        // An address of one machine leads elsewhere on another one.
-        let is_elsewhere = |one, other| host(one) != host(other) && (is_local(one) || is_local(other));
-        let must_relay = |one, other| is_elsewhere(one, other) || (!is_direct && cluster.must_relay(one, other));
+        let must_relay =
+            |one, other| cluster.leads_elsewhere(one, other) || (!is_direct && cluster.must_relay(one, other));
         if self.running.transport == Transport::Direct
             && self.plan.workers > 1
             && let Some(worker) = self.plan.all_workers().find(|worker| address_of(*worker).is_none())

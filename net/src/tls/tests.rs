@@ -106,6 +106,7 @@ async fn each_end_says_what_is_wrong() {
             .with_webpki_verifier(Verifiers::new(roots_of(&ca)).unwrap().of_servers)
             .with_no_client_auth(),
         server: server.server.clone(),
+        expires: client.expires,
     };
     let (worker_expired, early, stranger) = (expired(Role::Worker), early(Role::Worker), strangers(Role::Worker));
     let (mute, deaf) = (one_way(ExtendedKeyUsagePurpose::ServerAuth), one_way(ExtendedKeyUsagePurpose::ClientAuth));

@@ -1,0 +1,187 @@
+//! This machine: processor, memory, descriptors, clock, and places for files.
+//!
+//! Not here: its name and addresses (`names`, `addresses`).
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use convoy_coordinator::cluster::local::SocketFolder;
+use convoy_kernels::isa::Isa;
+use rustix::process::{Resource, getrlimit};
+
+use crate::finding::Finding;
+
+/// A process of a job with many workers has some hundred connections, besides those of strangers, which are limited.
+const DESCRIPTORS_MIN: u64 = 1024;
+/// Less memory than this is enough for small networks only.
+const MEMORY_MIN: u64 = 1 << 30;
+/// A checkpoint of AlexNet has 0.5 GB, and two are kept.
+const DISK_MIN: u64 = 2 << 30;
+/// This program did not exist before 2026-01-01, in seconds since 1970, so a clock that shows less is wrong.
+const EARLIEST: Duration = Duration::from_secs(1_767_225_600);
+
+/// All checks of this machine. Runs are written to folders below `runs`.
+pub fn findings(runs: &Path) -> Vec<Finding> {
+    vec![
+        processor(&read("/proc/cpuinfo"), Isa::detect()),
+        memory(&read("/proc/meminfo"), &read("/sys/fs/cgroup/memory.max"), &read("/sys/fs/cgroup/memory.current")),
+        descriptors(getrlimit(Resource::Nofile).current),
+        clock(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()),
+        sockets(),
+        disk(runs),
+    ]
+}
+
+/// The text of a file of the system; empty if there is none.
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn processor(text: &str, isa: Isa) -> Finding {
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let name = name.map_or(std::env::consts::ARCH, |(_, name)| name.trim());
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let found = format!("{name}; this process may use {cores} core{}; the kernels use {isa}", s(cores));
+    match isa {
+        Isa::Scalar => Finding::warning(
+            "processor",
+            found,
+            "kernels without vectors are many times slower; use a processor with AVX2, AVX-512 or NEON",
+        ),
+        _ => Finding::ok("processor", found),
+    }
+}
+
+/// What /proc/meminfo and the files of the control group say.
+fn memory(machine: &str, limit: &str, used: &str) -> Finding {
+    let of = |key: &str| {
+        let line = machine.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        line?.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+    };
+    let (Some(total), Some(available)) = (of("MemTotal"), of("MemAvailable")) else {
+        return Finding::ok("memory", "the system does not say how much there is");
+    };
+    // The file holds "max" if there is no limit.
+    let limit = limit.trim().parse::<u64>().ok().filter(|limit| *limit < total);
+    let left = limit.map_or(u64::MAX, |limit| limit.saturating_sub(used.trim().parse().unwrap_or(0)));
+    let (available, of) = (available.min(left), limit.unwrap_or(total));
+    let of_what = if limit.is_some() { "the limit of this container or service" } else { "this machine" };
+    let found = format!("{} available; {of_what} has {}", bytes(available), bytes(of));
+    let advice = "`convoy plan --model MODEL --batch N` shows how much memory a job needs; end other programs, or use more workers";
+    if available < MEMORY_MIN { Finding::warning("memory", found, advice) } else { Finding::ok("memory", found) }
+}
+
+fn descriptors(limit: Option<u64>) -> Finding {
+    match limit {
+        None => Finding::ok("descriptors", "no limit"),
+        Some(limit) if limit < DESCRIPTORS_MIN => Finding::wrong(
+            "descriptors",
+            format!("a process may have {limit} open files"),
+            format!("allow at least {DESCRIPTORS_MIN}, for example with `ulimit -n {DESCRIPTORS_MIN}`"),
+        ),
+        Some(limit) => Finding::ok("descriptors", format!("a process may have {limit} open files")),
+    }
+}
+
+/// What the system's clock says: the time since 1970.
+fn clock(now: Duration) -> Finding {
+    let years = now.as_secs() / 31_556_952 + 1970;
+    if now < EARLIEST {
+        let found = format!("the clock of this machine says that it is the year {years}");
+        return Finding::wrong("clock", found, "set the clock, for example with a time service (NTP); TLS needs it");
+    }
+    Finding::ok("clock", format!("{} s since 1970, in the year {years}", now.as_secs()))
+}
+
+/// Whether local workers can have a Unix socket. Their folder is removed at once.
+fn sockets() -> Finding {
+    match SocketFolder::create() {
+        Ok(folder) => Finding::ok("local workers", format!("can have a socket ({})", folder.address())),
+        Err(error) => Finding::wrong(
+            "local workers",
+            format!("no temporary folder can hold their socket: {error}"),
+            "set TMPDIR to a folder that this user can write, with a short name",
+        ),
+    }
+}
+
+/// The disk that holds the folder of runs, or that will.
+fn disk(runs: &Path) -> Finding {
+    let subject = "disk";
+    let there = runs.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
+    let shown = there.display();
+    let free = match rustix::fs::statvfs(there) {
+        Ok(found) => found.f_bavail.saturating_mul(found.f_frsize),
+        Err(error) => {
+            return Finding::wrong(subject, format!("cannot look at {shown}: {error}"), "give another --out");
+        }
+    };
+    if let Err(error) = rustix::fs::access(there, rustix::fs::Access::WRITE_OK) {
+        let found = format!("this user cannot write to {shown}: {error}");
+        return Finding::warning(subject, found, "a coordinator needs a folder for its run; give another --out");
+    }
+    let found = format!("{} free for runs in {shown}", bytes(free));
+    if free < DISK_MIN {
+        return Finding::warning(
+            subject,
+            found,
+            "a job ends if it can't write a checkpoint; make room, or give another --out",
+        );
+    }
+    Finding::ok(subject, found)
+}
+
+/// A number of bytes, for a person.
+pub(crate) fn bytes(count: u64) -> String {
+    let count = count as f64;
+    if count >= 1e9 { format!("{:.1} GB", count / 1e9) } else { format!("{:.0} MB", count / 1e6) }
+}
+
+fn s(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::finding::Verdict;
+
+    const MEMINFO: &str = "MemTotal:       24000000 kB\nMemFree:         1000 kB\nMemAvailable:   20000000 kB\n";
+
+    #[test]
+    fn memory_is_that_of_the_machine_or_of_the_container() {
+        let found = |limit, used| memory(MEMINFO, limit, used);
+        assert_eq!(found("max\n", "5\n").found, "20.5 GB available; this machine has 24.6 GB");
+        assert_eq!(found("", "").verdict, Verdict::Ok);
+        let contained = found("4000000000\n", "1000000000\n");
+        assert_eq!(contained.found, "3.0 GB available; the limit of this container or service has 4.0 GB");
+        assert_eq!(found("1000000000\n", "900000000\n").verdict, Verdict::Warning);
+        assert_eq!(found("99999999999999\n", "0\n").found, "20.5 GB available; this machine has 24.6 GB");
+        assert_eq!(memory("", "", "").verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn few_descriptors_and_a_clock_in_the_past_are_wrong() {
+        let verdicts = [Some(1023), Some(1024), None].map(|limit| descriptors(limit).verdict);
+        assert_eq!(verdicts, [Verdict::Wrong, Verdict::Ok, Verdict::Ok]);
+        let reset = clock(Duration::ZERO);
+        assert!(reset.verdict == Verdict::Wrong && reset.found.contains("1970"), "{reset:?}");
+        assert_eq!(clock(EARLIEST).verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn kernels_without_vectors_are_a_warning() {
+        let text = "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n";
+        let [best, scalar] = [Isa::detect(), Isa::Scalar].map(|isa| processor(text, isa));
+        assert!(best.found.starts_with("Some CPU @ 2 GHz; "), "{best:?}");
+        assert_eq!(scalar.verdict, Verdict::Warning);
+    }
+
+    #[test]
+    fn a_folder_that_does_not_exist_is_on_the_disk_of_the_one_above() {
+        let folder = std::env::temp_dir();
+        let found = disk(&folder.join("no/such/folder"));
+        assert!(found.found.contains(&folder.display().to_string()), "{found:?}");
+    }
+}

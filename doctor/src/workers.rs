@@ -1,0 +1,137 @@
+//! The workers that connect to a coordinator, and the ways between them: what an examination means.
+//!
+//! Not here: measuring (`convoy_coordinator::examine`).
+
+use convoy_coordinator::examine::{Examination, Examined, Measured, Unlinked};
+use convoy_coordinator::observe::{Event, Observer};
+
+use crate::finding::Finding;
+
+/// Bytes per second below which a connection is slow: 100 Mbit/s. AlexNet with a batch of 128 sends each worker some 70 MB per step.
+const SLOW: f64 = 12.5e6;
+/// A connection that is this many times slower than the fastest one makes the others wait.
+const UNEVEN: f64 = 4.0;
+/// A round trip above this, in milliseconds, costs more than most layers: a step has several exchanges, one after the other.
+const FAR_MS: f64 = 10.0;
+
+/// What is heard while a coordinator waits for workers.
+pub struct Notes<F> {
+    /// Called with each line of progress.
+    tell: F,
+    findings: Vec<Finding>,
+}
+
+impl<F: FnMut(&str)> Notes<F> {
+    /// Nothing yet.
+    pub fn new(tell: F) -> Self {
+        Self { tell, findings: Vec::new() }
+    }
+
+    /// What was heard, and what an examination of `wanted` workers has found.
+    pub fn findings(self, examination: &Examination, wanted: usize) -> Vec<Finding> {
+        let fastest = examination.workers.iter().filter_map(|examined| examined.measured.as_ref().ok());
+        let fastest = fastest.map(slower_direction).fold(0.0, f64::max);
+        let workers = examination.workers.iter_enumerated();
+        let each = workers.map(|(worker, examined)| of_worker(&format!("worker {worker}"), examined, fastest));
+        let have = examination.workers.len();
+        let missing = (have < wanted).then(|| {
+            Finding::wrong(
+                "workers",
+                format!("{have} of {wanted} have connected"),
+                "start the others, and run `convoy doctor --join` with this coordinator's address on their machines",
+            )
+        });
+        let links = if have > 1 && examination.unlinked.is_empty() {
+            vec![Finding::ok("links", "all workers can connect to each other")]
+        } else {
+            examination.unlinked.iter().map(of_link).collect()
+        };
+        self.findings.into_iter().chain(missing).chain(each).chain(links).collect()
+    }
+}
+
+impl<F: FnMut(&str)> Observer for Notes<F> {
+    fn on(&mut self, event: Event) {
+        match event {
+            Event::Waiting { have, want, start, .. } if have < want => {
+                (self.tell)(&format!("waiting for workers: {have} of {want} have connected; start more with: {start}"));
+            }
+            Event::Refused { address, reason } => self.findings.push(Finding::wrong(
+                "worker",
+                format!("one at {address} was refused: {reason}"),
+                "start it again with what it lacks",
+            )),
+            Event::Elsewhere { host, coordinator, .. } => self.findings.push(Finding::warning(
+                "worker",
+                format!("one on {host} serves the coordinator at {coordinator}"),
+                "end that job, or wait until it has ended",
+            )),
+            Event::Gone { host, why, .. } => self.findings.push(Finding::warning(
+                "worker",
+                format!("one on {host} has left again: {why}"),
+                "its own log says more",
+            )),
+            _ => {}
+        }
+    }
+}
+
+fn slower_direction(measured: &Measured) -> f64 {
+    measured.to_worker.min(measured.from_worker)
+}
+
+fn of_worker(subject: &str, examined: &Examined, fastest: f64) -> Finding {
+    let hello = &examined.hello;
+    let described = format!(
+        "{} ({}), version {}, {} threads, {}",
+        hello.host, examined.address, hello.convoy_version, hello.threads, hello.instruction_set
+    );
+    let measured = match &examined.measured {
+        Ok(measured) => measured,
+        Err(trouble) => {
+            return Finding::wrong(
+                subject,
+                format!("{described}: {trouble}"),
+                "its own log says more; run `convoy doctor` on its machine",
+            );
+        }
+    };
+    let round_trip = measured.round_trip.as_secs_f64() * 1e3;
+    let [to, from] = [measured.to_worker, measured.from_worker].map(|speed| speed / 1e6);
+    let found = format!("{described}; answers in {round_trip:.2} ms; {to:.0} MB/s to it, {from:.0} MB/s from it");
+    let speed = slower_direction(measured);
+    if speed < SLOW {
+        let advice =
+            "slower than 100 Mbit/s: check cables, switches and Wi-Fi; `convoy plan` shows the bytes of a step";
+        return Finding::warning(subject, found, advice);
+    }
+    if speed * UNEVEN < fastest {
+        return Finding::warning(
+            subject,
+            found,
+            "the others will wait for it: its connection is several times slower than theirs",
+        );
+    }
+    if round_trip > FAR_MS {
+        return Finding::warning(
+            subject,
+            found,
+            "far away: each exchange of a step takes a round trip; use machines of one site",
+        );
+    }
+    if hello.convoy_version != env!("CARGO_PKG_VERSION") {
+        return Finding::warning(
+            subject,
+            found,
+            "it has another version than this coordinator; install the same one everywhere",
+        );
+    }
+    Finding::ok(subject, found)
+}
+
+fn of_link(unlinked: &Unlinked) -> Finding {
+    let Unlinked { worker, peer, why } = unlinked;
+    let found = format!("workers {worker} and {peer} can't connect to each other: {why}");
+    let advice = "let them: give both --exchange-listen with a port that the other one can reach; otherwise the coordinator relays what they send, which doubles the bytes";
+    Finding::warning("links", found, advice)
+}

@@ -1,0 +1,169 @@
+//! `convoy doctor`: checks a machine, or a whole cluster, before a job, and prints what is wrong and what to do.
+//!
+//! Not here: the checks (`convoy_doctor`).
+
+use std::error::Error;
+use std::path::Path;
+use std::time::Duration;
+
+use convoy_common::address::Address;
+use convoy_coordinator::JobError;
+use convoy_coordinator::examine::examine;
+use convoy_coordinator::running::Running;
+use convoy_doctor::workers::Notes;
+use convoy_doctor::{Finding, Verdict, addresses, machine, names, tls};
+use convoy_net::tls::{Role, Tls};
+use convoy_proto::PROTOCOL_VERSION;
+
+use crate::credentials::Credentials;
+use crate::log::Log;
+use crate::numbers::{counted, whole};
+use crate::sockets::SocketFile;
+use crate::table::aligned;
+use crate::{Outcome, eval, output, signals};
+
+/// The folder that holds new runs.
+const RUNS: &str = "runs";
+
+/// The command line of `convoy doctor`. Its help text is at `Command`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Check this machine as one of a worker that will connect to these coordinators
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', conflicts_with_all = ["listen", "workers", "wait"])]
+    join: Vec<Address>,
+    /// Check this machine as that of a coordinator. Workers that connect to this address are examined: how far away each is, how fast its
+    /// connection is, and whether the workers can connect to each other. Workers that wait for a job connect by themselves
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<Address>,
+    /// Workers to wait for, with --listen
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<usize>(1..=1024), requires = "listen")]
+    workers: usize,
+    /// Seconds to wait for them
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = whole::<u64>(0..=86_400), requires = "listen")]
+    wait: u64,
+    #[command(flatten)]
+    credentials: Credentials,
+    /// Address on which the worker will accept connections from other workers
+    #[arg(long, value_name = "HOST:PORT", requires = "join")]
+    exchange_listen: Option<Address>,
+    /// Address on which the worker will answer health checks
+    #[arg(long, value_name = "HOST:PORT", requires = "join")]
+    health: Option<Address>,
+    /// Address on which the process will serve metrics
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics: Option<Address>,
+    /// Print the findings as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Something is wrong: exit code 1.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}; a job would fail")]
+struct Unfit(String);
+
+pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Error>> {
+    let json = arguments.json;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let findings = examined(arguments, &runtime, log);
+    // A name lookup can't be cancelled, and must not be waited for.
+    runtime.shutdown_background();
+    let findings = findings?;
+    output::print(&if json { format!("{:#}\n", serde_json::to_value(&findings)?) } else { described(&findings) })?;
+    let wrong = findings.iter().filter(|finding| finding.verdict == Verdict::Wrong).count();
+    if wrong > 0 {
+        return Err(Unfit(format!("{} wrong", counted(wrong, "thing is", "things are"))).into());
+    }
+    Ok(Outcome::Done)
+}
+
+fn examined(
+    arguments: Arguments,
+    runtime: &tokio::runtime::Runtime,
+    log: &Log,
+) -> Result<Vec<Finding>, Box<dyn Error>> {
+    let version = format!("{}, protocol {PROTOCOL_VERSION}", env!("CARGO_PKG_VERSION"));
+    let mut findings = vec![Finding::ok("version", version)];
+    findings.extend(machine::findings(Path::new(RUNS)));
+    let role = if arguments.join.is_empty() { Role::Coordinator } else { Role::Worker };
+    let (identity, of_tls) = match arguments.credentials.tls_files()? {
+        Some(files) => tls::findings(&files, role),
+        None => (None, Vec::new()),
+    };
+    let has_bad_files = of_tls.iter().any(|finding| finding.verdict == Verdict::Wrong);
+    findings.extend(of_tls);
+    for (flag, address) in [
+        ("--exchange-listen", &arguments.exchange_listen),
+        ("--health", &arguments.health),
+        ("--metrics", &arguments.metrics),
+    ] {
+        if let Some(address) = address {
+            findings.push(listens(runtime, flag, address));
+        }
+    }
+    if !has_bad_files {
+        findings.extend(of_addresses(arguments, identity.as_ref(), runtime, log)?);
+    }
+    Ok(findings)
+}
+
+/// The findings about the addresses of coordinators, and about the workers of this one.
+fn of_addresses(
+    arguments: Arguments,
+    identity: Option<&Tls>,
+    runtime: &tokio::runtime::Runtime,
+    log: &Log,
+) -> Result<Vec<Finding>, Box<dyn Error>> {
+    let mut findings = Vec::new();
+    for address in &arguments.join {
+        findings.extend(runtime.block_on(addresses::reaches(address, identity)));
+    }
+    let Some(address) = arguments.listen else {
+        // A token that would be sent unencrypted is a misuse of `convoy worker` too.
+        arguments.credentials.secrets(Role::Worker, "--join", &arguments.join)?;
+        return Ok(findings);
+    };
+    findings.extend(runtime.block_on(names::own()));
+    let listens = listens(runtime, "--listen", &address);
+    let is_bound = listens.verdict != Verdict::Wrong;
+    findings.push(listens);
+    if is_bound {
+        let secrets = arguments.credentials.secrets(Role::Coordinator, "--listen", [&address])?;
+        let _socket = SocketFile::at(Some(&address))?;
+        let running = Running { listen: Some(address), secrets, ..eval::running(log)? };
+        let stop = signals::stop_flag("stopping", "quit".to_owned())?;
+        let mut notes = Notes::new(output::complain);
+        let wait = Duration::from_secs(arguments.wait);
+        let examination = examine(&running, arguments.workers, wait, &mut notes, &stop)?;
+        if stop.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(JobError::Interrupted.into());
+        }
+        findings.extend(notes.findings(&examination, arguments.workers));
+    }
+    Ok(findings)
+}
+
+fn listens(runtime: &tokio::runtime::Runtime, flag: &str, address: &Address) -> Finding {
+    match SocketFile::at(Some(address)) {
+        Ok(_socket) => runtime.block_on(addresses::listens(flag, address)),
+        Err(error) => Finding::wrong(flag, error.to_string(), "give a path that no other process uses"),
+    }
+}
+
+/// The findings, one below the other, and how many are how bad.
+fn described(findings: &[Finding]) -> String {
+    let word = |verdict| match verdict {
+        Verdict::Ok => "ok",
+        Verdict::Warning => "warning",
+        Verdict::Wrong => "WRONG",
+    };
+    let row = |first: &str, subject: &str, text: String| vec![first.to_owned(), subject.to_owned(), text];
+    let mut rows = Vec::new();
+    for finding in findings {
+        rows.push(row(word(finding.verdict), &finding.subject, finding.found.clone()));
+        rows.extend(finding.advice.iter().map(|advice| row("", "", format!("-> {advice}"))));
+    }
+    let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
+    let [ok, warnings, wrong] = [Verdict::Ok, Verdict::Warning, Verdict::Wrong].map(count);
+    aligned(&rows, &[0, 1, 2]) + &format!("{ok} ok, {}, {wrong} wrong\n", counted(warnings, "warning", "warnings"))
+}
