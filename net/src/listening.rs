@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use convoy_common::address::Address;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener};
 use tokio::sync::mpsc::{Sender, channel};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -36,8 +36,9 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// What the other end may send meanwhile, in bytes.
 const FAREWELL_BYTES: u64 = 64 << 10;
 
-/// Connections that the system completes before this process accepts them, as for TCP sockets of the standard library.
-const BACKLOG: i32 = 128;
+/// Connections that the system completes before this process accepts them, if its own limit allows as many. If there are more, the other
+/// end tries again only after a second, so that a burst of strangers would keep others out. This many are accepted within a tenth of a second.
+pub(crate) const BACKLOG: u32 = 1024;
 
 /// A bound address.
 #[derive(Debug)]
@@ -56,7 +57,7 @@ impl Listening {
     pub async fn open(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp(host) => {
-                let listener = TcpListener::bind(host.as_str()).await?;
+                let listener = bound_to(host).await?;
                 let bound = listener.local_addr()?.to_string();
                 Ok(Listening::Tcp(listener, bound))
             }
@@ -139,6 +140,26 @@ impl Listening {
     }
 }
 
+/// A listener on the first address of `host` that can be bound.
+async fn bound_to(host: &str) -> io::Result<TcpListener> {
+    let mut failed = None;
+    for address in tokio::net::lookup_host(host).await? {
+        match listener(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => failed = Some(error),
+        }
+    }
+    Err(failed.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address")))
+}
+
+fn listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A process that has just ended leaves connections in the system that would block its port for a minute.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 /// A connection that has just been accepted.
 enum Accepted {
     Tcp(TcpStream, SocketAddr),
@@ -151,7 +172,7 @@ fn private_socket(path: &Path) -> io::Result<UnixListener> {
     // Set before it has a path, so that there is no moment in which others could connect.
     rustix::fs::fchmod(&socket, rustix::fs::Mode::RWXU)?;
     socket.bind(&socket2::SockAddr::unix(path)?)?;
-    socket.listen(BACKLOG)?;
+    socket.listen(BACKLOG as i32)?;
     socket.set_nonblocking(true)?;
     UnixListener::from_std(socket.into())
 }
@@ -223,4 +244,23 @@ pub(crate) async fn part(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
 async fn discard(mut stream: impl AsyncRead + Unpin) {
     let mut sink = tokio::io::sink();
     let _ = tokio::io::copy(&mut stream, &mut sink).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As many as 500 connections come at once, and nobody accepts any.
+    #[tokio::test]
+    async fn a_burst_of_connections_is_not_turned_away() {
+        const PATIENCE: Duration = Duration::from_millis(900);
+        let listening = Listening::open(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listening.address().parse().unwrap();
+        let connect = |number| {
+            let connected = std::net::TcpStream::connect_timeout(&address, PATIENCE);
+            connected.unwrap_or_else(|error| panic!("connection {number} has to come again: {error}"))
+        };
+        let held: Vec<_> = (1..=500).map(connect).collect();
+        assert_eq!(held.len(), 500);
+    }
 }

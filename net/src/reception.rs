@@ -333,6 +333,7 @@ mod tests {
             ("after this time, a stranger is closed", format!("{} s", LIMITS.patience.as_secs())),
             ("connections that have asked for the health, and have no deadline", LIMITS.visitors.to_string()),
             ("strangers at any time, with those that have just come", LIMITS.crowd.to_string()),
+            ("connections that wait to be accepted", crate::listening::BACKLOG.to_string()),
             ("what a stranger may send at once", format!("{} bytes", crate::guest::ALLOWANCE)),
             ("what it may send after that", format!("{} bytes per second", crate::guest::ALLOWANCE_PER_SECOND)),
             ("calls of a connection at once", crate::grpc::REQUESTS_MAX.to_string()),
