@@ -3,7 +3,7 @@
 //!
 //! Not here: what the figures mean (`convoy_doctor`), and who is there (`cluster`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use convoy_common::model::Network;
 use convoy_common::parameters::Tensors;
 use convoy_common::plan::Plan;
 use convoy_common::wire::{
-    Assignment, Chunk, FromWorker, Generation, Hello, Numbered, Payload, Peer, TensorKey, ToWorker, frames,
+    Assignment, Chunk, FromWorker, Generation, Hello, Numbered, Payload, Peer, PeerFailed, TensorKey, ToWorker, frames,
 };
 
 use crate::cluster::member::{Heard, Undelivered};
@@ -187,19 +187,35 @@ impl<'a> Examiner<'a> {
         for worker in self.all_workers() {
             self.attempt(worker, |examiner| examiner.send(worker, &round).map(drop));
         }
-        for worker in self.all_workers() {
-            let failed = self.attempt(worker, |examiner| {
-                examiner.hear(worker, "connect to the other workers", LINKED_WITHIN, |heard| match heard {
-                    Heard::Said(Numbered { message: FromWorker::Ready, .. }, _) => Ok(Some(None)),
-                    Heard::Said(Numbered { message: FromWorker::PeerFailed(failed), .. }, _) => Ok(Some(Some(failed))),
-                    other => Err(out_of_turn(&other)),
-                })
-            });
-            if let Some(failed) = failed.flatten() {
-                unlinked.push(Unlinked { worker, peer: failed.peer, why: failed.message });
-            }
-        }
+        unlinked.extend(self.reports_of_links());
         Ok(unlinked)
+    }
+
+    /// Waits until each worker has connected to its peers, or has reported one that it can't reach.
+    fn reports_of_links(&mut self) -> Vec<Unlinked> {
+        let (began, mut unlinked) = (Instant::now(), Vec::new());
+        let mut owed: HashSet<_> = self.all_workers().collect();
+        loop {
+            owed.retain(|worker| self.troubles[*worker].is_none());
+            if owed.is_empty() {
+                return unlinked;
+            }
+            if began.elapsed() > LINKED_WITHIN {
+                for worker in owed {
+                    self.troubles[worker] = Some(Trouble::Late("connect to the other workers", LINKED_WITHIN));
+                }
+                return unlinked;
+            }
+            let Some((worker, heard)) = self.next() else { continue };
+            match heard {
+                Heard::Said(Numbered { message: FromWorker::Ready, .. }, _) => {}
+                Heard::Said(Numbered { message: FromWorker::PeerFailed(PeerFailed { peer, message, .. }), .. }, _) => {
+                    unlinked.push(Unlinked { worker, peer, why: message });
+                }
+                other => self.troubles[worker] = Some(out_of_turn(&other)),
+            }
+            owed.remove(&worker);
+        }
     }
 
     /// The pairs that are not even told to connect, because one of the two listens at no address that the other one could use.
@@ -344,29 +360,34 @@ impl<'a> Examiner<'a> {
     ) -> Result<T, Trouble> {
         let began = Instant::now();
         while began.elapsed() < within {
-            self.cluster.beat();
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(Trouble::Stopped);
-            }
-            match self.cluster.poll(LOOK_EVERY) {
-                Some(News::Heard(from, Heard::Lost(why))) => {
-                    self.troubles[from].get_or_insert(Trouble::Lost(why));
-                }
-                Some(News::Heard(from, Heard::Said(Numbered { message: FromWorker::Failure(failure), .. }, _))) => {
-                    self.troubles[from].get_or_insert(Trouble::Failed(failure.message));
-                }
-                Some(News::Heard(from, heard)) if from == worker && self.is_of_this_generation(&heard) => {
-                    if let Some(taken) = take(heard)? {
-                        return Ok(taken);
-                    }
-                }
-                _ => {}
+            if let Some((_, heard)) = self.next().filter(|(from, _)| *from == worker)
+                && let Some(taken) = take(heard)?
+            {
+                return Ok(taken);
             }
             if let Some(trouble) = &self.troubles[worker] {
                 return Err(trouble.clone());
             }
         }
         Err(Trouble::Late(what, within))
+    }
+
+    /// The next message of this generation, if one comes soon. Notes which workers are in trouble.
+    fn next(&mut self) -> Option<(WorkerIndex, Heard)> {
+        self.cluster.beat();
+        if self.stop.load(Ordering::Relaxed) {
+            for trouble in &mut self.troubles {
+                trouble.get_or_insert(Trouble::Stopped);
+            }
+        }
+        let Some(News::Heard(from, heard)) = self.cluster.poll(LOOK_EVERY) else { return None };
+        let trouble = match heard {
+            Heard::Lost(why) => Trouble::Lost(why),
+            Heard::Said(Numbered { message: FromWorker::Failure(failure), .. }, _) => Trouble::Failed(failure.message),
+            heard => return self.is_of_this_generation(&heard).then_some((from, heard)),
+        };
+        self.troubles[from].get_or_insert(trouble);
+        None
     }
 
     fn is_of_this_generation(&self, heard: &Heard) -> bool {

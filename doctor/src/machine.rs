@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use convoy_coordinator::cluster::local::SocketFolder;
 use convoy_kernels::isa::Isa;
 use rustix::process::{Resource, getrlimit};
+use time::OffsetDateTime;
 
 use crate::finding::Finding;
 
@@ -86,12 +87,13 @@ fn descriptors(limit: Option<u64>) -> Finding {
 
 /// What the system's clock says: the time since 1970.
 fn clock(now: Duration) -> Finding {
-    let years = now.as_secs() / 31_556_952 + 1970;
+    let time = OffsetDateTime::UNIX_EPOCH + now;
+    let (date, hour, minute, second) = (time.date(), time.hour(), time.minute(), time.second());
+    let found = format!("{date} {hour:02}:{minute:02}:{second:02} UTC");
     if now < EARLIEST {
-        let found = format!("the clock of this machine says that it is the year {years}");
         return Finding::wrong("clock", found, "set the clock, for example with a time service (NTP); TLS needs it");
     }
-    Finding::ok("clock", format!("{} s since 1970, in the year {years}", now.as_secs()))
+    Finding::ok("clock", found)
 }
 
 /// Whether local workers can have a Unix socket. Their folder is removed at once.
@@ -166,7 +168,7 @@ mod tests {
         let verdicts = [Some(1023), Some(1024), None].map(|limit| descriptors(limit).verdict);
         assert_eq!(verdicts, [Verdict::Wrong, Verdict::Ok, Verdict::Ok]);
         let reset = clock(Duration::ZERO);
-        assert!(reset.verdict == Verdict::Wrong && reset.found.contains("1970"), "{reset:?}");
+        assert!(reset.verdict == Verdict::Wrong && reset.found == "1970-01-01 00:00:00 UTC", "{reset:?}");
         assert_eq!(clock(EARLIEST).verdict, Verdict::Ok);
     }
 

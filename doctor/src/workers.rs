@@ -41,10 +41,10 @@ impl<F: FnMut(&str)> Notes<F> {
                 "start the others, and run `convoy doctor --join` with this coordinator's address on their machines",
             )
         });
-        let links = if have > 1 && examination.unlinked.is_empty() {
-            vec![Finding::ok("links", "all workers can connect to each other")]
-        } else {
-            examination.unlinked.iter().map(of_link).collect()
+        let are_linked = have > 1 && examination.workers.iter().all(|examined| examined.measured.is_ok());
+        let links = match examination.unlinked.as_slice() {
+            [] if are_linked => vec![Finding::ok("links", "all workers can connect to each other")],
+            unlinked => unlinked.iter().map(of_link).collect(),
         };
         self.findings.into_iter().chain(missing).chain(each).chain(links).collect()
     }
@@ -83,8 +83,13 @@ fn slower_direction(measured: &Measured) -> f64 {
 fn of_worker(subject: &str, examined: &Examined, fastest: f64) -> Finding {
     let hello = &examined.hello;
     let described = format!(
-        "{} ({}), version {}, {} threads, {}",
-        hello.host, examined.address, hello.convoy_version, hello.threads, hello.instruction_set
+        "{} ({}), version {}, {} thread{}, {}",
+        hello.host,
+        examined.address,
+        hello.convoy_version,
+        hello.threads,
+        if hello.threads == 1 { "" } else { "s" },
+        hello.instruction_set
     );
     let measured = match &examined.measured {
         Ok(measured) => measured,
@@ -97,8 +102,9 @@ fn of_worker(subject: &str, examined: &Examined, fastest: f64) -> Finding {
         }
     };
     let round_trip = measured.round_trip.as_secs_f64() * 1e3;
-    let [to, from] = [measured.to_worker, measured.from_worker].map(|speed| speed / 1e6);
-    let found = format!("{described}; answers in {round_trip:.2} ms; {to:.0} MB/s to it, {from:.0} MB/s from it");
+    // In the unit of `convoy plan --link-mbit`.
+    let [to, from] = [measured.to_worker, measured.from_worker].map(|speed| speed * 8.0 / 1e6);
+    let found = format!("{described}; answers in {round_trip:.2} ms; {to:.0} Mbit/s to it, {from:.0} Mbit/s from it");
     let speed = slower_direction(measured);
     if speed < SLOW {
         let advice =
