@@ -73,7 +73,16 @@ impl Credentials {
         addresses: impl IntoIterator<Item = &'a Address>,
     ) -> Result<Secrets, Misuse> {
         let tls = self.tls.identity(Some(role))?;
-        let Some(file) = &self.token_file else { return Ok(Secrets { token: None, tls }) };
+        Ok(Secrets { token: self.token(flag, addresses)?, tls })
+    }
+
+    /// The token, if there is one and may be sent or received at these addresses.
+    pub(crate) fn token<'a>(
+        &self,
+        flag: &str,
+        addresses: impl IntoIterator<Item = &'a Address>,
+    ) -> Result<Option<Token>, Misuse> {
+        let Some(file) = &self.token_file else { return Ok(None) };
         let mut addresses = addresses.into_iter().peekable();
         if addresses.peek().is_none() {
             return Err(Misuse(format!(
@@ -82,11 +91,11 @@ impl Credentials {
             )));
         }
         match addresses.find(|address| !address.is_local()) {
-            Some(address) if tls.is_none() && !self.insecure_token => Err(Misuse(format!(
+            Some(address) if self.tls.files()?.is_none() && !self.insecure_token => Err(Misuse(format!(
                 "--token-file with {flag} {address}: the token would cross the network unencrypted; use TLS (--tls-cert, --tls-key and --tls-ca; \
                  `convoy certs` makes the files), or allow it with --insecure-token"
             ))),
-            _ => Ok(Secrets { token: Some(token(file)?), tls }),
+            _ => token(file).map(Some),
         }
     }
 

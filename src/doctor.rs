@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use convoy_common::address::Address;
@@ -12,8 +13,10 @@ use convoy_coordinator::examine::examine;
 use convoy_coordinator::running::Running;
 use convoy_doctor::workers::Notes;
 use convoy_doctor::{Finding, Verdict, addresses, machine, names, tls};
-use convoy_net::tls::{Role, Tls};
+use convoy_net::secrets::Secrets;
+use convoy_net::tls::Role;
 use convoy_proto::PROTOCOL_VERSION;
+use tokio::runtime::{self, Runtime};
 
 use crate::credentials::Credentials;
 use crate::log::Log;
@@ -57,6 +60,17 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
+impl Arguments {
+    /// What the process will be whose place this one takes. None: either.
+    fn role(&self) -> Option<Role> {
+        match (&self.listen, self.join.is_empty()) {
+            (Some(_), _) => Some(Role::Coordinator),
+            (None, false) => Some(Role::Worker),
+            (None, true) => None,
+        }
+    }
+}
+
 /// Something is wrong: exit code 1.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}; a job would fail")]
@@ -64,7 +78,7 @@ struct Unfit(String);
 
 pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     let json = arguments.json;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let findings = examined(arguments, &runtime, log);
     // A name lookup can't be cancelled, and must not be waited for.
     runtime.shutdown_background();
@@ -77,17 +91,15 @@ pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Er
     Ok(Outcome::Done)
 }
 
-fn examined(
-    arguments: Arguments,
-    runtime: &tokio::runtime::Runtime,
-    log: &Log,
-) -> Result<Vec<Finding>, Box<dyn Error>> {
+fn examined(arguments: Arguments, runtime: &Runtime, log: &Log) -> Result<Vec<Finding>, Box<dyn Error>> {
+    let addresses = arguments.join.iter().chain(&arguments.listen);
+    let flag = if arguments.join.is_empty() { "--listen" } else { "--join" };
+    let token = arguments.credentials.token(flag, addresses)?;
     let version = format!("{}, protocol {PROTOCOL_VERSION}", env!("CARGO_PKG_VERSION"));
     let mut findings = vec![Finding::ok("version", version)];
     findings.extend(machine::findings(Path::new(RUNS)));
-    let role = if arguments.join.is_empty() { Role::Coordinator } else { Role::Worker };
-    let (identity, of_tls) = match arguments.credentials.tls_files()? {
-        Some(files) => tls::findings(&files, role),
+    let (tls, of_tls) = match arguments.credentials.tls_files()? {
+        Some(files) => tls::findings(&files, arguments.role()),
         None => (None, Vec::new()),
     };
     let has_bad_files = of_tls.iter().any(|finding| finding.verdict == Verdict::Wrong);
@@ -97,53 +109,40 @@ fn examined(
         ("--health", &arguments.health),
         ("--metrics", &arguments.metrics),
     ] {
-        if let Some(address) = address {
-            findings.push(listens(runtime, flag, address));
-        }
+        findings.extend(address.as_ref().map(|address| listens(runtime, flag, address)));
     }
-    if !has_bad_files {
-        findings.extend(of_addresses(arguments, identity.as_ref(), runtime, log)?);
-    }
-    Ok(findings)
-}
-
-/// The findings about the addresses of coordinators, and about the workers of this one.
-fn of_addresses(
-    arguments: Arguments,
-    identity: Option<&Tls>,
-    runtime: &tokio::runtime::Runtime,
-    log: &Log,
-) -> Result<Vec<Finding>, Box<dyn Error>> {
-    let mut findings = Vec::new();
-    for address in &arguments.join {
-        findings.extend(runtime.block_on(addresses::reaches(address, identity)));
-    }
-    let Some(address) = arguments.listen else {
-        // A token that would be sent unencrypted is a misuse of `convoy worker` too.
-        arguments.credentials.secrets(Role::Worker, "--join", &arguments.join)?;
+    if has_bad_files {
         return Ok(findings);
-    };
-    findings.extend(runtime.block_on(names::own()));
-    let listens = listens(runtime, "--listen", &address);
-    let is_bound = listens.verdict != Verdict::Wrong;
-    findings.push(listens);
-    if is_bound {
-        let secrets = arguments.credentials.secrets(Role::Coordinator, "--listen", [&address])?;
-        let _socket = SocketFile::at(Some(&address))?;
-        let running = Running { listen: Some(address), secrets, ..eval::running(log)? };
-        let stop = signals::stop_flag("stopping", "quit".to_owned())?;
-        let mut notes = Notes::new(output::complain);
-        let wait = Duration::from_secs(arguments.wait);
-        let examination = examine(&running, arguments.workers, wait, &mut notes, &stop)?;
-        if stop.load(std::sync::atomic::Ordering::Relaxed) {
-            return Err(JobError::Interrupted.into());
+    }
+    for address in &arguments.join {
+        findings.extend(runtime.block_on(addresses::reaches(address, tls.as_ref())));
+    }
+    if let Some(address) = arguments.listen {
+        findings.extend(runtime.block_on(names::own()));
+        let found = listens(runtime, "--listen", &address);
+        let is_free = found.verdict != Verdict::Wrong;
+        findings.push(found);
+        if is_free {
+            let _socket = SocketFile::at(Some(&address))?;
+            let running = Running { listen: Some(address), secrets: Secrets { token, tls }, ..eval::running(log)? };
+            findings.extend(of_workers(&running, arguments.workers, Duration::from_secs(arguments.wait))?);
         }
-        findings.extend(notes.findings(&examination, arguments.workers));
     }
     Ok(findings)
 }
 
-fn listens(runtime: &tokio::runtime::Runtime, flag: &str, address: &Address) -> Finding {
+/// Examines the workers that connect.
+fn of_workers(running: &Running, workers: usize, wait: Duration) -> Result<Vec<Finding>, Box<dyn Error>> {
+    let stop = signals::stop_flag("stopping", "quit".to_owned())?;
+    let mut notes = Notes::new(output::complain);
+    let examination = examine(running, workers, wait, &mut notes, &stop)?;
+    if stop.load(Ordering::Relaxed) {
+        return Err(JobError::Interrupted.into());
+    }
+    Ok(notes.findings(&examination, workers))
+}
+
+fn listens(runtime: &Runtime, flag: &str, address: &Address) -> Finding {
     match SocketFile::at(Some(address)) {
         Ok(_socket) => runtime.block_on(addresses::listens(flag, address)),
         Err(error) => Finding::wrong(flag, error.to_string(), "give a path that no other process uses"),

@@ -185,7 +185,8 @@ impl<'a> Examiner<'a> {
         let (round, peers) = self.begin(FEW_UNITS, Transport::Auto)?;
         let mut unlinked = self.relayed(&round.plan, &peers);
         for worker in self.all_workers() {
-            self.attempt(worker, |examiner| examiner.send(worker, &round).map(drop));
+            let payloads: Vec<_> = round.state.slices(&round.plan, worker, 0).collect();
+            self.attempt(worker, |examiner| examiner.send(worker, round.generation, &payloads));
         }
         unlinked.extend(self.reports_of_links());
         Ok(unlinked)
@@ -285,8 +286,9 @@ impl<'a> Examiner<'a> {
     }
 
     fn measure(&mut self, worker: WorkerIndex, round: &Round) -> Result<Measured, Trouble> {
+        let sent: Vec<_> = round.state.slices(&round.plan, worker, 0).collect();
         let began = Instant::now();
-        let sent = self.send(worker, round)?;
+        self.send(worker, round.generation, &sent)?;
         self.hear(worker, "take weights", CARRIED_WITHIN, |heard| match heard {
             Heard::Said(Numbered { message: FromWorker::Ready, .. }, _) => Ok(Some(())),
             other => Err(out_of_turn(&other)),
@@ -299,16 +301,10 @@ impl<'a> Examiner<'a> {
         Ok(Measured { round_trip, to_worker, from_worker: bytes as f64 / began.elapsed().as_secs_f64() })
     }
 
-    /// Sends a worker its weights and momentum. Returns them.
-    fn send(&mut self, worker: WorkerIndex, round: &Round) -> Result<Vec<Payload>, Trouble> {
-        let sent: Vec<_> = round.state.slices(&round.plan, worker, 0).collect();
-        sent.iter().try_for_each(|payload| self.send_tensor(worker, round.generation, payload.clone()))?;
-        Ok(sent)
-    }
-
-    fn send_tensor(&mut self, worker: WorkerIndex, generation: Generation, payload: Payload) -> Result<(), Trouble> {
+    /// Sends a worker its weights and momentum.
+    fn send(&mut self, worker: WorkerIndex, generation: Generation, payloads: &[Payload]) -> Result<(), Trouble> {
         let (given_up, stop) = (self.cluster.deadlines().given_up, self.stop);
-        frames(generation, payload).try_for_each(|frame| {
+        payloads.iter().flat_map(|payload| frames(generation, payload.clone())).try_for_each(|frame| {
             let delivered = self.cluster.send(worker, frame, stop, |_, _| {});
             delivered.map_err(|why| undelivered(why, given_up))
         })

@@ -13,9 +13,9 @@ use crate::finding::Finding;
 const SOON: Duration = Duration::from_secs(14 * 86_400);
 const SUBJECT: &str = "TLS";
 
-/// Loads the files as a process with this role would. Returns the identity if it can be used.
-pub fn findings(files: &TlsFiles, role: Role) -> (Option<Tls>, Vec<Finding>) {
-    let tls = match Tls::load(files, Some(role)) {
+/// Loads the files as a process with this role would; none: either. Returns the identity if it can be used.
+pub fn findings(files: &TlsFiles, role: Option<Role>) -> (Option<Tls>, Vec<Finding>) {
+    let tls = match Tls::load(files, role) {
         Ok(tls) => tls,
         Err(error) => {
             let advice = "docs/SECURITY.md says what the files must hold; `convoy certs DIR` makes them";
