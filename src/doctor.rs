@@ -3,7 +3,7 @@
 //! Not here: the checks (`convoy_doctor`).
 
 use std::error::Error;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -14,47 +14,47 @@ use convoy_coordinator::running::Running;
 use convoy_doctor::workers::Notes;
 use convoy_doctor::{Finding, Verdict, addresses, machine, names, tls};
 use convoy_net::secrets::Secrets;
-use convoy_net::tls::Role;
+use convoy_net::tls::{Role, Tls};
 use convoy_proto::PROTOCOL_VERSION;
 use tokio::runtime::{self, Runtime};
 
 use crate::credentials::Credentials;
 use crate::log::Log;
 use crate::numbers::{counted, whole};
-use crate::sockets::SocketFile;
+use crate::sockets::{NoSocket, SocketFile};
 use crate::table::aligned;
 use crate::{Outcome, eval, output, signals};
-
-/// The folder that holds new runs.
-const RUNS: &str = "runs";
 
 /// The command line of `convoy doctor`. Its help text is at `Command`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Check this machine as one of a worker that will connect to these coordinators
-    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', conflicts_with_all = ["listen", "workers", "wait"])]
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', conflicts_with = "listen")]
     join: Vec<Address>,
     /// Check this machine as that of a coordinator. Workers that connect to this address are examined: how far away each is, how fast its
     /// connection is, and whether the workers can connect to each other. Workers that wait for a job connect by themselves
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<Address>,
     /// Workers to wait for, with --listen
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<usize>(1..=1024), requires = "listen")]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<usize>(1..=1024))]
     workers: usize,
-    /// Seconds to wait for them
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = whole::<u64>(0..=86_400), requires = "listen")]
+    /// Seconds to wait for them, with --listen
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = whole::<u64>(0..=86_400))]
     wait: u64,
     #[command(flatten)]
     credentials: Credentials,
-    /// Address on which the worker will accept connections from other workers
-    #[arg(long, value_name = "HOST:PORT", requires = "join")]
+    /// Address on which the worker will accept connections from other workers, with --join
+    #[arg(long, value_name = "HOST:PORT")]
     exchange_listen: Option<Address>,
-    /// Address on which the worker will answer health checks
-    #[arg(long, value_name = "HOST:PORT", requires = "join")]
+    /// Address on which the worker will answer health checks, with --join
+    #[arg(long, value_name = "HOST:PORT")]
     health: Option<Address>,
     /// Address on which the process will serve metrics
     #[arg(long, value_name = "HOST:PORT")]
     metrics: Option<Address>,
+    /// Folder of the run, on whose disk a job would write
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    out: PathBuf,
     /// Print the findings as JSON
     #[arg(long)]
     json: bool,
@@ -97,19 +97,17 @@ fn examined(arguments: Arguments, runtime: &Runtime, log: &Log) -> Result<Vec<Fi
     let token = arguments.credentials.token(flag, addresses)?;
     let version = format!("{}, protocol {PROTOCOL_VERSION}", env!("CARGO_PKG_VERSION"));
     let mut findings = vec![Finding::ok("version", version)];
-    findings.extend(machine::findings(Path::new(RUNS)));
+    findings.extend(machine::findings(&arguments.out));
     let (tls, of_tls) = match arguments.credentials.tls_files()? {
         Some(files) => tls::findings(&files, arguments.role()),
         None => (None, Vec::new()),
     };
     let has_bad_files = of_tls.iter().any(|finding| finding.verdict == Verdict::Wrong);
     findings.extend(of_tls);
-    for (flag, address) in [
-        ("--exchange-listen", &arguments.exchange_listen),
-        ("--health", &arguments.health),
-        ("--metrics", &arguments.metrics),
-    ] {
-        findings.extend(address.as_ref().map(|address| listens(runtime, flag, address)));
+    let of_worker = [("--exchange-listen", &arguments.exchange_listen), ("--health", &arguments.health)];
+    let of_worker = of_worker.into_iter().filter(|_| arguments.role() == Some(Role::Worker));
+    for (flag, address) in of_worker.chain([("--metrics", &arguments.metrics)]) {
+        findings.extend(address.as_ref().map(|address| listens(runtime, flag, address, tls.as_ref())));
     }
     if has_bad_files {
         return Ok(findings);
@@ -119,7 +117,7 @@ fn examined(arguments: Arguments, runtime: &Runtime, log: &Log) -> Result<Vec<Fi
     }
     if let Some(address) = arguments.listen {
         findings.extend(runtime.block_on(names::own()));
-        let found = listens(runtime, "--listen", &address);
+        let found = listens(runtime, "--listen", &address, tls.as_ref());
         let is_free = found.verdict != Verdict::Wrong;
         findings.push(found);
         if is_free {
@@ -142,10 +140,11 @@ fn of_workers(running: &Running, workers: usize, wait: Duration) -> Result<Vec<F
     Ok(notes.findings(&examination, workers))
 }
 
-fn listens(runtime: &Runtime, flag: &str, address: &Address) -> Finding {
+fn listens(runtime: &Runtime, flag: &str, address: &Address, tls: Option<&Tls>) -> Finding {
     match SocketFile::at(Some(address)) {
-        Ok(_socket) => runtime.block_on(addresses::listens(flag, address)),
-        Err(error) => Finding::wrong(flag, error.to_string(), "give a path that no other process uses"),
+        Ok(_socket) => runtime.block_on(addresses::listens(flag, address, tls)),
+        Err(NoSocket::InUse { .. }) => runtime.block_on(addresses::in_use(flag, address, tls)),
+        Err(error) => Finding::wrong(flag, error.to_string(), "give a path that does not exist"),
     }
 }
 

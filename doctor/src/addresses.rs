@@ -18,7 +18,7 @@ const WITHIN: Duration = Duration::from_secs(5);
 const CLOCKS_DIFFER: i64 = 5;
 
 /// Whether a process can listen on an address that `flag` gives. Nobody listens there afterwards.
-pub async fn listens(flag: &str, address: &Address) -> Finding {
+pub async fn listens(flag: &str, address: &Address, tls: Option<&Tls>) -> Finding {
     match Listening::open(address).await {
         Ok(listening) => {
             let found = format!("this process can listen on {}", listening.address());
@@ -32,14 +32,34 @@ pub async fn listens(flag: &str, address: &Address) -> Finding {
             }
             Finding::ok(flag, found)
         }
+        Err(error) if error.kind() == ErrorKind::AddrInUse => in_use(flag, address, tls).await,
         Err(error) => cannot_listen(flag, address, &error),
     }
 }
 
-/// What to do if an address can't be listened on.
-pub fn cannot_listen(flag: &str, address: &Address, error: &io::Error) -> Finding {
+/// An address at which another process listens. A worker may be running on a machine that is checked.
+pub async fn in_use(flag: &str, address: &Address, tls: Option<&Tls>) -> Finding {
+    match ask(address, tls, WITHIN).await {
+        Ok(Asked { role: Role::Worker, .. }) => Finding::warning(
+            flag,
+            format!("a worker of Convoy listens on {address} already"),
+            "if it is the one of this machine, all is well; another one needs another address",
+        ),
+        Ok(Asked { role: Role::Coordinator, .. }) => Finding::wrong(
+            flag,
+            format!("the coordinator of another job listens on {address}: the address is in use"),
+            "wait until that job has ended, or give another port",
+        ),
+        Err(_) => Finding::wrong(
+            flag,
+            format!("cannot listen on {address}: the address is in use"),
+            "another process listens there; end it (`ss -lntp` names it), or give another port",
+        ),
+    }
+}
+
+fn cannot_listen(flag: &str, address: &Address, error: &io::Error) -> Finding {
     let advice = match error.kind() {
-        ErrorKind::AddrInUse => "another process listens there; end it (`ss -lntp` names it), or give another port",
         ErrorKind::AddrNotAvailable => {
             "it is no address of this machine (`ip address` lists them); 0.0.0.0 means all of them"
         }
