@@ -28,7 +28,7 @@ const STEPS: u64 = 16;
 /// Seeds, unless CONVOY_SEEDS names others, such as 0..2000.
 const SEEDS: Range<u64> = 0..24;
 /// Jobs at once. They mostly wait.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 8;
 /// The most connections of a job that are cut, and the most that are stopped, so that it ends.
 const CUTS: u64 = 4;
 const STOPS: u64 = 3;
@@ -74,8 +74,11 @@ fn happening(random: &mut Random) -> (u64, Happening) {
     let scale = [1_000, 50_000, 1_000_000][random.below(3) as usize];
     let after = random.below(scale);
     let what = match random.below(3) {
-        // Longer than the five seconds after which a silent worker is given up, or shorter.
-        0 => Happening::Stop(Duration::from_millis(random.below(8_000))),
+        0 => Happening::Stop(Duration::from_millis(match random.below(3) {
+            // Longer than the five seconds after which a silent worker is given up, or about as long.
+            0 => 4_000 + random.below(4_000),
+            _ => random.below(500),
+        })),
         _ => Happening::Cut,
     };
     (after, what)

@@ -172,3 +172,112 @@ fn what_a_worker_must_not_send_is_refused() {
     exchanges.close(micro_batch().id);
     assert!(exchanges.route(WorkerIndex(0), forward()).is_err(), "it is over");
 }
+
+/// The micro-batches of a step of two slots.
+fn two_micro_batches() -> [MicroBatch; 2] {
+    [0, 1].map(|slot| MicroBatch {
+        id: MicroBatchId { step: 1, phase: Phase::Train, slot, micro_batch: 0 },
+        samples: slot as usize * 2..slot as usize * 2 + 2,
+    })
+}
+
+/// What one worker sends: a tensor, cut into two chunks.
+fn sent(plan: &Plan, key: &TensorKey) -> [Chunk; 2] {
+    let shape = expected_shape(plan, 8, key).unwrap();
+    let elements: usize = shape.iter().product();
+    let (first, whole) = (elements / 2 * 4, elements * 4);
+    [0..first, first..whole].map(|part| Chunk {
+        generation: Generation { job: 1, number: 1 },
+        key: key.clone(),
+        shape: shape.clone(),
+        offset: part.start as u64,
+        data: Bytes::from(vec![0; part.len()]),
+        checksum: 0,
+    })
+}
+
+/// All tensors of the forward direction of two micro-batches: who sends them, and their chunks.
+fn forward(plan: &Plan) -> Vec<(WorkerIndex, [Chunk; 2])> {
+    let of = |micro_batch: &MicroBatch, exchange: ExchangeIndex| {
+        let senders = plan.senders(exchange, Direction::Forward);
+        let key = |from_tower| TensorKey::Activations {
+            micro_batch: micro_batch.clone(),
+            exchange,
+            direction: Direction::Forward,
+            from_tower,
+            to_tower: None,
+        };
+        let holder = |tower| plan.holder(exchange.segment_before(), tower, micro_batch.id);
+        senders.map(|tower| (holder(tower), sent(plan, &key(tower)))).collect::<Vec<_>>()
+    };
+    let each = two_micro_batches();
+    each.iter().flat_map(|micro_batch| plan.all_exchanges().flat_map(|exchange| of(micro_batch, exchange))).collect()
+}
+
+/// A chunk that is changed so that no worker may send it, or not now.
+fn spoiled(mut chunk: Chunk, how: u8, plan: &Plan) -> Chunk {
+    let TensorKey::Activations { micro_batch, exchange, from_tower, to_tower, direction } = &mut chunk.key else {
+        panic!("{}", chunk.key)
+    };
+    match how {
+        0 => micro_batch.id.step += 1,
+        1 => micro_batch.samples = 0..3,
+        2 => *exchange = ExchangeIndex(plan.logits_exchange().0 + 1),
+        3 => *from_tower = TowerIndex(7),
+        4 => *to_tower = Some(*from_tower),
+        5 => *direction = Direction::Backward,
+        6 => chunk.offset += 4,
+        7 => chunk.shape.push(1),
+        8 => chunk.data = Bytes::new(),
+        9 => chunk.data = Bytes::from(vec![0; 4 * chunk.shape.iter().product::<usize>() + 4]),
+        _ => chunk.data = chunk.data.slice(..chunk.data.len() - 1),
+    }
+    chunk
+}
+
+/// Whole sessions, as scripts: the chunks of all tensors in any order that a network allows, and among them some that are sent twice, by
+/// another worker, or spoiled.
+#[test]
+fn every_script_gives_the_logits_of_each_micro_batch_once_and_what_does_not_belong_there_is_refused() {
+    use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
+    let network = Network::parse(presets::text("alexnet-fashion").unwrap()).unwrap();
+    let plan = Arc::new(Plan::new(network, 2, 2, None).unwrap());
+    let tensors = forward(&plan);
+    let count = tensors.len();
+    let order = Just((0..count).flat_map(|tensor| [tensor; 2]).collect::<Vec<_>>()).prop_shuffle();
+    let others = proptest::collection::vec((any::<prop::sample::Index>(), 0..count, 0..13_u8), 0..8);
+    let mut runner = TestRunner::new(ProptestConfig::with_cases(20_000));
+    let played = runner.run(&(order, others), |(order, others)| {
+        let mut exchanges = Exchanges::new(plan.clone(), 8);
+        two_micro_batches().iter().for_each(|micro_batch| exchanges.open(micro_batch));
+        exchanges.begin_step(1, 4);
+        let (mut next, mut whole) = (vec![0; count], Vec::new());
+        for (at, tensor) in order.iter().enumerate() {
+            for (_, other, how) in others.iter().filter(|(place, ..)| place.index(order.len()) == at) {
+                let (worker, chunks) = &tensors[*other];
+                let (worker, chunk) = match how {
+                    11 => (WorkerIndex(1 - worker.0), chunks[next[*other].min(1)].clone()),
+                    12 if next[*other] > 0 => (*worker, chunks[0].clone()),
+                    12 => (*worker, chunks[1].clone()),
+                    how => (*worker, spoiled(chunks[next[*other].min(1)].clone(), *how, &plan)),
+                };
+                let key = chunk.key.to_string();
+                prop_assert!(exchanges.route(worker, chunk).is_err(), "{} of {} by {}", how, key, worker);
+            }
+            let (worker, chunks) = &tensors[*tensor];
+            match exchanges.route(*worker, chunks[next[*tensor]].clone()) {
+                Ok(Routed::Logits { micro_batch, .. }) => whole.push(micro_batch.id.slot),
+                Ok(_) => {}
+                Err(error) => return Err(TestCaseError::fail(error.to_string())),
+            }
+            next[*tensor] += 1;
+        }
+        whole.sort_unstable();
+        prop_assert_eq!(whole, vec![0, 1]);
+        Ok(())
+    });
+    if let Err(failed) = played {
+        panic!("{failed}");
+    }
+}
