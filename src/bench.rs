@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use convoy_common::batch::{BATCH_MAX, Division, THREADS_MAX};
 use convoy_common::model::Network;
+use convoy_common::text::counted;
 use convoy_coordinator::job::{Asked, Length, defaults};
 use convoy_coordinator::links::Transport;
 use convoy_coordinator::metrics::Metrics;
@@ -27,7 +28,7 @@ use machine::Energy;
 use serde_json::{Value, json};
 
 use crate::log::Log;
-use crate::numbers::{AT_LEAST_1, counted, whole};
+use crate::numbers::{AT_LEAST_1, whole};
 use crate::{Outcome, output, settings, signals, trace};
 
 /// The command line of `convoy bench`. Its help text is at `Command`.

@@ -11,7 +11,9 @@ use convoy_coordinator::files::{quoted, remove_temporary, write_atomically, writ
 use convoy_net::authority::{Authority, Issued};
 use convoy_net::tls::{Role, Tls, TlsError, TlsFiles};
 
-use crate::numbers::{counted, whole};
+use convoy_common::text::counted;
+
+use crate::numbers::whole;
 use crate::settings::{Misuse, read_text};
 use crate::{Outcome, output};
 

@@ -14,12 +14,13 @@ use convoy_chaos::storm::{Kind, Storm};
 use convoy_common::batch::BATCH_MAX;
 use convoy_common::model::Network;
 use convoy_common::plan::Plan;
+use convoy_common::text::counted;
 use convoy_coordinator::files::write_atomically;
 use convoy_coordinator::job::defaults;
 use convoy_coordinator::record::RunFolder;
 use convoy_dataset::{DataSource, Reading, Wanted, load};
 
-use crate::numbers::{ANY, AT_LEAST_1, counted, whole};
+use crate::numbers::{ANY, AT_LEAST_1, whole};
 use crate::output::{complain, print, tell};
 use crate::settings::{Misuse, model_text, places, read_text};
 use crate::table::aligned;

@@ -9,7 +9,8 @@ use convoy_coordinator::observe::{Ended, Event, Observer, Started, WorkerRecord}
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::numbers::counted;
+use convoy_common::text::counted;
+
 use crate::output::{show_bar, tell};
 
 /// Time between two lines of progress where there is no terminal.

@@ -8,6 +8,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use convoy_common::address::Address;
+use convoy_common::chain::chain;
+use convoy_common::text::counted;
 use convoy_coordinator::JobError;
 use convoy_coordinator::examine::examine;
 use convoy_coordinator::running::Running;
@@ -20,10 +22,14 @@ use tokio::runtime::{self, Runtime};
 
 use crate::credentials::Credentials;
 use crate::log::Log;
-use crate::numbers::{counted, whole};
+use crate::numbers::whole;
 use crate::sockets::{NoSocket, SocketFile};
 use crate::table::aligned;
 use crate::{Outcome, eval, output, signals};
+
+/// Workers to wait for, and for how long, unless the command line says otherwise.
+const WORKERS: usize = 2;
+const WAIT: Duration = Duration::from_secs(30);
 
 /// The command line of `convoy doctor`. Its help text is at `Command`.
 #[derive(clap::Args)]
@@ -35,12 +41,12 @@ pub(crate) struct Arguments {
     /// connection is, and whether the workers can connect to each other. Workers that wait for a job connect by themselves
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<Address>,
-    /// Workers to wait for, with --listen
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<usize>(1..=1024))]
-    workers: usize,
-    /// Seconds to wait for them, with --listen
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = whole::<u64>(0..=86_400))]
-    wait: u64,
+    /// Workers to wait for, with --listen [default: 2]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=1024), requires = "listen")]
+    workers: Option<usize>,
+    /// Seconds to wait for them, with --listen [default: 30]
+    #[arg(long, value_name = "SECONDS", value_parser = whole::<u64>(0..=86_400), requires = "listen")]
+    wait: Option<u64>,
     #[command(flatten)]
     credentials: Credentials,
     /// Address on which the worker will accept connections from other workers, with --join
@@ -97,7 +103,7 @@ fn examined(arguments: Arguments, runtime: &Runtime, log: &Log) -> Result<Vec<Fi
     let token = arguments.credentials.token(flag, addresses)?;
     let version = format!("{}, protocol {PROTOCOL_VERSION}", env!("CARGO_PKG_VERSION"));
     let mut findings = vec![Finding::ok("version", version)];
-    findings.extend(machine::findings(&arguments.out));
+    findings.extend(machine::findings(&arguments.out, arguments.role()));
     let (tls, of_tls) = match arguments.credentials.tls_files()? {
         Some(files) => tls::findings(&files, arguments.role()),
         None => (None, Vec::new()),
@@ -121,9 +127,9 @@ fn examined(arguments: Arguments, runtime: &Runtime, log: &Log) -> Result<Vec<Fi
         let is_free = found.verdict != Verdict::Wrong;
         findings.push(found);
         if is_free {
-            let _socket = SocketFile::at(Some(&address))?;
             let running = Running { listen: Some(address), secrets: Secrets { token, tls }, ..eval::running(log)? };
-            findings.extend(of_workers(&running, arguments.workers, Duration::from_secs(arguments.wait))?);
+            let wait = arguments.wait.map_or(WAIT, Duration::from_secs);
+            findings.extend(of_workers(&running, arguments.workers.unwrap_or(WORKERS), wait)?);
         }
     }
     Ok(findings)
@@ -131,9 +137,16 @@ fn examined(arguments: Arguments, runtime: &Runtime, log: &Log) -> Result<Vec<Fi
 
 /// Examines the workers that connect.
 fn of_workers(running: &Running, workers: usize, wait: Duration) -> Result<Vec<Finding>, Box<dyn Error>> {
+    let _socket = SocketFile::at(running.listen.as_ref())?;
     let stop = signals::stop_flag("stopping", "quit".to_owned())?;
     let mut notes = Notes::new(output::complain);
-    let examination = examine(running, workers, wait, &mut notes, &stop)?;
+    let examination = match examine(running, workers, wait, &mut notes, &stop) {
+        Err(error @ JobError::Listen { .. }) => {
+            let advice = "another process has begun to listen there; check again";
+            return Ok(vec![Finding::wrong("--listen", chain(&error), advice)]);
+        }
+        examined => examined?,
+    };
     if stop.load(Ordering::Relaxed) {
         return Err(JobError::Interrupted.into());
     }

@@ -68,11 +68,6 @@ pub(crate) fn rate(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "must be a number from 0.1 to 1e6, such as 100".to_owned())
 }
 
-/// A number and what is counted, for a sentence.
-pub(crate) fn counted(count: usize, one: &str, several: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { several })
-}
-
 /// The command, with negative numbers as values of options. They are then refused in words, and not as unknown flags.
 pub(crate) fn with_negative_ones(command: Command) -> Command {
     command.mut_subcommands(|sub| {

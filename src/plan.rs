@@ -11,6 +11,7 @@ use convoy_common::links::Links;
 use convoy_common::model::Network;
 use convoy_common::placement::Half;
 use convoy_common::plan::{Plan, Traffic};
+use convoy_common::text::counted;
 use convoy_coordinator::JobError;
 use convoy_coordinator::job::defaults::BATCH;
 use convoy_coordinator::job::{Asked, micro_batches};
@@ -20,7 +21,7 @@ use convoy_worker::forecast;
 use serde_json::{Value, json};
 
 use self::estimate::{Estimates, Machines, Planned, check_division};
-use crate::numbers::{AT_LEAST_1, counted, whole};
+use crate::numbers::{AT_LEAST_1, whole};
 use crate::settings;
 use crate::table::aligned;
 use crate::{Outcome, output};

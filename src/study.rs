@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use clap::builder::NonEmptyStringValueParser;
 use convoy_common::address::Address;
 use convoy_common::batch::THREADS_MAX;
+use convoy_common::text::counted;
 use convoy_coordinator::files::{folder_of, quoted};
 use convoy_dataset::DataSource;
 use convoy_net::tls::Role;
@@ -24,7 +25,7 @@ use convoy_study::perform::{PAGE, REPORT, perform, report_again};
 use convoy_study::place::{Lane, Place};
 
 use crate::credentials::Credentials;
-use crate::numbers::{AT_LEAST_1, counted, whole};
+use crate::numbers::{AT_LEAST_1, whole};
 use crate::output::{complain, print, tell};
 use crate::settings::{Misuse, model_text, places};
 use crate::sockets::SocketFile;

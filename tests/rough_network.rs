@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use support::{Process, Start as _, end, finish, free_address, hash, listening_at, losses, record, said, succeed};
@@ -119,13 +119,29 @@ fn carry(mut from: TcpStream, mut to: TcpStream, mut random: Random, weather: &W
     }
 }
 
-/// An address that leads to `address` through the weather of a seed.
-fn way_to(address: &str, seed: u64, weather: &Arc<Weather>) -> String {
+/// An address that leads to `address` through the weather of a seed, as long as it exists.
+struct Way {
+    here: String,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        // The thread that accepts connections looks when the next one comes.
+        drop(TcpStream::connect(&self.here));
+    }
+}
+
+fn way_to(address: &str, seed: u64, weather: &Arc<Weather>) -> Way {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let here = listener.local_addr().unwrap().to_string();
-    let (address, weather) = (address.to_owned(), weather.clone());
+    let way = Way { here: listener.local_addr().unwrap().to_string(), is_over: Arc::default() };
+    let (address, weather, is_over) = (address.to_owned(), weather.clone(), way.is_over.clone());
     std::thread::spawn(move || {
         for (number, near) in (0..).zip(listener.incoming().flatten()) {
+            if is_over.load(Ordering::Relaxed) {
+                return;
+            }
             let Ok(far) = TcpStream::connect(&address) else { continue };
             let [near, far] = [near, far].map(|stream| {
                 stream.set_nodelay(true).unwrap();
@@ -138,7 +154,7 @@ fn way_to(address: &str, seed: u64, weather: &Arc<Weather>) -> String {
             }
         }
     });
-    here
+    way
 }
 
 /// What a job has been through.
@@ -159,13 +175,13 @@ fn job(seed: u64, folder: &Path, expected: &str) -> Survived {
     command.args(["--patience", "1", "--listen", &free_address(), "--out"]).arg(&out);
     let mut coordinator = command.stdout(Stdio::piped()).stderr(Stdio::piped()).start();
     let address = listening_at(&mut coordinator);
-    let worker = |number| -> Process {
-        let way = way_to(&address, seed * 8 + number, &weather);
+    let ways: Vec<_> = (0..count).map(|number| way_to(&address, seed * 8 + number, &weather)).collect();
+    let worker = |way: &Way| -> Process {
         let mut command = support::convoy();
-        command.args(["worker", "--threads", "1", "--join", &way]);
+        command.args(["worker", "--threads", "1", "--join", &way.here]);
         command.stdout(Stdio::null()).stderr(Stdio::piped()).start()
     };
-    let workers: Vec<_> = (0..count).map(worker).collect();
+    let workers: Vec<_> = ways.iter().map(worker).collect();
     let output = finish(coordinator);
     let text = format!("seed {seed}, {count} workers, {exchange}: {}{}", said(&output), end(workers));
     assert!(output.status.success() && !text.contains("panicked"), "{text}");
@@ -209,6 +225,7 @@ fn jobs_end_in_the_same_bits_whatever_the_network_does() {
     let [incidents, cuts, stops, late] =
         [sum(|s| s.incidents as u64), sum(|s| s.cuts), sum(|s| s.stops), sum(|s| s.late)];
     println!("{} jobs: {cuts} connections cut, {stops} stopped, {late} delays; {incidents} faults", survived.len());
-    // The weather was rough, and jobs noticed.
-    assert!(cuts > 0 && stops > 0 && late > 0 && incidents > 0, "{cuts} {stops} {late} {incidents}");
+    // The weather was rough, and jobs noticed. A single seed may be calm.
+    let is_rough = cuts > 0 && stops > 0 && late > 0 && incidents > 0;
+    assert!(is_rough || seeds != SEEDS, "{cuts} {stops} {late} {incidents}");
 }

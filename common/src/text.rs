@@ -35,6 +35,11 @@ fn shown(character: char) -> char {
     }
 }
 
+/// A number and what is counted, for a sentence.
+pub fn counted(count: usize, one: &str, several: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { several })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

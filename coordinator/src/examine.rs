@@ -3,13 +3,12 @@
 //!
 //! Not here: what the figures mean (`convoy_doctor`), and who is there (`cluster`).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use convoy_common::batch::{Batches, Division};
 use convoy_common::index::{PerWorker, WorkerIndex};
-use convoy_common::links::CONNECTED_WITHIN;
 use convoy_common::model::Network;
 use convoy_common::parameters::Tensors;
 use convoy_common::plan::Plan;
@@ -31,22 +30,22 @@ use crate::unguessable::unguessable;
 const PINGS: usize = 20;
 /// A worker must answer a ping within this.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
-/// A worker must have taken the weights, or sent them back, within this.
+/// A worker must have taken the weights, or sent them back, or have connected to the other workers, within this.
 const CARRIED_WITHIN: Duration = Duration::from_secs(30);
-/// Workers must have connected to each other, or have reported which of them they can't reach, within this.
-const LINKED_WITHIN: Duration = CONNECTED_WITHIN.saturating_add(Duration::from_secs(3));
 
 /// Inputs of the network's first layer.
 const INPUTS: usize = 32 * 32;
-/// Bytes of weights and momentum that a unit of the first layer has.
-const BYTES_OF_UNIT: usize = 2 * INPUTS * size_of::<f32>();
 /// Units of the first layer per worker, before the speed of the connections is known.
 const FEW_UNITS: usize = 16;
-/// How long the weights of a worker shall take to arrive.
+/// How long the weights of a worker shall take to arrive. If it is less than half of that, a larger network follows.
 const LASTS: Duration = Duration::from_millis(250);
+/// The most networks that are tried.
+const ROUNDS_MAX: usize = 4;
 /// The most bytes of weights and momentum, of one worker and of all.
 const BYTES_MAX: usize = 32 << 20;
 const BYTES_OF_ALL_MAX: usize = 512 << 20;
+/// A time without the round trip is at least this, so that a speed is finite.
+const TIME_MIN: Duration = Duration::from_micros(10);
 
 /// What an examination has found.
 #[derive(Debug)]
@@ -79,13 +78,18 @@ pub struct Measured {
     pub from_worker: f64,
 }
 
+impl Measured {
+    /// The speed of the slower direction.
+    pub fn slower(&self) -> f64 {
+        self.to_worker.min(self.from_worker)
+    }
+}
+
 /// Two workers that can't connect to each other. In a job, the coordinator relays what they send each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unlinked {
-    /// The worker that reports it, or the one with the smaller index.
-    pub worker: WorkerIndex,
-    /// The other one.
-    pub peer: WorkerIndex,
+    /// Both, the smaller index first.
+    pub pair: [WorkerIndex; 2],
     /// Why.
     pub why: String,
 }
@@ -148,6 +152,8 @@ struct Examiner<'a> {
     job: u64,
     /// The number of the last generation.
     number: u64,
+    /// The ping whose answer is awaited. Others are sent to keep connections open.
+    pinged: Option<u64>,
     /// What is wrong with each worker.
     troubles: PerWorker<Option<Trouble>>,
 }
@@ -155,7 +161,7 @@ struct Examiner<'a> {
 impl<'a> Examiner<'a> {
     fn of(cluster: &'a mut Cluster, stop: &'a AtomicBool) -> Self {
         let troubles = vec![None; cluster.seats()].into();
-        Self { cluster, stop, job: unguessable().max(1), number: 0, troubles }
+        Self { cluster, stop, job: unguessable().max(1), number: 0, pinged: None, troubles }
     }
 
     fn examine(&mut self) -> Result<Examination, JobError> {
@@ -165,9 +171,7 @@ impl<'a> Examiner<'a> {
             return Ok(Examination { workers: Vec::new().into(), unlinked: Vec::new() });
         }
         let unlinked = self.link()?;
-        let rough = self.measure_all(FEW_UNITS)?;
-        let slowest = rough.iter().flatten().map(|measured| measured.to_worker).fold(f64::INFINITY, f64::min);
-        let measured = self.measure_all(units_for(slowest, self.troubles.len()))?;
+        let measured = self.measure_all()?;
         let each = hellos.into_iter().zip(measured).zip(&self.troubles);
         let workers = each.map(|(((hello, address), measured), trouble)| {
             let measured = measured.ok_or_else(|| trouble.clone().unwrap_or(Trouble::Stopped));
@@ -186,59 +190,72 @@ impl<'a> Examiner<'a> {
         let mut unlinked = self.relayed(&round.plan, &peers);
         for worker in self.all_workers() {
             let payloads: Vec<_> = round.state.slices(&round.plan, worker, 0).collect();
-            self.attempt(worker, |examiner| examiner.send(worker, round.generation, &payloads));
+            self.attempt(worker, |examiner| examiner.send(worker, round.generation, &payloads, Instant::now()));
         }
-        unlinked.extend(self.reports_of_links());
-        Ok(unlinked)
-    }
-
-    /// Waits until each worker has connected to its peers, or has reported one that it can't reach.
-    fn reports_of_links(&mut self) -> Vec<Unlinked> {
-        let (began, mut unlinked) = (Instant::now(), Vec::new());
-        let mut owed: HashSet<_> = self.all_workers().collect();
-        loop {
-            owed.retain(|worker| self.troubles[*worker].is_none());
-            if owed.is_empty() {
-                return unlinked;
-            }
-            if began.elapsed() > LINKED_WITHIN {
-                for worker in owed {
-                    self.troubles[worker] = Some(Trouble::Late("connect to the other workers", LINKED_WITHIN));
-                }
-                return unlinked;
-            }
-            let Some((worker, heard)) = self.next() else { continue };
-            match heard {
-                Heard::Said(Numbered { message: FromWorker::Ready, .. }, _) => {}
-                Heard::Said(Numbered { message: FromWorker::PeerFailed(PeerFailed { peer, message, .. }), .. }, _) => {
-                    unlinked.push(Unlinked { worker, peer, why: message });
-                }
-                other => self.troubles[worker] = Some(out_of_turn(&other)),
-            }
-            owed.remove(&worker);
-        }
+        self.hear_of_links(&peers, &mut unlinked);
+        Ok(unlinked.into_iter().map(|(pair, why)| Unlinked { pair, why }).collect())
     }
 
     /// The pairs that are not even told to connect, because one of the two listens at no address that the other one could use.
-    fn relayed(&self, plan: &Plan, peers: &PerWorker<Vec<Peer>>) -> Vec<Unlinked> {
-        let mut unlinked = Vec::new();
-        for worker in self.all_workers() {
-            let others = plan.partners(worker).into_iter().filter(|other| *other > worker);
-            for peer in others.filter(|other| peers[worker].iter().all(|told| told.worker != *other)) {
-                let listens =
-                    |worker| self.cluster.member(worker).is_some_and(|member| member.hello.exchange_address.is_some());
-                let why = match [worker, peer].into_iter().find(|worker| !listens(*worker)) {
-                    Some(deaf) => format!("worker {deaf} listens at no address for other workers"),
-                    None => "an address of one of them is for its own machine alone".to_owned(),
-                };
-                unlinked.push(Unlinked { worker, peer, why });
+    fn relayed(&self, plan: &Plan, peers: &PerWorker<Vec<Peer>>) -> BTreeMap<[WorkerIndex; 2], String> {
+        let listens = |worker: &WorkerIndex| {
+            self.cluster.member(*worker).is_some_and(|member| member.hello.exchange_address.is_some())
+        };
+        let pairs =
+            self.all_workers().flat_map(|worker| plan.partners(worker).into_iter().map(move |peer| [worker, peer]));
+        let untold = pairs.filter(|[worker, peer]| worker < peer && !is_told(peers, *worker, *peer));
+        let why = |pair: [WorkerIndex; 2]| match pair.into_iter().find(|worker| !listens(worker)) {
+            Some(deaf) => format!("worker {deaf} listens at no address for other workers"),
+            None => "an address of one of them is for its own machine alone".to_owned(),
+        };
+        untold.map(|pair| (pair, why(pair))).collect()
+    }
+
+    /// Waits until each worker has connected to its peers, or has reported those that it can't reach.
+    fn hear_of_links(&mut self, peers: &PerWorker<Vec<Peer>>, unlinked: &mut BTreeMap<[WorkerIndex; 2], String>) {
+        let began = Instant::now();
+        let mut owed: HashSet<_> = self.all_workers().collect();
+        while began.elapsed() < CARRIED_WITHIN {
+            owed.retain(|worker| self.troubles[*worker].is_none());
+            if owed.is_empty() {
+                return;
+            }
+            let Some((worker, heard)) = self.next() else { continue };
+            match heard {
+                Heard::Said(Numbered { message: FromWorker::Ready, .. }, _) => drop(owed.remove(&worker)),
+                // A worker reports all that it can't reach at once.
+                Heard::Said(Numbered { message: FromWorker::PeerFailed(PeerFailed { peer, message, .. }), .. }, _)
+                    if is_told(peers, worker, peer) =>
+                {
+                    unlinked.entry([worker.min(peer), worker.max(peer)]).or_insert(message);
+                    owed.remove(&worker);
+                }
+                other => self.troubles[worker] = Some(out_of_turn(&other)),
             }
         }
-        unlinked
+        for worker in owed {
+            self.troubles[worker].get_or_insert(Trouble::Late("connect to the other workers", CARRIED_WITHIN));
+        }
+    }
+
+    /// Measures with larger networks, until the slowest connection needs long enough for its weights.
+    fn measure_all(&mut self) -> Result<PerWorker<Option<Measured>>, JobError> {
+        let mut units = FEW_UNITS;
+        let mut measured = self.measure_with(units)?;
+        for _ in 1..ROUNDS_MAX {
+            let slowest = measured.iter().flatten().map(Measured::slower).fold(f64::INFINITY, f64::min);
+            let wanted = units_for(slowest, self.troubles.len());
+            if wanted < 2 * units {
+                break;
+            }
+            units = wanted;
+            measured = self.measure_with(units)?;
+        }
+        Ok(measured)
     }
 
     /// Measures one connection after the other, so that they do not share the network.
-    fn measure_all(&mut self, units: usize) -> Result<PerWorker<Option<Measured>>, JobError> {
+    fn measure_with(&mut self, units: usize) -> Result<PerWorker<Option<Measured>>, JobError> {
         let (round, _) = self.begin(units, Transport::Relay)?;
         let workers = self.all_workers();
         Ok(workers.map(|worker| self.attempt(worker, |examiner| examiner.measure(worker, &round))).collect())
@@ -286,28 +303,45 @@ impl<'a> Examiner<'a> {
     }
 
     fn measure(&mut self, worker: WorkerIndex, round: &Round) -> Result<Measured, Trouble> {
+        let round_trip = self.ping(worker)?;
         let sent: Vec<_> = round.state.slices(&round.plan, worker, 0).collect();
+        let bytes: usize = sent.iter().map(|payload| payload.data.len()).sum();
+        // What a connection carries does not depend on how far it leads.
+        let speed =
+            |began: Instant| bytes as f64 / began.elapsed().saturating_sub(round_trip).max(TIME_MIN).as_secs_f64();
         let began = Instant::now();
-        self.send(worker, round.generation, &sent)?;
-        self.hear(worker, "take weights", CARRIED_WITHIN, |heard| match heard {
+        self.send(worker, round.generation, &sent, began)?;
+        let left = CARRIED_WITHIN.saturating_sub(began.elapsed());
+        self.hear(worker, "take weights", left, |heard| match heard {
             Heard::Said(Numbered { message: FromWorker::Ready, .. }, _) => Ok(Some(())),
             other => Err(out_of_turn(&other)),
         })?;
-        let bytes: usize = sent.iter().map(|payload| payload.data.len()).sum();
-        let to_worker = bytes as f64 / began.elapsed().as_secs_f64();
-        let round_trip = self.ping(worker)?;
+        let to_worker = speed(began);
         let began = Instant::now();
         self.get_back(worker, &sent)?;
-        Ok(Measured { round_trip, to_worker, from_worker: bytes as f64 / began.elapsed().as_secs_f64() })
+        Ok(Measured { round_trip, to_worker, from_worker: speed(began) })
     }
 
     /// Sends a worker its weights and momentum.
-    fn send(&mut self, worker: WorkerIndex, generation: Generation, payloads: &[Payload]) -> Result<(), Trouble> {
+    fn send(
+        &mut self,
+        worker: WorkerIndex,
+        generation: Generation,
+        payloads: &[Payload],
+        began: Instant,
+    ) -> Result<(), Trouble> {
         let (given_up, stop) = (self.cluster.deadlines().given_up, self.stop);
-        payloads.iter().flat_map(|payload| frames(generation, payload.clone())).try_for_each(|frame| {
+        for frame in payloads.iter().flat_map(|payload| frames(generation, payload.clone())) {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Trouble::Stopped);
+            }
+            if began.elapsed() > CARRIED_WITHIN {
+                return Err(Trouble::Late("take weights", CARRIED_WITHIN));
+            }
             let delivered = self.cluster.send(worker, frame, stop, |_, _| {});
-            delivered.map_err(|why| undelivered(why, given_up))
-        })
+            delivered.map_err(|why| undelivered(why, given_up))?;
+        }
+        Ok(())
     }
 
     fn tell(&mut self, worker: WorkerIndex, message: ToWorker) -> Result<(), Trouble> {
@@ -321,15 +355,15 @@ impl<'a> Examiner<'a> {
         let mut shortest = Duration::MAX;
         for _ in 0..PINGS {
             let sent = self.cluster.clock().now();
+            self.pinged = Some(sent);
             self.tell(worker, ToWorker::Ping { sent })?;
             let nanoseconds = self.hear(worker, "answer a ping", ANSWERED_WITHIN, |heard| match heard {
-                Heard::Said(Numbered { message: FromWorker::Pong(pong), .. }, at) if pong.ping_sent == sent => {
-                    Ok(Some(at.saturating_sub(sent)))
-                }
+                Heard::Said(Numbered { message: FromWorker::Pong(_), .. }, at) => Ok(Some(at.saturating_sub(sent))),
                 other => Err(out_of_turn(&other)),
             })?;
             shortest = shortest.min(Duration::from_nanos(nanoseconds));
         }
+        self.pinged = None;
         Ok(shortest)
     }
 
@@ -346,7 +380,7 @@ impl<'a> Examiner<'a> {
         })
     }
 
-    /// Hears a worker until `take` has what it waits for. Messages of earlier generations don't count.
+    /// Hears a worker until `take` has what it waits for. Messages of other workers, which are not measured now, don't count.
     fn hear<T>(
         &mut self,
         worker: WorkerIndex,
@@ -380,20 +414,27 @@ impl<'a> Examiner<'a> {
         let trouble = match heard {
             Heard::Lost(why) => Trouble::Lost(why),
             Heard::Said(Numbered { message: FromWorker::Failure(failure), .. }, _) => Trouble::Failed(failure.message),
-            heard => return self.is_of_this_generation(&heard).then_some((from, heard)),
+            heard => return self.counts(&heard).then_some((from, heard)),
         };
         self.troubles[from].get_or_insert(trouble);
         None
     }
 
-    fn is_of_this_generation(&self, heard: &Heard) -> bool {
+    /// Whether a message is of this generation, and not the answer to a ping that only keeps a connection open.
+    fn counts(&self, heard: &Heard) -> bool {
         match heard {
             Heard::Said(Numbered { message: FromWorker::Leaving, .. }, _) => false,
+            Heard::Said(Numbered { message: FromWorker::Pong(pong), .. }, _) => self.pinged == Some(pong.ping_sent),
             Heard::Said(Numbered { generation, .. }, _) => *generation == self.number,
             Heard::Chunk(chunk, _) => chunk.generation.number == self.number,
             Heard::Lost(_) => true,
         }
     }
+}
+
+/// Whether a worker was told to connect to a peer.
+fn is_told(peers: &PerWorker<Vec<Peer>>, worker: WorkerIndex, peer: WorkerIndex) -> bool {
+    peers[worker].iter().any(|told| told.worker == peer)
 }
 
 /// Takes a chunk that continues one of the tensors that are owed.
@@ -431,10 +472,15 @@ fn model(workers: usize, units: usize) -> String {
     )
 }
 
+/// Bytes of weights and momentum that a unit of the first layer brings with it: its inputs, and its part of the second layer.
+fn bytes_of_unit(workers: usize) -> usize {
+    2 * size_of::<f32>() * (INPUTS + workers.max(2))
+}
+
 /// Units per worker whose weights take about [`LASTS`] at a speed in bytes per second.
 fn units_for(speed: f64, workers: usize) -> usize {
-    let most = BYTES_MAX.min(BYTES_OF_ALL_MAX / workers.max(1)) / BYTES_OF_UNIT;
-    let wanted = speed * LASTS.as_secs_f64() / BYTES_OF_UNIT as f64;
+    let most = BYTES_MAX.min(BYTES_OF_ALL_MAX / workers.max(1)) / bytes_of_unit(workers);
+    let wanted = speed * LASTS.as_secs_f64() / bytes_of_unit(workers) as f64;
     (wanted as usize).min(most).max(FEW_UNITS)
 }
 
@@ -463,7 +509,8 @@ mod tests {
             let units = units_for(speed, workers);
             let plan = Plan::new(Network::parse(&model(workers, units)).unwrap(), workers, 1, None).unwrap();
             let bytes: usize = plan.network.parameters().iter().map(|parameter| parameter.len() * 8).sum();
-            assert!(bytes <= BYTES_OF_ALL_MAX + BYTES_OF_ALL_MAX / 4, "{workers} workers: {bytes}");
+            // Biases come on top.
+            assert!(bytes <= BYTES_OF_ALL_MAX + BYTES_OF_ALL_MAX / 64, "{workers} workers: {bytes}");
             let partners = plan.all_workers().map(|worker| plan.partners(worker).len());
             assert!(partners.into_iter().all(|partners| partners == workers - 1), "all pairs must connect");
         }

@@ -1,4 +1,6 @@
 //! Addresses: those that a process of this machine will listen on, and those of coordinators that it will connect to.
+//!
+//! Not here: questions about health (`health`), and names (`names`).
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +12,7 @@ use convoy_net::tls::{Role, Tls};
 
 use crate::finding::Finding;
 use crate::health::{Asked, Unanswered, ask};
-use crate::names::{addresses_of, listed, names_of};
+use crate::names::{SHOWN, addresses_of, listed, names_of};
 
 /// A coordinator must answer within this.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -26,7 +28,8 @@ pub async fn listens(flag: &str, address: &Address, tls: Option<&Tls>) -> Findin
                 // The file of the socket. If it stays, the next process removes it.
                 let _ = std::fs::remove_file(path);
             }
-            if matches!(address, Address::Tcp(_)) && address.is_local() {
+            let is_for_others = matches!(flag, "--listen" | "--exchange-listen");
+            if is_for_others && matches!(address, Address::Tcp(_)) && address.is_local() {
                 let advice = "other machines cannot connect to it; for all of them, use 0.0.0.0 and the same port";
                 return Finding::warning(flag, found, advice);
             }
@@ -87,7 +90,7 @@ pub async fn reaches(address: &Address, tls: Option<&Tls>) -> Vec<Finding> {
         findings.push(Finding::ok("name", format!("{host} is {}", listed(&found))));
     }
     findings.extend(names_of(&found).await);
-    for place in distinct(found) {
+    for place in distinct(found).into_iter().take(SHOWN) {
         findings.push(asked(&Address::Tcp(place.to_string()), tls).await);
     }
     findings

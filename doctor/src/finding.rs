@@ -1,4 +1,6 @@
 //! A finding: what was looked at, what was found, and what to do about it.
+//!
+//! Not here: the checks (the other files), and printing (the program).
 
 use serde::Serialize;
 

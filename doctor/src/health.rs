@@ -1,4 +1,6 @@
 //! Asks a process how it is, by gRPC's standard health protocol.
+//!
+//! Not here: what the answer means (`addresses`, `convoy health`).
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

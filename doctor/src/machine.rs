@@ -6,14 +6,16 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use convoy_common::text::counted;
 use convoy_coordinator::cluster::local::SocketFolder;
 use convoy_kernels::isa::Isa;
+use convoy_net::tls::Role;
 use rustix::process::{Resource, getrlimit};
 use time::OffsetDateTime;
 
 use crate::finding::Finding;
 
-/// A process of a job with many workers has some hundred connections, besides those of strangers, which are limited.
+/// A coordinator of many workers has some hundred connections, besides up to 512 of strangers.
 const DESCRIPTORS_MIN: u64 = 1024;
 /// Less memory than this is enough for small networks only.
 const MEMORY_MIN: u64 = 1 << 30;
@@ -22,16 +24,21 @@ const DISK_MIN: u64 = 2 << 30;
 /// This program did not exist before 2026-01-01, in seconds since 1970, so a clock that shows less is wrong.
 const EARLIEST: Duration = Duration::from_secs(1_767_225_600);
 
-/// All checks of this machine. Runs are written to folders below `runs`.
-pub fn findings(runs: &Path) -> Vec<Finding> {
-    vec![
+/// All checks of this machine, for a process of this role; none: for a job on this machine alone. A coordinator writes to the folder `run`.
+pub fn findings(run: &Path, role: Option<Role>) -> Vec<Finding> {
+    let mut findings = vec![
         processor(&read("/proc/cpuinfo"), Isa::detect()),
-        memory(&read("/proc/meminfo"), &read("/sys/fs/cgroup/memory.max"), &read("/sys/fs/cgroup/memory.current")),
+        memory(&read("/proc/meminfo"), Limited::read()),
         descriptors(getrlimit(Resource::Nofile).current),
         clock(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()),
-        sockets(),
-        disk(runs),
-    ]
+    ];
+    if role.is_none() {
+        findings.push(sockets());
+    }
+    if role != Some(Role::Worker) {
+        findings.push(disk(run));
+    }
+    findings
 }
 
 /// The text of a file of the system; empty if there is none.
@@ -43,7 +50,8 @@ fn processor(text: &str, isa: Isa) -> Finding {
     let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     let name = name.map_or(std::env::consts::ARCH, |(_, name)| name.trim());
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let found = format!("{name}; this process may use {cores} core{}; the kernels use {isa}", s(cores));
+    let cores = counted(cores, "core", "cores");
+    let found = format!("{name}; this process may use {cores}; the kernels use {isa}");
     match isa {
         Isa::Scalar => Finding::warning(
             "processor",
@@ -54,8 +62,30 @@ fn processor(text: &str, isa: Isa) -> Finding {
     }
 }
 
-/// What /proc/meminfo and the files of the control group say.
-fn memory(machine: &str, limit: &str, used: &str) -> Finding {
+/// The memory of a container: its limit, and how much of that is in use, without what the system would give back.
+#[derive(Clone, Copy)]
+struct Limited {
+    limit: u64,
+    used: u64,
+}
+
+impl Limited {
+    /// As the control group of this process says. None: it has no limit, or this process sees only those of other processes.
+    fn read() -> Option<Self> {
+        let folder = "/sys/fs/cgroup/memory";
+        Self::of(&read(&format!("{folder}.max")), &read(&format!("{folder}.current")), &read(&format!("{folder}.stat")))
+    }
+
+    /// From the texts of the files memory.max, which holds "max" if there is no limit, memory.current and memory.stat.
+    fn of(limit: &str, used: &str, details: &str) -> Option<Self> {
+        let reclaimable = details.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse().ok());
+        let used: u64 = used.trim().parse().ok()?;
+        Some(Self { limit: limit.trim().parse().ok()?, used: used.saturating_sub(reclaimable.unwrap_or(0)) })
+    }
+}
+
+/// What /proc/meminfo says, and the limit of the container.
+fn memory(machine: &str, limited: Option<Limited>) -> Finding {
     let of = |key: &str| {
         let line = machine.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
         line?.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
@@ -63,11 +93,10 @@ fn memory(machine: &str, limit: &str, used: &str) -> Finding {
     let (Some(total), Some(available)) = (of("MemTotal"), of("MemAvailable")) else {
         return Finding::ok("memory", "the system does not say how much there is");
     };
-    // The file holds "max" if there is no limit.
-    let limit = limit.trim().parse::<u64>().ok().filter(|limit| *limit < total);
-    let left = limit.map_or(u64::MAX, |limit| limit.saturating_sub(used.trim().parse().unwrap_or(0)));
-    let (available, of) = (available.min(left), limit.unwrap_or(total));
-    let of_what = if limit.is_some() { "the limit of this container or service" } else { "this machine" };
+    let (available, of_what, of) = match limited.filter(|limited| limited.limit < total) {
+        Some(Limited { limit, used }) => (available.min(limit.saturating_sub(used)), "this container", limit),
+        None => (available, "this machine", total),
+    };
     let found = format!("{} available; {of_what} has {}", bytes(available), bytes(of));
     let advice = "`convoy plan --model MODEL --batch N` shows how much memory a job needs; end other programs, or use more workers";
     if available < MEMORY_MIN { Finding::warning("memory", found, advice) } else { Finding::ok("memory", found) }
@@ -76,7 +105,7 @@ fn memory(machine: &str, limit: &str, used: &str) -> Finding {
 fn descriptors(limit: Option<u64>) -> Finding {
     match limit {
         None => Finding::ok("descriptors", "no limit"),
-        Some(limit) if limit < DESCRIPTORS_MIN => Finding::wrong(
+        Some(limit) if limit < DESCRIPTORS_MIN => Finding::warning(
             "descriptors",
             format!("a process may have {limit} open files"),
             format!("allow at least {DESCRIPTORS_MIN}, for example with `ulimit -n {DESCRIPTORS_MIN}`"),
@@ -121,7 +150,7 @@ fn disk(runs: &Path) -> Finding {
     };
     if let Err(error) = rustix::fs::access(there, rustix::fs::Access::WRITE_OK) {
         let found = format!("this user cannot write to {shown}: {error}");
-        return Finding::warning(subject, found, "a coordinator needs a folder for its run; give another --out");
+        return Finding::wrong(subject, found, "a job writes to the folder of its run; give another --out");
     }
     let found = format!("{} free for runs in {shown}", bytes(free));
     if free < DISK_MIN {
@@ -140,10 +169,6 @@ pub(crate) fn bytes(count: u64) -> String {
     if count >= 1e9 { format!("{:.1} GB", count / 1e9) } else { format!("{:.0} MB", count / 1e6) }
 }
 
-fn s(count: usize) -> &'static str {
-    if count == 1 { "" } else { "s" }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,20 +178,20 @@ mod tests {
 
     #[test]
     fn memory_is_that_of_the_machine_or_of_the_container() {
-        let found = |limit, used| memory(MEMINFO, limit, used);
-        assert_eq!(found("max\n", "5\n").found, "20.5 GB available; this machine has 24.6 GB");
-        assert_eq!(found("", "").verdict, Verdict::Ok);
-        let contained = found("4000000000\n", "1000000000\n");
-        assert_eq!(contained.found, "3.0 GB available; the limit of this container or service has 4.0 GB");
-        assert_eq!(found("1000000000\n", "900000000\n").verdict, Verdict::Warning);
-        assert_eq!(found("99999999999999\n", "0\n").found, "20.5 GB available; this machine has 24.6 GB");
-        assert_eq!(memory("", "", "").verdict, Verdict::Ok);
+        let found = |limit, used, details| memory(MEMINFO, Limited::of(limit, used, details));
+        assert_eq!(found("max\n", "5\n", "").found, "20.5 GB available; this machine has 24.6 GB");
+        assert_eq!(found("", "", "").verdict, Verdict::Ok);
+        let contained = found("4000000000\n", "1500000000\n", "file 9\ninactive_file 500000000\nactive_file 7\n");
+        assert_eq!(contained.found, "3.0 GB available; this container has 4.0 GB");
+        assert_eq!(found("1000000000\n", "900000000\n", "").verdict, Verdict::Warning);
+        assert_eq!(found("99999999999999\n", "0\n", "").found, "20.5 GB available; this machine has 24.6 GB");
+        assert_eq!(memory("", None).verdict, Verdict::Ok);
     }
 
     #[test]
-    fn few_descriptors_and_a_clock_in_the_past_are_wrong() {
+    fn few_descriptors_are_a_warning_and_a_clock_in_the_past_is_wrong() {
         let verdicts = [Some(1023), Some(1024), None].map(|limit| descriptors(limit).verdict);
-        assert_eq!(verdicts, [Verdict::Wrong, Verdict::Ok, Verdict::Ok]);
+        assert_eq!(verdicts, [Verdict::Warning, Verdict::Ok, Verdict::Ok]);
         let reset = clock(Duration::ZERO);
         assert!(reset.verdict == Verdict::Wrong && reset.found == "1970-01-01 00:00:00 UTC", "{reset:?}");
         assert_eq!(clock(EARLIEST).verdict, Verdict::Ok);

@@ -1,4 +1,6 @@
 //! Names of machines: which addresses they have, and which names these addresses have.
+//!
+//! Not here: who listens at an address (`addresses`).
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -9,8 +11,8 @@ use crate::finding::Finding;
 
 /// The system's own limit is far longer when no DNS server answers.
 const WITHIN: Duration = Duration::from_secs(5);
-/// The most addresses of a name that a finding lists.
-const SHOWN: usize = 4;
+/// The most addresses of a name that are looked at.
+pub(crate) const SHOWN: usize = 4;
 const SUBJECT: &str = "name";
 
 /// The addresses of a name, or why there are none.

@@ -5,6 +5,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use convoy_common::text::counted;
 use convoy_net::tls::{Role, Tls, TlsFiles};
 
 use crate::finding::Finding;
@@ -27,8 +28,8 @@ pub fn findings(files: &TlsFiles, role: Option<Role>) -> (Option<Tls>, Vec<Findi
 }
 
 fn validity(certificate: &str, left: Duration) -> Finding {
-    let days = left.as_secs() / 86_400;
-    let found = format!("{certificate} and its CA are valid for {days} more day{}", if days == 1 { "" } else { "s" });
+    let days = counted((left.as_secs() / 86_400) as usize, "more day", "more days");
+    let found = format!("{certificate} is valid for {days}");
     if left < SOON {
         let advice = "renew it, for example with `convoy certs DIR --renew`, and start the processes again";
         return Finding::warning(SUBJECT, found, advice);
@@ -40,7 +41,8 @@ fn validity(certificate: &str, left: Duration) -> Finding {
 fn privacy(files: &TlsFiles) -> Option<Finding> {
     let mode = std::fs::metadata(&files.key).ok()?.permissions().mode();
     let found = format!("other users of this machine can read {}", files.key.display());
-    (mode & 0o077 != 0).then(|| Finding::warning(SUBJECT, found, "allow it only to its user: chmod 600"))
+    (mode & 0o044 != 0)
+        .then(|| Finding::warning(SUBJECT, found, "allow it only to its user (chmod 600, or the mode of the volume)"))
 }
 
 #[cfg(test)]

@@ -2,15 +2,14 @@
 //!
 //! Not here: measuring (`convoy_coordinator::examine`).
 
-use convoy_coordinator::examine::{Examination, Examined, Measured, Unlinked};
+use convoy_common::text::counted;
+use convoy_coordinator::examine::{Examination, Examined, Unlinked};
 use convoy_coordinator::observe::{Event, Observer};
 
 use crate::finding::Finding;
 
 /// Bytes per second below which a connection is slow: 100 Mbit/s. AlexNet with a batch of 128 sends each worker some 70 MB per step.
 const SLOW: f64 = 12.5e6;
-/// A connection that is this many times slower than the fastest one makes the others wait.
-const UNEVEN: f64 = 4.0;
 /// A round trip above this, in milliseconds, costs more than most layers: a step has several exchanges, one after the other.
 const FAR_MS: f64 = 10.0;
 
@@ -29,10 +28,8 @@ impl<F: FnMut(&str)> Notes<F> {
 
     /// What was heard, and what an examination of `wanted` workers has found.
     pub fn findings(self, examination: &Examination, wanted: usize) -> Vec<Finding> {
-        let fastest = examination.workers.iter().filter_map(|examined| examined.measured.as_ref().ok());
-        let fastest = fastest.map(slower_direction).fold(0.0, f64::max);
         let workers = examination.workers.iter_enumerated();
-        let each = workers.map(|(worker, examined)| of_worker(&format!("worker {worker}"), examined, fastest));
+        let each = workers.map(|(worker, examined)| of_worker(&format!("worker {worker}"), examined));
         let have = examination.workers.len();
         let missing = (have < wanted).then(|| {
             Finding::wrong(
@@ -56,7 +53,7 @@ impl<F: FnMut(&str)> Observer for Notes<F> {
             Event::Waiting { have, want, start, .. } if have < want => {
                 (self.tell)(&format!("waiting for workers: {have} of {want} have connected; start more with: {start}"));
             }
-            Event::Refused { address, reason } => self.findings.push(Finding::wrong(
+            Event::Refused { address, reason } => self.findings.push(Finding::warning(
                 "worker",
                 format!("one at {address} was refused: {reason}"),
                 "start it again with what it lacks",
@@ -76,19 +73,14 @@ impl<F: FnMut(&str)> Observer for Notes<F> {
     }
 }
 
-fn slower_direction(measured: &Measured) -> f64 {
-    measured.to_worker.min(measured.from_worker)
-}
-
-fn of_worker(subject: &str, examined: &Examined, fastest: f64) -> Finding {
+fn of_worker(subject: &str, examined: &Examined) -> Finding {
     let hello = &examined.hello;
     let described = format!(
-        "{} ({}), version {}, {} thread{}, {}",
+        "{} ({}), version {}, {}, {}",
         hello.host,
         examined.address,
         hello.convoy_version,
-        hello.threads,
-        if hello.threads == 1 { "" } else { "s" },
+        counted(hello.threads, "thread", "threads"),
         hello.instruction_set
     );
     let measured = match &examined.measured {
@@ -105,25 +97,14 @@ fn of_worker(subject: &str, examined: &Examined, fastest: f64) -> Finding {
     // In the unit of `convoy plan --link-mbit`.
     let [to, from] = [measured.to_worker, measured.from_worker].map(|speed| speed * 8.0 / 1e6);
     let found = format!("{described}; answers in {round_trip:.2} ms; {to:.0} Mbit/s to it, {from:.0} Mbit/s from it");
-    let speed = slower_direction(measured);
-    if speed < SLOW {
+    if round_trip > FAR_MS {
+        let advice = "far away: each exchange of a step takes a round trip; use machines of one site";
+        return Finding::warning(subject, found, advice);
+    }
+    if measured.slower() < SLOW {
         let advice =
             "slower than 100 Mbit/s: check cables, switches and Wi-Fi; `convoy plan` shows the bytes of a step";
         return Finding::warning(subject, found, advice);
-    }
-    if speed * UNEVEN < fastest {
-        return Finding::warning(
-            subject,
-            found,
-            "the others will wait for it: its connection is several times slower than theirs",
-        );
-    }
-    if round_trip > FAR_MS {
-        return Finding::warning(
-            subject,
-            found,
-            "far away: each exchange of a step takes a round trip; use machines of one site",
-        );
     }
     if hello.convoy_version != env!("CARGO_PKG_VERSION") {
         return Finding::warning(
@@ -136,8 +117,9 @@ fn of_worker(subject: &str, examined: &Examined, fastest: f64) -> Finding {
 }
 
 fn of_link(unlinked: &Unlinked) -> Finding {
-    let Unlinked { worker, peer, why } = unlinked;
-    let found = format!("workers {worker} and {peer} can't connect to each other: {why}");
-    let advice = "let them: give both --exchange-listen with a port that the other one can reach; otherwise the coordinator relays what they send, which doubles the bytes";
+    let Unlinked { pair: [one, other], why } = unlinked;
+    let found = format!("workers {one} and {other} can't connect to each other: {why}");
+    let advice = "give both workers an --exchange-listen port that the other one can reach; until then, the coordinator relays what they \
+                  send, which doubles the bytes";
     Finding::warning("links", found, advice)
 }

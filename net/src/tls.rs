@@ -19,6 +19,7 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::version::TLS13;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme,
@@ -120,8 +121,8 @@ pub struct Tls {
     of_servers: Arc<WebPkiServerVerifier>,
     client: ClientConfig,
     server: ServerConfig,
-    /// When the certificate expires, or that of its CA.
-    expires: UnixTime,
+    of_clients: Arc<dyn ClientCertVerifier>,
+    chain: Vec<CertificateDer<'static>>,
 }
 
 impl Tls {
@@ -161,9 +162,21 @@ impl Tls {
         })
     }
 
-    /// For how long the certificate and that of its CA are valid, at most a century.
+    /// For how long the other ends will accept the certificate, and those of intermediate CAs with it; at most a century. The library tells
+    /// only whether they are valid at a time, so this is a search.
     pub fn expires_in(&self) -> Duration {
-        Duration::from_secs(self.expires.as_secs().saturating_sub(UnixTime::now().as_secs()))
+        let now = UnixTime::now().as_secs();
+        let is_valid = |seconds| {
+            let at = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+            let parts = self.chain.split_first();
+            parts.is_some_and(|(own, between)| self.of_clients.verify_client_cert(own, between, at).is_ok())
+        };
+        let (mut valid, mut expired) = (now, now.saturating_add(CENTURY_SECONDS));
+        while valid + 1 < expired {
+            let between = valid.midpoint(expired);
+            if is_valid(between) { valid = between } else { expired = between }
+        }
+        Duration::from_secs(valid - now)
     }
 
     /// The side that connects to a process that has one of these roles.
@@ -194,7 +207,7 @@ fn provider() -> CryptoProvider {
 struct Verifiers {
     provider: Arc<CryptoProvider>,
     of_servers: Arc<WebPkiServerVerifier>,
-    of_clients: Arc<dyn rustls::server::danger::ClientCertVerifier>,
+    of_clients: Arc<dyn ClientCertVerifier>,
 }
 
 impl Verifiers {
@@ -222,37 +235,18 @@ impl Verifiers {
         Ok(())
     }
 
-    /// The last second at which a certificate that is valid now will be, with all CAs on the way to it. The library tells only whether it
-    /// is valid at a time, so this is a search.
-    fn expires(&self, chain: &[CertificateDer<'static>]) -> UnixTime {
-        let now = UnixTime::now().as_secs();
-        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-        let is_valid = |seconds| {
-            chain
-                .split_first()
-                .is_some_and(|(own, between)| self.of_clients.verify_client_cert(own, between, at(seconds)).is_ok())
-        };
-        let (mut valid, mut expired) = (now, now.saturating_add(CENTURY_SECONDS));
-        while valid + 1 < expired {
-            let between = valid.midpoint(expired);
-            if is_valid(between) { valid = between } else { expired = between }
-        }
-        at(valid)
-    }
-
     fn identity(self, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Tls, Error> {
-        let expires = self.expires(&chain);
         let mut client = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&TLS13])?
             .with_webpki_verifier(self.of_servers.clone())
             .with_client_auth_cert(chain.clone(), key.clone_key())?;
         let mut server = ServerConfig::builder_with_provider(self.provider)
             .with_protocol_versions(&[&TLS13])?
-            .with_client_cert_verifier(self.of_clients)
-            .with_single_cert(chain, key)?;
+            .with_client_cert_verifier(self.of_clients.clone())
+            .with_single_cert(chain.clone(), key)?;
         // Connections are few and long, and each of them checks certificates.
         (client.resumption, server.send_tls13_tickets) = (Resumption::disabled(), 0);
-        Ok(Tls { of_servers: self.of_servers, client, server, expires })
+        Ok(Tls { of_servers: self.of_servers, of_clients: self.of_clients, chain, client, server })
     }
 }
 

@@ -26,11 +26,6 @@ pub fn printable(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
-/// A number of things, with their name.
-pub fn plural(count: usize, one: &str, many: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { many })
-}
-
 /// A number with a thin space between every three digits.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();

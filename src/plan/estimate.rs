@@ -6,10 +6,11 @@ use std::error::Error;
 use convoy_common::batch::Division;
 use convoy_common::estimate::{self, End, Estimate, Rates};
 use convoy_common::plan::Plan;
+use convoy_common::text::counted;
 use convoy_coordinator::JobError;
 use serde_json::{Value, json};
 
-use crate::numbers::{counted, rate};
+use crate::numbers::rate;
 use crate::settings::Misuse;
 use crate::table::aligned;
 

@@ -106,7 +106,8 @@ async fn each_end_says_what_is_wrong() {
             .with_webpki_verifier(Verifiers::new(roots_of(&ca)).unwrap().of_servers)
             .with_no_client_auth(),
         server: server.server.clone(),
-        expires: client.expires,
+        of_clients: client.of_clients.clone(),
+        chain: Vec::new(),
     };
     let (worker_expired, early, stranger) = (expired(Role::Worker), early(Role::Worker), strangers(Role::Worker));
     let (mute, deaf) = (one_way(ExtendedKeyUsagePurpose::ServerAuth), one_way(ExtendedKeyUsagePurpose::ClientAuth));

@@ -8,7 +8,8 @@ use super::curves::charts;
 use crate::binomial::as_uneven;
 use crate::html;
 use crate::svg::{escaped, key};
-use crate::words::{chance, plural, printable, sentence};
+use crate::words::{chance, printable, sentence};
+use convoy_common::text::counted;
 
 /// Two runs.
 #[derive(Clone, Debug, Serialize)]
@@ -81,7 +82,7 @@ impl Comparison {
             said.push(format!(
                 "{} classified correctly by only one of them: {first} by the first run and {second} by the second. If both were right equally often, \
                  a split at least as uneven would have a chance of {}",
-                plural(of_both, "test image is", "test images are"),
+                counted(of_both, "test image is", "test images are"),
                 chance(*p)
             ));
             if self.same_weights != Some(true) {

@@ -8,7 +8,8 @@ use crate::filters::shown;
 use crate::html;
 use crate::raster::Raster;
 use crate::svg::escaped;
-use crate::words::{grouped, plural, sentence};
+use crate::words::{grouped, sentence};
+use convoy_common::text::counted;
 
 /// More classes have no table of confusions.
 const CLASSES_IN_TABLE: usize = 30;
@@ -61,7 +62,7 @@ impl RunReport {
             "<h2>Faults</h2>\n<p>The job recovered from {}. Faults do not change the result.</p>\n<div class=\"wide\"><table>\n<tr><th>after step</th>\
              <th>worker</th><th>what happened</th><th>went back to step</th><th>ms to detect</th><th>ms to replace</th><th>ms to restore</th>\
              <th>ms to compute again</th></tr>\n{rows}</table></div>\n",
-            plural(incidents.len(), "fault", "faults")
+            counted(incidents.len(), "fault", "faults")
         )
     }
 
@@ -205,7 +206,7 @@ impl Time {
             "<h2>Where the time went</h2>\n<p>A step takes {:.2} ms, by the mean of {} in the trace. Bottleneck: {}.</p>\n<div class=\"wide\"><table>\n\
              <tr>{head}</tr>\n{body}</table></div>\n",
             self.step_ms,
-            plural(self.steps, "step", "steps"),
+            counted(self.steps, "step", "steps"),
             escaped(&self.bottleneck)
         )
     }

@@ -2,7 +2,8 @@
 
 use super::RunReport;
 use super::classes::TOP;
-use crate::words::{plural, printable};
+use crate::words::printable;
+use convoy_common::text::counted;
 
 impl RunReport {
     /// What a reader wants to know first, sentence by sentence.
@@ -21,7 +22,7 @@ impl RunReport {
             text.push(format!("It trained {rate:.0} images per second."));
         }
         if !record.incidents.is_empty() {
-            text.push(format!("It recovered from {}.", plural(record.incidents.len(), "fault", "faults")));
+            text.push(format!("It recovered from {}.", counted(record.incidents.len(), "fault", "faults")));
         }
         text
     }

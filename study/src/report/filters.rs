@@ -2,8 +2,9 @@
 //!
 //! Not here: computing it (`representation::filters`), and what it looks like (`filters_page`).
 
+use convoy_common::text::counted;
 use convoy_report::binomial::at_least;
-use convoy_report::words::{chance, plural};
+use convoy_report::words::chance;
 use serde::Serialize;
 
 use super::layers::LEVEL;
@@ -138,7 +139,7 @@ impl ArmColours {
         let said = format!(
             "in {beyond_chance} of {} of {arm}, the groups of {layer} differ in colour beyond chance. If groups meant nothing, at least as many would \
              with a chance of {}. Over all runs, the groups differ by {:.3} on average, and random groups of the same filters by {expected:.3}",
-            plural(runs.len(), "run", "runs"),
+            counted(runs.len(), "run", "runs"),
             chance(as_many),
             difference.mean,
         );

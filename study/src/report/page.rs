@@ -3,10 +3,11 @@
 //! Not here: what is in the report, and the parts of the page that have files of their own.
 
 use convoy_common::model::{Layer, LayerKind};
+use convoy_common::text::counted;
 use convoy_dataset::DataSource;
 use convoy_report::html;
 use convoy_report::svg::{escaped, key};
-use convoy_report::words::{chance, grouped, percent, plural, sentence};
+use convoy_report::words::{chance, grouped, percent, sentence};
 
 use super::{ArmReport, Comparison, Report, Verdict};
 use crate::builtin;
@@ -108,7 +109,7 @@ impl Report {
             return String::new();
         }
         let control = &self.arms[0];
-        let passes = plural(self.study.epochs as usize, "pass", "passes");
+        let passes = counted(self.study.epochs as usize, "pass", "passes");
         let rise = match control.curve.as_slice() {
             [.., before, last] => format!(
                 " The last pass changed the mean test accuracy of {} by {:+.2} points.",
@@ -203,7 +204,7 @@ impl Report {
                 )
             }),
             if self.variation.is_empty() { "" } else { SERIES },
-            plural(self.study.epochs as usize, "pass", "passes"),
+            counted(self.study.epochs as usize, "pass", "passes"),
             match self.test_images {
                 0 => "the test images".to_owned(),
                 images => format!("{} test images", grouped(images as u64)),
@@ -241,10 +242,10 @@ impl Report {
              processes send each other in a training step, images included, if each of the net's slices of channels, its towers, is trained by \
              a process of its own ({} here){masked}. The images have {} x {} pixels, {}, and {} classes. The \
              layers with weights in {} are {}.",
-            plural(control.network.towers, "tower", "towers"),
+            counted(control.network.towers, "tower", "towers"),
             control.network.input.shape.height,
             control.network.input.shape.width,
-            plural(control.network.input.shape.channels, "channel", "channels"),
+            counted(control.network.input.shape.channels, "channel", "channels"),
             control.network.classes(),
             escaped(&control.name),
             escaped(&layers.join(", ")),
@@ -298,7 +299,7 @@ impl Report {
              one-sided tests show that the difference is within the margin, corrected likewise, and the bootstrap agrees. Otherwise these \
              runs can't tell.</li>\n",
             percent(self.design.alpha),
-            plural(self.design.comparisons, "comparison", "comparisons"),
+            counted(self.design.comparisons, "comparison", "comparisons"),
         )
     }
 

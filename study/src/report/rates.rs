@@ -27,7 +27,7 @@ impl Report {
             "<h2>Learning rates</h2>\n<p>Each arm tried the same learning rates, with {} with each rate, on training images without the {} that were \
              held out. The rate with the highest mean accuracy on the held-out images was chosen. Test images played no part in it.</p>\n\
              <div class=\"wide\"><table>\n<tr><th>arm</th>{heads}<th>chosen</th></tr>\n{rows}</table></div>\n",
-            convoy_report::words::plural(tune.runs as usize, "run", "runs"),
+            convoy_common::text::counted(tune.runs as usize, "run", "runs"),
             grouped(tune.holdout as u64),
         )
     }
