@@ -4,12 +4,12 @@
 
 use std::error::Error;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use convoy_common::address::Address;
 use convoy_common::chain::chain;
-use convoy_common::text::counted;
+use convoy_common::text::{counted, printable};
 use convoy_coordinator::JobError;
 use convoy_coordinator::examine::examine;
 use convoy_coordinator::running::Running;
@@ -50,7 +50,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     credentials: Credentials,
     /// Address on which the worker will accept connections from other workers, with --join
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", requires = "join")]
     exchange_listen: Option<Address>,
     /// Address on which the worker will answer health checks, with --join
     #[arg(long, value_name = "HOST:PORT")]
@@ -79,28 +79,37 @@ impl Arguments {
 
 /// Something is wrong: exit code 1.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}; a job would fail")]
+#[error("{0}: a job would fail")]
 struct Unfit(String);
 
 pub(crate) fn run(arguments: Arguments, log: &Log) -> Result<Outcome, Box<dyn Error>> {
     let json = arguments.json;
+    let stop = signals::stop_flag("stopping", "quit".to_owned())?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    let findings = examined(arguments, &runtime, log);
+    let findings = findings(arguments, &runtime, log, &stop);
     // A name lookup can't be cancelled, and must not be waited for.
     runtime.shutdown_background();
     let findings = findings?;
     output::print(&if json { format!("{:#}\n", serde_json::to_value(&findings)?) } else { described(&findings) })?;
     let wrong = findings.iter().filter(|finding| finding.verdict == Verdict::Wrong).count();
-    if wrong > 0 {
-        return Err(Unfit(format!("{} wrong", counted(wrong, "thing is", "things are"))).into());
+    match wrong {
+        _ if stop.load(Ordering::Relaxed) => Ok(Outcome::Interrupted),
+        0 => Ok(Outcome::Done),
+        _ => Err(Unfit(counted(wrong, "thing is wrong", "things are wrong")).into()),
     }
-    Ok(Outcome::Done)
 }
 
-fn examined(arguments: Arguments, runtime: &Runtime, log: &Log) -> Result<Vec<Finding>, Box<dyn Error>> {
-    let addresses = arguments.join.iter().chain(&arguments.listen);
-    let flag = if arguments.join.is_empty() { "--listen" } else { "--join" };
-    let token = arguments.credentials.token(flag, addresses)?;
+fn findings(
+    arguments: Arguments,
+    runtime: &Runtime,
+    log: &Log,
+    stop: &AtomicBool,
+) -> Result<Vec<Finding>, Box<dyn Error>> {
+    let token = match arguments.role() {
+        Some(Role::Worker) => arguments.credentials.token("--join", &arguments.join)?,
+        Some(Role::Coordinator) => arguments.credentials.token("--listen", &arguments.listen)?,
+        None => None,
+    };
     let version = format!("{}, protocol {PROTOCOL_VERSION}", env!("CARGO_PKG_VERSION"));
     let mut findings = vec![Finding::ok("version", version)];
     findings.extend(machine::findings(&arguments.out, arguments.role()));
@@ -110,54 +119,64 @@ fn examined(arguments: Arguments, runtime: &Runtime, log: &Log) -> Result<Vec<Fi
     };
     let has_bad_files = of_tls.iter().any(|finding| finding.verdict == Verdict::Wrong);
     findings.extend(of_tls);
-    let of_worker = [("--exchange-listen", &arguments.exchange_listen), ("--health", &arguments.health)];
-    let of_worker = of_worker.into_iter().filter(|_| arguments.role() == Some(Role::Worker));
-    for (flag, address) in of_worker.chain([("--metrics", &arguments.metrics)]) {
-        findings.extend(address.as_ref().map(|address| listens(runtime, flag, address, tls.as_ref())));
-    }
+    findings.extend(of_listening(&arguments, runtime, tls.as_ref()));
     if has_bad_files {
         return Ok(findings);
     }
+    let secrets = Secrets { token, tls };
     for address in &arguments.join {
-        findings.extend(runtime.block_on(addresses::reaches(address, tls.as_ref())));
+        findings.extend(runtime.block_on(addresses::reaches(address, &secrets)));
     }
-    if let Some(address) = arguments.listen {
-        findings.extend(runtime.block_on(names::own()));
-        let found = listens(runtime, "--listen", &address, tls.as_ref());
-        let is_free = found.verdict != Verdict::Wrong;
-        findings.push(found);
-        if is_free {
-            let running = Running { listen: Some(address), secrets: Secrets { token, tls }, ..eval::running(log)? };
+    if let Some(address) = &arguments.listen {
+        if !address.is_local() {
+            findings.extend(runtime.block_on(names::own()));
+        }
+        if !findings.iter().any(|finding| finding.subject == "--listen" && finding.verdict == Verdict::Wrong) {
+            let running = Running { listen: Some(address.clone()), secrets, ..eval::running(log)? };
             let wait = arguments.wait.map_or(WAIT, Duration::from_secs);
-            findings.extend(of_workers(&running, arguments.workers.unwrap_or(WORKERS), wait)?);
+            findings.extend(of_workers(&running, arguments.workers.unwrap_or(WORKERS), wait, stop)?);
         }
     }
     Ok(findings)
 }
 
-/// Examines the workers that connect.
-fn of_workers(running: &Running, workers: usize, wait: Duration) -> Result<Vec<Finding>, Box<dyn Error>> {
-    let _socket = SocketFile::at(running.listen.as_ref())?;
-    let stop = signals::stop_flag("stopping", "quit".to_owned())?;
-    let mut notes = Notes::new(output::complain);
-    let examination = match examine(running, workers, wait, &mut notes, &stop) {
-        Err(error @ JobError::Listen { .. }) => {
-            let advice = "another process has begun to listen there; check again";
-            return Ok(vec![Finding::wrong("--listen", chain(&error), advice)]);
-        }
-        examined => examined?,
-    };
-    if stop.load(Ordering::Relaxed) {
-        return Err(JobError::Interrupted.into());
-    }
-    Ok(notes.findings(&examination, workers))
+/// The addresses on which the process will listen. All are tried together.
+fn of_listening(arguments: &Arguments, runtime: &Runtime, tls: Option<&Tls>) -> Vec<Finding> {
+    let of_worker = [("--exchange-listen", &arguments.exchange_listen), ("--health", &arguments.health)];
+    let of_worker = of_worker.into_iter().filter(|_| arguments.role() == Some(Role::Worker));
+    let flags = of_worker.chain([("--metrics", &arguments.metrics), ("--listen", &arguments.listen)]);
+    let given = flags.filter_map(|(flag, address)| Some((flag, address.as_ref()?)));
+    let (findings, _listening): (Vec<_>, Vec<_>) = given
+        .map(|(flag, address)| match SocketFile::at(Some(address)) {
+            Ok(file) => {
+                let (finding, listening) = runtime.block_on(addresses::listens(flag, address, tls));
+                (finding, Some((file, listening)))
+            }
+            Err(NoSocket::InUse { .. }) => (runtime.block_on(addresses::in_use(flag, address, tls)), None),
+            Err(error) => (Finding::wrong(flag, error.to_string(), "remove it, or give another path"), None),
+        })
+        .unzip();
+    findings
 }
 
-fn listens(runtime: &Runtime, flag: &str, address: &Address, tls: Option<&Tls>) -> Finding {
-    match SocketFile::at(Some(address)) {
-        Ok(_socket) => runtime.block_on(addresses::listens(flag, address, tls)),
-        Err(NoSocket::InUse { .. }) => runtime.block_on(addresses::in_use(flag, address, tls)),
-        Err(error) => Finding::wrong(flag, error.to_string(), "give a path that does not exist"),
+/// Examines the workers that connect.
+fn of_workers(
+    running: &Running,
+    workers: usize,
+    wait: Duration,
+    stop: &AtomicBool,
+) -> Result<Vec<Finding>, Box<dyn Error>> {
+    let _socket = SocketFile::at(running.listen.as_ref())?;
+    let mut notes = Notes::new(output::complain);
+    match examine(running, workers, wait, &mut notes, stop) {
+        Err(error @ JobError::Listen { .. }) => {
+            let advice = "another process has begun to listen there; check again";
+            Ok(vec![Finding::wrong("--listen", chain(&error), advice)])
+        }
+        // What is missing is so because of the stop.
+        Ok(_) if stop.load(Ordering::Relaxed) => Ok(Vec::new()),
+        Ok(examination) => Ok(notes.findings(&examination, workers)),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -171,7 +190,7 @@ fn described(findings: &[Finding]) -> String {
     let row = |first: &str, subject: &str, text: String| vec![first.to_owned(), subject.to_owned(), text];
     let mut rows = Vec::new();
     for finding in findings {
-        rows.push(row(word(finding.verdict), &finding.subject, finding.found.clone()));
+        rows.push(row(word(finding.verdict), &finding.subject, printable(&finding.found)));
         rows.extend(finding.advice.iter().map(|advice| row("", "", format!("-> {advice}"))));
     }
     let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();

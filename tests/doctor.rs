@@ -128,6 +128,20 @@ fn workers_without_the_token_are_refused() {
     let found = doctor(&format!("--listen {address} --workers 1 --wait 5 --token-file {}", token.display()));
     found.ends_with(1).has("warning", "worker", "was refused").has("wrong", "workers", "0 of 1 have connected");
     drop(stranger);
+    let secret = format!("--token-file {}", token.display());
+    let other = folder.path().join("other");
+    std::fs::write(&other, "another-secret-word\n").unwrap();
+    let mut command = support::convoy();
+    command.args(["train", "--data", "bundled", "--workers", "1", "--listen", &address]);
+    command.arg("--out").arg(folder.path().join("run")).args(secret.split(' '));
+    let coordinator = command.stdout(Stdio::null()).stderr(Stdio::null()).start();
+    support::wait_for("the coordinator", || TcpStream::connect(&address).ok());
+    doctor(&format!("--join {address} {secret}")).ends_with(0).has("ok", "coordinator", "waits for workers");
+    for wrong in [String::new(), format!("--token-file {}", other.display())] {
+        let found = doctor(&format!("--join {address} {wrong}"));
+        found.ends_with(1).has("wrong", "coordinator", "would refuse a worker with these secrets");
+    }
+    drop(coordinator);
 }
 
 /// The file of a worker's socket is removed, so that nobody can connect to it.
@@ -203,6 +217,11 @@ fn the_way_to_a_coordinator_is_checked() {
     doctor(&format!("--join {address}")).ends_with(0).has("ok", "coordinator", "waits for workers");
     doctor("--join no-such-host.invalid:7878").ends_with(1).has("wrong", "name", "can't be looked up");
     doctor(&format!("--listen {address}")).ends_with(1).has("wrong", "--listen", "in use");
+    let [free, out] = [free_address(), folder.path().join("file").display().to_string()];
+    std::fs::write(&out, "").unwrap();
+    doctor(&format!("--out {out}/run")).ends_with(1).has("wrong", "disk", "is not a folder");
+    let found = doctor(&format!("--join {address} --health {free} --metrics {free}"));
+    found.ends_with(1).has("ok", "--health", "can listen").has("wrong", "--metrics", "in use");
     let worker = worker(&format!("--join {address} --health {health}"));
     assert!(finish(coordinator).status.success());
     doctor(&format!("--join {health}")).ends_with(1).has("wrong", "coordinator", "the worker at");
@@ -253,6 +272,8 @@ fn files_of_tls_are_checked_and_used() {
 #[test]
 fn wrong_usage_ends_with_2() {
     for (arguments, part) in [
+        ("--workers 2", "--listen"),
+        ("--exchange-listen 127.0.0.1:1", "--join"),
         ("--join a:1 --listen b:1", "cannot be used with"),
         ("--listen nonsense", "neither HOST:PORT"),
         ("--tls-cert x", "TLS needs all three files"),
@@ -262,4 +283,34 @@ fn wrong_usage_ends_with_2() {
         let text = said(&output);
         assert!(output.status.code() == Some(2) && text.contains(part), "{arguments}: {text}");
     }
+}
+
+/// What was found before a stop is printed.
+#[test]
+fn a_doctor_that_is_stopped_says_what_it_has_found() {
+    let address = free_address();
+    let mut command = support::convoy();
+    command.args(["doctor", "--json", "--listen", &address, "--wait", "600"]);
+    let process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).start();
+    support::wait_for("the doctor", || TcpStream::connect(&address).ok());
+    support::signal(process.id(), "INT");
+    found(&finish(process)).ends_with(130).has("warning", "--listen", "can listen on");
+}
+
+/// A worker that hangs makes no other one look bad: answers to pings that only keep a connection open don't count.
+#[test]
+fn a_worker_that_hangs_is_named_and_no_other_one() {
+    let address = free_address();
+    let workers = [0, 1].map(|_| worker(&format!("--join {address}")));
+    let mut command = support::convoy();
+    command.args(["doctor", "--json", "--listen", &address, "--workers", "2"]);
+    let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).start();
+    support::line_with(process.stderr.as_mut().unwrap(), "examining 2 workers");
+    support::signal(workers[0].id(), "STOP");
+    let found = found(&finish(process));
+    support::signal(workers[0].id(), "CONT");
+    // It may have been examined before the signal came.
+    let wrong: Vec<_> = found.findings.iter().filter(|finding| finding["verdict"] == "wrong").collect();
+    assert!(wrong.len() <= 1 && !found.text.contains("Pong"), "{}", found.text);
+    end(workers);
 }

@@ -12,6 +12,7 @@ use convoy_common::index::{PerWorker, WorkerIndex};
 use convoy_common::model::Network;
 use convoy_common::parameters::Tensors;
 use convoy_common::plan::Plan;
+use convoy_common::text::counted;
 use convoy_common::wire::{
     Assignment, Chunk, FromWorker, Generation, Hello, Numbered, Payload, Peer, PeerFailed, TensorKey, ToWorker, frames,
 };
@@ -21,7 +22,7 @@ use crate::cluster::{Cluster, News};
 use crate::deadlines::LOOK_EVERY;
 use crate::error::JobError;
 use crate::links::{Transport, arranged};
-use crate::observe::Observer;
+use crate::observe::{Event, Observer};
 use crate::running::Running;
 use crate::state::JobState;
 use crate::unguessable::unguessable;
@@ -31,7 +32,7 @@ const PINGS: usize = 20;
 /// A worker must answer a ping within this.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 /// A worker must have taken the weights, or sent them back, or have connected to the other workers, within this.
-const CARRIED_WITHIN: Duration = Duration::from_secs(30);
+const CARRIED_WITHIN: Duration = Duration::from_secs(15);
 
 /// Inputs of the network's first layer.
 const INPUTS: usize = 32 * 32;
@@ -132,6 +133,8 @@ pub fn examine(
     let mut cluster = Cluster::open(running, workers, 1)?;
     cluster.refill(patience, observer, stop)?;
     cluster.close_ranks();
+    let workers = counted(cluster.seats(), "worker", "workers");
+    observer.on(Event::Notice { text: format!("examining {workers}") });
     let mut examiner = Examiner::of(&mut cluster, stop);
     let examination = examiner.examine();
     let number = examiner.number;

@@ -8,35 +8,47 @@ use std::time::Duration;
 
 use convoy_common::address::Address;
 use convoy_net::listening::Listening;
+use convoy_net::secrets::Secrets;
 use convoy_net::tls::{Role, Tls};
 
-use crate::finding::Finding;
-use crate::health::{Asked, Unanswered, ask};
+use crate::finding::{Finding, Verdict};
+use crate::health::{Asked, Unanswered, ask, refusal};
 use crate::names::{SHOWN, addresses_of, listed, names_of};
 
+const SUBJECT: &str = "coordinator";
 /// A coordinator must answer within this.
 const WITHIN: Duration = Duration::from_secs(5);
 /// Clocks that differ by more than this, in seconds, make times of logs hard to compare.
 const CLOCKS_DIFFER: i64 = 5;
 
-/// Whether a process can listen on an address that `flag` gives. Nobody listens there afterwards.
-pub async fn listens(flag: &str, address: &Address, tls: Option<&Tls>) -> Finding {
-    match Listening::open(address).await {
-        Ok(listening) => {
-            let found = format!("this process can listen on {}", listening.address());
-            if let Address::Unix(path) = address {
-                // The file of the socket. If it stays, the next process removes it.
-                let _ = std::fs::remove_file(path);
-            }
-            let is_for_others = matches!(flag, "--listen" | "--exchange-listen");
-            if is_for_others && matches!(address, Address::Tcp(_)) && address.is_local() {
-                let advice = "other machines cannot connect to it; for all of them, use 0.0.0.0 and the same port";
-                return Finding::warning(flag, found, advice);
-            }
-            Finding::ok(flag, found)
+/// Whether a process can listen on an address that `flag` gives. It does, as long as the second value exists, so that no two flags can give the
+/// same address.
+pub async fn listens(flag: &str, address: &Address, tls: Option<&Tls>) -> (Finding, Option<Listening>) {
+    let listening = match Listening::open(address).await {
+        Ok(listening) => listening,
+        Err(error) if error.kind() == ErrorKind::AddrInUse => return (in_use(flag, address, tls).await, None),
+        Err(error) => return (cannot_listen(flag, address, &error), None),
+    };
+    if let Address::Unix(path) = address {
+        // The file of the socket. If it stays, the next process removes it.
+        let _ = std::fs::remove_file(path);
+    }
+    (can_listen(flag, address), Some(listening))
+}
+
+fn can_listen(flag: &str, address: &Address) -> Finding {
+    let found = match address {
+        Address::Tcp(host) if host.ends_with(":0") => format!("this process can listen on {address}, a free port"),
+        _ => format!("this process can listen on {address}"),
+    };
+    let is_for_others = matches!(flag, "--listen" | "--exchange-listen");
+    match address {
+        Address::Tcp(host) if is_for_others && address.is_local() => {
+            let all = if host.starts_with('[') { "[::]" } else { "0.0.0.0" };
+            let advice = format!("other machines cannot connect to it; for all of them, use {all} and the same port");
+            Finding::warning(flag, found, advice)
         }
-        Err(error) if error.kind() == ErrorKind::AddrInUse => in_use(flag, address, tls).await,
-        Err(error) => cannot_listen(flag, address, &error),
+        _ => Finding::ok(flag, found),
     }
 }
 
@@ -56,7 +68,10 @@ pub async fn in_use(flag: &str, address: &Address, tls: Option<&Tls>) -> Finding
         Err(_) => Finding::wrong(
             flag,
             format!("cannot listen on {address}: the address is in use"),
-            "another process listens there; end it (`ss -lntp` names it), or give another port",
+            match address {
+                Address::Tcp(_) => "another process listens there; end it (`ss -lntp` names it), or give another port",
+                Address::Unix(_) => "another process listens there; end it (`ss -lxp` names it), or give another path",
+            },
         ),
     }
 }
@@ -74,8 +89,8 @@ fn cannot_listen(flag: &str, address: &Address, error: &io::Error) -> Finding {
 }
 
 /// Whether a coordinator can be reached at an address: its name, and the process there.
-pub async fn reaches(address: &Address, tls: Option<&Tls>) -> Vec<Finding> {
-    let Address::Tcp(text) = address else { return vec![asked(address, tls).await] };
+pub async fn reaches(address: &Address, secrets: &Secrets) -> Vec<Finding> {
+    let Address::Tcp(text) = address else { return vec![asked(address, secrets).await] };
     let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let found = match addresses_of(host, port.parse().unwrap_or(0)).await {
@@ -91,7 +106,7 @@ pub async fn reaches(address: &Address, tls: Option<&Tls>) -> Vec<Finding> {
     }
     findings.extend(names_of(&found).await);
     for place in distinct(found).into_iter().take(SHOWN) {
-        findings.push(asked(&Address::Tcp(place.to_string()), tls).await);
+        findings.push(asked(&Address::Tcp(place.to_string()), secrets).await);
     }
     findings
 }
@@ -102,22 +117,34 @@ fn distinct(mut found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     found
 }
 
-async fn asked(address: &Address, tls: Option<&Tls>) -> Finding {
-    judged(address, ask(address, tls, WITHIN).await, tls.is_some())
+async fn asked(address: &Address, secrets: &Secrets) -> Finding {
+    let tls = secrets.tls.as_ref();
+    let found = judged(address, ask(address, tls, WITHIN).await, tls.is_some());
+    if found.verdict == Verdict::Wrong {
+        return found;
+    }
+    match refusal(address, secrets, WITHIN).await {
+        Some(why) => Finding::wrong(
+            SUBJECT,
+            format!("the coordinator at {address} would refuse a worker with these secrets: {why}"),
+            "give both processes the same --token-file",
+        ),
+        None => found,
+    }
 }
 
 /// What to make of an answer of the process at an address that should be a coordinator's.
 fn judged(address: &Address, asked: Result<Asked, Unanswered>, has_tls: bool) -> Finding {
-    let subject = "coordinator";
     let asked = match asked {
         Ok(asked) => asked,
-        Err(unanswered) => return Finding::wrong(subject, unanswered.to_string(), advice(&unanswered)),
+        Err(unanswered) => return Finding::wrong(SUBJECT, unanswered.to_string(), advice(&unanswered)),
     };
     let round_trip = asked.round_trip.as_secs_f64() * 1e3;
-    let doing = match (asked.is_alive, asked.is_ready) {
-        (false, _) => "hangs",
-        (true, false) => "waits for workers",
-        (true, true) => "has its workers",
+    let doing = match (asked.role, asked.is_alive, asked.is_ready) {
+        (_, false, _) => ", and hangs",
+        (Role::Coordinator, true, false) => ", and waits for workers",
+        (Role::Coordinator, true, true) => ", and has its workers",
+        (Role::Worker, true, _) => "",
     };
     let ahead = asked.clock_ahead.filter(|ahead| ahead.abs() > CLOCKS_DIFFER);
     let clock = ahead.map(|ahead| {
@@ -127,17 +154,14 @@ fn judged(address: &Address, asked: Result<Asked, Unanswered>, has_tls: bool) ->
             if ahead > 0 { "ahead of" } else { "behind" }
         )
     });
-    let found = format!(
-        "the {} at {address} answers in {round_trip:.1} ms, and {doing}{}",
-        asked.role,
-        clock.unwrap_or_default()
-    );
+    let found =
+        format!("the {} at {address} answers in {round_trip:.1} ms{doing}{}", asked.role, clock.unwrap_or_default());
     match (asked.role, ahead) {
         (Role::Worker, _) => {
-            Finding::wrong(subject, found, "--join must name a coordinator's --listen, not a worker's --health")
+            Finding::wrong(SUBJECT, found, "--join must name a coordinator's --listen, not a worker's --health")
         }
         (Role::Coordinator, _) if !asked.is_alive => {
-            Finding::wrong(subject, found, "end that process, and start its job again with --resume")
+            Finding::wrong(SUBJECT, found, "end that process, and start its job again with --resume")
         }
         (Role::Coordinator, Some(_)) => {
             let why = if has_tls {
@@ -145,9 +169,9 @@ fn judged(address: &Address, asked: Result<Asked, Unanswered>, has_tls: bool) ->
             } else {
                 "logs are hard to compare"
             };
-            Finding::warning(subject, found, format!("set both clocks, for example with a time service (NTP): {why}"))
+            Finding::warning(SUBJECT, found, format!("set both clocks, for example with a time service (NTP): {why}"))
         }
-        (Role::Coordinator, None) => Finding::ok(subject, found),
+        (Role::Coordinator, None) => Finding::ok(SUBJECT, found),
     }
 }
 
@@ -168,7 +192,6 @@ fn advice(unanswered: &Unanswered) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::finding::Verdict;
 
     fn address() -> Address {
         "10.0.0.7:7878".parse().unwrap()

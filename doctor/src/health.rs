@@ -5,15 +5,19 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use convoy_common::address::Address;
+use convoy_common::wire::description_from;
 use convoy_net::dial::{DialError, dial};
 use convoy_net::fault::Fault;
 use convoy_net::grpc;
+use convoy_net::secrets::Secrets;
 use convoy_net::tls::{Protocol, Role, Tls};
 use convoy_proto::WORKER_SERVICE;
+use convoy_proto::v1::FromWorker;
+use convoy_proto::v1::coordinator_client::CoordinatorClient;
 use convoy_proto::v1::coordinator_server::SERVICE_NAME as COORDINATOR_SERVICE;
 use tokio::time::{Instant, timeout_at};
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 use tonic_health::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -67,6 +71,28 @@ pub async fn ask(address: &Address, tls: Option<&Tls>, within: Duration) -> Resu
     let place = place.map_err(|reason| Unanswered::Name { address: address.clone(), reason })?;
     let asked = timeout_at(until, ask_at(&place, address, tls)).await;
     asked.unwrap_or_else(|_| Err(Unanswered::Silent { address: address.clone(), within }))
+}
+
+/// Why the coordinator at an address would refuse a worker with these secrets. None: it would not, or does not say within `within`.
+///
+/// This begins a call as a worker does, and ends it without a word, so that the coordinator takes nobody in.
+pub async fn refusal(address: &Address, secrets: &Secrets, within: Duration) -> Option<String> {
+    let asked = timeout_at(Instant::now() + within, call_as_a_worker(address, secrets)).await.ok()??;
+    matches!(asked.code(), Code::Unauthenticated | Code::FailedPrecondition).then(|| description_from(asked.message()))
+}
+
+/// How the call of a worker that says nothing ends, if there is a connection.
+async fn call_as_a_worker(address: &Address, secrets: &Secrets) -> Option<Status> {
+    let (socket, _) = dial(address, &[Role::Coordinator], Protocol::Grpc, secrets.tls.as_ref()).await.ok()?;
+    let mut client = CoordinatorClient::new(grpc::channel(socket, |endpoint| endpoint).await.ok()?);
+    let mut request = Request::new(tokio_stream::empty::<FromWorker>());
+    if let Some(token) = &secrets.token {
+        request.metadata_mut().insert("authorization", token.header().parse().ok()?);
+    }
+    match client.control(request).await {
+        Err(status) => Some(status),
+        Ok(answer) => answer.into_inner().message().await.err(),
+    }
 }
 
 /// The address to connect to, with its name looked up.

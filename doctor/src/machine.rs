@@ -140,8 +140,12 @@ fn sockets() -> Finding {
 /// The disk that holds the folder of runs, or that will.
 fn disk(runs: &Path) -> Finding {
     let subject = "disk";
-    let there = runs.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
+    // The last one is empty for a relative path, and stands for the current folder.
+    let there = runs.ancestors().find(|path| path.symlink_metadata().is_ok()).unwrap_or(Path::new("."));
     let shown = there.display();
+    if !there.is_dir() {
+        return Finding::wrong(subject, format!("{shown} is not a folder"), "give another --out");
+    }
     let free = match rustix::fs::statvfs(there) {
         Ok(found) => found.f_bavail.saturating_mul(found.f_frsize),
         Err(error) => {

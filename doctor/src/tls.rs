@@ -28,7 +28,10 @@ pub fn findings(files: &TlsFiles, role: Option<Role>) -> (Option<Tls>, Vec<Findi
 }
 
 fn validity(certificate: &str, left: Duration) -> Finding {
-    let days = counted((left.as_secs() / 86_400) as usize, "more day", "more days");
+    let days = match left.as_secs() / 86_400 {
+        0 => "less than a day".to_owned(),
+        days => counted(days as usize, "more day", "more days"),
+    };
     let found = format!("{certificate} is valid for {days}");
     if left < SOON {
         let advice = "renew it, for example with `convoy certs DIR --renew`, and start the processes again";

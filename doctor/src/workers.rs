@@ -35,7 +35,7 @@ impl<F: FnMut(&str)> Notes<F> {
             Finding::wrong(
                 "workers",
                 format!("{have} of {wanted} have connected"),
-                "start the others, and run `convoy doctor --join` with this coordinator's address on their machines",
+                "start the others; if this process has refused some, it says why above; `convoy doctor --join` checks the way from their machines",
             )
         });
         let are_linked = have > 1 && examination.workers.iter().all(|examined| examined.measured.is_ok());
@@ -53,10 +53,11 @@ impl<F: FnMut(&str)> Observer for Notes<F> {
             Event::Waiting { have, want, start, .. } if have < want => {
                 (self.tell)(&format!("waiting for workers: {have} of {want} have connected; start more with: {start}"));
             }
+            Event::Notice { text } => (self.tell)(&text),
             Event::Refused { address, reason } => self.findings.push(Finding::warning(
                 "worker",
                 format!("one at {address} was refused: {reason}"),
-                "start it again with what it lacks",
+                "give it what it lacks, or ignore it if it is none of yours",
             )),
             Event::Elsewhere { host, coordinator, .. } => self.findings.push(Finding::warning(
                 "worker",
