@@ -224,7 +224,9 @@ fn jobs_end_in_the_same_bits_whatever_the_network_does() {
     let sum = |of: fn(&Survived) -> u64| survived.iter().map(of).sum::<u64>();
     let [incidents, cuts, stops, late] =
         [sum(|s| s.incidents as u64), sum(|s| s.cuts), sum(|s| s.stops), sum(|s| s.late)];
-    println!("{} jobs: {cuts} connections cut, {stops} stopped, {late} delays; {incidents} faults", survived.len());
+    let jobs = survived.len();
+    let figures = format!("{jobs} jobs: {cuts} connections cut, {stops} stopped, {late} delays; {incidents} faults\n");
+    std::io::stderr().write_all(figures.as_bytes()).unwrap();
     // The weather was rough, and jobs noticed. A single seed may be calm.
     let is_rough = cuts > 0 && stops > 0 && late > 0 && incidents > 0;
     assert!(is_rough || seeds != SEEDS, "{cuts} {stops} {late} {incidents}");
