@@ -27,8 +27,9 @@ use crate::running::Running;
 use crate::state::JobState;
 use crate::unguessable::unguessable;
 
-/// Pings to each worker. The fastest answer counts.
+/// Pings to each worker, or as many as it answers in this time, at least one. The fastest answer counts.
 const PINGS: usize = 20;
+const PINGED_FOR: Duration = Duration::from_secs(1);
 /// A worker must answer a ping within this.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 /// A worker must have taken the weights, or sent them back, or have connected to the other workers, within this.
@@ -102,7 +103,7 @@ pub enum Trouble {
     #[error("its connection was lost: {0}")]
     Lost(String),
     /// It does not do its part.
-    #[error("it did not {0} within {1:?}")]
+    #[error("it did not {0} within {1:.0?}")]
     Late(&'static str, Duration),
     /// It reports a failure.
     #[error("it reports: {0}")]
@@ -246,7 +247,7 @@ impl<'a> Examiner<'a> {
         let mut units = FEW_UNITS;
         let mut measured = self.measure_with(units)?;
         for _ in 1..ROUNDS_MAX {
-            let slowest = measured.iter().flatten().map(Measured::slower).fold(f64::INFINITY, f64::min);
+            let Some(slowest) = measured.iter().flatten().map(Measured::slower).reduce(f64::min) else { break };
             let wanted = units_for(slowest, self.troubles.len());
             if wanted < 2 * units {
                 break;
@@ -355,8 +356,11 @@ impl<'a> Examiner<'a> {
 
     /// The shortest of several round trips.
     fn ping(&mut self, worker: WorkerIndex) -> Result<Duration, Trouble> {
-        let mut shortest = Duration::MAX;
-        for _ in 0..PINGS {
+        let (began, mut shortest) = (Instant::now(), Duration::MAX);
+        for number in 0..PINGS {
+            if number > 0 && began.elapsed() > PINGED_FOR {
+                break;
+            }
             let sent = self.cluster.clock().now();
             self.pinged = Some(sent);
             self.tell(worker, ToWorker::Ping { sent })?;
