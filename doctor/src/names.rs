@@ -64,7 +64,8 @@ pub async fn own() -> Vec<Finding> {
 /// The names of addresses, and whether they lead back. Convoy does not need them; people read them in logs of other programs.
 pub(crate) async fn names_of(addresses: &[SocketAddr]) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for address in addresses.iter().take(SHOWN).map(SocketAddr::ip) {
+    let of_others = addresses.iter().map(SocketAddr::ip).filter(|address| !address.is_loopback());
+    for address in of_others.take(SHOWN) {
         findings.push(match name_of(address).await {
             Ok(name) => back(address, &name, addresses_of(&name, 0).await),
             Err(why) => Finding::ok(SUBJECT, format!("{address} has no name ({why}), and needs none")),
