@@ -124,3 +124,49 @@ fn of_link(unlinked: &Unlinked) -> Finding {
                   send, which doubles the bytes";
     Finding::warning("links", found, advice)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use convoy_common::wire::Hello;
+    use convoy_coordinator::examine::{Measured, Trouble};
+
+    use super::*;
+    use crate::finding::Verdict;
+
+    fn examined(measured: Result<Measured, Trouble>) -> Examined {
+        let hello = Hello {
+            protocol_version: 1,
+            convoy_version: env!("CARGO_PKG_VERSION").to_owned(),
+            process_id: 7,
+            threads: 8,
+            instruction_set: "avx2".to_owned(),
+            host: "w1".to_owned(),
+            exchange_address: None,
+        };
+        Examined { hello, address: "10.0.0.8:4".to_owned(), measured }
+    }
+
+    /// Megabits per second in both directions, and microseconds of a round trip.
+    fn over(to_worker: f64, from_worker: f64, round_trip: u64) -> Result<Measured, Trouble> {
+        let round_trip = Duration::from_micros(round_trip);
+        Ok(Measured { round_trip, to_worker: to_worker * 125e3, from_worker: from_worker * 125e3 })
+    }
+
+    #[test]
+    fn a_worker_is_slow_far_or_of_another_version_by_its_figures() {
+        let advice = |examined: &Examined| of_worker("worker 0", examined).advice.unwrap_or_default();
+        let well = of_worker("worker 0", &examined(over(940.0, 930.0, 210)));
+        let figures = "8 threads, avx2; answers in 0.21 ms; 940 Mbit/s to it, 930 Mbit/s from it";
+        assert!(well.verdict == Verdict::Ok && well.found.ends_with(figures), "{well:?}");
+        assert!(advice(&examined(over(940.0, 99.0, 210))).starts_with("slower than 100 Mbit/s"));
+        // Whatever is far away is slow as well; the distance is the cause.
+        assert!(advice(&examined(over(20.0, 20.0, 11_000))).starts_with("far away"));
+        let mut other = examined(over(940.0, 930.0, 210));
+        other.hello.convoy_version = "0.0.9".to_owned();
+        assert!(advice(&other).starts_with("it has another version"));
+        let lost = of_worker("worker 0", &examined(Err(Trouble::Lost("reset".to_owned()))));
+        assert!(lost.verdict == Verdict::Wrong && lost.found.ends_with("its connection was lost: reset"), "{lost:?}");
+    }
+}
