@@ -19,9 +19,14 @@ pub(crate) fn stop_flag(answer: &'static str, farewell: String) -> std::io::Resu
     let flag = Arc::new(AtomicBool::new(false));
     let set = flag.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Before this returns, so that a signal never finds the system's default.
+    let first = {
+        let _entered = runtime.enter();
+        Signals::listen()
+    };
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         runtime.block_on(async {
-            any().await;
+            first.next().await;
             set.store(true, Ordering::Relaxed);
             // Shells and supervisors may signal the process and then its group. That is one request, not two.
             tokio::time::sleep(ECHO).await;
