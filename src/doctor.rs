@@ -124,7 +124,7 @@ fn findings(
         return Ok(findings);
     }
     let secrets = Secrets { token, tls };
-    for address in &arguments.join {
+    for address in arguments.join.iter().take_while(|_| !stop.load(Ordering::Relaxed)) {
         findings.extend(runtime.block_on(addresses::reaches(address, &secrets)));
     }
     if let Some(address) = &arguments.listen {

@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addresses;
-pub mod finding;
+mod finding;
 pub mod health;
 pub mod machine;
 pub mod names;
