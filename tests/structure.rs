@@ -26,7 +26,7 @@ const SOURCES: [&str; 13] = [
     "doctor/src",
 ];
 
-/// `proto <- common <- {net, kernels, dataset, chaos, onnx}`, `{net, kernels} <- worker`, `{net, dataset} <- coordinator`, and `coordinator <- {doctor, report <- study} <- convoy`: worker and coordinator never see each other.
+/// `proto <- common <- {net, kernels, dataset, chaos, onnx}`, `{net, kernels} <- worker`, `{net, dataset} <- coordinator`, and `{worker, coordinator} <- {doctor, report <- study} <- convoy`: worker and coordinator never see each other.
 #[test]
 fn dependencies_point_one_way() {
     let mut command = Command::new(env!("CARGO"));
@@ -61,7 +61,7 @@ fn dependencies_point_one_way() {
         ("convoy-common", vec!["convoy-proto"]),
         ("convoy-coordinator", vec!["convoy-common", "convoy-dataset", "convoy-net", "convoy-proto"]),
         ("convoy-dataset", vec!["convoy-common"]),
-        ("convoy-doctor", vec!["convoy-common", "convoy-coordinator", "convoy-kernels", "convoy-net", "convoy-proto"]),
+        ("convoy-doctor", vec!["convoy-common", "convoy-coordinator", "convoy-net", "convoy-proto", "convoy-worker"]),
         ("convoy-kernels", vec!["convoy-common"]),
         ("convoy-net", vec!["convoy-common"]),
         ("convoy-onnx", vec!["convoy-common"]),

@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use convoy_common::text::counted;
 use convoy_coordinator::cluster::local::SocketFolder;
-use convoy_kernels::isa::Isa;
 use convoy_net::tls::Role;
+use convoy_worker::Isa;
+use convoy_worker::machine::Memory;
 use rustix::process::{Resource, getrlimit};
 use time::OffsetDateTime;
 
@@ -28,7 +29,7 @@ const EARLIEST: Duration = Duration::from_secs(1_767_225_600);
 pub fn findings(run: &Path, role: Option<Role>) -> Vec<Finding> {
     let mut findings = vec![
         processor(&read("/proc/cpuinfo"), Isa::detect()),
-        memory(&read("/proc/meminfo"), Limited::read()),
+        memory(Memory::read()),
         descriptors(getrlimit(Resource::Nofile).current),
         clock(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()),
     ];
@@ -62,42 +63,13 @@ fn processor(text: &str, isa: Isa) -> Finding {
     }
 }
 
-/// The memory of a container: its limit, and how much of that is in use, without what the system would give back.
-#[derive(Clone, Copy)]
-struct Limited {
-    limit: u64,
-    used: u64,
-}
-
-impl Limited {
-    /// As the control group of this process says. None: it has no limit, or this process sees only those of other processes.
-    fn read() -> Option<Self> {
-        let folder = "/sys/fs/cgroup/memory";
-        Self::of(&read(&format!("{folder}.max")), &read(&format!("{folder}.current")), &read(&format!("{folder}.stat")))
-    }
-
-    /// From the texts of the files memory.max, which holds "max" if there is no limit, memory.current and memory.stat.
-    fn of(limit: &str, used: &str, details: &str) -> Option<Self> {
-        let reclaimable = details.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse().ok());
-        let used: u64 = used.trim().parse().ok()?;
-        Some(Self { limit: limit.trim().parse().ok()?, used: used.saturating_sub(reclaimable.unwrap_or(0)) })
-    }
-}
-
-/// What /proc/meminfo says, and the limit of the container.
-fn memory(machine: &str, limited: Option<Limited>) -> Finding {
-    let of = |key: &str| {
-        let line = machine.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-        line?.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
-    };
-    let (Some(total), Some(available)) = (of("MemTotal"), of("MemAvailable")) else {
+/// What this process may use.
+fn memory(memory: Option<Memory>) -> Finding {
+    let Some(Memory { total, available, limited }) = memory else {
         return Finding::ok("memory", "the system does not say how much there is");
     };
-    let (available, of_what, of) = match limited.filter(|limited| limited.limit < total) {
-        Some(Limited { limit, used }) => (available.min(limit.saturating_sub(used)), "this container", limit),
-        None => (available, "this machine", total),
-    };
-    let found = format!("{} available; {of_what} has {}", bytes(available), bytes(of));
+    let of_what = if limited { "this container or service may use" } else { "this machine has" };
+    let found = format!("{} available; {of_what} {}", bytes(available), bytes(total));
     let advice = "`convoy plan --model MODEL --batch N` shows how much memory a job needs; end other programs, or use more workers";
     if available < MEMORY_MIN { Finding::warning("memory", found, advice) } else { Finding::ok("memory", found) }
 }
@@ -178,18 +150,13 @@ mod tests {
     use super::*;
     use crate::finding::Verdict;
 
-    const MEMINFO: &str = "MemTotal:       24000000 kB\nMemFree:         1000 kB\nMemAvailable:   20000000 kB\n";
-
     #[test]
-    fn memory_is_that_of_the_machine_or_of_the_container() {
-        let found = |limit, used, details| memory(MEMINFO, Limited::of(limit, used, details));
-        assert_eq!(found("max\n", "5\n", "").found, "20.5 GB available; this machine has 24.6 GB");
-        assert_eq!(found("", "", "").verdict, Verdict::Ok);
-        let contained = found("4000000000\n", "1500000000\n", "file 9\ninactive_file 500000000\nactive_file 7\n");
-        assert_eq!(contained.found, "3.0 GB available; this container has 4.0 GB");
-        assert_eq!(found("1000000000\n", "900000000\n", "").verdict, Verdict::Warning);
-        assert_eq!(found("99999999999999\n", "0\n", "").found, "20.5 GB available; this machine has 24.6 GB");
-        assert_eq!(memory("", None).verdict, Verdict::Ok);
+    fn memory_is_what_this_process_may_use() {
+        let found = |available, limited| memory(Some(Memory { total: 4_000_000_000, available, limited }));
+        assert_eq!(found(3_000_000_000, false).found, "3.0 GB available; this machine has 4.0 GB");
+        assert_eq!(found(3_000_000_000, true).found, "3.0 GB available; this container or service may use 4.0 GB");
+        let verdicts = [found(3_000_000_000, true), found(100_000_000, true), memory(None)].map(|found| found.verdict);
+        assert_eq!(verdicts, [Verdict::Ok, Verdict::Warning, Verdict::Ok]);
     }
 
     #[test]

@@ -87,9 +87,9 @@ pub(crate) enum EngineError {
     /// The assignment names a worker that the placement does not have.
     #[error("the coordinator made this process worker {worker}, but the workers of the job are 0 to {}", .workers.saturating_sub(1))]
     Worker { worker: WorkerIndex, workers: usize },
-    /// The machine has too little memory.
+    /// This process may use too little memory.
     #[error(
-        "the job needs at least {needed} bytes of memory on this machine, which has {memory}; use more workers{}",
+        "the job needs at least {needed} bytes of memory in this process, and the machine or container has {memory}; use more workers{}",
         if *.trains { ", a smaller --batch or more --micro-batches" } else { "" }
     )]
     Memory { needed: u64, memory: u64, trains: bool },
@@ -177,10 +177,10 @@ struct Gather {
 struct Partials(PerTower<Option<Tensor>>);
 
 impl Engine {
-    /// An engine for an assignment, on a machine with `memory` bytes.
+    /// An engine for an assignment, in a process that may use `memory` bytes.
     ///
     /// # Errors
-    /// When the assignment is invalid, or the machine has too little memory.
+    /// When the assignment is invalid, or needs more memory.
     pub(crate) fn new(assignment: Assignment, memory: u64) -> Result<Self, EngineError> {
         let network = Network::parse(&assignment.model)?;
         let plan = Plan::placed(network, assignment.placement.clone())?;

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod engine;
-mod machine;
+pub mod machine;
 mod metrics;
 mod pixels;
 mod probe;

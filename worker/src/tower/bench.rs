@@ -120,8 +120,10 @@ pub enum BenchError {
     /// The model's towers could not be placed.
     #[error("cannot plan the model's towers")]
     Plan(#[from] PlacementError),
-    /// The machine has too little memory.
-    #[error("the tower needs at least {needed} bytes of memory, and the machine has {memory}; use a smaller --batch")]
+    /// This process may use too little memory.
+    #[error(
+        "the tower needs at least {needed} bytes of memory, and the machine or container has {memory}; use a smaller --batch"
+    )]
     Memory { needed: u64, memory: u64 },
     /// The compute threads could not be started.
     #[error("cannot start the compute threads")]
@@ -131,7 +133,7 @@ pub enum BenchError {
 /// Times every layer of the network's first tower. Calls `told` with the name of each layer before it is timed.
 ///
 /// # Errors
-/// When the model cannot be planned, the machine has too little memory, or threads cannot be started.
+/// When the model cannot be planned, the tower needs more memory than there is, or threads cannot be started.
 pub fn kernels(bench: KernelBench, mut told: impl FnMut(&str)) -> Result<Timings, BenchError> {
     let towers = bench.network.towers;
     let plan = Plan::new(bench.network.clone(), towers, 1, None)?;
