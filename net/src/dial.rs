@@ -38,7 +38,7 @@ pub async fn dial(
         Address::Unix(path) => {
             let stream = UnixStream::connect(path).await?;
             check_owner(&stream)?;
-            return Ok(Socket::unix(tuned(stream)).watched());
+            return Ok(Socket::unix(tuned(stream))?.watched());
         }
         Address::Tcp(host) => host,
     };

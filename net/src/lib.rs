@@ -21,6 +21,7 @@ mod room;
 pub mod secrets;
 mod socket;
 pub mod tls;
+mod unix;
 
 pub use guest::Guest;
 pub use socket::{Fate, Socket};

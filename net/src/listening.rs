@@ -135,7 +135,7 @@ impl Listening {
                 let _ = stream.set_nodelay(true);
                 Ok(Accepted::Tcp(stream, peer))
             }
-            Listening::Unix(listener, _) => Ok(Accepted::Unix(Socket::unix(tuned(listener.accept().await?.0)))),
+            Listening::Unix(listener, _) => Ok(Accepted::Unix(Socket::unix(tuned(listener.accept().await?.0))?)),
         }
     }
 }

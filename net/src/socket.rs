@@ -12,6 +12,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
 use crate::fault::Fault;
+use crate::unix::UnixSocket;
 
 /// The first byte of an alert of TLS (RFC 8446, section 5.1). No protocol of Convoy begins with it.
 const ALERT: u8 = 21;
@@ -39,7 +40,7 @@ pub(crate) fn buffered(stream: TcpStream) -> Buffered {
 enum Stream {
     Tcp(TcpStream),
     Tls(Box<TlsStream<Buffered>>),
-    Unix(UnixStream),
+    Unix(UnixSocket),
 }
 
 /// Why TLS failed at the other end of a socket, as soon as it is known: after the handshake of this end.
@@ -97,9 +98,12 @@ impl Socket {
         Self { stream: Stream::Tls(Box::new(stream.into())), watch: None }
     }
 
-    /// A connection over a Unix socket.
-    pub fn unix(stream: UnixStream) -> Self {
-        Self { stream: Stream::Unix(stream), watch: None }
+    /// A connection over a Unix socket. Must be called in a runtime.
+    ///
+    /// # Errors
+    /// When the system can't report what happens on it.
+    pub fn unix(stream: UnixStream) -> Result<Self> {
+        Ok(Self { stream: Stream::Unix(UnixSocket::new(stream)?), watch: None })
     }
 
     /// The same socket, and how TLS fares at its other end.

@@ -148,7 +148,7 @@ mod tests {
 
     async fn pair() -> (Link, Link) {
         let (one, other) = tokio::net::UnixStream::pair().unwrap();
-        (Link::over(Socket::unix(one)).unwrap(), Link::over(Socket::unix(other)).unwrap())
+        (Link::over(Socket::unix(one).unwrap()).unwrap(), Link::over(Socket::unix(other).unwrap()).unwrap())
     }
 
     fn frame(bytes: usize) -> v1::Frame {
