@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::doors;
 use super::health::Vitals;
+use super::inbox::Inbox;
 use super::local::{LocalPlan, LocalWorkers, SocketFolder};
 use super::member::{Elsewhere, Heard};
 use super::strangers::Strangers;
@@ -88,7 +89,7 @@ impl Cluster {
             wanted: workers,
             spares: Vec::new(),
             strangers: Strangers::default(),
-            reports,
+            inbox: Inbox::new(reports),
             postponed: VecDeque::new(),
             doors,
             serving,

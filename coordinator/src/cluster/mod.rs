@@ -1,12 +1,13 @@
 //! Who is there: the workers of a run, each in its seat, and the messages to and from them, with a limit on every wait.
 //! [`formation`] opens the doors and fills the seats, [`doors`] accepts connections, [`local`] starts workers on this machine,
-//! [`member`] is a connected worker, `strangers` remembers refused and busy workers, and [`health`] answers health checks.
+//! [`member`] is a connected worker, `inbox` holds what is heard, `strangers` remembers refused and busy workers, and [`health`] answers health checks.
 //!
 //! Not here: what a message means for the job. The cluster knows no plan, state, step or trace.
 
 pub mod doors;
 pub mod formation;
 pub mod health;
+mod inbox;
 pub mod local;
 pub mod member;
 mod strangers;
@@ -20,7 +21,6 @@ use convoy_common::index::{PerWorker, WorkerIndex};
 use convoy_common::wire::{FromWorker, Numbered, Recorded, Tally, ToWorker};
 use convoy_proto::v1;
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinHandle;
 
 use crate::deadlines::Deadlines;
@@ -29,6 +29,7 @@ use crate::silence::{Quiet, Verdict};
 use crate::trace::Clock;
 use doors::Doors;
 use health::Vitals;
+use inbox::Inbox;
 use local::LocalWorkers;
 use member::{Elsewhere, Heard, Member, Report, Undelivered, deliver};
 use strangers::Strangers;
@@ -49,7 +50,7 @@ pub struct Cluster {
     /// Workers without a seat, in the order of their arrival.
     spares: Vec<Member>,
     strangers: Strangers,
-    reports: Receiver<Report>,
+    inbox: Inbox,
     /// Losses that were noticed while something else was waited for.
     postponed: VecDeque<(WorkerIndex, String)>,
     doors: Doors,
@@ -138,7 +139,7 @@ impl Cluster {
         if let Some((worker, why)) = self.postponed.pop_front() {
             return Some(News::Heard(worker, Heard::Lost(why)));
         }
-        let (session, heard) = match receive(&self.runtime, &mut self.reports, patience)? {
+        let (session, heard) = match self.inbox.next(patience)? {
             Report::Joined(member) => {
                 self.seat(*member);
                 return Some(News::Changed);
@@ -427,11 +428,4 @@ impl Cluster {
             }
         }
     }
-}
-
-fn receive(runtime: &Runtime, reports: &mut Receiver<Report>, patience: Duration) -> Option<Report> {
-    if let Ok(report) = reports.try_recv() {
-        return Some(report);
-    }
-    runtime.block_on(async { tokio::time::timeout(patience, reports.recv()).await.ok().flatten() })
 }
