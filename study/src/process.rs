@@ -96,25 +96,28 @@ pub(crate) fn run(
     };
     let errors = thread::spawn(move || last_lines(errors));
     let (said, lines) = channel();
+    let (ended, end) = channel::<()>();
     let reader = thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
             if said.send(line).is_err() {
                 break;
             }
         }
+        drop(ended);
     });
     let (mut text, mut stopped) = (String::new(), None);
     loop {
-        match lines.recv_timeout(LOOK_EVERY) {
-            Ok(line) => {
-                serde_json::from_str::<Value>(&line).iter().for_each(&mut *on_event);
-                text = text + &line + "\n";
-                if text.len() > OUTPUT_MAX {
-                    text.clear();
-                }
+        // A small network has hundreds of steps per second. This thread does not wake up for each of them.
+        let has_ended = end.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Disconnected);
+        for line in lines.try_iter() {
+            serde_json::from_str::<Value>(&line).iter().for_each(&mut *on_event);
+            text = text + &line + "\n";
+            if text.len() > OUTPUT_MAX {
+                text.clear();
             }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        if has_ended {
+            break;
         }
         if is_over() && stopped.is_none() {
             stopped = Some(Instant::now());
