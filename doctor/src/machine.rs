@@ -9,8 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use convoy_common::text::counted;
 use convoy_coordinator::cluster::local::SocketFolder;
 use convoy_net::tls::Role;
-use convoy_worker::Isa;
-use convoy_worker::machine::Memory;
+use convoy_worker::{Isa, Memory};
 use rustix::process::{Resource, getrlimit};
 use time::OffsetDateTime;
 

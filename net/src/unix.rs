@@ -1,11 +1,12 @@
 //! A Unix socket that wakes its thread only for what it waits for. The system reports such a socket as writable whenever the other end
 //! reads, and each report wakes the thread that has asked for it. So the socket is registered for reading, and for writing only while a
-//! write has to wait. In a small network, that is a third of all times that a thread wakes up.
+//! write waits.
 //!
 //! Not here: who may connect to it (`dial`, `listening`).
 
 use std::io::{ErrorKind, IoSlice, Read, Result, Write};
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,8 +14,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::task::coop::poll_proceed;
 
-/// The most bytes that are read at once. They are set to zero before, as long as they are new.
+/// The most bytes that are read at once. They are set to zero first, because safe code can't read into memory that is not.
 const READ_MAX: usize = 64 << 10;
 
 /// A connected Unix socket.
@@ -26,25 +28,26 @@ pub(crate) struct UnixSocket {
 
 /// The half that reads.
 #[derive(Debug)]
-pub(crate) struct UnixReader(Arc<AsyncFd<UnixStream>>);
+pub(crate) struct UnixReader(AsyncFd<UnixStream>);
 
 /// The half that writes. The other end learns when it is dropped.
 #[derive(Debug)]
 pub(crate) struct UnixWriter {
-    socket: Arc<AsyncFd<UnixStream>>,
-    /// The same socket, registered for writing, while a write waits.
-    waiting: Option<AsyncFd<UnixStream>>,
+    /// The same socket under a descriptor of its own, because a descriptor can be registered only once.
+    socket: Arc<UnixStream>,
+    /// Its registration, while a write waits.
+    waiting: Option<AsyncFd<Arc<UnixStream>>>,
 }
 
 impl UnixSocket {
     /// From a socket of tokio. Must be called in a runtime.
     ///
     /// # Errors
-    /// When it can't be registered.
+    /// When there are too many open files.
     pub(crate) fn new(stream: tokio::net::UnixStream) -> Result<Self> {
-        let socket = Arc::new(registered(stream.into_std()?, Interest::READABLE)?);
-        let writer = UnixWriter { socket: socket.clone(), waiting: None };
-        Ok(Self { reader: UnixReader(socket), writer })
+        let stream = stream.into_std()?;
+        let writer = UnixWriter { socket: Arc::new(stream.try_clone()?), waiting: None };
+        Ok(Self { reader: UnixReader(registered(stream, Interest::READABLE)?), writer })
     }
 
     /// The two halves, for two tasks.
@@ -53,21 +56,26 @@ impl UnixSocket {
     }
 }
 
-/// Has the system report what happens on a socket.
+/// Asks the system to report what happens on a socket.
 #[expect(
     deprecated,
-    reason = "what replaces this is unsafe, for types whose descriptor may change; that of this one never does"
+    reason = "what replaces this is unsafe, for types whose descriptor may change; that of a socket never does"
 )]
-fn registered(socket: UnixStream, interest: Interest) -> Result<AsyncFd<UnixStream>> {
+fn registered<S: AsRawFd>(socket: S, interest: Interest) -> Result<AsyncFd<S>> {
     AsyncFd::with_interest(socket, interest)
 }
 
 impl UnixWriter {
     /// Writes, and waits for room if there is none.
-    fn poll(&mut self, context: &mut Context<'_>, write: impl Fn(&UnixStream) -> Result<usize>) -> Poll<Result<usize>> {
+    fn poll_with(
+        &mut self,
+        context: &mut Context<'_>,
+        write: impl Fn(&UnixStream) -> Result<usize>,
+    ) -> Poll<Result<usize>> {
+        let turn = ready!(poll_proceed(context));
         loop {
             let written = match &self.waiting {
-                None => write(self.socket.get_ref()),
+                None => write(&self.socket),
                 Some(socket) => {
                     match ready!(socket.poll_write_ready(context))?.try_io(|socket| write(socket.get_ref())) {
                         Ok(written) => written,
@@ -78,11 +86,11 @@ impl UnixWriter {
             match written {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    let socket = self.socket.get_ref().try_clone()?;
-                    self.waiting = Some(registered(socket, Interest::WRITABLE)?);
+                    self.waiting = Some(registered(self.socket.clone(), Interest::WRITABLE)?);
                 }
                 written => {
                     self.waiting = None;
+                    turn.made_progress();
                     return Poll::Ready(written);
                 }
             }
@@ -90,7 +98,7 @@ impl UnixWriter {
     }
 
     fn shutdown(&self) -> Result<()> {
-        self.socket.get_ref().shutdown(Shutdown::Write)
+        self.socket.shutdown(Shutdown::Write)
     }
 }
 
@@ -103,9 +111,9 @@ impl Drop for UnixWriter {
 
 impl AsyncRead for UnixReader {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<Result<()>> {
-        let room = buffer.initialize_unfilled_to(buffer.remaining().min(READ_MAX));
         loop {
             let mut socket = ready!(self.0.poll_read_ready(context))?;
+            let room = buffer.initialize_unfilled_to(buffer.remaining().min(READ_MAX));
             match socket.try_io(|socket| socket.get_ref().read(room)) {
                 Ok(Ok(count)) => {
                     // The system reports bytes that come later, so there is no need to ask once more.
@@ -125,7 +133,7 @@ impl AsyncRead for UnixReader {
 
 impl AsyncWrite for UnixWriter {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
-        self.get_mut().poll(context, |mut socket| socket.write(bytes))
+        self.get_mut().poll_with(context, |mut socket| socket.write(bytes))
     }
 
     fn poll_write_vectored(
@@ -133,7 +141,7 @@ impl AsyncWrite for UnixWriter {
         context: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
-        self.get_mut().poll(context, |mut socket| socket.write_vectored(bytes))
+        self.get_mut().poll_with(context, |mut socket| socket.write_vectored(bytes))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -183,6 +191,7 @@ impl AsyncWrite for UnixSocket {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -225,6 +234,49 @@ mod tests {
         assert_eq!(input.read(&mut [0; 9]).await.unwrap(), 0);
     }
 
+    /// How often a thread wakes up that sends a byte and waits for the answer, so many times.
+    fn wakes<S: AsyncRead + AsyncWrite + Unpin>(
+        rounds: usize,
+        open: impl FnOnce(tokio::net::UnixStream) -> S,
+    ) -> usize {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let answering = std::thread::spawn(move || {
+            let mut byte = [0];
+            while far.read_exact(&mut byte).is_ok() {
+                // Meanwhile, the system could report that there is room again.
+                std::thread::sleep(Duration::from_millis(1));
+                far.write_all(&byte).unwrap();
+            }
+        });
+        let woken = Arc::new(AtomicUsize::new(0));
+        let count = woken.clone();
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let unparked = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        };
+        builder.enable_io().on_thread_unpark(unparked);
+        builder.build().unwrap().block_on(async {
+            let mut socket = open(tokio::net::UnixStream::from_std(near).unwrap());
+            for _ in 0..rounds {
+                socket.write_all(&[7]).await.unwrap();
+                assert_eq!(socket.read_u8().await.unwrap(), 7);
+            }
+        });
+        answering.join().unwrap();
+        woken.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn a_thread_does_not_wake_up_when_the_other_end_reads() {
+        const ROUNDS: usize = 200;
+        let ours = wakes(ROUNDS, |stream| UnixSocket::new(stream).unwrap());
+        assert!(ours <= ROUNDS + 5, "{ours} times for {ROUNDS} answers");
+        // A socket of tokio is always registered for both.
+        let others = wakes(ROUNDS, |stream| stream);
+        assert!(others > ROUNDS + 5, "{others} times for {ROUNDS} answers");
+    }
+
     #[tokio::test]
     async fn a_write_waits_for_room_and_fails_when_the_other_end_is_gone() {
         let (one, mut other) = pair();
@@ -237,7 +289,7 @@ mod tests {
             }
         });
         assert!(filled.await.is_err() && output.waiting.is_some(), "64 MB fit into the socket");
-        let mut piece = vec![0; 1 << 20];
+        let mut piece = [0; 1 << 10];
         other.read_exact(&mut piece).await.unwrap();
         drop(other);
         let failed = timeout(Duration::from_secs(600), output.write_all(&vec![7; 64 << 20])).await.unwrap();

@@ -18,10 +18,12 @@ use serde_json::Value;
 use crate::error::StudyError;
 use crate::place::{Lane, Place, TOO_FEW_WORKERS};
 
-/// How often a lane looks whether it was stopped.
+/// How often a lane looks whether it was stopped, and reads what its run has said.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a process that was asked to stop may take: it writes a checkpoint.
 const STOP_MAX: Duration = Duration::from_secs(60);
+/// The most lines of output that are read before the next look.
+const LINES_AT_ONCE: usize = 10_000;
 /// The most lines of a process's errors that are kept for a message.
 const ERRORS_MAX: usize = 20;
 /// The most bytes of a process's output that are kept. Those of `convoy eval` are far fewer.
@@ -107,9 +109,9 @@ pub(crate) fn run(
     });
     let (mut text, mut stopped) = (String::new(), None);
     loop {
-        // A small network has hundreds of steps per second. This thread does not wake up for each of them.
+        // A small network has hundreds of steps per second. Only the reader wakes up for each of them.
         let has_ended = end.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Disconnected);
-        for line in lines.try_iter() {
+        for line in lines.try_iter().take(if has_ended { usize::MAX } else { LINES_AT_ONCE }) {
             serde_json::from_str::<Value>(&line).iter().for_each(&mut *on_event);
             text = text + &line + "\n";
             if text.len() > OUTPUT_MAX {

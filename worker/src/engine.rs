@@ -89,7 +89,7 @@ pub(crate) enum EngineError {
     Worker { worker: WorkerIndex, workers: usize },
     /// This process may use too little memory.
     #[error(
-        "the job needs at least {needed} bytes of memory in this process, and the machine or container has {memory}; use more workers{}",
+        "the job needs at least {needed} bytes of memory in this process, which may use {memory}; use more workers{}",
         if *.trains { ", a smaller --batch or more --micro-batches" } else { "" }
     )]
     Memory { needed: u64, memory: u64, trains: bool },

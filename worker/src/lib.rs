@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod engine;
-pub mod machine;
+mod memory;
 mod metrics;
 mod pixels;
 mod probe;
@@ -15,6 +15,7 @@ mod tower;
 mod vitals;
 
 pub use convoy_kernels::isa::Isa;
+pub use memory::Memory;
 pub use metrics::Metrics;
 pub use probe::Slow;
 pub use rehearsal::Rehearsal;

@@ -1,4 +1,4 @@
-//! What the doors report, for the thread that drives the job.
+//! Where the thread that drives the job waits for what the doors report.
 //!
 //! Not here: what a report means (`Cluster::poll`).
 
@@ -29,8 +29,9 @@ impl Inbox {
         Self(reports)
     }
 
-    /// The next report, if one comes within `patience`. The thread sleeps by itself: a timer of the runtime would also wake the runtime's
-    /// thread, for each message.
+    /// The next report, if one comes within `patience`. None at once if all doors are gone; a cluster keeps its own.
+    ///
+    /// The thread sleeps by itself. A timer of the runtime would cost more, and might wake the runtime's thread for each message.
     pub(super) fn next(&mut self, patience: Duration) -> Option<Report> {
         if let Ok(report) = self.0.try_recv() {
             return Some(report);

@@ -1,6 +1,7 @@
 //! Who is there: the workers of a run, each in its seat, and the messages to and from them, with a limit on every wait.
 //! [`formation`] opens the doors and fills the seats, [`doors`] accepts connections, [`local`] starts workers on this machine,
-//! [`member`] is a connected worker, `inbox` holds what is heard, `strangers` remembers refused and busy workers, and [`health`] answers health checks.
+//! [`member`] is a connected worker, `inbox` is where the job's thread waits, `strangers` remembers refused and busy workers, and
+//! [`health`] answers health checks.
 //!
 //! Not here: what a message means for the job. The cluster knows no plan, state, step or trace.
 

@@ -46,7 +46,7 @@ pub(super) enum Message {
 pub(super) struct Job {
     pub(super) engine: Engine,
     pub(super) out: Sender<Out>,
-    /// Messages that nobody waits for yet. They go out with the next other message, or when there is nothing left to compute.
+    /// Messages that nobody waits for. They go out with the next other result, or when there is nothing left to compute.
     pub(super) later: Vec<Out>,
     /// The number of its generation.
     pub(super) generation: u64,
@@ -165,19 +165,12 @@ fn is_of_a_step(out: &Out) -> bool {
     }
 }
 
-/// Whether somebody waits for an output. Nobody waits for BackwardDone, because a step also needs StepDone, which comes later, or for
-/// Committed, because the next tensors show as much.
-fn is_awaited(out: &Out) -> bool {
-    !matches!(out, Out::Say(FromWorker::BackwardDone { .. } | FromWorker::Committed { .. }))
-}
-
-/// Takes the outputs that go out now. While there is work, those that nobody waits for stay until another message goes the same way, which
-/// a tensor does not: it has a connection of its own.
-fn due(outputs: &mut Vec<Out>, has_work: bool) -> Vec<Out> {
-    let all_go = !has_work || outputs.iter().any(|out| is_awaited(out) && !matches!(out, Out::Tensor(_)));
-    let (due, later) = std::mem::take(outputs).into_iter().partition(|out| all_go || is_awaited(out));
-    *outputs = later;
-    due
+/// Whether outputs may wait for the next other one. Nobody waits for BackwardDone, because a step also needs StepDone, which comes later.
+/// Nobody waits for Committed, because the next tensors show as much.
+fn can_wait(outputs: &[Out], has_work: bool) -> bool {
+    let is_awaited =
+        |out: &Out| !matches!(out, Out::Say(FromWorker::BackwardDone { .. } | FromWorker::Committed { .. }));
+    has_work && !outputs.iter().any(is_awaited)
 }
 
 impl Job {
@@ -209,12 +202,11 @@ impl Job {
     /// computation. So results that nobody waits for don't go out alone while there is more to compute.
     fn hand_out(&mut self, out: Vec<Out>, stopwatch: &mut Stopwatch) -> bool {
         self.later.extend(out);
-        let due = due(&mut self.later, self.engine.has_work());
-        if due.is_empty() {
+        if self.later.is_empty() || can_wait(&self.later, self.engine.has_work()) {
             return true;
         }
-        let of = if due.iter().any(is_of_a_step) { Of::Step(Activity::HandOut) } else { Of::NoStep };
-        let heard = due.into_iter().all(|out| self.out.blocking_send(out).is_ok());
+        let of = if self.later.iter().all(is_of_a_step) { Of::Step(Activity::HandOut) } else { Of::NoStep };
+        let heard = self.later.drain(..).all(|out| self.out.blocking_send(out).is_ok());
         self.spent(stopwatch, Doing::HandingOut, of);
         heard
     }
@@ -332,35 +324,19 @@ mod tests {
 
     use convoy_common::batch::{MicroBatch, MicroBatchId};
     use convoy_common::index::TowerIndex;
-    use convoy_common::wire::{Payload, TensorKey};
 
     use super::*;
-
-    fn named(outputs: &[Out]) -> Vec<&'static str> {
-        let name = |out: &Out| match out {
-            Out::Say(message) => message.name(),
-            Out::Tensor(_) => "tensor",
-            Out::HandedOver { .. } => "spans",
-        };
-        outputs.iter().map(name).collect()
-    }
 
     #[test]
     fn only_what_nobody_needs_waits_and_only_while_there_is_work() {
         let id = MicroBatchId { step: 1, phase: Phase::Train, slot: 0, micro_batch: 0 };
         let micro_batch = MicroBatch { id, samples: 0..1 };
-        let backward = || FromWorker::BackwardDone { micro_batch: micro_batch.clone(), tower: TowerIndex(0) };
+        let backward = || Out::Say(FromWorker::BackwardDone { micro_batch: micro_batch.clone(), tower: TowerIndex(0) });
         let committed = || Out::Say(FromWorker::Committed { step: 1 });
-        let mut outputs = vec![committed()];
-        assert!(due(&mut outputs, true).is_empty());
-        let tensor = Payload::bytes(TensorKey::Images(micro_batch.clone()), vec![1], vec![0]);
-        outputs.extend([Out::Tensor(tensor), Out::Say(backward())]);
-        assert_eq!(named(&due(&mut outputs, true)), ["tensor"]);
-        outputs.push(Out::Say(FromWorker::StepDone { step: 2, tally: Tally::default() }));
-        assert_eq!(named(&due(&mut outputs, true)), ["Committed", "BackwardDone", "StepDone"]);
-        assert!(outputs.is_empty());
-        outputs.extend([committed(), Out::Say(backward())]);
-        assert_eq!(named(&due(&mut outputs, false)), ["Committed", "BackwardDone"]);
+        let step = || Out::Say(FromWorker::StepDone { step: 1, tally: Tally::default() });
+        assert!(can_wait(&[committed(), backward(), backward()], true));
+        assert!(!can_wait(&[backward()], false) && !can_wait(&[committed()], false));
+        assert!(!can_wait(&[backward(), step()], true));
     }
 
     /// Far longer than a test may take.

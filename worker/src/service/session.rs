@@ -40,7 +40,7 @@ use super::elsewhere::Whereabouts;
 use super::links::{Arrived, OpenLinks};
 use super::peers::{Door, Opened};
 use crate::engine::{Engine, Out, Received};
-use crate::machine::memory_bytes;
+use crate::memory;
 use crate::metrics::Metrics;
 use crate::probe::Probe;
 use convoy_kernels::isa::Isa;
@@ -475,7 +475,7 @@ impl<'a> Session<'a> {
         self.config.rehearsal.begins();
         self.config.rehearsal.reached(Moment::Assign);
         let samples_max = assignment.division.largest_micro_batch(batch);
-        let engine = Engine::new(assignment, memory_bytes()).map_err(|error| super::compute::failure(&error))?;
+        let engine = Engine::new(assignment, memory::most_bytes()).map_err(|error| super::compute::failure(&error))?;
         let plan = engine.plan();
         let clock = engine.traces().then_some(self.presence.clock);
         let slow = self.config.rehearsal.slow.clone();

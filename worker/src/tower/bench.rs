@@ -15,7 +15,7 @@ use convoy_common::slots::SlotTree;
 use super::forecast::least_bytes;
 use super::layer::{Context, TowerLayer, Work};
 use crate::Isa;
-use crate::machine::memory_bytes;
+use crate::memory;
 use convoy_kernels::End;
 use convoy_kernels::copying::Copying;
 use convoy_kernels::memory::Tensor;
@@ -122,7 +122,7 @@ pub enum BenchError {
     Plan(#[from] PlacementError),
     /// This process may use too little memory.
     #[error(
-        "the tower needs at least {needed} bytes of memory, and the machine or container has {memory}; use a smaller --batch"
+        "the tower needs at least {needed} bytes of memory, and this process may use {memory}; use a smaller --batch"
     )]
     Memory { needed: u64, memory: u64 },
     /// The compute threads could not be started.
@@ -137,7 +137,7 @@ pub enum BenchError {
 pub fn kernels(bench: KernelBench, mut told: impl FnMut(&str)) -> Result<Timings, BenchError> {
     let towers = bench.network.towers;
     let plan = Plan::new(bench.network.clone(), towers, 1, None)?;
-    let (needed, memory) = (least_bytes(&plan, WorkerIndex(0), bench.samples, true), memory_bytes());
+    let (needed, memory) = (least_bytes(&plan, WorkerIndex(0), bench.samples, true), memory::most_bytes());
     if needed > memory {
         return Err(BenchError::Memory { needed, memory });
     }

@@ -6,16 +6,16 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 /// The most memory that this process may use, in bytes; `u64::MAX` where the system does not say.
-pub(crate) fn memory_bytes() -> u64 {
+pub(crate) fn most_bytes() -> u64 {
     Memory::read().map_or(u64::MAX, |memory| memory.total)
 }
 
-/// Memory, in bytes, and how much of it is free.
+/// Memory in bytes, and how much of it is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     /// What this process and those beside it may use at most.
     pub total: u64,
-    /// What is left of that, without what the system would give back.
+    /// What is left of that. What the system gives back when memory runs out counts as left.
     pub available: u64,
     /// Whether the limit of a control group is the reason, as in a container. Otherwise, the machine has no more.
     pub limited: bool,
@@ -34,7 +34,8 @@ impl Memory {
             let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
             line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
         };
-        Some(Self { total: of("MemTotal")?, available: of("MemAvailable")?, limited: false })
+        let total = of("MemTotal")?;
+        Some(Self { total, available: of("MemAvailable").unwrap_or(total), limited: false })
     }
 
     /// The same under the limits of control groups.
@@ -57,44 +58,39 @@ impl Limit {
     /// What the files in the folder of a control group say, of either version; none if it has no limit.
     fn read(folder: &Path) -> Option<Self> {
         let text = |name| read(folder.join(name));
-        Self::of(&text("memory.max"), &text("memory.current"), &text("memory.stat"))
-            .or_else(|| Self::of(&text("memory.limit_in_bytes"), &text("memory.usage_in_bytes"), &text("memory.stat")))
+        let details = text("memory.stat");
+        Self::of(&text("memory.max"), &text("memory.current"), &details)
+            .or_else(|| Self::of(&text("memory.limit_in_bytes"), &text("memory.usage_in_bytes"), &details))
     }
 
-    /// From the limit, which is "max" or a huge number if there is none, the use, and what it consists of. Pages of files that were not used
-    /// recently are given back before memory runs out.
+    /// From the limit, the use, and what the use consists of. Without a limit, there is the word "max" or a huge number.
     fn of(limit: &str, used: &str, details: &str) -> Option<Self> {
         let of = |key: &str| details.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok());
+        // Pages of files that were not used recently are given back before memory runs out.
         let reclaimable: u64 = of("total_inactive_file ").or_else(|| of("inactive_file ")).unwrap_or(0);
         let used: u64 = used.trim().parse().ok()?;
         Some(Self { bytes: limit.trim().parse().ok()?, used: used.saturating_sub(reclaimable) })
     }
 }
 
-/// The folders of the control groups that limit this process: its own and those above, as /proc/self/cgroup names them. A container often sees
-/// only the last folder, in which its own group is mounted.
+/// The folders of the control groups that limit this process, from the text of /proc/self/cgroup: its own, and those above. A container
+/// often sees only the last one, where the system shows it its own group.
 fn folders(groups: &str) -> Vec<PathBuf> {
-    let own = |line: &str| {
-        let (_, named) = line.split_once(':')?;
-        let (controllers, path) = named.split_once(':')?;
-        let top = match controllers {
-            "" => "/sys/fs/cgroup",
-            _ => controllers.split(',').find(|name| *name == "memory").map(|_| "/sys/fs/cgroup/memory")?,
-        };
-        let names = Path::new(path).components().map_while(|component| match component {
-            Component::Normal(name) => Some(Some(name)),
-            Component::RootDir => Some(None),
-            _ => None,
-        });
-        let mut folder = PathBuf::from(top);
-        let mut all = vec![folder.clone()];
-        for name in names.flatten() {
-            folder.push(name);
-            all.push(folder.clone());
-        }
-        Some(all)
+    groups.lines().filter_map(folders_of).flatten().collect()
+}
+
+/// The folders of a line, `NUMBER:CONTROLLERS:PATH`.
+fn folders_of(line: &str) -> Option<Vec<PathBuf>> {
+    let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+    let top = match controllers {
+        "" => "/sys/fs/cgroup",
+        _ if controllers.split(',').any(|name| name == "memory") => "/sys/fs/cgroup/memory",
+        _ => return None,
     };
-    groups.lines().filter_map(own).flatten().collect()
+    // A group above the one that this process sees has no folder here.
+    let path = Path::new(path.strip_prefix('/')?);
+    let is_seen = path.components().all(|component| matches!(component, Component::Normal(_)));
+    is_seen.then(|| path.ancestors().map(|path| Path::new(top).join(path)).collect())
 }
 
 /// The text of a file of the system; empty if there is none.
@@ -125,7 +121,9 @@ mod tests {
         assert_eq!(within("1000\n", "2000\n", ""), Memory { total: 1000, available: 0, limited: true });
         let outer = [Limit { bytes: 9000, used: 8999 }, Limit { bytes: 5000, used: 0 }];
         assert_eq!(machine.within(outer), Memory { total: 5000, available: 1, limited: true });
-        assert_eq!(Memory::of_machine("MemTotal: 5 kB\n"), None);
+        let old = Memory { total: 5120, available: 5120, limited: false };
+        assert_eq!(Memory::of_machine("MemTotal: 5 kB\n"), Some(old), "old systems say no more");
+        assert_eq!(Memory::of_machine("MemFree: 5 kB\n"), None);
     }
 
     #[test]
@@ -133,7 +131,7 @@ mod tests {
         let paths = |groups| folders(groups).iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
         assert_eq!(
             paths("0::/system.slice/convoy.service\n"),
-            ["/sys/fs/cgroup", "/sys/fs/cgroup/system.slice", "/sys/fs/cgroup/system.slice/convoy.service"]
+            ["/sys/fs/cgroup/system.slice/convoy.service", "/sys/fs/cgroup/system.slice", "/sys/fs/cgroup/"]
         );
         assert_eq!(
             paths("5:devices:/a\n4:cpu,memory:/docker/f00\n0::/\n"),
@@ -145,13 +143,13 @@ mod tests {
             ]
         );
         // A group outside of what this process sees.
-        assert_eq!(paths("0::/../other\n"), ["/sys/fs/cgroup"]);
+        assert_eq!(paths("0::/../other\n"), Vec::<String>::new());
         assert_eq!(paths("nonsense\n\n"), Vec::<String>::new());
     }
 
     #[test]
     fn this_process_has_memory() {
         let memory = Memory::read().unwrap();
-        assert!(memory.available > 0 && memory.available <= memory.total, "{memory:?}");
+        assert!(memory.total > 0 && memory.available <= memory.total, "{memory:?}");
     }
 }
