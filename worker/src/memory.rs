@@ -128,23 +128,18 @@ mod tests {
 
     #[test]
     fn the_groups_of_a_process_are_its_own_and_those_above() {
-        let paths = |groups| folders(groups).iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
-        assert_eq!(
-            paths("0::/system.slice/convoy.service\n"),
-            ["/sys/fs/cgroup/system.slice/convoy.service", "/sys/fs/cgroup/system.slice", "/sys/fs/cgroup/"]
-        );
-        assert_eq!(
-            paths("5:devices:/a\n4:cpu,memory:/docker/f00\n0::/\n"),
-            [
-                "/sys/fs/cgroup/memory",
-                "/sys/fs/cgroup/memory/docker",
-                "/sys/fs/cgroup/memory/docker/f00",
-                "/sys/fs/cgroup"
-            ]
-        );
+        let own = ["/sys/fs/cgroup/system.slice/convoy.service", "/sys/fs/cgroup/system.slice", "/sys/fs/cgroup"];
+        assert_eq!(folders("0::/system.slice/convoy.service\n"), own.map(PathBuf::from));
+        let own = [
+            "/sys/fs/cgroup/memory/docker/f00",
+            "/sys/fs/cgroup/memory/docker",
+            "/sys/fs/cgroup/memory",
+            "/sys/fs/cgroup",
+        ];
+        assert_eq!(folders("5:devices:/a\n4:cpu,memory:/docker/f00\n0::/\n"), own.map(PathBuf::from));
         // A group outside of what this process sees.
-        assert_eq!(paths("0::/../other\n"), Vec::<String>::new());
-        assert_eq!(paths("nonsense\n\n"), Vec::<String>::new());
+        assert_eq!(folders("0::/../other\n"), Vec::<PathBuf>::new());
+        assert_eq!(folders("nonsense\n\n"), Vec::<PathBuf>::new());
     }
 
     #[test]
