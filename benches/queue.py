@@ -61,13 +61,14 @@ def window(options, workers):
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / "study"
         command = [options.convoy, "study", options.study, "--out", folder]
+        joined = []
         if options.own:
             command += ["--at-once", workers, "--threads", 1]
         else:
             at = free_addresses(workers + 1)
             command += ["--listen", at]
             for _ in range(workers):
-                stack.enter_context(running([options.convoy, "worker", "--join", at, "--threads", 1]))
+                joined.append(stack.enter_context(running([options.convoy, "worker", "--join", at, "--threads", 1])))
         study = stack.enter_context(running(command))
         time.sleep(WARM_UP)
         done, busy, began = steps(folder), busy_seconds(), time.monotonic()
@@ -75,6 +76,9 @@ def window(options, workers):
         done, busy, took = steps(folder) - done, busy_seconds() - busy, time.monotonic() - began
         if study.poll() is not None:
             raise SystemExit(f"the study ended within its window ({study.returncode}): {study.stderr.read().strip() or 'use fewer --seconds'}")
+        for worker in joined:
+            if worker.poll() is not None:
+                raise SystemExit(f"a worker ended within the window ({worker.returncode}): {worker.stderr.read().strip()}")
         if done == 0:
             raise SystemExit("no run did a step; use more --seconds")
         return done / took, busy / took
