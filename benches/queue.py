@@ -4,8 +4,8 @@
     python benches/queue.py --own
 
 Each window has a new study that listens at one address more than there are workers, and workers of one thread that join it on this machine.
-With `--own`, the study starts its workers itself. A window begins a few seconds after the study, and ends before it. All that the queue does
-meanwhile counts: training, measurements, checkpoints, and the change from one run to the next.
+With `--own`, the study starts its workers itself. A window begins when each worker has done a step, and ends before the study. All that the
+queue does meanwhile counts: training, measurements, checkpoints, and the change from one run to the next.
 
 Prints each pair of windows with the cores that were busy, and then the geometric mean of the ratios with its 95 % interval, by resampling.
 The speed of a shared machine changes within seconds, by more than what is measured here. The interval shows this.
@@ -23,8 +23,8 @@ import subprocess
 import tempfile
 import time
 
-# Seconds until the first steps are behind, and images are decoded.
-WARM_UP = 3
+# Seconds within which each worker must have done its first step.
+START_MAX = 60
 
 
 def free_addresses(count):
@@ -46,8 +46,19 @@ def running(command):
 
 
 def steps(folder):
-    """Steps that all runs have done."""
-    return sum(file.read_text().count('"lr"') for file in folder.glob("runs/*/*/metrics.jsonl"))
+    """Steps that each run has done."""
+    return [file.read_text().count('"lr"') for file in folder.glob("runs/*/*/metrics.jsonl")]
+
+
+def await_steps(folder, workers, study):
+    """Waits until each worker has done a step."""
+    latest = time.monotonic() + START_MAX
+    while sum(done > 0 for done in steps(folder)) < workers:
+        if study.poll() is not None:
+            raise SystemExit(f"the study ended before its first steps ({study.returncode}): {study.stderr.read().strip()}")
+        if time.monotonic() > latest:
+            raise SystemExit(f"within {START_MAX} s, {workers} runs have not begun")
+        time.sleep(0.05)
 
 
 def busy_seconds():
@@ -70,17 +81,17 @@ def window(options, workers):
             for _ in range(workers):
                 joined.append(stack.enter_context(running([options.convoy, "worker", "--join", at, "--threads", 1])))
         study = stack.enter_context(running(command))
-        time.sleep(WARM_UP)
-        done, busy, began = steps(folder), busy_seconds(), time.monotonic()
+        await_steps(folder, workers, study)
+        done, busy, began = sum(steps(folder)), busy_seconds(), time.monotonic()
         time.sleep(options.seconds)
-        done, busy, took = steps(folder) - done, busy_seconds() - busy, time.monotonic() - began
+        done, busy, took = sum(steps(folder)) - done, busy_seconds() - busy, time.monotonic() - began
         if study.poll() is not None:
             raise SystemExit(f"the study ended within its window ({study.returncode}): {study.stderr.read().strip() or 'use fewer --seconds'}")
         for worker in joined:
             if worker.poll() is not None:
                 raise SystemExit(f"a worker ended within the window ({worker.returncode}): {worker.stderr.read().strip()}")
         if done == 0:
-            raise SystemExit("no run did a step; use more --seconds")
+            raise SystemExit(f"no run did a step within {options.seconds} s; use more --seconds")
         return done / took, busy / took
 
 
